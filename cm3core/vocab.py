@@ -298,7 +298,7 @@ class GivenVocabulary(Vocabulary):
         return self._size
 
     @property
-    def pad(self) -> int:  # type: ignore[override]
+    def pad(self) -> int:  # type: ignore[override]  # a constant in the base
         """Padding."""
         return self.special["pad"]
 
@@ -323,7 +323,7 @@ class GivenVocabulary(Vocabulary):
         return range(0)
 
     @property
-    def bos(self) -> int:  # type: ignore[override]
+    def bos(self) -> int:  # type: ignore[override]  # a constant in the base
         """Raises `DocumentError`, as do `eos`, `unk`, `break_` and `end_of_infill`."""
         raise DocumentError(
             "vocabulary",

@@ -135,7 +135,7 @@ class Group:
                 first_id=self.ids.start,
                 allowed_nR=self.allowed_nR,
             )
-        except Exception as error:
+        except Exception as error:  # a sampler is anybody's: its requests fail, no others
             for row in self.rows:
                 row.error = row.error or wrong_request(row.number, error)
             log_nR = logits_gR.new_zeros(len(self.rows), len(self.ids))

@@ -88,5 +88,5 @@ def own_part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor; the tensor itself where it is not divided."""
     if not is_divided(tensor):
         return tensor
-    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    part: Tensor = tensor.to_local()  # type: ignore[attr-defined]  # a DTensor
     return part

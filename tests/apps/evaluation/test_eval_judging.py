@@ -98,7 +98,7 @@ def test_other_candidates_are_another_measurement(tmp_path: Path) -> None:
         "documents",
         "pictures",
         [
-            replace(one, candidates=lambda one=one: one.candidates()[:11])  # type: ignore[misc]
+            replace(one, candidates=lambda one=one: one.candidates()[:11])  # type: ignore[misc]  # it has both
             for one in TASK.samples
         ],
         {},
@@ -132,7 +132,7 @@ def test_candidates_of_emoji_show_other_things() -> None:
         names = [name for name, _ in own]
         assert names[0] == sample.key
         assert len(set(names)) == len(names) == 40  # the things of the split, this one of `comp`
-        assert np.array_equal(own[0][1](), sample.picture())  # type: ignore[misc]
+        assert np.array_equal(own[0][1](), sample.picture())  # type: ignore[misc]  # it has both
     again = open_task(protocol.task, size=16, data=None, model=None, registry=REGISTRY)
     assert again.candidates_sha256 == task.candidates_sha256
 
@@ -149,7 +149,7 @@ def test_candidates_of_icons_are_of_the_same_set_and_style() -> None:
         assert sample.target["set"] == "lucide"
         assert len(own) == 100
         assert all(name.startswith("lucide/") for name, _ in own)
-        assert np.array_equal(own[0][1](), sample.picture())  # type: ignore[misc]
+        assert np.array_equal(own[0][1](), sample.picture())  # type: ignore[misc]  # it has both
 
 
 def test_protocols_of_icons_rank_and_classify() -> None:

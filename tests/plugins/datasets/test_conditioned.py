@@ -124,8 +124,8 @@ def test_a_recipe_names_both() -> None:
         "dataset: {name: conditioned, source: emoji, condition: {name: canny, low: 60}}",
         load_registry(),
     )
-    assert recipe.dataset.condition == CannyConfig(low=60.0)  # type: ignore[union-attr]
-    assert recipe.dataset.source.split == "train"  # type: ignore[union-attr]
+    assert recipe.dataset.condition == CannyConfig(low=60.0)  # type: ignore[union-attr]  # the recipe has it
+    assert recipe.dataset.source.split == "train"  # type: ignore[union-attr]  # the recipe has it
 
 
 class TestContract(DocumentSourceContract):

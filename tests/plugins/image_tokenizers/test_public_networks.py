@@ -242,7 +242,7 @@ def dall_e_module(tensors: dict[str, Tensor]) -> nn.Module:
 def save_pickle(module: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As OpenAI's files: a pickled module of a package that isn't there when it is read."""
     package, utils = types.ModuleType("dall_e"), types.ModuleType("dall_e.utils")
-    utils.Conv2d = Conv2d  # type: ignore[attr-defined]
+    utils.Conv2d = Conv2d  # type: ignore[attr-defined]  # a stand-in
     with monkeypatch.context() as while_saving:
         while_saving.setitem(sys.modules, "dall_e", package)
         while_saving.setitem(sys.modules, "dall_e.utils", utils)

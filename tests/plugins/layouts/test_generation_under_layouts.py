@@ -94,7 +94,7 @@ def test_rows_end_in_what_is_fed(name: str) -> None:
         fed.extend(tokens_BT[0].tolist())
         return plain(tokens_BT, **options)
 
-    inference.hidden_states = recorded  # type: ignore[method-assign]
+    inference.hidden_states = recorded  # type: ignore[method-assign]  # a stand-in
     document: Document = (Text("a bell"), ImageHole())
     [done] = engine.complete([Request(document, seed=1)])
     sequence = engine.serializer.sequence(done.document).tokens.tolist()
