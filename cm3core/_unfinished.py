@@ -23,8 +23,10 @@ _NAME = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
 _MAX_LETTERS = 40
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: Device and inode of the folders in which this process has looked for what others left.
-_searched: set[tuple[int, int]] = set()
+#: Path, device and inode of the folders in which this process has looked for what others left. A new folder
+#: may get the inode of one that was removed. A forked process looks again.
+_searched: set[tuple[str, int, int]] = set()
+os.register_at_fork(after_in_child=_searched.clear)
 
 
 @contextmanager
@@ -38,7 +40,8 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         OSError: it can't be made.
     """
     status = target.parent.stat()
-    if (place := (status.st_dev, status.st_ino)) not in _searched:
+    place = (str(target.parent), status.st_dev, status.st_ino)
+    if place not in _searched:
         _searched.add(place)
         remove_unfinished(target.parent)
     while (made := _made(target)) is None:

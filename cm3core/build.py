@@ -95,7 +95,7 @@ class Components:
         """
         folder = None if self.recipe.retriever is None else self.recipe.retriever.bank
         if folder is None:
-            return self.source if self.memory_split is None else self.split(self.memory_split)
+            return self.memory_of_split(self.memory_split)
         bank = MemoryBank.open(folder)
         bank.check_tokenizer(self.image_tokenizer)
         return bank
@@ -163,6 +163,16 @@ class Components:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
         return source_of(self.recipe, self.registry, split=name)
+
+    def memory_of_split(self, name: str | None) -> DocumentSource:
+        """The documents that the data set has to be retrieved, of a split; None: what is trained on."""
+        config = section(self.recipe, "dataset")
+        memory = config.memory_config()
+        if memory is not config:
+            chosen = memory if name is None else replace(memory, split=name)
+            source: DocumentSource = built(chosen.build(), chosen, self.registry)
+            return source
+        return self.source if name is None else self.split(name)
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint stores to recognise the parts that decide the meaning of ids."""

@@ -48,6 +48,11 @@ class DocumentSourceConfig(ComponentConfig):
         They are stored with models that are trained on it. By default its documents are plain."""
         return [None]
 
+    def memory_config(self) -> DocumentSourceConfig:
+        """Return the data set that documents are retrieved from where a recipe names no bank; by default
+        itself."""
+        return self
+
     def build(self) -> DocumentSource:
         """Return the source. Bad records don't raise: `DocumentSource.skipped` lists them."""
         raise NotImplementedError
@@ -129,6 +134,11 @@ class DocumentSource(ABC):
     def part(self, index: int) -> int:
         """Return the number of the part, of `parts`, that a document is of."""
         return 0
+
+    def retrieves(self, index: int) -> bool:
+        """Return whether retrieved documents are prepended to a document where the recipe has a retriever;
+        by default they are."""
+        return True
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """Return the documents of an epoch in the order of training, as indices; None: each once, in a

@@ -182,7 +182,9 @@ class TorchProcesses(Processes):
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error of torch says that another process is gone."""
-    return any(word in str(error) for word in _LOST)
+    from torch.distributed import DistNetworkError
+
+    return isinstance(error, DistNetworkError) or any(word in str(error) for word in _LOST)
 
 
 def first_sentence(error: BaseException) -> str:

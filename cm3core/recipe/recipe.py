@@ -122,7 +122,8 @@ class Recipe(KindSections):
         self._check_memory()
 
     def _check_memory(self) -> None:
-        split, known = self.generate.memory_split, self.dataset.splits if self.dataset else ()
+        split = self.generate.memory_split
+        known = self.dataset.memory_config().splits if self.dataset else ()
         if split is not None and split not in known:
             raise RecipeError(
                 "generate.memory_split",

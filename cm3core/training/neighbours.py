@@ -145,7 +145,9 @@ class NeighbourTable:
             places = [
                 index
                 for index in range(start, stop)
-                if (codes is None or codes.usable_N[index]) and source.content_keys(index)
+                if source.retrieves(index)
+                and (codes is None or codes.usable_N[index])
+                and source.content_keys(index)
             ]
             own = [own_names(source, index, codes) for index in places]
             queries = [settings.query(source, index) for index in places]

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.distributed import DistNetworkError
 
 from cm3core.errors import DeviceError, ProcessError
 from cm3core.machine_memory import MachineMemory
@@ -93,6 +94,7 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_says_that_a_process_is_gone() -> None:
     assert is_lost(RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:1"))
     assert is_lost(RuntimeError("NCCL error: remote process exited"))
+    assert is_lost(DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."))
     assert not is_lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 

@@ -136,6 +136,18 @@ def test_what_we_did_not_make_stays(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name).is_dir()
 
 
+def test_a_forked_process_looks_again(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path / "file"):
+        pass
+    (tmp_path / f".file.txt.0123abcd{SUFFIX}").mkdir()  # left since
+    if (child := os.fork()) == 0:
+        with temporary_folder(tmp_path / "file"):
+            pass
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_links_and_files_of_such_a_name_stay(tmp_path: Path) -> None:
     (kept := tmp_path / "kept").mkdir()
     (kept / "file").write_text("mine")

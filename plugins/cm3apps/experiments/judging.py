@@ -51,13 +51,14 @@ class Judging:
 
         self._model = model
         self._icons: RealPictures | None = None
-        config = model.recipe.dataset
+        config = model.recipe.dataset and model.recipe.dataset.memory_config()
+        self._drawn = drawn = model.components.memory_of_split(None)
         if isinstance(config, IconSourceConfig):
-            corpus = model.components.source.corpus  # type: ignore[attr-defined]  # its config says so
+            corpus = drawn.corpus  # type: ignore[attr-defined]  # its config says so
             self._icons = RealPictures(
                 corpus, config.image_size, model.image_size, config.cache_dir
             )
-        self._train = order_of_groups(model.components.source)
+        self._train = order_of_groups(drawn)
         self._loaded: dict[int, PixelArray] = {}
 
     def scores(
@@ -92,7 +93,7 @@ class Judging:
 
     def _training_picture(self, index: int) -> PixelArray:
         if index not in self._loaded:
-            picture = first_picture(self._model.components.source.document(index))
+            picture = first_picture(self._drawn.document(index))
             self._loaded[index] = fit(picture.load(), self._model.image_size)
         return self._loaded[index]
 

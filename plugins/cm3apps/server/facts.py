@@ -108,9 +108,9 @@ def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str,
 
 
 def _texts(model: Model) -> list[str]:
-    """Texts of the data that the model was trained on, as far as it is here."""
+    """Texts of the data that the model was trained to draw from, as far as it is here."""
     try:
-        source = model.components.source
+        source = model.components.memory_of_split(None)
         step = max(1, len(source) // MOST_READ)
         from cm3core.document import text_of
 

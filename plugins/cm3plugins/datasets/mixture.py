@@ -51,6 +51,8 @@ class MixtureConfig(DocumentSourceConfig):
         temperature: 1 is as "proportional"; more evens the parts out.
         clip: smallest and largest number of times that a record of a part is drawn in an epoch, on
             average.
+        memory: name of the part whose documents are retrieved, plain, and whose own documents they are
+            prepended to; the other parts get none. null: all parts are one memory, for each other.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -64,6 +66,7 @@ class MixtureConfig(DocumentSourceConfig):
     sampling: Literal["proportional", "temperature", "explicit"] = "proportional"
     temperature: float = 1.0
     clip: list[float] = field(default_factory=lambda: [0.3, 3.0])
+    memory: str | None = None
 
     def check(self) -> None:
         """Raise `RecipeError` for parts and weights that can't be mixed."""
@@ -82,6 +85,12 @@ class MixtureConfig(DocumentSourceConfig):
                         f"there is no part {name!r}",
                         close_match(name, self.parts),
                     )
+        if self.memory is not None and self.memory not in self.parts:
+            raise RecipeError(
+                "dataset.memory",
+                f"there is no part {self.memory!r}",
+                close_match(self.memory, self.parts),
+            )
         if self.sampling == "explicit" and (missing := set(self.parts) - set(self.weights)):
             raise RecipeError(
                 "dataset.weights",
@@ -113,6 +122,9 @@ class MixtureConfig(DocumentSourceConfig):
             for task in ([self.tasks[name]] if name in self.tasks else part.trained_tasks())
         ]
 
+    def memory_config(self) -> DocumentSourceConfig:
+        return self if self.memory is None else self.parts[self.memory]
+
     def build(self) -> MixtureSource:
         """Return the mixture.
 
@@ -137,7 +149,8 @@ class MixtureConfig(DocumentSourceConfig):
             )
         weights = [self.weights.get(name, 1.0) for name in sources]
         shares = self._shares(sources, weights)
-        return MixtureSource(sources, shares, (self.clip[0], self.clip[1]), tuple(self.parts))
+        clip = (self.clip[0], self.clip[1])
+        return MixtureSource(sources, shares, clip, tuple(self.parts), self.memory)
 
     def _shares(
         self, sources: Mapping[str, DocumentSource], weights: Sequence[float]
@@ -170,6 +183,7 @@ class MixtureSource(DocumentSource):
         clip: smallest and largest resampling ratio.
         parts: names of all parts, also of those that are not in this split: numbers of parts are the
             same in each. None: those of `sources`.
+        memory: the part whose documents get retrieved ones; None: all.
 
     Raises:
         DataError: a part's share is less than one document of an epoch.
@@ -181,10 +195,12 @@ class MixtureSource(DocumentSource):
         shares: Sequence[float],
         clip: tuple[float, float],
         parts: tuple[str, ...] | None = None,
+        memory: str | None = None,
     ) -> None:
         self.sources, self._names = list(sources.values()), tuple(sources)
         self._parts = self._names if parts is None else parts
         self._numbers = [self._parts.index(name) for name in self._names]
+        self._memory = memory
         sizes = [len(source) for source in self.sources]
         self._starts = np.cumsum([0, *sizes])
         #: Documents of each part in an epoch, int64 [D].
@@ -206,6 +222,10 @@ class MixtureSource(DocumentSource):
 
     def part(self, index: int) -> int:
         return self._numbers[self._source(index)]
+
+    def retrieves(self, index: int) -> bool:
+        name = self._names[self._source(index)]
+        return self._memory in (None, name) and super().retrieves(index)
 
     def _source(self, index: int) -> int:
         return int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -250,8 +270,10 @@ class MixtureSource(DocumentSource):
     @property
     def content_fingerprint(self) -> str:
         shares = [f"{count}" for count in self.counts_D.tolist()]
+        memory = [] if self._memory is None else [f"memory={self._memory}"]
         return _joined(
-            [*self._names, *shares], [source.content_fingerprint for source in self.sources]
+            [*self._names, *shares, *memory],
+            [source.content_fingerprint for source in self.sources],
         )
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from functools import cache
@@ -30,6 +31,7 @@ TASK_OF = {
     "scene": "object_to_image",
     "grounding": "grounding",
     "question": "vqa",
+    "chat": "chat",
 }
 
 
@@ -125,6 +127,18 @@ def test_questions() -> None:
     assert 0.35 < there["yes"] / sum(there.values()) < 0.65
 
 
+def test_a_chat_by_hand() -> None:
+    """As the data set `conversations` writes turns: the first has nothing before it."""
+    source = records("chat")
+    record = source.record(3, np.random.default_rng(5))
+    found = re.fullmatch(r"(.+[?]) Assistant: (.+) User: (.+[?])", record["conversation"])
+    assert found is not None
+    entry = source.entries[source.icons_in_split[3]]
+    same = np.random.default_rng(5)
+    assert found.group(1, 2) == about_icon(entry, same)
+    assert (found[3], record["answer"]) == about_icon(entry, same)
+
+
 def test_edges_by_hand() -> None:
     picture = np.full((4, 4, 3), 255, np.uint8)
     picture[1:3, 1:3] = 0
@@ -169,6 +183,10 @@ class TestScenes(OfASmallCorpus):
 
 class TestGrounding(OfASmallCorpus):
     form, max_examples = "grounding", 4
+
+
+class TestChat(OfASmallCorpus):
+    form, max_examples = "chat", 4
 
 
 class TestQuestions(OfASmallCorpus):

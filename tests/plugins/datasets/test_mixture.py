@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cm3core.build import build
 from cm3core.checkpoint import find_checkpoint, read_tasks
 from cm3core.document import Image, MaskedSequence, Text
 from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
@@ -23,6 +24,7 @@ from cm3core.testing.dataset import DocumentSourceContract
 from cm3core.testing.samples import ListSource
 from cm3core.training import train
 from cm3core.training.loader import BatchLoader
+from cm3core.training.preparation import Preparation
 from cm3core.training.sequences import MaskedSequences
 from cm3core.vocab import Vocabulary
 from cm3plugins.datasets.mixture import (
@@ -160,6 +162,7 @@ def test_sampling() -> None:
         ({"sampling": "explicit"}, "dataset.weights: has none for the part 'a'"),
         ({"weights": {"a": 0.0, "b": 0.0}}, "dataset.weights: is {'a': 0.0, 'b': 0.0}"),
         ({"weights": {"a": 0.0}}, "dataset.weights.a: is 0.0"),
+        ({"memory": "c"}, "dataset.memory: there is no part 'c'"),
         ({"clip": [2.0, 3.0]}, "dataset.clip: is [2.0, 3.0]"),
     ],
 )
@@ -187,6 +190,42 @@ class TestContract(DocumentSourceContract):
             [(Text("c"), Image("one", lambda: np.zeros((4, 4, 3), np.uint8))), (Text("d"),)]
         )
         return MixtureSource({"a": texts("a", 5), "b": pictures}, [1, 1], PAPER)
+
+
+def test_one_part_is_the_memory() -> None:
+    drawn = Few()
+    config = MixtureConfig(parts={"a": drawn, "b": Few()}, memory="a")
+    assert config.memory_config() is drawn
+    source = config.build()
+    assert [source.retrieves(index) for index in range(8)] == [True] * 4 + [False] * 4
+    alone = MixtureConfig(parts={"a": drawn, "b": Few()})
+    assert alone.memory_config() is alone
+    assert all(alone.build().retrieves(index) for index in range(8))
+    # neighbours are kept on disk by this name
+    assert source.content_fingerprint != alone.build().content_fingerprint
+
+
+def test_only_that_part_has_documents_in_front(tmp_path) -> None:
+    """And they come from its data set, also in another split than that of training."""
+    (tmp_path / "mixed.yaml").write_text(
+        RECIPE.replace(", concepts: null", "").replace("  weights:", "  memory: draw\n  weights:")
+        + "retriever: {name: bm25, num_retrieved: 1}\ngenerate: {memory_split: all}\n"
+    )
+    registry = load_registry()
+    recipe = compose(str(tmp_path / "mixed.yaml"), SMALL, registry=registry)
+    components = build(recipe, registry, stage="train")
+    assert len(components.memory) == len(components.source.sources[0])
+    assert len(components.memory_of_split("all")) > len(components.memory)
+    preparation = Preparation(components, progress=False)
+    sequences = preparation.sequences(
+        components.source, components.objective, retrieve=True, training=False
+    )
+    pictures = Counter()
+    for index in range(len(sequences)):
+        place = int(sequences.indices[index])
+        part = components.source.parts[components.source.part(place)]
+        pictures[part, len(sequences.retrieved.best(place))] += 1
+    assert set(pictures) == {("draw", 1), ("name", 0)}
 
 
 RECIPE = """

@@ -168,7 +168,7 @@ def _something_else(source: IconSource, entry: IconEntry) -> int:
 
 
 def _icons(model: Model, split: str) -> IconSource:
-    source: IconSource = model.components.split(split)  # type: ignore[assignment]  # its recipe says so
+    source: IconSource = model.components.memory_of_split(split)  # type: ignore[assignment]  # its recipe says so
     return source
 
 
@@ -177,7 +177,7 @@ def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever
     config, components = model.recipe.retriever, model.components
     if config is None or config.num_retrieved == 0:
         return {}
-    memory = components.source if config.bank is None else components.memory
+    memory = components.memory_of_split(None) if config.bank is None else components.memory
     return {
         "retrieved-train": config.build(memory, components.embedder),
         "retrieved-all": config.build(everything, components.embedder),

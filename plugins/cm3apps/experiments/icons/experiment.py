@@ -50,13 +50,13 @@ class IconExperiment:
 
     def __init__(self, model: Model, out: Path, settings: IconSettings, command: str) -> None:
         self.model, self.settings, self.command = model, settings, command
-        dataset = model.recipe.dataset
+        dataset = model.recipe.dataset and model.recipe.dataset.memory_config()
         if not isinstance(dataset, IconSourceConfig):
             name = model.recipe.component_names.get("dataset", "none")
             raise DataError(
                 f"model {model.name!r}",
                 f"its data set is {name!r}, and this experiment measures models of 'icons'",
-                "name a model that was trained by the recipe icons, or by one with dataset=icons",
+                "name a model that was trained by the recipe icons, by one with dataset=icons, or by a mixture whose memory is icons",
             )
         model.sampler_config(**settings.sampling)  # a wrong value is reported before anything runs
         self._dataset = dataset

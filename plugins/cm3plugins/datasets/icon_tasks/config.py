@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.dataset import DocumentSourceConfig
@@ -13,7 +13,8 @@ from cm3plugins.datasets.icons.config import SPLITS
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
 
-FORMS = ("edit", "structure", "scene", "grounding", "question")
+Form: TypeAlias = Literal["edit", "structure", "scene", "grounding", "question", "chat"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 
 @dataclass(kw_only=True)
@@ -27,7 +28,8 @@ class IconTasksConfig(DocumentSourceConfig):
             source, instruction, target; "structure": the edges of an icon, or its outline version, and
             its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
             fields caption, objects, image; "grounding": the same with the box of one, fields image,
-            phrase, objects; "question": of icons and scenes, fields image, question, answer.
+            phrase, objects; "question": of icons and scenes, fields image, question, answer; "chat": one
+            question about an icon and its answer, then another, fields image, conversation, answer.
         path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
         things_share: take this share of things, chosen by a hash of their names, for trials.
         num_scenes: number of scenes in the split.
@@ -41,7 +43,7 @@ class IconTasksConfig(DocumentSourceConfig):
         "num_scenes": (1, 10_000_000),
         "image_size": (16, 2**14),
     }
-    form: Literal["edit", "structure", "scene", "grounding", "question"] = "edit"
+    form: Form = "edit"
     path: str | None = None
     things_share: float = 1.0
     num_scenes: int = 20_000

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
+from cm3plugins.datasets.conversations import ASSISTANT, USER
 from cm3plugins.datasets.icon_tasks import questions, scenes
+from cm3plugins.datasets.icon_tasks.config import Form
 from cm3plugins.datasets.icon_tasks.pairs import Pair, pairs_of
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.config import IconSourceConfig
@@ -30,7 +32,7 @@ _EDGE = 64
 class Settings(Protocol):
     """What the forms read of their config."""
 
-    form: Literal["edit", "structure", "scene", "grounding", "question"]
+    form: Form
     split: str
     path: str | None
     things_share: float
@@ -265,6 +267,31 @@ class Questions(Scenes):
         return {"image": image, "question": question, "answer": answer}
 
 
+class Chat(IconRecords):
+    """Two questions about an icon, one after the other."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__(config)
+        self.icons_in_split: list[int] = self.checked(
+            [index for index in range(len(self.entries)) if self.is_in(index, config.split)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.icons_in_split)
+
+    def id(self, index: int) -> str:
+        return f"chat/{self.entries[self.icons_in_split[index]].id}"
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        rng = np.random.default_rng(index) if rng is None else rng
+        place = self.icons_in_split[index]
+        entry = self.entries[place]
+        asked, told = questions.about_icon(entry, rng)
+        question, answer = questions.about_icon(entry, rng)
+        conversation = f"{asked} {ASSISTANT} {told} {USER} {question}"
+        return {"image": self.picture(place), "conversation": conversation, "answer": answer}
+
+
 def edges_of(pixels: PixelArray) -> PixelArray:
     """Black where neighbouring pixels differ, white elsewhere; uint8 [H, W, 3]."""
     grey = pixels.astype(np.int16).mean(2)
@@ -275,10 +302,11 @@ def edges_of(pixels: PixelArray) -> PixelArray:
 
 
 #: Form -> its records.
-SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
+SOURCES: Mapping[Form, Callable[[Settings], DocumentSource]] = {
     "edit": Edits,
     "structure": Structures,
     "scene": Scenes,
     "grounding": Grounding,
     "question": Questions,
+    "chat": Chat,
 }
