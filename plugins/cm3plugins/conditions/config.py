@@ -12,6 +12,7 @@ from cm3core.interfaces.condition import ConditionConfig
 if TYPE_CHECKING:
     from cm3plugins.conditions.as_is import PictureAsItIs
     from cm3plugins.conditions.boxes import BoxPicture
+    from cm3plugins.conditions.edges import PlainEdges
     from cm3plugins.conditions.lines import CannyEdges, SketchLines
     from cm3plugins.conditions.regions import Regions
 
@@ -74,6 +75,31 @@ class XDoGConfig(ConditionConfig):
         from cm3plugins.conditions.lines import SketchLines
 
         return SketchLines(self.sigma, self.threshold, self.sharpness, self.vary)
+
+
+@dataclass(kw_only=True)
+class EdgesConfig(ConditionConfig):
+    """Where neighbouring pixels differ, broad black lines on white: what an image tokenizer of few codes
+    keeps. Needs no extra.
+
+    Args:
+        feature: what the structure is called in a document.
+        size: pixels of the shorter side to which the picture is shrunk first; a smaller one is taken as it is.
+        threshold: difference of grey values, of 255, that is an edge.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "size": (8, 4096),
+        "threshold": (0, 255),
+    }
+    feature: str = "edges"
+    size: int = 64
+    threshold: float = 64.0
+
+    def build(self) -> PlainEdges:
+        from cm3plugins.conditions.edges import PlainEdges
+
+        return PlainEdges(self.size, self.threshold)
 
 
 @dataclass(kw_only=True)
@@ -157,6 +183,7 @@ CONDITIONS: dict[str, type[ConditionConfig]] = {
     "as_is": AsItIsConfig,
     "boxes": BoxesConfig,
     "canny": CannyConfig,
+    "edges": EdgesConfig,
     "regions": RegionsConfig,
     "xdog": XDoGConfig,
 }

@@ -9,6 +9,7 @@ to one document. A part's records come in a random order, each once before any c
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -203,6 +204,7 @@ class MixtureSource(DocumentSource):
         self._memory = memory
         sizes = [len(source) for source in self.sources]
         self._starts = np.cumsum([0, *sizes])
+        self._first: list[int] = self._starts.tolist()
         #: Documents of each part in an epoch, int64 [D].
         self.counts_D = counts_of(sizes, shares, clip)
         for name, count in zip(self._names, self.counts_D.tolist(), strict=True):
@@ -228,7 +230,7 @@ class MixtureSource(DocumentSource):
         return self._memory in (None, name) and super().retrieves(index)
 
     def _source(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return bisect_right(self._first, index) - 1  # many times faster than numpy's for one index
 
     def _place(self, index: int) -> tuple[DocumentSource, int]:
         number = self._source(index)

@@ -18,9 +18,11 @@ from cm3plugins.conditions.config import (
     AsItIsConfig,
     BoxesConfig,
     CannyConfig,
+    EdgesConfig,
     RegionsConfig,
     XDoGConfig,
 )
+from cm3plugins.conditions.edges import edges_of
 from cm3plugins.conditions.regions import coloured, labelled
 
 
@@ -33,6 +35,10 @@ def square(side: int = 64, low: int = 16, high: int = 48) -> Any:
 
 class TestCanny(ConditionContract):
     config = CannyConfig()
+
+
+class TestEdges(ConditionContract):
+    config = EdgesConfig()
 
 
 class TestXDoG(ConditionContract):
@@ -61,6 +67,25 @@ def test_canny_finds_the_outline_of_a_square() -> None:
     assert {int(rows.max()), int(columns.max())} <= {47, 48}
     assert not drawn[20:44, 20:44].any()
     assert 4 * 28 <= len(rows) <= 4 * 34
+
+
+def test_edges_by_hand() -> None:
+    picture = np.full((4, 4, 3), 255, np.uint8)
+    picture[1:3, 1:3] = 0
+    black = edges_of(picture)[..., 0] == 0
+    assert black.astype(int).tolist() == [
+        [0, 1, 1, 0],
+        [1, 0, 1, 0],
+        [1, 1, 1, 0],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_edges_of_a_large_picture_are_those_of_the_small_one() -> None:
+    small = EdgesConfig().build().draw(square())
+    assert (small[..., 0] == 0).sum() == 4 * 32 - 1  # two of the sides share a pixel
+    large = EdgesConfig().build().draw(np.repeat(np.repeat(square(), 4, 0), 4, 1))
+    assert (large == np.repeat(np.repeat(small, 4, 0), 4, 1)).all()
 
 
 def test_a_low_threshold_finds_no_less() -> None:

@@ -56,7 +56,7 @@ class IconExperiment:
             raise DataError(
                 f"model {model.name!r}",
                 f"its data set is {name!r}, and this experiment measures models of 'icons'",
-                "name a model that was trained by the recipe icons, by one with dataset=icons, or by a mixture whose memory is icons",
+                "name a model that was trained by the recipe icons, or by one whose data set (of a mixture, the memory) is icons",
             )
         model.sampler_config(**settings.sampling)  # a wrong value is reported before anything runs
         self._dataset = dataset

@@ -25,7 +25,7 @@ class IconTasksConfig(DocumentSourceConfig):
         split: as of the data set `icons`. What is asked for (the target of an edit, every icon of a scene)
             is in this split; what is given for it may be in train too.
         form: "edit": two versions of an icon (style, or a badge such as a slash) and what changes, fields
-            source, instruction, target; "structure": the edges of an icon, or its outline version, and
+            source, instruction, target; "structure": the outline version of an icon and
             its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
             fields caption, objects, image; "grounding": the same with the box of one, fields image,
             phrase, objects; "question": of icons and scenes, fields image, question, answer; "chat": one

@@ -14,7 +14,6 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3plugins.datasets.conversations import ASSISTANT, USER
 from cm3plugins.datasets.icon_tasks import questions, scenes
-from cm3plugins.datasets.icon_tasks.config import Form
 from cm3plugins.datasets.icon_tasks.pairs import Pair, pairs_of
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.config import IconSourceConfig
@@ -25,14 +24,15 @@ if TYPE_CHECKING:
     from cm3plugins.datasets.icons.corpus import IconCorpus
     from cm3plugins.datasets.icons.source import IconSource
 
-#: Difference of neighbouring pixels, of 255, that is an edge.
-_EDGE = 64
+
+#: Begin what changes an outline into a version that it is the structure of.
+_FILLS = ("make it filled", "make it duotone", "make it colour")
 
 
 class Settings(Protocol):
     """What the forms read of their config."""
 
-    form: Form
+    form: str
     split: str
     path: str | None
     things_share: float
@@ -135,44 +135,35 @@ class Edits(IconRecords):
 
 
 class Structures(IconRecords):
-    """Edges to an icon, and an outline to another version."""
+    """An outline to another version."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
-        edges = [
-            (None, index) for index in range(len(self.entries)) if self.is_in(index, config.split)
-        ]
-        outlines = [
-            (pair.source, pair.target)
-            for pair in _pairs_of(self.icons.corpus)
-            if "outline" in self.entries[pair.source].style
-            and pair.instruction.startswith(("make it filled", "make it duotone", "make it colour"))
-            and self.is_in(pair.target, config.split)
-            and self.is_in(pair.source, config.split, "train")
-        ]
-        self.items = self.checked([*edges, *outlines])
+        self.pairs = self.checked(
+            [
+                pair
+                for pair in _pairs_of(self.icons.corpus)
+                if "outline" in self.entries[pair.source].style
+                and pair.instruction.startswith(_FILLS)
+                and self.is_in(pair.target, config.split)
+                and self.is_in(pair.source, config.split, "train")
+            ]
+        )
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.pairs)
 
     def id(self, index: int) -> str:
-        source, target = self.items[index]
-        begin = "edges" if source is None else self.entries[source].id
-        return f"{begin}>{self.entries[target].id}"
+        pair = self.pairs[index]
+        return f"{self.entries[pair.source].id}>{self.entries[pair.target].id}"
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
-        source, target = self.items[index]
-        whole = self.picture(target)
-        condition = (
-            Image(f"{whole.key}#edges", lambda: edges_of(whole.load()))
-            if source is None
-            else self.picture(source)
-        )
+        pair = self.pairs[index]
         return {
-            "feature": "edges" if source is None else "an outline",
-            "condition": condition,
-            "caption": caption(self.entries[target], rng),
-            "image": whole,
+            "feature": "an outline",
+            "condition": self.picture(pair.source),
+            "caption": caption(self.entries[pair.target], rng),
+            "image": self.picture(pair.target),
         }
 
 
@@ -292,17 +283,8 @@ class Chat(IconRecords):
         return {"image": self.picture(place), "conversation": conversation, "answer": answer}
 
 
-def edges_of(pixels: PixelArray) -> PixelArray:
-    """Black where neighbouring pixels differ, white elsewhere; uint8 [H, W, 3]."""
-    grey = pixels.astype(np.int16).mean(2)
-    down = np.abs(np.diff(grey, axis=0, append=grey[-1:]))
-    right = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
-    lines = np.where(np.maximum(down, right) > _EDGE, 0, 255).astype(np.uint8)
-    return np.repeat(lines[..., None], 3, axis=2)
-
-
 #: Form -> its records.
-SOURCES: Mapping[Form, Callable[[Settings], DocumentSource]] = {
+SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
     "edit": Edits,
     "structure": Structures,
     "scene": Scenes,
