@@ -11,6 +11,7 @@ from typing import Any
 from cm3apps.experiments.icons import command as icons
 from cm3apps.experiments.patch_knn import command as patch_knn
 from cm3apps.experiments.retrieval.arms import ARMS
+from cm3apps.experiments.tasks import command as tasks
 from cm3core.cli import add_overrides, registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 
@@ -34,6 +35,9 @@ def configure(parser: ArgumentParser) -> None:
         )
     )
     icons.configure(actions.add_parser("icons", help="how well a model of icons draws"))
+    tasks.configure(
+        actions.add_parser("tasks", help="what a tuned model of icons does of each task")
+    )
     _configure_retrieval(actions)
 
 

@@ -14,8 +14,8 @@ import cm3core.model
 from cm3apps.experiments.icons import experiment, style_classifier, tokenizer_figures
 from cm3apps.experiments.icons.asked import Samples, best_version
 from cm3apps.experiments.icons.drawing import nats_of_codes
-from cm3apps.experiments.icons.results import ResultFolder
 from cm3apps.experiments.icons.settings import CONDITIONS, IconSettings
+from cm3apps.experiments.results import ResultFolder
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error

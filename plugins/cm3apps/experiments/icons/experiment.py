@@ -7,7 +7,6 @@ figures.json, report.md, pictures-<split>.png     everything together
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cm3apps.experiments.icons.asked import Asked, Samples
 from cm3apps.experiments.icons.drawing import draw, nats_of_codes, reconstructed
 from cm3apps.experiments.icons.ranking import Judge, RealPictures, judges
 from cm3apps.experiments.icons.report import write_report, write_sheet
-from cm3apps.experiments.icons.results import ResultFolder
 from cm3apps.experiments.icons.settings import IconSettings
 from cm3apps.experiments.icons.style_classifier import StyleClassifier, style_classifier
 from cm3apps.experiments.icons.tokenizer_figures import tokenizer_figures
+from cm3apps.experiments.results import ResultFolder, identity
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
@@ -60,7 +58,7 @@ class IconExperiment:
             )
         model.sampler_config(**settings.sampling)  # a wrong value is reported before anything runs
         self._dataset = dataset
-        self._results = ResultFolder(Path(out), _identity(model), settings)
+        self._results = ResultFolder(Path(out), identity(model), settings)
         self.out = Path(out)
 
     def run(self) -> Path:
@@ -79,7 +77,7 @@ class IconExperiment:
         found = judges(self.settings.judges, real)
         classifier, accuracy = style_classifier(real, self.model.image_size)
         figures: dict[str, Any] = {
-            "model": {**_identity(self.model), "step": self.model.step},
+            "model": {**identity(self.model), "step": self.model.step},
             "num": self.settings.num,
             "style_classifier": accuracy,
             "splits": {},
@@ -174,22 +172,6 @@ def _mean_and_error(values: Sequence[float]) -> dict[str, float]:
     """The mean and its standard error."""
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "error": float(error)}
-
-
-def _identity(model: Model) -> dict[str, Any]:
-    """What tells a model from others: its recipe, weights and tokenizer, not its place."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return {
-        "recipe_hash": model.recipe.hash,
-        "weights_sha256": digest.hexdigest(),
-        "step": model.step,
-        "image_tokenizer": model.components.image_tokenizer.fingerprint,
-    }
 
 
 def _announce(total: int, number: int, what: str) -> None:

@@ -6,18 +6,22 @@ and is not measured twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from cm3apps.experiments.icons.settings import IconSettings
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path, check_writable, make_folder, write_text
+
+if TYPE_CHECKING:
+    from cm3core.model import Model
 
 PARTS = "parts"
 SETTINGS = "settings.json"
@@ -31,14 +35,14 @@ class ResultFolder:
     Args:
         folder: new, empty, or of the same measurement.
         model: what tells the model from others.
-        settings: what is measured.
+        settings: what is measured, a dataclass.
 
     Raises:
         CM3Error: the folder holds something else.
         FileError: nothing can be written there.
     """
 
-    def __init__(self, folder: Path, model: dict[str, Any], settings: IconSettings) -> None:
+    def __init__(self, folder: Path, model: dict[str, Any], settings: Any) -> None:
         self.folder = folder
         wanted = json.loads(
             json.dumps({"version": _VERSION, "model": model, "settings": asdict(settings)})
@@ -102,3 +106,19 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What tells a model from others: its recipe, weights and tokenizer, not its place."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.components.decoder.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return {
+        "recipe_hash": model.recipe.hash,
+        "weights_sha256": digest.hexdigest(),
+        "step": model.step,
+        "image_tokenizer": model.components.image_tokenizer.fingerprint,
+    }

@@ -1,0 +1,131 @@
+"""The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
+
+parts/<task>-<split>.json, parts/*.npy
+figures.json, report.md, <task>-<split>.png     everything together
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cm3apps.experiments.icons.ranking import RealPictures, judges
+from cm3apps.experiments.icons.style_classifier import style_classifier
+from cm3apps.experiments.results import ResultFolder, identity
+from cm3apps.experiments.tasks import drawn, told
+from cm3apps.experiments.tasks.drawn import Measured, Setting
+from cm3apps.experiments.tasks.report import write_report
+from cm3apps.experiments.tasks.settings import TaskSettings
+from cm3apps.quickstart.pictures import write_table
+from cm3core.errors import DataError
+from cm3core.files import write_text
+from cm3core.model import Model
+from cm3plugins.datasets.icons import IconSourceConfig
+
+MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
+    "edit": drawn.edit,
+    "edges": drawn.edges,
+    "boxes": drawn.boxes,
+    "place": drawn.place,
+    "find": told.find,
+    "answer": told.answer,
+    "chat": told.chat,
+    "caption": told.caption,
+}
+#: What a model must have been tuned for.
+NEEDS = {
+    "edit": "edit",
+    "edges": "structure",
+    "boxes": "structure",
+    "place": "object_to_image",
+    "find": "grounding",
+    "answer": "vqa",
+    "chat": "chat",
+    "caption": "caption",
+}
+#: Columns of pictures on a sheet; a task's rows are split among them.
+_BLOCKS = 4
+
+
+class TaskExperiment:
+    """One measurement of one model, in one folder.
+
+    Args:
+        model: tuned on tasks of icons.
+        out: the folder of all results.
+        settings: what is measured.
+        command: quoted in the report.
+
+    Raises:
+        DataError: the model was trained on something else, or not tuned for one of the tasks.
+    """
+
+    def __init__(self, model: Model, out: Path, settings: TaskSettings, command: str) -> None:
+        self.model, self.settings, self.command, self.out = model, settings, command, Path(out)
+        icons = model.recipe.dataset and model.recipe.dataset.memory_config()
+        if not isinstance(icons, IconSourceConfig):
+            name = model.recipe.component_names.get("dataset", "none")
+            raise DataError(
+                f"model {model.name!r}",
+                f"its data set is {name!r}, and this experiment measures models of icons",
+                "name a model that was tuned by the recipe icons-tuned, or by a mixture whose memory is icons",
+            )
+        lacking = [task for task in settings.tasks if NEEDS[task] not in model.tasks.names]
+        if lacking:
+            raise DataError(
+                f"model {model.name!r}",
+                f"was not tuned for {NEEDS[lacking[0]]!r}, which {lacking[0]!r} asks for; it was tuned for "
+                f"{', '.join(model.tasks.names) or 'no task'}",
+                f"tune it (docs/tuning.md), or leave --tasks {lacking[0]} out",
+            )
+        self._icons = icons
+        self._results = ResultFolder(self.out, identity(model), settings)
+
+    def run(self) -> Path:
+        """Run all stages; return the report's path."""
+        total = len(self.settings.tasks) * len(self.settings.splits) + 1
+        print(f"[1/{total}] style classifier", file=sys.stderr)
+        corpus = self.model.components.memory_of_split("all").corpus  # type: ignore[attr-defined]  # of icons
+        real = RealPictures(
+            corpus, self._icons.image_size, self.model.image_size, self._icons.cache_dir
+        )
+        classifier, _ = style_classifier(real, self.model.image_size)
+        setting = Setting(
+            self.model,
+            self._icons,
+            real,
+            judges(["pixels"], real)["pixels"],
+            classifier,
+            self.settings.num,
+            self.settings.seed,
+            self._results.pictures,
+        )
+        figures: dict[str, Any] = {
+            "model": {**identity(self.model), "step": self.model.step},
+            **asdict(self.settings),
+            "found": {},
+        }
+        number = 1
+        for task in self.settings.tasks:
+            for split in self.settings.splits:
+                number += 1
+                print(f"[{number}/{total}] {task}, {split}", file=sys.stderr)
+                measure = partial(self._measure, setting, task, split)
+                figures["found"].setdefault(task, {})[split] = self._results.figures(
+                    f"{task}-{split}", measure
+                )
+        write_text(self.out / "figures.json", json.dumps(figures, indent=1) + "\n")
+        return write_report(self.out, figures, self.command)
+
+    def _measure(self, setting: Setting, task: str, split: str) -> dict[str, Any]:
+        """The figures of a task in a split; writes its sheet."""
+        measured = MEASURES[task](setting, split)
+        write_table(
+            self.out / f"{task}-{split}.png", measured.header, measured.rows, num_blocks=_BLOCKS
+        )
+        return {"num": measured.num, "figures": measured.figures}

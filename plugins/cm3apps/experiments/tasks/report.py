@@ -1,0 +1,94 @@
+"""The report: a table of each task, and its sheets, none of whose pictures is selected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cm3apps.markdown_text import code, plain
+from cm3core.files import write_text
+
+#: Task -> title, and what its figures are.
+TITLES = {
+    "edit": (
+        "Edits",
+        "The target among 100 real pictures of its set and style; `finish`: how often a classifier names the "
+        "finish that was asked for.",
+    ),
+    "edges": (
+        "Drawing after edges",
+        "F1 of the edges of what is drawn, and of those that were given, one pixel apart at most.",
+    ),
+    "boxes": (
+        "Drawing at boxes (a picture of them)",
+        "IoU of the ink's box with that of the true icon, in each quarter of a scene; R@k: the icon in its box "
+        "among 100.",
+    ),
+    "place": ("Drawing at boxes (a text)", "As above."),
+    "find": ("Finding", "IoU of the box that is told."),
+    "answer": (
+        "Answers",
+        "Exactly right, after VQA's normalisation; by kind of question (number of questions).",
+    ),
+    "chat": ("Second answers in a chat", "As above."),
+    "caption": (
+        "Captions",
+        "The exact name, the exact style words, among the parts between commas.",
+    ),
+}
+ROWS = {
+    "real": "the real pictures",
+    "reconstructed": "the real pictures, through their codes",
+    "copied": "copies of what was given",
+    "text": "drawn after the caption alone",
+    "another": "those of another record",
+    "most frequent": "the most frequent answer of the kind in training",
+    "white": "the model, shown a white picture",
+    "drawn": "**drawn**",
+    "told": "**told**",
+}
+
+
+def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
+    """Write report.md; returns its path.
+
+    Args:
+        out: the experiment's folder, with the sheets in it.
+        figures: as in figures.json.
+        command: quoted in the report.
+    """
+    lines = [
+        "# What a tuned model does",
+        "",
+        code(command),
+        "",
+        f"Step {figures['model']['step']:,}. One sample for each record, none selected. With 96 records, a share "
+        "near 0.5 has a standard error of 0.05.",
+        "",
+    ]
+    for task, splits in figures["found"].items():
+        title, text = TITLES[task]
+        lines += [f"## {title}", "", text, "", *table(splits), ""]
+        for split in splits:
+            lines += [f"![{plain(title)}, {plain(split)}]({quote(f'{task}-{split}.png')})", ""]
+    write_text(out / "report.md", "\n".join(lines))
+    return out / "report.md"
+
+
+def table(splits: dict[str, Any]) -> list[str]:
+    """The figures of a task in Markdown: a row for each split and what was looked at."""
+    columns = list(
+        dict.fromkeys(
+            name for own in splits.values() for row in own["figures"].values() for name in row
+        )
+    )
+    lines = [
+        f"| split | records | | {' | '.join(map(plain, columns))} |",
+        "| --- | --- | --- |" + " --- |" * len(columns),
+    ]
+    for split, own in splits.items():
+        for name, values in own["figures"].items():
+            cells = [f"{values[one]:.2f}" if one in values else "" for one in columns]
+            lines.append(f"| {plain(split)} | {own['num']} | {ROWS[name]} | {' | '.join(cells)} |")
+    return lines

@@ -1,0 +1,189 @@
+"""Tasks whose response is a text: where something is, answers, captions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from cm3apps.experiments.tasks import asking
+from cm3apps.experiments.tasks.drawn import Measured, Row, Setting
+from cm3apps.experiments.tasks.records import chosen, records_of
+from cm3apps.experiments.tasks.structures import iou
+from cm3core.boxes import boxes_in
+from cm3core.document import PixelArray
+from cm3core.images import fit
+from cm3plugins.metrics.vqa import normalised
+
+#: Kinds of questions, each by how its questions begin.
+KINDS = {
+    "what": r"What is it",
+    "slash": r"Is it crossed out",
+    "style": r"In what style",
+    "is it": r"Is it ",
+    "how many": r"How many",
+    "is there": r"Is there",
+    "where": r"Where is",
+}
+#: Training questions that are counted for the most frequent answers.
+_COUNTED = 4000
+
+
+def kind_of(question: str) -> str:
+    """The kind of a question, of a conversation the last one's.
+
+    >>> kind_of("Is it filled?"), kind_of("What is it? Assistant: a bell User: Is it crossed out?")
+    ('is it', 'slash')
+    """
+    last = question.rpartition("User: ")[2]
+    return next(kind for kind, begin in KINDS.items() if re.match(begin, last))
+
+
+def find(setting: Setting, split: str) -> Measured:
+    """Where an icon of a scene is: the IoU of the box that is told."""
+    source = records_of(setting.icons, "grounding", split)
+    indices = chosen(source, setting.num)
+    records = [source.record(index) for index in indices]
+    pictures = [_seen(setting, record["image"].load()) for record in records]
+    told = asking.texts(
+        setting.model,
+        f"find, {split}",
+        [
+            partial(_asked, setting, picture, record["phrase"], "grounding")
+            for picture, record in zip(pictures, records, strict=True)
+        ],
+    )
+    wanted = [record["objects"].seen()[0][1] for record in records]
+    found = [boxes_in(text)[:1] for text in told]
+    boxes = [own[0][1] if own else None for own in found]
+
+    def of(values: Sequence[Any]) -> dict[str, float]:
+        ious = [iou(one, true) for one, true in zip(values, wanted, strict=True)]
+        return {
+            "IoU": float(np.mean(ious)),
+            "IoU above 0.5": float(np.mean([value > 0.5 for value in ious])),
+        }
+
+    figures = {"another": of([*wanted[1:], wanted[0]]), "told": of(boxes)}
+    rows: list[Row] = [
+        (f"{record['phrase']}: {text}", [picture])
+        for record, picture, text in zip(records, pictures, told, strict=True)
+    ]
+    return Measured(len(indices), figures, ["picture"], rows)
+
+
+def answer(setting: Setting, split: str) -> Measured:
+    """Questions, half of them about icons and half about scenes."""
+    source = records_of(setting.icons, "question", split)
+    first_scene = len(source) - source.config.num_scenes
+    half = max(1, setting.num // 2)
+    indices = chosen(source, half, among=range(first_scene))
+    indices += chosen(source, half, among=range(first_scene, len(source)))
+    return _answered(setting, split, source, indices, "question", "vqa")
+
+
+def chat(setting: Setting, split: str) -> Measured:
+    """The second of two questions about an icon."""
+    source = records_of(setting.icons, "chat", split)
+    return _answered(setting, split, source, chosen(source, setting.num), "conversation", "chat")
+
+
+def _answered(
+    setting: Setting, split: str, source: Any, indices: Sequence[int], key: str, task: str
+) -> Measured:
+    records = [source.record(index) for index in indices]
+    pictures = [_seen(setting, record["image"].load()) for record in records]
+    white = np.full_like(pictures[0], 255)
+
+    def ask(shown: Sequence[PixelArray], what: str) -> list[str]:
+        return asking.texts(
+            setting.model,
+            f"{task}, {what}, {split}",
+            [
+                partial(_asked, setting, picture, record[key], task)
+                for picture, record in zip(shown, records, strict=True)
+            ],
+        )
+
+    told = ask(pictures, "asked")
+    given = {
+        "most frequent": most_frequent(setting, source, key, records),
+        "white": ask([white] * len(records), "a white picture"),
+        "told": told,
+    }
+    kinds = [kind_of(record[key]) for record in records]
+    figures: dict[str, dict[str, float]] = {}
+    for name, answers in given.items():
+        right = [
+            normalised(one) == normalised(record["answer"])
+            for one, record in zip(answers, records, strict=True)
+        ]
+        figures[name] = {"all": float(np.mean(right))}
+        for kind in KINDS:
+            own = [value for value, other in zip(right, kinds, strict=True) if other == kind]
+            if own:
+                figures[name][f"{kind} ({len(own)})"] = float(np.mean(own))
+    rows: list[Row] = [
+        (f"{record[key].rpartition('User: ')[2]} {text} ({record['answer']})", [picture])
+        for record, text, picture in zip(records, told, pictures, strict=True)
+    ]
+    return Measured(len(records), figures, ["picture"], rows)
+
+
+def most_frequent(setting: Setting, source: Any, key: str, records: Sequence[Any]) -> list[str]:
+    """For each question the most frequent answer of its kind in training."""
+    training = records_of(setting.icons, source.config.form, "train")
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for index in np.linspace(0, len(training) - 1, _COUNTED).astype(int).tolist():
+        record = training.record(index, np.random.default_rng(index))
+        counts[kind_of(record[key])][record["answer"]] += 1
+    return [
+        next(iter(counts[kind_of(record[key])].most_common(1)), ("", 0))[0] for record in records
+    ]
+
+
+def caption(setting: Setting, split: str) -> Measured:
+    """Whether captions name the thing, and the style."""
+    source = setting.model.components.memory_of_split(split)
+    indices = chosen(source, setting.num, group=source.group)
+    entries = [source.entry(index) for index in indices]  # type: ignore[attr-defined]  # of icons
+    pictures = [setting.real[setting.real.corpus.index(entry.id)] for entry in entries]
+    white = np.full_like(pictures[0], 255)
+
+    def captions(shown: Sequence[PixelArray], what: str) -> list[str]:
+        calls = [partial(setting.model.caption_jobs, [picture]) for picture in shown]
+        return asking.texts(setting.model, f"caption, {what}, {split}", calls)
+
+    told = captions(pictures, "asked")
+    figures = {}
+    for name, texts in (
+        ("white", captions([white] * len(entries), "a white picture")),
+        ("told", told),
+    ):
+        parts = [[part.strip() for part in text.split(",")] for text in texts]
+        figures[name] = {
+            "name": float(
+                np.mean([one.words in own for one, own in zip(entries, parts, strict=True)])
+            ),
+            "style": float(
+                np.mean([one.style in own for one, own in zip(entries, parts, strict=True)])
+            ),
+        }
+    rows: list[Row] = [
+        (f"{text} ({entry.words}, {entry.style})", [picture])
+        for text, entry, picture in zip(told, entries, pictures, strict=True)
+    ]
+    return Measured(len(entries), figures, ["picture"], rows)
+
+
+def _asked(setting: Setting, picture: PixelArray, question: str, task: str) -> asking.Made:
+    job, total = setting.model.ask_job(picture, question, task=task)
+    return [job], total
+
+
+def _seen(setting: Setting, pixels: PixelArray) -> PixelArray:
+    return fit(pixels, setting.model.image_size)
