@@ -26,13 +26,14 @@ import open_clip_oracle as oracle
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.testing.embedder import EmbedderContract
 from cm3plugins.embedders import CLIPConfig
-from cm3plugins.embedders.clip.archive import follow, is_archive, read_archive
+from cm3plugins.embedders.clip.archive import is_archive, read_archive
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
 from cm3plugins.embedders.clip.embedder import CLIP
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.tokenizer import CLIPTokenizer, bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import CLIPTowers, quick_gelu
 from cm3plugins.embedders.weights import fill
+from cm3plugins.trained.inert_pickle import follow
 
 ASK = (
     "set embedder.quick_gelu=true (OpenAI's weights, and open_clip's models named -quickgelu) or "

@@ -1,19 +1,16 @@
 """Tensors of a TorchScript archive, as OpenAI publishes CLIP, without running its code.
 
 `torch.jit.load` compiles the archive's code and can run it, and its `data.pkl` is a pickle, which
-could call anything; `torch.load(weights_only=True)` rejects such archives. So a small interpreter
-follows the pickle's instructions and builds only tuples, lists, dicts and *records* of what is
-named: no name is looked up, nothing is called. A record of a tensor is then read from the raw bytes
-next to the pickle. Everything else in the archive is ignored.
+could call anything; `torch.load(weights_only=True)` rejects such archives. So the pickle is read
+inertly (`cm3plugins.trained.inert_pickle`), and a record of a tensor from the raw bytes next to it.
+Everything else in the archive is ignored.
 """
 
 from __future__ import annotations
 
 import math
-import pickletools
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cm3core.errors import CheckpointError
+from cm3plugins.trained.inert_pickle import Named, Record, follow
 
 _NEXT = "download it again, or give the weights as safetensors"
 _DTYPES = {
@@ -29,40 +27,6 @@ _DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64,
 }
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINUNICODE8",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Named:
-    """A class or function that the pickle names, as `module name`."""
-
-    name: str
-
-
-@dataclass(eq=False)
-class Record:
-    """A call or an object: the function, its arguments, and the attributes that would be set."""
-
-    function: object
-    arguments: object
-    state: object = None
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """Raw bytes next to the pickle."""
-
-    identity: object
 
 
 def is_archive(path: Path) -> bool:
@@ -105,70 +69,6 @@ def read_archive(path: Path) -> dict[str, Tensor]:
             f"is not a readable TorchScript archive ({type(error).__name__}: {error})",
             _NEXT,
         ) from error
-
-
-def follow(pickled: bytes) -> object:
-    """The content of a pickle, with records in place of everything that it would call.
-
-    Raises:
-        ValueError: it has other opcodes.
-    """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[Any, Any] = {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for opcode, argument, _ in pickletools.genops(pickled):
-        name = opcode.name
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name == "GLOBAL":
-            stack.append(Named(str(argument)))
-        elif name in ("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT"):
-            stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            count = int(name[-1])
-            stack[-count:] = [tuple(stack[-count:])]
-        elif name == "TUPLE":
-            stack.append(tuple(since_mark()))
-        elif name == "APPEND":
-            item = stack.pop()
-            stack[-1].append(item)
-        elif name == "APPENDS":
-            items = since_mark()
-            stack[-1].extend(items)
-        elif name == "SETITEM":
-            value, key = stack.pop(), stack.pop()
-            stack[-1][key] = value
-        elif name == "SETITEMS":
-            items = since_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
-        elif name in ("REDUCE", "NEWOBJ"):
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(Record(function, arguments))
-        elif name == "BUILD":
-            state = stack.pop()
-            stack[-1].state = state
-        elif name == "BINPERSID":
-            stack.append(Storage(stack.pop()))
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "STOP":
-            return stack.pop()
-        elif name != "PROTO":
-            raise ValueError(f"opcode {name}")
-    raise ValueError("the pickle does not end")
 
 
 def _tensors(top: object) -> Iterator[tuple[str, Record]]:
