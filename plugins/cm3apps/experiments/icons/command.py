@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from pathlib import Path
 from typing import Any
 
 from cm3apps.experiments.icons.settings import CONDITIONS, JUDGES, SPLITS, IconSettings
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3apps.experiments.options import add_model_options, each_once, typed
+from cm3core.cli import real_number, registry_of
 
 SAMPLING = ("guidance_scale", "temperature", "top_p")
 EXAMPLE = """examples:
@@ -27,37 +27,19 @@ def configure(parser: ArgumentParser) -> None:
         "set and style that were asked for; and what the image tokenizer keeps. Writes report.md,\n"
         "figures.json and sheets of all pictures."
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin",
-    )
-    parser.add_argument(
-        "--num",
-        type=whole_number(1, 2**20),
-        default=48,
-        metavar="N",
-        help="pictures of each split (default: %(default)s)",
-    )
-    for option, values, default, text in (
-        ("--splits", SPLITS, SPLITS, "splits to measure"),
-        ("--draw", CONDITIONS, ("none", "version"), "what is prepended when pictures are drawn"),
-        ("--judges", JUDGES, JUDGES, "what R@k compares pictures by"),
-    ):
-        parser.add_argument(
-            option,
-            nargs="+",
-            choices=values,
-            default=list(default),
-            metavar=option.strip("-").upper().removesuffix("S"),
-            help=f"{text}: {', '.join(values)} (default: {' '.join(default)})",
-        )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**63 - 1),
-        default=0,
-        metavar="N",
-        help="of the drawing (default: %(default)s)",
+    add_model_options(
+        parser,
+        {
+            "--splits": (SPLITS, SPLITS, "splits to measure"),
+            "--draw": (
+                CONDITIONS,
+                ("none", "version"),
+                "what is prepended when pictures are drawn",
+            ),
+            "--judges": (JUDGES, JUDGES, "what R@k compares pictures by"),
+        },
+        num="pictures of each split",
+        out="cm3-icons",
     )
     parser.add_argument(
         "--guidance-scale",
@@ -80,28 +62,6 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-tokenizer", action="store_true", help="don't measure the image tokenizer"
     )
-    parser.add_argument(
-        "--threads",
-        type=whole_number(1, 1024),
-        metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
-    )
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("cm3-icons"),
-        metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
-    )
     parser.set_defaults(run=run)
 
 
@@ -109,9 +69,6 @@ def run(args: Namespace) -> int:
     """Run the experiment; return the exit code."""
     from cm3apps.experiments.icons.experiment import IconExperiment
     from cm3core.model import load
-
-    def each_once(values: list[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(values))
 
     settings = IconSettings(
         num=args.num,
@@ -144,28 +101,11 @@ def _sampling(args: Namespace) -> dict[str, Any]:
 
 def _typed(args: Namespace) -> str:
     """The whole command, so that readers of the report can repeat it."""
-    words = [
-        "cm3",
-        *(word for path in args.plugin for word in ("--plugin", str(path))),
-        "experiment",
-        "icons",
-        args.model,
-        "--num",
-        str(args.num),
-        "--splits",
-        *args.splits,
-        "--draw",
-        *args.draw,
-        "--judges",
-        *args.judges,
-        "--seed",
-        str(args.seed),
+    more = [
+        word
+        for key, value in _sampling(args).items()
+        for word in (f"--{key.replace('_', '-')}", f"{value:g}")
     ]
-    for key, value in _sampling(args).items():
-        words += [f"--{key.replace('_', '-')}", f"{value:g}"]
-    words += ["--no-tokenizer"] * args.no_tokenizer
-    if args.threads is not None:
-        words += ["--threads", str(args.threads)]
-    for trusted in args.trust_plugins:
-        words += ["--trust-plugin", trusted]
-    return shlex.join([*words, "-o", str(args.out)])
+    more += ["--no-tokenizer"] * args.no_tokenizer
+    choices = {"--splits": args.splits, "--draw": args.draw, "--judges": args.judges}
+    return shlex.join(typed(args, "icons", choices, more))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from pathlib import Path
 
+from cm3apps.experiments.options import add_model_options, each_once, typed
 from cm3apps.experiments.tasks.settings import SPLITS, TASKS, TaskSettings
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import registry_of
 
 EXAMPLE = """examples:
   cm3 experiment tasks runs/icons-tuned -o tasks
@@ -24,58 +24,14 @@ def configure(parser: ArgumentParser) -> None:
         "after edges and at boxes, finding, answers, captions, each beside what a reader would ask for.\n"
         "Writes report.md, figures.json and sheets of all pictures."
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin",
-    )
-    parser.add_argument(
-        "--num",
-        type=whole_number(1, 2**20),
-        default=48,
-        metavar="N",
-        help="records of each task and split (default: %(default)s)",
-    )
-    for option, values, default, text in (
-        ("--splits", SPLITS, ("comp", "unseen"), "splits to measure"),
-        ("--tasks", TASKS, TASKS, "tasks to measure"),
-    ):
-        parser.add_argument(
-            option,
-            nargs="+",
-            choices=values,
-            default=list(default),
-            metavar=option.strip("-").upper().removesuffix("S"),
-            help=f"{text}: {', '.join(values)} (default: {' '.join(default)})",
-        )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, 2**62),
-        default=0,
-        metavar="N",
-        help="of the drawing (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=whole_number(1, 1024),
-        metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
-    )
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("cm3-tasks"),
-        metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
+    add_model_options(
+        parser,
+        {
+            "--splits": (SPLITS, ("comp", "unseen"), "splits to measure"),
+            "--tasks": (TASKS, TASKS, "tasks to measure"),
+        },
+        num="records of each task and split",
+        out="cm3-tasks",
     )
     parser.set_defaults(run=run)
 
@@ -87,8 +43,8 @@ def run(args: Namespace) -> int:
 
     settings = TaskSettings(
         num=args.num,
-        splits=tuple(dict.fromkeys(args.splits)),
-        tasks=tuple(dict.fromkeys(args.tasks)),
+        splits=each_once(args.splits),
+        tasks=each_once(args.tasks),
         seed=args.seed,
     )
     model = load(
@@ -107,17 +63,4 @@ def run(args: Namespace) -> int:
 
 
 def _typed(args: Namespace) -> str:
-    """The whole command, so that readers of the report can repeat it."""
-    words = [
-        "cm3",
-        *(word for path in args.plugin for word in ("--plugin", str(path))),
-        *("experiment", "tasks", args.model, "--num", str(args.num)),
-        *("--splits", *args.splits),
-        *("--tasks", *args.tasks),
-        *("--seed", str(args.seed)),
-    ]
-    if args.threads is not None:
-        words += ["--threads", str(args.threads)]
-    for trusted in args.trust_plugins:
-        words += ["--trust-plugin", trusted]
-    return shlex.join([*words, "-o", str(args.out)])
+    return shlex.join(typed(args, "tasks", {"--splits": args.splits, "--tasks": args.tasks}))
