@@ -125,8 +125,12 @@ class Drawing(Loaded):
         number = _num_images(self, num_images)
         if sampler is None:
             sampler = editing_sampler(self.recipe, self.components.registry)
-        given = {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
-        plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
+        given = GenerationOptions.of(
+            {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
+        )
+        if given.num_candidates is None:  # an instruction says little of what the picture shows
+            given = replace(given, num_candidates=1)
+        plan = Plan.of(self, given, truncate=truncate)
         shown = self.encode([seen(self, picture)])[0]
         document = chosen.prompt(record_of(chosen, instruction, shown))
         check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)

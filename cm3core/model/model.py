@@ -100,8 +100,8 @@ class Model(Drawing, Writing, AnyDocuments):
         num_retrieved       number of documents to retrieve from the model's memory and prepend; None: the recipe's
                             number (none when `context` is given)
         context             (picture, text) pairs of your own, prepended before all retrieved documents
-        num_candidates      results generated for each one returned, which the reranker chooses; None: for pictures
-                            `generate.num_candidates`, for texts 1
+        num_candidates      results generated for each one returned, which the reranker chooses; None: for pictures of
+                            a caption `generate.num_candidates`, for edits and texts 1
         reranker            name of a reranker to use instead of the recipe's, with its defaults
         sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's values
         task                name of the task to use, of those that the model was tuned for; None: the method's own

@@ -116,6 +116,24 @@ def test_what_a_card_says(tmp_path: Path) -> None:
         assert line in text.splitlines(), line
 
 
+def test_a_card_of_tasks(tmp_path: Path) -> None:
+    rows = {"copied": {"R@5": 0.5}, "drawn": {"R@5": 0.75, "finish": 0.9}}
+    figures = {
+        "model": {"weights_sha256": WEIGHTS, "step": 10}, "num": 24, "tasks": ["edit"],
+        "found": {"edit": {"unseen": {"num": 24, "figures": rows}}},
+    }  # fmt: skip
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    lines = text_of(read_result(tmp_path, WEIGHTS)).splitlines()
+    for line in (
+        "### `cm3 experiment tasks`",
+        "24 records of a split at most, the same ones for every model.",
+        "### Edits",
+        "| unseen | 24 | copies of what was given | 0.50 |  |",
+        "| unseen | 24 | **drawn** | 0.75 | 0.90 |",
+    ):
+        assert line in lines, line
+
+
 def test_what_is_not_known_is_said() -> None:
     text = text_of(licence=None, machine=None, retrieves_from=[], tasks=("edit",))
     assert "license" not in text.split("---")[1]
@@ -161,7 +179,10 @@ def test_results_that_can_not_be_used(tmp_path: Path, damage: Any, message: str)
 def test_damaged_figures(tmp_path: Path) -> None:
     folder = measurement(tmp_path / "a")
     (folder / "figures.json").write_text('{"model": {}, "splits": []}')
-    with pytest.raises(DataError, match="is not what `cm3 experiment icons` writes"):
+    with pytest.raises(DataError, match="is not what `cm3 experiment icons` or `tasks` writes"):
+        read_result(folder, WEIGHTS)
+    (folder / "figures.json").write_text('{"model": {}, "found": {"edit": {"unseen": {}}}}')
+    with pytest.raises(DataError, match="is not what `cm3 experiment icons` or `tasks` writes"):
         read_result(folder, WEIGHTS)
 
 

@@ -16,6 +16,7 @@ from cm3core.cli._retrieved import Retrieval, retrieved_sheet
 from cm3core.cli.main import main
 from cm3core.images import open_image
 from cm3core.model import RetrievedDocument
+from cm3core.model.default import DEFAULT_MODEL
 from cm3plugins.image_tokenizers import vqgan
 
 BUNDLED_WEIGHTS = Path(vqgan.__file__).parent / "assets" / "emoji64" / "model.safetensors"
@@ -167,7 +168,7 @@ def test_a_bank_goes_on_without_the_files_of_its_image_tokenizer(
     shutil.copy(BUNDLED_WEIGHTS, place / "own.safetensors")
     own = ["--image-tokenizer", "vqgan", "image_tokenizer.weights=own.safetensors"]
     assert cm3("memory", "build", "pictures", "-o", "bank", *own, "--quiet") == 0
-    assert printed(capsys).startswith("embedder of the model bundled:icons64\n")
+    assert printed(capsys).startswith(f"embedder of the model {DEFAULT_MODEL}\n")
     (place / "own.safetensors").unlink()
     (place / "bank").rename(place / "moved")
     assert cm3("memory", "add", "moved", "pictures", "--id-prefix", "again/", "--quiet") == 0

@@ -21,7 +21,6 @@ from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
-from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.loaded import Loaded
 from toy_model import picture
 
@@ -209,10 +208,11 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
     """No answer and no picture that means nothing, with exit code 0; unless it is asked for."""
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
+    untuned = ("--model", "bundled:icons64")
     step = "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
     for command, what, words in (("ask", "questions", "what is it?"), ("edit", "edits", "red")):
         out = ("-o", tmp_path / "out") if command == "edit" else ()
-        assert cm3(command, path, words, *out) == 2
+        assert cm3(command, path, words, *untuned, *out) == 2
         shown = capsys.readouterr()
         assert shown.out == ""
         assert re.fullmatch(
@@ -222,19 +222,19 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
         )
         assert not (tmp_path / "out").exists()
     short = ("--template", "{question} {answer}")
-    assert cm3("ask", path, "red", "--force", *short) == 0
+    assert cm3("ask", path, "red", "--force", *untuned, *short) == 0
     out = ("--n", 1, "-o", tmp_path / "out")
-    assert cm3("edit", path, "red", "--force", "--truncate", *out) == 0
+    assert cm3("edit", path, "red", "--force", "--truncate", *untuned, *out) == 0
     assert (tmp_path / "out" / "000.png").is_file()
 
 
 def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     path, out = tmp_path / "picture.png", tmp_path / "out"
     images.save_png(path, picture(16, 20), {})
-    condition = ("--condition", "canny", path)
+    condition = ("--condition", "canny", path, "--model", "bundled:icons64")
     assert cm3("generate", "red", *condition, "-o", out) == 2
     assert capsys.readouterr().err == (
-        f"error: cm3 generate --condition: model '{DEFAULT_MODEL}' was not tuned for structures; what it "
+        "error: cm3 generate --condition: model 'bundled:icons64' was not tuned for structures; what it "
         "would make is meaningless\n"
         "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
     )

@@ -27,7 +27,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="RESULTS",
-        help="folders of `cm3 eval run` and `cm3 experiment icons` of this model; nothing is measured again",
+        help="folders of `cm3 eval run`, `cm3 experiment icons` and `tasks` of this model; nothing is measured again",
     )
     add(
         "-o",

@@ -1,4 +1,5 @@
-"""The stored results that a card takes its figures from: folders of `cm3 eval` and of `cm3 experiment icons`.
+"""The stored results that a card takes its figures from: folders of `cm3 eval` and of `cm3 experiment
+icons` and `tasks`.
 
 Nothing is measured again. A result of other weights than the model's is refused.
 """
@@ -47,7 +48,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement of icons.
+    """A measurement of icons, or of tasks.
 
     Args:
         folder: its.
@@ -56,6 +57,11 @@ class Measured:
 
     folder: Path
     figures: dict[str, Any]
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment."""
+        return "tasks" if "found" in self.figures else "icons"
 
 
 def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
@@ -75,7 +81,7 @@ def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
     else:
         raise DataError(
             str(folder), f"holds neither {SCORES} nor {FIGURES}",
-            "name the folder of a finished `cm3 eval` or `cm3 experiment icons`",
+            "name the folder of a finished `cm3 eval`, `cm3 experiment icons` or `tasks`",
         )  # fmt: skip
     stated = model.get("weights_sha256") if isinstance(model, dict) else None
     if stated != weights_sha256:
@@ -108,14 +114,21 @@ def _figures(path: Path) -> dict[str, Any]:
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(figures["model"], dict)
-        assert all(isinstance(one["pictures"], dict) for one in figures["splits"].values())
-        assert figures["splits"]
-        assert figures["style_classifier"]
+        if "found" in figures:
+            assert all(
+                isinstance(one["figures"], dict)
+                for splits in figures["found"].values()
+                for one in splits.values()
+            )
+        else:
+            assert all(isinstance(one["pictures"], dict) for one in figures["splits"].values())
+            assert figures["splits"]
+            assert figures["style_classifier"]
     except (
         OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError,
     ) as error:  # fmt: skip
         raise DataError(
-            str(path), "is not what `cm3 experiment icons` writes", "measure again"
+            str(path), "is not what `cm3 experiment icons` or `tasks` writes", "measure again"
         ) from error
     found: dict[str, Any] = figures
     return found

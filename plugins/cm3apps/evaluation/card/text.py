@@ -11,6 +11,7 @@ from urllib.parse import quote
 from cm3apps.evaluation.card.facts import ModelFacts
 from cm3apps.evaluation.card.results import Evaluated, Measured
 from cm3apps.experiments.icons.report import figure_lines
+from cm3apps.experiments.tasks.report import figure_lines as task_lines
 from cm3apps.markdown_text import code, plain
 from cm3core.evaluation.protocol import SHOWN
 
@@ -94,10 +95,13 @@ def _figures(facts: ModelFacts, results: Sequence[Evaluated | Measured]) -> list
         if isinstance(result, Evaluated):
             lines += _scores(facts, result)
         else:
+            tasks = result.experiment == "tasks"
+            own = task_lines(result.figures) if tasks else figure_lines(result.figures)
             lines += [
-                "### `cm3 experiment icons`", "",
-                f"{result.figures['num']} pictures of a split at most, the same ones for every model.", "",
-                *(f"###{line[2:]}" if line.startswith("## ") else line for line in figure_lines(result.figures)),
+                f"### `cm3 experiment {result.experiment}`", "",
+                f"{result.figures['num']} {'records' if tasks else 'pictures'} of a split at most, the same ones for "
+                "every model.", "",
+                *(f"###{line[2:]}" if line.startswith("## ") else line for line in own),
             ]  # fmt: skip
     return lines
 

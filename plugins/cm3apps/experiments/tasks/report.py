@@ -68,12 +68,23 @@ def write_report(out: Path, figures: dict[str, Any], command: str) -> Path:
         "",
     ]
     for task, splits in figures["found"].items():
-        title, text = TITLES[task]
-        lines += [f"## {title}", "", text, "", *table(splits), ""]
+        lines += _of_task(task, splits)
         for split in splits:
-            lines += [f"![{plain(title)}, {plain(split)}]({quote(f'{task}-{split}.png')})", ""]
+            title = plain(TITLES[task][0])
+            lines += [f"![{title}, {plain(split)}]({quote(f'{task}-{split}.png')})", ""]
     write_text(out / "report.md", "\n".join(lines))
     return out / "report.md"
+
+
+def figure_lines(figures: dict[str, Any]) -> list[str]:
+    """The lines of Markdown that show all figures, as in figures.json, in tables under headings of the
+    second level."""
+    return [line for task, splits in figures["found"].items() for line in _of_task(task, splits)]
+
+
+def _of_task(task: str, splits: dict[str, Any]) -> list[str]:
+    title, text = TITLES[task]
+    return [f"## {title}", "", text, "", *table(splits), ""]
 
 
 def table(splits: dict[str, Any]) -> list[str]:
