@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3kernels.attention import AttentionPlan, attention, sdpa
+import cm3plugins.attention
+from cm3kernels.attention import AttentionPlan, attention, products, sdpa
+from cm3kernels.attention.limits import LONGEST_PRODUCT
 from cm3kernels.attention.plan import FAR, query_tiles, segments, visible_mask
 
 
@@ -212,6 +214,84 @@ def test_when_documents_are_faster() -> None:
         for n in (1, 2)
     }
     assert faster == {1: ["1 and 2", "2 and 2", "8 and 8"], 2: ["2 and 2", "8 and 8"]}
+
+
+multiplies_bf16 = pytest.mark.skipif(
+    not products._multiplies_bf16(), reason="oneDNN multiplies no bfloat16 on this CPU"
+)
+
+
+@multiplies_bf16
+@pytest.mark.parametrize(
+    "layout", ["plain", "whole rows", "packed", "short documents", "before the row"]
+)
+def test_products_in_bfloat16_are_the_reference(layout: str) -> None:
+    """As near to float64 as torch's function is, forward and backward."""
+    kv_start = LAYOUTS[layout]()
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(2, 64, 3, 16, generator=generator).bfloat16() for _ in range(4))
+    answers = {}
+    for name, implementation, dtype in (
+        ("products", "sdpa", torch.bfloat16),
+        ("fused", "sdpa", torch.bfloat16),
+        ("exact", "reference", torch.float64),
+    ):
+        tensors = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "fused":
+                patch.setattr(sdpa, "can_multiply", lambda *_: False)
+            out = attention(*tensors, kv_start=kv_start, implementation=implementation)
+        answers[name] = [out, *torch.autograd.grad((out * weight.to(dtype)).sum(), tensors)]
+        uses_products = "_Products" in type(out.grad_fn).__name__ or any(
+            "_Products" in type(one[0]).__name__ for one in out.grad_fn.next_functions if one[0]
+        )
+        assert uses_products == (name == "products")
+    for ours, fused, exact in zip(*answers.values(), strict=True):
+        errors = [float((one.detach().double() - exact.detach()).norm()) for one in (ours, fused)]
+        assert errors[0] < max(2 * errors[1], 5e-3 * float(exact.detach().norm()))
+
+
+@multiplies_bf16
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 4))
+def test_products_of_any_documents(lengths: list[int], num_heads: int) -> None:
+    """Each document gets what it gets alone; nothing leaks from padding."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v, grad = (
+        torch.randn(sum(lengths), num_heads, 8, generator=generator).bfloat16() for _ in range(4)
+    )
+    given = [x.requires_grad_() for x in (q, k, v)]
+    out = products.attend_documents(*given, tuple(lengths), 0.3)
+    found = [out, *torch.autograd.grad(out, given, grad)]
+    start = 0
+    for length in lengths:
+        own = [x[None, start : start + length].detach().double().requires_grad_() for x in given]
+        exact = attention(*own, scale=0.3, implementation="reference")
+        grads = torch.autograd.grad(exact, own, grad[None, start : start + length].double())
+        for ours, right in zip(found, (exact, *grads), strict=True):
+            error = (ours[start : start + length].detach().double() - right[0].detach()).abs().max()
+            assert float(error) <= 0.06
+        start += length
+
+
+def test_a_layout_by_hand() -> None:
+    """Documents of 2, 20 and 1 tokens, two heads: the longest alone, the others together."""
+    layout = products.layout_of((2, 20, 1), 2)
+    assert layout.groups == ((2, 32), (4, 16))
+    # the row of token 0, head 1 is in the second group, behind the 16 places of its head 0
+    assert layout.places[1] == 2 * 32 + 16
+    assert layout.rows[layout.places].tolist() == list(range(23 * 2))
+    assert len(layout.padding) == len(layout.rows) - 23 * 2
+    assert set(layout.padding.tolist()).isdisjoint(layout.places.tolist())
+
+
+def test_what_is_not_multiplied_out() -> None:
+    q = torch.empty(2, 8, 4, 16, dtype=torch.bfloat16)
+    assert products.can_multiply(q, q, (16,)) == products._multiplies_bf16()
+    assert not products.can_multiply(q.float(), q.float(), (16,))
+    assert not products.can_multiply(q, q[:, :, :2], (16,)), "shared key heads"
+    assert not products.can_multiply(q, q, (LONGEST_PRODUCT + 1,))
+    assert not products.can_multiply(q, q, ())
+    assert cm3plugins.attention.LONGEST_PRODUCT == LONGEST_PRODUCT
 
 
 def test_auto_on_the_cpu_is_torchs_function_and_the_reference_for_lse() -> None:

@@ -1,6 +1,8 @@
-"""What the Triton kernels of `attention` can take."""
+"""What the implementations of `attention` can take."""
 
 OP = "attention"
+#: Longest document whose scores are multiplied out in bfloat16 on a CPU: in one head they take 0.5 MB.
+LONGEST_PRODUCT = 512
 #: A whole tile of queries is in registers.
 LARGEST_HEAD_DIM = 128
 #: A row's address within a tile is a 32-bit product with the stride.

@@ -2,7 +2,8 @@
 
 Plain causal rows use `is_causal`, for which the kernels skip much of the upper triangle. On the CPU
 packed rows are attended document by document, one causal call each, where that is faster: no score
-across documents is computed, forward or backward. Everything else (a cache, retrieved documents, a
+across documents is computed, forward or backward; short ones in bfloat16 by plain products
+(`cm3kernels.attention.products`). Everything else (a cache, retrieved documents, a
 GPU) uses a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
 dimension, X tokens of all rows.
 """
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
+from cm3kernels.attention.products import attend_documents, can_multiply
 
 #: What a call costs in addition to its scores, as a number of scores of one head of 64 dimensions:
 #: about 0.2 ms.
@@ -39,9 +41,14 @@ def attention_sdpa(
 def _attend_plan(
     q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, plan: AttentionPlan, scale: float
 ) -> Tensor:
+    B, T = q_BTHD.shape[:2]
+    whole_rows = plan.plain and k_BSKD.shape[1] == T
+    lengths = (T,) * B if whole_rows else plan.segments()
+    if lengths is not None and can_multiply(q_BTHD, k_BSKD, lengths):
+        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BSKD, v_BSKD))
+        return attend_documents(q, k, v, lengths, scale).view(q_BTHD.shape)
     if plan.plain:
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
-    lengths = plan.segments()
     if lengths is not None and all(length == q_BTHD.shape[1] for length in lengths):
         return _attend(q_BTHD, k_BSKD, v_BSKD, None, scale)
     if lengths is None or not documents_are_faster(lengths, q_BTHD, torch.get_num_threads()):

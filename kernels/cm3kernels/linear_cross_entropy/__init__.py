@@ -53,8 +53,8 @@ def linear_cross_entropy(
         groups_N: integer, 0 to num_groups - 1 (the modality of the target).
         num_groups: number of groups.
         z_loss: adds z_loss * (log Z)^2 to each token's loss (PaLM, arXiv:2204.02311, section 5).
-        chunk_bytes: at most this many bytes of logits (and their gradient) at once. None: 32 MiB
-            ("torch"), 1 GiB ("triton").
+        chunk_bytes: at most this many bytes of logits (and their gradient) at once. None: 8 to
+            32 MiB ("torch"), 1 GiB ("triton").
         implementation: "auto" or a name in `IMPLEMENTATIONS`.
 
     Returns:

@@ -17,8 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from cm3kernels.linear_cross_entropy.reference import group_sums
 
-#: Default for the most bytes of one chunk's logits: about the size of a cache.
+#: Most bytes of one chunk's logits, if nothing is said.
 CHUNK_BYTES = 32 << 20
+#: This many are enough for a chunk of as many rows: they stay in a cache, and glibc gives memory of more than
+#: 32 MiB back to the system each time. A chunk of fewer rows is slower, since it reads the head for each.
+_CACHED_BYTES, _ENOUGH_ROWS = 8 << 20, 384
 
 
 def linear_cross_entropy_chunked(
@@ -49,7 +52,9 @@ def linear_cross_entropy_chunked(
         )
     with_gradient = torch.is_grad_enabled() and (hidden_NE.requires_grad or head_VE.requires_grad)
     weights_N = weights_N.to(torch.promote_types(dtype, torch.float32))
-    chunk_bytes = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+    if chunk_bytes is None:
+        enough = _ENOUGH_ROWS * weights_N.dtype.itemsize * head_VE.shape[0]
+        chunk_bytes = min(CHUNK_BYTES, max(_CACHED_BYTES, enough))
     # torch's annotations lack `apply`
     loss, nll_N = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_NE, head_VE, targets_N, weights_N, z_loss, dtype, chunk_bytes, with_gradient

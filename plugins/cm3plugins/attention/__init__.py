@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `by_device` | `triton` for tensors on CUDA that it takes, else `sdpa` | everywhere
 |
-| `sdpa` | torch's fused function; on the CPU packed documents one by one | everywhere
+| `sdpa` | torch's fused function; on the CPU packed documents one by one, in bfloat16 by plain products | everywhere
 |
 | `triton` | this project's kernels: masked tiles are skipped, bitwise reproducible | CUDA (or
 Triton's interpreter) |
@@ -25,6 +25,9 @@ from cm3plugins.attention.refusals import USE_SDPA, cuda_only, no_backward
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
 
+#: As in `cm3kernels.attention.limits`, which would import torch.
+LONGEST_PRODUCT = 512
+
 
 @dataclass(kw_only=True)
 class SDPAAttentionConfig(AttentionConfig):
@@ -41,8 +44,10 @@ class SDPAAttentionConfig(AttentionConfig):
         return KernelAttention("sdpa")
 
     def kept_bytes(self, rows: int, length: int, num_heads: int, itemsize: int) -> int:
-        """A mask in the type of the scores, where rows are not attended document by document."""
-        return rows * length * length * itemsize
+        """A mask in the type of the scores, where rows are not attended document by document; in 16 bits
+        the probabilities of short documents."""
+        scores = num_heads * min(length, LONGEST_PRODUCT) if itemsize == 2 else 0
+        return rows * length * max(length, scores) * itemsize
 
 
 @dataclass(kw_only=True)
