@@ -60,7 +60,7 @@ from cm3core.checkpoint.opening import (
     read_recipe,
 )
 from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
-from cm3core.checkpoint.tasks import TASKS, read_tasks, tasks_of
+from cm3core.checkpoint.tasks import TASKS, read_tasks, reads_turns, tasks_of
 from cm3core.checkpoint.tensors import (
     load_weights,
     read_divided_state,
@@ -99,6 +99,7 @@ __all__ = [
     "read_recipe",
     "read_state",
     "read_tasks",
+    "reads_turns",
     "read_tensors",
     "read_training_state",
     "remove_leftovers",

@@ -113,6 +113,11 @@ class MixtureConfig(DocumentSourceConfig):
             for task in ([self.tasks[name]] if name in self.tasks else part.trained_tasks())
         ]
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a part without a task has."""
+        return any(part.has_turns for name, part in self.parts.items() if name not in self.tasks)
+
     def build(self) -> MixtureSource:
         """Return the mixture.
 
