@@ -10,25 +10,18 @@ import pytest
 import torch
 
 import cm3core
-from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Failed, PictureGrown, TextGrown
 from cm3core.model import Conversation, Model, Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
-from tiny_chameleon import BREAK, EOSS, GRID, NUM_CODES, TURN_END, write_hugging_face
-from tiny_chameleon import write_tokenizers
+from tiny_chameleon import BREAK, EOSS, GRID, TURN_END, write_cm3
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "text_temperature": 0.0}
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("chameleon")
-    tokenizer = write_tokenizers(folder / "tokenizer")
-    write_hugging_face(folder / "hf", tokenizer)
-    arguments = ["--to", "cm3", "--tokenizer", str(folder / "tokenizer"), "--resolution", "8"]
-    assert main(["convert", str(folder / "hf"), "-o", str(folder / "own"), *arguments]) == 0
-    return folder / "own"
+    return write_cm3(tmp_path_factory.mktemp("chameleon"))
 
 
 @pytest.fixture
