@@ -25,9 +25,7 @@ FILE = "replies.jsonl"
 SECONDS = 5.0
 
 
-def reply_to_all(
-    args: Namespace, model: Model, replies: Replies, options: dict[str, Any]
-) -> int:
+def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[str, Any]) -> int:
     """Reply to each line of a file, write the replies in its order; the exit code is 1 when one failed.
 
     Replies that are there already, of the same line, model and options, are kept.

@@ -68,9 +68,7 @@ def turns_in(
         where = f"{place}, message {number}"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ("user", "assistant"):
-            raise DataError(
-                where, f"has the role {role!r}", "use 'user' or 'assistant'"
-            )
+            raise DataError(where, f"has the role {role!r}", "use 'user' or 'assistant'")
         content = message.get("content")
         parts = [content] if isinstance(content, str) else content
         if not isinstance(parts, list) or not parts:
@@ -78,7 +76,9 @@ def turns_in(
         made = [(one, _part(one, where, folder)) for one in parts]
         if files is not None:
             files |= {
-                id(part): folder / one["file"] for one, part in made if isinstance(part, ReplyPicture)
+                id(part): folder / one["file"]
+                for one, part in made
+                if isinstance(part, ReplyPicture)
             }
         turns.append(Turn(role, tuple(part for _, part in made)))
     name = value.get("id", "")
@@ -120,12 +120,12 @@ def _drawn(codes: object, path: Path, place: str) -> ReplyPicture:
             place, "has codes of a picture that are none", "leave 'codes' out: the file is read"
         )
     pixels = images.open_image(path)
-    return ReplyPicture(pixels, Codes(np.array(values, np.int32), (known[0][0], known[0][1])), 0, 0.0)
+    return ReplyPicture(
+        pixels, Codes(np.array(values, np.int32), (known[0][0], known[0][1])), 0, 0.0
+    )
 
 
-def write_conversation(
-    path: Path, turns: Sequence[Turn], files: Mapping[int, Path]
-) -> None:
+def write_conversation(path: Path, turns: Sequence[Turn], files: Mapping[int, Path]) -> None:
     """Save a conversation.
 
     Args:

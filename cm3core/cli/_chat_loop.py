@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -162,10 +163,8 @@ def _lines() -> Iterator[str]:
     """What is entered, lines that go on as one."""
     asks = sys.stdin.isatty()
     if asks:
-        try:
+        with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # history and editing, where there is any
-        except ImportError:
-            pass
     kept: list[str] = []
     while True:
         try:

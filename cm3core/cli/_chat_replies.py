@@ -124,5 +124,7 @@ def _rows(event: Any) -> int:
 def _first_free(folder: Path) -> int:
     """The first number behind those of the pictures that are there."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    found = [int(match[1]) for name in names if (match := re.fullmatch(r"chat-(\d{1,9})\.png", name))]
+    found = [
+        int(match[1]) for name in names if (match := re.fullmatch(r"chat-(\d{1,9})\.png", name))
+    ]
     return max(found, default=-1) + 1

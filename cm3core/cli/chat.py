@@ -34,9 +34,7 @@ Without --message and --conversations it reads lines: what you say, or a command
 
 def configure(parser: ArgumentParser) -> None:
     """What is said, what is asked for, and the options."""
-    parser.add_argument(
-        "--message", metavar="TEXT", help="say this, print the reply, and end"
-    )
+    parser.add_argument("--message", metavar="TEXT", help="say this, print the reply, and end")
     parser.add_argument(
         "--image",
         action="append",
@@ -54,7 +52,9 @@ def configure(parser: ArgumentParser) -> None:
         "command again goes on where it was interrupted",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print the reply to --message as JSON, when it is finished"
+        "--json",
+        action="store_true",
+        help="print the reply to --message as JSON, when it is finished",
     )
     parser.add_argument(
         "--answer",

@@ -75,7 +75,9 @@ class ReplyOptions:
     def __post_init__(self) -> None:
         candidate_seed(self.seed, 0)
         if self.answer not in ANSWERS:
-            raise GenerationError("answer", f"is {self.answer!r}", f"use one of {', '.join(ANSWERS)}")
+            raise GenerationError(
+                "answer", f"is {self.answer!r}", f"use one of {', '.join(ANSWERS)}"
+            )
         if self.max_pictures < 0:
             raise GenerationError("max_pictures", f"is {self.max_pictures}", "use 0 or more")
 
@@ -117,9 +119,7 @@ class Chatting(Drawing, Writing):
         """
         return self.chats([conversation], **options)[0]
 
-    def chats(
-        self, conversations: Sequence[str | Sequence[Turn]], **options: Any
-    ) -> list[Reply]:
+    def chats(self, conversations: Sequence[str | Sequence[Turn]], **options: Any) -> list[Reply]:
         """Reply to several conversations in one batch; see `chat`. All have the same seed, and each
         reply is what it would be alone."""
         replies: dict[int, Reply] = {}
@@ -147,9 +147,7 @@ class Chatting(Drawing, Writing):
             elif isinstance(event, (Failed, ReplyPart)) or details:
                 yield event
 
-    def reply_chain(
-        self, conversation: str | Sequence[Turn], asked: ReplyOptions
-    ) -> Chain[Reply]:
+    def reply_chain(self, conversation: str | Sequence[Turn], asked: ReplyOptions) -> Chain[Reply]:
         """The chain of requests that make a reply."""
         turns = turns_of(conversation)
         task = self.check_converses(force=asked.force)

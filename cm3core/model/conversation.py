@@ -47,9 +47,7 @@ class Conversation:
         """The seed of the next reply."""
         return candidate_seed(self.seed, sum(turn.role == "assistant" for turn in self.turns))
 
-    def say(
-        self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any
-    ) -> Reply:
+    def say(self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any) -> Reply:
         """Say something, pictures before the text, and return the reply; both are added to `turns`.
 
         `options`: of this reply, see `Model.chat`. What fails is not added.

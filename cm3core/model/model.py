@@ -21,9 +21,9 @@ from cm3core.document import BoolArray
 from cm3core.generation.engine import Event, Progress
 from cm3core.model import candidates
 from cm3core.model.any_documents import AnyDocuments
+from cm3core.model.chatting import Chatting
 from cm3core.model.crop import Box
 from cm3core.model.default import DEFAULT_MODEL
-from cm3core.model.chatting import Chatting
 from cm3core.model.drawing import box_below, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, pixels_of

@@ -89,7 +89,9 @@ def conversing_task(loaded: Loaded, *, untuned: bool = False) -> str | None:
     if not untuned:
         configs = loaded.tasks.configs
         return next((name for name, one in configs.items() if _converses(one)), None)
-    serving = [name for name, method in marked(registry, "task", "serves").items() if method == "ask"]
+    serving = [
+        name for name, method in marked(registry, "task", "serves").items() if method == "ask"
+    ]
     return next((name for name in serving if _converses(_make(registry, name))), None)
 
 

@@ -36,8 +36,7 @@ def fill(codec: SegmentCodec, query: Document, contents: Sequence[IntArray]) -> 
     queue = iter(contents)
     filled = (_fill_segment(codec, segment, queue.__next__) for segment in query)
     return tuple(
-        with_turn(segment, starts_turn(asked))
-        for asked, segment in zip(query, filled, strict=True)
+        with_turn(segment, starts_turn(asked)) for asked, segment in zip(query, filled, strict=True)
     )
 
 

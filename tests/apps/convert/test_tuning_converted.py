@@ -143,7 +143,9 @@ def test_a_converted_model_is_converted_back(folder: Path, tmp_path: Path, capsy
     """Bit by bit, in both of the publishers' forms."""
     own = str(folder / "own")
     assert main(["convert", own, "-o", str(tmp_path / "hf"), "--to", "hf"]) == 0
-    theirs, again = (load_file(one / "model.safetensors") for one in (folder / "hf", tmp_path / "hf"))
+    theirs, again = (
+        load_file(one / "model.safetensors") for one in (folder / "hf", tmp_path / "hf")
+    )
     kept = {name: tensor for name, tensor in theirs.items() if "vqmodel" not in name}
     assert kept.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
@@ -175,7 +177,10 @@ def test_marked_turns_are_the_layouts(folder: Path) -> None:
     model = cm3core.load(folder / "own")
     coded = model.coded(document)
     parts = model.components.serializer
-    written, codes = parts.text_tokenizer.encode, [one for one in coded if not isinstance(one, Text)]
+    written, codes = (
+        parts.text_tokenizer.encode,
+        [one for one in coded if not isinstance(one, Text)],
+    )
     pictures = [[29, *(4 + one.codes).tolist(), 28] for one in codes]
     end = parts.layout.end[0]
     assert parts.sequence(coded).tokens.tolist() == [

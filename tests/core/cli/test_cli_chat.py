@@ -84,7 +84,9 @@ def test_pictures_are_written_and_numbered_on(chat: Chat, tmp_path: Path, capsys
 def test_the_loop_is_a_conversation(chat: Chat, own: Path, tmp_path: Path, capsys: Any) -> None:
     """What is typed is what `Conversation` says; the saved file goes on with it."""
     shown = picture(tmp_path / "a.png")
-    lines = f"/image {shown}\n/write what is it?\n/draw a red\\\napple\n/save talk.json\n/quit\nno\n"
+    lines = (
+        f"/image {shown}\n/write what is it?\n/draw a red\\\napple\n/save talk.json\n/quit\nno\n"
+    )
     assert chat("-o", "talk", lines=lines) == 0
     out, err = capsys.readouterr()
     talk = Conversation(cm3core.load(own), max_tokens=4)
@@ -157,7 +159,9 @@ def test_many_conversations(chat: Chat, own: Path, tmp_path: Path, capsys: Any) 
     rows = [json.loads(row) for row in path.read_text().splitlines()]
     assert [row["line"] for row in rows] == [1, 2, 3, 4]
     model = cm3core.load(own)
-    one = model.chat([Turn("user", (tmp_path / "a.png", "what is it?"))], answer="text", max_tokens=4)
+    one = model.chat(
+        [Turn("user", (tmp_path / "a.png", "what is it?"))], answer="text", max_tokens=4
+    )
     assert rows[0]["content"] == [{"type": "text", "text": one.text}]
     assert rows[0]["id"] == "bell"
     assert rows[1]["error"] == (

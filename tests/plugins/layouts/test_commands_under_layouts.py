@@ -76,7 +76,9 @@ def cm3(folder: Path, command: str, *arguments: Any) -> int:
 
 
 def test_generate(folder: Path, model: Model, tmp_path: Path) -> None:
-    assert cm3(folder, "generate", "a red apple", "--n", 2, "--seed", 3, "-o", tmp_path / "out") == 0
+    assert (
+        cm3(folder, "generate", "a red apple", "--n", 2, "--seed", 3, "-o", tmp_path / "out") == 0
+    )
     own = model.generate("a red apple", num_images=2, seed=3)
     for number, picture in enumerate(own):
         written = images.open_image(tmp_path / "out" / f"{number:03d}.png")
@@ -113,7 +115,9 @@ def test_edit(folder: Path, model: Model, shown: Path, tmp_path: Path, capsys: A
     assert images.open_image(tmp_path / "out" / "000.png").shape == (8, 8, 3)
 
 
-def test_infill_is_refused(folder: Path, model: Model, shown: Path, tmp_path: Path, capsys: Any) -> None:
+def test_infill_is_refused(
+    folder: Path, model: Model, shown: Path, tmp_path: Path, capsys: Any
+) -> None:
     where = ("--box", "0,0,4,4", "--text", "a", "-o", tmp_path / "out.png")
     assert cm3(folder, "infill", shown, *where) == 2
     name = model.components.serializer.layout.name
@@ -121,7 +125,9 @@ def test_infill_is_refused(folder: Path, model: Model, shown: Path, tmp_path: Pa
     assert not (tmp_path / "out.png").exists()
     # but the end of a picture can be drawn
     below = model.continue_image(shown, 4, "a red apple")
-    assert np.array_equal(below.codes.codes[:8], model.encode([images.open_image(shown)])[0].codes[:8])
+    assert np.array_equal(
+        below.codes.codes[:8], model.encode([images.open_image(shown)])[0].codes[:8]
+    )
 
 
 def test_chat(folder: Path, model: Model, shown: Path, tmp_path: Path, capsys: Any) -> None:
