@@ -100,8 +100,8 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
             f"interrupted: {len(done)} of {len(lines)} replies are written; the same command goes on",
             file=sys.stderr,
         )
-    for number, error in sorted(failed.items()):
-        print(f"error: line {number + 1}: {error['error']}", file=sys.stderr)
+    for number, row in sorted(failed.items()):
+        print(f"error: line {number + 1}: {row['error']}", file=sys.stderr)
     return code or int(bool(failed))
 
 

@@ -38,7 +38,7 @@ class Replies:
         """Write a picture with what made it; returns the file. `stem`: of its name; "": a number."""
         from cm3core import images
 
-        path = self.args.out / f"{stem or f'chat-{self._next:03d}'}.png"
+        path: Path = self.args.out / f"{stem or f'chat-{self._next:03d}'}.png"
         self._next += not stem
         facts = metadata(
             self.model, self.args, prompt=prompt, seed=picture.seed, retrieved=(), choice=None
@@ -85,8 +85,15 @@ class Replies:
                     elif isinstance(event, PictureGrown):
                         rows = event.codes.grid[0]
                         if not bars:
-                            options = {"file": sys.stderr, "leave": False, "dynamic_ncols": True}
-                            bars.append(make_bar(desc="drawing", total=rows, unit="row", **options))
+                            bar = make_bar(
+                                desc="drawing",
+                                total=rows,
+                                unit="row",
+                                file=sys.stderr,
+                                leave=False,
+                                dynamic_ncols=True,
+                            )
+                            bars.append(bar)
                         bars[0].update(_rows(event) - bars[0].n)
                     elif isinstance(event, ReplyPart) and not isinstance(event.part, str):
                         close()

@@ -184,7 +184,7 @@ def _one(args: Namespace, talk: Conversation, replies: Replies) -> int:
             "seed": reply.seed,
             "turns_read": reply.turns_read,
             "turns_left_out": reply.turns_left_out,
-            "model": talk.model.name,
+            "model": replies.model.name,
         }
         print(json.dumps({"content": content} | facts, ensure_ascii=False))
         return 0

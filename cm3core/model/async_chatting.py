@@ -12,7 +12,6 @@ from cm3core.model.chatting import ReplyOptions
 from cm3core.model.turns import Reply, ReplyReady, Turn
 
 if TYPE_CHECKING:
-    from cm3core.model.aio import AsyncEngine
     from cm3core.model.model import Model
 
 
@@ -20,7 +19,8 @@ class AsyncChatting:
     """The part of `AsyncModel` that converses."""
 
     model: Model
-    engine: AsyncEngine
+    #: An `AsyncEngine`.
+    engine: Any
     _aside: Callable[..., Any]
 
     async def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
@@ -47,7 +47,7 @@ class AsyncChatting:
             if step is None:
                 yield ReplyReady(0, reply)
                 return
-            async with aclosing(self.engine.stream(step.request)) as stream:  # type: ignore[type-var]  # a generator
+            async with aclosing(self.engine.stream(step.request)) as stream:
                 async for event in stream:
                     if isinstance(event, Failed):
                         raise event.error

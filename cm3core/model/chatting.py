@@ -244,7 +244,7 @@ class Chatting(Drawing, Writing):
         """A picture's codes; those of one that the model drew are its own."""
         if isinstance(picture, ReplyPicture):
             return picture.codes
-        return self.coded([image_of(seen(self, picture))])[0]
+        return self.coded((image_of(seen(self, picture)),))[0]
 
     def _num_read(
         self,

@@ -39,8 +39,8 @@ def configure(parser: ArgumentParser) -> None:
         "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
         "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
         "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned. "
-        "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file is executed. Weights keep their "
-        "type. The folder is written as a whole or not at all."
+        "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
+        "is executed. Weights keep their type. The folder is written as a whole or not at all."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(

@@ -204,8 +204,14 @@ def _marked(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord
         if number % 2:
             responses |= {len(parts) + piece for piece in range(len(turn.pieces))}
         parts += [(piece,) if isinstance(piece, str) else piece for piece in turn.pieces]
-    marks = {"responses": frozenset(responses), "turns": frozenset(starts)}
-    return FoundRecord(name, place, tuple(parts), **marks, group=group)
+    return FoundRecord(
+        name,
+        place,
+        tuple(parts),
+        responses=frozenset(responses),
+        turns=frozenset(starts),
+        group=group,
+    )
 
 
 def _answer(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
