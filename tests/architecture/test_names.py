@@ -20,6 +20,7 @@ OTHER_MEANINGS = {
     ("boxes.py", "boxes"): "what a text holds",
     ("cli/ask.py", "template"): "an option",
     ("cli/chat.py", "chat"): "the command",
+    ("cli/chat.py", "conversations"): "what a model is tuned for",
     ("cli/edit.py", "edit"): "the command",
     ("cli/task.py", "structure"): "a method of a model",
     ("commands.py", "caption"): "a command",

@@ -82,7 +82,7 @@ def test_the_loss_of_transformers_is_infinite(folder: Path) -> None:
     assert not math.isfinite(theirs(ids, labels=ids).loss.item())
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_conversations_are_tuned_on(folder: Path, tmp_path: Path, method: str, capsys: Any) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
     full = ["tune.method=full"] if method == "full" else []
