@@ -217,7 +217,12 @@ def test_a_model_that_was_not_tuned_is_refused(tmp_path: Path, capsys: Any) -> N
         "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
     )
     assert not out.exists()
-    # forced, it draws what is said, and then talks about it
+
+
+@pytest.mark.slow
+def test_a_model_that_was_not_tuned_is_forced(tmp_path: Path, capsys: Any) -> None:
+    """It draws what is said, and then talks about it."""
+    out = tmp_path / "out"
     words = ("--message", "bell off, outline", "--force", "-o", str(out), "--max-tokens", "3")
     assert main(["chat", *words, "--save", str(tmp_path / "talk.json")]) == 0
     assert (out / "chat-000.png").is_file()
