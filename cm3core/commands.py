@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infill": ("cm3core.cli.infill", "inpaint a part of a picture"),
     "edit": ("cm3core.cli.edit", "edit a picture by an instruction"),
     "ask": ("cm3core.cli.ask", "answer a question about a picture"),
+    "chat": ("cm3core.cli.chat", "talk with a model, with pictures in and out"),
     "serve": ("", "a page to draw on, and a server with OpenAI's Images API"),
     "sweep": ("cm3core.cli.sweep", "compare settings: the same prompts under each, side by side"),
     "tokenizer": ("cm3core.cli.tokenizer", "train and evaluate text and image tokenizers"),

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -41,10 +41,13 @@ class Text:
         text: the text.
         responses: character ranges [start, stop) that a task asks for; they are no part of what the
             text is: texts that differ only in them are equal.
+        starts_turn: whether a turn of a conversation begins with it, see `is_conversation`; no part
+            of what it is either.
     """
 
     text: str
     responses: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+    starts_turn: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ class Image:
         key: stable name of the picture: equal keys mean equal pixels. Codes are cached under it.
         load: returns RGB pixels, uint8 [height, width, 3], 0..255.
         response: whether a task asks for this picture.
+        starts_turn: see `Text`.
     """
 
     key: str
     load: Callable[[], PixelArray] = field(compare=False, repr=False)
     response: bool = field(default=False, compare=False, repr=False)
+    starts_turn: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +77,14 @@ class Codes:
         missing: bool [c] or None; True where the code is a hole to be filled (inpainting). None:
             nothing is missing.
         response: whether a task asks for this picture; no part of what the picture is.
+        starts_turn: see `Text`.
     """
 
     codes: IntArray
     grid: tuple[int, int]
     missing: BoolArray | None = None
     response: bool = field(default=False, repr=False)
+    starts_turn: bool = field(default=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
@@ -100,11 +107,17 @@ class TextHole:
         min_tokens: minimum tokens before it may end.
         stop: it also ends with the token that completes one of these strings (which is kept in the
             text).
+        or_picture: it also ends where the model begins a picture; only for all the last segment of a
+            document, with a layout that begins pictures with a token. `Completion.ends` says what ended
+            it. `min_tokens` may be 0 there.
+        starts_turn: see `Text`.
     """
 
     max_tokens: int | None = 64
     min_tokens: int = 1
     stop: tuple[str, ...] = ()
+    or_picture: bool = False
+    starts_turn: bool = field(default=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,12 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class ImageHole:
-    """A whole picture to be generated: exactly the image tokenizer's grid of codes."""
+    """A whole picture to be generated: exactly the image tokenizer's grid of codes.
+
+    `starts_turn`: see `Text`.
+    """
+
+    starts_turn: bool = field(default=False, compare=False, repr=False)
 
 
 Segment: TypeAlias = Text | MaskedText | TextHole | Image | Codes | ImageHole
@@ -155,6 +173,8 @@ class TokenSequence:
             before are retrieved.
         responses: what the query document's task asks for, in order; each is a part of one segment.
             Empty where no task made the document.
+        decided: of a conversation: indices of tokens around its responses that a model decides too,
+            what begins a picture and what ends a turn.
     """
 
     tokens: IntArray
@@ -162,6 +182,7 @@ class TokenSequence:
     segments: tuple[Span, ...]
     query_segment: int = 0
     responses: tuple[Span, ...] = ()
+    decided: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -191,6 +212,28 @@ class MaskedSequence:
 def text_of(document: Sequence[Segment]) -> str:
     """Return all plain text of a document, joined by newlines (what a text embedder sees)."""
     return "\n".join(segment.text for segment in document if isinstance(segment, Text))
+
+
+def is_conversation(document: Sequence[Segment]) -> bool:
+    """Whether turns of the document are marked: a turn then ends before every segment that starts one,
+    and nowhere else. Layouts that have no turns don't look at it.
+
+    >>> is_conversation((Text("hi"),)), is_conversation((Text("hi", starts_turn=True), TextHole()))
+    (False, True)
+    """
+    return any(starts_turn(segment) for segment in document)
+
+
+def starts_turn(segment: Segment) -> bool:
+    """Whether a turn of a conversation begins with a segment."""
+    return not isinstance(segment, MaskedText) and segment.starts_turn
+
+
+def with_turn(segment: Segment, starts: bool = True) -> Segment:
+    """The segment, marked as one that starts a turn of a conversation, or not."""
+    if isinstance(segment, MaskedText) or segment.starts_turn == starts:
+        return segment
+    return replace(segment, starts_turn=starts)
 
 
 def has_holes(document: Sequence[Segment]) -> bool:

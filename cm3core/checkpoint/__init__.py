@@ -60,7 +60,7 @@ from cm3core.checkpoint.opening import (
     read_recipe,
 )
 from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
-from cm3core.checkpoint.tasks import TASKS, read_tasks, tasks_of
+from cm3core.checkpoint.tasks import TASKS, read_tasks, reads_turns, tasks_of
 from cm3core.checkpoint.tensors import (
     load_weights,
     read_divided_state,
@@ -101,6 +101,7 @@ __all__ = [
     "read_tasks",
     "read_tensors",
     "read_training_state",
+    "reads_turns",
     "remove_leftovers",
     "restore_generators",
     "save_checkpoint",

@@ -45,13 +45,17 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
             name, config = one
             title = getattr(config, "title", "") or name.rpartition("/")[2]
             tasks.setdefault(title, {**to_plain(config), "name": name})
-    return {"plain": None in own, "tasks": tasks} if tasks else None
+    turns = recipe.dataset is not None and recipe.task is None and recipe.dataset.has_turns
+    if not tasks and not turns:
+        return None
+    # older readers know nothing of "turns", so it is only there where it says something
+    return {"plain": None in own, "tasks": tasks} | ({"turns": True} if turns else {})
 
 
 def read_tasks(
     folder: Path, registry: Registry
 ) -> tuple[dict[str, TaskConfig], bool, tuple[str, ...]]:
-    """The tasks of a checkpoint, see `cm3core.model.tasks.TunedTasks`; none without the file.
+    """The tasks of a checkpoint, see `cm3core.model.tuned.TunedTasks`; none without the file.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -59,11 +63,8 @@ def read_tasks(
     path = folder / TASKS
     if not path.is_file():
         return {}, False, ()
-    try:
-        stored = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise damaged(path, f"can't be read ({error})") from error
-    tasks = stored.get("tasks") if isinstance(stored, dict) else None
+    stored = _stored(path)
+    tasks = stored.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
         raise damaged(path, "holds no tasks")
     configs: dict[str, TaskConfig] = {}
@@ -80,3 +81,22 @@ def read_tasks(
         assert config is not None
         configs[str(title)] = config
     return configs, stored.get("plain") is True, tuple(lost)
+
+
+def reads_turns(folder: Path) -> bool:
+    """Whether the model of a checkpoint was tuned on conversations in its layout's turns.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    return path.is_file() and _stored(path).get("turns") is True
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What the file holds."""
+    try:
+        stored = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    return stored if isinstance(stored, dict) else {}

@@ -23,18 +23,7 @@ if TYPE_CHECKING:
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Add the options of every command that uses a model."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0, MAX_SEED),
-        default=0,
-        help="same seed, same result (default: %(default)s)",
-    )
+    add_loading_options(parser)
     parser.add_argument(
         "--num-retrieved",
         type=whole_number(0, 2**20),
@@ -73,6 +62,27 @@ def add_model_options(parser: ArgumentParser) -> None:
         "(default: the recipe's)",
     )
     parser.add_argument(
+        "--show-retrieved",
+        action="store_true",
+        help="list the prepended documents, and show them in retrieved.png",
+    )
+
+
+def add_loading_options(parser: ArgumentParser) -> None:
+    """Add those of them that need neither a memory nor candidates."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        help="same seed, same result (default: %(default)s)",
+    )
+    parser.add_argument(
         "--sampler",
         metavar="NAME",
         help="use another sampler, e.g. cd_k; temperature and filters keep the recipe's values",
@@ -85,11 +95,6 @@ def add_model_options(parser: ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change a key of the recipe's sampler or retriever, or of --condition, e.g. "
         "sampler.guidance_scale=1.5, retriever.min_similarity=0.3; may be given several times",
-    )
-    parser.add_argument(
-        "--show-retrieved",
-        action="store_true",
-        help="list the prepended documents, and show them in retrieved.png",
     )
     parser.add_argument(
         "--threads",
@@ -330,8 +335,9 @@ def xmp(prompt: str, creator_tool: str) -> str:
     )
 
 
-def printable(text: str) -> str:
-    """A model's text without control characters, which a terminal would obey.
+def printable(text: str, *, lines: bool = False) -> str:
+    """A model's text without control characters, which a terminal would obey; `lines`: with its ends of
+    lines.
 
     The model may come from anyone.
 
@@ -339,7 +345,12 @@ def printable(text: str) -> str:
     'red\\ufffd[2J apple or\\ufffd two'
     """
     return "".join(
-        letter if letter.isprintable() else " " if letter in "\n\t" else "\ufffd" for letter in text
+        letter
+        if letter.isprintable() or (lines and letter == "\n")
+        else " "
+        if letter in "\n\t"
+        else "\ufffd"
+        for letter in text
     )
 
 

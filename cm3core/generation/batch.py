@@ -171,6 +171,7 @@ class Batch:
             and len(groups) == 1
             and groups[0].states is None  # a sampler may look at its state on the host
             and groups[0].drawn is None
+            and groups[0].penalty is None  # it changes from draw to draw
         )
         if replays and num > (FEWEST_STEPS if self._captured is None else 1):
             position_n, log_probability_n = self._replay(

@@ -93,12 +93,15 @@ class Completion:
             count zero).
         num_tokens: number of tokens sampled, sampled end tokens included.
         trace: what a recording session knows of each token. None: nothing was recorded.
+        ends: what ended each hole, in order: "end" (its end token), "picture" (what begins one, see
+            `TextHole.or_picture`), "stop" (a string), "length"; "full" for pictures.
     """
 
     document: Document
     log_probability: float
     num_tokens: int
     trace: Trace | None = None
+    ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

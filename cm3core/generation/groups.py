@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cm3core.document import BoolArray, IntArray
 from cm3core.generation.events import wrong_request
+from cm3core.generation.penalty import RepetitionPenalty
 from cm3core.generation.sampling import reads_stream
 from cm3core.generation.states import StateTable
 from cm3core.interfaces.contract import broken
@@ -56,6 +57,7 @@ class Group:
         index_n: each request's position in the batch.
         states: of the requests, if the sampler keeps any.
         drawn: what is recorded of each draw since it was last emptied. None: nothing is.
+        penalty: on what requests have read or drawn. None: none has one.
     """
 
     rows: list[ActiveRequest]
@@ -70,6 +72,7 @@ class Group:
     index_n: Tensor
     states: StateTable | None = None
     drawn: list[Drawn] | None = None
+    penalty: RepetitionPenalty | None = None
 
     def weights(self, num: int) -> Tensor:
         """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
@@ -109,17 +112,20 @@ class Group:
         if self.states is not None:
             assert cell_n is not None
             self.states.cell_n = cell_n[self.index_n]
+        used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
         try:
-            tokens_n = self._call(logits_gR, slice(None), weights_nG, position_n)
+            tokens_n = self._call(used_gR, slice(None), weights_nG, position_n)
         except Exception as error:
-            tokens_n = self._one_by_one(logits_gR, weights_nG, position_n, error)
+            tokens_n = self._one_by_one(used_gR, weights_nG, position_n, error)
+        if self.penalty is not None:
+            self.penalty.add(self.clamped(tokens_n) - self.ids.start)
         if self.states is not None:
             self.states.record(self.clamped(tokens_n), position_n)
         log_n = _log_probability(
             logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
         )
         if self.drawn is not None:
-            self.drawn.append(self._recorded(logits_gR, weights_nG, tokens_n, log_n))
+            self.drawn.append(self._recorded(used_gR, weights_nG, tokens_n, log_n))
         return tokens_n, log_n
 
     def _recorded(
@@ -280,6 +286,9 @@ def _group(
     reference_n = [stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]
     everything = list(wanted) == list(range(starts[-1]))
     ids, allowed_nR = _legal([row.grammar.legal for row in rows])
+    owners = np.zeros(len(wanted), np.int64)
+    for index, own in enumerate(stream_rows_nG):
+        owners[own[own >= 0]] = index
     return Group(
         rows,
         ids,
@@ -293,6 +302,7 @@ def _group(
         index_tensor(places, device),
         StateTable(states, device) if states else None,
         [] if any(row.trace is not None for row in rows) else None,
+        RepetitionPenalty.of(rows, owners.tolist(), ids, device),
     )
 
 

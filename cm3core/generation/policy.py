@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cm3core.document import has_holes
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Engine, Progress, Request, candidates
 from cm3core.generation.likelihood import MAX_TOKENS
@@ -26,6 +27,7 @@ from cm3core.generation.scoring import Scoring
 from cm3core.generation.teacher_forcing import forced_row
 from cm3core.interfaces.sampler import Sampler, tells_log_probabilities
 from cm3core.interfaces.stateful_sampler import StatefulSampler
+from cm3core.sequence.segments import modality_of
 
 if TYPE_CHECKING:
     from cm3core.document import Document, IntArray
@@ -121,6 +123,7 @@ class Policy:
             for request in requests
             for one in candidates(request, num, self.sampler)
         ]
+        _check_penalties(asked)
         completions = self.engine.complete(asked, progress=progress, record=True)
         return [
             _rollout(request, completion, keep_support=keep_support)
@@ -197,6 +200,7 @@ class Policy:
         check_some(rollouts)
         for one in rollouts:
             self._checked(one.sampler)
+        _check_penalties([replace(one.request, sampler=one.sampler) for one in rollouts])
         scoring = Scoring(
             self.decoder,
             self.serializer,
@@ -224,6 +228,19 @@ class Policy:
                 "use a sampler without state that defines draw_log_probabilities",
             )
         return sampler
+
+
+def _check_penalties(requests: Sequence[Request]) -> None:
+    """Raise for a penalty on repeated tokens: a forward pass over all of them knows none."""
+    for request in requests:
+        assert request.sampler is not None
+        kinds = {modality_of(segment) for segment in request.document if has_holes([segment])}
+        if any(request.sampler.plan(kind).repetition_penalty != 1 for kind in sorted(kinds)):
+            raise GenerationError(
+                f"sampler {type(request.sampler).__name__}",
+                "makes repeated tokens less likely, which scoring can't replay",
+                "set its repetition_penalty to 1",
+            )
 
 
 def _rollout(request: Request, completion: Completion, *, keep_support: bool) -> Rollout:

@@ -256,13 +256,13 @@ class Preparer:
         if number == 0:
             return request.document
         shortest = replace(
-            request, document=with_limits(request.document, lambda hole: hole.min_tokens)
+            request, document=with_limits(request.document, lambda hole: max(1, hole.min_tokens))
         )
         prompts, _ = self._prompts(shortest, plans)
         share = min(-self._excess(prompt) for prompt in prompts) // number
         if share < 0:
             self._check_room(where, max(prompts, key=self._excess))
-        return with_limits(request.document, lambda hole: hole.min_tokens + share)
+        return with_limits(request.document, lambda hole: max(1, hole.min_tokens) + share)
 
     def _excess(self, prompt: Prompt) -> int:
         """Tokens of prompt and generation that exceed the decoder's context."""

@@ -163,7 +163,8 @@ class Session:
             return Failed(row.number, wrong_request(row.number, error))
         if row.trace is not None:
             row.trace.document, row.trace.contents = row.document, tuple(row.grammar.contents)
-        completion = Completion(document, row.log_probability, row.num_drawn, row.trace)
+        facts = row.log_probability, row.num_drawn, row.trace, tuple(row.grammar.ends)
+        completion = Completion(document, *facts)
         return Finished(row.number, completion)
 
     def _take_pending(self) -> list[Event]:

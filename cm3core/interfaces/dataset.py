@@ -53,6 +53,12 @@ class DocumentSourceConfig(ComponentConfig):
         itself."""
         return self
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether its documents are conversations whose turns are marked
+        (`cm3core.document.is_conversation`); stored with models that are trained on it."""
+        return False
+
     def build(self) -> DocumentSource:
         """Return the source. Bad records don't raise: `DocumentSource.skipped` lists them."""
         raise NotImplementedError

@@ -79,6 +79,8 @@ class Boundary:
         is_last: whether the segment behind it is the last of its document.
         text_hidden: whether the segment behind it is of a query document all of whose texts a
             guidance stream hides.
+        turn_ends: whether a turn of a conversation ends there; None: the document is none, see
+            `cm3core.document.is_conversation`.
     """
 
     before: str
@@ -86,6 +88,7 @@ class Boundary:
     starts_document: bool = False
     is_last: bool = False
     text_hidden: bool = False
+    turn_ends: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,12 @@ class Layout(ABC):
     def hides_all(self) -> bool:
         """Whether a guidance stream without texts begins with what begins the picture to come:
         nothing before it, no other picture and no `begin`."""
+        return False
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether `between` writes the ends of a conversation's turns (`Boundary.turn_ends`), and `end`
+        ends the last one."""
         return False
 
     @abstractmethod

@@ -137,12 +137,15 @@ class SamplingPlan:
         filters: see `Filters`.
         schedule: guidance over the positions of a hole; None: the same everywhere. The engine
             applies it.
+        repetition_penalty: above 1 makes ids less likely that the request has read or drawn, in every
+            stream, before mixing, see `cm3core.generation.penalty`; 1.0 is off. The engine applies it.
     """
 
     streams: tuple[GuidanceStream, ...]
     reference: int = 0
     filters: Filters = Filters()
     schedule: GuidanceSchedule | None = None
+    repetition_penalty: float = 1.0
 
 
 @dataclass(kw_only=True)

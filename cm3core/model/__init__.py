@@ -15,6 +15,7 @@ from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
     from cm3core.model.aio import AsyncEngine, AsyncModel
+    from cm3core.model.conversation import Conversation
     from cm3core.model.model import Model, load
     from cm3core.model.results import (
         Choice,
@@ -26,19 +27,26 @@ if TYPE_CHECKING:
         RetrievedDocument,
         Scored,
     )
+    from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
 
 __all__ = [
     "AsyncEngine",
     "AsyncModel",
     "Choice",
+    "Conversation",
     "GeneratedImage",
     "GeneratedText",
     "ImageReady",
     "InfillReady",
     "InfilledImage",
     "Model",
+    "Reply",
+    "ReplyPart",
+    "ReplyPicture",
+    "ReplyReady",
     "RetrievedDocument",
     "Scored",
+    "Turn",
     "load",
 ]
 
@@ -48,14 +56,20 @@ __getattr__ = exporter(
         "AsyncEngine": "aio",
         "AsyncModel": "aio",
         "Choice": "results",
+        "Conversation": "conversation",
         "GeneratedImage": "results",
         "GeneratedText": "results",
         "ImageReady": "results",
         "InfillReady": "results",
         "InfilledImage": "results",
         "Model": "model",
+        "Reply": "turns",
+        "ReplyPart": "turns",
+        "ReplyPicture": "turns",
+        "ReplyReady": "turns",
         "RetrievedDocument": "results",
         "Scored": "results",
+        "Turn": "turns",
         "load": "model",
     },
 )

@@ -34,6 +34,7 @@ from cm3core.generation.engine import (
     Session,
     candidate_seed,
 )
+from cm3core.model.async_chatting import AsyncChatting
 from cm3core.model.coroutines import cancelled, together
 from cm3core.model.drawing import result_events
 from cm3core.model.jobs import Job
@@ -204,7 +205,7 @@ class AsyncEngine:
         return True
 
 
-class AsyncModel:
+class AsyncModel(AsyncChatting):
     """A `Model` for coroutines; the requests of all callers share one batch.
 
     Its methods take the same arguments, except `progress`.

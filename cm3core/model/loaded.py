@@ -13,7 +13,16 @@ import numpy as np
 
 from cm3core import images
 from cm3core.config.overrides import in_place_of, with_options
-from cm3core.document import Codes, Document, Image, MaskedText, PixelArray, Text, TextHole
+from cm3core.document import (
+    Codes,
+    Document,
+    Image,
+    MaskedText,
+    PixelArray,
+    Text,
+    TextHole,
+    with_turn,
+)
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
@@ -148,7 +157,9 @@ class Loaded:
         )
         self._codes.update(zip(new, codes, strict=True))
         return tuple(
-            self._codes[segment.key] if isinstance(segment, Image) else segment
+            with_turn(self._codes[segment.key], segment.starts_turn)
+            if isinstance(segment, Image)
+            else segment
             for segment in document
         )
 

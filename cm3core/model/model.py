@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.checkpoint import find_model, open_checkpoint, read_tasks
+from cm3core.checkpoint import find_model, open_checkpoint, read_tasks, reads_turns
 from cm3core.document import BoolArray
 from cm3core.generation.engine import Event, Progress
 from cm3core.model import candidates
 from cm3core.model.any_documents import AnyDocuments
+from cm3core.model.chatting import Chatting
 from cm3core.model.crop import Box
 from cm3core.model.default import DEFAULT_MODEL
-from cm3core.model.drawing import Drawing, box_below, image_events
+from cm3core.model.drawing import box_below, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, pixels_of
 from cm3core.model.results import (
@@ -34,7 +35,6 @@ from cm3core.model.results import (
 )
 from cm3core.model.retrieval import with_memory
 from cm3core.model.tuned import TunedTasks
-from cm3core.model.writing import Writing
 from cm3core.plugins.discovery import load_registry
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
-        tasks=TunedTasks(*read_tasks(opened.folder, registry)),
+        tasks=TunedTasks(*read_tasks(opened.folder, registry), reads_turns(opened.folder)),
     )
     loaded.words = opened.words
     return loaded if bank is None else loaded.with_memory(bank)
 
 
-class Model(Drawing, Writing, AnyDocuments):
+class Model(Chatting, AnyDocuments):
     """A trained model.
 
     Every method returns the same results for the same arguments, whatever was called before.

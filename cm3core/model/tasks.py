@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cm3core.model.loaded import Loaded
     from cm3core.plugins.registry import Registry
 
+#: The field of a task of conversations that holds the turns so far, as one text.
+CONVERSATION = "conversation"
 #: What each method gives (texts, pictures), and wants.
 SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "generate": (1, 0, "image"),
@@ -75,6 +77,29 @@ def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
         config = _make(loaded.components.registry, name)
     task: Task = built(config.build(), config, loaded.components.registry)
     return task
+
+
+def conversing_task(loaded: Loaded, *, untuned: bool = False) -> str | None:
+    """The name of the model's first task of conversations: of a picture, and a text called
+    `CONVERSATION`, to a text. None: it was tuned for none.
+
+    `untuned`: the first one of all that plugins provide.
+    """
+    registry = loaded.components.registry
+    if not untuned:
+        configs = loaded.tasks.configs
+        return next((name for name, one in configs.items() if _converses(one)), None)
+    serving = [
+        name for name, method in marked(registry, "task", "serves").items() if method == "ask"
+    ]
+    return next((name for name in serving if _converses(_make(registry, name))), None)
+
+
+def _converses(config: TaskConfig) -> bool:
+    task = config.build()
+    given = {task.fields[name]: name for name in task.given}
+    asked = [task.fields[name] for name in task.responses]
+    return len(task.given) == 2 and given.get("text") == CONVERSATION and asked == ["text"]
 
 
 def _config_for(loaded: Loaded, method: Method, name: str | None, force: bool) -> TaskConfig | None:

@@ -18,11 +18,13 @@ class TunedTasks:
         configs: name -> config. Empty: it was not tuned.
         plain: whether plain documents were trained on beside them, which draw and caption.
         lost: names of tasks that no installed plugin provides.
+        turns: whether it was tuned on conversations in its layout's turns.
     """
 
     configs: Mapping[str, TaskConfig] = field(default_factory=dict)
     plain: bool = False
     lost: tuple[str, ...] = ()
+    turns: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -76,7 +76,7 @@ def _text_jobs(
     for prompt in prompts[:1]:  # all have the same words
         check_prompt(loaded, "question in its template", prompt, truncate=False)
     requests = [Request(prompt, seed=options.seed) for prompt in prompts]
-    augmented = plan.augmented(requests, [(_image(pixels),) for pixels in shown])
+    augmented = plan.augmented(requests, [(image_of(pixels),) for pixels in shown])
     [response] = task.responses
 
     def job(
@@ -93,6 +93,6 @@ def _text_jobs(
     return jobs, total
 
 
-def _image(pixels: PixelArray) -> Image:
+def image_of(pixels: PixelArray) -> Image:
     """A picture by reference whose key is its content."""
     return Image("sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)

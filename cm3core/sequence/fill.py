@@ -16,6 +16,8 @@ from cm3core.document import (
     Segment,
     Text,
     TextHole,
+    starts_turn,
+    with_turn,
 )
 from cm3core.errors import DocumentError, GenerationError
 from cm3core.sequence.holes import missing_codes, num_holes, runs_of
@@ -32,7 +34,10 @@ def fill(codec: SegmentCodec, query: Document, contents: Sequence[IntArray]) -> 
             "pass one for each, in order",
         )
     queue = iter(contents)
-    return tuple(_fill_segment(codec, segment, queue.__next__) for segment in query)
+    filled = (_fill_segment(codec, segment, queue.__next__) for segment in query)
+    return tuple(
+        with_turn(segment, starts_turn(asked)) for asked, segment in zip(query, filled, strict=True)
+    )
 
 
 def _fill_segment(

@@ -49,6 +49,9 @@ class HoleGrammar:
     begins_with: Callable[[str], LegalIds] | None = None
     #: Tokens of the holes filled so far, end tokens not included.
     contents: list[IntArray] = field(default_factory=list)
+    #: What ended each of them: "end" (its end token), "picture" (what begins one, see
+    #: `TextHole.or_picture`), "stop" (a string), "length"; "full" for pictures.
+    ends: list[str] = field(default_factory=list)
     #: Tokens of the present hole so far.
     current: list[int] = field(default_factory=list)
 
@@ -80,9 +83,12 @@ class HoleGrammar:
         if lead and len(written) < len(lead) and lead.startswith(written):
             assert self.begins_with is not None
             return self.begins_with(lead[len(written) :]) or text
-        if len(self.current) < self.hole.min_tokens or end is None or (lead and written == lead):
-            return text
-        return tuple(sorted((*text, range(end, end + 1)), key=lambda ids: ids.start))
+        ends = [] if self.hole.picture_begin is None else [self.hole.picture_begin]
+        complete = len(self.current) >= self.hole.min_tokens and not (lead and written == lead)
+        if complete and end is not None:
+            ends.append(end)
+        ranges = (*text, *(range(one, one + 1) for one in ends))
+        return tuple(sorted(ranges, key=lambda ids: ids.start)) if ends else text
 
     @property
     def num_draws(self) -> int:
@@ -131,14 +137,17 @@ class HoleGrammar:
                 f"drew {self.vocabulary.name(illegal[0])} where {self.modality} was due",
                 "correct the sampler: only ids that `allowed_nR` permits may be drawn",
             )
-        if self.modality == "text" and int(tokens[0]) == self.hole.ends_with:
-            return self._close(forced_end=False)
-        self.current.extend(tokens.tolist())
         hole = self.hole
+        if self.modality == "text" and int(tokens[0]) in (hole.ends_with, hole.picture_begin):
+            ended = "end" if int(tokens[0]) == hole.ends_with else "picture"
+            return self._close(ended, forced_end=False)
+        self.current.extend(tokens.tolist())
         row_end = hole.row_end if hole.ends_row(len(self.current) - 1) else hole.row_end[:0]
-        if len(self.current) < _room(hole) and not self._stops():
+        full, stops = len(self.current) >= _room(hole), self._stops()
+        if not full and not stops:
             return row_end
-        behind = self._close(forced_end=True)
+        ended = "full" if self.modality == "image" else "stop" if stops else "length"
+        behind = self._close(ended, forced_end=True)
         return behind if self.done else np.append(row_end, behind)
 
     def forced_cells(self, forced: IntArray) -> IntArray:
@@ -160,8 +169,9 @@ class HoleGrammar:
         assert self.text_of is not None
         return self.text_of(np.array(self.current, np.int32))
 
-    def _close(self, *, forced_end: bool) -> IntArray:
+    def _close(self, ended: str, *, forced_end: bool) -> IntArray:
         end = self.hole.ends_with
+        self.ends.append(ended)
         self.contents.append(np.array(self.current, np.int32))
         self.current = []
         if self.done:

@@ -43,6 +43,7 @@ class Hole:
             `cm3core.sequence.leads`.
         row_end: int32; tokens that are fed behind the last cell of each row.
         columns: cells of a row; 0 where rows don't end with tokens.
+        picture_begin: of text: id that ends it too, because a picture begins with it. None: none.
     """
 
     segment: int
@@ -57,6 +58,7 @@ class Hole:
     lead: str = ""
     row_end: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     columns: int = 0
+    picture_begin: int | None = None
 
     def ends_row(self, index: int) -> bool:
         """Whether a row ends behind the hole's token `index`."""
@@ -66,14 +68,30 @@ class Hole:
 
 
 def text_hole(
-    segment: int, prefix: IntArray, hole: TextHole, ends_with: int, lead: str = ""
+    segment: int,
+    prefix: IntArray,
+    hole: TextHole,
+    ends_with: int,
+    lead: str = "",
+    picture_begin: int | None = None,
 ) -> Hole:
-    """A hole of text; raises `DocumentError` for lengths that can't be."""
-    if hole.max_tokens is None or not 1 <= hole.min_tokens <= hole.max_tokens:
+    """A hole of text; raises `DocumentError` for lengths that can't be, and where no token begins a
+    picture (`picture_begin`: that of the layout, at the end of a document) at which it could end."""
+    place = f"query document, segment {segment}"
+    # where a picture may follow, a turn may end without another word
+    least = 1 if picture_begin is None else 0
+    if hole.max_tokens is None or not least <= hole.min_tokens <= hole.max_tokens:
         raise DocumentError(
-            f"query document, segment {segment}",
+            place,
             f"is a text hole of {hole.min_tokens} to {hole.max_tokens} tokens",
-            "give a max_tokens of at least 1, and a min_tokens from 1 to that",
+            f"give a max_tokens of at least 1, and a min_tokens from {least} to that",
+        )
+    if hole.or_picture and picture_begin is None:
+        raise DocumentError(
+            place,
+            "may end where a picture begins, but is not the document's end, or the layout begins "
+            "pictures with no token",
+            "leave out or_picture",
         )
     return Hole(
         segment,
@@ -85,6 +103,7 @@ def text_hole(
         hole.min_tokens,
         hole.stop,
         lead=lead,
+        picture_begin=picture_begin if hole.or_picture else None,
     )
 
 

@@ -34,7 +34,7 @@ from cm3core.sequence.holes import (
 )
 from cm3core.sequence.joined import Joined, joined_runs
 from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant, without_hidden
-from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of
+from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, turn_ends
 
 _NO_TOKENS = np.zeros(0, np.int32)
 
@@ -86,7 +86,7 @@ def write_prompt(
     alone = text_hidden and codec.layout.hides_all and modality_of(query[-1]) == "image"
     if alone and causal:
         segments, retrieved = segments[-1:], ()
-    writer = _PromptWriter(codec, max_text_tokens, joined, len(query) - 1, text_hidden)
+    writer = _PromptWriter(codec, max_text_tokens, joined, turn_ends(query), text_hidden)
     if not (alone and causal):
         writer.writer.add(codec.layout.begin)
     writer.writer.add(before(causal))
@@ -160,7 +160,7 @@ class _PromptWriter:
         codec: of segments.
         max_text_tokens: each text is cut to its first `max_text_tokens` tokens. None: never.
         joined: the runs of missing codes that have no sentinel of their own.
-        last: index of the query's last segment.
+        turns: whether a turn ends before each of the query's segments, see `turn_ends`.
         text_hidden: whether the stream hides all texts of the query.
     """
 
@@ -169,12 +169,12 @@ class _PromptWriter:
         codec: SegmentCodec,
         max_text_tokens: int | None,
         joined: Joined,
-        last: int,
+        turns: Sequence[bool | None],
         text_hidden: bool,
     ) -> None:
         self.codec, self.layout = codec, codec.layout
         self.max_text_tokens, self.joined = max_text_tokens, joined
-        self.last, self.text_hidden = last, text_hidden
+        self.turns, self.last, self.text_hidden = turns, len(turns) - 1, text_hidden
         self.writer = TokenWriter()
         #: What the last segment was; None before the first.
         self.before: str | None = None
@@ -188,8 +188,10 @@ class _PromptWriter:
         """Write a retrieved document, which has no holes."""
         if not document:
             raise DocumentError(name, "is empty", "give it a text or a picture")
+        turns = turn_ends(document)
         for index, segment in enumerate(document):
-            self._separate(modality_of(segment), index == 0, index == len(document) - 1, False)
+            last = index == len(document) - 1
+            self._separate(modality_of(segment), index == 0, last, False, turns[index])
             self._write(segment, f"{name}, segment {index}")
 
     def continuation(
@@ -203,7 +205,8 @@ class _PromptWriter:
 
         `before`: what is seen of the other segments; `seen`: of the last; `leads`: of text holes."""
         self._write_query(before)
-        self._separate(modality_of(last), not before, True, self.text_hidden)
+        hidden = self.text_hidden
+        self._separate(modality_of(last), not before, True, hidden, self.turns[self.last])
         index, pieces = seen
         if modality_of(last) == "text":
             assert isinstance(pieces, list)
@@ -211,7 +214,9 @@ class _PromptWriter:
             self._write_pieces([piece for piece in pieces if piece is not hole], index)
             end = self.layout.end[0]
             [lead] = leads
-            return self._prompt(text_hole(index, _NO_TOKENS, hole, end, lead))
+            opening = self.codec.frame.opening
+            begin = opening[0] if opening and isinstance(last, TextHole) else None
+            return self._prompt(text_hole(index, _NO_TOKENS, hole, end, lead, begin))
         kind, run, tokens = "image", self.codec.raster, self.codec.raster
         if isinstance(last, Codes):
             tokens = self.codec.code_tokens(last, _place(index))
@@ -240,7 +245,8 @@ class _PromptWriter:
         """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of
         what is hidden."""
         for place, (index, segment) in enumerate(segments):
-            self._separate(modality_of(segment), place == 0, index == self.last, self.text_hidden)
+            facts = place == 0, index == self.last, self.text_hidden, self.turns[index]
+            self._separate(modality_of(segment), *facts)
             if isinstance(segment, list):
                 self._write_pieces(segment, index)
             elif is_image_hole(segment):
@@ -298,10 +304,12 @@ class _PromptWriter:
         hole = Hole(index, kind, prefix, cells, len(cells), end)
         return replace(hole, row_end=row_end, columns=columns) if columns else hole
 
-    def _separate(self, after: str, starts: bool, is_last: bool, text_hidden: bool) -> None:
+    def _separate(
+        self, after: str, starts: bool, is_last: bool, text_hidden: bool, turn_ends: bool | None
+    ) -> None:
         """Write what is between the last segment and the next, see `Boundary`."""
         if self.before is not None:
-            boundary = Boundary(self.before, after, starts, is_last, text_hidden)
+            boundary = Boundary(self.before, after, starts, is_last, text_hidden, turn_ends)
             self.writer.add(self.layout.between(boundary))
         self.before = after
 

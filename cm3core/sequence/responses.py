@@ -46,13 +46,15 @@ def only_responses(
 ) -> npt.NDArray[np.float32]:
     """Loss weights of a sequence, 0 outside of its responses; unchanged where it has none.
 
-    The <eos> behind a text that ends the sequence counts as well: it is how the response ends.
+    The <eos> behind a text that ends the sequence counts as well: it is how the response ends; and of a
+    conversation, what begins its pictures and ends its turns.
     """
     if not sequence.responses:
         return weights
     seen = np.zeros(len(sequence), np.bool_)
     for span in sequence.responses:
         seen[span.start : span.stop] = True
+    seen[list(sequence.decided)] = True
     last = sequence.responses[-1]
     if last.modality == "text" and last.stop == len(sequence) - 1:
         seen[-1] = True

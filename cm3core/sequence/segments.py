@@ -19,6 +19,8 @@ from cm3core.document import (
     Span,
     Text,
     has_holes,
+    is_conversation,
+    starts_turn,
 )
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Frame, Layout, picture_tokens
@@ -215,3 +217,9 @@ class SegmentCodec:
 def modality_of(segment: object) -> str:
     """What a segment is or will be, "text" or "image"; pieces of a text are text."""
     return "image" if isinstance(segment, (Codes, Image, ImageHole)) else "text"
+
+
+def turn_ends(document: Sequence[Segment]) -> list[bool | None]:
+    """Whether a turn ends before each segment; None for each where no turn is marked."""
+    marked = is_conversation(document)
+    return [starts_turn(segment) if marked else None for segment in document]

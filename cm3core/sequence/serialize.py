@@ -27,7 +27,7 @@ from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.fill import contents_of, fill
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
 from cm3core.sequence.responses import responses_of
-from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of
+from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, turn_ends
 
 if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
@@ -80,27 +80,43 @@ class Serializer(SegmentCodec):
         writer, query_segment = TokenWriter(), 0
         spans: list[Span] = []
         responses: list[Span] = []
+        decided: list[int] = []
         writer.add(self.layout.begin)
         for number, document in enumerate([*retrieved, query]):
             name = "query document" if number == len(retrieved) else f"retrieved document {number}"
             if not document:
                 raise DocumentError(name, "is empty", "give it a text or a picture")
-            query_segment, responses = len(spans), []
+            query_segment, responses, decided = len(spans), [], []
+            turns = turn_ends(document)
             for index, segment in enumerate(document):
                 if spans:
                     sides, is_last = (
                         (spans[-1].modality, modality_of(segment)),
                         index == len(document) - 1,
                     )
-                    boundary = Boundary(*sides, starts_document=index == 0, is_last=is_last)
+                    boundary = Boundary(
+                        *sides,
+                        starts_document=index == 0,
+                        is_last=is_last,
+                        turn_ends=turns[index],
+                    )
+                    if turns[index] and responses and responses[-1].stop == spans[-1].stop:
+                        decided.append(writer.length)  # a turn that was asked for ends here
                     writer.add(self.layout.between(boundary))
+                start = writer.length
                 spans.append(
                     self.write_segment(writer, segment, f"{name}, segment {index}", max_text_tokens)
                 )
-                responses += responses_of(self, segment, spans[-1])
+                own = responses_of(self, segment, spans[-1])
+                responses += own
+                if own and start < spans[-1].start and turns[index] is not None:
+                    decided.append(start)
+        if turns[-1] is not None and responses and responses[-1].stop == spans[-1].stop:
+            decided.append(writer.length)
         writer.add(self.layout.end)
         tokens, cells = writer.joined()
-        return TokenSequence(tokens, cells, tuple(spans), query_segment, tuple(responses))
+        facts = query_segment, tuple(responses), tuple(decided)
+        return TokenSequence(tokens, cells, tuple(spans), *facts)
 
     def documents(self, sequence: TokenSequence | IntArray) -> list[Document]:
         """The documents of a sequence without masks, query last: the inverse of `sequence`.

@@ -224,7 +224,9 @@ class CodeCache:
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         return tuple(
-            replace(self.codes(segment.key), response=segment.response)
+            replace(
+                self.codes(segment.key), response=segment.response, starts_turn=segment.starts_turn
+            )
             if isinstance(segment, Image)
             else segment
             for segment in document

@@ -31,9 +31,11 @@ _NAMES = (
     (r"^model\.", ""),
     (r"^lm_head\.", "embed_output."),
 )
-#: What these models were tuned for, in turns of which the last is the answer; and plain captions.
+#: What these models were tuned for, in turns of which the last is the answer; plain captions; and
+#: whole conversations.
 TASKS: Mapping[str, Any] = {
     "plain": True,
+    "turns": True,
     "tasks": {"caption": {"name": "caption"}, "plain_question": {"name": "plain_question"}},
 }
 #: Tokens that a text of a request may have: all but a picture and this many.

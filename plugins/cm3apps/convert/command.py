@@ -24,6 +24,7 @@ EXAMPLE = """examples:
   cm3 convert chameleon-7b-hf -o again --to meta
   cm3 convert Anole-7b-v0.1/models/7b --check
   cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
+  cm3 convert runs/anole-tuned -o anole-tuned-hf --to hf
   cm3 generate --model anole "a red apple\""""
 #: Files beside the weights that a copy must keep.
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -37,13 +38,16 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = (
         "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
         "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
-        "(--to cm3), which cm3 generate and the other commands open. Every tensor must be there and have "
-        "its size; checklist.chk is verified; nothing in a file is executed. Weights keep their "
-        "type. The folder is written as a whole or not at all."
+        "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned. "
+        "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
+        "is executed. Weights keep their type. The folder is written as a whole or not at all."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
-        "source", type=Path, metavar="FOLDER", help="with params.json (Meta) or config.json (HF)"
+        "source",
+        type=Path,
+        metavar="FOLDER",
+        help="with params.json (Meta) or config.json (HF), or a model of this framework with that decoder",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
@@ -51,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("hf", "meta", "cm3"),
-        help="form to write (default: of hf and meta, the one it is not)",
+        help="form to write (default: hf, of files in that form meta)",
     )
     parser.add_argument(
         "--shards",
@@ -63,8 +67,8 @@ def configure(parser: ArgumentParser) -> None:
         "--tokenizer",
         type=Path,
         metavar="FOLDER",
-        help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs for "
-        "pictures; to cm3, which needs it: also with vqgan.ckpt",
+        help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs (a model "
+        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt",
     )
     parser.add_argument(
         "--layout",
@@ -108,13 +112,19 @@ def run(args: Namespace) -> int:
             if value is not None and form not in needed:
                 only = " and --to ".join(needed)
                 raise CM3Error(option, f"is for --to {only} only", "leave it out")
+        if form == "cm3" and model.form == "cm3":
+            raise CM3Error("--to cm3", f"{args.source} is of that form", "choose hf or meta")
         if form == "cm3" and args.tokenizer is None:
             raise CM3Error(
                 "--to cm3",
                 "needs both tokenizers",
                 f"give the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
             )
-        extra = _of_tokenizer(args.tokenizer) if args.tokenizer and form == "hf" else {}
+        extra: dict[str, Any] = {}
+        if form == "hf" and args.tokenizer is not None:
+            extra = _of_tokenizer(args.tokenizer / TEXT_TOKENIZER)
+        elif form == "hf" and model.text_tokenizer is not None:
+            extra = _of_tokenizer(model.text_tokenizer)
         _write(model, args, form, extra)
     print(f"{args.out}: {form}")
     print(LICENCE, file=sys.stderr)
@@ -122,6 +132,7 @@ def run(args: Namespace) -> int:
 
 
 def _open(source: Path, stack: ExitStack) -> ChameleonFiles:
+    from cm3apps.convert.from_cm3 import is_cm3, open_cm3
     from cm3apps.convert.hugging_face import is_hugging_face, open_hugging_face
     from cm3apps.convert.meta import is_meta, open_meta
 
@@ -131,9 +142,11 @@ def _open(source: Path, stack: ExitStack) -> ChameleonFiles:
         return open_meta(source, stack)
     if is_hugging_face(source):
         return open_hugging_face(source, stack)
+    if is_cm3(source):
+        return open_cm3(source, stack)
     raise CheckpointError(
         str(source),
-        "has neither params.json (Meta) nor config.json (Hugging Face)",
+        "has neither params.json (Meta), config.json (Hugging Face) nor recipe.yaml (cm3)",
         "give the folder that holds the files of weights, such as models/7b",
     )
 
@@ -166,11 +179,10 @@ def _read_all(model: ChameleonFiles) -> None:
         lazy.read()
 
 
-def _of_tokenizer(folder: Path) -> dict[str, Any]:
+def _of_tokenizer(path: Path) -> dict[str, Any]:
     """`vocabulary_map` of transformers' config; raises `CheckpointError` if it is of another model."""
     from cm3apps.convert.facts import read_json
 
-    path = folder / TEXT_TOKENIZER
     model = read_json(path).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict) or not any(

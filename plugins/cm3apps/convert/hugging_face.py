@@ -45,7 +45,7 @@ def open_hugging_face(folder: Path, stack: ExitStack) -> ChameleonFiles:
     wanted = parts(facts)
     check_names(str(folder), set(owners) - set(left_out), [part.hugging_face for part in wanted])
     tensors = {
-        part.hugging_face: _lazy(part, owners[part.hugging_face], facts.num_key_heads)
+        part.hugging_face: lazy_of(part, owners[part.hugging_face], facts.num_key_heads)
         for part in wanted
     }
     return ChameleonFiles("hf", facts, tensors, left_out, dict.fromkeys(names))
@@ -119,16 +119,28 @@ def _files(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[
     return {tensor: opened[name] for tensor, name in weight_map.items()}, names
 
 
-def _lazy(part: Part, file: TensorFile, key_heads: int) -> Lazy:
-    found = file.entries[part.hugging_face]
+def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Lazy:
+    """A tensor of a file in transformers' order, whose head norms may be of fewer groups of heads.
+
+    Args:
+        part: which one.
+        file: that holds it.
+        key_heads: heads of keys and values, which groups divide.
+        name: in the file; "": transformers'.
+
+    Raises:
+        CheckpointError: it has another shape.
+    """
+    name = name or part.hugging_face
+    found = file.entries[name]
     shape = found.shape
     groups = shape[0] if part.is_head_norm and len(shape) == 2 else 0
     if groups and key_heads % groups == 0:
         shape = (part.shape[0], *shape[1:])
-    check_shape(str(file.path), part.hugging_face, shape, part.shape)
+    check_shape(str(file.path), name, shape, part.shape)
 
     def read() -> Tensor:
-        tensor = file.tensor(part.hugging_face)
+        tensor = file.tensor(name)
         repeats = part.shape[0] // len(tensor)
         return tensor.repeat_interleave(repeats, dim=0) if part.is_head_norm else tensor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ class ChameleonFiles:
     """What was opened.
 
     Args:
-        form: "meta" or "hf".
+        form: "meta", "hf" or "cm3".
         facts: sizes.
         tensors: those of the decoder, whole, under transformers' names.
         left_out: names of what is there and not converted, with the reason.
         files: the files it is read from, with their MD5 where it was verified.
         params: texts of Meta's files of parameters, by name, to be written back unchanged.
         num_shards: number of Meta's files of weights that these come from. None: not known.
+        text_tokenizer: the file of its text tokenizer. None: it has none.
     """
 
     form: str
@@ -34,6 +36,7 @@ class ChameleonFiles:
     files: Mapping[str, str | None]
     params: Mapping[str, str] = field(default_factory=dict)
     num_shards: int | None = None
+    text_tokenizer: Path | None = None
 
     @property
     def dtype(self) -> torch.dtype:

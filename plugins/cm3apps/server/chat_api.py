@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from bisect import bisect_left
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from cm3apps.server import turns_api
 from cm3apps.server.abilities import task_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.fields import Field
@@ -19,11 +17,7 @@ from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_
 from cm3apps.server.requests import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
-from cm3core.document import Codes
-from cm3core.errors import GenerationError
-from cm3core.generation.engine import Request
-from cm3core.model.loaded import check_prompt, text_hole
-from cm3core.model.tasks import named_task
+from cm3core.model.turns import SPEAKERS, Turn
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
@@ -33,52 +27,38 @@ Answer = dict[str, Any] | AsyncGenerator[Event, None]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-#: What a conversation calls its speakers, as one text.
-SPEAKERS = {"user": "User", "assistant": "Assistant"}
-
-
 @dataclass(frozen=True)
-class Turn:
+class Asked:
     """A conversation up to what the user says last.
 
     Args:
         text: the user's last text.
         picture: the last picture of the conversation.
         earlier: (role, text) of the turns before, of user and assistant, those without text left out.
+        spoken: (role, parts in order) of all turns of user and assistant up to that text.
     """
 
     text: str
     picture: Upload | None
     earlier: tuple[tuple[str, str], ...] = ()
-
-    def conversation(self, num_earlier: int) -> str:
-        """The last text after this many of the turns before it, as the chat task reads them: a
-        question that begins it has no speaker.
-
-        >>> Turn("And now?", None, (("user", "What is it?"), ("assistant", "A bell."))).conversation(2)
-        'What is it? Assistant: A bell. User: And now?'
-        """
-        kept = (*self.earlier[len(self.earlier) - num_earlier :], ("user", self.text))
-        said = [f"{SPEAKERS[role]}: {text}" for role, text in kept]
-        return " ".join([kept[0][1] if kept[0][0] == "user" else said[0], *said[1:]])
-
-    @property
-    def beginnings(self) -> list[int]:
-        """How many of the turns before can be read, so that the first one is a question; ascending."""
-        number = len(self.earlier)
-        return [0, *(number - place for place in reversed(range(number))
-                     if self.earlier[place][0] == "user")]  # fmt: skip
+    spoken: tuple[tuple[str, tuple[str | Upload, ...]], ...] = ()
 
 
-def turn_of(messages: list[Any], limits: Limits) -> Turn:
+def turn_of(messages: list[Any], limits: Limits) -> Asked:
     """Read the messages. Those after the user's last one don't count, nor what a system says."""
     picture, last, pictures = None, None, 0
     said: list[tuple[str, str]] = []
+    spoken: list[tuple[str, tuple[str | Upload, ...]]] = []
     for place, message in enumerate(messages):
         name = f"messages[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise _wrong(name, f"must be an object whose role is one of {', '.join(ROLES)}")
-        words, uploads = _parts(message.get("content"), name, limits)
+        parts = _parts(message.get("content"), name, limits)
+        words = "\n".join(part for part in parts if isinstance(part, str))
+        uploads = [part for part in parts if not isinstance(part, str)]
+        Field(name=f"{name}.content", sort="text", most=limits.prompt_characters, help="").read(
+            words
+        )
         pictures += len(uploads)
         if pictures > limits.pictures:
             raise _wrong(name, f"more than {limits.pictures} pictures were sent")
@@ -86,44 +66,46 @@ def turn_of(messages: list[Any], limits: Limits) -> Turn:
         if message["role"] == "user":
             last = len(said)
         said.append((message["role"], words.strip()))
+        spoken.append((message["role"], tuple(parts)))
     if last is None:
         raise _wrong("messages", "there is no message of the user")
     text = said[last][1]
     if not text and picture is None:
         raise _wrong("messages", "the user's last message is empty")
+    spoken = [(role, parts) for role, parts in spoken[: last + 1] if role in SPEAKERS and parts]
     earlier = tuple((role, words) for role, words in said[:last] if role in SPEAKERS and words)
-    return Turn(text, picture, earlier)
+    return Asked(text, picture, earlier, tuple(spoken))
 
 
-def _parts(content: Any, name: str, limits: Limits) -> tuple[str, list[Upload]]:
-    """The text and the pictures of a message."""
+def _parts(content: Any, name: str, limits: Limits) -> list[str | Upload]:
+    """The texts and the pictures of a message, in order."""
     reader = Field(name=f"{name}.content", sort="text", most=limits.prompt_characters, help="")
     if content is None:
-        return "", []
+        return []
     if isinstance(content, str):
-        return reader.read(content), []
+        return [reader.read(content)]
     if not isinstance(content, list):
         raise _wrong(f"{name}.content", "must be a string or a list of parts")
-    words, uploads = [], []
+    parts: list[str | Upload] = []
     for number, part in enumerate(content):
         place = f"{name}.content[{number}]"
         sort = part.get("type") if isinstance(part, dict) else None
         if sort == "text":
-            words.append(reader.read(part.get("text")))
+            parts.append(reader.read(part.get("text")))
         elif sort == "image_url":
             url = part.get("image_url")
             address = url.get("url") if isinstance(url, dict) else url
-            uploads.append(from_url(address, f"{place}.image_url"))
+            parts.append(from_url(address, f"{place}.image_url"))
         else:
             raise _wrong(place, 'must be {"type": "text"} or {"type": "image_url"}')
-    return reader.read("\n".join(words)), uploads
+    return parts
 
 
 def _wrong(place: str, cause: str) -> APIError:
     return APIError(400, f"{place}: {cause}", param="messages", code="invalid_value")
 
 
-def _answers_with_picture(values: Mapping[str, Any], turn: Turn) -> bool:
+def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
     """Whether a picture is wanted: as `modalities` says, else one for a text alone."""
     modalities = values.get("modalities")
     if modalities is None:
@@ -147,6 +129,13 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
     turn = turn_of(values["messages"], workshop.limits)
     name = workshop.pool.name_of(values.get("model"))
     options = await aside(generation_options, values, workshop.limits)
+    async with workshop.pool.use(name) as loaded:
+        in_turns = turns_api.in_turns(loaded.model)
+        if in_turns:
+            check_sampling(loaded.model, options)
+    if in_turns:
+        turns = await aside(_turns, turn, workshop.limits)
+        return await turns_api.completions(workshop, client, name, turns, values, options)
     wants_picture = _answers_with_picture(values, turn)
     _add_sampling(options, values, "" if wants_picture else "text_")
     pixels = (
@@ -208,7 +197,7 @@ def _with_picture(model: Model, picture: Any, task: PictureTask, documents: bool
 
 
 def _question(
-    model: Model, turn: Turn, most: int | None, cuts: bool
+    model: Model, turn: Asked, most: int | None, cuts: bool
 ) -> tuple[str | None, dict[str, Any], int]:
     """What the model is asked, the option that names its task, and how many earlier turns it reads:
     none, unless it was tuned for conversations.
@@ -221,30 +210,23 @@ def _question(
     name = task_of(model, "chat") if turn.text else None
     if name is None:
         return turn.text or None, {}, 0
-    number = len(turn.earlier)
-    if cuts:
-        # what is too long stays so with more turns
-        some = turn.beginnings
-        too_long = bisect_left(
-            some, True, key=lambda read: not _fits(model, name, turn.conversation(read), most)
+    said = [*turn.earlier, ("user", turn.text)]
+    conversation, number = model.conversation_read(name, said, max_tokens=most, truncate=cuts)
+    return conversation, {"task": name}, number
+
+
+def _turns(asked: Asked, limits: Limits) -> list[Turn]:
+    """The conversation with its pictures as pixels, turns without content left out."""
+    found = []
+    for role, parts in asked.spoken:
+        seen = tuple(
+            part if isinstance(part, str) else part.pixels(limits.picture_pixels)
+            for part in parts
+            if not isinstance(part, str) or part.strip()
         )
-        number = some[max(0, too_long - 1)]
-    return turn.conversation(number), {"task": name}, number
-
-
-def _fits(model: Model, name: str, conversation: str, most: int | None) -> bool:
-    """Whether a conversation, and an answer to it, are short enough for the model."""
-    grid = model.components.image_tokenizer.grid
-    blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
-    prompt = named_task(model, name).prompt(
-        {"image": blank, "conversation": conversation},
-        max_tokens=text_hole(model.recipe, most).max_tokens,
-    )
-    try:
-        check_prompt(model, "conversation", prompt, truncate=False)
-    except GenerationError:
-        return False
-    return model.engine.fits(Request(prompt))
+        if seen:
+            found.append(Turn("user" if role == "user" else "assistant", seen))
+    return found
 
 
 def _message(content: Any, result: Any, documents: bool) -> dict[str, Any]:
@@ -254,7 +236,7 @@ def _message(content: Any, result: Any, documents: bool) -> dict[str, Any]:
     return message
 
 
-def _usage(model: Model, turn: Turn, messages: list[dict[str, Any]]) -> dict[str, int]:
+def _usage(model: Model, turn: Asked, messages: list[dict[str, Any]]) -> dict[str, int]:
     """Tokens of the text and the picture that were read, and of what came back."""
     tokenizer, codes = model.components.text_tokenizer, model.components.serializer.num_codes
     read = len(tokenizer.encode(turn.text)) + (0 if turn.picture is None else codes)

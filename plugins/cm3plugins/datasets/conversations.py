@@ -66,16 +66,22 @@ class ConversationsConfig(FileSourceConfig):
         path: a JSON file with a list of conversations, or one a line.
         pictures: folder of the pictures; "": the file's.
         turns: "whole": a document is a conversation, its answers marked as responses, and needs no
-            task; "each": a record is an answer with the turns before it, with the fields image,
-            conversation, answer (task `chat`); answers with pictures need "whole".
+            task; "marked": the same without words for who speaks: the model's layout ends turns
+            (Chameleon, Lumina-mGPT; `Model.chat`); "each": a record is an answer with the turns before it, with the fields image,
+            conversation, answer (task `chat`); answers with pictures need one of the others.
         allow_outside: read pictures outside the pictures' folder, by absolute paths, `../` or links;
             false: their records are skipped.
     """
 
     path: str
     pictures: str = ""
-    turns: Literal["whole", "each"] = "whole"
+    turns: Literal["whole", "marked", "each"] = "whole"
     allow_outside: bool = False
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether `turns` is "marked"."""
+        return self.turns == "marked"
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of the file."""
@@ -95,8 +101,9 @@ class ConversationsConfig(FileSourceConfig):
             # conversations about one picture are in one split
             group = shown[0].key if shown else name
             place = row.place if isinstance(row, Row) else ""
-            if self.turns == "whole":
-                yield _whole(name, place, group, turns)
+            if self.turns != "each":
+                make = _whole if self.turns == "whole" else _marked
+                yield make(name, place, group, turns)
                 continue
             for number in range(1, len(turns), 2):
                 try:
@@ -185,6 +192,26 @@ def _whole(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
                 responses.add(len(parts))
             parts.append((piece,) if isinstance(piece, str) else piece)
     return FoundRecord(name, place, tuple(parts), responses=frozenset(responses), group=group)
+
+
+def _marked(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:
+    """A conversation as a document whose turns are marked."""
+    parts: list[Picture | tuple[str, ...]] = []
+    responses: set[int] = set()
+    starts: set[int] = set()
+    for number, turn in enumerate(turns):
+        starts.add(len(parts))
+        if number % 2:
+            responses |= {len(parts) + piece for piece in range(len(turn.pieces))}
+        parts += [(piece,) if isinstance(piece, str) else piece for piece in turn.pieces]
+    return FoundRecord(
+        name,
+        place,
+        tuple(parts),
+        responses=frozenset(responses),
+        turns=frozenset(starts),
+        group=group,
+    )
 
 
 def _answer(name: str, place: str, group: str, turns: list[Turn]) -> FoundRecord:

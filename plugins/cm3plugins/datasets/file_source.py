@@ -108,6 +108,7 @@ class FoundRecord:
         provenance: what the record states of its licence and source.
         names: the parts' names as fields of tasks; (): they have none.
         responses: places of the parts that are answers of a conversation.
+        turns: places of the parts that start a turn of a conversation.
         group: records of one group, such as questions about one picture, are in one split; "": alone.
     """
 
@@ -117,6 +118,7 @@ class FoundRecord:
     provenance: Provenance = Provenance()  # noqa: RUF009  # frozen
     names: tuple[str, ...] = ()
     responses: frozenset[int] = frozenset()
+    turns: frozenset[int] = frozenset()
     group: str = ""
 
 
@@ -201,12 +203,12 @@ class FileSource(DocumentSource):
         record = self._records[index]
         segments: list[Segment] = []
         for place, part in enumerate(record.parts):
-            asked = place in record.responses
+            asked, starts = place in record.responses, place in record.turns
             if not isinstance(part, tuple):
-                segments.append(Image(part.key, part.load, response=asked))
+                segments.append(Image(part.key, part.load, response=asked, starts_turn=starts))
                 continue
             text = part[0] if rng is None else part[int(rng.integers(len(part)))]
-            segments.append(Text(text, ((0, len(text)),) if asked else ()))
+            segments.append(Text(text, ((0, len(text)),) if asked else (), starts))
         return tuple(segments)
 
 

@@ -126,6 +126,11 @@ class MixtureConfig(DocumentSourceConfig):
     def memory_config(self) -> DocumentSourceConfig:
         return self if self.memory is None else self.parts[self.memory]
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether a part without a task has."""
+        return any(part.has_turns for name, part in self.parts.items() if name not in self.tasks)
+
     def build(self) -> MixtureSource:
         """Return the mixture.
 

@@ -2,8 +2,9 @@
 
     begin  request ...  turn_end  answer  turn_end
 
-The last segment of a document is the answer, what is before it the request; a document of one segment
-is a text or a picture without a request. Two texts side by side are two turns.
+A conversation says where its turns begin (`cm3core.document.is_conversation`). Of any other document
+the last segment is the answer, what is before it the request; a document of one segment is a text or a
+picture without a request. Two texts side by side are two turns.
 """
 
 from __future__ import annotations
@@ -81,11 +82,17 @@ class TurnLayout(Layout):
     def hides_all(self) -> bool:
         return self.tokens.hides_all
 
+    @property
+    def has_turns(self) -> bool:
+        return True
+
     def between(self, boundary: Boundary) -> tuple[int, ...]:
         """The end of a turn, where one ends; none within a request whose texts are hidden."""
-        both_text = boundary.before == boundary.after == "text"
-        ends = not boundary.text_hidden and (boundary.is_last or both_text)
-        return self.tokens.turn_end if ends or boundary.starts_document else ()
+        ends = boundary.turn_ends
+        if ends is None:
+            ends = boundary.is_last or boundary.before == boundary.after == "text"
+        shown = ends and not boundary.text_hidden
+        return self.tokens.turn_end if shown or boundary.starts_document else ()
 
     def frame(self, grid: tuple[int, int]) -> Frame:
         opening = (*self.tokens.opening, *self._sizes(grid))
@@ -148,6 +155,11 @@ class Emu3Layout(TurnLayout):
     ) -> None:
         super().__init__("emu3", vocabulary, tokens)
         self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
+
+    @property
+    def has_turns(self) -> bool:
+        """No: Emu3's pictures have one request."""
+        return False
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
         """Nothing between a text and its picture; what ends a sequence between two texts and between

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from cm3core.interfaces.sampler import PromptVariant
+from cm3core.interfaces.sampler import PromptVariant, SamplingPlan
 from cm3plugins.samplers.config import EditCFGSamplerConfig
 
 
@@ -15,15 +16,27 @@ class ChameleonSamplerConfig(EditCFGSamplerConfig):
 
     As `edit_cfg`, but i sees no text of the query at all. Without pictures in the prompt, i and u are
     one stream. Formula and defaults: facebookresearch/chameleon (`guidance_scale_image` 1.2,
-    `guidance_scale_text` 3.0, temperature 0.7, top-p 0.9); no set of plausible codes.
+    `guidance_scale_text` 3.0, temperature 0.7, top-p 0.9, of texts a repetition penalty of 1.2); no set
+    of plausible codes.
+
+    Args:
+        repetition_penalty: of texts: logits of tokens that were read or written are divided by it where
+            positive and multiplied where negative (CTRL, arXiv:1909.05858); 1 is off.
     """
 
     edits: ClassVar[bool] = False
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"repetition_penalty": (1e-3, 1e3)}
     guidance_scale: float = 3.0
     picture_guidance_scale: float = 1.2
     temperature: float = 0.7
     top_p: float = 0.9
     plausible_top_p: float = 1.0
+    repetition_penalty: float = 1.2
+
+    def plan(self, modality: str) -> SamplingPlan:
+        """The plan for "text" or "image" positions."""
+        penalty = self.repetition_penalty if modality == "text" else 1.0
+        return replace(super().plan(modality), repetition_penalty=penalty)
 
     def without_edit(self) -> PromptVariant:
         """What i sees: pictures, and `negative_prompt` in place of the texts."""

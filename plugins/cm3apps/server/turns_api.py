@@ -1,0 +1,197 @@
+"""`/v1/chat/completions` of models that converse in their layout's turns: pictures on both sides, texts as
+they are written."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server.errors import APIError
+from cm3apps.server.pictures import Output, metadata_of, text_of_base64
+from cm3apps.server.streaming import Event
+from cm3apps.server.tasks import Workshop, aside
+from cm3core.generation.engine import TextGrown, candidate_seed
+from cm3core.model.results import GeneratedImage
+from cm3core.model.tasks import conversing_task
+from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
+
+if TYPE_CHECKING:
+    from cm3core.model.model import Model
+
+#: Options of pictures that a reply has no use for.
+_NOT_HERE = {
+    "num_candidates": "candidates",
+    "reranker": "reranker",
+    "num_retrieved": "num_retrieved",
+    "context": "documents",
+}
+
+
+def in_turns(model: Model) -> bool:
+    """Whether a model converses in its layout's turns."""
+    has_turns = model.components.serializer.layout.has_turns
+    return model.tasks.turns and has_turns and conversing_task(model) is None
+
+
+def wanted(modalities: object) -> str:
+    """What is to be replied, of the field `modalities`."""
+    if modalities is None:
+        return "any"
+    if not isinstance(modalities, list) or not modalities:
+        modalities = [None]
+    if any(one not in ("text", "image") for one in modalities):
+        raise APIError(
+            400, 'modalities: must be ["image"] or ["text"], or both', param="modalities",
+            code="invalid_value",
+        )  # fmt: skip
+    return "any" if len(set(modalities)) == 2 else str(modalities[0])
+
+
+async def completions(
+    workshop: Workshop,
+    client: str,
+    name: str,
+    turns: Sequence[Turn],
+    values: Mapping[str, Any],
+    options: dict[str, Any],
+) -> dict[str, Any] | AsyncGenerator[Event, None]:
+    """Reply to a conversation.
+
+    Args:
+        workshop: does the work.
+        client: who asks.
+        name: of the model.
+        turns: of user and assistant, the last one the user's.
+        values: the request's fields.
+        options: of the sampler, and the seed.
+    """
+    for option, field in _NOT_HERE.items():
+        if option in options:
+            raise APIError(
+                400, f"{field}: a reply of this model has none", param=field, code="invalid_value"
+            )
+    answer = wanted(values.get("modalities"))
+    most = values.get("max_completion_tokens", values.get("max_tokens"))
+    options |= {"answer": answer, "truncate": bool(values.get("truncate"))}
+    options |= {} if most is None else {"max_tokens": most}
+    prefix = "" if answer == "image" else "text_"
+    own = {f"{prefix}{key}": values[key] for key in ("temperature", "top_p") if key in values}
+    options["sampling"] = own | options.get("sampling", {})
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": name,
+    }
+    number = values.get("n", 1)
+    if values.get("stream") and number == 1:
+        with_usage = values.get("stream_options", {}).get("include_usage") is True
+        return _stream(workshop, client, name, turns, options, head, with_usage)
+    choices, usage = [], {}
+    for place in range(number):
+        seeded = options | {"seed": candidate_seed(options["seed"], place)}
+        reply: Reply | None = None
+        async with aclosing(_events(workshop, client, name, turns, seeded)) as events:
+            async for model, event in events:
+                if isinstance(event, ReplyReady):
+                    reply = event.reply
+                    shown = await aside(_content, model, reply.parts, turns, seeded)
+                    usage = _usage(model, turns, [reply])
+        assert reply is not None
+        message = {"role": "assistant", "content": shown, "refusal": None} | _facts(reply)
+        choices.append(
+            {"index": place, "message": message, "finish_reason": reply.finish, "logprobs": None}
+        )
+    return head | {"object": "chat.completion", "choices": choices, "usage": usage}
+
+
+async def _events(
+    workshop: Workshop, client: str, name: str, turns: Sequence[Turn], options: dict[str, Any]
+) -> AsyncGenerator[tuple[Model, Any], None]:
+    """The model, and the events of a reply, when it is the request's turn."""
+    async with workshop.turn(client, name, 1, {"num_candidates": 1}) as loaded:
+        async with aclosing(loaded.chat_events(turns, **options)) as events:
+            async for event in events:
+                yield loaded.model, event
+        workshop.on_finished("chat")
+
+
+async def _stream(
+    workshop: Workshop,
+    client: str,
+    name: str,
+    turns: Sequence[Turn],
+    options: dict[str, Any],
+    head: dict[str, Any],
+    with_usage: bool,
+) -> AsyncGenerator[Event, None]:
+    """A reply in chunks: pieces of its texts, and its pictures, as they come."""
+    head = head | {"object": "chat.completion.chunk"}
+
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> Event:
+        return Event(
+            "", head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+        )
+
+    role: dict[str, Any] = {"role": "assistant"}
+    async with aclosing(_events(workshop, client, name, turns, options)) as events:
+        async for model, event in events:
+            if isinstance(event, TextGrown):
+                yield chunk(role | {"content": event.text})
+                role = {}
+            elif isinstance(event, ReplyPart) and isinstance(event.part, ReplyPicture):
+                yield chunk(
+                    role | {"content": await aside(_content, model, [event.part], turns, options)}
+                )
+                role = {}
+            elif isinstance(event, ReplyReady):
+                yield chunk(_facts(event.reply), event.reply.finish)
+                if with_usage:
+                    usage = _usage(model, turns, [event.reply])
+                    yield Event("", head | {"choices": [], "usage": usage})
+
+
+def _content(
+    model: Model,
+    parts: Sequence[str | ReplyPicture],
+    turns: Sequence[Turn],
+    options: Mapping[str, Any],
+) -> str | list[dict[str, Any]]:
+    """A text alone as such, anything else as parts."""
+    if all(isinstance(part, str) for part in parts):
+        return "".join(map(str, parts))
+    found: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append({"type": "text", "text": part})
+            continue
+        facts = part.pixels, turns[-1].text, part.seed, (), part.codes, part.log_probability
+        picture = GeneratedImage(*facts)
+        told = metadata_of(model, picture, options.get("sampler"), options.get("sampling", {}))
+        encoded = text_of_base64(Output().encode(part.pixels, told))
+        url = f"data:image/png;base64,{encoded}"
+        found.append({"type": "image_url", "image_url": {"url": url}})
+    return found
+
+
+def _facts(reply: Reply) -> dict[str, Any]:
+    return {
+        "seed": reply.seed,
+        "turns_read": reply.turns_read,
+        "turns_left_out": reply.turns_left_out,
+    }
+
+
+def _usage(model: Model, turns: Sequence[Turn], replies: Sequence[Reply]) -> dict[str, int]:
+    """Tokens of the texts and the codes of the pictures that were read, and of what came back."""
+    tokenizer, codes = model.components.text_tokenizer, model.components.serializer.num_codes
+
+    def count(parts: Sequence[Any]) -> int:
+        return sum(len(tokenizer.encode(one)) if isinstance(one, str) else codes for one in parts)
+
+    kept = turns[len(turns) - 1 - replies[0].turns_read :]
+    read = sum(count(turn.parts) for turn in kept)
+    written = sum(count(reply.parts) for reply in replies)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
