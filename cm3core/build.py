@@ -84,7 +84,7 @@ class Components:
     @cached_property
     def source(self) -> DocumentSource:
         """The data set, split as the recipe says."""
-        return source_of(self.recipe, self.registry)
+        return self._checked(source_of(self.recipe, self.registry))
 
     @cached_property
     def memory(self) -> DocumentSource:
@@ -162,7 +162,12 @@ class Components:
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
-        return source_of(self.recipe, self.registry, split=name)
+        return self._checked(source_of(self.recipe, self.registry, split=name))
+
+    def _checked(self, source: DocumentSource) -> DocumentSource:
+        """The source, if its documents fit the tokenizers."""
+        source.check_tokenizers(self.text_tokenizer.fingerprint, self.image_tokenizer.fingerprint)
+        return source
 
     def fingerprints(self) -> dict[str, str]:
         """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
@@ -304,7 +309,7 @@ def build(
         decoder,
     )
     if source is not None:
-        components.source = source
+        components.source = components._checked(source)
     return components
 
 
@@ -337,8 +342,10 @@ def _text_tokenizer(
     source: DocumentSource | None,
     registry: Registry,
 ) -> TextTokenizer:
-    """The text tokenizer that was saved in a folder, or that the config builds from a data set's
-    texts."""
+    """The text tokenizer that was saved in a folder, with an encoded data set, or that the config builds
+    from a data set's texts."""
+    if folder is None and source is not None:
+        folder = source.text_tokenizer_folder(config)
     if folder is None:
         return built(config.build(None if source is None else source.texts()), config, registry)
     with _readable_files("text_tokenizer", folder):

@@ -41,10 +41,13 @@ class Text:
         text: the text.
         responses: character ranges [start, stop) that a task asks for; they are no part of what the
             text is: texts that differ only in them are equal.
+        ids: those that the text tokenizer gives of it, where they are stored with it; None: it is
+            encoded when it is needed.
     """
 
     text: str
     responses: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+    ids: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

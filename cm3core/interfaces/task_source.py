@@ -56,6 +56,9 @@ class TaskSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         return self.source.provenance(self._indices[index])
 
+    def check_tokenizers(self, text: str, image: str) -> None:
+        self.source.check_tokenizers(text, image)
+
     @property
     def skipped(self) -> list[SkippedRecord]:
         return [*self.source.skipped, *self._skipped]

@@ -9,6 +9,7 @@ to one document. A part's records come in a random order, each once before any c
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -238,6 +239,21 @@ class MixtureSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         source, place = self._place(index)
         return source.provenance(place)
+
+    @property
+    def is_encoded(self) -> bool:
+        return all(source.is_encoded for source in self.sources)
+
+    def check_tokenizers(self, text: str, image: str) -> None:
+        for source in self.sources:
+            source.check_tokenizers(text, image)
+
+    def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:
+        source, place = self._place(index)
+        return source.text_alternatives(place)
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        return sum((Counter(source.provenances()) for source in self.sources), Counter())
 
     @property
     def skipped(self) -> list[SkippedRecord]:
