@@ -263,9 +263,11 @@ def build(
             f"split {split!r} has no usable document{first}",
             "run 'cm3 data validate' to see why records are skipped",
         )
-    text_tokenizer = _text_tokenizer(
-        section(recipe, "text_tokenizer"), tokenizer_folder, source, registry
-    )
+    config = section(recipe, "text_tokenizer")
+    if tokenizer_folder is None and source is not None:
+        name = recipe.component_names["text_tokenizer"]
+        tokenizer_folder = source.text_tokenizer_folder(name, config)
+    text_tokenizer = _text_tokenizer(config, tokenizer_folder, source, registry)
     image_tokenizer = image_tokenizer_of(
         section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
     )
@@ -342,10 +344,8 @@ def _text_tokenizer(
     source: DocumentSource | None,
     registry: Registry,
 ) -> TextTokenizer:
-    """The text tokenizer that was saved in a folder, with an encoded data set, or that the config builds
-    from a data set's texts."""
-    if folder is None and source is not None:
-        folder = source.text_tokenizer_folder(config)
+    """The text tokenizer that was saved in a folder, or that the config builds from a data set's
+    texts."""
     if folder is None:
         return built(config.build(None if source is None else source.texts()), config, registry)
     with _readable_files("text_tokenizer", folder):

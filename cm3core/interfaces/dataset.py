@@ -163,9 +163,9 @@ class DocumentSource(ABC):
         """Raise `TokenizerError` if the documents were encoded by others than the tokenizers of these
         fingerprints."""
 
-    def text_tokenizer_folder(self, config: TextTokenizerConfig) -> Path | None:
-        """Return the folder of the text tokenizer that encoded the documents, if a config of these values
-        built it; None: the config builds one of the documents' texts."""
+    def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
+        """Return the folder of the text tokenizer that encoded the documents, if the component of this name
+        built it with these values; None: the config builds one of the documents' texts."""
         return None
 
     def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:

@@ -88,7 +88,11 @@ def test_back_again() -> None:
     assert text.ids == (104, 105)
     assert picture.response
     assert picture.codes.dtype == np.int32
-    assert (found.id, found.group, found.provenance) == ("a/b", "a", Provenance("MIT", "here", "Rex"))
+    assert (found.id, found.group, found.provenance) == (
+        "a/b",
+        "a",
+        Provenance("MIT", "here", "Rex"),
+    )
     assert found.content_keys == {"image:k"}
 
 
@@ -101,9 +105,7 @@ def test_alternatives_are_drawn_as_a_data_set_of_files_draws_them(
     texts: list[list[str]], seed: int
 ) -> None:
     texts = [[text.encode(errors="ignore").decode() or "x" for text in one] for one in texts]
-    found = stored(
-        tuple(Text(one[0]) for one in texts), alternatives=[tuple(one) for one in texts]
-    )
+    found = stored(tuple(Text(one[0]) for one in texts), alternatives=[tuple(one) for one in texts])
     rng, own = np.random.default_rng(seed), np.random.default_rng(seed)
     expected = [one[int(own.integers(len(one)))] for one in texts]
     drawn = found.document(rng)
@@ -124,9 +126,17 @@ def test_texts_that_belong_together_are_drawn_together() -> None:
 @pytest.mark.parametrize(
     ("text", "codes", "cause"),
     [
-        (b"{", b"", "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),  # fmt: skip
+        (
+            b"{",
+            b"",
+            "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),  # fmt: skip
         (b"[]", b"", "ValueError: no document"),
-        (b'{"id":"a","segments":[],"licence":"MIT"}', b"no array", "ValueError: no array of numpy's format 1.0"),  # fmt: skip
+        (
+            b'{"id":"a","segments":[],"licence":"MIT"}',
+            b"no array",
+            "ValueError: no array of numpy's format 1.0",
+        ),  # fmt: skip
     ],
 )
 def test_wrong_bytes(text: bytes, codes: bytes, cause: str) -> None:

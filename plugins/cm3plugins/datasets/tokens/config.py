@@ -35,7 +35,7 @@ class TokensSourceConfig(DocumentSourceConfig):
     reads_token_shards: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "shuffle_shards": (1, 1 << 20),
-        "cache_gb": (0.001, 1e9),
+        "cache_gb": (1e-6, 1e9),
         "tries": (1, 100),
     }
 

@@ -193,10 +193,12 @@ class TokensSource(DocumentSource):
                     f"give the recipe the {kind} that the manifest states, or encode the data set again",
                 )
 
-    def text_tokenizer_folder(self, config: TextTokenizerConfig) -> Path | None:
+    def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
         """The folder beside the shards; from a store its files are fetched."""
         info = self.manifest.text_tokenizer
-        if not info.files or json.loads(json.dumps(asdict(config))) != info.config:
+        same_name = name.rpartition("/")[2] == info.name.rpartition("/")[2]
+        same_values = json.loads(json.dumps(asdict(config), default=str)) == info.config
+        if not (info.files and same_name and same_values):
             return None
         if isinstance(self.storage, FolderStorage):
             folder = self.storage.folder / _TEXT_TOKENIZER
@@ -227,6 +229,7 @@ class TokensSource(DocumentSource):
         None where one loader has all shards at once: then the order is as of any other data set.
         """
         if num_streams == 1 and len(self.shards) <= self.config.shuffle_shards:
+            self._ahead.follow(range(len(self.shards)))
             return None
         shards = _rng(seed, epoch, _SHARD_ORDER).permutation(len(self.shards))
         size = len(self) // num_streams
