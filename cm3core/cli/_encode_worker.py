@@ -6,6 +6,7 @@ It ends with the process that started it, however that ends: it holds the other 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 
@@ -18,6 +19,8 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C is for the command, which ends its processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from cm3core.cli.main import entry
 

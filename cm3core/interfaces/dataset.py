@@ -159,6 +159,12 @@ class DocumentSource(ABC):
         it needs it, and none at the start."""
         return False
 
+    @property
+    def is_far(self) -> bool:
+        """Whether documents come over a network when they are read: then nothing reads all of them unless it
+        is asked for."""
+        return False
+
     def check_tokenizers(self, text: str, image: str) -> None:  # noqa: B027  # pixels fit any
         """Raise `TokenizerError` if the documents were encoded by others than the tokenizers of these
         fingerprints."""

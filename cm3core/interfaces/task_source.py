@@ -56,6 +56,10 @@ class TaskSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         return self.source.provenance(self._indices[index])
 
+    @property
+    def is_far(self) -> bool:
+        return self.source.is_far
+
     def check_tokenizers(self, text: str, image: str) -> None:
         self.source.check_tokenizers(text, image)
 

@@ -244,6 +244,10 @@ class MixtureSource(DocumentSource):
     def is_encoded(self) -> bool:
         return all(source.is_encoded for source in self.sources)
 
+    @property
+    def is_far(self) -> bool:
+        return any(source.is_far for source in self.sources)
+
     def check_tokenizers(self, text: str, image: str) -> None:
         for source in self.sources:
             source.check_tokenizers(text, image)

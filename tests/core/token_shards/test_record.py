@@ -130,13 +130,13 @@ def test_texts_that_belong_together_are_drawn_together() -> None:
             b"{",
             b"",
             "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
-        ),  # fmt: skip
+        ),
         (b"[]", b"", "ValueError: no document"),
         (
             b'{"id":"a","segments":[],"licence":"MIT"}',
             b"no array",
             "ValueError: no array of numpy's format 1.0",
-        ),  # fmt: skip
+        ),
     ],
 )
 def test_wrong_bytes(text: bytes, codes: bytes, cause: str) -> None:

@@ -241,7 +241,7 @@ def test_addresses_that_can_not_be_used(
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(MissingPackageError) as other:
-        storages.storage_of("s3://a/b", None, None, 1)
+        storages.storage_of("s3://a/b", tmp_path, None, 1)
     assert str(other.value) == (
         "dataset.path s3://a/b: the package 's3fs' is not installed\n  next: pip install 'cm3leon[s3]'"
     )

@@ -241,10 +241,13 @@ def test_any_number_of_processes_has_the_same_rows(
 
 
 def refused(folder: Path, *, split: str = "train") -> CM3Error:
-    with pytest.raises(CM3Error) as caught:
+    def read() -> None:
         source = source_of(folder, split=split)
         for index in range(len(source)):
             source.document(index)
+
+    with pytest.raises(CM3Error) as caught:
+        read()
     return caught.value
 
 
@@ -282,16 +285,16 @@ def test_manifests_that_are_none(shards: Path, tmp_path: Path) -> None:
         (
             json.dumps(values | {"format": "cm3 token shards 9"}),
             "has the format 'cm3 token shards 9', this version reads 'cm3 token shards 1'",
-        ),  # fmt: skip
+        ),
         (json.dumps(values | {"grid": [0, 1]}), "is damaged (ValueError: grid is 0)"),
         (
             json.dumps(values | {"splits": 3}),
             "is damaged (AttributeError: 'int' object has no attribute 'items')",
-        ),  # fmt: skip
+        ),
         (
             json.dumps(values).replace("train-000001.tar", "../1.tar"),
             "is damaged (ValueError: '../1.tar' is not a file's name)",
-        ),  # fmt: skip
+        ),
     ):
         path.write_text(content)
         assert refused(folder).cause == cause
@@ -308,8 +311,8 @@ def test_another_tokenizer(registry: Registry, shards: Path) -> None:
         (f"{TEXTS[0]} image_tokenizer.variant=b", "image_tokenizer", "colours colours-a"),
         ("text_tokenizer=characters", "text_tokenizer", "byte "),
     ):
+        given = [*override.split(), TEXTS[1]]
         with pytest.raises(CM3Error) as caught:
-            given = [*override.split(), TEXTS[1]]
             prepared(registry, "dataset=tokens", f"dataset.path={shards}", texts=given)
         assert str(caught.value).startswith(
             f"{path}: the shards were encoded by another {kind}: {name}"

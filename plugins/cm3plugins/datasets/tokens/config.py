@@ -53,7 +53,11 @@ class TokensSourceConfig(DocumentSourceConfig):
             DataError: there are no token shards, or not this split.
             MissingPackageError: the store needs a package.
         """
+        from cm3core.files import cache_directory, user_path
         from cm3plugins.datasets.tokens.source import TokensSource
+        from cm3plugins.datasets.tokens.storage import storage_of
 
         self.check()
-        return TokensSource(self)
+        cache = cache_directory() if self.cache_dir is None else user_path(self.cache_dir)
+        storage = storage_of(self.path, cache / "shards", self.cache_gb, self.tries)
+        return TokensSource(storage, self.split, self.shuffle_shards)

@@ -7,7 +7,6 @@ of seed, epoch, the loader's number and V: any number of processes reads the sam
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections import OrderedDict
@@ -21,65 +20,60 @@ import numpy.typing as npt
 
 from cm3core.document import Document
 from cm3core.errors import DataError, TokenizerError, close_match
-from cm3core.files import cache_directory, make_folder, user_path, write_bytes
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3core.token_shards import (
     MANIFEST,
     Entry,
     Manifest,
     StoredDocument,
-    TokenizerInfo,
     entries_of,
     stored_document,
 )
 from cm3plugins.datasets.tokens.ahead import Ahead
-from cm3plugins.datasets.tokens.storage import FolderStorage, storage_of
+from cm3plugins.datasets.tokens.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
-    from cm3plugins.datasets.tokens.config import TokensSourceConfig
 
 #: Shards that are open at a time.
-_MAX_OPEN = 1024
+_MAX_OPEN = 256
 #: Separates the random streams of the shards' orders from all others.
 _SHARD_ORDER, _DOCUMENT_ORDER = 8, 9
 _TEXT_TOKENIZER = "text_tokenizer"
 
 
 class _OpenShard(NamedTuple):
+    """A mapped shard, and the `Entry` of each document, int64 [documents, 4]."""
+
     content: mmap.mmap
-    entries: list[Entry]
+    entries: npt.NDArray[np.int64]
 
 
 class TokensSource(DocumentSource):
     """The documents of a split.
 
     Args:
-        config: see there.
+        storage: where the shards are.
+        split: its name.
+        shuffle_shards: see `TokensSourceConfig`.
 
     Raises:
         DataError: there are no token shards, or not this split.
     """
 
-    def __init__(self, config: TokensSourceConfig) -> None:
-        self.config = config
-        self.storage = storage_of(config.path, config.cache_dir, config.cache_gb, config.tries)
+    def __init__(self, storage: Storage, split: str, shuffle_shards: int) -> None:
+        self.storage, self.split, self.shuffle_shards = storage, split, shuffle_shards
         place = self.storage.place(MANIFEST)
         self.manifest = Manifest.parse(self.storage.read(MANIFEST), place)
-        if config.split not in self.manifest.splits:
+        if split not in self.manifest.splits:
             known = list(self.manifest.splits)
-            raise DataError(
-                place, f"has no split {config.split!r}", close_match(config.split, known)
-            )
-        self.shards = self.manifest.splits[config.split].shards
+            raise DataError(place, f"has no split {split!r}", close_match(split, known))
+        self.shards = self.manifest.splits[split].shards
         #: Number of the first document of each shard, and N.
         self._starts = np.cumsum([0, *(shard.num_documents for shard in self.shards)])
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._checked: set[int] = set()
-        self._ahead = Ahead(
-            lambda number: self.storage.fetch(*self._file(number)), config.shuffle_shards
-        )
+        self._ahead = Ahead(lambda number: self.storage.fetch(*self._file(number)), shuffle_shards)
         if isinstance(self.storage, FolderStorage):
             self._ahead.stop()
 
@@ -111,7 +105,7 @@ class TokensSource(DocumentSource):
                 f"has {len(entries)} documents, the manifest says {self.shards[number].num_documents}",
                 "encode the data set again",
             )
-        self._open[number] = opened = _OpenShard(content, entries)
+        self._open[number] = opened = _OpenShard(content, np.array(entries, np.int64))
         if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
         return opened
@@ -121,7 +115,7 @@ class TokensSource(DocumentSource):
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         content, entries = self._shard(number)
         row = index - int(self._starts[number])
-        text, size, codes, length = entries[row]
+        text, size, codes, length = Entry(*entries[row].tolist())
         return stored_document(
             content[text : text + size],
             content[codes : codes + length],
@@ -153,7 +147,7 @@ class TokensSource(DocumentSource):
 
     def provenances(self) -> Mapping[Provenance, int]:
         """From the manifest: no shard is read."""
-        return dict(self.manifest.splits[self.config.split].provenance)
+        return dict(self.manifest.splits[self.split].provenance)
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Those of the document that was encoded, and of its codes."""
@@ -167,7 +161,7 @@ class TokensSource(DocumentSource):
     @property
     def fingerprint(self) -> str:
         """Hash of the shards' hashes."""
-        return self.manifest.fingerprint(self.config.split)
+        return self.manifest.fingerprint(self.split)
 
     @property
     def content_fingerprint(self) -> str:
@@ -176,6 +170,10 @@ class TokensSource(DocumentSource):
     @property
     def is_encoded(self) -> bool:
         return True
+
+    @property
+    def is_far(self) -> bool:
+        return not isinstance(self.storage, FolderStorage)
 
     def check_tokenizers(self, text: str, image: str) -> None:
         """See `DocumentSource.check_tokenizers`."""
@@ -200,26 +198,7 @@ class TokensSource(DocumentSource):
         same_values = json.loads(json.dumps(asdict(config), default=str)) == info.config
         if not (info.files and same_name and same_values):
             return None
-        if isinstance(self.storage, FolderStorage):
-            folder = self.storage.folder / _TEXT_TOKENIZER
-            for name, file in info.files.items():
-                self.storage.checked(f"{_TEXT_TOKENIZER}/{name}", file.num_bytes, file.sha256)
-            return folder
-        return self._fetched_tokenizer(info)
-
-    def _fetched_tokenizer(self, info: TokenizerInfo) -> Path:
-        given = self.config.cache_dir
-        cache = cache_directory() if given is None else user_path(given)
-        files = json.dumps({name: file.sha256 for name, file in info.files.items()}, sort_keys=True)
-        folder = (
-            cache / "shards" / "text_tokenizers" / hashlib.sha256(files.encode()).hexdigest()[:24]
-        )
-        make_folder(folder)
-        for name, file in info.files.items():
-            path = self.storage.checked(f"{_TEXT_TOKENIZER}/{name}", file.num_bytes, file.sha256)
-            if not (folder / name).is_file():
-                write_bytes(folder / name, path.read_bytes())
-        return folder
+        return self.storage.folder_of(_TEXT_TOKENIZER, info.files)
 
     def stream_order(
         self, seed: int, epoch: int, place: int, num_streams: int
@@ -228,13 +207,13 @@ class TokensSource(DocumentSource):
 
         None where one loader has all shards at once: then the order is as of any other data set.
         """
-        if num_streams == 1 and len(self.shards) <= self.config.shuffle_shards:
+        if num_streams == 1 and len(self.shards) <= self.shuffle_shards:
             self._ahead.follow(range(len(self.shards)))
             return None
         shards = _rng(seed, epoch, _SHARD_ORDER).permutation(len(self.shards))
         size = len(self) // num_streams
         order, followers = stream_part(
-            shards, self._starts, place * size, (place + 1) * size, self.config.shuffle_shards
+            shards, self._starts, place * size, (place + 1) * size, self.shuffle_shards
         )
         rng = _rng(seed, epoch, _DOCUMENT_ORDER, place)
         for block in order:

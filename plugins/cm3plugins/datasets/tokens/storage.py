@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import (
     atomic_path,
-    cache_directory,
     locked,
     make_folder,
     open_regular,
     sha256_file,
     user_path,
+    write_bytes,
 )
+from cm3core.token_shards import StoredFile
 
 T = TypeVar("T")
 
@@ -53,6 +56,10 @@ class Storage(ABC):
             DataError: it is not there, can't be read, is cut off or has other bytes.
         """
 
+    @abstractmethod
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        """Return the path of a folder with these files, checked as by `checked`."""
+
     def fetch(self, name: str, num_bytes: int, sha256: str) -> None:  # noqa: B027  # a folder has all
         """Have a file at hand that will soon be asked for."""
 
@@ -80,6 +87,11 @@ class FolderStorage(Storage):
         except OSError as error:
             raise _unreadable(self.place(name), error) from error
         return path
+
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        for name, file in files.items():
+            self.checked(f"{folder}/{name}", file.num_bytes, file.sha256)
+        return self.folder / folder
 
 
 class ObjectStorage(Storage):
@@ -132,6 +144,16 @@ class ObjectStorage(Storage):
             with contextlib.suppress(OSError):
                 os.utime(path)
             return path
+
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        hashes = json.dumps({name: file.sha256 for name, file in files.items()}, sort_keys=True)
+        found = self.cache / "folders" / hashlib.sha256(hashes.encode()).hexdigest()[:24]
+        make_folder(found)
+        for name, file in files.items():
+            path = self.checked(f"{folder}/{name}", file.num_bytes, file.sha256)
+            if not (found / name).is_file():
+                write_bytes(found / name, path.read_bytes())
+        return found
 
     def _fetched(self, name: str, num_bytes: int, sha256: str) -> Path:
         """Path of a file in the cache; it was checked when it was fetched."""
@@ -200,8 +222,9 @@ class ObjectStorage(Storage):
         raise AssertionError
 
 
-def storage_of(path: str, cache_dir: str | None, cache_gb: float | None, tries: int) -> Storage:
-    """The storage that `dataset.path` names."""
+def storage_of(path: str, cache: Path, cache_gb: float | None, tries: int) -> Storage:
+    """The storage that `dataset.path` names; `cache`: for what is fetched, see `TokensSourceConfig` for the
+    others."""
     if "://" not in path:
         folder = user_path(path)
         if not folder.is_dir():
@@ -209,9 +232,8 @@ def storage_of(path: str, cache_dir: str | None, cache_gb: float | None, tries: 
                 f"dataset.path {folder}", "there is no such folder", "correct dataset.path"
             )
         return FolderStorage(folder)
-    cache = cache_directory() if cache_dir is None else user_path(cache_dir)
     limit = None if cache_gb is None else cache_gb * 1e9
-    return ObjectStorage(path, cache / "shards", limit, tries)
+    return ObjectStorage(path, cache, limit, tries)
 
 
 def check_bytes(path: Path, place: str, num_bytes: int, sha256: str) -> None:
