@@ -3,6 +3,7 @@ HTTP, with everything that goes wrong between the two."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,16 @@ import pytest
 import torch
 
 from cm3core.build import build
+from cm3core.checkpoint.layout import WORDS
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3core.training.loop import train
 from cm3core.training.preparation import Preparation
 from cm3plugins.datasets.tokens import TokensSourceConfig
 from cm3plugins.datasets.tokens import storage as storages
+from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
 from squares import PARTS
@@ -128,6 +132,26 @@ def test_training_from_a_store(bucket: str, shards: Path, tmp_path: Path) -> Non
     for _ in range(20):
         left, right = map(next, loaders)
         assert all(torch.equal(getattr(left, name), getattr(right, name)) for name in vars(left))
+
+
+def test_a_run_fetches_only_what_it_trains_on(bucket: str, tmp_path: Path) -> None:
+    """Nothing reads all documents at the start: not for licences, not for words, not for codes."""
+    registry = load_registry([PARTS / "train_parts.py"])
+    recipe = compose(
+        SQUARES,
+        ["dataset=tokens", f"dataset.path={bucket}", "dataset.shuffle_shards=1", "train.steps=1",
+         f"dataset.cache_dir={tmp_path / 'cache'}", "train.validation_splits=[]", "train.batch_rows=1",
+         "data.pack=false", "train.licences=[unknown]"],
+        registry=registry,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ahead, "follow", lambda *_: None)
+        result = train(recipe, tmp_path / "run", registry, progress=False)
+    fetched = [one for one in (tmp_path / "cache").glob("shards/??/*") if len(one.name) == 64]
+    assert len(fetched) == 2, "the text tokenizer and one of seven shards"
+    assert not (result.checkpoint / WORDS).exists()
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["trained_on"][0]["documents"] == 20
 
 
 def test_a_store_that_comes_back_is_waited_for(
