@@ -241,3 +241,18 @@ def test_a_shard_that_was_cut_off_meanwhile_is_written_again(place: Path) -> Non
     path.write_bytes(path.read_bytes()[:1000])
     assert encode("-o", "out", "--shard-size", "8") == 0
     assert files(Path("out")) == files(Path("whole"))
+
+
+def test_shards_are_validated_like_any_data_set(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They need not have the split `valid`."""
+    assert encode("-o", "out", "--shard-size", "10", "--splits", "train") == 0
+    capsys.readouterr()
+    given = ["data", "validate", "--quiet", "dataset=tokens", "dataset.path=out"]
+    assert main(given) == 0
+    assert capsys.readouterr().out == "out (tokens): 20 good documents, 0 bad records\n"
+    path = place / "out" / "train-000001.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(given) == 1
+    assert "out/train-000001.tar: is cut off: " in capsys.readouterr().out
