@@ -84,7 +84,7 @@ class Components:
     @cached_property
     def source(self) -> DocumentSource:
         """The data set, split as the recipe says."""
-        return source_of(self.recipe, self.registry)
+        return self._checked(source_of(self.recipe, self.registry))
 
     @cached_property
     def memory(self) -> DocumentSource:
@@ -162,7 +162,12 @@ class Components:
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
         no such split."""
-        return source_of(self.recipe, self.registry, split=name)
+        return self._checked(source_of(self.recipe, self.registry, split=name))
+
+    def _checked(self, source: DocumentSource) -> DocumentSource:
+        """The source, if its documents fit the tokenizers."""
+        source.check_tokenizers(self.text_tokenizer.fingerprint, self.image_tokenizer.fingerprint)
+        return source
 
     def memory_of_split(self, name: str | None) -> DocumentSource:
         """The documents that the data set has to be retrieved, of a split; None: what is trained on."""
@@ -268,9 +273,11 @@ def build(
             f"split {split!r} has no usable document{first}",
             "run 'cm3 data validate' to see why records are skipped",
         )
-    text_tokenizer = _text_tokenizer(
-        section(recipe, "text_tokenizer"), tokenizer_folder, source, registry
-    )
+    config = section(recipe, "text_tokenizer")
+    if tokenizer_folder is None and source is not None:
+        name = recipe.component_names["text_tokenizer"]
+        tokenizer_folder = source.text_tokenizer_folder(name, config)
+    text_tokenizer = _text_tokenizer(config, tokenizer_folder, source, registry)
     image_tokenizer = image_tokenizer_of(
         section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
     )
@@ -314,7 +321,7 @@ def build(
         decoder,
     )
     if source is not None:
-        components.source = source
+        components.source = components._checked(source)
     return components
 
 

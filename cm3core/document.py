@@ -43,11 +43,14 @@ class Text:
             text is: texts that differ only in them are equal.
         starts_turn: whether a turn of a conversation begins with it, see `is_conversation`; no part
             of what it is either.
+        ids: those that the text tokenizer gives of it, where they are stored with it; None: it is
+            encoded when it is needed.
     """
 
     text: str
     responses: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
     starts_turn: bool = field(default=False, compare=False, repr=False)
+    ids: tuple[int, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     with new_place(target) as temporary:
         try:
             temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise not_written(target, error) from error
             raise
         try:
-            _take_place(temporary, target)
+            _take_place(temporary, target, mode)
         except OSError as error:
             raise not_written(target, error) from error
 
@@ -154,12 +155,10 @@ def check_not_input(out: str | Path, *inputs: str | Path) -> None:
             raise FileError(str(out), "is the file that is read", "name another file to write")
 
 
-def _take_place(temporary: Path, target: Path) -> None:
+def _take_place(temporary: Path, target: Path, mode: int) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # some libraries make private files; ours are ordinary ones
+    temporary.chmod(mode)  # some libraries make private files; ours are ordinary ones
     temporary.replace(target)
     sync_directory(target.parent)
 

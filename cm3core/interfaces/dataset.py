@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.document import Codes, Document, Image, content_keys, text_of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cm3core.interfaces.task import Record, TaskConfig
+    from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 
 #: Stands for a folder in `DocumentSourceConfig.reads`, in place of a file extension.
 FOLDER = "/"
@@ -40,6 +43,8 @@ class DocumentSourceConfig(ComponentConfig):
     #: folder. Commands that are given a path without a name choose by them. A subclass does not
     #: inherit them.
     reads: ClassVar[tuple[str, ...]] = ()
+    #: Whether it reads what `cm3 data encode` writes. A subclass does not inherit it.
+    reads_token_shards: ClassVar[bool] = False
     split: str = "train"
 
     def trained_tasks(self) -> list[TaskConfig | None]:
@@ -153,6 +158,46 @@ class DocumentSource(ABC):
         An index may occur several times, and not at all. The order must be a function of the
         arguments."""
         return None
+
+    def stream_order(
+        self, seed: int, epoch: int, place: int, num_streams: int
+    ) -> npt.NDArray[np.int64] | None:
+        """Return the documents that a virtual loader, `place` of `num_streams`, is given in an epoch, as
+        indices in order; None: every `num_streams`-th of the epoch's order.
+
+        For data sets that are read best a part after another. All streams get equally many documents, none
+        twice. The order must be a function of the arguments."""
+        return None
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether all pictures are codes and all texts have their ids: then training reads a document when
+        it needs it, and none at the start."""
+        return False
+
+    @property
+    def is_far(self) -> bool:
+        """Whether documents come over a network when they are read: then nothing reads all of them unless it
+        is asked for."""
+        return False
+
+    def check_tokenizers(self, text: str, image: str) -> None:  # noqa: B027  # pixels fit any
+        """Raise `TokenizerError` if the documents were encoded by others than the tokenizers of these
+        fingerprints."""
+
+    def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
+        """Return the folder of the text tokenizer that encoded the documents, if the component of this name
+        built it with these values; None: the config builds one of the documents' texts."""
+        return None
+
+    def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:
+        """Return, for each text of the document, those among which `document` draws one, all equally likely
+        and independently, in the order of its draws; None: not so, or not known."""
+        return None
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        """Return where the documents are from, with the number of documents of each."""
+        return Counter(self.provenance(index) for index in range(len(self)))
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Return the document's content keys (`cm3core.document.content_keys`).

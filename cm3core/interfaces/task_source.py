@@ -57,6 +57,13 @@ class TaskSource(DocumentSource):
         return self.source.provenance(self._indices[index])
 
     @property
+    def is_far(self) -> bool:
+        return self.source.is_far
+
+    def check_tokenizers(self, text: str, image: str) -> None:
+        self.source.check_tokenizers(text, image)
+
+    @property
     def skipped(self) -> list[SkippedRecord]:
         return [*self.source.skipped, *self._skipped]
 

@@ -42,7 +42,8 @@ def sequence_length(
     number = around
     for segment in document:
         if isinstance(segment, Text):
-            length = len(text_tokenizer.encode(segment.text))
+            ids = segment.ids
+            length = len(text_tokenizer.encode(segment.text) if ids is None else ids)
             number += length if max_text_tokens is None else min(length, max_text_tokens)
         else:
             number += picture

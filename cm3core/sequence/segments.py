@@ -94,6 +94,19 @@ class SegmentCodec:
         ids = np.asarray(self.text_tokenizer.encode(text), np.int32)[:max_text_tokens]
         return self.vocabulary.of_text(ids)
 
+    def _stored_tokens(
+        self, ids: Sequence[int], place: str, max_text_tokens: int | None
+    ) -> IntArray:
+        """The same of ids that are stored with a text."""
+        size = self.text_tokenizer.vocab_size
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            raise DocumentError(
+                place,
+                f"text ids {min(ids)}..{max(ids)}, the text tokenizer has {size}",
+                "encode the data set again with this recipe's text tokenizer",
+            )
+        return self.vocabulary.of_text(np.asarray(ids, np.int32)[:max_text_tokens])
+
     def text(self, tokens: IntArray) -> str:
         """Text of ids of the vocabulary's text range; raises `DocumentError` for any other id."""
         own = self.vocabulary.to_text(tokens)
@@ -192,6 +205,9 @@ class SegmentCodec:
         """Write one segment without holes and return where it is."""
         start = writer.length
         if isinstance(segment, (Text, MaskedText)) and not has_holes([segment]):
+            if isinstance(segment, Text) and segment.ids is not None:
+                writer.add(self._stored_tokens(segment.ids, place, max_text_tokens))
+                return Span(start, writer.length, "text")
             text = (
                 segment.text
                 if isinstance(segment, Text)

@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cm3core import images
 from cm3core.document import BoolArray, Codes, Document, Image, IntArray
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
+from cm3core.token_shards.encoding import encoded_pictures
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
 #: Marks the row of a picture that can't be read, and a rank without a neighbour.
 NOTHING = -1
-_ENCODED_AT_ONCE = 32
 
 
 def sharded_rows(
@@ -126,7 +125,7 @@ class CodeCache:
         queue: list[Image] = []
         owners: list[int] = []  # the document of each picture segment, and the row of its codes
         owned: list[int] = []
-        for index in range(len(source)):
+        for index in () if source.is_encoded else range(len(source)):
             for segment in source.document(index):
                 if isinstance(segment, Image):
                     row = self._rows.setdefault(segment.key, len(queue))
@@ -179,21 +178,16 @@ class CodeCache:
         Their reasons are written first.
         """
         rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
-        for start in range(0, len(pictures), _ENCODED_AT_ONCE):
-            readable, pixels = [], []
-            for row in range(start, min(start + _ENCODED_AT_ONCE, len(pictures))):
-                try:
-                    pixels.append(images.fit(pictures[row].load(), image_tokenizer.image_size))
-                    readable.append(row)
-                except DataError as error:
-                    reason = {
-                        "place": error.place,
-                        "cause": error.cause,
-                        "next_step": error.next_step,
-                    }
-                    write_text(self._reason(pictures[row].key), json.dumps(reason))
-            if readable:
-                rows[readable] = image_tokenizer.encode(np.stack(pixels))
+        for row, (picture, result) in enumerate(encoded_pictures(pictures, image_tokenizer)):
+            if isinstance(result, DataError):
+                reason = {
+                    "place": result.place,
+                    "cause": result.cause,
+                    "next_step": result.next_step,
+                }
+                write_text(self._reason(picture.key), json.dumps(reason))
+            else:
+                rows[row] = result
         return rows
 
     def _reason(self, key: str) -> Path:

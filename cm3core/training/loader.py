@@ -280,6 +280,9 @@ class RowStream:
 
     def _epoch_order(self, epoch: int) -> npt.NDArray[np.int64]:
         """This stream's part of the epoch's order."""
+        own = self.data.stream_order(self.seed, epoch, self.place, self.num_streams)
+        if own is not None:
+            return own
         order = self.data.epoch_order(self.seed, epoch)
         if order is None:
             rng = np.random.default_rng(

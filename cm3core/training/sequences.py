@@ -167,6 +167,14 @@ class MaskedSequences:
         order = order[order >= 0]
         return order + len(self) * _repeats(order)
 
+    def stream_order(
+        self, seed: int, epoch: int, place: int, num_streams: int
+    ) -> npt.NDArray[np.int64] | None:
+        """The same of a virtual loader's part of them, see `DocumentSource.stream_order`."""
+        order = self.source.stream_order(seed, epoch, place, num_streams)
+        # a source that leaves documents out here has no say: streams would be of different lengths
+        return order if order is not None and len(self) == len(self.source) else None
+
     def fitting(self, indices: Iterable[int]) -> list[MaskedSequence]:
         """The sequences `indices` of epoch 0, without those whose query alone is too long.
 

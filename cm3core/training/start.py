@@ -131,7 +131,7 @@ def start(
         processes,
         parallel,
         words_of_training(components.source.texts(), len(components.source), origin.folder)
-        if first
+        if first and not components.source.is_far
         else None,
         done.step,
         done.elapsed_s,

@@ -209,6 +209,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.mixture import MixtureConfig
     from cm3plugins.datasets.picture_pairs import PicturePairsConfig
     from cm3plugins.datasets.table import TableSourceConfig
+    from cm3plugins.datasets.tokens import TokensSourceConfig
     from cm3plugins.datasets.tuxpaint import TuxPaintSourceConfig
     from cm3plugins.datasets.vqa import VQAConfig
     from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
@@ -225,6 +226,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
         "mixture": MixtureConfig,
         "picture_pairs": PicturePairsConfig,
         "table": TableSourceConfig,
+        "tokens": TokensSourceConfig,
         "tuxpaint": TuxPaintSourceConfig,
         "vqa": VQAConfig,
         "webdataset": WebDatasetSourceConfig,

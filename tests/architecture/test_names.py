@@ -46,6 +46,10 @@ OTHER_MEANINGS = {
     ("sequence/prompt_variants.py", "none"): "which texts are hidden",
     ("plugin_check/probe.py", "none"): "how many keys there are",
     ("training/loss.py", "none"): "a group of tokens",
+    ("checkpoint/state.py", "tokens"): "how many were trained on",
+    ("cli/task.py", "tokens"): "how many a document has",
+    ("interfaces/objective.py", "tokens"): "a field of sequences",
+    ("training/loop.py", "tokens"): "how many were trained on",
 }
 
 

@@ -74,7 +74,7 @@ def test_captions_files_of_the_page_are_read(pictures: Path, name: str) -> None:
 def test_commands_of_the_page_run(pictures: Path, tmp_path: Path) -> None:
     for name in ("cat.txt", "1.txt", "2.txt", "dogs/rex.txt"):
         (pictures / name).write_text("a text")
-    (block,) = blocks("bash")
+    block = blocks("bash")[0]
     commands = [
         shlex.split(line, comments=True)[1:]
         for line in block.splitlines()

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cm3apps.benchmarks import metrics, precision
+from cm3apps.benchmarks import metrics, precision, shards
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
 from cm3core.cli import registry_of, whole_number
@@ -23,12 +23,15 @@ EXAMPLES = """examples:
   cm3 bench kernels --quick
   cm3 bench decode --quick
   cm3 bench metrics --quick
-  cm3 bench retrieval --quick"""
+  cm3 bench retrieval --quick
+  cm3 bench shards --quick"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions `kernels`, `decode`, `precision`, `metrics` and `retrieval`."""
-    parser.description = "Measure kernels, decoding, precision, metrics and retrieval."
+    """The actions `kernels`, `decode`, `precision`, `metrics`, `retrieval` and `shards`."""
+    parser.description = (
+        "Measure kernels, decoding, precision, metrics, retrieval and reading token shards."
+    )
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -106,6 +109,15 @@ def configure(parser: ArgumentParser) -> None:
             help=retrieval.HELP,
             epilog=retrieval.EXAMPLE,
             description=retrieval.DESCRIPTION,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
+    shards.configure(
+        actions.add_parser(
+            "shards",
+            help=shards.HELP,
+            epilog=shards.EXAMPLE,
+            description=shards.HELP,
             formatter_class=RawDescriptionHelpFormatter,
         )
     )

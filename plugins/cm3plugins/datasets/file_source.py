@@ -199,6 +199,10 @@ class FileSource(DocumentSource):
                 if isinstance(part, tuple):
                     yield from part
 
+    def text_alternatives(self, index: int) -> list[tuple[str, ...]]:
+        """The alternatives of each text."""
+        return [part for part in self._records[index].parts if isinstance(part, tuple)]
+
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         record = self._records[index]
         segments: list[Segment] = []

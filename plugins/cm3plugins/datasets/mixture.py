@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -265,6 +266,25 @@ class MixtureSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         source, place = self._place(index)
         return source.provenance(place)
+
+    @property
+    def is_encoded(self) -> bool:
+        return all(source.is_encoded for source in self.sources)
+
+    @property
+    def is_far(self) -> bool:
+        return any(source.is_far for source in self.sources)
+
+    def check_tokenizers(self, text: str, image: str) -> None:
+        for source in self.sources:
+            source.check_tokenizers(text, image)
+
+    def text_alternatives(self, index: int) -> list[tuple[str, ...]] | None:
+        source, place = self._place(index)
+        return source.text_alternatives(place)
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        return sum((Counter(source.provenances()) for source in self.sources), Counter())
 
     @property
     def skipped(self) -> list[SkippedRecord]:

@@ -125,7 +125,13 @@ class TableSourceConfig(FileSourceConfig):
         place, values = row.place, row.values
         parts: list[Picture | tuple[str, ...]] = []
         for name, column in self.columns.items():
-            if values.get(column) is None:
+            if column in values and values[column] is None:
+                raise DataError(
+                    place,
+                    f"its column {column!r}, which is the field {name!r}, is empty",
+                    "give it, or remove the record",
+                )
+            if column not in values:
                 raise DataError(
                     place,
                     f"has no column {column!r}, which is the field {name!r}",

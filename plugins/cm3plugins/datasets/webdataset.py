@@ -16,7 +16,7 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -116,7 +116,14 @@ class WebDatasetSourceConfig(FileSourceConfig):
             values = json.loads(text) if isinstance(text, str) else None
         except (ValueError, RecursionError):
             values = None
-        return stated(f"{place}.json", values) if isinstance(values, dict) else Provenance()
+        if not isinstance(values, dict):
+            return Provenance()
+        found = stated(f"{place}.json", values)
+        # img2dataset's name of the address that it downloaded
+        address = values.get("url")
+        if found.source or not isinstance(address, str) or not is_unicode(address):
+            return found
+        return replace(found, source=address)
 
     def _captions(self, place: str, members: dict[str, Any]) -> tuple[str, ...]:
         if (text := members.get(".txt")) is not None:

@@ -284,6 +284,7 @@ class Sequences:
         self.serializer = SimpleNamespace(vocabulary=Vocabulary(200, 8, 4))
 
     epoch_order = MaskedSequences.epoch_order
+    stream_order = MaskedSequences.stream_order
 
     def __len__(self) -> int:
         return len(self.source)

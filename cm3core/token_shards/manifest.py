@@ -1,0 +1,193 @@
+"""The manifest of token shards: what is there, with hashes, and what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import DataError
+from cm3core.files import write_text
+from cm3core.interfaces.dataset import Provenance
+
+MANIFEST = "manifest.json"
+FORMAT = "cm3 token shards 1"
+_HASH = re.compile(r"[0-9a-f]{64}")
+#: A name of a file beside the manifest: no path, nothing hidden.
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file: bytes, and hexadecimal SHA-256."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard: its file's name, bytes and SHA-256, and its documents."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    num_documents: int
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """What made ids or codes: its name and config in the recipe, fingerprint, and its files by name, if they
+    are stored."""
+
+    name: str
+    config: Mapping[str, Any]
+    fingerprint: str
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """A split: its shards in order, numbers of records skipped and duplicates left out, and of documents by
+    where they are from."""
+
+    shards: tuple[ShardInfo, ...]
+    num_skipped: int
+    num_duplicates: int
+    provenance: tuple[tuple[Provenance, int], ...]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all shards."""
+        return sum(shard.num_documents for shard in self.shards)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of it.
+
+    Args:
+        text_tokenizer, image_tokenizer: what made ids and codes.
+        grid: (rows, columns) of codes of a picture.
+        task: name of the task that made the documents; "" if none did.
+        plan: hash of all that decides the shards.
+        splits: by name.
+    """
+
+    text_tokenizer: TokenizerInfo
+    image_tokenizer: TokenizerInfo
+    grid: tuple[int, int]
+    task: str
+    plan: str
+    splits: Mapping[str, SplitInfo]
+
+    def fingerprint(self, split: str) -> str:
+        """Hash of all documents of a split."""
+        shards = [shard.sha256 for shard in self.splits[split].shards]
+        return hashlib.sha256(" ".join(["token shards", *shards]).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write it into the shards' folder."""
+        values = asdict(self)
+        for name, split in self.splits.items():
+            values["splits"][name]["provenance"] = [
+                {**asdict(one), "documents": number} for one, number in split.provenance
+            ]
+        text = json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False)
+        write_text(folder / MANIFEST, text + "\n")
+
+    @classmethod
+    def parse(cls, content: bytes, place: str) -> Manifest:
+        """Return the manifest of a file's bytes.
+
+        Raises:
+            DataError: it is none, or of another version. `place`: its name in messages.
+        """
+        try:
+            values = json.loads(content)
+            given = values["format"]
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
+            raise DataError(
+                place, "is not the manifest of token shards", "write them with 'cm3 data encode'"
+            ) from error
+        if given != FORMAT:
+            raise DataError(
+                place,
+                f"has the format {str(given)[:60]!r}, this version reads {FORMAT!r}",
+                "use the version that wrote the shards, or encode the data set again",
+            )
+        try:
+            return _manifest(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                place,
+                f"is damaged ({type(error).__name__}: {error})",
+                "copy it again from where it came",
+            ) from error
+
+
+def shard_of(values: Mapping[str, Any]) -> ShardInfo:
+    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for anything else."""
+    name = values["name"]
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"{name!r} is not a file's name")
+    file = _file(values)
+    return ShardInfo(
+        name, file.num_bytes, file.sha256, _number(values["num_documents"], "num_documents", 1)
+    )
+
+
+def _manifest(values: Mapping[str, Any]) -> Manifest:
+    rows, columns = (_number(one, "grid", 1) for one in values["grid"])
+    return Manifest(
+        _tokenizer(values["text_tokenizer"]),
+        _tokenizer(values["image_tokenizer"]),
+        (rows, columns),
+        str(values["task"]),
+        str(values["plan"]),
+        {str(name): _split(split) for name, split in values["splits"].items()},
+    )
+
+
+def _split(values: Mapping[str, Any]) -> SplitInfo:
+    split = SplitInfo(
+        tuple(shard_of(shard) for shard in values["shards"]),
+        _number(values["num_skipped"], "num_skipped", 0),
+        _number(values["num_duplicates"], "num_duplicates", 0),
+        tuple(provenance_of(one) for one in values["provenance"]),
+    )
+    if sum(number for _, number in split.provenance) != split.num_documents:
+        raise ValueError("licences of another number of documents")
+    return split
+
+
+def provenance_of(values: Mapping[str, Any]) -> tuple[Provenance, int]:
+    """Where documents are from and their number, from a dictionary; raises what `shard_of` does."""
+    own = Provenance(*(str(values[key]) for key in ("licence", "source", "attribution")))
+    return own, _number(values["documents"], "documents", 1)
+
+
+def _tokenizer(values: Mapping[str, Any]) -> TokenizerInfo:
+    files = {name: _file(file) for name, file in values["files"].items()}
+    for name in files:
+        if not _FILE.fullmatch(name):
+            raise ValueError(f"{name!r} is not a file's name")
+    return TokenizerInfo(
+        str(values["name"]), dict(values["config"]), str(values["fingerprint"]), files
+    )
+
+
+def _file(values: Mapping[str, Any]) -> StoredFile:
+    if not _HASH.fullmatch(values["sha256"]):
+        raise ValueError(f"{values['sha256']!r} is not a SHA-256")
+    return StoredFile(_number(values["num_bytes"], "num_bytes", 0), values["sha256"])
+
+
+def _number(value: object, name: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}")
+    return value

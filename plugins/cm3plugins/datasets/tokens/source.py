@@ -1,0 +1,256 @@
+"""Documents of token shards, and the order in which training reads them.
+
+A split is the list of its shards' documents. An epoch shuffles the shards; each of V virtual loaders has an
+equal part of the documents in that order, shuffled within a few shards at a time. All of it is a function
+of seed, epoch, the loader's number and V: any number of processes reads the same. Legend: N documents.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document
+from cm3core.errors import DataError, TokenizerError, close_match
+from cm3core.interfaces.dataset import DocumentSource, Provenance
+from cm3core.token_shards import (
+    MANIFEST,
+    Entry,
+    Manifest,
+    StoredDocument,
+    entries_of,
+    stored_document,
+)
+from cm3plugins.datasets.tokens.ahead import Ahead
+from cm3plugins.datasets.tokens.storage import FolderStorage, Storage
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Record
+    from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+
+#: Shards that are open at a time.
+_MAX_OPEN = 256
+#: Separates the random streams of the shards' orders from all others.
+_SHARD_ORDER, _DOCUMENT_ORDER = 8, 9
+_TEXT_TOKENIZER = "text_tokenizer"
+
+
+class _OpenShard(NamedTuple):
+    """A mapped shard, and the `Entry` of each document, int64 [documents, 4]."""
+
+    content: mmap.mmap
+    entries: npt.NDArray[np.int64]
+
+
+class TokensSource(DocumentSource):
+    """The documents of a split.
+
+    Args:
+        storage: where the shards are.
+        split: its name.
+        shuffle_shards: see `TokensSourceConfig`.
+
+    Raises:
+        DataError: there are no token shards, or not this split.
+    """
+
+    def __init__(self, storage: Storage, split: str, shuffle_shards: int) -> None:
+        self.storage, self.split, self.shuffle_shards = storage, split, shuffle_shards
+        place = self.storage.place(MANIFEST)
+        self.manifest = Manifest.parse(self.storage.read(MANIFEST), place)
+        if split not in self.manifest.splits:
+            known = list(self.manifest.splits)
+            raise DataError(place, f"has no split {split!r}", close_match(split, known))
+        self.shards = self.manifest.splits[split].shards
+        #: Number of the first document of each shard, and N.
+        self._starts = np.cumsum([0, *(shard.num_documents for shard in self.shards)])
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._ahead = Ahead(lambda number: self.storage.fetch(*self._file(number)), shuffle_shards)
+        if isinstance(self.storage, FolderStorage):
+            self._ahead.stop()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _file(self, number: int) -> tuple[str, int, str]:
+        shard = self.shards[number]
+        return shard.name, shard.num_bytes, shard.sha256
+
+    def _shard(self, number: int) -> _OpenShard:
+        """A shard, checked when this process first opens it."""
+        found = self._open.get(number)
+        if found is not None:
+            self._open.move_to_end(number)
+            return found
+        self._ahead.reached(number)
+        place = self.storage.place(self.shards[number].name)
+        path = self.storage.checked(*self._file(number))
+        try:
+            with path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DataError(place, f"can't be mapped ({error})", "start again") from error
+        entries = entries_of(memoryview(content), place)
+        if len(entries) != self.shards[number].num_documents:
+            raise DataError(
+                place,
+                f"has {len(entries)} documents, the manifest says {self.shards[number].num_documents}",
+                "encode the data set again",
+            )
+        self._open[number] = opened = _OpenShard(content, np.array(entries, np.int64))
+        if len(self._open) > _MAX_OPEN:
+            self._open.popitem(last=False)
+        return opened
+
+    def stored(self, index: int) -> StoredDocument:
+        """The document as its shard holds it."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        content, entries = self._shard(number)
+        row = index - int(self._starts[number])
+        text, size, codes, length = Entry(*entries[row].tolist())
+        return stored_document(
+            content[text : text + size],
+            content[codes : codes + length],
+            self.manifest.grid,
+            f"{self.shards[number].name}, document {row}",
+        )
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return self.stored(index).document(rng)
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        """Caption and picture; raises `DataError` for what a task has made a document of already."""
+        if self.manifest.task:
+            raise DataError(
+                f"document {self.id(index)}",
+                f"was made by the task {self.manifest.task!r} when it was encoded",
+                "leave the section task out: task=null",
+            )
+        return super().record(index, rng)
+
+    def id(self, index: int) -> str:
+        return self.stored(index).id
+
+    def group(self, index: int) -> str:
+        return self.stored(index).group
+
+    def provenance(self, index: int) -> Provenance:
+        return self.stored(index).provenance
+
+    def provenances(self) -> Mapping[Provenance, int]:
+        """From the manifest: no shard is read."""
+        return dict(self.manifest.splits[self.split].provenance)
+
+    def content_keys(self, index: int) -> frozenset[str]:
+        """Those of the document that was encoded, and of its codes."""
+        return self.stored(index).content_keys | super().content_keys(index)
+
+    def texts(self) -> Iterator[str]:
+        """All texts, every alternative; reads all shards."""
+        for index in range(len(self)):
+            yield from self.stored(index).texts
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the shards' hashes."""
+        return self.manifest.fingerprint(self.split)
+
+    @property
+    def content_fingerprint(self) -> str:
+        return self.fingerprint
+
+    @property
+    def is_encoded(self) -> bool:
+        return True
+
+    @property
+    def is_far(self) -> bool:
+        return not isinstance(self.storage, FolderStorage)
+
+    def check_tokenizers(self, text: str, image: str) -> None:
+        """See `DocumentSource.check_tokenizers`."""
+        own = self.manifest
+        kinds = (
+            ("text_tokenizer", own.text_tokenizer, text),
+            ("image_tokenizer", own.image_tokenizer, image),
+        )
+        for kind, info, fingerprint in kinds:
+            if info.fingerprint != fingerprint:
+                raise TokenizerError(
+                    self.storage.place(MANIFEST),
+                    f"the shards were encoded by another {kind}: {info.name} {info.fingerprint[:16]}, the "
+                    f"recipe's is {fingerprint[:16]}",
+                    f"give the recipe the {kind} that the manifest states, or encode the data set again",
+                )
+
+    def text_tokenizer_folder(self, name: str, config: TextTokenizerConfig) -> Path | None:
+        """The folder beside the shards; from a store its files are fetched."""
+        info = self.manifest.text_tokenizer
+        same_name = name.rpartition("/")[2] == info.name.rpartition("/")[2]
+        same_values = json.loads(json.dumps(asdict(config), default=str)) == info.config
+        if not (info.files and same_name and same_values):
+            return None
+        return self.storage.folder_of(_TEXT_TOKENIZER, info.files)
+
+    def stream_order(
+        self, seed: int, epoch: int, place: int, num_streams: int
+    ) -> npt.NDArray[np.int64] | None:
+        """A virtual loader's documents, int64 [N // V], shuffled within `shuffle_shards` shards at a time.
+
+        None where one loader has all shards at once: then the order is as of any other data set.
+        """
+        if num_streams == 1 and len(self.shards) <= self.shuffle_shards:
+            self._ahead.follow(range(len(self.shards)))
+            return None
+        shards = _rng(seed, epoch, _SHARD_ORDER).permutation(len(self.shards))
+        size = len(self) // num_streams
+        order, followers = stream_part(
+            shards, self._starts, place * size, (place + 1) * size, self.shuffle_shards
+        )
+        rng = _rng(seed, epoch, _DOCUMENT_ORDER, place)
+        for block in order:
+            rng.shuffle(block)
+        self._ahead.follow(followers)
+        return np.concatenate([np.empty(0, np.int64), *order])
+
+
+def stream_part(
+    shards: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    first: int,
+    stop: int,
+    num_together: int,
+) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
+    """The documents `first` to `stop` of the shards in an order, in blocks of `num_together` shards, and the
+    shards that they are in.
+
+    Args:
+        shards: their order.
+        starts: number of the first document of each shard, and of all.
+    """
+    sizes = np.diff(starts)[shards]
+    ends = np.cumsum(sizes)
+    begin, end = (int(np.searchsorted(ends, place, side="right")) for place in (first, stop - 1))
+    runs: list[npt.NDArray[np.int64]] = []
+    for row in range(begin, end + 1) if stop > first else ():
+        before = int(ends[row] - sizes[row])
+        low, high = max(first - before, 0), min(stop - before, int(sizes[row]))
+        runs.append(np.arange(low, high, dtype=np.int64) + starts[shards[row]])
+    blocks = [
+        np.concatenate(runs[start : start + num_together])
+        for start in range(0, len(runs), num_together)
+    ]
+    return blocks, shards[begin : end + 1].tolist()
+
+
+def _rng(*values: int) -> np.random.Generator:
+    seed, epoch, *key = values
+    return np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=tuple(key)))

@@ -1,0 +1,289 @@
+"""Files of token shards: in a folder, or fetched from an object store into the cache and checked there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cm3core.errors import CM3Error, DataError, MissingPackageError
+from cm3core.files import (
+    atomic_path,
+    locked,
+    make_folder,
+    open_regular,
+    sha256_file,
+    user_path,
+    write_bytes,
+)
+from cm3core.token_shards import StoredFile
+
+T = TypeVar("T")
+
+#: Largest manifest that is read.
+_MAX_MANIFEST = 1 << 28
+#: Seconds before the second try; twice as long before each further one, up to the second number.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+_AGAIN = "copy it again from where it came, or encode the data set again"
+
+
+class Storage(ABC):
+    """Where shards are."""
+
+    @abstractmethod
+    def place(self, name: str) -> str:
+        """Name of a file in messages."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a small file.
+
+        Raises:
+            DataError: it is not there, or can't be read.
+        """
+
+    @abstractmethod
+    def checked(self, name: str, num_bytes: int, sha256: str) -> Path:
+        """Return the path of a file with these bytes.
+
+        Raises:
+            DataError: it is not there, can't be read, is cut off or has other bytes.
+        """
+
+    @abstractmethod
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        """Return the path of a folder with these files, checked as by `checked`."""
+
+    def fetch(self, name: str, num_bytes: int, sha256: str) -> None:  # noqa: B027  # a folder has all
+        """Have a file at hand that will soon be asked for."""
+
+
+class FolderStorage(Storage):
+    """A folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def read(self, name: str) -> bytes:
+        try:
+            with open_regular(self.folder / name) as file:
+                return file.read(_MAX_MANIFEST)
+        except OSError as error:
+            raise _unreadable(self.place(name), error) from error
+
+    def checked(self, name: str, num_bytes: int, sha256: str) -> Path:
+        path = self.folder / name
+        try:
+            check_bytes(path, self.place(name), num_bytes, sha256)
+        except OSError as error:
+            raise _unreadable(self.place(name), error) from error
+        return path
+
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        for name, file in files.items():
+            self.checked(f"{folder}/{name}", file.num_bytes, file.sha256)
+        return self.folder / folder
+
+
+class ObjectStorage(Storage):
+    """A folder of an object store, by fsspec.
+
+    Args:
+        address: with its protocol.
+        cache: folder for what is fetched; files are named by their hashes.
+        max_bytes: see `TokensSourceConfig.cache_gb`.
+        tries: see there.
+        pause: waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        cache: Path,
+        max_bytes: float | None,
+        tries: int,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.address, self.cache = address.rstrip("/"), cache
+        self.max_bytes, self.tries, self._pause = max_bytes, tries, pause
+        self._files, self._root = _file_system(self.address)
+
+    def place(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+    def read(self, name: str) -> bytes:
+        def once() -> bytes:
+            with self._files.open(f"{self._root}/{name}", "rb") as file:
+                content: bytes = file.read(_MAX_MANIFEST)
+            return content
+
+        return self._tried(self.place(name), once)
+
+    def fetch(self, name: str, num_bytes: int, sha256: str) -> None:
+        self._fetched(name, num_bytes, sha256)
+
+    def checked(self, name: str, num_bytes: int, sha256: str) -> Path:
+        while True:
+            path = self._fetched(name, num_bytes, sha256)
+            try:
+                check_bytes(path, str(path), num_bytes, sha256)
+            except FileNotFoundError:
+                continue  # another process made room for its own
+            except DataError:
+                path.unlink(missing_ok=True)  # the disk changed it since it was fetched
+                path = self._fetched(name, num_bytes, sha256)
+            with contextlib.suppress(OSError):
+                os.utime(path)
+            return path
+
+    def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
+        hashes = json.dumps({name: file.sha256 for name, file in files.items()}, sort_keys=True)
+        found = self.cache / "folders" / hashlib.sha256(hashes.encode()).hexdigest()[:24]
+        make_folder(found)
+        for name, file in files.items():
+            path = self.checked(f"{folder}/{name}", file.num_bytes, file.sha256)
+            if not (found / name).is_file():
+                write_bytes(found / name, path.read_bytes())
+        return found
+
+    def _fetched(self, name: str, num_bytes: int, sha256: str) -> Path:
+        """Path of a file in the cache; it was checked when it was fetched."""
+        path = self.cache / sha256[:2] / sha256
+        if path.is_file():
+            return path
+        make_folder(path.parent)
+        # the processes of a machine fetch a file once
+        with locked(path.with_suffix(".lock")):
+            if path.is_file():
+                return path
+            self._make_room(num_bytes)
+
+            def once() -> None:
+                with atomic_path(path) as temporary:
+                    self._files.get_file(f"{self._root}/{name}", str(temporary))
+                    check_bytes(temporary, self.place(name), num_bytes, sha256)
+
+            self._tried(self.place(name), once)
+        return path
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Delete the files not used for longest until `num_bytes` more are within the limit."""
+        if self.max_bytes is None:
+            return
+        found = []
+        for path in self.cache.glob("??/*"):
+            with contextlib.suppress(OSError):
+                if len(path.name) == 64:
+                    status = path.stat()
+                    found.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in found) + num_bytes
+        for _, size, path in sorted(found):
+            if total <= self.max_bytes:
+                break
+            path.unlink(missing_ok=True)  # who reads it keeps it open
+            total -= size
+
+    def _tried(self, place: str, once: Callable[[], T]) -> T:
+        """What `once` returns, tried several times."""
+        for number in range(1, self.tries + 1):
+            try:
+                return once()
+            except (FileNotFoundError, PermissionError) as error:
+                raise DataError(
+                    place,
+                    "there is no such file in the store"
+                    if isinstance(error, FileNotFoundError)
+                    else f"the store refuses to read it ({_reason(error)})",
+                    "correct dataset.path, or the keys in the environment",
+                ) from error
+            except MissingPackageError:
+                raise
+            except CM3Error as error:
+                if not isinstance(error, DataError) or number == self.tries:
+                    raise
+            except Exception as error:  # stores have errors of their own libraries
+                if number == self.tries:
+                    raise DataError(
+                        place,
+                        f"can't be read after {_times(number)} ({_reason(error)})",
+                        "check the network, the store's address and its keys, then start again; training "
+                        "resumes",
+                    ) from error
+            self._pause(min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S))
+        raise AssertionError
+
+
+def storage_of(path: str, cache: Path, cache_gb: float | None, tries: int) -> Storage:
+    """The storage that `dataset.path` names; `cache`: for what is fetched, see `TokensSourceConfig` for the
+    others."""
+    if "://" not in path:
+        folder = user_path(path)
+        if not folder.is_dir():
+            raise DataError(
+                f"dataset.path {folder}", "there is no such folder", "correct dataset.path"
+            )
+        return FolderStorage(folder)
+    limit = None if cache_gb is None else cache_gb * 1e9
+    return ObjectStorage(path, cache, limit, tries)
+
+
+def check_bytes(path: Path, place: str, num_bytes: int, sha256: str) -> None:
+    """Raise `DataError` unless a file has these bytes; `OSError` where it can't be read."""
+    size = path.stat().st_size
+    if size != num_bytes:
+        cause = "is cut off" if size < num_bytes else "is too long"
+        raise DataError(place, f"{cause}: {size:,} of {num_bytes:,} bytes", _AGAIN)
+    if sha256_file(path) != sha256:
+        raise DataError(place, "has changed: its SHA-256 is not the manifest's", _AGAIN)
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and the path in it."""
+    place = f"dataset.path {address}"
+    try:
+        import fsspec.core
+    except ModuleNotFoundError as error:
+        raise MissingPackageError.extra(place, "fsspec", "s3") from error
+    try:
+        files, root = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        protocol = address.partition("://")[0]
+        if protocol in ("s3", "s3a"):
+            raise MissingPackageError.extra(place, "s3fs", "s3") from error
+        raise MissingPackageError(
+            place,
+            f"fsspec needs a package for {protocol}: ({_reason(error)})",
+            "pip install the package that it names",
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            place, f"fsspec can't use it ({_reason(error)})", "correct dataset.path"
+        ) from error
+    return files, str(root).rstrip("/")
+
+
+def _unreadable(place: str, error: OSError) -> DataError:
+    cause = (
+        "there is no such file"
+        if isinstance(error, FileNotFoundError)
+        else f"can't be read: {error.strerror or error}"
+    )
+    return DataError(place, cause, "copy the shards again, or correct dataset.path")
+
+
+def _reason(error: BaseException) -> str:
+    """First line of an error's text, or its name."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def _times(number: int) -> str:
+    return "1 try" if number == 1 else f"{number} tries"
