@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.experiments.icons.settings import CONDITIONS, JUDGES, SPLITS, IconSettings
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_precision,
+    real_number,
+    registry_of,
+    whole_number,
+)
 
 SAMPLING = ("guidance_scale", "temperature", "top_p")
 EXAMPLE = """examples:
@@ -80,6 +86,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--no-tokenizer", action="store_true", help="don't measure the image tokenizer"
     )
+    add_device(parser, "where the model runs")
+    add_precision(parser)
     parser.add_argument(
         "--threads",
         type=whole_number(1, 1024),
@@ -125,7 +133,9 @@ def run(args: Namespace) -> int:
     model = load(
         args.model,
         registry=registry_of(args),
+        device=args.device,
         num_threads=args.threads,
+        precision=args.precision,
         trust_plugins=args.trust_plugins,
     )
     try:
@@ -166,6 +176,10 @@ def _typed(args: Namespace) -> str:
     words += ["--no-tokenizer"] * args.no_tokenizer
     if args.threads is not None:
         words += ["--threads", str(args.threads)]
+    if args.device is not None:
+        words += ["--device", args.device]
+    if args.precision != "auto":
+        words += ["--precision", args.precision]
     for trusted in args.trust_plugins:
         words += ["--trust-plugin", trusted]
     return shlex.join([*words, "-o", str(args.out)])
