@@ -129,7 +129,7 @@ class TrainSection:
             "valid" is used, where it has one that is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
-        compile: torch.compile the decoder.
+        compile: torch.compile the decoder's blocks, each by itself: equal ones are compiled once.
         num_threads: torch's CPU threads; null: as many as the machine has.
         licences: the licences (SPDX names) that documents may have; a document of another one, or of
             none that is stated ("unknown"), is refused. Empty: all.

@@ -154,8 +154,6 @@ def _loop(
     section, processes = state.recipe.train, state.processes
     validation = Validation(state.preparation, progress=progress, processes=processes)
     hidden_states = state.components.decoder.hidden_states
-    if section.compile and state.parallel.whole:
-        hidden_states = torch.compile(hidden_states)
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
     stopped = False
     with StopSignals(processes.signal_patience_s) as stop, ProgressBar(state, progress) as bar:

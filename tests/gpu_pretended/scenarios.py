@@ -66,6 +66,7 @@ def seen(machine: Pretended) -> dict[str, Any]:
     named = ("waits", "pinned_copies", "blocking_copies", "mixed", "unguarded", "uncaptured")
     return {
         "launches": log.num_launches,
+        "bytes": log.num_bytes,
         "kernels": {name: log.launches[name] for name in sorted(log.launches)},
         "replays": log.replays,
         "graphs": log.graphs,

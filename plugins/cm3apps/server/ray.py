@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server import command
@@ -82,7 +83,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> Namespace:
     """
     parser = CommandParser(prog=PLACE, add_help=False, allow_abbrev=False)
     command.configure(parser)
-    parser.add_argument("--plugin", action="append", default=[])
+    parser.add_argument("--plugin", action="append", type=Path, default=[])
     for option, default in (("--min-replicas", 1), ("--max-replicas", 1), ("--doors", 2)):
         parser.add_argument(option, type=whole_number(1, 4096), default=default)
     parser.add_argument("--target-requests", type=whole_number(1, 4096))

@@ -285,3 +285,25 @@ def test_loss_sums_of_another_shape_are_refused(
         "checkpoint's state: loss_sums is not 4 pairs of numbers\n"
         "  next: resume from another checkpoint, or set it to []"
     )
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_once_and_train_the_same(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    torch._dynamo.reset()
+    losses = []
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        overrides = [
+            *("train.steps=3", "train.log_every_steps=1", "train.precision=fp32"),
+            *("decoder.num_layers=4", "decoder.dropout=0", f"train.compile={compiled}"),
+        ]
+        train(squares(registry, cache, overrides), tmp_path / name, registry, progress=False)
+        losses.append([line.get("train/loss") for line in read_metrics(tmp_path / name)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert not counters["graph_break"]
+    # a block in training and in validation
+    assert counters["stats"]["unique_graphs"] <= 2
