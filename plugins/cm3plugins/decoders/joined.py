@@ -34,8 +34,7 @@ def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
     The weights are put one below another in each call, so that they stay parameters of their own: with
     thousands of tokens that is little beside the product.
     """
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    products = F.linear(
-        x_BTE, torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None
-    )
-    return products.split([layer.out_features for layer in layers], -1)
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    products = F.linear(x_BTE, torch.cat(weights), torch.cat(biases) if biases else None)
+    return cast(Sequence[Tensor], products.split([layer.out_features for layer in layers], -1))
