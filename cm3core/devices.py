@@ -32,16 +32,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
     Raises `DeviceError` when it can't compute.
     """
+    wanted = device or _default or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(
-            device or _default or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        chosen = torch.device(wanted)
         torch.ones(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # AssertionError: a torch built without CUDA
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DeviceError(
-            f"device {str(device)!r}",
+            f"device {str(wanted)!r}",
             f"can't be used here ({reason})",
             "use cpu, or cuda on a machine with a GPU",
         ) from error

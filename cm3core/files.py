@@ -9,18 +9,15 @@ import hashlib
 import io
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cm3core._unfinished import temporary_folder
+from cm3core._unfinished import make_ordinary, temporary_folder
 from cm3core.errors import CM3Error, DataError, FileError
 
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-_mask_lock = threading.Lock()
 
 #: What a file system says that can't give a file its blocks in advance.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -163,15 +160,6 @@ def _take_place(temporary: Path, target: Path) -> None:
     make_ordinary(temporary)
     temporary.replace(target)
     sync_directory(target.parent)
-
-
-def make_ordinary(file: Path) -> None:
-    """Give a file the rights of one that the user makes: some libraries make private ones."""
-    # Python can ask for the mask only by changing it, which another thread may be in the middle of
-    with _mask_lock:
-        umask = os.umask(0o077)
-        os.umask(umask)
-    file.chmod(0o666 & ~umask)
 
 
 def not_written(path: Path, error: OSError) -> FileError:

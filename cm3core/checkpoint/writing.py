@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core._unfinished import remove_unfinished
+from cm3core._unfinished import make_ordinary, remove_unfinished
 from cm3core.checkpoint.carried import write_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
@@ -41,7 +41,7 @@ from cm3core.checkpoint.tensors import (
 )
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.errors import CheckpointError, FileError
-from cm3core.files import make_ordinary, new_place, sync_directory
+from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
 from cm3core.recipe.storing import files_of

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server import command
+from cm3apps.server.errors import APIError
 from cm3apps.server.settings import Limits
 from cm3core.cli import whole_number
 from cm3core.cli._numbers import real_number
@@ -171,7 +172,7 @@ class Replica:
         options: of `read_arguments`.
     """
 
-    async def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         from cm3apps.server.app import make_app
         from cm3apps.server.metrics import Metrics
         from cm3apps.server.running import Settings, workshop_of
@@ -189,8 +190,6 @@ class Replica:
         metrics = Metrics()
         self.workshop = workshop_of(settings, openers, metrics)
         self.server = make_app(self.workshop, metrics)
-        async with self.workshop.pool.use(self.workshop.pool.names[0]):
-            pass  # it is ready when its model is
 
     def openers(self, args: Namespace) -> Mapping[str, Callable[[], Model]]:
         """What opens the models, by their names."""
@@ -213,7 +212,10 @@ class Replica:
         async def send(message: Any) -> None:
             messages.put_nowait(message)
 
-        work = asyncio.create_task(self.server({**scope, "type": "http"}, receive, send))
+        async def serve() -> None:
+            await self.server({**scope, "type": "http"}, receive, send)
+
+        work = asyncio.create_task(serve())
         work.add_done_callback(lambda _: messages.put_nowait(None))
         try:
             while (message := await messages.get()) is not None:
@@ -225,9 +227,16 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raise where the replica should be replaced: an engine has stopped, and what stopped it on a GPU
-        stays with the process."""
-        if self.workshop.pool.broken:
+        stays with the process; or the model can't be loaded. Ray asks first before a replica is given
+        requests: then its model is loaded."""
+        pool = self.workshop.pool
+        if pool.broken:
             raise RuntimeError("an engine of this replica has stopped; its log says why")
+        try:
+            async with pool.use(pool.names[0]):
+                pass
+        except APIError as error:
+            raise error.__cause__ or error from None
 
 
 class Doors:

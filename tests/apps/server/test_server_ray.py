@@ -97,9 +97,10 @@ def scope_of(path: str = GENERATE, seed: int = 7) -> dict[str, Any]:
 
 
 async def replica_of(seconds: float = 0.0) -> Toy:
-    replica = Toy.__new__(Toy)
     args = read_arguments({"at_once": 4, "quiet": True})
-    await Toy.__init__(replica, {**vars(args), "seconds": seconds})  # type: ignore[misc]  # as Ray does
+    replica = Toy({**vars(args), "seconds": seconds})
+    await replica.check_health()  # as Ray does first
+    assert replica.workshop.pool.loaded == ["toy"]
     return replica
 
 
