@@ -299,7 +299,7 @@ def test_blocks_are_compiled_once_and_train_the_same(
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         overrides = [
             *("train.steps=3", "train.log_every_steps=1", "train.precision=fp32"),
-            *("decoder.num_layers=4", "decoder.dropout=0", f"train.compile={compiled}"),
+            *("decoder.num_layers=6", "decoder.dropout=0", f"train.compile={compiled}"),
         ]
         train(squares(registry, cache, overrides), tmp_path / name, registry, progress=False)
         lines = read_metrics(tmp_path / name)
@@ -307,5 +307,5 @@ def test_blocks_are_compiled_once_and_train_the_same(
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert not counters["graph_break"]
-    # a block in training and in validation
-    assert counters["stats"]["unique_graphs"] <= 2
+    # in training and in validation, first for one shape and then for any: not one for each of six blocks
+    assert counters["stats"]["unique_graphs"] < 6
