@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ _NAME = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
 #: Letters of the target's name that a folder's name has: a file's name may be as long as names can be.
 _MAX_LETTERS = 40
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_mask_lock = threading.Lock()
 
 #: Path, device and inode of the folders in which this process has looked for what others left. A new folder
 #: may get the inode of one that was removed. A forked process looks again.
@@ -76,6 +79,15 @@ def _made(target: Path) -> tuple[Path, int] | None:
         os.close(handle)
         return None
     return folder, handle
+
+
+def make_ordinary(file: Path) -> None:
+    """Give a file the rights of one that the user makes: some libraries make private ones."""
+    # Python can ask for the mask only by changing it, which another thread may be in the middle of
+    with _mask_lock:
+        umask = os.umask(0o077)
+        os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from cm3core.errors import DeviceError
 from cm3core.machine_memory import MachineMemory, given_limit
 
+#: The device of this process where nothing names one, see `default_device`.
+_default: str | None = None
+
+
+@contextmanager
+def default_device(device: str | None) -> Iterator[None]:
+    """Context, of the whole process, in which this device is the one where nothing names another: a
+    command's `--device`. None: the GPU when there is one."""
+    global _default
+    before, _default = _default, device
+    try:
+        yield
+    finally:
+        _default = before
+
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The requested device (None: the GPU when there is one), tried out.
+    """The requested device (None: the one of `default_device`, else the GPU when there is one), tried
+    out.
 
     Raises `DeviceError` when it can't compute.
     """
+    wanted = device or _default or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(wanted)
         torch.ones(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # AssertionError: a torch built without CUDA
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DeviceError(
-            f"device {str(device)!r}",
+            f"device {str(wanted)!r}",
             f"can't be used here ({reason})",
             "use cpu, or cuda on a machine with a GPU",
         ) from error

@@ -29,6 +29,7 @@ CHANGEABLE_KEYS = (
     "train.checkpoint_every_minutes",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.save_in_background",
     "train.log_every_steps",
     "train.validate_every_steps",
     "train.validation_splits",

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core._unfinished import remove_unfinished
+from cm3core._unfinished import make_ordinary, remove_unfinished
 from cm3core.checkpoint.carried import write_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 def save_checkpoint(
     out_dir: Path,
-    decoder: nn.Module,
+    decoder: nn.Module | Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
     state: CheckpointState,
     components: Components,
@@ -72,8 +72,9 @@ def save_checkpoint(
 
     Args:
         out_dir: the run's folder.
-        decoder: its weights are stored.
-        optimizer_state: what the optimiser needs to resume, as named tensors.
+        decoder: its weights are stored; or the weights, as `weights_of` has them.
+        optimizer_state: what the optimiser needs to resume, as named tensors; the states of torch's
+            generators are added where they are not among them.
         state: stored as `state.json`.
         components: their recipe, plugins and tokenizers are stored.
         keep: checkpoints that stay, this one included.
@@ -86,16 +87,19 @@ def save_checkpoint(
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
     """
     processes = processes or Processes()
+    weights = weights_of(decoder) if isinstance(decoder, nn.Module) else decoder
+    if processes.is_first:  # all go on with those of the first one
+        optimizer_state = {**generator_states(), **optimizer_state}
     target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
     if processes.first(target.exists):
         pass
     elif sharded:
         assert adapter is None, "parallel_of refuses to share a decoder that is tuned in part"
-        _write_sharded(target, decoder, optimizer_state, state, components, words, processes)
+        _write_sharded(target, weights, optimizer_state, state, components, words, processes)
     else:
         processes.first(
             lambda: _write_whole(
-                target, decoder, optimizer_state, state, components, words, adapter
+                target, weights, optimizer_state, state, components, words, adapter
             )
         )
     processes.first(lambda: _remove_all_but(out_dir, keep))
@@ -104,7 +108,7 @@ def save_checkpoint(
 
 def _write_whole(
     target: Path,
-    decoder: nn.Module,
+    weights: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
     state: CheckpointState,
     components: Components,
@@ -113,11 +117,11 @@ def _write_whole(
 ) -> None:
     with new_folder(target) as folder:
         if adapter is None:
-            save_file(weights_of(decoder), folder / WEIGHTS)
+            save_file(dict(weights), folder / WEIGHTS)
         else:
             save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
             write_json(folder / ADAPTER_CONFIG, adapter.config)
-        save_file({**contiguous(optimizer_state), **generator_states()}, folder / OPTIMIZER)
+        save_file(contiguous(optimizer_state), folder / OPTIMIZER)
         written = [
             name
             for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
@@ -128,7 +132,7 @@ def _write_whole(
 
 def _write_sharded(
     target: Path,
-    decoder: nn.Module,
+    weights: Mapping[str, Tensor],
     optimizer_state: Mapping[str, Tensor],
     state: CheckpointState,
     components: Components,
@@ -138,13 +142,8 @@ def _write_sharded(
     """Each process writes its part into a folder that the first one makes, and renames at the end."""
     with ExitStack() as stack:
         folder = processes.first(lambda: stack.enter_context(new_folder(target)))
-        files = write_shards(folder, WEIGHTS, weights_of(decoder), processes, target)
-        # the generators are those of the first process
-        optimizer = {
-            **contiguous(optimizer_state),
-            **(generator_states() if processes.is_first else {}),
-        }
-        files |= write_shards(folder, OPTIMIZER, optimizer, processes, target)
+        files = write_shards(folder, WEIGHTS, weights, processes, target)
+        files |= write_shards(folder, OPTIMIZER, contiguous(optimizer_state), processes, target)
         parts = replace(state, format=SHARDED_FORMAT)
 
         def complete() -> None:
@@ -245,12 +244,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         with new_place(target) as temporary:
             temporary.mkdir()
             yield temporary
-            umask = os.umask(0)
-            os.umask(umask)
             for path in sorted(temporary.rglob("*")):
                 if path.is_file():
-                    # safetensors makes private files; ours are ordinary ones
-                    path.chmod(0o666 & ~umask)
+                    make_ordinary(path)
                     with path.open("rb+") as file:
                         os.fsync(file.fileno())
                 else:

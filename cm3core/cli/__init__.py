@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
 
-__all__ = ["OVERRIDE", "add_device", "add_overrides", "real_number", "registry_of", "whole_number"]
+__all__ = [
+    "OVERRIDE",
+    "add_device",
+    "add_overrides",
+    "add_precision",
+    "add_training_precision",
+    "real_number",
+    "registry_of",
+    "training_precision",
+    "whole_number",
+]
 
 #: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
 #: formed.
@@ -36,6 +46,31 @@ def add_device(parser: ArgumentParser, what: str) -> None:
         metavar="DEVICE",
         help=f"{what}: cpu, cuda, cuda:1, ... (default: the GPU when there is one)",
     )
+
+
+def add_precision(parser: ArgumentParser) -> None:
+    """`--precision`, of a command that generates: what `cm3core.load` takes."""
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "int8"],
+        help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
+        "it, else as stored)",
+    )
+
+
+def add_training_precision(parser: ArgumentParser) -> None:
+    """`--precision`, of a command that trains a decoder."""
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        help="precision of training, the same as train.precision=... (default: the recipe's)",
+    )
+
+
+def training_precision(args: Namespace) -> list[str]:
+    """The override that `add_training_precision` stands for."""
+    return [] if args.precision is None else [f"train.precision={args.precision}"]
 
 
 def add_overrides(parser: ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.cli import add_device, add_overrides, registry_of, whole_number
 from cm3core.config.components import check_config
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import user_path
@@ -117,6 +117,7 @@ def configure(actions: Any) -> None:
     parser.add_argument(
         "--split", metavar="NAME", help="split of that data set, or of the recipe's"
     )
+    add_device(parser, "where the embedder runs")
     add_overrides(parser)
 
 
@@ -124,7 +125,7 @@ def run(args: Namespace) -> int:
     """Measure and print; return 1 when recall is poor."""
     registry = registry_of(args)
     recipe = _recipe(args.target, args.overrides, registry)
-    memory, embedder, retriever = _components(recipe)
+    memory, embedder, retriever = _components(recipe, args.device)
     asked = _asked(args, recipe, registry)
     source = memory if asked is None else asked
     chosen = queries_of(source, args.queries, _tokenizer(source, registry))
@@ -173,7 +174,9 @@ def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe
     return recipe
 
 
-def _components(recipe: Recipe) -> tuple[DocumentSource, Embedder | None, Retriever]:
+def _components(
+    recipe: Recipe, device: str | None
+) -> tuple[DocumentSource, Embedder | None, Retriever]:
     """Memory, embedder and retriever of a recipe, without the rest."""
     from cm3core.bank import MemoryBank
     from cm3core.cli._dataset import data_source
@@ -183,6 +186,10 @@ def _components(recipe: Recipe) -> tuple[DocumentSource, Embedder | None, Retrie
     bank = recipe.retriever.bank
     memory: DocumentSource = data_source(recipe, None) if bank is None else MemoryBank.open(bank)
     embedder = None if recipe.embedder is None else recipe.embedder.build()
+    if embedder is not None and device is not None:
+        from cm3core.devices import choose_device
+
+        embedder.move_to(choose_device(device))
     return memory, embedder, recipe.retriever.build(memory, embedder)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import cm3core
-from cm3core.cli import add_device, registry_of, whole_number
+from cm3core.cli import add_device, add_precision, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
@@ -102,13 +102,7 @@ def add_loading_options(parser: ArgumentParser) -> None:
         metavar="N",
         help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
     )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=["auto", "fp32", "bf16", "int8"],
-        help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
-        "it, else as stored)",
-    )
+    add_precision(parser)
     add_device(parser, "where the decoder and the image tokenizer run")
     parser.add_argument(
         "--trust-plugin",

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
-from cm3core.cli import add_overrides, real_number, whole_number
+from cm3core.cli import add_device, add_overrides, real_number, whole_number
 from cm3core.cli._numbers import MAX_MINUTES, MAX_STEPS
 from cm3core.errors import RecipeError
 
@@ -55,7 +55,39 @@ def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
         help="steps to train (default: the recipe's train.steps)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_device(parser, "where it is trained")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        help="precision of training, where the component has the key training.precision (default: the "
+        "recipe's)",
+    )
     add_overrides(parser)
+
+
+def with_precision(config: Any, precision: str | None) -> Any:
+    """The config of a component that trains in a precision; None: in its own.
+
+    Raises:
+        RecipeError: it has no key for it, or not this precision.
+    """
+    if precision is None:
+        return config
+    training = getattr(config, "training", None)
+    known = get_type_hints(type(training)) if is_dataclass(training) else {}
+    allowed = get_args(known.get("precision"))
+    # torch's names of the same
+    names = (precision, {"fp32": "float32", "bf16": "bfloat16"}.get(precision))
+    value = next((name for name in names if name in allowed), None)
+    if value is None:
+        raise RecipeError(
+            f"--precision {precision}",
+            f"{type(config).__name__} trains in "
+            + (f"one of {', '.join(allowed)}" if allowed else "a precision of its own"),
+            "leave it out" + (", or take one of those" if allowed else ""),
+        )
+    assert is_dataclass(training)
+    return replace(config, training=replace(cast(Any, training), precision=value))
 
 
 def add_evaluation_arguments(
@@ -76,6 +108,7 @@ def add_evaluation_arguments(
         metavar="FILE.png",
         help=f"{picture_help} (default: %(default)s)",
     )
+    add_device(parser, "where the networks run")
     add_overrides(parser)
 
 

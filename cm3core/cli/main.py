@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -72,11 +73,15 @@ def _run(argv: list[str]) -> int:
     args = _parse(parser, options.arguments)
     args.plugin = given.plugin
     chosen: Callable[[argparse.Namespace], int] = run or args.run
-    if not getattr(args, "quiet", False):
-        return chosen(args)
-    from cm3core.progress import no_bars
+    with contextlib.ExitStack() as stack:
+        if getattr(args, "quiet", False):
+            from cm3core.progress import no_bars
 
-    with no_bars():
+            stack.enter_context(no_bars())
+        if (device := getattr(args, "device", None)) is not None:
+            from cm3core.devices import default_device
+
+            stack.enter_context(default_device(device))
         return chosen(args)
 
 

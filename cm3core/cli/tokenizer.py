@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from cm3core.cli._training import (
     require_section,
     takes_weights,
     validation_split,
+    with_precision,
     write_recipe,
 )
 from cm3core.errors import DataError, TokenizerError
@@ -214,6 +216,7 @@ def _train_image(args: Namespace) -> int:
     registry = registry_of(args)
     recipe = compose(args.recipe, args.overrides, registry=registry)
     require_section(recipe, "image_tokenizer")
+    recipe = replace(recipe, image_tokenizer=with_precision(recipe.image_tokenizer, args.precision))
     assert recipe.image_tokenizer is not None
     check_writable(args.out, folder=True)
     check_links(args.out)
@@ -254,6 +257,7 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
+    from cm3core.devices import choose_device
     from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
     from cm3core.images import save_png
     from cm3core.recipe import compose
@@ -267,6 +271,7 @@ def _evaluate(args: Namespace) -> int:
     assert recipe.image_tokenizer is not None
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
+    tokenizer.move_to(choose_device(None))
     source = data_source(recipe, args.split)
     images_NHWC = pictures_of(source, tokenizer.image_size, args.num)
     report = evaluate_image_tokenizer(tokenizer, images_NHWC)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core._version import __version__
-from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_overrides,
+    add_training_precision,
+    registry_of,
+    training_precision,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -45,9 +52,8 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--new", action="store_true", help="refuse to resume from a checkpoint in the folder"
     )
-    parser.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1, ... (default: the GPU when there is one)"
-    )
+    add_device(parser, "where it is trained")
+    add_training_precision(parser)
     parser.add_argument(
         "--shard",
         type=whole_number(1, 2**20),
@@ -81,6 +87,7 @@ def train_and_report(
     """
     from cm3core.processes import started_processes
 
+    args.overrides += training_precision(args)
     with started_processes(args.device, same={"package version": __version__}) as (
         processes,
         device,

@@ -19,6 +19,7 @@ from cm3core.cli._training import (
     budget_of,
     require_section,
     validation_split,
+    with_precision,
     write_recipe,
 )
 from cm3core.document import Image
@@ -159,8 +160,11 @@ def _composed(target: str, overrides: Sequence[str], registry: Registry) -> Reci
 
 
 def _train(args: Namespace) -> int:
+    from cm3core.devices import choose_device
+
     registry = registry_of(args)
     recipe = _composed(args.recipe, args.overrides, registry)
+    recipe = replace(recipe, upscaler=with_precision(recipe.upscaler, args.precision))
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None
     scale = recipe.upscaler.training_scale
@@ -169,6 +173,7 @@ def _train(args: Namespace) -> int:
     budget = budget_of(args, recipe, "cm3 upscaler train")
     limit_threads(recipe)
     tokenizer = recipe.image_tokenizer.build()
+    tokenizer.move_to(choose_device(None))
     images_NHWC = _large_pictures(recipe, None, scale)
     path = recipe.upscaler.train(
         images_NHWC,
@@ -198,6 +203,7 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
+    from cm3core.devices import choose_device
     from cm3core.evaluation.upscaler import evaluate_upscaler
     from cm3core.images import save_png
     from cm3core.progress import make_bar
@@ -208,6 +214,7 @@ def _evaluate(args: Namespace) -> int:
     assert recipe.image_tokenizer is not None
     limit_threads(recipe)
     upscaler, tokenizer = recipe.upscaler.build(), recipe.image_tokenizer.build()
+    tokenizer.move_to(choose_device(None))
     name, (height, width) = recipe.component_names["upscaler"], tokenizer.image_size
     scale = upscaler.scale
     known = recipe.dataset.splits if recipe.dataset is not None else ()

@@ -52,10 +52,17 @@ class Processes:
         """Whether the flag is up in any process."""
         return flag
 
-    def agreed(self, elapsed_s: float, save: bool, stop: bool) -> tuple[float, bool, bool]:
-        """What all do after a step: the first one's clock, whether it wants to save, and whether any
-        was told to stop."""
-        return elapsed_s, save, stop
+    def agreed(
+        self, elapsed_s: float, save: bool, stop: bool, written: bool = True
+    ) -> tuple[float, bool, bool, bool]:
+        """What all do after a step: the first one's clock, whether it wants to save, whether any
+        was told to stop, and whether what is written in the background is written in all."""
+        return elapsed_s, save, stop, written
+
+    def aside(self) -> Processes:
+        """The same processes, for a thread beside the one that trains: what each of the two says to the
+        others is kept apart."""
+        return self
 
     def first(self, work: Callable[[], T]) -> T:
         """Do `work` in the first process; its result, or its error, is that of all."""

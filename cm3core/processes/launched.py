@@ -96,6 +96,8 @@ def started_processes(
             timeout=TIMEOUT,
         )
         group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else dist.group.WORLD
+        # of a thread that writes checkpoints while this one trains
+        aside = dist.new_group(backend="gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
             f"process {place.rank} of {place.world_size} on {socket.gethostname()}",
@@ -103,8 +105,12 @@ def started_processes(
             "check that all machines reach --rdzv-endpoint (or MASTER_ADDR and MASTER_PORT), and "
             "that all of them were started",
         ) from error
+    numbers = (place.rank, place.world_size, place.num_local, restarts)
     processes = TorchProcesses(
-        store, group, place.rank, place.world_size, place.num_local, restarts
+        store,
+        group,
+        *numbers,
+        aside=TorchProcesses(dist.PrefixStore("aside", store), aside, *numbers),
     )
     try:
         processes.check_same({"torch version": torch.__version__, **(same or {})})

@@ -40,9 +40,16 @@ class TorchProcesses(Processes):
     signal_patience_s = 5.0
 
     def __init__(
-        self, store: Any, group: Any, rank: int, world_size: int, num_local: int, num_restarts: int
+        self,
+        store: Any,
+        group: Any,
+        rank: int,
+        world_size: int,
+        num_local: int,
+        num_restarts: int,
+        aside: TorchProcesses | None = None,
     ) -> None:
-        self._store, self._group, self._number = store, group, 0
+        self._store, self._group, self._number, self._aside = store, group, 0, aside
         self.rank, self.world_size, self.num_local = rank, world_size, num_local
         self.num_restarts = num_restarts
 
@@ -74,14 +81,20 @@ class TorchProcesses(Processes):
 
         return bool(self.sum(torch.tensor(float(flag))) > 0)
 
-    def agreed(self, elapsed_s: float, save: bool, stop: bool) -> tuple[float, bool, bool]:
+    def agreed(
+        self, elapsed_s: float, save: bool, stop: bool, written: bool = True
+    ) -> tuple[float, bool, bool, bool]:
         import torch
 
         decided = (elapsed_s, float(save)) if self.is_first else (0.0, 0.0)
-        clock, saving, stopping = self.sum(
-            torch.tensor([*decided, float(stop)], dtype=torch.float64)
+        clock, saving, stopping, writing = self.sum(
+            torch.tensor([*decided, float(stop), float(not written)], dtype=torch.float64)
         ).tolist()
-        return clock, saving > 0, stopping > 0
+        return clock, saving > 0, stopping > 0, writing == 0
+
+    def aside(self) -> Processes:
+        assert self._aside is not None
+        return self._aside
 
     def first(self, work: Callable[[], T]) -> T:
         key = self._key()

@@ -30,7 +30,8 @@ class MemoryEstimate:
     """Bytes that training takes at its peak.
 
     Args:
-        program: everything but the decoder's training.
+        program: everything but the decoder's training, on the host; with
+            `train.save_in_background` the copies that are written.
         weights, gradients, optimizer: of the decoder; the optimiser's includes its temporaries.
         activations: what a forward pass keeps, and the most that it uses for a moment.
         decoder: the decoder's own account; None: not known, its activations are left out.
@@ -128,8 +129,12 @@ def training_memory(
     elif bf16:
         activations += 2 * number  # copies of the weights for the products of a pass
     share = -(-number // devices)
+    copied = 0
+    if section.save_in_background:
+        stored = trained if recipe.tune.adapts else number
+        copied = -(-(_FLOAT * stored + optimizer) // devices)
     return MemoryEstimate(
-        PROGRAM + (BF16_KERNELS if bf16 and on_cpu else 0),
+        PROGRAM + copied + (BF16_KERNELS if bf16 and on_cpu else 0),
         _FLOAT * share,
         _FLOAT * -(-trained // devices),
         -(-optimizer // devices) + max(0, temporaries - activations),

@@ -121,13 +121,15 @@ class TrainSection:
             end.
         checkpoint_every_steps: also save a checkpoint every this many steps; null is off.
         keep_checkpoints: number of complete checkpoints to keep.
+        save_in_background: training goes on while a checkpoint is written. It is copied first, so the
+            machine's memory must hold weights and optimiser state once more.
         log_every_steps: steps between two lines of metrics.
         validate_every_steps: steps between two validations.
         validation_splits: the data set's splits to validate on. If it has none of them, its split
             "valid" is used, where it has one that is not trained on.
         validation_documents: maximum number of documents of each split.
         sample_every_steps: steps between two grids of sample pictures; null is off.
-        compile: torch.compile the decoder.
+        compile: torch.compile the decoder's blocks, each by itself: equal ones are compiled once.
         num_threads: torch's CPU threads; null: as many as the machine has.
         licences: the licences (SPDX names) that documents may have; a document of another one, or of
             none that is stated ("unknown"), is refused. Empty: all.
@@ -156,6 +158,7 @@ class TrainSection:
     checkpoint_every_minutes: float = 5.0
     checkpoint_every_steps: int | None = None
     keep_checkpoints: int = 2
+    save_in_background: bool = False
     log_every_steps: int = 20
     validate_every_steps: int = 500
     validation_splits: list[str] = field(default_factory=list)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cm3core.checkpoint import CheckpointState, latest_checkpoint, save_checkpoint
+from cm3core.checkpoint import latest_checkpoint
 from cm3core.errors import CM3Error
 from cm3core.machine_memory import fitting_memory, peak_resident
-from cm3core.processes import Processes, own_part
+from cm3core.processes import Processes
 from cm3core.progress import no_bars
 from cm3core.stop_signals import StopSignals
 from cm3core.training.loss import batch_loss_sums, modality_metrics, part_metrics
@@ -29,18 +29,15 @@ from cm3core.training.metrics import read_metrics
 from cm3core.training.progress_bar import ProgressBar
 from cm3core.training.run_lock import run_lock
 from cm3core.training.samples import SamplePictures
+from cm3core.training.saving import DIVERGED, Saver
 from cm3core.training.start import start
 from cm3core.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
 from cm3core.training.validation import Validation
-from cm3core.tuning import write_adapters
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3core.sequence.packing import TrainingBatch
-
-#: Next step in errors about diverged training.
-DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
 
 #: Next step where a run exceeds the memory.
 SMALLER = (
@@ -104,9 +101,13 @@ def train(
             shard=shard,
         )
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
+        saver = Saver(state)
         try:
-            checkpoint = finished or _loop(state, progress, [*_drawing(state), *callbacks], command)
+            checkpoint = finished or _loop(
+                state, saver, progress, [*_drawing(state), *callbacks], command
+            )
         finally:
+            saver.close()
             state.log.close()
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     peak = peak_resident()
@@ -147,12 +148,12 @@ def _threads(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], command: str) -> Path:
+def _loop(
+    state: TrainState, saver: Saver, progress: bool, callbacks: Sequence[Callback], command: str
+) -> Path:
     section, processes = state.recipe.train, state.processes
     validation = Validation(state.preparation, progress=progress, processes=processes)
     hidden_states = state.components.decoder.hidden_states
-    if section.compile and state.parallel.whole:
-        hidden_states = torch.compile(hidden_states)
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
     stopped = False
     with StopSignals(processes.signal_patience_s) as stop, ProgressBar(state, progress) as bar:
@@ -173,11 +174,13 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
             by_steps = section.checkpoint_every_steps
             due = bool(by_steps and state.step % by_steps == 0)
             due |= time.monotonic() - last_save > 60 * section.checkpoint_every_minutes
-            state.elapsed_s, due, stopped = processes.agreed(
-                time.monotonic() - begin, due, stop.received is not None
+            state.elapsed_s, due, stopped, written = processes.agreed(
+                time.monotonic() - begin, due, stop.received is not None, saver.has_written
             )
+            if written:
+                saver.finish()  # what failed is reported at the next step, in all processes
             if due and state.progress < 1:
-                save(state)
+                (saver.begin if section.save_in_background else saver.save)()
                 last_save = time.monotonic()
             _count_time(
                 state, num_tokens, fetched - started, computed - fetched, time.monotonic() - started
@@ -190,7 +193,7 @@ def _loop(state: TrainState, progress: bool, callbacks: Sequence[Callback], comm
                 _validate(state, validation)
             if state.step % section.log_every_steps and state.seconds["all"] > 0:
                 _log(state)
-        checkpoint = save(state)
+        checkpoint = saver.save()
     if stopped and state.progress < 1:
         raise TrainingInterrupted(
             f"stopped at step {state.step}, saved in {checkpoint}; to resume: {command}"
@@ -298,45 +301,3 @@ def _validate(state: TrainState, validation: Validation) -> None:
     if values:
         state.log.write(state.step, values)
         state.metrics.update(values)
-
-
-def save(state: TrainState) -> Path:
-    """Write a checkpoint of the current state; refuses weights that are not finite."""
-    finite = all(bool(torch.isfinite(own_part(one)).all()) for one in state.decoder.parameters())
-    if state.processes.any(not finite):
-        raise CM3Error(
-            f"training, step {state.step}",
-            "the weights are no longer finite; they are not saved",
-            DIVERGED,
-        )
-    components = state.components
-    fingerprints = {**components.fingerprints(), "dataset": state.preparation.fingerprint}
-    if state.preparation.bank_fingerprint is not None:
-        fingerprints["bank"] = state.preparation.bank_fingerprint
-    stored = CheckpointState(
-        state.step,
-        state.elapsed_s,
-        state.tokens,
-        state.loader.state_dict(),
-        components.vocabulary.to_dict(),
-        fingerprints,
-        state.processes.sum(state.sums_G2).tolist(),
-        components.serializer.max_spans,
-        base=state.base,
-    )
-    adapter = None
-    if state.recipe.tune.adapts:
-        adapter = write_adapters(state.decoder, state.recipe.tune, state.base["model"])
-    state.log.flush()
-    return save_checkpoint(
-        state.out_dir,
-        state.decoder,
-        state.optimizer.state_tensors(),
-        stored,
-        components,
-        keep=state.recipe.train.keep_checkpoints,
-        words=state.words,
-        adapter=adapter,
-        processes=state.processes,
-        sharded=not state.parallel.whole,
-    )

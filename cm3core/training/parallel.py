@@ -41,7 +41,11 @@ class OneProcess:
         return device
 
     def place(self, decoder: Decoder, device: torch.device, *, compiled: bool = False) -> None:
-        """Bring a new decoder's weights to the device, those of the first process to all."""
+        """Bring a new decoder's weights to the device, those of the first process to all; `compiled`:
+        its blocks are compiled when they are first called, all alike once."""
+        if compiled:
+            for block in decoder.sharded_blocks():
+                block.compile()
 
     def begin_backward(self, decoder: nn.Module, *, last: bool) -> None:
         """Called before the backward pass of each micro-batch of a step."""
@@ -72,6 +76,7 @@ class Replicated(OneProcess):
     def place(self, decoder: Decoder, device: torch.device, *, compiled: bool = False) -> None:
         import torch.distributed as dist
 
+        super().place(decoder, device, compiled=compiled)
         with torch.no_grad():
             for tensor in (*decoder.module.parameters(), *decoder.module.buffers()):
                 dist.broadcast(tensor, 0)

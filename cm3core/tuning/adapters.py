@@ -49,6 +49,11 @@ class AdapterFiles:
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
 
+    def copied(self) -> AdapterFiles:
+        """The same with copies of the tensors, on the host: training goes on meanwhile."""
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return AdapterFiles(copies, self.config)
+
 
 def add_adapters(module: nn.Module, section: TuneSection, seed: int = 0) -> None:
     """Add the section's adapters to a decoder, and freeze everything else but the modules that are

@@ -29,7 +29,7 @@ def test_one_process_answers_itself() -> None:
     assert one.sum(tensor) is tensor
     assert one.all_of("a") == ["a"]
     assert one.any(True)
-    assert one.agreed(3.5, True, False) == (3.5, True, False)
+    assert one.agreed(3.5, True, False) == (3.5, True, False, True)
     assert one.first(lambda: 7) == 7
     assert one.seed(1, 2) is None
     assert one.group is None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections import Counter, namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +76,9 @@ class Log:
     """What was done: name or (name, call site) -> how often."""
 
     launches: Counter[str] = field(default_factory=Counter)
+    #: Of the tensors that each launch reads or writes, once each; what a kernel reads again, or a gather
+    #: leaves out, is not known.
+    num_bytes: int = 0
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
     pinned_copies: Counter[str] = field(default_factory=Counter)
     blocking_copies: Counter[str] = field(default_factory=Counter)
@@ -116,6 +119,11 @@ def call_site(number: int = 2) -> str:
 
 def on_cuda(value: Any) -> bool:
     return isinstance(value, FakeTensor) and value.fake_device.type == "cuda"
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Of the tensors on a device among the values."""
+    return sum(one.numel() * one.element_size() for one in values if on_cuda(one))
 
 
 def check_device(name: str, index: int | None) -> None:
@@ -185,6 +193,8 @@ def pretend(*, memory: int = 80 << 30) -> None:
     cuda.Stream = cuda.current_stream = _Stream
     cuda.stream = lambda stream: contextlib.nullcontext()
     cuda.CUDAGraph, cuda.graph = _Graph, _capture
+    # torch takes its kernels of many tensors for its own types alone
+    torch.utils._foreach_utils._foreach_supported_types.append(FakeTensor)
     # random first weights would only cost time
     torch.nn.init.trunc_normal_ = lambda tensor, *_, **options: tensor  # type: ignore[assignment]  # a stand-in
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
@@ -201,6 +211,7 @@ def _launcher(kernel: Any, grid: Any) -> Any:
     def launch(*arguments: Any, **options: Any) -> None:
         name = kernel.fn.__name__
         State.log.launches[name] += 1
+        State.log.num_bytes += bytes_of((*arguments, *options.values()))
         for tensor in (*arguments, *options.values()):
             if isinstance(tensor, torch.Tensor):
                 if on_cuda(tensor):
@@ -282,6 +293,10 @@ class Pretended(TorchDispatchMode):
             result = func(*args, **kwargs)
         if name not in FREE:
             State.log.launches[name] += 1
+            # what is changed in place is among both
+            State.log.num_bytes += bytes_of(
+                {id(one): one for one in (*flat, *tree_flatten(result)[0])}.values()
+            )
         return result
 
     def _sent(self, host: torch.Tensor, options: Any) -> None:

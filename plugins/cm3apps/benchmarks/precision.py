@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    registry_of,
+    whole_number,
+)
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
@@ -82,6 +86,7 @@ def configure(parser: ArgumentParser) -> None:
         help="number of documents, evenly spread over the split (default: %(default)s)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
+    add_device(parser, "where the model runs")
     parser.set_defaults(run=run)
 
 
@@ -95,7 +100,7 @@ def run(args: Namespace) -> int:
 
     if args.out is not None:
         check_writable(args.out)
-    model = load(args.model, registry=registry_of(args))
+    model = load(args.model, registry=registry_of(args), device=args.device)
     found = measure(model, sequences(model, args.split, args.num))
     print(
         f"{'precision':<10} {'nats a code':>11} {'more':>8} {'same best code':>14} "

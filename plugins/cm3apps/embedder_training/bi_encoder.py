@@ -28,6 +28,7 @@ from cm3apps.embedder_training.contrastive import (
     random_caption,
     two_of,
 )
+from cm3core.devices import choose_device
 from cm3core.files import atomic_path, cache_directory
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
@@ -57,6 +58,7 @@ def train_on_corpus(
     """
     check_packages("cm3 embedder train bi_encoder")
     networks = Networks()
+    networks.move_to(choose_device(None))
     rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "train"]
     entries = [corpus.entries[i] for i in rows]
     key = hashlib.sha256(
@@ -169,7 +171,7 @@ def _blocks(
         stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
         block = _read(path, (stop - start, width))
         if block is None:
-            block = compute(start, stop).half().numpy()
+            block = compute(start, stop).half().cpu().numpy()
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.save(file, block, allow_pickle=False)
         blocks.append(torch.from_numpy(block))
@@ -212,9 +214,11 @@ def train_heads(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     sizes = sizes or HeadSizes(features_VNF.shape[-1], texts_CKF.shape[-1])
+    device = choose_device(None)
     heads = Heads(sizes, picture_dropout, text_dropout)
     heads.picture.standardise_by(features_VNF[0].float())
     heads.text.standardise_by(texts_CKF.flatten(0, 1).float())
+    heads.to(device)
     batch_concepts = min(batch_concepts, len(members))
     optimizer = torch.optim.AdamW(heads.train().parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -229,10 +233,11 @@ def train_heads(
         versions_2B = rng.integers(len(features_VNF), size=rows_2B.shape)
         forms_2B = rng.integers(texts_CKF.shape[1], size=rows_2B.shape)
         pictures_E = F.normalize(
-            heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float()), dim=1
+            heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float().to(device)),
+            dim=1,
         )
         texts_E = F.normalize(
-            heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float()), dim=1
+            heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float().to(device)), dim=1
         )
         (picture_a, picture_b), (text_a, text_b) = pictures_E.chunk(2), texts_E.chunk(2)
         scale = heads.log_scale.exp().clamp(max=50)

@@ -7,7 +7,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_overrides,
+    registry_of,
+    whole_number,
+)
 from cm3core.errors import CM3Error, close_match
 from cm3core.files import check_writable
 
@@ -48,6 +53,7 @@ def configure(parser: ArgumentParser) -> None:
         "--seed", type=whole_number(0, 2**63 - 1), default=0, help="default: %(default)s"
     )
     train.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_device(train, "where it is trained")
     train.set_defaults(run=_train)
     line = "how well texts and pictures of a bundled corpus find each other, what training held out separately"
     evaluate = actions.add_parser("eval", help=line, description=line)
@@ -67,6 +73,7 @@ def configure(parser: ArgumentParser) -> None:
         help="icons: measure the retriever bm25 as well, which needs no embedder",
     )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_device(evaluate, "where it runs")
     add_overrides(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
@@ -94,6 +101,7 @@ def _train(args: Namespace) -> int:
 
 def _evaluate(args: Namespace) -> int:
     from cm3core.cli._dataset import composed
+    from cm3core.devices import choose_device
     from cm3core.files import write_text
 
     corpus = args.corpus or ("icons" if args.name in TRAINED_ON_ICONS else "emoji")
@@ -105,6 +113,8 @@ def _evaluate(args: Namespace) -> int:
     assert recipe.embedder is not None
     recipe.embedder.check()
     embedder = recipe.embedder.build()
+    if args.device is not None:
+        embedder.move_to(choose_device(args.device))
     what = getattr(embedder, "summary", type(embedder).__name__)
     print(f"{args.name}: {what}, {embedder.dimension} dimensions, {embedder.fingerprint}")
     measured = (_on_icons if corpus == "icons" else _on_emoji)(embedder, args)

@@ -72,7 +72,7 @@ def contrast(left_BE: Tensor, right_BE: Tensor, scale: Tensor) -> Tensor:
     0.6931471824645996
     """
     logits = scale * left_BE @ right_BE.T
-    target = torch.arange(len(logits))
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 

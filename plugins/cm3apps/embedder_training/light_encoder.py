@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cm3apps.embedder_training.contrastive import augment, contrast
 from cm3apps.embedder_training.icon_batches import IconBatches
+from cm3core.devices import choose_device
 from cm3core.document import PixelArray
 from cm3core.progress import make_bar
 from cm3plugins.datasets.icons.captions import caption
@@ -64,10 +65,11 @@ def train(
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    batches, towers = IconBatches(entries, seed), Towers(sizes).train()
+    device = choose_device(None)
+    batches, towers = IconBatches(entries, seed), Towers(sizes).train().to(device)
     nn.init.constant_(towers.log_scale, math.log(_SHARPNESS))
     # how sharply documents are told apart; captions and pictures have the towers' own
-    log_scale = nn.Parameter(torch.tensor(3.0))
+    log_scale = nn.Parameter(torch.tensor(3.0, device=device))
     optimizer = torch.optim.AdamW(
         [*towers.parameters(), log_scale], lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98)
     )
@@ -86,11 +88,12 @@ def train(
     for _ in bar:
         rows = batches.rows(num_documents)
         others = [batches.other_version(row) for row in rows]
-        pixels = augment(pictures_N3RR[[*rows, *others]].float() / 255, generator)
+        pixels = augment(pictures_N3RR[[*rows, *others]].float() / 255, generator).to(device)
         more = batches.rows(num_captions)
         losses = _losses(towers, log_scale.exp().clamp(max=60), batches, rows, others, more, pixels)
         optimizer.zero_grad(set_to_none=True)
-        total = sum((_WEIGHTS[name] * loss for name, loss in losses.items()), torch.zeros(()))
+        none = torch.zeros((), device=device)
+        total = sum((_WEIGHTS[name] * loss for name, loss in losses.items()), none)
         total.backward()
         nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
         optimizer.step()
@@ -143,7 +146,7 @@ def _losses(
     looks, of_documents = pictures.chunk(2)
     documents = F.normalize(captions[: len(rows)] + of_documents, dim=1)
     sharpness = towers.log_scale.exp().clamp(max=100)
-    places = torch.tensor([place for place, _ in pairs], dtype=torch.long)
+    places = torch.tensor([place for place, _ in pairs], dtype=torch.long).to(scale.device)
     gaps = (queries[places] * (captions[places] - farther)).sum(1)
     return {
         "documents": contrast(queries[: len(rows)], documents, scale),

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.card import command as card
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_precision,
+    real_number,
+    registry_of,
+    whole_number,
+)
 from cm3core.errors import CM3Error
 
 EXAMPLE = """examples:
@@ -204,6 +210,8 @@ def _run_options(parser: ArgumentParser) -> None:
         metavar="X",
         help="of the sampler (default: the model's recipe)",
     )
+    add_device(parser, "where the model runs")
+    add_precision(parser)
     add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")
     add(
         "--trust-plugin",
@@ -252,8 +260,8 @@ def _run(args: Namespace) -> int:
     model = None
     if not args.pictures:
         model = load(
-            args.names[0], registry=registry, num_threads=args.threads, trust_plugins=args.trust_plugins,
-            bank=args.bank,
+            args.names[0], registry=registry, device=args.device, num_threads=args.threads,
+            precision=args.precision, trust_plugins=args.trust_plugins, bank=args.bank,
         )  # fmt: skip
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"

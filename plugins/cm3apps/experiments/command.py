@@ -12,7 +12,14 @@ from cm3apps.experiments.icons import command as icons
 from cm3apps.experiments.patch_knn import command as patch_knn
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3apps.experiments.tasks import command as tasks
-from cm3core.cli import add_overrides, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_overrides,
+    add_training_precision,
+    registry_of,
+    training_precision,
+    whole_number,
+)
 from cm3core.errors import CM3Error, close_match
 
 PLACE = "cm3 experiment retrieval"
@@ -98,6 +105,8 @@ def _configure_retrieval(actions: Any) -> None:
         metavar="FOLDER",
         help="folder of all results (default: %(default)s)",
     )
+    add_device(one, "where the decoders are trained and run")
+    add_training_precision(one)
     add_overrides(one)
     one.set_defaults(run=run)
 
@@ -120,6 +129,7 @@ def run(args: Namespace) -> int:
     from cm3apps.experiments.retrieval.experiment import RetrievalExperiment
     from cm3core.training import TrainingInterrupted
 
+    args.overrides += training_precision(args)
     experiment = RetrievalExperiment(
         registry_of(args),
         args.out,
@@ -162,6 +172,7 @@ def _typed(args: Namespace) -> str:
         args.recipe,
         "-o",
         str(args.out),
+        *([] if args.device is None else ["--device", args.device]),
         *args.overrides,
     ]
     return shlex.join(words)

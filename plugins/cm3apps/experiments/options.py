@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cm3core.cli import whole_number
+from cm3core.cli import add_device, add_precision, whole_number
 
 
 def add_model_options(
@@ -52,6 +52,8 @@ def add_model_options(
         metavar="N",
         help="of the drawing (default: %(default)s)",
     )
+    add_device(parser, "where the model runs")
+    add_precision(parser)
     parser.add_argument(
         "--threads",
         type=whole_number(1, 1024),
@@ -97,6 +99,10 @@ def typed(
     words += ["--seed", str(args.seed), *more]
     if args.threads is not None:
         words += ["--threads", str(args.threads)]
+    if args.device is not None:
+        words += ["--device", args.device]
+    if args.precision != "auto":
+        words += ["--precision", args.precision]
     for trusted in args.trust_plugins:
         words += ["--trust-plugin", trusted]
     return [*words, "-o", str(args.out)]

@@ -7,7 +7,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import add_overrides, real_number, registry_of
+from cm3core.cli import (
+    add_device,
+    add_overrides,
+    add_training_precision,
+    real_number,
+    registry_of,
+    training_precision,
+)
 
 EXAMPLE = """examples:
   cm3 quickstart
@@ -52,6 +59,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", default="quickstart", help="the recipe to train by (default: %(default)s)"
     )
+    add_device(parser, "where the networks are trained and run")
+    add_training_precision(parser)
     add_overrides(parser)
     parser.set_defaults(run=run)
 
@@ -67,6 +76,9 @@ def run(args: Namespace) -> int:
         options += ["--tokenizer", "train", "--tokenizer-minutes", f"{args.tokenizer_minutes:g}"]
     if args.recipe != "quickstart":
         options += ["--recipe", args.recipe]
+    if args.device is not None:
+        options += ["--device", args.device]
+    args.overrides += training_precision(args)
     command = f"cm3 {plugins}quickstart {shlex.join([*options, *args.overrides])}"
     quickstart = Quickstart(
         registry_of(args),

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3apps.server.settings import Limits
+from cm3core.cli import add_device, real_number, registry_of, whole_number
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
 from cm3core.files import check_regular
 from cm3core.model.default import DEFAULT_MODEL
@@ -93,8 +94,9 @@ def configure(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
-        help="precision of the decoders' weights (default: as stored)",
+        help="precision of the decoders' weights (default: bf16 on a GPU that multiplies it, else as stored)",
     )  # fmt: skip
+    add_device(parser, "where the decoders and the image tokenizers run")
     parser.add_argument(
         "--trust-plugin",
         action="append",
@@ -148,9 +150,23 @@ def run(args: Namespace) -> int:
     logging.getLogger("cm3.serve").setLevel("WARNING" if args.quiet else "INFO")
     openers = openers_of(args)
     from cm3apps.server.running import Settings, serve
-    from cm3apps.server.settings import Limits
 
-    limits = Limits(
+    settings = Settings(
+        host=args.host,
+        port=args.port,
+        token=token,
+        allowed_hosts=tuple(args.allow_host),
+        most_models=args.max_models,
+        drain_seconds=args.drain,
+        limits=limits_of(args),
+        forced=frozenset(args.force),
+    )
+    return serve(settings, openers)
+
+
+def limits_of(args: Namespace) -> Limits:
+    """The limits that the options describe."""
+    return Limits(
         body_bytes=args.max_body * MIB,
         picture_pixels=args.max_pixels * 1_000_000,
         number=args.max_n,
@@ -160,17 +176,6 @@ def run(args: Namespace) -> int:
         waiting_per_client=max(1, args.queue // 2),
         seconds=args.timeout,
     )
-    settings = Settings(
-        host=args.host,
-        port=args.port,
-        token=token,
-        allowed_hosts=tuple(args.allow_host),
-        most_models=args.max_models,
-        drain_seconds=args.drain,
-        limits=limits,
-        forced=frozenset(args.force),
-    )
-    return serve(settings, openers)
 
 
 def _check_packages() -> None:
@@ -224,27 +229,19 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
                 "does not exist",
                 "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
             )
-        openers[name] = partial(
-            _open, source, registry, args.threads, args.precision, args.trust_plugins, args.at_once
-        )
+        openers[name] = partial(_open, source, registry, args)
     return openers
 
 
-def _open(
-    source: str,
-    registry: object,
-    threads: int | None,
-    precision: str,
-    trusted: list[str],
-    at_once: int,
-) -> Model:
+def _open(source: str, registry: object, args: Namespace) -> Model:
     from cm3core.model.model import load
 
     return load(
         source,
         registry=registry,  # type: ignore[arg-type]  # typed `object`, so that the command line is light
-        num_threads=threads,
-        precision=precision,
-        max_rows=max(64, 2 * at_once),
-        trust_plugins=trusted,
+        device=args.device,
+        num_threads=args.threads,
+        precision=args.precision,
+        max_rows=max(64, 2 * args.at_once),
+        trust_plugins=args.trust_plugins,
     )

@@ -37,7 +37,7 @@ class ModelPool:
 
     def __init__(self, openers: Mapping[str, Callable[[], Model]], most: int) -> None:
         self.openers, self.most = dict(openers), most
-        self.loads = self.drops = 0
+        self.loads = self.drops = self.broken = 0
         self._loaded: dict[str, _Loaded] = {}  # least recently used first
         self._loading = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -137,6 +137,7 @@ class ModelPool:
         """Take a model that is broken out of memory, if it still is there."""
         if name in self._loaded and self._loaded[name].model is model:
             del self._loaded[name]
+            self.broken += 1
             self._freed.set()
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**63 - 1
 #: Seeds of requests that name none; small, so that people can repeat them.
-_MOST_RANDOM = 2**31
+MOST_RANDOM = 2**31
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 #: Candidates at the quality "high", where the model can choose among them.
 HIGH_QUALITY = 4
@@ -151,7 +151,7 @@ def generation_options(values: Mapping[str, Any], limits: Limits) -> dict[str, A
                     code="invalid_value",
                 )  # fmt: skip
             sampling[name] = values[name]
-    options: dict[str, Any] = {"seed": values.get("seed", secrets.randbelow(_MOST_RANDOM))}
+    options: dict[str, Any] = {"seed": values.get("seed", secrets.randbelow(MOST_RANDOM))}
     for name, option in (
         ("sampler", "sampler"),
         ("candidates", "num_candidates"),

@@ -313,6 +313,33 @@ def test_a_process_that_is_killed_ends_the_others_and_loses_nothing(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_several_save_while_they_go_on(tmp_path: Path) -> None:
+    """A decoder that is shared, or one each; a kill while a checkpoint is written; another number resumes."""
+    behind = ["train.save_in_background=true", "train.checkpoint_every_steps=4"]
+    last = 12
+    reports = run(
+        tmp_path,
+        [
+            case(tmp_path / "whole", 1, "train.checkpoint_every_steps=4", steps=last),
+            case(tmp_path / "shared", 2, *SHARED, *behind, steps=last),
+            case(tmp_path / "replicas", 4, *SHARED, *behind, steps=last),
+            case(tmp_path / "copies", 2, *behind, steps=last),
+            case(
+                tmp_path / "killed", 2, *SHARED, *behind, steps=last, name="kill", pause=4.0,
+                kill=[1, 10],
+            ),
+            case(tmp_path / "killed", 1, *behind, steps=last, name="end"),
+        ],
+    )  # fmt: skip
+    for name in ("shared", "replicas", "copies", "end"):
+        assert set(reports[name]["codes"]) == {0}, reports[name]
+        assert_same_run(tmp_path / "whole", tmp_path / ("killed" if name == "end" else name))
+    assert reports["kill"]["codes"] == [2, -9], reports["kill"]
+    assert "checkpoints/step-00000004:" in reports["end"]["printed"][0], reports["end"]
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*")), "leftovers are cleared away"
+
+
+@pytest.mark.slow
 def test_a_stop_signal_to_any_process_saves_and_ends_all(tmp_path: Path) -> None:
     reports = run(tmp_path, [case(tmp_path / "out", 2, *SHARED, steps=4000, signal=[1, 2])])
     assert reports["out"]["codes"] == [130, 130]

@@ -285,3 +285,27 @@ def test_loss_sums_of_another_shape_are_refused(
         "checkpoint's state: loss_sums is not 4 pairs of numbers\n"
         "  next: resume from another checkpoint, or set it to []"
     )
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_once_and_train_the_same(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    torch._dynamo.reset()
+    losses = []
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        overrides = [
+            *("train.steps=3", "train.log_every_steps=1", "train.precision=fp32"),
+            *("decoder.num_layers=6", "decoder.dropout=0", f"train.compile={compiled}"),
+        ]
+        train(squares(registry, cache, overrides), tmp_path / name, registry, progress=False)
+        lines = read_metrics(tmp_path / name)
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert not counters["graph_break"]
+    # in training and in validation, first for one shape and then for any: not one for each of six blocks
+    assert counters["stats"]["unique_graphs"] < 6

@@ -77,6 +77,13 @@ def configure(parser: ArgumentParser) -> None:
         help="what to measure on (default: %(default)s)",
     )
     parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the decoder's weights and products, and of the other loops' (default: bf16 on CUDA, else "
+        "fp32)",
+    )
+    parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go next to it"
     )
     parser.set_defaults(run=run)
@@ -123,7 +130,11 @@ def _run(args: Namespace) -> int:
         size,
         PROMPT_TOKENS + max(*extent.tokens, extent.longest, GATE_TOKENS),
         where.device,
-        torch.bfloat16 if args.device == "cuda" else torch.float32,
+        {
+            "auto": torch.bfloat16 if args.device == "cuda" else torch.float32,
+            "fp32": torch.float32,
+            "bf16": torch.bfloat16,
+        }[args.precision],
         torch.get_num_threads(),
     )
     providers = runner.all_providers(setup)

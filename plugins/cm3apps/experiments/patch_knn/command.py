@@ -9,7 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_precision,
+    real_number,
+    registry_of,
+    whole_number,
+)
 from cm3core.errors import CM3Error
 from cm3core.files import write_text
 
@@ -77,6 +83,8 @@ def configure(parser: ArgumentParser) -> None:
             help=f"the sampler's key {name!r}",
         )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write them as JSON")
+    add_device(parser, "where the model runs")
+    add_precision(parser)
     parser.set_defaults(run=run)
 
 
@@ -96,7 +104,9 @@ def run(args: Namespace) -> int:
     if args.out is not None:
         check_writable(args.out)
     config = with_options(PatchKNNSamplerConfig(share=0.2), given)
-    model = cm3core.load(args.model, registry=registry_of(args))
+    model = cm3core.load(
+        args.model, registry=registry_of(args), device=args.device, precision=args.precision
+    )
     parts = model.components
     sampler = config.build_for(parts.parts)
     assert isinstance(sampler, PatchKNNSampler)

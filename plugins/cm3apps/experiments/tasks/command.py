@@ -50,7 +50,9 @@ def run(args: Namespace) -> int:
     model = load(
         args.model,
         registry=registry_of(args),
+        device=args.device,
         num_threads=args.threads,
+        precision=args.precision,
         trust_plugins=args.trust_plugins,
     )
     try:

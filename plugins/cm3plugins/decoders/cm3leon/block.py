@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cm3plugins.decoders.cm3leon.products import LAYER_NORM_EPS, layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+from cm3plugins.decoders.joined import projections
 from cm3plugins.decoders.transformer import Context
 
 
@@ -51,8 +52,8 @@ class Block(nn.Module):
 
     def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
         q_BTHD, k_BTKD, v_BTKD = (
-            rearrange(project(x_BTE), "B T (H D) -> B T H D", H=self.num_heads)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            rearrange(projected, "B T (H D) -> B T H D", H=self.num_heads)
+            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
         )
         q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
         attended_BTHD = context.attention.attend(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cm3plugins.decoders.joined import projections
 from cm3plugins.decoders.llama.rotary import rotated
 from cm3plugins.decoders.llama.settings import LlamaSettings
 from cm3plugins.decoders.transformer import Context
@@ -97,8 +98,8 @@ class Block(nn.Module):
 
     def attention(self, x_BTE: Tensor, context: Turned) -> Tensor:
         q_BTHD, k_BTKD, v_BTKD = (
-            rearrange(project(x_BTE), "B T (H D) -> B T H D", D=self.config.head_size)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            rearrange(projected, "B T (H D) -> B T H D", D=self.config.head_size)
+            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
         )
         attended_BTHD = context.attention.attend(
             rotated(self.q_norm(q_BTHD), context.turn),
@@ -110,5 +111,5 @@ class Block(nn.Module):
         return cast(Tensor, self.o_proj(rearrange(attended_BTHD, "B T H D -> B T (H D)")))
 
     def feed_forward(self, x_BTE: Tensor) -> Tensor:
-        hidden_BTF = F.silu(self.gate_proj(x_BTE)) * self.up_proj(x_BTE)
-        return cast(Tensor, self.down_proj(hidden_BTF))
+        gate_BTF, up_BTF = projections(x_BTE, (self.gate_proj, self.up_proj))
+        return cast(Tensor, self.down_proj(F.silu(gate_BTF) * up_BTF))

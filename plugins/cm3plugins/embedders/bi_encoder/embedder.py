@@ -56,6 +56,11 @@ class BiEncoder(Embedder):
         """Hash of the networks' and the heads' weights, and of how features are computed."""
         return self._fingerprint
 
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._networks.move_to(device)
+        self._heads.to(device)
+
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
         # a batch is as slow as its longest text

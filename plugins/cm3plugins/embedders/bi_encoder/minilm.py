@@ -146,6 +146,12 @@ class SentenceEncoder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer, self._has_told = tokenizer, False
+        self._device = torch.device("cpu")
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._network.to(device)
+        self._device = device
 
     @classmethod
     def load(cls, folder: Path) -> SentenceEncoder:
@@ -196,7 +202,8 @@ class SentenceEncoder:
         ids_NT = torch.zeros(len(encodings), int(lengths_N.max()), dtype=torch.int64)
         for row, encoding in enumerate(encodings):
             ids_NT[row, : len(encoding.ids)] = torch.tensor(encoding.ids)
-        mask_NT = torch.arange(ids_NT.shape[1]) < lengths_N[:, None]
+        mask_NT = (torch.arange(ids_NT.shape[1]) < lengths_N[:, None]).to(self._device)
+        ids_NT, lengths_N = ids_NT.to(self._device), lengths_N.to(self._device)
         states_NTD = self._network(ids_NT, mask_NT) * mask_NT[..., None]
         vectors_ND: Tensor = states_NTD.sum(1) / lengths_N[:, None]
         return vectors_ND

@@ -43,15 +43,28 @@ _FEATURES_VERSION = 1
 class Networks:
     """EfficientNet-Lite0 and MiniLM, each loaded on first use."""
 
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._device = device
+        if "_pictures" in self.__dict__:
+            self._pictures.to(device)
+        if "_texts" in self.__dict__:
+            self._texts.move_to(device)
+
     @cached_property
     def _pictures(self) -> EfficientNetLite:
         network = load_efficientnet_lite("lite0").fuse()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
-        return network
+        return network.to(self._device)
 
     @cached_property
     def _texts(self) -> SentenceEncoder:
-        return SentenceEncoder.load(minilm_folder())
+        encoder = SentenceEncoder.load(minilm_folder())
+        encoder.move_to(self._device)
+        return encoder
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,7 +88,7 @@ class Networks:
 
         The vector before the classifier, the quarters of a map, a thumbnail.
         """
-        network = self._pictures
+        network, pixels_N3RR = self._pictures, pixels_N3RR.to(self._device)
         inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
         quarters = F.adaptive_avg_pool2d(inner, _QUARTERS).flatten(1)
         thumbnail = F.adaptive_avg_pool2d(pixels_N3RR, _THUMBNAIL).flatten(1)

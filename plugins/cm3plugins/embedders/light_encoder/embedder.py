@@ -40,6 +40,7 @@ class LightEncoder(Embedder):
     def __init__(self, towers: Towers, fingerprint: str, batch_size: int = 256) -> None:
         self._towers = towers.eval().requires_grad_(False)
         self._fingerprint, self._batch_size = fingerprint, batch_size
+        self._device = torch.device("cpu")
 
     @classmethod
     def load(cls, path: Path, batch_size: int = 256) -> LightEncoder:
@@ -70,6 +71,11 @@ class LightEncoder(Embedder):
         """Hash of the weights' file and of how text becomes features."""
         return self._fingerprint
 
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._towers.to(device)
+        self._device = device
+
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> VectorArray:
         return in_batches(texts, self._batch_size, self._towers.text)
@@ -80,7 +86,9 @@ class LightEncoder(Embedder):
             images,
             self._batch_size,
             lambda batch: self._towers.image(
-                torch.cat([square(image, self._towers.sizes.resolution) for image in batch])
+                torch.cat([square(image, self._towers.sizes.resolution) for image in batch]).to(
+                    self._device
+                )
             ),
         )
 

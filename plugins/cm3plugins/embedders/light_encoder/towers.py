@@ -58,6 +58,7 @@ class TextTower(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Vectors [N, E] of texts; a text without any word gets the bias alone."""
+        device = self.table.weight.device
         words = [words_of(text) for text in texts]
         rows = {
             word: row
@@ -68,13 +69,14 @@ class TextTower(nn.Module):
         features = [features_of(word, self.num_buckets) for word in rows]
         offsets = torch.tensor([0] + [len(bag) for bag in features[:-1]]).cumsum(0)
         vectors_UD, importance_U = self.table(
-            torch.tensor([i for bag in features for i in bag]), offsets
+            torch.tensor([i for bag in features for i in bag]).to(device), offsets.to(device)
         ).split([self.direct.in_features, 1], dim=1)
         longest = max(1, max(map(len, words)))
         index_NW = torch.tensor(
             [[rows[w] for w in text] + [0] * (longest - len(text)) for text in words]
-        )
+        ).to(device)
         absent_NW = torch.arange(longest) >= torch.tensor([len(text) for text in words])[:, None]
+        absent_NW = absent_NW.to(device)
         weight_NW = (4 * importance_U)[index_NW].squeeze(-1).exp().masked_fill(absent_NW, 0)
         weight_NW = weight_NW / weight_NW.sum(1, keepdim=True).clamp_min(1e-6)
         mean_ND = torch.einsum("nw,nwd->nd", weight_NW, vectors_UD[index_NW])

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cm3core.devices import choose_device
 from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
 from cm3plugins.image_tokenizers.vqgan.losses import (
     PatchDiscriminator,
@@ -39,11 +40,7 @@ class TokenizerTrainer:
     def __init__(self, arch: VQGANArchitecture, training: VQGANTraining) -> None:
         self.arch, self.training = arch, training
         torch.manual_seed(training.seed)
-        self.device = torch.device(
-            "cuda"
-            if training.device == "auto" and torch.cuda.is_available()
-            else training.device.replace("auto", "cpu")
-        )
+        self.device = choose_device(None if training.device == "auto" else training.device)
         self.model = channels_last(VQModel(arch)).to(self.device)
         self.codebook = CodebookUpdater(
             self.model.quantize,

@@ -1,0 +1,233 @@
+"""What stands before several servers: it holds a request until one of them has answered it.
+
+A server that is lost in the middle costs nothing but time: another one does the request again, with the same
+seed, and so with the same result. Of a stream, what the client has already is left out the second time.
+Nothing here knows what starts the servers; `ray` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, MutableMapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from starlette.datastructures import Headers
+
+from cm3apps.server.errors import APIError
+from cm3apps.server.http import SEED, Reply, answer_to, body_of, disconnected
+from cm3apps.server.requests import MOST_RANDOM
+from cm3apps.server.streaming import Event
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from cm3apps.server.settings import Limits
+
+logger = logging.getLogger("cm3.serve")
+
+Message: TypeAlias = MutableMapping[str, Any]
+#: Does a request on some server: (scope, body) -> the messages of its answer, as ASGI has them.
+Call: TypeAlias = Callable[[dict[str, Any], bytes], AsyncGenerator[Message, None]]
+
+#: Servers that may be lost over one request: it may be the request that ends them.
+MOST_LOST = 2
+#: Of a request's scope, what a server reads.
+SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "query_string", "headers", "client", "server")  # fmt: skip
+
+
+class ServerLost(Exception):
+    """The server of a request is gone, before it had answered or in the middle."""
+
+
+class ServersBusy(Exception):
+    """All servers have as many requests as they may."""
+
+
+class Door:
+    """An ASGI application that passes requests on.
+
+    Args:
+        call: does a request; raises `ServerLost` and `ServersBusy`. Leaving it ends the work.
+        limits: of requests.
+    """
+
+    def __init__(self, call: Call, limits: Limits) -> None:
+        self.call, self.limits = call, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have one request answered."""
+        reply = Relayed(send)
+        try:
+            if scope["path"] == "/healthz":
+                await reply.json({"status": "ok"})
+            elif scope["path"] == "/metrics":
+                raise APIError(
+                    404,
+                    "each server counts its own requests; Ray exports what all of them count, see "
+                    "docs/server.md",
+                    code="unknown_path",
+                )
+            else:
+                await self._answer(scope, receive, reply)
+        except Exception as error:  # any becomes an answer in the API's own shape
+            await reply.fail(answer_to(error, scope["path"]))
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: Relayed) -> None:
+        body = await body_of(Headers(scope=scope), receive, self.limits)
+        own = {name: scope[name] for name in SENT if name in scope}
+        own[SEED] = secrets.randbelow(MOST_RANDOM)
+        work = asyncio.create_task(self._relay(own, body, reply))
+        gone = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended = work.done()
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if ended:
+            work.result()
+
+    async def _relay(self, scope: dict[str, Any], body: bytes, reply: Relayed) -> None:
+        """Do the request until it is answered."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                for lost in range(MOST_LOST + 1):
+                    try:
+                        async with aclosing(self.call(scope, body)) as messages:
+                            async for message in messages:
+                                await reply.pass_on(message)
+                        return
+                    except ServerLost as error:
+                        logger.warning(
+                            "%s %s: its server is gone (%s)%s", scope["method"], scope["path"],
+                            error, "; it is done again" if lost < MOST_LOST else "",
+                        )  # fmt: skip
+                        reply.begin_again()
+        except TimeoutError:
+            raise APIError(
+                504, f"the answer took more than {self.limits.seconds:g} s",
+                type="server_error", code="timeout",
+            ) from None  # fmt: skip
+        except ServersBusy as error:
+            raise APIError(
+                429, "all servers are busy; try again in 5 s", type="rate_limit_error",
+                code="rate_limit_exceeded", headers={"Retry-After": "5"},
+            ) from error  # fmt: skip
+        raise APIError(
+            503, f"{MOST_LOST + 1} servers ended in the middle of this request; their logs say why",
+            type="server_error", code="servers_lost",
+        )  # fmt: skip
+
+
+class Relayed(Reply):
+    """What one client is sent: the messages of a server, and after it is lost those of the next one."""
+
+    def __init__(self, send: Send) -> None:
+        super().__init__(send)
+        self._head: Message | None = None
+        self._pieces: list[Message] = []  # of an answer that is no stream: it is sent as a whole
+        self._sent: set[object] = set()  # events of a stream
+        self._number = 0  # of the event, in this attempt
+
+    def begin_again(self) -> None:
+        """The server is lost; another one answers from the beginning."""
+        self._head, self._number = None, 0
+        self._pieces.clear()
+
+    async def pass_on(self, message: Message) -> None:
+        """Send what the client has not had yet."""
+        if message["type"] == "http.response.start":
+            self._head = message
+            if _is_stream(message) and not self.status:
+                self.status, self._streams = message["status"], True
+                await self._send(message)
+            return
+        assert message["type"] == "http.response.body"
+        assert self._head is not None
+        if self._streams:
+            await self._event(message)
+            return
+        self._pieces.append(message)
+        if not message.get("more_body", False):
+            self.status = self._head["status"]
+            for one in (self._head, *self._pieces):
+                await self._send(one)
+
+    async def _event(self, message: Message) -> None:
+        assert self._head is not None
+        if not _is_stream(self._head):  # the next server refuses what the lost one had begun
+            self._pieces.append(message)
+            if not message.get("more_body", False):
+                refusal = json.loads(b"".join(one.get("body", b"") for one in self._pieces))
+                await self._piece(Event("error", refusal).encode())
+                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        name, self._number = event_name(message.get("body", b""), self._number), self._number + 1
+        if name not in self._sent or not message.get("more_body", False):
+            self._sent.add(name)
+            await self._send(message)
+
+
+def event_name(event: bytes, number: int) -> object:
+    r"""What tells an event of a stream from the others of it, in every attempt.
+
+    Args:
+        event: its bytes.
+        number: events before it in this attempt, which tell chunks of a chat apart.
+
+    >>> event_name(b'event: set.picture\ndata: {"type": "set.picture", "index": 2}\n\n', 7)
+    ('set.picture', 2, None)
+    >>> event_name(b'data: {"choices": []}\n\n', 7)
+    7
+    """
+    if not event.startswith(b"event: "):
+        return number
+    body = json.loads(event.partition(b"\ndata: ")[2])
+    return body["type"], body.get("index"), body.get("partial_image_index")
+
+
+def _is_stream(head: Message) -> bool:
+    return Headers(raw=head["headers"]).get("content-type", "").startswith("text/event-stream")
+
+
+class LocalOnly:
+    """Stands before an application that has no token: clients of this machine alone are answered, whatever
+    address the server listens on. A proxy before it would look like this machine, so what it passes on is
+    refused.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and not is_local(scope):
+            refusal = APIError(
+                403,
+                "without a token only clients of the server's own machine are answered; set "
+                "CM3_SERVE_TOKEN, or token_file, where the server is started",
+                code="token_needed",
+            )
+            await Reply(send).fail(refusal)
+            return
+        await self.app(scope, receive, send)
+
+
+def is_local(scope: Scope) -> bool:
+    """Whether a request comes from this machine, and from no proxy."""
+    headers = Headers(scope=scope)
+    if any(name in headers for name in ("x-forwarded-for", "x-real-ip", "forwarded")):
+        return False
+    try:
+        return ipaddress.ip_address((scope.get("client") or ("",))[0]).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,296 @@
+"""The server on several machines, by Ray Serve: `serve run cm3apps.server.ray:app model=runs/icons`.
+
+Ray starts the replicas, restarts those that end or are unhealthy, adds and removes some as requests come, and
+knows the machines; its own command and files say all that. Each replica is a whole server of `cm3 serve`, whose
+engine generates for all its clients in one batch. A few doors (`door`) stand before them and hold each
+request until it is answered, so that a replica that ends loses none.
+
+Light: Ray is imported when `app` is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from argparse import Namespace
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.server import command
+from cm3apps.server.errors import APIError
+from cm3apps.server.settings import Limits
+from cm3core.cli import whole_number
+from cm3core.cli._numbers import real_number
+from cm3core.commands import CommandParser
+from cm3core.errors import CM3Error, MissingPackageError, close_match
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from cm3core.model.model import Model
+
+PLACE = "cm3apps.server.ray"
+#: Arguments of `cm3 serve` that Ray's own configuration takes the place of.
+RAYS_OWN = {
+    "host": "http_options.host of Ray's configuration, or serve start --http-host",
+    "port": "http_options.port of Ray's configuration, or serve start --http-port",
+    "max_models": "one application for each model",
+}
+#: Seconds between two questions whether a replica is well, and in which it must answer.
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 30.0
+
+
+def app(arguments: Mapping[str, Any]) -> Any:
+    """The application, for `serve run cm3apps.server.ray:app NAME=VALUE ...` and `import_path`.
+
+    Args:
+        arguments: options of `cm3 serve` by their names, with _ for -; `model` and others that may be
+            repeated take a list, or one. Besides: `min_replicas`, `max_replicas`, `target_requests`
+            (requests of a replica from which on another one is added), `cpus` and `gpus` of a replica,
+            `doors`, `plugin`.
+
+    Returns:
+        A Ray Serve application.
+
+    Raises:
+        MissingPackageError: Ray or the server's packages are not installed.
+        CM3Error: an argument is unknown or wrong, or a model is not there.
+    """
+    check_packages()
+    args = read_arguments(arguments)
+    command.openers_of(args)  # what is wrong with the models is reported now
+    return application(args, command.token_of(args.token_file))
+
+
+def check_packages() -> None:
+    """Raise `MissingPackageError` where a package is missing."""
+    for module, package in (("ray", "ray"), ("fastapi", "ray[serve]")):
+        if find_spec(module) is None:
+            raise MissingPackageError.extra(PLACE, package, "ray")
+    for module, package in command.PACKAGES.items():
+        if find_spec(module) is None:
+            raise MissingPackageError.extra(PLACE, package, "ray")
+
+
+def read_arguments(arguments: Mapping[str, Any]) -> Namespace:
+    """Arguments by name, as texts or as a file of YAML has them, checked as those of `cm3 serve` are.
+
+    >>> read = read_arguments({"model": ["a=runs/a", "runs/b"], "max_replicas": 4})
+    >>> read.model, read.max_replicas, read.at_once
+    (['a=runs/a', 'runs/b'], 4, 32)
+    """
+    parser = CommandParser(prog=PLACE, add_help=False, allow_abbrev=False)
+    command.configure(parser)
+    parser.add_argument("--plugin", action="append", type=Path, default=[])
+    for option, default in (("--min-replicas", 1), ("--max-replicas", 1), ("--doors", 2)):
+        parser.add_argument(option, type=whole_number(1, 4096), default=default)
+    parser.add_argument("--target-requests", type=whole_number(1, 4096))
+    parser.add_argument("--cpus", type=real_number(0, 4096, above=True), default=1.0)
+    parser.add_argument("--gpus", type=real_number(0, 1024), default=0.0)
+    known = {action.dest: action for action in parser._actions}
+    known["trust_plugin"] = known["trust_plugins"]
+    options: list[str] = []
+    for name, value in arguments.items():
+        if name in RAYS_OWN:
+            raise CM3Error(f"{PLACE} {name}", "is Ray's to say", f"use {RAYS_OWN[name]}")
+        if name not in known:
+            raise CM3Error(
+                f"{PLACE} {name}",
+                "is no argument",
+                close_match(name, known.keys() - RAYS_OWN.keys()),
+            )
+        option = known[name].option_strings[-1]
+        if known[name].nargs == 0:  # a flag
+            options += [option] if str(value).lower() in ("true", "1", "yes") else []
+            continue
+        options += [f"{option}={one}" for one in (value if isinstance(value, list) else [value])]
+    args = parser.parse_args(options)
+    args.max_replicas = max(args.min_replicas, args.max_replicas)
+    args.target_requests = args.target_requests or max(1, args.at_once // 2)
+    if args.target_requests > args.at_once:
+        raise CM3Error(
+            f"{PLACE} target_requests",
+            f"is {args.target_requests}, and a replica has at_once={args.at_once} at most",
+            "lower it, or raise at_once",
+        )
+    if args.threads is None and not args.gpus:
+        # replicas share the machine's cores
+        args.threads = max(1, int(args.cpus))
+    return args
+
+
+def application(args: Namespace, token: str | None, replica: type[Replica] | None = None) -> Any:
+    """The deployments, bound to one another.
+
+    Args:
+        args: of `read_arguments`.
+        token: what requests must bear; None: only this machine may ask.
+        replica: the class of the replicas; None: `Replica`.
+    """
+    from ray import serve
+
+    limits = command.limits_of(args)
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    engine = serve.deployment(replica or Replica).options(
+        name="engine",
+        autoscaling_config={
+            "min_replicas": args.min_replicas,
+            "initial_replicas": args.min_replicas,
+            "max_replicas": args.max_replicas,
+            "target_ongoing_requests": args.target_requests,
+            # a replica loads its model first: what lasts shorter than that is waited for
+            "upscale_delay_s": 10.0,
+            "downscale_delay_s": 300.0,
+        },
+        # as many as its batch holds; those that are more wait at the doors
+        max_ongoing_requests=args.at_once,
+        max_queued_requests=args.queue,
+        ray_actor_options={"num_cpus": args.cpus, "num_gpus": args.gpus},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=args.drain,
+    )
+    doors = serve.deployment(serve.ingress(None)(Doors)).options(
+        name="door",
+        num_replicas=args.doors,
+        max_ongoing_requests=limits.connections,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=args.drain,
+    )
+    return doors.bind(engine.bind(options), limits, token, args.allow_host)
+
+
+class Replica:
+    """A server without a socket, as a Ray actor.
+
+    Args:
+        options: of `read_arguments`.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        from cm3apps.server.app import make_app
+        from cm3apps.server.metrics import Metrics
+        from cm3apps.server.running import Settings, workshop_of
+
+        args = Namespace(**options)
+        logging.getLogger("cm3.serve").setLevel("WARNING" if args.quiet else "INFO")
+        limits = command.limits_of(args)
+        openers = self.openers(args)
+        settings = Settings(
+            most_models=len(openers),
+            # Ray sends as many as its batch holds; a client's share is the doors' to say
+            limits=replace(limits, waiting=args.at_once, waiting_per_client=args.at_once),
+            forced=frozenset(args.force),
+        )
+        metrics = Metrics()
+        self.workshop = workshop_of(settings, openers, metrics)
+        self.server = make_app(self.workshop, metrics)
+
+    def openers(self, args: Namespace) -> Mapping[str, Callable[[], Model]]:
+        """What opens the models, by their names."""
+        return command.openers_of(args)
+
+    async def answer(
+        self, scope: dict[str, Any], body: bytes
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The messages of a request's answer, as ASGI has them. Leaving it ends the work."""
+        messages: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        read = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal read
+            if read:  # the door ends the work where the client is gone
+                await asyncio.Event().wait()
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            messages.put_nowait(message)
+
+        async def serve() -> None:
+            await self.server({**scope, "type": "http"}, receive, send)
+
+        work = asyncio.create_task(serve())
+        work.add_done_callback(lambda _: messages.put_nowait(None))
+        try:
+            while (message := await messages.get()) is not None:
+                yield message
+            work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def check_health(self) -> None:
+        """Raise where the replica should be replaced: an engine has stopped, and what stopped it on a GPU
+        stays with the process; or the model can't be loaded. Ray asks first before a replica is given
+        requests: then its model is loaded."""
+        pool = self.workshop.pool
+        if pool.broken:
+            raise RuntimeError("an engine of this replica has stopped; its log says why")
+        try:
+            async with pool.use(pool.names[0]):
+                pass
+        except APIError as error:
+            raise error.__cause__ or error from None
+
+
+class Doors:
+    """A door, as a Ray actor.
+
+    Args:
+        engine: the handle of the replicas.
+        limits: of requests.
+        token, hosts: see `Guard`.
+    """
+
+    def __init__(
+        self, engine: Any, limits: Limits, token: str | None, hosts: Collection[str]
+    ) -> None:
+        from cm3apps.server.app import FILES
+        from cm3apps.server.door import Door, LocalOnly
+        from cm3apps.server.guard import LOOPBACK, Guard
+
+        self._engine = engine.options(stream=True)
+        opened = {*FILES, "/docs", "/openapi.json", "/healthz"}
+        names = None if token is not None else {*LOOPBACK, *map(str.lower, hosts)}
+        guarded = Guard(
+            Door(self._call, limits), token=token, hosts=names, open_paths=opened
+        )  # fmt: skip
+        self._app = guarded if token is not None else LocalOnly(guarded)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray asks for."""
+        inner = self._app
+
+        async def served(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await inner(scope, receive, send)
+
+        return served
+
+    async def _call(
+        self, scope: dict[str, Any], body: bytes
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+        from ray.serve.exceptions import BackPressureError
+
+        from cm3apps.server.door import ServerLost, ServersBusy
+
+        response, ended = self._engine.answer.remote(scope, body), False
+        try:
+            async for message in response:
+                yield message
+            ended = True
+        except BackPressureError as error:
+            raise ServersBusy from error
+        except (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError) as error:
+            ended = True
+            raise ServerLost(type(error).__name__) from error
+        finally:
+            if not ended:
+                response.cancel()
