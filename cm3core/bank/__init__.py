@@ -13,19 +13,22 @@ it is a pickle.
 from cm3core.bank.building import BuildReport, add_documents, build_bank
 from cm3core.bank.editing import RemoveReport, merge_banks, remove_documents
 from cm3core.bank.manifest import Manifest
-from cm3core.bank.memory_bank import MemoryBank
+from cm3core.bank.memory import Memory
+from cm3core.bank.memory_bank import MemoryBank, memory_of
 from cm3core.bank.tools import Tools
 from cm3core.bank.vector_rows import VectorRows
 
 __all__ = [
     "BuildReport",
     "Manifest",
+    "Memory",
     "MemoryBank",
     "RemoveReport",
     "Tools",
     "VectorRows",
     "add_documents",
     "build_bank",
+    "memory_of",
     "merge_banks",
     "remove_documents",
 ]
