@@ -10,7 +10,7 @@ Whatever kills a process that changes a bank, a reader sees the old bank or the 
 it is a pickle.
 """
 
-from cm3core.bank.building import BuildReport, add_documents, build_bank
+from cm3core.bank.building import BuildReport, add_documents, build_bank, help_build
 from cm3core.bank.editing import RemoveReport, merge_banks, remove_documents
 from cm3core.bank.manifest import Manifest
 from cm3core.bank.memory import Memory
@@ -28,6 +28,7 @@ __all__ = [
     "VectorRows",
     "add_documents",
     "build_bank",
+    "help_build",
     "memory_of",
     "merge_banks",
     "remove_documents",
