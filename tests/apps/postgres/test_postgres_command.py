@@ -175,6 +175,7 @@ def test_a_model_draws_from_it_and_training_refuses_it(place, postgres, tmp_path
                 "tiny",
                 "retriever=pgvector",
                 "embedder=light_encoder",
+                "decoder.context_length=1024",
                 *keys,
                 "-o",
                 "run",

@@ -46,6 +46,7 @@ class Database:
         self._lock = threading.RLock()
         self._connection: Connection | None = None
         self._process = os.getpid()
+        self._until = 0.0
 
     @property
     def place(self) -> str:
@@ -123,22 +124,34 @@ class Database:
             self._connection = connection
         return self._connection
 
+    def answered(self) -> None:
+        """Called by long work whenever the server has answered: it gets its time again."""
+        self._until = time.monotonic() + self.options.timeout_seconds
+
     @contextmanager
     def _watched(self, connection: Connection, limited: bool) -> Iterator[None]:
-        """End the connection when the block takes longer than `timeout_seconds`: a server that is
-        stopped, or behind a dead network, never answers."""
+        """End the connection when the server answers nothing for `timeout_seconds`: one that is
+        stopped, or behind a dead network, never does."""
         if not limited:
             yield
             return
+        self.answered()
+        done = threading.Event()
         with socket.socket(fileno=os.dup(connection.fileno())) as line:
-            timer = threading.Timer(self.options.timeout_seconds, _shut, [line])
-            timer.daemon = True
-            timer.start()
+            watch = threading.Thread(target=self._watch, args=(line, done), daemon=True)
+            watch.start()
             try:
                 yield
             finally:
-                timer.cancel()
-                timer.join()
+                done.set()
+                watch.join()
+
+    def _watch(self, line: socket.socket, done: threading.Event) -> None:
+        while not done.wait(max(0.0, self._until - time.monotonic())):
+            if time.monotonic() >= self._until:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+                return
 
     def _is_lost(self, error: psycopg.Error) -> bool:
         """Whether there is no connection, and a new one may help."""
@@ -177,8 +190,3 @@ class Database:
                 "or a service file",
             )
         return DatabaseError(self.place, f"refuses: {cause}", "correct that, then repeat")
-
-
-def _shut(line: socket.socket) -> None:
-    with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)

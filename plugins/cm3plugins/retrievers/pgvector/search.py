@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 RowArray = npt.NDArray[np.int64]
 #: pgvector's largest candidate list; the first version that goes on where filters leave too few.
 _MOST_EF, _ITERATIVE = 1000, (0, 8)
+#: Searches that are sent at once.
+_SENT = 16
 
 
 class PgvectorRetriever(RuleRetriever):
@@ -89,10 +91,8 @@ class PgvectorRetriever(RuleRetriever):
         if not self._approximate:
             return self._executed(connection, self._exact(width), vectors_QE, every)
         number = max(self._options.num_candidates, 2 * width)
-        settings = {"hnsw.ef_search": min(_MOST_EF, max(self._options.ef_search, number))}
-        connection.execute(
-            "SELECT set_config('hnsw.ef_search', %s, true)", [str(settings["hnsw.ef_search"])]
-        )
+        list_size = min(_MOST_EF, max(self._options.ef_search, number))
+        connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(list_size)])
         if self._shared.version >= _ITERATIVE:
             connection.execute("SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true)")
         found = self._executed(connection, self._nearest(number, width), vectors_QE, every)
@@ -110,18 +110,20 @@ class PgvectorRetriever(RuleRetriever):
         vectors_QE: FloatArray,
         places: list[int],
     ) -> list[list[tuple[Any, ...]]]:
-        """What a statement finds for some searches, all sent at once."""
-        if not places:
-            return []
-        cursors = []
-        with connection.pipeline():
-            for place in places:
-                cursor = connection.cursor(binary=True)
-                cursor.execute(
-                    statement, {"query": vectors_QE[place], **self._filter.values}, prepare=True
-                )
-                cursors.append(cursor)
-        return [cursor.fetchall() for cursor in cursors]
+        """What a statement finds for some searches, `_SENT` of which are sent at once."""
+        found = []
+        for start in range(0, len(places), _SENT):
+            cursors = []
+            with connection.pipeline():
+                for place in places[start : start + _SENT]:
+                    cursor = connection.cursor(binary=True)
+                    cursor.execute(
+                        statement, {"query": vectors_QE[place], **self._filter.values}, prepare=True
+                    )
+                    cursors.append(cursor)
+            found += [cursor.fetchall() for cursor in cursors]
+            self._shared.database.answered()
+        return found
 
     def _nearest(self, number: int, width: int) -> sql.Composed:
         half = f"halfvec({self._shared.manifest.dimension})"

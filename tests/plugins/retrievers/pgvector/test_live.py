@@ -234,6 +234,21 @@ def test_a_server_that_stands_still_counts_as_lost(postgres):
     assert len(ids(retriever)) == 4
 
 
+def test_a_server_that_answers_may_take_its_time(postgres):
+    """The limit is for one answer, not for all that a batch asks."""
+    _, memory = new_memory(postgres, index=False, retry_seconds=0.0, timeout_seconds=2.0)
+
+    def work(connection):
+        for _ in range(5):
+            connection.execute("SELECT pg_sleep(0.5)")
+            memory.database.answered()
+        return "done"
+
+    assert memory.database.run(work) == "done"
+    with pytest.raises(DatabaseError, match="can't be reached"):
+        memory.database.run(lambda connection: connection.execute("SELECT pg_sleep(4)"))
+
+
 def test_a_forked_process_opens_a_connection_of_its_own(postgres):
     config, memory = new_memory(postgres)
     add(memory, encoded(source(6)))
