@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
+import cm3core
 from bank_parts import source, tools
 from built_banks import built, contents
 from cm3core.bank import MemoryBank, build_bank
 from cm3core.cli.main import main
+from cm3core.document import Text
 
 pytest.importorskip("psycopg")
 pytest.importorskip("pgvector")
@@ -138,8 +140,9 @@ def test_a_damaged_metadata_file(place, tmp_path, capsys):
     assert "metadata.jsonl:1: is damaged ('style')" in capsys.readouterr().err
 
 
-def test_a_model_draws_from_it_and_training_refuses_it(place, postgres, tmp_path, capsys):
-    """Licences are those of `--data`; what is removed is not drawn from; nothing says a password."""
+@pytest.mark.slow
+def test_a_model_draws_from_it(place, postgres, tmp_path, capsys):
+    """Licences are those of `--data`, and what is removed is not drawn from."""
     (tmp_path / "pictures").mkdir()
     for name, colour in {"red": (200, 30, 30), "green": (30, 160, 60)}.items():
         pixels = np.full((64, 64, 3), 255, np.uint8)
@@ -154,36 +157,31 @@ def test_a_model_draws_from_it_and_training_refuses_it(place, postgres, tmp_path
     keys = ["retriever.database=cm3", f"retriever.schema={place[3]}"]
     draw = [
         "generate", "red square", "--n", "1", "--num-retrieved", "1", "--retriever", "pgvector",
-        *model, *(word for key in keys for word in ("--set", key)),
+        "-o", "out", *model, *(word for key in keys for word in ("--set", key)),
     ]  # fmt: skip
+    assert main(draw) == 0
+    with Pictures.open(next((tmp_path / "out").glob("*.png"))) as picture:
+        assert json.loads(picture.info["retrieved"]) == ["red.png"]
 
-    def drawn_with(folder, *options):
-        assert main([*draw, "-o", folder, *options]) == 0
-        metadata = next((tmp_path / folder).glob("*.png"))
-        with Pictures.open(metadata) as picture:
-            return json.loads(picture.info["retrieved"])
+    settings = {"database": "cm3", "schema": place[3]}
+    whole = cm3core.load("bundled:emoji64")
 
-    assert drawn_with("one", "--set", "retriever.licences=[CC0-1.0]") == ["red.png"]
-    assert drawn_with("two", "--set", "retriever.licences=[MIT]") == []
+    def found(**chosen):
+        other = whole.with_memory(retriever="pgvector", **settings, **chosen)
+        results = other.components.retriever.retrieve([(Text("red square"),)], 1)[0]
+        return [one.id for one in results]
+
+    assert found(licences=["CC0-1.0"]) == ["red.png"]
+    assert found(licences=["MIT"]) == []
     assert main(["postgres", "remove", "red.png", *place]) == 0
-    assert drawn_with("three") == ["green.png"]
-    capsys.readouterr()
-    assert (
-        main(
-            [
-                "train",
-                "tiny",
-                "retriever=pgvector",
-                "embedder=light_encoder",
-                "decoder.context_length=1024",
-                *keys,
-                "-o",
-                "run",
-                "--quiet",
-            ]
-        )
-        == 2
-    )
+    assert found() == ["green.png"]
+
+
+def test_training_refuses_it(tmp_path, monkeypatch, capsys):
+    """Before a server is asked."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["retriever=pgvector", "embedder=light_encoder", "decoder.context_length=1024"]
+    assert main(["train", "tiny", *settings, "-o", "run", "--quiet"]) == 2
     assert (
         "retriever: is 'pgvector', whose memory may change while a decoder is trained\n"
         "  next: train on a memory bank, a copy of it: "
