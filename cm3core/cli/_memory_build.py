@@ -98,7 +98,7 @@ def add_data(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Build a bank, or resume that."""
     from cm3core.bank import build_bank
-    from cm3core.cli._memory_helper import helpers_of
+    from cm3core.cli._memory_processes import helpers_of
 
     source, tools = _work(args)
     report = build_bank(

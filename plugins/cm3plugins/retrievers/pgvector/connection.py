@@ -17,7 +17,7 @@ from pgvector.psycopg import register_vector
 from cm3core.errors import CM3Error, DatabaseError
 
 if TYPE_CHECKING:
-    from cm3plugins.retrievers.pgvector.config import ConnectionOptions
+    from cm3plugins.retrievers.pgvector.options import ConnectionOptions
 
 Connection = psycopg.Connection[tuple[object, ...]]
 T = TypeVar("T")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.bank import Manifest
-    from cm3plugins.retrievers.pgvector.config import ConnectionOptions
     from cm3plugins.retrievers.pgvector.connection import Connection
+    from cm3plugins.retrievers.pgvector.options import ConnectionOptions
 
 #: Columns of a row that is written, in the order of `rows.row_of`.
 COLUMNS = (

@@ -24,9 +24,10 @@ from cm3plugins.retrievers.vector_retriever import RuleRetriever
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
-    from cm3plugins.retrievers.pgvector.config import PgvectorRetrieverConfig
     from cm3plugins.retrievers.pgvector.connection import Connection
+    from cm3plugins.retrievers.pgvector.options import SearchOptions
     from cm3plugins.retrievers.strategy import FloatArray
+    from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 RowArray = npt.NDArray[np.int64]
 #: pgvector's largest candidate list; the first version that goes on where filters leave too few.
@@ -39,7 +40,8 @@ class PgvectorRetriever(RuleRetriever):
     """The rules over a database that may change between any two searches.
 
     Args:
-        config: the rules, the filters, and how the graph is searched.
+        config: the rules.
+        options: the filters, and how the graph is searched.
         memory: the database.
         embedder: embeds the queries.
         approximate: search by the graph; False: compare every document.
@@ -47,22 +49,25 @@ class PgvectorRetriever(RuleRetriever):
 
     def __init__(
         self,
-        config: PgvectorRetrieverConfig,
+        config: VectorRetrieverConfig,
+        options: SearchOptions,
         memory: SharedMemory,
         embedder: Embedder,
         *,
         approximate: bool = True,
     ) -> None:
         super().__init__(config, memory, embedder)
-        self._options, self._shared = config, memory
+        self._options, self._shared = options, memory
         self._approximate = approximate and memory.manifest.dimension <= MOST_INDEXED
-        self._filter = Filter(config.licences, config.sources, config.styles)
+        self._filter = Filter(options.licences, options.sources, options.styles)
 
     def exact(self) -> PgvectorRetriever:
         """The same rules, comparing every document."""
         if not self._approximate:
             return self
-        return PgvectorRetriever(self._options, self._shared, self._embedder, approximate=False)
+        return PgvectorRetriever(
+            self._config, self._options, self._shared, self._embedder, approximate=False
+        )
 
     def _search(self, vectors_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
         if not np.isfinite(vectors_QE).all():

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from cm3core.bank.manifest import ShardInfo
     from cm3core.bank.shard import BankDocument
     from cm3core.interfaces.dataset import DocumentSource
-    from cm3plugins.retrievers.pgvector.config import ConnectionOptions
     from cm3plugins.retrievers.pgvector.connection import Connection
+    from cm3plugins.retrievers.pgvector.options import ConnectionOptions
 
 #: In a bank that was pulled: {"id": ..., "licence": ..., "source": ..., "attribution": ..., "style": ...}
 #: a line, which pushing reads.
