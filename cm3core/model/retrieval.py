@@ -62,10 +62,13 @@ def with_memory(
             else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
         )
         place = "bank" if retriever is None else "retriever"
-        config_class = components.registry.config_class("retriever", wanted, place=place)
+        config_class = cast(
+            "type[RetrieverConfig]",
+            components.registry.config_class("retriever", wanted, place=place),
+        )
         if config_class.own_memory:
             shared.pop("bank", None)
-        config = cast("RetrieverConfig", config_class(**shared))
+        config = config_class(**shared)
         names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
     if embedder is None and "embedder" in needs_of(config):
