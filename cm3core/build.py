@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.bank import MemoryBank
+from cm3core.bank import Memory, memory_of
 from cm3core.errors import CM3Error, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
@@ -88,17 +88,19 @@ class Components:
 
     @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that can be retrieved: those of the recipe's bank, or of the data set.
+        """The documents that can be retrieved: those of the recipe's bank, of the retriever's own
+        memory, or of the data set.
 
         Raises:
-            DataError: the bank can't be opened, or has codes of another image tokenizer.
+            CM3Error: the memory can't be opened, or has codes of another image tokenizer.
         """
-        folder = None if self.recipe.retriever is None else self.recipe.retriever.bank
-        if folder is None:
+        config = self.recipe.retriever
+        memory = None if config is None else memory_of(config)
+        if memory is None:
             return self.memory_of_split(self.memory_split)
-        bank = MemoryBank.open(folder)
-        bank.check_tokenizer(self.image_tokenizer)
-        return bank
+        if isinstance(memory, Memory):
+            memory.check_tokenizer(self.image_tokenizer)
+        return memory
 
     @cached_property
     def embedder(self) -> Embedder | None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "cm3core.cli.memory",
         "build, change, check and measure memory banks for retrieval",
     ),
+    "postgres": ("", "keep a memory in a PostgreSQL database that many models share"),
     "provenance": (
         "cm3core.cli.provenance",
         "show the licences and sources of a model's data, or of what made a picture",

@@ -64,6 +64,10 @@ class ProcessError(CM3Error):
     """The processes of a run don't belong together, or one of them is gone."""
 
 
+class DatabaseError(CM3Error):
+    """A database can't be reached, or refuses what it is asked."""
+
+
 class MissingPackageError(CM3Error):
     """An optional package is needed but not installed."""
 

@@ -10,22 +10,26 @@ Whatever kills a process that changes a bank, a reader sees the old bank or the 
 it is a pickle.
 """
 
-from cm3core.bank.building import BuildReport, add_documents, build_bank
+from cm3core.bank.building import BuildReport, add_documents, build_bank, help_build
 from cm3core.bank.editing import RemoveReport, merge_banks, remove_documents
 from cm3core.bank.manifest import Manifest
-from cm3core.bank.memory_bank import MemoryBank
+from cm3core.bank.memory import Memory
+from cm3core.bank.memory_bank import MemoryBank, memory_of
 from cm3core.bank.tools import Tools
 from cm3core.bank.vector_rows import VectorRows
 
 __all__ = [
     "BuildReport",
     "Manifest",
+    "Memory",
     "MemoryBank",
     "RemoveReport",
     "Tools",
     "VectorRows",
     "add_documents",
     "build_bank",
+    "help_build",
+    "memory_of",
     "merge_banks",
     "remove_documents",
 ]

@@ -11,28 +11,25 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from cm3core.bank.encoding import encoded_documents
-from cm3core.bank.manifest import WORK, Manifest, ShardInfo, shard_of
+from cm3core.bank.manifest import WORK, Manifest
 from cm3core.bank.memory_bank import MemoryBank, is_bank
-from cm3core.bank.shard import SHARDS, BankDocument, Shard, write_shard
+from cm3core.bank.shard import SHARDS
+from cm3core.bank.shared_work import Helper, ShardWork
 from cm3core.bank.tools import Tools, save_tokenizer
-from cm3core.bank.writing import remove_unfinished_shards, tidy, writing
+from cm3core.bank.writing import tidy, writing
 from cm3core.errors import DataError
-from cm3core.files import make_folder, read_text, user_path, write_text
+from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.progress import make_bar
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096
-_PLAN = "plan.txt"
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,15 @@ def build_bank(
     *,
     shard_size: int = SHARD_SIZE,
     id_prefix: str = "",
+    part: tuple[int, int] | None = None,
+    helpers: Sequence[Helper] = (),
     progress: bool = True,
 ) -> BuildReport:
     """Build a bank of all documents of a source, or resume where an earlier call was cut off; of one
     that was built and has damaged shards since, all are built again.
+
+    Whoever shares the work, the shards are the same: the banks of all parts, merged in order, have the
+    shards of the bank of the whole, and so do those that helpers write.
 
     Args:
         source: documents, in their canonical form.
@@ -65,10 +67,14 @@ def build_bank(
         tools: embedder and image tokenizer.
         shard_size: see `SHARD_SIZE`.
         id_prefix: prepended to the documents' ids.
+        part: (i, n), 1 <= i <= n: only the i-th of n parts of the shards.
+        helpers: start processes that call `help_build` with the same arguments and shares
+            (1, n), (2, n), ... of n = 1 + the number of helpers. What one that fails leaves undone is
+            done here.
         progress: show a bar.
 
     Raises:
-        DataError: another bank or something else is in the folder, or no document can be used.
+        DataError: there are fewer shards than parts, another bank or something else is in the folder, or no document can be used.
         FileError: the disk is full.
     """
     folder = user_path(folder)
@@ -81,7 +87,8 @@ def build_bank(
                 str(folder), f"holds {others[0]!r} and is not a memory bank", "name a new folder"
             )
     with writing(folder):
-        plan = _plan(source, range(len(source)), tools, shard_size, id_prefix, "")
+        wanted = wanted_of(source, shard_size, part)
+        plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
         if is_bank(folder):
             manifest = Manifest.read(folder)
             if manifest.built_from != plan:
@@ -95,15 +102,61 @@ def build_bank(
                 tidy(folder, manifest)
                 return BuildReport(0, 0, [], manifest.num_documents)
         save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
-        shards, skipped = _build_shards(
-            folder, source, range(len(source)), tools, plan, shard_size, id_prefix, progress
-        )
+        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
+        shards, skipped = work.build(helpers, progress=progress)
         if not shards:
             raise _nothing_usable(folder, skipped)
         manifest = tools.manifest.with_shards(tuple(shards), plan)
         manifest.write(folder)
         tidy(folder, manifest)
     return BuildReport(manifest.num_documents, 0, skipped, manifest.num_documents)
+
+
+def help_build(
+    source: DocumentSource,
+    folder: str | Path,
+    tools: Tools,
+    share: tuple[int, int],
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    part: tuple[int, int] | None = None,
+) -> None:
+    """Write a share of the shards that `build_bank`, in another process, builds a bank of.
+
+    Args:
+        share: (k, n): every n-th shard, beginning with the k-th, 0 <= k < n.
+        source, folder, tools, shard_size, id_prefix, part: see `build_bank`.
+
+    Raises:
+        DataError: no process builds a bank there from the same data and settings.
+        FileError: the disk is full.
+    """
+    folder = user_path(folder)
+    wanted = wanted_of(source, shard_size, part)
+    plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
+    ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix).help(share)
+
+
+def wanted_of(
+    source: DocumentSource, shard_size: int, part: tuple[int, int] | None
+) -> Sequence[int]:
+    """The documents of a part of a source, whole shards of them; see `build_bank`."""
+    if part is None:
+        return range(len(source))
+    number, parts = part
+    num_shards = -(-len(source) // shard_size)
+    if not 1 <= number <= parts:
+        raise DataError("part", f"is {number} of {parts}", f"use 1/{parts} to {parts}/{parts}")
+    if parts > num_shards:
+        raise DataError(
+            f"part {number}/{parts}",
+            f"the data set's {len(source):,} documents are {num_shards:,} shards of {shard_size:,}, "
+            "fewer than parts",
+            f"use {num_shards or 1} parts or fewer, or a smaller --shard-size",
+        )
+    first, last = ((place * num_shards) // parts * shard_size for place in (number - 1, number))
+    return range(first, min(last, len(source)))
 
 
 def add_documents(
@@ -146,9 +199,8 @@ def add_documents(
             tidy(folder, bank.manifest)
             return BuildReport(0, len(there), source.skipped, len(bank))
         plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
-        shards, skipped = _build_shards(
-            folder, source, wanted, tools, plan, shard_size, id_prefix, progress
-        )
+        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
+        shards, skipped = work.build(progress=progress)
         if not shards:
             raise _nothing_usable(folder, skipped)
         manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
@@ -213,87 +265,3 @@ def _plan(
         bank,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _build_shards(
-    folder: Path,
-    source: DocumentSource,
-    wanted: Sequence[int],
-    tools: Tools,
-    plan: str,
-    shard_size: int,
-    id_prefix: str,
-    progress: bool,
-) -> tuple[list[ShardInfo], list[SkippedRecord]]:
-    """Shards of the wanted documents; those that an earlier call with this plan finished are taken
-    as they are."""
-    manifest, work = tools.manifest, folder / WORK
-    _begin(work, plan)
-    remove_unfinished_shards(folder)
-    shards: list[ShardInfo] = []
-    skipped: list[SkippedRecord] = []
-    with make_bar(
-        total=len(wanted), desc="memory bank", unit="document", disable=None if progress else True
-    ) as bar:
-        for start in range(0, len(wanted), shard_size):
-            places = wanted[start : start + shard_size]
-            note = work / f"{start:012d}.json"
-            finished = _finished(folder, note, manifest)
-            if finished is None:
-                own: list[SkippedRecord] = []
-                info = write_shard(
-                    folder,
-                    _counted(encoded_documents(source, places, tools, id_prefix, own), bar),
-                    manifest,
-                )
-                values = {
-                    "shard": None if info is None else asdict(info),
-                    "skipped": [asdict(record) for record in own],
-                }
-                write_text(note, json.dumps(values))
-                finished = info, own
-            if finished[0] is not None:
-                shards.append(finished[0])
-            skipped += finished[1]
-            bar.update(min(start + len(places), len(wanted)) - bar.n)
-    return shards, [*source.skipped, *skipped]
-
-
-def _counted(documents: Iterator[BankDocument], bar: Any) -> Iterator[BankDocument]:
-    for document in documents:
-        yield document
-        bar.update()
-
-
-def _begin(work: Path, plan: str) -> None:
-    """Keep the notes of this plan; those of another one are thrown away."""
-    path = work / _PLAN
-    if work.is_dir():
-        if path.is_file() and path.read_text() == plan:
-            return
-        if path.is_file():
-            tqdm.write(
-                "note: data or settings have changed since building was interrupted; starting from "
-                "scratch",
-                file=sys.stderr,
-            )
-        shutil.rmtree(work)
-    make_folder(work)
-    write_text(path, plan)
-
-
-def _finished(
-    folder: Path, note: Path, manifest: Manifest
-) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
-    """A shard that is there, and the records that it skipped; None when it is to be built."""
-    try:
-        values = json.loads(read_text(note))
-        info = None if values["shard"] is None else shard_of(values["shard"])
-        if info is not None:
-            Shard(folder, info, manifest)
-        return info, [SkippedRecord(**record) for record in values["skipped"]]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        # a `DataError` is a `ValueError`: what was lost is built again
-        return None

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cm3core.bank.manifest import MANIFEST, Maker, Manifest
+from cm3core.bank.manifest import MANIFEST, Manifest
+from cm3core.bank.memory import Memory
 from cm3core.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, id_hash
 from cm3core.bank.vector_rows import VectorRows
 from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.dataset import SkippedRecord
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cm3core.interfaces.embedder import Embedder
-    from cm3core.interfaces.image_tokenizer import ImageTokenizer
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.retriever import RetrieverConfig
 
 #: Vectors of banks up to this size are looked through when the bank is opened; larger ones by
 #: `cm3 memory stat --verify`.
@@ -35,7 +36,7 @@ CHECKED_BYTES = 64 << 20
 _ATTEMPTS = 5
 
 
-class MemoryBank(DocumentSource):
+class MemoryBank(Memory):
     """Documents 0..M-1 of `Text` and `Codes` segments, with their vectors. Made by `open`.
 
     Args:
@@ -98,6 +99,11 @@ class MemoryBank(DocumentSource):
             shards,
             [SkippedRecord(error.place, error.cause, error.next_step) for error in errors],
         )
+
+    @property
+    def place(self) -> str:
+        """Its folder."""
+        return str(self.folder)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -171,28 +177,6 @@ class MemoryBank(DocumentSource):
         found = {self.id(index): index for index in places.tolist()}
         return {name: found[name] for name in names if name in found}
 
-    def check_embedder(self, embedder: Embedder) -> None:
-        """Raise `DataError` unless the vectors are this embedder's."""
-        maker = self.manifest.embedder
-        if maker.fingerprint != embedder.fingerprint:
-            raise self._made_with("embedder", maker, embedder.fingerprint)
-
-    def check_tokenizer(self, image_tokenizer: ImageTokenizer) -> None:
-        """Raise `DataError` unless the codes are this image tokenizer's."""
-        maker = self.manifest.image_tokenizer
-        if maker.fingerprint != image_tokenizer.fingerprint:
-            raise self._made_with("image_tokenizer", maker, image_tokenizer.fingerprint)
-
-    def _made_with(self, kind: str, maker: Maker, here: str) -> DataError:
-        name = kind.replace("_", " ")
-        return DataError(
-            str(self.folder),
-            f"was built with another {name} ({maker.name!r}, fingerprint "
-            f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
-            f"use the {name} that it was built with, or build a bank with this one: cm3 memory "
-            "build",
-        )
-
     def verify(self) -> list[DataError]:
         """What is wrong with its shards, those left out first: every file's hash, every vector,
         every document is looked at."""
@@ -216,6 +200,18 @@ def _open_shards(folder: Path, manifest: Manifest) -> tuple[list[Shard], list[Da
         except DataError as error:
             errors.append(error)
     return shards, errors
+
+
+def memory_of(config: RetrieverConfig) -> DocumentSource | None:
+    """The memory that a retriever's config names, opened: its own, or a bank; None: it names none,
+    and searches the data set.
+
+    Raises:
+        CM3Error: it can't be opened.
+    """
+    if config.own_memory:
+        return config.open_memory()
+    return None if config.bank is None else MemoryBank.open(config.bank)
 
 
 def is_bank(folder: Path) -> bool:

@@ -178,13 +178,14 @@ def _components(
     recipe: Recipe, device: str | None
 ) -> tuple[DocumentSource, Embedder | None, Retriever]:
     """Memory, embedder and retriever of a recipe, without the rest."""
-    from cm3core.bank import MemoryBank
+    from cm3core.bank import memory_of
     from cm3core.cli._dataset import data_source
 
     assert recipe.retriever is not None
     check_config(recipe.retriever)
-    bank = recipe.retriever.bank
-    memory: DocumentSource = data_source(recipe, None) if bank is None else MemoryBank.open(bank)
+    memory = memory_of(recipe.retriever)
+    if memory is None:
+        memory = data_source(recipe, None)
     embedder = None if recipe.embedder is None else recipe.embedder.build()
     if embedder is not None and device is not None:
         from cm3core.devices import choose_device

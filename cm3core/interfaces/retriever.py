@@ -40,6 +40,9 @@ class RetrieverConfig(ComponentConfig):
     kind: ClassVar[str] = "retriever"
     #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.
     retrieves: ClassVar[bool] = True
+    #: Whether it has a memory of its own, which `open_memory` opens, instead of a bank or the data
+    #: set. Such a memory may change at any moment, so that nothing is trained with it.
+    own_memory: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
@@ -59,6 +62,10 @@ class RetrieverConfig(ComponentConfig):
                 f"is {self.query_dropout}, and it is a share of the words",
                 "use 0 or more and less than 1; the paper's is 0.2",
             )
+
+    def open_memory(self) -> DocumentSource:
+        """Return the documents of a retriever that has a memory of its own (`own_memory`)."""
+        raise NotImplementedError
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
         """Return a retriever over `memory`. `embedder` is the recipe's, None if it has none."""

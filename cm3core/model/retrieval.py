@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tqdm import tqdm
 
 from cm3core import images
-from cm3core.bank import MemoryBank
+from cm3core.bank import Memory, memory_of
 from cm3core.bank_tools import config_of
 from cm3core.config.components import needs_of
 from cm3core.config.overrides import with_options
@@ -44,6 +44,7 @@ def with_memory(
     """
     names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
     has_none = config is None or not config.retrieves
+    had_its_own = config is not None and config.own_memory
     if has_none and bank is None and retriever is None:
         raise GenerationError(
             "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
@@ -61,16 +62,21 @@ def with_memory(
             else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
         )
         place = "bank" if retriever is None else "retriever"
-        config = cast(
-            "RetrieverConfig",
-            components.registry.config_class("retriever", wanted, place=place)(**shared),
+        config_class = cast(
+            "type[RetrieverConfig]",
+            components.registry.config_class("retriever", wanted, place=place),
         )
+        if config_class.own_memory:
+            shared.pop("bank", None)
+        config = config_class(**shared)
         names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
-    if embedder is None and config.bank is not None and "embedder" in needs_of(config):
-        maker = MemoryBank.open(config.bank).manifest.embedder
-        names["embedder"] = maker.name
-        embedder = config_of(components.registry, "embedder", maker, place=config.bank)
+    if embedder is None and "embedder" in needs_of(config):
+        memory = memory_of(config)
+        if isinstance(memory, Memory):
+            maker = memory.manifest.embedder
+            names["embedder"] = maker.name
+            embedder = config_of(components.registry, "embedder", maker, place=memory.place)
     if embedder is None and "embedder" in needs_of(config):
         raise GenerationError(
             "retriever",
@@ -88,7 +94,7 @@ def with_memory(
     kept = (
         "source",
         *(("embedder",) if embedder is components.recipe.embedder else ()),
-        *(("memory",) if bank is None else ()),
+        *(("memory",) if bank is None and not (config.own_memory or had_its_own) else ()),
     )
     for name in kept:
         if name in vars(components):

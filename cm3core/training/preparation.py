@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cm3core.bank import MemoryBank
 from cm3core.build import Components
 from cm3core.document import Document, MaskedSequence
+from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.processes import Processes
@@ -44,6 +45,13 @@ class Preparation:
         self.retrieves = (
             self.recipe.retriever is not None and self.recipe.retriever.num_retrieved > 0
         )
+        if self.retrieves and getattr(self.recipe.retriever, "own_memory", False):
+            name = self.recipe.component_names.get("retriever", "")
+            raise RecipeError(
+                "retriever",
+                f"is {name!r}, whose memory may change while a decoder is trained",
+                "train on a memory bank, a copy of it: retriever=dense retriever.bank=FOLDER",
+            )
         #: The documents to retrieve from; the training documents if nothing is retrieved.
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
         self._memory_codes = (

@@ -1,5 +1,5 @@
 """Programs built on the framework: quickstart, benchmarks, experiments, the judge, the server, training of
-the bundled embedders, conversion of public weights.
+the bundled embedders, conversion of public weights, memories in PostgreSQL.
 
 They register their commands as a third party's plugin does. Nothing else in the repository imports
 them.
@@ -27,6 +27,7 @@ def cm3_commands() -> Mapping[str, str]:
         "eval": "cm3apps.evaluation.command:configure",
         "embedder": "cm3apps.embedder_training.command:configure",
         "experiment": "cm3apps.experiments.command:configure",
+        "postgres": "cm3apps.postgres.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
     }

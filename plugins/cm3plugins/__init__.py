@@ -108,6 +108,7 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
         "dense": retrievers.DenseRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
+        "pgvector": retrievers.PgvectorRetrieverConfig,
         "usearch": retrievers.UsearchRetrieverConfig,
     }
 

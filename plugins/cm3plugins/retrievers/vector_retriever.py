@@ -8,6 +8,7 @@ Legend: Q searches, W results of each, M documents of the memory, E dimension.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.memory_vectors import AT_ONCE, memory_vectors
 from cm3plugins.retrievers.strategy import (
     QUERY_PARTS,
+    FloatArray,
     Ranking,
     interleaved,
     preferred_first,
@@ -147,15 +149,116 @@ class VectorRetrieverConfig(RetrieverConfig):
         )
 
 
-class VectorRetriever(Retriever):
-    """Search by vectors, then the rules.
+class RuleRetriever(Retriever):
+    """A search by vectors, which a subclass does, and then the rules.
 
     Args:
         config: the rules.
         memory: M documents.
         embedder: embeds the queries.
-        index: over unit vectors of the memory's documents, of the same embedder.
         unreadable: documents without a vector; never found.
+    """
+
+    def __init__(
+        self,
+        config: VectorRetrieverConfig,
+        memory: DocumentSource,
+        embedder: Embedder,
+        unreadable: Collection[int] = (),
+    ) -> None:
+        self._config, self._memory, self._embedder = config, memory, embedder
+        self._unreadable = frozenset(unreadable)
+
+    @property
+    def memory(self) -> DocumentSource:
+        """The documents that results index."""
+        return self._memory
+
+    @abstractmethod
+    def _search(
+        self, vectors_QE: FloatArray, width: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """The best documents of each search, as `VectorIndex.search`."""
+
+    @abstractmethod
+    def _vector(self, index: int) -> FloatArray:
+        """The unit vector of a document that was found, float32 [E]."""
+
+    @abstractmethod
+    def _is_preferred(self, index: int) -> bool:
+        """Whether a document that was found has text and a picture."""
+
+    def _retrieve(
+        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        parts = [query_parts(query, self._config.query) for query in queries]
+        asked = [document for own in parts for _, document in own]
+        vectors_QE = np.concatenate(
+            [
+                self._embedder.embed_documents(asked[start : start + AT_ONCE])
+                for start in range(0, len(asked), AT_ONCE)
+            ]
+        )
+        first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
+        results: list[list[Retrieved]] = [[] for _ in queries]
+        pending = list(range(len(queries)))
+        width = num_retrieved + max(map(len, exclude)) + _MARGIN
+        most = min(len(self._memory), max(width, self._config.search_depth))
+        while pending and most:
+            width = min(width, most)
+            searches = [row for query in pending for row in range(first[query], first[query + 1])]
+            found = zip(*self._search(vectors_QE[searches], width), strict=True)
+            unfinished = []
+            for query in pending:
+                rankings = [
+                    ranked(
+                        *next(found),
+                        whole=width == most,
+                        found_by=found_by,
+                        minimum=self._config.min_similarity,
+                        maximum=self._config.max_similarity,
+                    )
+                    for found_by, _ in parts[query]
+                ]
+                results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
+                if len(results[query]) < num_retrieved and not complete:
+                    unfinished.append(query)
+            # Short only if ties or skipped documents took more than the margin: search deeper.
+            pending, width = unfinished, 4 * width
+        return results
+
+    def _chosen(
+        self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
+    ) -> tuple[list[Retrieved], bool]:
+        """What the rules keep of a query's searches, and whether a longer search can't find more.
+
+        At most `number` documents.
+        """
+        if self._config.prefer_both:
+            rankings = [preferred_first(ranking, self._is_preferred) for ranking in rankings]
+        merged = interleaved(rankings)
+
+        def allowed(index: int) -> bool:
+            return index not in self._unreadable and not self.is_excluded(index, exclude)
+
+        limit = self._config.max_redundancy
+        taken = (
+            take(merged.candidates, number, allowed)
+            if limit is None
+            else take(merged.candidates, number, allowed, self._vector, limit)
+        )
+        return [
+            Retrieved(one.index, self._memory.id(one.index), one.score, one.found_by, one.preferred)
+            for one in taken
+        ], merged.complete
+
+
+class VectorRetriever(RuleRetriever):
+    """The rules over an index.
+
+    Args:
+        config, memory, embedder, unreadable: see `RuleRetriever`.
+        index: over unit vectors of the memory's documents, of the same embedder.
     """
 
     def __init__(
@@ -169,13 +272,8 @@ class VectorRetriever(Retriever):
         assert index.vectors.shape == (len(memory), embedder.dimension), (
             "vectors of another memory or embedder"
         )
-        self._config, self._memory, self._embedder, self._index = config, memory, embedder, index
-        self._unreadable = frozenset(unreadable)
-
-    @property
-    def memory(self) -> DocumentSource:
-        """The documents that results index."""
-        return self._memory
+        super().__init__(config, memory, embedder, unreadable)
+        self._index = index
 
     @property
     def index(self) -> VectorIndex:
@@ -207,72 +305,16 @@ class VectorRetriever(Retriever):
         documents = map(self._memory.document, range(len(self._memory)))
         return np.fromiter((has_both(document) for document in documents), bool, len(self._memory))
 
-    def _retrieve(
-        self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
-    ) -> list[list[Retrieved]]:
-        parts = [query_parts(query, self._config.query) for query in queries]
-        asked = [document for own in parts for _, document in own]
-        vectors_QE = np.concatenate(
-            [
-                self._embedder.embed_documents(asked[start : start + AT_ONCE])
-                for start in range(0, len(asked), AT_ONCE)
-            ]
-        )
-        first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
-        results: list[list[Retrieved]] = [[] for _ in queries]
-        pending = list(range(len(queries)))
-        width = num_retrieved + max(map(len, exclude)) + _MARGIN
-        most = min(len(self._memory), max(width, self._config.search_depth))
-        while pending and most:
-            width = min(width, most)
-            searches = [row for query in pending for row in range(first[query], first[query + 1])]
-            found = zip(*self._index.search(vectors_QE[searches], width), strict=True)
-            unfinished = []
-            for query in pending:
-                rankings = [
-                    ranked(
-                        *next(found),
-                        whole=width == most,
-                        found_by=found_by,
-                        minimum=self._config.min_similarity,
-                        maximum=self._config.max_similarity,
-                    )
-                    for found_by, _ in parts[query]
-                ]
-                results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
-                if len(results[query]) < num_retrieved and not complete:
-                    unfinished.append(query)
-            # Short only if ties or skipped documents took more than the margin: search deeper.
-            pending, width = unfinished, 4 * width
-        return results
+    def _search(
+        self, vectors_QE: FloatArray, width: int
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        return self._index.search(vectors_QE, width)
 
-    def _chosen(
-        self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
-    ) -> tuple[list[Retrieved], bool]:
-        """What the rules keep of a query's searches, and whether a longer search can't find more.
+    def _vector(self, index: int) -> FloatArray:
+        return self._index.vectors.row(index)
 
-        At most `number` documents.
-        """
-        if self._config.prefer_both:
-            rankings = [
-                preferred_first(ranking, lambda index: bool(self._has_both[index]))
-                for ranking in rankings
-            ]
-        merged = interleaved(rankings)
-
-        def allowed(index: int) -> bool:
-            return index not in self._unreadable and not self.is_excluded(index, exclude)
-
-        limit = self._config.max_redundancy
-        taken = (
-            take(merged.candidates, number, allowed)
-            if limit is None
-            else take(merged.candidates, number, allowed, self._index.vectors.row, limit)
-        )
-        return [
-            Retrieved(one.index, self._memory.id(one.index), one.score, one.found_by, one.preferred)
-            for one in taken
-        ], merged.complete
+    def _is_preferred(self, index: int) -> bool:
+        return bool(self._has_both[index])
 
 
 def has_both(document: Document) -> bool:

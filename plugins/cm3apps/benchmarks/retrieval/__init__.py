@@ -4,6 +4,7 @@ compared with faiss called directly.
     command.py     the command line; light
     synthetic.py   a bank of vectors like a two-tower embedder's, with text and picture queries
     runner.py      building, opening, searching; the loader's part of a training step
+    engines.py     databases beside the bank: pgvector, LanceDB
     report.py      tables and plots
 
 The JSON and the machine's description are those of `cm3 bench kernels`.

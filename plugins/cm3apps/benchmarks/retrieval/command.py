@@ -23,6 +23,7 @@ DESCRIPTION = (
 EXAMPLE = """examples:
   cm3 bench retrieval --quick
   cm3 bench retrieval --threads 2 -o results/retrieval.json
+  cm3 bench retrieval --num 100000 --index ivf --postgres --no-loader
   cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
 PLACE = "cm3 bench retrieval"
 #: Number of documents, and of queries of each modality.
@@ -56,6 +57,15 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, 4096),
         metavar="N",
         help="threads for all searches, ours and faiss's",
+    )
+    parser.add_argument(
+        "--postgres",
+        action="store_true",
+        help="also fill the database that PGHOST, PGDATABASE, ... name, and ask it beside the bank "
+        "(schema cm3_bench, removed afterwards)",
+    )
+    parser.add_argument(
+        "--lancedb", action="store_true", help="the same with LanceDB, if it is installed"
     )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
     parser.add_argument(
@@ -98,7 +108,8 @@ def _run(args: Namespace, indexes: list[str]) -> int:
 
     from cm3apps.benchmarks import report as kernels_report
     from cm3apps.benchmarks import runner as kernels_runner
-    from cm3apps.benchmarks.retrieval import report, runner
+    from cm3apps.benchmarks.retrieval import engines, report, runner
+    from cm3apps.benchmarks.retrieval.synthetic import Towers
     from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
 
@@ -134,6 +145,17 @@ def _run(args: Namespace, indexes: list[str]) -> int:
         # a killed run leaves gigabytes, which the next one removes
         with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
             runner.run_bank(bank, extent, indexes, changed)
+            if args.postgres or args.lancedb:
+                with tempfile.TemporaryDirectory(dir=bank.parent) as lance:
+                    engines.run_engines(
+                        bank,
+                        Towers(extent.num, extent.dimension),
+                        indexes,
+                        extent.num_queries,
+                        postgres=args.postgres,
+                        lancedb=Path(lance) if args.lancedb else None,
+                        done=changed,
+                    )
         if not args.no_loader:
             changed(runner.loader_part(registry_of(args), quick=args.quick))
     finally:  # Ctrl-C keeps the results so far

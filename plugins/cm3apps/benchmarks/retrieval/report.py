@@ -33,6 +33,18 @@ def line(row: Row) -> str:
         return (
             f"loader: {row['share']:.1%} of a training step ({row['recipe']}, {row['steps']} steps)"
         )
+    if row["part"] == "filled":
+        return (
+            f"{row['engine']}: filled in {row['push_s']:.1f} s, indexed in {row['index_s']:.1f} s; "
+            f"{_mb(row['file_bytes'])}, of which index {_mb(row['index_bytes'])}"
+        )
+    if row["part"] == "engine":
+        asked = [
+            f"{modality} recall@{NEAREST} {one['recall']:.3f} in {one['ms']:.2f} ms (p90 "
+            f"{one['ms_p90']:.2f})"
+            for modality, one in row["queries"].items()
+        ]
+        return f"{row['engine']}, in turn: {'; '.join(asked)}; in a batch {row['batch_ms']:.2f} ms"
     built = (
         f"{row['index']}: {row['description']}\n  built in {row['build_s']:.1f} s with "
         f"{_mb(row['build_bytes'])} of memory, "

@@ -1,0 +1,1 @@
+"""`cm3 postgres`: fills, copies, changes and describes the database of the retriever `pgvector`."""

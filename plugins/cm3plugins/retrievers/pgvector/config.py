@@ -1,0 +1,95 @@
+"""The recipe's keys of the retriever `pgvector`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import MissingPackageError, RecipeError
+from cm3plugins.retrievers.pgvector.options import ConnectionOptions, SearchOptions
+from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.embedder import Embedder
+    from cm3plugins.retrievers.pgvector.memory import SharedMemory
+    from cm3plugins.retrievers.pgvector.search import PgvectorRetriever
+
+
+@dataclass(kw_only=True)
+class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverConfig):
+    """Nearest document vectors in a PostgreSQL database that many models share
+    (`pip install 'cm3leon[pgvector]'`).
+
+    The database is filled by `cm3 postgres`, and may change while models draw. The rules are
+    described in `VectorRetrieverConfig`, the connection in `ConnectionOptions`, filters and search in
+    `SearchOptions`; `bank` and `cache` are not read.
+    """
+
+    own_memory: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Check the connection's keys and the filters."""
+        super().check()
+        self.check_connection()
+        if self.bank is not None:
+            raise RecipeError(
+                "retriever.bank",
+                "is set, and this retriever searches a database",
+                "leave it out; cm3 postgres push copies a bank into a database",
+            )
+        for name in ("licences", "sources", "styles"):
+            if any("\0" in value for value in getattr(self, name)):
+                raise RecipeError(
+                    f"retriever.{name}", "holds a null character", "leave that value out"
+                )
+
+    def open_memory(self) -> SharedMemory:
+        """Connect, and read what the memory was made with.
+
+        Raises:
+            MissingPackageError: psycopg is not installed.
+            DatabaseError: the server can't be reached, or has no such memory.
+        """
+        return open_shared_memory(self)
+
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> PgvectorRetriever:
+        """Return the retriever over the database; a memory that `open_memory` opened is used.
+
+        Raises:
+            RecipeError: no embedder.
+            DataError: the database's vectors are another embedder's.
+        """
+        if embedder is None:
+            raise RecipeError(
+                "retriever",
+                "searches by vectors, which needs an embedder, and the recipe has none",
+                "add the embedder that cm3 postgres stat names",
+            )
+        shared = memory if isinstance(memory, _memory_class()) else self.open_memory()
+        shared.check_embedder(embedder)
+        from cm3plugins.retrievers.pgvector.search import PgvectorRetriever
+
+        return PgvectorRetriever(self, self, shared, embedder)
+
+
+def open_shared_memory(options: ConnectionOptions) -> SharedMemory:
+    """The memory at these options; see `PgvectorRetrieverConfig.open_memory`."""
+    return _memory_class().open(options)
+
+
+def require_packages() -> None:
+    """Raise `MissingPackageError` unless psycopg and pgvector's Python package are there."""
+    try:
+        import pgvector.psycopg  # noqa: F401
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        name = "pgvector" if (error.name or "").startswith("pgvector") else "psycopg"
+        raise MissingPackageError.extra("retriever=pgvector", name, "pgvector") from error
+
+
+def _memory_class() -> type[SharedMemory]:
+    require_packages()
+    from cm3plugins.retrievers.pgvector.memory import SharedMemory
+
+    return SharedMemory

@@ -1,0 +1,192 @@
+"""A connection to PostgreSQL that is opened again when it is lost, for a bounded time."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+import psycopg
+from pgvector.psycopg import register_vector
+
+from cm3core.errors import CM3Error, DatabaseError
+
+if TYPE_CHECKING:
+    from cm3plugins.retrievers.pgvector.options import ConnectionOptions
+
+Connection = psycopg.Connection[tuple[object, ...]]
+T = TypeVar("T")
+
+#: Seconds before the first new attempt, doubled for each up to the second number.
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0
+#: Classes and states of errors that a later attempt may not meet: the connection is gone, the server
+#: stops or starts, has too many clients, or another transaction was in the way.
+_PASSING = re.compile(r"08...|57P0.|53300|40001|40P01")
+#: Refusals of a connection that waiting does not change, as the server words them in English.
+_REFUSED = re.compile(
+    r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|"
+    r"permission denied|definition of service|invalid|is not permitted"
+)
+
+
+class Database:
+    """The connection of a process to a memory's database. Threads take turns.
+
+    Args:
+        options: where it is, and how long to try.
+    """
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self.options = options
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._process = os.getpid()
+        self._until = 0.0
+
+    @property
+    def place(self) -> str:
+        """For messages: schema, database and host, as far as options name them."""
+        options = self.options
+        named = [
+            f"{word} {value}"
+            for word, value in (
+                ("service", options.service),
+                ("host", options.host),
+                ("port", options.port),
+                ("database", options.database),
+            )
+            if value is not None
+        ]
+        return f"PostgreSQL schema {options.schema}" + (f" ({', '.join(named)})" if named else "")
+
+    def run(self, work: Callable[[Connection], T], *, limited: bool = True) -> T:
+        """Call `work` with the connection, inside a transaction. It is called again when the
+        connection was lost, so it must be a function of the database alone.
+
+        Args:
+            work: what to do.
+            limited: a server that does not answer for `timeout_seconds` counts as lost.
+
+        Raises:
+            DatabaseError: the server can't be reached within `retry_seconds`, or refuses.
+        """
+        with self._lock:
+            until, wait = time.monotonic() + self.options.retry_seconds, _FIRST_WAIT
+            while True:
+                try:
+                    return self._once(work, limited)
+                except psycopg.Error as error:
+                    lost = self._is_lost(error)
+                    if lost:
+                        self._drop()
+                    passing = lost or _PASSING.fullmatch(error.sqlstate or "") is not None
+                    if not passing or time.monotonic() + wait > until:
+                        raise self._refused(error, passing) from error
+                time.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+
+    def close(self) -> None:
+        """Close the connection; the next `run` opens it again."""
+        with self._lock:
+            self._drop()
+
+    def _once(self, work: Callable[[Connection], T], limited: bool) -> T:
+        connection = self._opened()
+        with self._watched(connection, limited), connection.transaction():
+            return work(connection)
+
+    def _opened(self) -> Connection:
+        if self._process != os.getpid():  # a fork: the connection is the parent's
+            self._connection, self._process = None, os.getpid()
+        if self._connection is None or self._connection.closed:
+            options = self.options
+            given = {
+                "service": options.service,
+                "host": options.host,
+                "port": options.port,
+                "dbname": options.database,
+                "user": options.user,
+            }
+            connection: Connection = psycopg.connect(
+                **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+                autocommit=True,  # `run` opens the transactions
+                connect_timeout=max(2, round(options.timeout_seconds)),
+                application_name="cm3leon",
+                client_encoding="UTF8",
+            )
+            with suppress(psycopg.ProgrammingError):  # the extension is not there yet
+                register_vector(connection)
+            self._connection = connection
+        return self._connection
+
+    def answered(self) -> None:
+        """Called by long work whenever the server has answered: it gets its time again."""
+        self._until = time.monotonic() + self.options.timeout_seconds
+
+    @contextmanager
+    def _watched(self, connection: Connection, limited: bool) -> Iterator[None]:
+        """End the connection when the server answers nothing for `timeout_seconds`: one that is
+        stopped, or behind a dead network, never does."""
+        if not limited:
+            yield
+            return
+        self.answered()
+        done = threading.Event()
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            watch = threading.Thread(target=self._watch, args=(line, done), daemon=True)
+            watch.start()
+            try:
+                yield
+            finally:
+                done.set()
+                watch.join()
+
+    def _watch(self, line: socket.socket, done: threading.Event) -> None:
+        while not done.wait(max(0.0, self._until - time.monotonic())):
+            if time.monotonic() >= self._until:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+                return
+
+    def _is_lost(self, error: psycopg.Error) -> bool:
+        """Whether there is no connection, and a new one may help."""
+        if self._connection is None:
+            return _REFUSED.search(str(error)) is None
+        return self._connection.closed or self._connection.broken
+
+    def _drop(self) -> None:
+        if self._connection is not None and self._process == os.getpid():
+            with suppress(psycopg.Error):
+                self._connection.close()
+        self._connection = None
+
+    def _refused(self, error: psycopg.Error, passing: bool) -> CM3Error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        cause = error.diag.message_primary or lines[-1].strip()
+        if isinstance(error, (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName)):
+            return DatabaseError(
+                self.place, "holds no memory", "make it: cm3 postgres init BANK, with the same keys"
+            )
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            return DatabaseError(
+                self.place, f"refuses: {cause}", "grant the user that right, or name another user"
+            )
+        if passing:
+            return DatabaseError(
+                self.place,
+                f"can't be reached, tried for {self.options.retry_seconds:g} s ({cause})",
+                "start the server or correct host and port; retriever.retry_seconds waits longer",
+            )
+        if self._connection is None:
+            return DatabaseError(
+                self.place,
+                f"refuses the connection ({cause})",
+                "correct host, database and user; a password is taken from ~/.pgpass, PGPASSWORD "
+                "or a service file",
+            )
+        return DatabaseError(self.place, f"refuses: {cause}", "correct that, then repeat")

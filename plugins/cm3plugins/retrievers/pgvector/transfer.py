@@ -1,0 +1,265 @@
+"""Whole banks into a memory in PostgreSQL, and a memory as a bank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.bank import MemoryBank
+from cm3core.bank.shard import SHARDS, write_shard
+from cm3core.errors import DataError, FileError
+from cm3core.files import (
+    check_writable,
+    make_folder,
+    new_place,
+    read_text,
+    sync_directory,
+    user_path,
+    write_text,
+)
+from cm3core.interfaces.dataset import Provenance
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
+from cm3plugins.retrievers.pgvector.memory import AT_ONCE, AddReport, Filter, SharedMemory
+from cm3plugins.retrievers.pgvector.rows import READ, About, stored
+from cm3plugins.retrievers.pgvector.schema import formatted
+
+if TYPE_CHECKING:
+    from cm3core.bank.manifest import ShardInfo
+    from cm3core.bank.shard import BankDocument
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3plugins.retrievers.pgvector.connection import Connection
+    from cm3plugins.retrievers.pgvector.options import ConnectionOptions
+
+#: In a bank that was pulled: {"id": ..., "licence": ..., "source": ..., "attribution": ..., "style": ...}
+#: a line, which pushing reads.
+METADATA = "metadata.jsonl"
+#: Larger image tokenizers are not stored in a database, whose values have a limit of 1 GB.
+_MOST_BYTES = 512 << 20
+
+
+def new_memory(options: ConnectionOptions, bank: MemoryBank) -> SharedMemory:
+    """A memory without documents, for what a bank's tools make.
+
+    Raises:
+        DataError: the image tokenizer's files are too large, or the vectors too long.
+        DatabaseError: see `schema.create`.
+    """
+    folder = bank.folder / IMAGE_TOKENIZER
+    paths = (
+        [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    )
+    size = sum(path.stat().st_size for path in paths)
+    if size > _MOST_BYTES:
+        raise DataError(
+            str(folder),
+            f"has {size / 1e6:,.0f} MB, and a database takes {_MOST_BYTES / 1e6:,.0f} MB of them",
+            "use an image tokenizer that is found by its name",
+        )
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return SharedMemory.create(options, bank.manifest, files)
+
+
+def push(
+    bank: MemoryBank,
+    memory: SharedMemory,
+    abouts: Mapping[str, About],
+    default: About,
+    *,
+    replace: bool = False,
+    skip_duplicates: bool = False,
+    progress: bool = True,
+) -> AddReport:
+    """Add all documents of a bank. A call that was cut off is repeated: what is there is left out.
+
+    Args:
+        bank, memory: of the same embedder and image tokenizer.
+        abouts: licence, source and style by id.
+        default: of the other documents.
+        replace, skip_duplicates: see `SharedMemory.add`.
+        progress: show a bar.
+
+    Raises:
+        DataError: other tools, an id that is there with another content, or a damaged document.
+        DatabaseError: the server can't be reached or refuses.
+    """
+    for kind, ours, theirs in (
+        ("embedder", memory.manifest.embedder, bank.manifest.embedder),
+        ("image tokenizer", memory.manifest.image_tokenizer, bank.manifest.image_tokenizer),
+    ):
+        if ours.fingerprint != theirs.fingerprint:
+            raise DataError(
+                bank.place,
+                f"was built with another {kind} ({theirs.name!r}, fingerprint "
+                f"{theirs.fingerprint[-12:]}) than {memory.place} ({ours.name!r}, "
+                f"{ours.fingerprint[-12:]})",
+                "build the bank with the other's, or make another memory: cm3 postgres init",
+            )
+
+    def documents() -> Iterator[tuple[BankDocument, About]]:
+        for shard in bank.shards:
+            shard.check_vectors()
+            for one in shard.documents(range(len(shard))):
+                yield one, abouts.get(one.id, default)
+
+    report = AddReport()
+    with make_bar(
+        total=len(bank), desc="pushing", unit="document", disable=None if progress else True
+    ) as bar:
+        for part in memory.add(documents(), replace=replace, skip_duplicates=skip_duplicates):
+            report += part
+            bar.update(part.num_added + part.num_replaced + part.num_there)
+    return report
+
+
+def pull(
+    memory: SharedMemory,
+    out: str | Path,
+    chosen: Filter | None = None,
+    *,
+    shard_size: int,
+    progress: bool = True,
+) -> MemoryBank:
+    """A new bank of a memory's documents of one moment, in the order of their numbers.
+
+    Args:
+        memory: stays as it is.
+        out: a new folder; it is there once it is whole.
+        chosen: which documents; None: all.
+        shard_size: documents of a shard.
+        progress: show a bar.
+
+    Raises:
+        DataError: there is no such document, one is damaged, or something lies at `out`.
+        DatabaseError: the server can't be reached, or is lost on the way.
+        FileError: the disk is full.
+    """
+    target, chosen = user_path(out), chosen or Filter()
+    if target.exists():
+        raise DataError(str(target), "is there already", "name a new folder")
+    check_writable(target, folder=True)
+    files = memory.tokenizer_files()
+    try:
+        with new_place(target) as temporary:
+            make_folder(temporary / SHARDS)
+            shards = memory.database.run(
+                lambda connection: _pulled(
+                    connection, memory, temporary, chosen, shard_size, progress
+                ),
+                limited=False,
+            )
+            if not shards:
+                raise DataError(memory.place, "has no such document", "push a bank first")
+            for name, content in files.items():
+                path = (temporary / IMAGE_TOKENIZER / name).resolve()
+                if not path.is_relative_to((temporary / IMAGE_TOKENIZER).resolve()):
+                    raise DataError(
+                        memory.place, f"names a file {name!r} outside", "remove it from the table"
+                    )
+                make_folder(path.parent)
+                path.write_bytes(content)
+            memory.manifest.with_shards(tuple(shards)).write(temporary)
+            temporary.rename(target)
+            sync_directory(target.parent)
+    except OSError as error:
+        raise FileError(
+            str(target), f"can't be written ({error.strerror or error})", "free space on that disk"
+        ) from error
+    return MemoryBank.open(target)
+
+
+def _pulled(
+    connection: Connection,
+    memory: SharedMemory,
+    folder: Path,
+    chosen: Filter,
+    shard_size: int,
+    progress: bool,
+) -> list[ShardInfo]:
+    """Shards and metadata of the documents, read by a cursor of the server."""
+    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    schema = memory.database.options.schema
+    counted: Any = connection.execute(
+        formatted(f"SELECT count(*) FROM {{s}}.documents WHERE {chosen.condition}", schema),
+        chosen.values,
+    ).fetchone()
+    lines: list[str] = []
+    shards = []
+    with (
+        make_bar(
+            total=counted[0], desc="pulling", unit="document", disable=None if progress else True
+        ) as bar,
+        connection.cursor("cm3_pull", binary=True) as cursor,
+    ):
+        cursor.itersize = AT_ONCE
+        cursor.execute(
+            formatted(
+                f"SELECT licence, source, attribution, style, {READ} FROM {{s}}.documents "
+                f"WHERE {chosen.condition} ORDER BY number",
+                schema,
+            ),
+            chosen.values,
+        )
+
+        def documents() -> Iterator[BankDocument]:
+            for row in cursor:
+                one = stored(row[4:], memory.manifest, memory.place).document
+                told = asdict(Provenance(*map(str, row[:3]))) | {"style": row[3]}
+                lines.append(json.dumps({"id": one.id, **told}))
+                bar.update()
+                yield one
+
+        waiting = documents()
+        while True:
+            info = write_shard(folder, islice(waiting, shard_size), memory.manifest)
+            if info is None:
+                break
+            shards.append(info)
+    write_text(folder / METADATA, "".join(f"{line}\n" for line in lines))
+    return shards
+
+
+def abouts_of(source: DocumentSource, id_prefix: str = "") -> dict[str, About]:
+    """Licence, source and style of a data set's documents, by id. The style is the field `style` of
+    its records, where they have one."""
+    found = {}
+    for index in range(len(source)):
+        style = source.record(index).get("style", "")
+        found[id_prefix + source.id(index)] = About(
+            source.provenance(index), style if isinstance(style, str) else ""
+        )
+    return found
+
+
+def read_metadata(path: Path) -> dict[str, About]:
+    """The `METADATA` of a bank, by id; none, if there is no such file.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    try:
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), f"can't be read ({error})", "pull the bank again") from error
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            name, style = values["id"], values["style"]
+            told = [values[key] for key in ("licence", "source", "attribution")]
+            if not all(isinstance(value, str) for value in (name, style, *told)):
+                raise TypeError("unexpected types")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"{path}:{number}",
+                f"is damaged ({error})",
+                "pull the bank again, or remove the file",
+            ) from error
+        found[name] = About(Provenance(*told), style)
+    return found
