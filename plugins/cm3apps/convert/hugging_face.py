@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3apps.convert.facts import from_config, read_json, to_config
-from cm3apps.convert.model import ChameleonFiles, check_names, check_shape
+from cm3apps.convert.model import ChameleonFiles, check_finite, check_names, check_shape, check_type
 from cm3apps.convert.names import Lazy, Part, parts
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
@@ -126,9 +126,11 @@ def _lazy(part: Part, file: TensorFile, key_heads: int) -> Lazy:
     if groups and key_heads % groups == 0:
         shape = (part.shape[0], *shape[1:])
     check_shape(str(file.path), part.hugging_face, shape, part.shape)
+    check_type(str(file.path), part.hugging_face, found.dtype)
 
     def read() -> Tensor:
         tensor = file.tensor(part.hugging_face)
+        check_finite(str(file.path), part.hugging_face, tensor)
         repeats = part.shape[0] // len(tensor)
         return tensor.repeat_interleave(repeats, dim=0) if part.is_head_norm else tensor
 

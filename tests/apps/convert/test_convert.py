@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -397,6 +399,34 @@ BAD_META: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: _edit(f / "params.json", model=PARAMS | {"n_heads": 0}),
         "params.json: states impossible sizes",
     ),
+    "not UTF-8": (
+        lambda f: (f / "params.json").write_bytes(b'{"dim": "\xff"}'),
+        "params.json: is not JSON ('utf-8' codec can't decode byte 0xff",
+    ),
+    "far too long": (
+        lambda f: os.truncate(f / "params.json", 2**40),  # a sparse file
+        "params.json: is far too long for what it is",
+    ),
+    "a size of another type": (
+        lambda f: _edit(f / "params.json", model=PARAMS | {"n_layers": "two"}),
+        "params.json: n_layers is 'two', must be a whole number",
+    ),
+    "a billion layers": (
+        lambda f: _edit(f / "params.json", model=PARAMS | {"n_layers": 10**9}),
+        "params.json: states impossible sizes",
+    ),
+    "a hundred billion shards": (
+        lambda f: (f / "consolidated.01.pth").rename(f / "consolidated.99999999999.pth"),
+        "consolidated.01.pth: there is no such file",
+    ),
+    "not finite": (
+        lambda f: _reshape(f, "norm.weight", torch.full((E,), math.nan)),
+        "consolidated.01.pth: norm.weight holds values that are not finite",
+    ),
+    "whole numbers": (
+        lambda f: _reshape(f, "norm.weight", torch.ones(E, dtype=torch.int64)),
+        "consolidated.01.pth: norm.weight is of type int64, and weights are floating-point numbers",
+    ),
     "other heads": (
         lambda f: _edit(f / "params.json", model=PARAMS | {"n_kv_heads": 4}),
         "wk.weight is [8, 32], and the sizes say [16, 32]",
@@ -461,6 +491,11 @@ def _index(folder: Path, **changes: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
+def _replace(folder: Path, name: str, tensor: Tensor) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: tensor}, path)
+
+
 BAD_HF: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -489,6 +524,26 @@ BAD_HF: dict[str, tuple[Callable[[Path], Any], str]] = {
     "contradiction": (
         lambda f: _edit(f / "config.json", intermediate_size=41),
         "gate_proj.weight is [40, 32], and the sizes say [41, 32]",
+    ),
+    "a rotation that is no object": (
+        lambda f: _edit(f / "config.json", rope_parameters=[1]),
+        "config.json: rope_parameters is [1], must be an object",
+    ),
+    "half an id": (
+        lambda f: _edit(f / "config.json", vocab_size=48.5),
+        "config.json: vocab_size is 48.5, must be a whole number",
+    ),
+    "a norm that overflows": (
+        lambda f: _edit(f / "config.json", rms_norm_eps=1e300),
+        "config.json: rms_norm_eps is 1e+300, must be a number",
+    ),
+    "not finite": (
+        lambda f: _replace(f, "model.norm.weight", torch.full((E,), math.inf)),
+        "model.safetensors: model.norm.weight holds values that are not finite",
+    ),
+    "flags": (
+        lambda f: _replace(f, "model.norm.weight", torch.ones(E, dtype=torch.bool)),
+        "model.norm.weight is of type bool, and weights are floating-point numbers",
     ),
     "a long header": (
         lambda f: (f / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}"),
