@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ EXAMPLE = """  cm3 memory build my/pictures -o my/bank
   cm3 memory add my/bank more/pictures
   cm3 memory stat my/bank --verify"""
 NUM_SHOWN = 5
+#: What a bank and the model that reads it must have in common.
+PARTS = ("embedder", "image_tokenizer")
 #: Documents of a shard, see `cm3core.bank`.
 SHARD_SIZE = 4096
 
@@ -184,7 +187,8 @@ def _build(args: Namespace) -> int:
         if name
     ]
     recipe = recipe_of(args.target, [*chosen, *args.overrides], registry)
-    tools = _tools(recipe, registry, args).on(args.device)
+    tools, model = _tools(recipe, registry, args)
+    tools = tools.on(args.device)
     report = build_bank(
         _source(recipe, args),
         args.out,
@@ -194,12 +198,15 @@ def _build(args: Namespace) -> int:
         progress=not args.quiet,
     )
     _print_report(args.out, report)
-    print(f'retrieve from it: cm3 generate "..." --bank {args.out} --show-retrieved')
+    reader = "--model MODEL " if model is None else f"--model {shlex.quote(model)} "
+    command = f'cm3 generate "..." {"" if model == DEFAULT_MODEL else reader}--bank {args.out} --show-retrieved'
+    who = ", by a model with this embedder and image tokenizer" if model is None else ""
+    print(f"retrieve from it{who}: {command}")
     return 0
 
 
-def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
-    """The embedder and image tokenizer.
+def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, str | None]:
+    """The embedder and image tokenizer, and the model that has both; None: it is not known which has.
 
     Those named by the command, else those of the model it names, else the recipe's, else those of
     the default model.
@@ -214,15 +221,14 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
     }
     wanted = [
         kind
-        for kind in ("embedder", "image_tokenizer")
+        for kind in PARTS
         if kind not in named and (args.model is not None or getattr(recipe, kind) is None)
     ]
-    folder = None
+    folder, model = None, args.model or DEFAULT_MODEL
     if wanted:
         from cm3core.checkpoint import find_checkpoint, find_model, read_recipe
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
-        model = args.model or DEFAULT_MODEL
         checkpoint = find_checkpoint(find_model(model, registry))
         stored = read_recipe(checkpoint, registry)
         for kind in wanted:
@@ -236,7 +242,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
             folder = checkpoint / IMAGE_TOKENIZER
         print(f"{' and '.join(wanted).replace('_', ' ')} of the model {model}")
     limit_threads(recipe)
-    return tools_of(recipe, folder)
+    return tools_of(recipe, folder), model if len(wanted) == len(PARTS) else None
 
 
 def _source(recipe: Recipe, args: Namespace) -> DocumentSource:
