@@ -90,7 +90,11 @@ def check_regular(path: str | Path, place: str) -> None:
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise DataError(place, "is a device, a pipe or a socket, not a regular file", "remove it")
+        raise DataError(
+            place,
+            "is a device, a pipe or a socket, not a regular file",
+            "use a regular file in its place",
+        )
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
