@@ -19,7 +19,7 @@ from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_
 from cm3apps.server.requests import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
-from cm3core.document import Codes
+from cm3core.document import Codes, Document
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Request
 from cm3core.model.loaded import check_prompt, text_hole
@@ -229,17 +229,30 @@ def _question(
             some, True, key=lambda read: not _fits(model, name, turn.conversation(read), most)
         )
         number = some[max(0, too_long - 1)]
+    elif turn.earlier:
+        check_prompt(
+            model,
+            "messages",
+            _prompt(model, name, turn.conversation(number), most),
+            truncate=False,
+            next_step="shorten them, or leave out the oldest turns (truncate)",
+        )
     return turn.conversation(number), {"task": name}, number
+
+
+def _prompt(model: Model, name: str, conversation: str, most: int | None) -> Document:
+    """What the task asks about a conversation; the picture, which has always one length, is blank."""
+    grid = model.components.image_tokenizer.grid
+    blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
+    return named_task(model, name).prompt(
+        {"image": blank, "conversation": conversation},
+        max_tokens=text_hole(model.recipe, most).max_tokens,
+    )
 
 
 def _fits(model: Model, name: str, conversation: str, most: int | None) -> bool:
     """Whether a conversation, and an answer to it, are short enough for the model."""
-    grid = model.components.image_tokenizer.grid
-    blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
-    prompt = named_task(model, name).prompt(
-        {"image": blank, "conversation": conversation},
-        max_tokens=text_hole(model.recipe, most).max_tokens,
-    )
+    prompt = _prompt(model, name, conversation, most)
     try:
         check_prompt(model, "conversation", prompt, truncate=False)
     except GenerationError:
