@@ -17,6 +17,7 @@ from cm3core._unfinished import temporary_folder
 from cm3core.errors import CM3Error, DataError, FileError
 
 #: Errors of a disk that is full or fails while a file is being written.
+_SPECIAL = "is a device, a pipe or a socket, not a regular file"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 #: What a file system says that can't give a file its blocks in advance.
@@ -78,9 +79,7 @@ def _check_replaceable(path: str | Path, target: Path) -> None:
             target, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         )
     if target.exists() and not target.is_file() and not target.is_dir():
-        raise FileError(
-            str(path), "is a device, a pipe or a socket, not a regular file", "name a file's path"
-        )
+        raise FileError(str(path), _SPECIAL, "name a file's path")
 
 
 def check_regular(path: str | Path, place: str) -> None:
@@ -91,7 +90,7 @@ def check_regular(path: str | Path, place: str) -> None:
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise DataError(place, "is a device, a pipe or a socket, not a regular file", "remove it")
+        raise DataError(place, _SPECIAL, "use a regular file in its place")
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

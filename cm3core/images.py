@@ -159,6 +159,8 @@ def check_file_bytes(size: int, place: str) -> None:
 def _check_file(path: Path, place: str) -> None:
     """Refuse what can't be read to its end: a pipe blocks, a device may never end."""
     check_regular(path, place)
+    if path.is_dir():
+        raise DataError(place, "is a folder, not a picture", "name a picture in it")
     if not path.is_file():
         raise DataError(place, "there is no such file", "correct the path")
     check_file_bytes(path.stat().st_size, place)

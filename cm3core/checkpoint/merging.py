@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from cm3core.checkpoint.adapters import base_folder, is_adapter
 from cm3core.checkpoint.exporting import check_target, write_model
-from cm3core.checkpoint.layout import OPTIMIZER, find_checkpoint
+from cm3core.checkpoint.finding import find_model
+from cm3core.checkpoint.layout import OPTIMIZER, damaged, find_checkpoint
 from cm3core.checkpoint.opening import open_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import weights_of
 from cm3core.errors import CheckpointError
+from cm3core.tuning import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -42,7 +44,9 @@ def merge_adapter(
             something else.
         MissingPackageError: peft is not installed.
     """
-    source, target = find_checkpoint(run), Path(folder)
+    source, target = find_checkpoint(find_model(run, registry)), Path(folder)
+    if not is_adapter(source) and (source / ADAPTER_CONFIG).is_file():
+        raise damaged(source / ADAPTER, f"is missing, and {ADAPTER_CONFIG} is there")
     if not is_adapter(source):
         raise CheckpointError(
             str(source), "holds a whole model, and no adapter to merge", "use it as it is"

@@ -260,9 +260,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         cause = error.cause if isinstance(error, FileError) else f"can't be written ({error})"
         raise CheckpointError(
             str(target),
-            f"{cause}; older checkpoints are as they were",
-            "free space on that disk, then start the same command again: it resumes from the "
-            "newest checkpoint",
+            f"{cause}; what was there is as it was",
+            "see whether the disk has room and the folder may be written to, then start the same command "
+            "again: training resumes from the newest checkpoint",
         ) from error
 
 

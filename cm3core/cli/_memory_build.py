@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Records that can't be used, of which a report shows so many.
 NUM_SHOWN = 5
+#: What a bank and the model that reads it must have in common.
+PARTS = ("embedder", "image_tokenizer")
 #: Documents of a shard, see `cm3core.bank`.
 SHARD_SIZE = 4096
 
@@ -100,7 +103,7 @@ def run(args: Namespace) -> int:
     from cm3core.bank import build_bank
     from cm3core.cli._memory_processes import helpers_of
 
-    source, tools = _work(args)
+    source, tools, model = _work(args)
     report = build_bank(
         source,
         args.out,
@@ -115,7 +118,10 @@ def run(args: Namespace) -> int:
     if args.part is not None and args.part[1] > 1:
         print(f"part {args.part[0]} of {args.part[1]}; merge all in order: cm3 memory merge")
     else:
-        print(f'retrieve from it: cm3 generate "..." --bank {args.out} --show-retrieved')
+        reader = "--model MODEL " if model is None else f"--model {shlex.quote(model)} "
+        command = f'cm3 generate "..." {"" if model == DEFAULT_MODEL else reader}--bank {args.out} --show-retrieved'
+        who = ", by a model with this embedder and image tokenizer" if model is None else ""
+        print(f"retrieve from it{who}: {command}")
     return 0
 
 
@@ -123,7 +129,7 @@ def help_building(args: Namespace, share: tuple[int, int]) -> None:
     """Make a share of the shards that another process builds a bank of, with its arguments."""
     from cm3core.bank import help_build
 
-    source, tools = _work(args)
+    source, tools, _ = _work(args)
     help_build(
         source,
         args.out,
@@ -135,8 +141,8 @@ def help_building(args: Namespace, share: tuple[int, int]) -> None:
     )
 
 
-def _work(args: Namespace) -> tuple[DocumentSource, Tools]:
-    """The data set, and what makes vectors and codes of it. Processes that share the work share the
+def _work(args: Namespace) -> tuple[DocumentSource, Tools, str | None]:
+    """The data set, what makes vectors and codes of it, and the model that has both. Processes that share the work share the
     processors, unless the recipe gives each a number of threads."""
     registry = registry_of(args)
     chosen = [
@@ -149,12 +155,12 @@ def _work(args: Namespace) -> tuple[DocumentSource, Tools]:
         import torch
 
         torch.set_num_threads(max(1, torch.get_num_threads() // args.processes))
-    tools = _tools(recipe, registry, args).on(args.device)
-    return source_of(recipe, args), tools
+    tools, model = _tools(recipe, registry, args)
+    return source_of(recipe, args), tools.on(args.device), model
 
 
-def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
-    """The embedder and image tokenizer.
+def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, str | None]:
+    """The embedder and image tokenizer, and the model that has both; None: it is not known which has.
 
     Those named by the command, else those of the model it names, else the recipe's, else those of
     the default model.
@@ -169,15 +175,14 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
     }
     wanted = [
         kind
-        for kind in ("embedder", "image_tokenizer")
+        for kind in PARTS
         if kind not in named and (args.model is not None or getattr(recipe, kind) is None)
     ]
-    folder = None
+    folder, model = None, args.model or DEFAULT_MODEL
     if wanted:
         from cm3core.checkpoint import find_checkpoint, find_model, read_recipe
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
-        model = args.model or DEFAULT_MODEL
         checkpoint = find_checkpoint(find_model(model, registry))
         stored = read_recipe(checkpoint, registry)
         for kind in wanted:
@@ -191,7 +196,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> Tools:
             folder = checkpoint / IMAGE_TOKENIZER
         print(f"{' and '.join(wanted).replace('_', ' ')} of the model {model}")
     limit_threads(recipe)
-    return tools_of(recipe, folder)
+    return tools_of(recipe, folder), model if len(wanted) == len(PARTS) else None
 
 
 def source_of(recipe: Recipe, args: Namespace) -> DocumentSource:

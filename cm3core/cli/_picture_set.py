@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
 
-#: Letters of a file's name, before what tells it from others.
-LONGEST_NAME = 60
+#: Letters and bytes of a file's name, before what tells it from others; disks take 255 bytes.
+LONGEST_NAME, MOST_BYTES = 60, 200
+#: What stands between a name and its end in files of the same picture.
+VARIANTS = ("-transparent", "-large")
 #: Names that are devices on Windows, where the files should open too.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 #: Side of a picture in the sheet, about, in pixels.
@@ -32,22 +35,34 @@ def styled(things: Sequence[str], style: str | None) -> list[str]:
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
-    """A name for the file of each text, without its end: letters, digits and hyphens, all different
-    even where capitals don't count.
+    """A name for the file of each text, without its end: letters, digits and hyphens. All are different,
+    with what is put behind them (`VARIANTS`) too, even where capitals and ways of writing an accent
+    don't count.
 
     >>> file_names(["Bell, off", "bell off", "../ключ", "?", "con"])
     ['Bell-off', 'bell-off-2', 'ключ', 'picture', 'con-2']
+    >>> file_names(["bell", "bell, transparent"])
+    ['bell', 'bell-transparent-2']
     """
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # to go on with: thousands of pictures may have one text
     names = []
     for text in texts:
-        stem = re.sub(r"[\W_]+", "-", text).strip("-")[:LONGEST_NAME].strip("-") or "picture"
-        number = 2 if _DEVICES.fullmatch(stem) else 1
-        while (name := stem if number == 1 else f"{stem}-{number}").casefold() in taken:
+        stem = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text)).strip("-")[:LONGEST_NAME]
+        stem = stem.encode()[:MOST_BYTES].decode(errors="ignore").strip("-") or "picture"
+        number = numbers.get(stem.casefold(), 2 if _DEVICES.fullmatch(stem) else 1)
+        while not taken.isdisjoint(files := _files_of(stem, number)):
             number += 1
-        taken.add(name.casefold())
-        names.append(name)
+        taken |= files
+        numbers[stem.casefold()] = number + 1
+        names.append(stem if number == 1 else f"{stem}-{number}")
     return names
+
+
+def _files_of(stem: str, number: int) -> set[str]:
+    """The names that a picture's files may have, as disks compare them."""
+    name = (stem if number == 1 else f"{stem}-{number}").casefold()
+    return {name, *(name + variant for variant in VARIANTS)}
 
 
 def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:

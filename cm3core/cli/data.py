@@ -25,7 +25,8 @@ EXAMPLE = """  cm3 data validate my/pictures
   cm3 data validate dataset=folder dataset.path=my/pictures
   cm3 data show quickstart dataset.split=unseen -o sheet.png
   cm3 data encode quickstart -o my/shards --processes 2
-The reader follows from the path: folders 'folder', .jsonl 'jsonl', .tar (also data-{000..099}.tar) 'webdataset'."""
+The reader follows from the path: folders 'folder', .jsonl 'jsonl', .csv and .parquet 'table',
+.tar (also data-{000..099}.tar) 'webdataset'."""
 NUM_SHOWN = 5
 TILE = 128
 
@@ -46,7 +47,7 @@ def configure(parser: ArgumentParser) -> None:
             "target",
             nargs="?",
             metavar="RECIPE|PATH|NAME",
-            help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name",
+            help="a recipe's name or file, a folder or file of data, or a data set's name",
         )
         add_overrides(action)
         return action
@@ -167,6 +168,8 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
                 _print_bad(error)
     num_bad_records = len(reported) + num_bad
     good = num_documents - num_bad
+    if not num_documents and not num_bad_records:
+        raise DataError(data.title, "holds no record", "see whether it is the right file")
     print(
         f"{data.title}: {count_of(good, 'good document')}, "
         f"{count_of(num_bad_records, 'bad record')}"

@@ -215,10 +215,17 @@ def check_length(
         )
 
 
-def check_prompt(loaded: Loaded, place: str, prompt: Document, *, truncate: bool) -> None:
+def check_prompt(
+    loaded: Loaded,
+    place: str,
+    prompt: Document,
+    *,
+    truncate: bool,
+    next_step: str = SHORTEN_OR_TRUNCATE,
+) -> None:
     """Raise `GenerationError` for a text of a task's prompt that is longer than the training texts.
 
-    With `truncate`, the length is not checked.
+    With `truncate`, the length is not checked. `next_step` is for a text without a hole.
     """
     if truncate:
         return
@@ -233,7 +240,7 @@ def check_prompt(loaded: Loaded, place: str, prompt: Document, *, truncate: bool
                 next_step="shorten one of the two (template)",
             )
         else:
-            check_length(loaded, place, text)
+            check_length(loaded, place, text, next_step=next_step)
 
 
 def _known_texts(prompt: Document) -> list[tuple[str, bool]]:

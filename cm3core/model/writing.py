@@ -74,7 +74,9 @@ def _text_jobs(
     records = [record_of(task, question, own) for own in loaded.encode(shown)]
     prompts = [task.prompt(record, max_tokens=hole.max_tokens) for record in records]
     for prompt in prompts[:1]:  # all have the same words
-        check_prompt(loaded, "question in its template", prompt, truncate=False)
+        check_prompt(
+            loaded, "question in its template", prompt, truncate=False, next_step="shorten it"
+        )
     requests = [Request(prompt, seed=options.seed) for prompt in prompts]
     augmented = plan.augmented(requests, [(image_of(pixels),) for pixels in shown])
     [response] = task.responses

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import Document, MaskedSequence, TokenSequence
+from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence
 from cm3core.errors import DataError, DocumentError
 from cm3core.sequence.infill import TOKENS_PER_SPAN
 
@@ -125,7 +125,7 @@ class MaskedSequences:
         assert retrieved is None or len(retrieved.neighbours) == len(source)
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
-        self._warned = False
+        self._warned = self._cut_is_told = False
         self._too_long: set[int] = set()
         if not len(self.indices):
             raise DataError(
@@ -215,7 +215,31 @@ class MaskedSequences:
         """The sequence before masking; longer than `max_length` if the query alone is."""
         place = int(self.indices[index])
         query = self.code_cache.encoded(self.source.document(place, rng if self.training else None))
-        return self._fitting(query, self._retrieved(place, rng))
+        sequence = self._fitting(query, self._retrieved(place, rng))
+        if self.training and not self._cut_is_told:
+            self._note_cut(place, query, sequence)
+        return sequence
+
+    def _note_cut(self, place: int, query: Document, sequence: TokenSequence) -> None:
+        """Report the first document of a task that loses words: of a caption the beginning still says
+        what is shown, and of a task the instruction or the answer may be gone."""
+        if self.max_text_tokens is None or not any(_is_of_task(segment) for segment in query):
+            return
+        if not any(  # seen from lengths alone, before anything is tokenized again
+            span.modality == "text" and len(span) >= self.max_text_tokens
+            for span in sequence.segments
+        ):
+            return
+        texts = [segment.text for segment in query if isinstance(segment, Text)]
+        most = max((len(self.serializer.text_tokens(text)) for text in texts), default=0)
+        if most > self.max_text_tokens:
+            self._cut_is_told = True
+            warnings.warn(
+                f"document {self.source.id(place)}: a text of its task has {most} tokens, and training "
+                f"reads the first {self.max_text_tokens} of each (data.max_text_tokens), here and in "
+                f"others like it (reported once); set data.max_text_tokens to {most} or more",
+                stacklevel=2,
+            )
 
     def _substitute(
         self, epoch: int, index: int, error: DocumentError
@@ -302,6 +326,11 @@ class MaskedSequences:
             cause,
             "raise decoder.context_length, or use a tokenizer with fewer codes",
         )
+
+
+def _is_of_task(segment: Segment) -> bool:
+    """Whether a segment has a task's response."""
+    return bool(getattr(segment, "responses", ())) or bool(getattr(segment, "response", False))
 
 
 def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -138,6 +138,14 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_is_not_called_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_image(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: is a folder, not a picture\n  next: name a picture in it"
+    )
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_truncated_files_are_explained(file_format: str, share: float) -> None:

@@ -150,7 +150,15 @@ def write_cm3(
     first = recipe_of(model.facts, registry, **keys, picture_length=0)
     assert first.layout is not None
     assert first.image_tokenizer is not None
-    length = first.layout.picture_length(first.image_tokenizer.grid)
+    grid = first.image_tokenizer.grid
+    length = first.layout.picture_length(grid)
+    if length + RESERVE > model.facts.context_length:
+        raise CheckpointError(
+            "--resolution",
+            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, and the decoder reads "
+            f"{model.facts.context_length:,}",
+            "give a smaller one (and --width)",
+        )
     recipe = recipe_of(model.facts, registry, **keys, picture_length=length)
     recipe.check()
     assert recipe.text_tokenizer is not None

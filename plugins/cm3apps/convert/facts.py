@@ -14,6 +14,10 @@ from cm3core.errors import CheckpointError
 BOS, PAD, EOS = 0, 1, 2
 #: Tokens that Chameleon was trained with. Neither form of its files says so.
 CONTEXT_LENGTH = 4096
+#: Far more than the largest model has.
+MOST_LAYERS = 10_000
+#: Bytes of a file of sizes or of a tokenizer's; Chameleon's largest has 9 MB.
+MOST_JSON = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Facts:
         """Raise `CheckpointError` if the numbers can't be those of a model."""
         numbers = (self.vocab_size, self.d_model, self.num_layers, self.num_heads, self.d_ff)
         fits = min(*numbers, self.num_key_heads) > 0 and self.norm_eps > 0 and self.rope_theta > 0
+        # each layer becomes a dozen entries of a table before any tensor is looked for
+        fits = fits and self.num_layers <= MOST_LAYERS
         fits = fits and self.d_model % (2 * self.num_heads) == 0
         if not fits or self.num_heads % self.num_key_heads:
             raise CheckpointError(place, f"states impossible sizes: {self}", "copy the file again")
@@ -60,26 +66,24 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float) -> int:
 
 def from_params(params: Mapping[str, Any], place: str, *, vocab_size: int) -> Facts:
     """The facts of Meta's parameters, files merged; the number of ids is that of the tensors."""
-    with _readable(place):
-        dim, heads = int(params["dim"]), int(params["n_heads"])
-        multiplier = params.get("ffn_dim_multiplier")
-        facts = Facts(
-            vocab_size=vocab_size,
-            d_model=dim,
-            num_layers=int(params["n_layers"]),
-            num_heads=heads,
-            num_key_heads=int(params.get("n_kv_heads") or heads),
-            d_ff=ffn_width(
-                dim,
-                int(params.get("multiple_of", 256)),
-                1.0 if multiplier is None else float(multiplier),
-            ),
-            norm_eps=float(params.get("norm_eps", 1e-5)),
-            rope_theta=float(params.get("rope_theta", 10_000.0)),
-            swin_norm=bool(params.get("swin_norm", False)),
-        )
-        if not params.get("qk_normalization", True):
-            raise ValueError("qk_normalization is false, and Chameleon has it")
+    sizes = _Sizes(params, place)
+    dim, heads = sizes.whole("dim"), sizes.whole("n_heads")
+    multiple, multiplier = sizes.whole("multiple_of", 256), sizes.number("ffn_dim_multiplier", 1.0)
+    if not sizes.flag("qk_normalization", True):
+        raise sizes.wrong("qk_normalization", "is false, and Chameleon has it")
+    if multiple < 1:
+        raise sizes.wrong("multiple_of", f"is {multiple}, must be at least 1")
+    facts = Facts(
+        vocab_size=vocab_size,
+        d_model=dim,
+        num_layers=sizes.whole("n_layers"),
+        num_heads=heads,
+        num_key_heads=sizes.whole("n_kv_heads", heads) or heads,
+        d_ff=ffn_width(dim, multiple, multiplier),
+        norm_eps=sizes.number("norm_eps", 1e-5),
+        rope_theta=sizes.number("rope_theta", 10_000.0),
+        swin_norm=sizes.flag("swin_norm", False),
+    )
     facts.check(place)
     return facts
 
@@ -107,27 +111,28 @@ def to_params(facts: Facts) -> dict[str, Any]:
 
 def from_config(config: Mapping[str, Any], place: str) -> Facts:
     """The facts of a `config.json`; versions of transformers differ in where `rope_theta` is."""
-    with _readable(place):
-        if config.get("model_type") != "chameleon":
-            raise ValueError(f"model_type is {config.get('model_type')!r}, not 'chameleon'")
-        rope = config.get("rope_parameters") or {}
-        scaling = config.get("rope_scaling") or {}
-        kind = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
-        if kind != "default":
-            raise ValueError(f"rope_type is {kind!r}, and Meta's files know one sort only")
-        heads = int(config["num_attention_heads"])
-        facts = Facts(
-            vocab_size=int(config["vocab_size"]),
-            d_model=int(config["hidden_size"]),
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=heads,
-            num_key_heads=int(config.get("num_key_value_heads") or heads),
-            d_ff=int(config["intermediate_size"]),
-            norm_eps=float(config.get("rms_norm_eps", 1e-5)),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-            swin_norm=bool(config.get("swin_norm", False)),
-            context_length=int(config.get("max_position_embeddings", CONTEXT_LENGTH)),
-        )
+    sizes = _Sizes(config, place)
+    if config.get("model_type") != "chameleon":
+        raise sizes.wrong("model_type", f"is {config.get('model_type')!r}, not 'chameleon'")
+    rope, scaling = sizes.inside("rope_parameters"), sizes.inside("rope_scaling")
+    kind = rope.values.get(
+        "rope_type", scaling.values.get("rope_type", scaling.values.get("type", "default"))
+    )
+    if kind != "default":
+        raise sizes.wrong("rope_type", f"is {kind!r}, and Meta's files know one sort only")
+    heads = sizes.whole("num_attention_heads")
+    facts = Facts(
+        vocab_size=sizes.whole("vocab_size"),
+        d_model=sizes.whole("hidden_size"),
+        num_layers=sizes.whole("num_hidden_layers"),
+        num_heads=heads,
+        num_key_heads=sizes.whole("num_key_value_heads", heads) or heads,
+        d_ff=sizes.whole("intermediate_size"),
+        norm_eps=sizes.number("rms_norm_eps", 1e-5),
+        rope_theta=rope.number("rope_theta", sizes.number("rope_theta", 10_000.0)),
+        swin_norm=sizes.flag("swin_norm", False),
+        context_length=sizes.whole("max_position_embeddings", CONTEXT_LENGTH),
+    )
     facts.check(place)
     return facts
 
@@ -159,27 +164,75 @@ def to_config(facts: Facts, dtype: str) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `CheckpointError` if there is none."""
+    return json_object(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """The text of a file; raises `CheckpointError` if it can't be read as such."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_JSON:
+            raise CheckpointError(str(path), "is far too long for what it is", "copy it again")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise CheckpointError(str(path), "there is no such file", "copy it again") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(str(path), f"is not JSON ({error})", "copy it again") from error
+
+
+def json_object(text: str, path: Path) -> dict[str, Any]:
+    """The object that a file's text is; raises `CheckpointError` if it is none."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"is not JSON ({error})", "copy it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(str(path), "is no object of JSON", "copy it again")
     return values
 
 
-class _readable:  # noqa: N801 (a context, read as a word)
-    """Context that reports a missing or wrong value of a file of sizes."""
+class _Sizes:
+    """The values of a file of sizes, by name; a wrong one is an error that names it. null is absent."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+        self.values, self.place = values, place
 
-    def __enter__(self) -> None:
-        return None
+    def wrong(self, name: str, cause: str) -> CheckpointError:
+        return CheckpointError(self.place, f"{name} {cause}", "copy the file again")
 
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, (KeyError, TypeError, ValueError, AttributeError, OverflowError)):
-            cause = f"lacks {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
-            raise CheckpointError(self.place, cause, "copy the file again") from error
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(name, f"is {_short(value)}, must be a whole number")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        value = self._value(name, default)
+        # no size is near 1e30, and products of larger ones overflow
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise self.wrong(name, f"is {_short(value)}, must be a number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._value(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, f"is {_short(value)}, must be true or false")
+        return value
+
+    def inside(self, name: str) -> _Sizes:
+        value = self._value(name, {})
+        if not isinstance(value, dict):
+            raise self.wrong(name, f"is {_short(value)}, must be an object")
+        return _Sizes(value, self.place)
+
+    def _value(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise CheckpointError(self.place, f"lacks {name!r}", "copy the file again")
+        return value
+
+
+def _short(value: Any) -> str:
+    """A wrong value as a message repeats it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3apps.convert.facts import from_config, read_json, to_config
-from cm3apps.convert.model import ChameleonFiles, check_names, check_shape
+from cm3apps.convert.model import ChameleonFiles, check_finite, check_names, check_shape, check_type
 from cm3apps.convert.names import Lazy, Part, parts
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
@@ -138,9 +138,11 @@ def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Laz
     if groups and key_heads % groups == 0:
         shape = (part.shape[0], *shape[1:])
     check_shape(str(file.path), name, shape, part.shape)
+    check_type(str(file.path), name, found.dtype)
 
     def read() -> Tensor:
         tensor = file.tensor(name)
+        check_finite(str(file.path), name, tensor)
         repeats = part.shape[0] // len(tensor)
         return tensor.repeat_interleave(repeats, dim=0) if part.is_head_norm else tensor
 

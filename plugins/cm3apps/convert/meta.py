@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from cm3apps.convert.facts import from_params, read_json, to_params
-from cm3apps.convert.model import ChameleonFiles, check_names, check_shape
+from cm3apps.convert.facts import from_params, json_object, read_json, text_of, to_params
+from cm3apps.convert.model import ChameleonFiles, check_finite, check_names, check_shape, check_type
 from cm3apps.convert.names import Lazy, Part, fewest_norms, merged, parts, split
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
@@ -42,11 +42,9 @@ def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
     paths = _shards(folder)
     checked = verified(folder, [PARAMS, *(path.name for path in paths)])
     texts = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in (PARAMS, MORE_PARAMS)
-        if (folder / name).is_file()
+        name: text_of(folder / name) for name in (PARAMS, MORE_PARAMS) if (folder / name).is_file()
     }
-    params = _values({name: json.dumps(read_json(folder / name)) for name in texts})
+    params = _values([json_object(text, folder / name) for name, text in texts.items()])
     stated = params.get("model_parallel_size")
     if isinstance(stated, int) and stated != len(paths):
         raise CheckpointError(
@@ -70,6 +68,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
                 shard.entries[part.meta].shape,
                 _shape_in(part, len(shards)),
             )
+            check_type(str(shard.path), part.meta, shard.entries[part.meta].dtype)
     left_out = {
         name: "computed anew where it is needed"
         for name in IGNORED
@@ -124,7 +123,8 @@ def write_meta(model: ChameleonFiles, folder: Path, num_shards: int | None) -> l
             ) from error
         torch.save(shard, folder / name)
     written = model.params
-    if not written or _values(written).get("model_parallel_size", number) != number:
+    known = _values(json.loads(text) for text in written.values())
+    if not written or known.get("model_parallel_size", number) != number:
         written = {
             PARAMS: json.dumps({"model": to_params(facts)}, indent=2) + "\n",
             MORE_PARAMS: json.dumps({"model_parallel_size": number}, indent=2) + "\n",
@@ -151,19 +151,19 @@ def with_known_params(model: ChameleonFiles, provenance: Path) -> ChameleonFiles
         if name in (PARAMS, MORE_PARAMS) and isinstance(text, str)
     }
     try:
-        facts = from_params(_values(texts), "", vocab_size=model.facts.vocab_size)
-    except (CheckpointError, ValueError, AttributeError):
+        params = _values([json_object(text, provenance) for text in texts.values()])
+        facts = from_params(params, "", vocab_size=model.facts.vocab_size)
+    except CheckpointError:
         return model
     same = facts == replace(model.facts, context_length=facts.context_length)
     number = len(files) if isinstance(files, dict) and 0 < len(files) <= MOST_SHARDS else None
     return replace(model, params=texts, num_shards=number) if same else model
 
 
-def _values(texts: Mapping[str, str]) -> dict[str, Any]:
+def _values(files: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The values of Meta's files of parameters, as its loader merges them."""
     merged_values: dict[str, Any] = {}
-    for text in texts.values():
-        own = json.loads(text)
+    for own in files:
         nested = own.get("model")
         merged_values |= {**own, **(nested if isinstance(nested, dict) else {})}
     return merged_values
@@ -212,9 +212,10 @@ def _shards(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if (match := _SHARD.fullmatch(path.name)) is not None
     }
-    missing = [place for place in range(max(found, default=0) + 1) if place not in found]
-    if missing:
-        name = f"consolidated.{missing[0]:02}.pth" if found else "consolidated.pth"
+    # of n files the numbers are 0..n-1; a file's name may hold any number
+    missing = next((place for place in range(max(1, len(found))) if place not in found), None)
+    if missing is not None:
+        name = f"consolidated.{missing:02}.pth" if found else "consolidated.pth"
         raise CheckpointError(str(folder / name), "there is no such file", "copy it as well")
     return [found[place] for place in sorted(found)]
 
@@ -230,7 +231,10 @@ def _shape_in(part: Part, num_shards: int) -> tuple[int, ...]:
 
 def _lazy(part: Part, shards: list[TensorFile]) -> Lazy:
     def read() -> torch.Tensor:
-        return merged(part, [shard.tensor(part.meta) for shard in shards])
+        tensors = [shard.tensor(part.meta) for shard in shards]
+        for shard, tensor in zip(shards, tensors, strict=True):
+            check_finite(str(shard.path), part.meta, tensor)
+        return merged(part, tensors)
 
     return Lazy(part.shape, shards[0].entries[part.meta].dtype, read)
 

@@ -90,3 +90,22 @@ def check_shape(place: str, name: str, found: tuple[int, ...], wanted: tuple[int
             f"{name} is {list(found)}, and the sizes say {list(wanted)}",
             "give the params.json or config.json that was published with these weights",
         )
+
+
+def check_type(place: str, name: str, dtype: torch.dtype) -> None:
+    """Raise `CheckpointError` for a tensor of whole numbers or flags: weights are neither."""
+    if not dtype.is_floating_point:
+        raise CheckpointError(
+            place,
+            f"{name} is of type {str(dtype).removeprefix('torch.')}, and weights are floating-point "
+            "numbers",
+            "copy the file again",
+        )
+
+
+def check_finite(place: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise `CheckpointError` for weights that no training leaves behind."""
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(
+            place, f"{name} holds values that are not finite", "copy the file again"
+        )

@@ -42,6 +42,12 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
     if args.pictures.is_file():
         files = _texts(metric, args.pictures)
     else:
+        if missing := sorted(needed([metric]) - {"features", "reference_features"}):
+            raise DataError(
+                f"metric {args.metric!r}",
+                f"needs {', '.join(missing).replace('_', ' ')}, and two folders give features of pictures",
+                "use a protocol: cm3 eval MODEL PROTOCOL",
+            )
         if extractor_config is None:
             raise DataError(
                 f"metric {args.metric!r}", "has no extractor for the pictures", "give one (--extractor), e.g. lite1"
@@ -112,10 +118,6 @@ def _text(row: Any, key: str, kind: type) -> Any:
 
 def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> dict[str, Any]:
     """Give a metric the features of two folders."""
-    if needed([metric]) - {"features", "reference_features"}:
-        raise DataError(
-            f"metric {type(metric).__name__}", "needs more than two folders", "use a protocol"
-        )
     if real is None:
         raise DataError("OTHERS", "is not given", "name the folder of the reference pictures")
     folders = {

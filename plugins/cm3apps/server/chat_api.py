@@ -211,7 +211,9 @@ def _question(
     if name is None:
         return turn.text or None, {}, 0
     said = [*turn.earlier, ("user", turn.text)]
-    conversation, number = model.conversation_read(name, said, max_tokens=most, truncate=cuts)
+    conversation, number = model.conversation_read(
+        name, said, max_tokens=most, truncate=cuts, place="messages"
+    )
     return conversation, {"task": name}, number
 
 

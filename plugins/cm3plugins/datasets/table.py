@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cm3core.errors import DataError, RecipeError
 from cm3core.files import user_path
@@ -60,6 +60,8 @@ class TableSourceConfig(FileSourceConfig):
         allow_outside: read pictures outside the file's folder, by absolute paths, `../` or links; false:
             their records are skipped.
     """
+
+    reads: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
 
     path: str
     columns: dict[str, str]

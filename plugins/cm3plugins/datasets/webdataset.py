@@ -173,9 +173,12 @@ def shard_paths(pattern: str) -> list[Path]:
         if glob.has_magic(name):
             found = sorted(map(Path, glob.glob(name)))  # noqa: PTH207  # the pattern may be absolute
         if not found or not found[0].is_file():
-            raise DataError(
-                f"dataset.path {pattern}", f"there is no {name}", "correct dataset.path"
+            cause = (
+                f"{name} is no regular file"
+                if found and found[0].exists()
+                else f"there is no {name}"
             )
+            raise DataError(f"dataset.path {pattern}", cause, "correct dataset.path")
         paths += found
     return paths
 

@@ -19,7 +19,14 @@ from tokenizers import Tokenizer
 from cm3core.errors import TokenizerError
 from cm3core.files import write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3plugins.text_tokenizers.shielding import Encoded, is_control, read_file, shielded, without
+from cm3plugins.text_tokenizers.shielding import (
+    MOST_IDS,
+    Encoded,
+    is_control,
+    read_file,
+    shielded,
+    without,
+)
 
 #: What `save` writes into a folder.
 FILE_NAME = "tokenizer.json"
@@ -57,6 +64,10 @@ class HFTokenizer(TextTokenizer):
         self._control = self._hidden - ({ids[unknown]} if unknown in ids else set())
         self._special = {token: ids[token] for token in hidden if ids[token] in self._control}
         self._vocab_size = 1 + max(ids.values(), default=-1)
+        if self._vocab_size > MOST_IDS:
+            raise TokenizerError(
+                place, f"has the id {self._vocab_size - 1}, at most {MOST_IDS - 1:,}", _NEXT
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         facts = json.dumps([values, list(control)], sort_keys=True)

@@ -6,6 +6,7 @@ first. What still comes through is found here afterwards, and its spelling is cu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -13,9 +14,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cm3core.errors import TokenizerError
+from cm3core.files import open_regular
 
 #: Ids of a text, and (start, end) of the characters that each is of.
 Encoded: TypeAlias = tuple[list[int], list[tuple[int, int]]]
+
+#: Of a tokenizer's file: the largest published have 35 MB.
+MOST_BYTES = 1 << 29
+#: Ids of a tokenizer: the largest published have 0.3 million, and every id costs a row of weights.
+MOST_IDS = 1 << 24
 
 
 def is_control(token: str, patterns: Sequence[str]) -> bool:
@@ -55,9 +62,16 @@ def without(ids: Iterable[int], control: frozenset[int]) -> list[int]:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a tokenizer's file; raises `TokenizerError` if it can't be read."""
+    """The bytes of a tokenizer's file; raises `TokenizerError` if it can't be read, or is far too long."""
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+                raise TokenizerError(
+                    str(path),
+                    f"has {size:,} bytes, a tokenizer's at most {MOST_BYTES:,}",
+                    "correct text_tokenizer.path",
+                )
+            return file.read()
     except OSError as error:
         cause = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise TokenizerError(str(path), cause, "correct text_tokenizer.path") from error

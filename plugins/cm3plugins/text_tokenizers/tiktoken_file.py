@@ -13,11 +13,20 @@ import tiktoken
 from cm3core.errors import TokenizerError
 from cm3core.files import atomic_path
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3plugins.text_tokenizers.shielding import Encoded, is_control, read_file, shielded, without
+from cm3plugins.text_tokenizers.shielding import (
+    MOST_IDS,
+    Encoded,
+    is_control,
+    read_file,
+    shielded,
+    without,
+)
 
 _FILE_NAME = "tokenizer.tiktoken"
 _NEXT = "give a .tiktoken file: lines of base64, a space and a rank"
 _NUM_BYTES = 256
+#: What every pattern must cut into pieces.
+_PROBE = "A b-1,\n\t é"
 
 
 class TiktokenTokenizer(TextTokenizer):
@@ -44,6 +53,7 @@ class TiktokenTokenizer(TextTokenizer):
                 f"is no regular expression of tiktoken's ({str(error)[:200]})",
                 "correct it, or leave it out for that of Qwen and Emu3",
             ) from error
+        self._pieces(_PROBE)
         self._control = frozenset(
             rank
             for token, rank in ranks.items()
@@ -71,8 +81,28 @@ class TiktokenTokenizer(TextTokenizer):
     def _encode(self, text: str) -> list[int]:
         return shielded(text, self._plainly, self._control, self._place)
 
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a text, control tokens included.
+
+        Raises:
+            TokenizerError: the pattern finds pieces that are empty, or leaves letters out.
+        """
+        lost = f"does not cut a text like {text[:20]!r} into pieces: letters would be lost"
+        wrong = TokenizerError(
+            "text_tokenizer.pattern", lost, "correct it, or leave it out for that of Qwen and Emu3"
+        )
+        try:
+            ids = self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+                raise
+            raise wrong from error
+        if self._encoding.decode_bytes(ids) != text.encode("utf-8"):
+            raise wrong
+        return ids
+
     def _plainly(self, text: str) -> Encoded:
-        ids = self._encoding.encode_ordinary(text)
+        ids = self._pieces(text)
         if self._control.isdisjoint(ids):
             return ids, [(0, 0)] * len(ids)
         # tokens are bytes: a control token is characters, so its ends are those of characters
@@ -104,11 +134,18 @@ def _ranks(content: bytes, place: str) -> dict[bytes, int]:
             continue
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            piece, value = base64.b64decode(token, validate=True), int(rank)
         except (ValueError, binascii.Error) as error:
             raise TokenizerError(
                 f"{place}, line {number}", "is no token and rank", _NEXT
             ) from error
+        if piece in ranks:
+            raise TokenizerError(f"{place}, line {number}", "is of a token that has a line", _NEXT)
+        if value >= MOST_IDS:
+            raise TokenizerError(
+                f"{place}, line {number}", f"has the rank {value}, at most {MOST_IDS - 1:,}", _NEXT
+            )
+        ranks[piece] = value
     if len(set(ranks.values())) < len(ranks) or min(ranks.values(), default=0) < 0:
         raise TokenizerError(place, "gives two tokens one rank, or one below 0", _NEXT)
     missing = [one for one in range(_NUM_BYTES) if bytes([one]) not in ranks]

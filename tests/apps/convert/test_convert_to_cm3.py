@@ -250,6 +250,20 @@ def test_incomplete_files_are_refused(
     assert not out.exists()
 
 
+def test_pictures_longer_than_the_context_are_refused(
+    both: Converted, tmp_path: Path, capsys: Any
+) -> None:
+    source, tokenizers = str(both.folder / "hf"), str(both.folder / "tokenizer")
+    arguments = ["--to", "cm3", "--tokenizer", tokenizers, "--resolution", "2048"]
+    assert main(["convert", source, "-o", str(tmp_path / "out"), *arguments]) == 2
+    assert re.fullmatch(
+        r"error: --resolution: pictures of 1024 x 1024 codes take [\d,]+ tokens, and the decoder reads "
+        r"\d+\n  next: give a smaller one \(and --width\)\n",
+        capsys.readouterr().err,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_needs_sentinels_is_refused(both: Converted, tmp_path: Path, capsys: Any) -> None:
     picture = tmp_path / "one.png"
     PILImage.new("RGB", (8, 8)).save(picture)

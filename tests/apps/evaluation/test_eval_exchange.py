@@ -138,7 +138,14 @@ def test_two_folders_are_scored(
     (lossy / "2.png").rename(lossy / "2.jpg")
     for arguments, message in (
         ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
-        ([*command, "--metric", "bleu"], "needs more than two folders"),
+        (
+            [*command, "--metric", "bleu"],
+            "metric 'bleu': needs references, texts, and two folders give features of pictures",
+        ),
+        (
+            [*score, str(one), str(other), "--metric", "psnr"],
+            "metric 'psnr': needs pictures, reference pictures, and two folders give features",
+        ),
         ([*command, "--metric", "fid", "--set", "x=1"], "--set x=1: is not metric.KEY=VALUE"),
         ([*score, str(one), str(other), "--metric", "fid"], "has no extractor for the pictures"),
         ([*score, str(one), *pixels], "OTHERS: is not given"),

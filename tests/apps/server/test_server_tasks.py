@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import doctest
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,7 +102,13 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_turns(server):
     messages = [user(PICTURE), *turns, user(text("why?"))]
     refused = server.post(CHAT, model="tuned", messages=messages)
     assert refused.status_code == 400
-    assert "the model was trained on texts of at most 150" in refused.json()["error"]["message"]
+    error = refused.json()["error"]
+    assert re.fullmatch(
+        r"messages: is \d+ tokens long; the model was trained on texts of at most 150, in a context of "
+        r"128\. Next: shorten them, or leave out the oldest turns \(truncate\)\.",
+        error["message"],
+    )
+    assert error["param"] == "messages"
     message = message_of(server.post(CHAT, model="tuned", messages=messages, truncate=True, seed=1))
     read = message["turns_read"]
     assert 0 < read < 40
@@ -114,6 +121,16 @@ def test_a_long_conversation_is_refused_or_loses_its_oldest_turns(server):
     longer = " ".join([said[20 - read // 2 - 1], *kept, "User: why?"]).removeprefix("User: ")
     with pytest.raises(GenerationError, match="more than the decoder's context"):
         tuned_model().ask(picture(8, 8), longer, task="talk")
+
+
+def test_one_turn_that_is_too_long_is_not_told_to_leave_out_others(server):
+    messages = [user(PICTURE, text("is it?")), {"role": "assistant", "content": "no"}]
+    messages += [user(text("why?" * 50))]
+    refused = server.post(CHAT, model="tuned", messages=messages, truncate=True)
+    assert refused.status_code == 400
+    message = refused.json()["error"]["message"]
+    assert message.startswith("question in its template: is ")
+    assert message.endswith("in a context of 128. Next: shorten it.")
 
 
 def test_a_picture_in_a_conversation_is_what_the_next_turn_edits(server):

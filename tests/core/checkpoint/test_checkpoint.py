@@ -313,7 +313,8 @@ def test_full_disk_leaves_the_old_checkpoint(
     assert "can't be written" in str(caught.value)
     assert (
         caught.value.next_step
-        == "free space on that disk, then start the same command again: it resumes from the newest checkpoint"
+        == "see whether the disk has room and the folder may be written to, then start the same command "
+        "again: training resumes from the newest checkpoint"
     )
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert not list((out / "checkpoints").glob(".*")), "nothing half-written is left"

@@ -177,11 +177,29 @@ def test_a_manifest_is_guessed_from_its_name(
     )
 
 
+def test_a_table_says_what_it_lacks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "all.csv").write_text("file,words\npictures/0.png,a\n")
+    assert main(["data", "validate", "all.csv"]) == 2
+    assert "lacks a value for dataset.columns" in capsys.readouterr().err
+    columns = "dataset.columns={image: file, caption: words}"
+    assert main(["data", "validate", "all.csv", columns]) == 0
+    assert capsys.readouterr().out == "all.csv (table): 1 good document, 0 bad records\n"
+
+
+def test_nothing_is_not_good(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "all.csv").write_text("file,words\n")
+    assert main(["data", "validate", "all.csv", "dataset.columns={image: file}"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: all.csv (table): holds no record\n  next: see whether it is the right file\n",
+    )
+
+
 def test_guesses(place: Path) -> None:
     assert [
         reader_of(path, load_registry())
-        for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "tiny", "no/such/folder")
-    ] == ["folder", "jsonl", "webdataset", None, None]
+        for path in ("pictures", "x.jsonl", "d-{00..09}.tar", "x.CSV", "tiny", "no/such/folder")
+    ] == ["folder", "jsonl", "webdataset", "table", None, None]
     (place / "a=b").mkdir()
     assert [
         is_override(text)

@@ -71,7 +71,9 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
     )
     assert "1 record skipped as unusable" in out
     assert "  pictures/broken.png: is truncated: the last chunk of a PNG (IEND) is missing\n" in out
-    assert out.endswith('retrieve from it: cm3 generate "..." --bank bank --show-retrieved\n')
+    assert out.endswith(
+        'retrieve from it: cm3 generate "..." --model bundled:emoji64 --bank bank --show-retrieved\n'
+    )
     assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
     assert "nothing to do: this is already the bank of this data\n" in printed(capsys)
 
@@ -137,7 +139,12 @@ def test_a_recipe_gives_its_own_parts_and_its_training_split(
         )
         == 0
     )
-    assert printed(capsys).startswith("bank: ")
+    out = printed(capsys)
+    assert out.startswith("bank: ")
+    assert out.endswith(
+        "retrieve from it, by a model with this embedder and image tokenizer: "
+        'cm3 generate "..." --model MODEL --bank bank --show-retrieved\n'
+    )
     part = MemoryBank.open("bank")
     assert cm3("memory", "build", "pictures", "-o", "all", "--quiet") == 0
     assert 0 < len(part) < len(MemoryBank.open("all")) == 4

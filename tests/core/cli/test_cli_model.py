@@ -5,11 +5,12 @@ from __future__ import annotations
 import doctest
 import json
 import re
+import unicodedata
 import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cm3core import images
@@ -112,10 +113,19 @@ def test_an_empty_style_is_refused(cm3, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@given(st.lists(st.text(max_size=80)))
+@given(
+    st.lists(
+        st.text(max_size=80)
+        | st.sampled_from(["a", "a transparent", "a 2", "a large 2", "é", "e\u0301"])
+    )
+)
+@example(["\U00020000" * 60])
 def test_names_of_files_are_safe_and_different(texts):
     names = file_names(texts)
-    assert len({name.casefold() for name in names}) == len(texts)
+    ends = ("", "-transparent", "-large")  # of what one picture is written as
+    files = [unicodedata.normalize("NFC", name + end).casefold() for name in names for end in ends]
+    assert len(set(files)) == len(files)
+    assert all(len(f"{name}-transparent.png".encode()) <= 255 for name in names)
     assert all(re.fullmatch(r"[^\W_]+(-[^\W_]+)*", name) for name in names)
 
 

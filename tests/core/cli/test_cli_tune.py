@@ -122,6 +122,10 @@ def test_an_adapter_from_pairs_to_a_whole_model(
             ["adapter", "merge", "base", "-o", "x"],
             "step-00000002: holds a whole model, and no adapter to merge\n",
         ),
+        (
+            ["adapter", "merge", "bundled:emoji64", "-o", "x"],
+            "models/emoji64: holds a whole model, and no adapter to merge\n",
+        ),
     ],
 )
 def test_what_is_refused(

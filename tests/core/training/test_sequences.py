@@ -101,6 +101,49 @@ def test_fewer_documents_where_the_context_is_small(tmp_path: Path) -> None:
             ]
 
 
+class _Questions(Numbers):
+    """A picture, and a question of `number` letters with its answer, which is the response."""
+
+    def __init__(self, number: int, *, is_task: bool = True) -> None:
+        super().__init__(3)
+        self.text = "q" * (number - 2) + " a"
+        self.responses = ((number - 1, number),) if is_task else ()
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return super()._document(index, rng)[1], Text(self.text, self.responses)
+
+
+def _told_of(source: Numbers, folder: Path, *, training: bool = True) -> list[str]:
+    """What is warned of while six sequences are made of texts of at most 20 bytes."""
+    data = MaskedSequences(
+        source,
+        SERIALIZER,
+        Plain(),
+        CodeCache(source, Quadrants(), folder, progress=False),
+        None,
+        seed=0,
+        context_length=80,
+        max_text_tokens=20,
+        training=training,
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for index in range(6):
+            data.sequence(0, index)
+    return [str(one.message) for one in caught]
+
+
+def test_a_task_that_loses_words_is_told(tmp_path: Path) -> None:
+    assert _told_of(_Questions(21), tmp_path) == [
+        "document n0: a text of its task has 21 tokens, and training reads the first 20 of each "
+        "(data.max_text_tokens), here and in others like it (reported once); set "
+        "data.max_text_tokens to 21 or more"
+    ]
+    assert _told_of(_Questions(20), tmp_path) == []
+    assert _told_of(_Questions(21, is_task=False), tmp_path) == []  # a caption may be cut
+    assert _told_of(_Questions(21), tmp_path, training=False) == []  # training has told it
+
+
 @pytest.mark.filterwarnings("ignore:a query with")
 @given(
     context_length=st.integers(20, 100),

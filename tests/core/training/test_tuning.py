@@ -244,6 +244,9 @@ def test_a_base_that_moved_and_one_that_was_trained_further(
         merge_adapter(out, out, registry)
     with pytest.raises(CheckpointError, match="holds a whole model, and no adapter to merge"):
         merge_adapter(moving, tmp_path / "again", registry)
+    (newest(out) / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"is missing, and adapter_config\.json is there"):
+        merge_adapter(out, tmp_path / "again", registry)
 
 
 def test_adapters_are_no_base(tuned: Path, make: Any, registry: Registry, tmp_path: Path) -> None:

@@ -241,7 +241,10 @@ def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path
     for name, size in (("huge.png", 6 << 30), ("long.txt", 1 << 30)):
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
-    special = ("is a device, a pipe or a socket, not a regular file", "remove it")
+    special = (
+        "is a device, a pipe or a socket, not a regular file",
+        "use a regular file in its place",
+    )
     assert found(folder(tmp_path, allow_outside=True), tmp_path) == [
         ("device.png", *special),
         (

@@ -173,6 +173,8 @@ def test_patterns(tmp_path: Path) -> None:
         f"dataset.path {tmp_path}/d-{{000..003}}.tar: there is no {tmp_path}/d-003.tar\n"
         "  next: correct dataset.path"
     )
+    with pytest.raises(DataError, match=r"/dev/zero: /dev/zero is no regular file\n"):
+        shard_paths("/dev/zero")
 
 
 def test_a_pipe_among_the_tars_is_skipped(tmp_path: Path) -> None:
@@ -181,7 +183,11 @@ def test_a_pipe_among_the_tars_is_skipped(tmp_path: Path) -> None:
     source = shards(tmp_path)
     assert len(source) == 1
     assert found(source, tmp_path) == [
-        ("1.tar", "is a device, a pipe or a socket, not a regular file", "remove it")
+        (
+            "1.tar",
+            "is a device, a pipe or a socket, not a regular file",
+            "use a regular file in its place",
+        )
     ]
 
 

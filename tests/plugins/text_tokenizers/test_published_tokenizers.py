@@ -407,6 +407,15 @@ def test_saved_is_loaded(folder: Path, name: str, tmp_path: Path) -> None:
         (TiktokenConfig, b"", "lacks 256 of the 256 bytes"),
         (TiktokenConfig, b"YQ== 0\nYg== 0\n", "gives two tokens one rank"),
         (TiktokenConfig, b"<html>\n", "is no token and rank"),
+        (TiktokenConfig, b"YQ== 0\nYQ== 1\n", ", line 2: is of a token that has a line"),
+        (TiktokenConfig, b"YQ== 99999999999999999999\n", "at most 16,777,215"),
+        (TiktokenConfig, b"YQ== 16777216\n", "has the rank 16777216, at most 16,777,215"),
+        (
+            HFTokenizerConfig,
+            b'{"added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 4000000000}, '
+            b'"unk_token": "a"}}',
+            "has the id 4000000000, at most 16,777,215",
+        ),
     ],
 )
 def test_other_files_are_refused(config: Any, content: bytes, message: str, tmp_path: Path) -> None:
