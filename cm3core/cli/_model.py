@@ -100,7 +100,7 @@ def add_model_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "fp32", "bf16", "int8"],
+        choices=["auto", "fp32", "bf16", "int8", "int4"],
         help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
         "it, else as stored)",
     )

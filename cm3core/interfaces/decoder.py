@@ -42,6 +42,10 @@ class DecoderConfig(ComponentConfig):
     #: Keys that change how a decoder is trained, not what it computes with given weights: they may
     #: differ between a run and the model that it starts from (`train.start_from`).
     training_keys: ClassVar[tuple[str, ...]] = ()
+    #: Whether `build` on torch's device "meta" gives a decoder whose parameters can be replaced
+    #: (`load_state_dict(assign=True)`) by those of a file, in float32 or bfloat16: it keeps no other
+    #: tensors and no references to its parameters. Large weights are then not read into memory.
+    builds_without_weights: ClassVar[bool] = False
     context_length: int = 4096
 
     def build(
@@ -149,6 +153,11 @@ class InferenceDecoder(ABC):
 
         The engine bounds memory by it. 0 (the default): not known."""
         return 0
+
+    def weight_bytes(self) -> int | None:
+        """Return the bytes of memory that the weights take, those of the decoder that this one was
+        made from included; pages of mapped files don't count. None (the default): not known."""
+        return None
 
     @abstractmethod
     def hidden_states(
@@ -295,8 +304,9 @@ class Decoder(ABC):
 
         Args:
             precision: "auto" (the dtype of the weights; on a CUDA device a decoder may take bfloat16
-                where the device multiplies it), "fp32", "bf16" or "int8" (weights, with a
-                scale per output; and, where that is faster, inputs, with a scale per row).
+                where the device multiplies it), "fp32", "bf16", "int8" (weights, with a
+                scale per output; and, where that is faster, inputs, with a scale per row) or "int4"
+                (weights, with a scale and an offset for each few of them).
 
         Raises:
             GenerationError: this decoder or this machine does not support the precision, or the

@@ -92,7 +92,7 @@ def configure(parser: ArgumentParser) -> None:
         help="CPU threads of a decoder (default: 1 for a small one, else the number of cores)",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
+        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "int4"],
         help="precision of the decoders' weights (default: as stored)",
     )  # fmt: skip
     parser.add_argument(

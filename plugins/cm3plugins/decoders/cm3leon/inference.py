@@ -52,9 +52,9 @@ class CM3LeonInference(PackedInference):
         make = self.product
         self._layers = [
             (
-                make(torch.cat([*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))])),
+                make(*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))),
                 make(merged_weight(block.out_proj)),
-                make(merged_weight(block.fc1), self.decoder.config.activation),
+                make(merged_weight(block.fc1), activation=self.decoder.config.activation),
                 make(merged_weight(block.fc2)),
                 block.q_norm,
                 block.k_norm,
