@@ -101,8 +101,9 @@ def add_model_options(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
-        help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
-        "it, else as stored)",
+        help="precision of the decoder's weights for generation; int8 and int4 are refused where they "
+        "change predictions (default: bf16 for a GPU, or a large decoder on a CPU, that multiplies it "
+        "and hardly changes predictions by it, else as stored)",
     )
     add_device(parser, "where the decoder and the image tokenizer run")
     parser.add_argument(
@@ -134,7 +135,9 @@ def open_model(args: Namespace) -> Model:
     )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
-    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
+    model = model.with_memory(args.bank, args.retriever, **settings) if changed else model
+    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
+    return model
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:

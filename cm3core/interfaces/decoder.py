@@ -295,6 +295,14 @@ class Decoder(ABC):
         sums_G2.index_add_(0, groups_N, torch.stack([nll_N.detach() * weights_N, weights_N], dim=1))
         return loss, sums_G2
 
+    def faster_precisions(self) -> tuple[str, ...]:
+        """Return precisions of `for_inference` that this machine generates faster with than with the
+        weights as they are stored, the fastest first.
+
+        "auto" takes the first that hardly changes the model's predictions; each is measured. The
+        default: none."""
+        return ()
+
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
         """Return this decoder for generation, with its present weights.
 
@@ -306,13 +314,14 @@ class Decoder(ABC):
             precision: "auto" (the dtype of the weights; on a CUDA device a decoder may take bfloat16
                 where the device multiplies it), "fp32", "bf16", "int8" (weights, with a
                 scale per output; and, where that is faster, inputs, with a scale per row) or "int4"
-                (weights, with a scale and an offset for each few of them).
+                (weights, with a scale and an offset for each few of them). "stored": as "auto",
+                and where the weights are, without another copy, even if that is slower.
 
         Raises:
             GenerationError: this decoder or this machine does not support the precision, or the
                 decoder can't generate.
         """
-        if precision != "auto":
+        if precision not in ("auto", "stored"):
             raise GenerationError(
                 "precision",
                 f"{type(self).__name__} has weights of one kind only, not {precision!r}",

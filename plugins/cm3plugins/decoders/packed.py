@@ -41,6 +41,8 @@ from cm3plugins.decoders.cm3leon.products import (
 NUM_HEADS = 4
 
 
+#: Parameters of a decoder from which reading its weights takes most of a step on a CPU.
+LARGE_DECODER = 30_000_000
 #: Part of the machine's memory that weights may take in another arrangement than their file's. Larger
 #: ones are read as they are mapped, which is slower.
 ARRANGED_SHARE = 0.65
@@ -70,6 +72,14 @@ class TrainedParts(Protocol):
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor: ...
 
 
+def faster_precisions(decoder: TrainedParts) -> tuple[str, ...]:
+    """See `Decoder.faster_precisions`: of a decoder that is too large for a CPU's caches, bfloat16."""
+    weight = decoder.head_weight()
+    wide = weight.device.type == "cpu" and weight.dtype == torch.float32
+    large = sum(one.numel() for one in decoder.parameters()) >= LARGE_DECODER
+    return ("bf16",) if wide and large and cpu_multiplies_bf16() else ()
+
+
 class PackedInference(InferenceDecoder):
     """A snapshot of a decoder's weights, laid out for `Engine`.
 
@@ -91,6 +101,7 @@ class PackedInference(InferenceDecoder):
         num_key_heads: int | None = None,
     ) -> None:
         weight = decoder.head_weight()
+        in_place, precision = precision == "stored", "auto" if precision == "stored" else precision
         refusal = why_not(precision, weight)
         if refusal is not None:
             raise GenerationError("precision", refusal[0], refusal[1])
@@ -125,7 +136,9 @@ class PackedInference(InferenceDecoder):
         # products of integers are as fast with fewer rows
         integers = precision == "int4" or (precision == "int8" and self.rounds)
         self._fewest = 1 if integers else FEWEST_ROWS
-        self.as_mapped = self._stays_mapped(weight)
+        self.in_place = in_place or self._stays_mapped(weight)
+        if self.in_place:
+            self.dtype = weight.dtype
         self._heads: dict[tuple[int, int], Product] = {}
         self.reset()
 
@@ -184,7 +197,7 @@ class PackedInference(InferenceDecoder):
     def weight_bytes(self) -> int | None:
         weights = {one.data_ptr(): one for one in self._owner.parameters()}.values()
         own = sum(one.numel() * one.element_size() for one in weights if not is_mapped(one))
-        if self.as_mapped:
+        if self.in_place:
             return own
         return own + int(sum(one.numel() for one in weights) * self._bytes_a_weight())
 
@@ -192,7 +205,7 @@ class PackedInference(InferenceDecoder):
         """x -> activation(x @ w.T) of all weights w, one after the other, in this decoder's precision
         and layout. Mapped weights are not needed afterwards."""
         weights = tuple(weight.detach() for weight in weights)
-        if self.as_mapped:
+        if self.in_place:
             return with_activation(side_by_side(weights), activation)
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         made = self._arranged(weight, activation)
