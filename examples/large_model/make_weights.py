@@ -30,6 +30,8 @@ from cm3plugins.image_tokenizers.public.names import Sizes
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 
 NUM_CODES, VOCABULARY = 8192, 65_536
+#: Random numbers that are drawn.
+BLOCK = 16_777_259
 #: Bytes of a file of weights, about.
 FILE_BYTES = 1_000_000_000
 
@@ -95,12 +97,24 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (VOCABULARY, width)
 
 
-def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Of a tensor with this name, bfloat16."""
-    if "norm" in name:
-        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
-    std = 1.0 if "embed" in name else 2.0 * shape[1] ** -0.5
-    return torch.empty(shape, dtype=torch.bfloat16).normal_(std=std)
+class RandomTensors:
+    """Tensors cut from one block of random numbers, of a prime length, so that no two rows are equal:
+    drawing billions would take longer than writing them."""
+
+    def __init__(self) -> None:
+        self.numbers = torch.empty(BLOCK, dtype=torch.bfloat16).normal_()
+        self.place = 0
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Of a tensor with this name, bfloat16."""
+        if "norm" in name:
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0, dtype=torch.bfloat16)
+        size = torch.Size(shape).numel()
+        repeats = -(-(self.place + size) // BLOCK)
+        flat = self.numbers.repeat(repeats)[self.place : self.place + size]
+        self.place = (self.place + size) % BLOCK
+        std = 1.0 if "embed" in name else 2.0 * shape[1] ** -0.5
+        return (flat * std).view(shape)
 
 
 def write_hugging_face(folder: Path, tokenizer: Tokenizer, args: argparse.Namespace) -> None:
@@ -128,13 +142,13 @@ def write_hugging_face(folder: Path, tokenizer: Tokenizer, args: argparse.Namesp
         "vocabulary_map": vocabulary,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    all_shapes = list(shapes(args))
+    all_shapes, random = list(shapes(args)), RandomTensors()
     index: dict[str, str] = {}
     part: dict[str, Tensor] = {}
     total, number = 0, 0
     bar = make_bar(desc="weights", total=len(all_shapes), unit="tensor", file=sys.stderr)
     for place, (name, shape) in enumerate(all_shapes):
-        part[name] = random_tensor(name, shape)
+        part[name] = random(name, shape)
         bar.update(1)
         size = sum(2 * tensor.numel() for tensor in part.values())
         if size >= FILE_BYTES or place + 1 == len(all_shapes):

@@ -214,7 +214,7 @@ class PackedInference(InferenceDecoder):
 
     def _arranged(self, weight: Tensor, activation: str | None) -> Product:
         if self.precision == "int8":
-            return with_activation(int8_product(weight), activation)
+            return int8_product(weight, activation)
         if self.precision == "int4":
             return with_activation(int4_product(weight), activation)
         weight = weight.to(self.dtype)

@@ -128,7 +128,7 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
     return in_blocks(product)
 
 
-def int8_product(weight: Tensor) -> Product:
+def int8_product(weight: Tensor, activation: str | None = None) -> Product:
     """Weights as int8 with one scale per output (symmetric).
 
     Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with one scale
@@ -143,13 +143,15 @@ def int8_product(weight: Tensor) -> Product:
         scale_V[rows] = (part.abs().amax(1) / MOST).clamp(min=1e-12)
         codes[rows] = (part / scale_V[rows, None]).round_().clamp_(-MOST, MOST).to(torch.int8)
     if rounds_inputs(weight.device):
-        return rounded_product(codes, scale_V)
+        relu = activation == "relu"
+        product = RoundedProduct(codes, scale_V, relu=relu)
+        return product if relu else with_activation(product, activation)
     scale_V = scale_V.to(torch.bfloat16)
 
-    def product(x: Tensor) -> Tensor:
+    def weights_only(x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x.contiguous(), codes, scale_V)
 
-    return product
+    return with_activation(weights_only, activation)
 
 
 def int4_product(weight: Tensor) -> Product:
@@ -183,42 +185,66 @@ def int4_product(weight: Tensor) -> Product:
     return product
 
 
-def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
+class RoundedProduct:
     """By oneDNN: bytes times bytes.
 
     Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
     hundreds of times as long. It supports only one scale for all inputs, so the scales of the rows
-    are applied afterwards.
+    are applied afterwards. Sums are whole numbers: a row's result is the same with any other rows.
 
     Args:
         codes: int8 [V, E].
         scale_V: float32 [V].
+        relu: whether the result is max(0, product).
     """
-    packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
-    zero_V = torch.zeros(len(codes), dtype=torch.int64)
-    half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
 
-    def product(x: Tensor) -> Tensor:
-        largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
-        bytes_ME = torch.addcdiv(half, x, largest_M1, value=MOST).to(torch.uint8)
+    def __init__(self, codes: Tensor, scale_V: Tensor, *, relu: bool = False) -> None:
+        self._packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
+        self._scale_V, self._zero_V = scale_V, torch.zeros(len(codes), dtype=torch.int64)
+        self._half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
+        self._post = "relu" if relu else "none"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) > MOST_ROWS:
+            return torch.cat([self(block) for block in x.split(MOST_ROWS)])
+        result, largest_M1 = self._unscaled(x)
+        return result.mul_(largest_M1)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """total += product(x)."""
+        for part, block in zip(total.split(MOST_ROWS), x.split(MOST_ROWS), strict=True):
+            result, largest_M1 = self._unscaled(block)
+            part.addcmul_(result, largest_M1)
+
+    def _unscaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The product with inputs in units of their row's largest, and the rows' largest [M, 1]."""
+        largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+        # a row of zeros divides by zero, becomes any codes, and is zero again when it is scaled
+        bytes_ME = torch.addcdiv(self._half, x, largest_M1, value=MOST).to(torch.uint8)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             bytes_ME,
             1 / MOST,
             ZERO,
-            packed,
-            scale_V,
-            zero_V,
+            self._packed,
+            self._scale_V,
+            self._zero_V,
             None,
             1.0,
             0,
             torch.float32,
-            "none",
+            self._post,
             [],
             "",
         )
-        return result.mul_(largest_M1)
+        return result, largest_M1
 
-    return in_blocks(product)
+
+def add_product(total: Tensor, product: Product, x: Tensor) -> None:
+    """total += product(x), in one pass where the product can."""
+    if isinstance(product, RoundedProduct):
+        product.add_to(total, x)
+    else:
+        total += product(x)
 
 
 def rounds_inputs(device: torch.device) -> bool:
