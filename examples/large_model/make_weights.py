@@ -43,11 +43,12 @@ def text_tokenizer() -> Tokenizer:
     special = ["<s>", "<pad>", "</s>", "<unk>", *(f"IMGIMG{code}Z" for code in codes)]
     special += ["<eoss>", "<racm3:break>"]
     reserved = [f"<reserved{number - 4:05d}>" for number in range(len(special), 8900)]
-    tokenizer = Tokenizer(models.BPE())
+    names = [*special, *reserved, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(one, special=True) for one in (*special, *reserved)])
-    tokenizer.add_tokens(sorted(pre_tokenizers.ByteLevel.alphabet()))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
