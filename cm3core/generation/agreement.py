@@ -93,9 +93,7 @@ def agreement(
     # nothing to compare: nothing is known
     if number == 0:
         return Agreement(float("inf"), 0.0, 0.0, 0)
-    return Agreement(
-        divergence / number, same / number, sure_same / sure if sure else 1.0, number
-    )
+    return Agreement(divergence / number, same / number, sure_same / sure if sure else 1.0, number)
 
 
 def _hidden(decoder: InferenceDecoder, sequence: TokenSequence) -> Tensor:

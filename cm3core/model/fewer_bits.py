@@ -110,4 +110,3 @@ def drawing(size: int = 256) -> PixelArray:
     ):
         pixels[shape] = colour
     return pixels.astype(np.uint8)
-

@@ -2,6 +2,7 @@
 transformers.
 
     python examples/large_model/measure.py random-7b --threads 2 --runs theirs int8 int4 bf16
+    python examples/large_model/measure.py --products 4096 --threads 2
 
 `random-7b` is a folder of `make_weights.py` with the converted model `own` in it. Runs alternate, each in
 a process of its own, so that none has another's memory; `--together` keeps all of them in one process,
@@ -178,17 +179,53 @@ def measured(made: Any, line: dict[str, Any], args: argparse.Namespace) -> dict[
     return line
 
 
+def products(width: int) -> None:
+    """Print milliseconds of one product [rows, width] x [width, width] in each arrangement; weights
+    alternate, so that they come from memory and not from a cache."""
+    import torch.nn.functional as F
+
+    from cm3plugins.decoders.cm3leon.products import int4_product, int8_product, packed_product
+
+    weights = [torch.randn(width, width).bfloat16() / width**0.5 for _ in range(4)]
+    kinds: dict[str, tuple[list[Callable[[Any], Any]], torch.dtype]] = {
+        "plain bf16": ([lambda x, w=w: F.linear(x, w) for w in weights], torch.bfloat16),
+        "packed bf16": ([packed_product(w, None) for w in weights], torch.bfloat16),
+        "int8": ([int8_product(w) for w in weights], torch.float32),
+        "int4": ([int4_product(w) for w in weights], torch.bfloat16),
+    }
+    print(
+        f"milliseconds of [rows, {width}] x [{width}, {width}], {torch.get_num_threads()} threads"
+    )
+    for rows in (1, 2, 4, 8):
+        line = f"{rows} rows:"
+        for name, (made, dtype) in kinds.items():
+            x = torch.randn(rows, width, dtype=dtype)
+            times = []
+            for number in range(24):
+                begin = now()
+                made[number % len(made)](x)
+                times.append(now() - begin)
+            line += f"  {name} {1000 * min(times[4:]):.2f}"
+        print(line, flush=True)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--runs", nargs="+", default=["theirs", "bf16", "int8", "int4"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tokens", type=int, default=32, help="of a text and of a picture")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--together", action="store_true", help="all runs in one process")
+    parser.add_argument("--products", type=int, metavar="WIDTH", help="single products, no model")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    if args.products:
+        products(args.products)
+        return 0
+    if args.folder is None:
+        parser.error("give the folder of make_weights.py, or --products")
     if len(args.runs) == 1 or args.together:
         models = [prepared(args.folder, run, args.threads) for run in args.runs]
         for _ in range(args.rounds):

@@ -296,7 +296,9 @@ class PackedInference(InferenceDecoder):
         if product is None:
             weight_VE = self._head_weight_VE[ids.start : ids.stop]
             # int4 is for the layers: probabilities are changed most by what is nearest to them
-            product = int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
+            product = (
+                int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
+            )
         self._heads[key] = product  # the last one now
         if len(self._heads) > NUM_HEADS:
             self._heads.pop(next(iter(self._heads)), None)

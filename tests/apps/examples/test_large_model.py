@@ -29,7 +29,10 @@ def test_weights_are_made_converted_and_measured(
     index = json.loads((folder / "hf" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
     tokenizer = ["--tokenizer", str(folder / "tokenizer")]
-    assert main(["convert", str(folder / "hf"), "-o", str(folder / "own"), "--to", "cm3", *tokenizer]) == 0
+    assert (
+        main(["convert", str(folder / "hf"), "-o", str(folder / "own"), "--to", "cm3", *tokenizer])
+        == 0
+    )
     capsys.readouterr()
     threads = torch.get_num_threads()
     runs = ["theirs", "bf16", "stored", "int8", "int4"]

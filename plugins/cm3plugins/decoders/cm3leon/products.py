@@ -266,7 +266,9 @@ def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
     if precision == "int4" and weight.device.type != "cpu":
         return f"int4 weights don't run on {weight.device}", "use bf16, or --device cpu"
     if precision == "int4" and weight.shape[1] % GROUP:
-        cause = f"int4 needs widths that are multiples of {GROUP}, and this one is {weight.shape[1]}"
+        cause = (
+            f"int4 needs widths that are multiples of {GROUP}, and this one is {weight.shape[1]}"
+        )
         return cause, "use int8"
     if precision in ("int8", "int4"):
         try:
