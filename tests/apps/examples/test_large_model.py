@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -19,9 +20,7 @@ def test_weights_are_made_converted_and_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLE))
-    import make_weights
-    import measure
-
+    make_weights, measure = (importlib.import_module(name) for name in ("make_weights", "measure"))
     folder = tmp_path / "small"
     sizes = ["--layers", "2", "--width", "64", "--heads", "2", "--d-ff", "96"]
     monkeypatch.setattr(make_weights, "FILE_BYTES", 9_000_000)

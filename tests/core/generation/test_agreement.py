@@ -40,8 +40,9 @@ def sequence(tokens: list[int], cells: list[int]) -> TokenSequence:
 
 
 def compared(exact_VR: torch.Tensor, other_VR: torch.Tensor, one: TokenSequence) -> Agreement:
-    tables: list[Any] = [Table(exact_VR), Table(other_VR)]
-    return agreement(*tables, [one], VOCABULARY)
+    exact: Any = Table(exact_VR)
+    other: Any = Table(other_VR)
+    return agreement(exact, other, [one], VOCABULARY)
 
 
 def test_two_texts_and_a_code_by_hand() -> None:
@@ -88,5 +89,5 @@ def test_long_sequences_are_cut_and_none_is_no_proof() -> None:
     table_VR = torch.zeros(VOCABULARY.size, VOCABULARY.size)
     long = sequence([0] * (3 * MOST_TOKENS), [NO_CELL] * (3 * MOST_TOKENS))
     assert compared(table_VR, table_VR, long).num == MOST_TOKENS - 1
-    tables: list[Any] = [Table(table_VR), Table(table_VR)]
-    assert not agreement(*tables, [], VOCABULARY).passes
+    table: Any = Table(table_VR)
+    assert not agreement(table, table, [], VOCABULARY).passes
