@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,8 @@ class Theirs:
 
         self.model: Any = ChameleonForConditionalGeneration.from_pretrained(
             folder / "hf", dtype=torch.bfloat16
-        ).eval()
+        )
+        self.model.eval()
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "text_tokenizer.json"))
         self.ids = tokenizer.encode(PROMPT).ids
 
@@ -188,7 +190,7 @@ def products(width: int) -> None:
 
     weights = [torch.randn(width, width).bfloat16() / width**0.5 for _ in range(4)]
     kinds: dict[str, tuple[list[Callable[[Any], Any]], torch.dtype]] = {
-        "plain bf16": ([lambda x, w=w: F.linear(x, w) for w in weights], torch.bfloat16),
+        "plain bf16": ([partial(F.linear, weight=w) for w in weights], torch.bfloat16),
         "packed bf16": ([packed_product(w, None) for w in weights], torch.bfloat16),
         "int8": ([int8_product(w) for w in weights], torch.float32),
         "int4": ([int4_product(w) for w in weights], torch.bfloat16),
