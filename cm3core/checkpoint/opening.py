@@ -14,7 +14,7 @@ from cm3core.checkpoint.adapters import load_model
 from cm3core.checkpoint.carried import refusal, with_trusted
 from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
-from cm3core.checkpoint.mapping import map_model, maps
+from cm3core.checkpoint.mapped_weights import map_model, maps
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.devices import choose_device

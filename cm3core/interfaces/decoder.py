@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
@@ -42,9 +42,8 @@ class DecoderConfig(ComponentConfig):
     #: Keys that change how a decoder is trained, not what it computes with given weights: they may
     #: differ between a run and the model that it starts from (`train.start_from`).
     training_keys: ClassVar[tuple[str, ...]] = ()
-    #: Whether `build` on torch's device "meta" gives a decoder whose parameters can be replaced
-    #: (`load_state_dict(assign=True)`) by those of a file, in float32 or bfloat16: it keeps no other
-    #: tensors and no references to its parameters. Large weights are then not read into memory.
+    #: Whether `build` on torch's device "meta" gives a decoder whose parameters, its only tensors, can
+    #: be replaced (`load_state_dict(assign=True)`) by those of a file, in float32 or bfloat16.
     builds_without_weights: ClassVar[bool] = False
     context_length: int = 4096
 
@@ -296,11 +295,9 @@ class Decoder(ABC):
         return loss, sums_G2
 
     def faster_precisions(self) -> tuple[str, ...]:
-        """Return precisions of `for_inference` that this machine generates faster with than with the
-        weights as they are stored, the fastest first.
+        """Return precisions that are faster here than that of the stored weights, the fastest first.
 
-        "auto" takes the first that hardly changes the model's predictions; each is measured. The
-        default: none."""
+        "auto" takes the first that hardly changes the model's predictions. The default: none."""
         return ()
 
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
@@ -364,34 +361,21 @@ class Decoder(ABC):
         return groups
 
 
-class _CachingDecoder(Protocol):
-    """A `Decoder` whose own `hidden_states` takes a cache."""
-
-    context_length: int
-    vocab_size: int
-
-    def head_weight(self) -> Tensor: ...
-
-    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor: ...
-
-    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache: ...
-
-    def hidden_states(self, tokens_BT: Tensor, *, cache: KVCache, **options: Any) -> Tensor: ...
-
-
 class _AsItIs(InferenceDecoder):
     """A decoder that generates with its own `hidden_states` and head."""
 
     def __init__(self, decoder: Any) -> None:
-        self.decoder: _CachingDecoder = decoder
+        self.decoder = decoder
         self.context_length, self.vocab_size = decoder.context_length, decoder.vocab_size
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.head_weight().device
+        device: torch.device = self.decoder.head_weight().device
+        return device
 
     def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
-        return self.decoder.allocate_cache(num_rows, max_length)
+        cache: KVCache = self.decoder.allocate_cache(num_rows, max_length)
+        return cache
 
     def cache_bytes(self, num_tokens: int) -> int:
         own = getattr(self.decoder, "cache_bytes", None)
@@ -405,9 +389,11 @@ class _AsItIs(InferenceDecoder):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
     ) -> Tensor:
-        return self.decoder.hidden_states(
+        hidden: Tensor = self.decoder.hidden_states(
             tokens_BT, cache=cache, positions_BT=positions_BT, cells_BT=cells_BT
         )
+        return hidden
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        return self.decoder.logits(hidden, ids)
+        logits: Tensor = self.decoder.logits(hidden, ids)
+        return logits

@@ -42,7 +42,9 @@ def test_int4_rounds_within_a_group_only() -> None:
     step = weight.unflatten(1, (-1, GROUP)).aminmax(dim=-1)
     widths = ((step.max - step.min) / 15).repeat_interleave(GROUP, dim=1)
     # half a step, and what bfloat16 rounds of scale, offset and result
-    assert bool(((found - weight).abs() <= 0.5 * widths + 0.02 * weight.abs() + 0.04 * widths).all())
+    assert bool(
+        ((found - weight).abs() <= 0.5 * widths + 0.02 * weight.abs() + 0.04 * widths).all()
+    )
 
 
 @needs_rounding
@@ -54,7 +56,9 @@ def test_a_row_of_int8_does_not_depend_on_others(rows: int, seed: int) -> None:
     x[rows // 2] = 0
     product = int8_product(weight)
     together = product(x)
-    assert torch.equal(torch.cat([product(x[place : place + 1]) for place in range(rows)]), together)
+    assert torch.equal(
+        torch.cat([product(x[place : place + 1]) for place in range(rows)]), together
+    )
     assert not together[rows // 2].any()  # zeros stay zeros
     exact = x @ weight.T
     assert float((together - exact).abs().max()) < 0.05 * float(exact.abs().max()) + 0.05

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cm3core.checkpoint import find_model, mapping, open_checkpoint
+from cm3core.checkpoint import find_model, mapped_weights, open_checkpoint
 from cm3core.checkpoint.layout import WEIGHTS, find_checkpoint
 from cm3core.errors import CheckpointError, GenerationError
 from cm3core.interfaces.decoder import Decoder
@@ -19,7 +19,7 @@ from cm3core.plugins import load_registry
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapping, "MAPPED_FROM", 0)
+    monkeypatch.setattr(mapped_weights, "MAPPED_FROM", 0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def logits(decoder: Decoder, precision: str) -> torch.Tensor:
 
 def test_float32_predicts_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from_file = opened(folder)
-    monkeypatch.setattr(mapping, "MAPPED_FROM", 1 << 60)
+    monkeypatch.setattr(mapped_weights, "MAPPED_FROM", 1 << 60)
     read = opened(folder)
     assert all(is_mapped(one) for one in from_file.module.parameters())
     assert not any(is_mapped(one) for one in read.module.parameters())
