@@ -53,6 +53,13 @@ def multiplies_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products. Without them one is up to 50 times
+    slower."""
+    # torch has no public function for this
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
     """Autocast's dtype (None: off) and the reason, in words.
 
@@ -63,10 +70,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype 
     if device.type == "cuda":
         able, what = multiplies_bf16(device), torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        # torch has no public function for this; without these instructions a bfloat16 product is
-        # up to 50 times slower
-        able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        what = "this CPU"
+        able, what = cpu_multiplies_bf16(), "this CPU"
     else:
         able, what = False, str(device)
     if precision == "bf16":

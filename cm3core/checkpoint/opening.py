@@ -14,6 +14,7 @@ from cm3core.checkpoint.adapters import load_model
 from cm3core.checkpoint.carried import refusal, with_trusted
 from cm3core.checkpoint.checks import check_fingerprints
 from cm3core.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
+from cm3core.checkpoint.mapped_weights import map_model, maps
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.words import TrainingWords
 from cm3core.devices import choose_device
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class OpenedCheckpoint:
-    """A checkpoint ready to draw from: decoder in eval mode, float32 weights."""
+    """A checkpoint ready to draw from: decoder in eval mode. Weights are float32; on a CPU large ones
+    are mapped from their file, in float32 or bfloat16 as they are stored."""
 
     recipe: Recipe
     components: Components
@@ -99,19 +101,25 @@ def open_checkpoint(
     recipe = read_recipe(folder, registry)
     if isinstance(recipe.objective, MissingComponent) and state.vocabulary.get("control"):
         recipe.objective.refuse()  # it knows where in a prompt its control tokens belong
+    chosen = choose_device(device)
+    mapped = base is None and maps(folder, recipe, chosen)
     components = build(
         recipe,
         registry,
         stage="generate",
         tokenizer_folder=folder / TOKENIZER,
         image_tokenizer_folder=folder / IMAGE_TOKENIZER,
-        device=choose_device(device),
+        device=chosen,
+        decoder_device=torch.device("meta") if mapped else None,
         max_spans=state.max_spans,
     )
     components.memory_split = recipe.generate.memory_split
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module
-    load_model(decoder, folder, recipe, registry, base=base)
+    if mapped:
+        map_model(decoder, folder)
+    else:
+        load_model(decoder, folder, recipe, registry, base=base)
     decoder.eval()
     words = TrainingWords.read(folder)
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)

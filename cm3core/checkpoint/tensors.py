@@ -26,6 +26,9 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 #: Their names in safetensors files.
 _FORMAT = dict(zip(FLOATING, ("F16", "BF16", "F32", "F64"), strict=True))
 
+#: Values of a tensor that are looked at in one piece.
+_CHECKED_AT_ONCE = 1 << 24
+
 #: Names of the generators' states, which lie beside the optimiser's.
 _GENERATOR = "generator::"
 _CPU, _CUDA = f"{_GENERATOR}cpu", f"{_GENERATOR}cuda"
@@ -125,6 +128,21 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
         fill_divided(folder, WEIGHTS, wanted)
         return
     stored = stored_tensors(folder, WEIGHTS)
+    check_tensors(path, stored, wanted)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
+
+
+def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` when the tensors of a file are not those of a decoder, or hold values
+    that are not finite.
+
+    Args:
+        path: of the file.
+        stored: its tensors.
+        wanted: the decoder's, of which names, shapes and types count.
+    """
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
         need = list(wanted[name].shape) if name in wanted else "nothing"
@@ -141,15 +159,23 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
                 f"holds {_in_words(stored[name].dtype)}, this decoder {_in_words(own)}",
                 "use an older checkpoint, or copy it again from where it came",
             )
-        if not torch.isfinite(stored[name]).all():
+        if not _is_finite(stored[name]):
             raise CheckpointError(
                 f"{path}, tensor {name}",
                 "holds values that are not finite",
                 "use an older checkpoint",
             )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; in parts, so that a large tensor takes little memory, and its smallest
+    and largest value tell: NaN is both."""
+    if tensor.numel() == 0:
+        return True
+    if not tensor.is_floating_point():
+        return True
+    parts = tensor.flatten().split(_CHECKED_AT_ONCE)
+    return all(bool(torch.isfinite(torch.stack(part.aminmax())).all()) for part in parts)
 
 
 def _in_words(dtype: torch.dtype) -> str:

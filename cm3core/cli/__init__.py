@@ -53,9 +53,10 @@ def add_precision(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "fp32", "bf16", "int8"],
-        help="precision of the decoder's weights for generation (default: bf16 on a GPU that multiplies "
-        "it, else as stored)",
+        choices=["auto", "fp32", "bf16", "int8", "int4"],
+        help="precision of the decoder's weights for generation; int8 and int4 are refused where they "
+        "change predictions (default: bf16 for a GPU, or a large decoder on a CPU, that multiplies it "
+        "and hardly changes predictions by it, else as stored)",
     )
 
 

@@ -133,7 +133,9 @@ def open_model(args: Namespace) -> Model:
     )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
-    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
+    model = model.with_memory(args.bank, args.retriever, **settings) if changed else model
+    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
+    return model
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:

@@ -44,16 +44,23 @@ def check_weights_fit(
     )
 
 
-def cache_limit(decoder: nn.Module, device: torch.device) -> int | None:
+def cache_limit(
+    decoder: nn.Module, device: torch.device, weight_bytes: int | None = None
+) -> int | None:
     """Bytes that keys and values may take beside the weights. None: unknown.
 
-    The weights count twice: as trained, and in the copy that generation reads, which is no larger.
+    Args:
+        decoder: owner of the weights.
+        device: where they are.
+        weight_bytes: what they take (`InferenceDecoder.weight_bytes`). None: twice the decoder's, as
+            trained and in the copy that generation reads.
     """
     limit = memory_limit(device)
     if limit is None:
         return None
-    weights = sum(weight.numel() * weight.element_size() for weight in decoder.parameters())
-    return max(0, int((limit - 2 * weights) * MEMORY_SHARE))
+    if weight_bytes is None:
+        weight_bytes = 2 * sum(one.numel() * one.element_size() for one in decoder.parameters())
+    return max(0, int((limit - weight_bytes) * MEMORY_SHARE))
 
 
 def memory_limit(device: torch.device) -> int | None:

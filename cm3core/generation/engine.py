@@ -37,7 +37,7 @@ from cm3core.generation.prepare import Preparer
 from cm3core.generation.session import Session
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.decoder import Decoder
+    from cm3core.interfaces.decoder import Decoder, InferenceDecoder
     from cm3core.interfaces.sampler import Sampler
     from cm3core.sequence.serialize import Serializer
     from cm3core.vocab import Vocabulary
@@ -96,7 +96,9 @@ class Engine:
             it bounds memory.
         num_threads: threads of torch on the CPU during generation. None: one for a small decoder,
             else unchanged.
-        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16" or "int8".
+        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". Nothing is
+            measured here: `Model` does that.
+        inference: the decoder, already arranged for generation; `precision` is its own then.
     """
 
     def __init__(
@@ -110,9 +112,10 @@ class Engine:
         max_rows: int = 64,
         num_threads: int | None = None,
         precision: str = "auto",
+        inference: InferenceDecoder | None = None,
     ) -> None:
         self.decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
-        self.inference = decoder.for_inference(precision)
+        self.inference = decoder.for_inference(precision) if inference is None else inference
         #: Turns requests into rows of a batch.
         self.preparer = Preparer(
             decoder,

@@ -76,7 +76,7 @@ class Preparer:
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
         #: Bytes that keys and values may take. None: unknown.
-        self.cache_bytes = cache_limit(decoder.module, inference.device)
+        self.cache_bytes = cache_limit(decoder.module, inference.device, inference.weight_bytes())
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 

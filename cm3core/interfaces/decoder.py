@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
@@ -42,6 +42,9 @@ class DecoderConfig(ComponentConfig):
     #: Keys that change how a decoder is trained, not what it computes with given weights: they may
     #: differ between a run and the model that it starts from (`train.start_from`).
     training_keys: ClassVar[tuple[str, ...]] = ()
+    #: Whether `build` on torch's device "meta" gives a decoder whose parameters, its only tensors, can
+    #: be replaced (`load_state_dict(assign=True)`) by those of a file, in float32 or bfloat16.
+    builds_without_weights: ClassVar[bool] = False
     context_length: int = 4096
 
     def build(
@@ -149,6 +152,11 @@ class InferenceDecoder(ABC):
 
         The engine bounds memory by it. 0 (the default): not known."""
         return 0
+
+    def weight_bytes(self) -> int | None:
+        """Return the bytes of memory that the weights take, those of the decoder that this one was
+        made from included; pages of mapped files don't count. None (the default): not known."""
+        return None
 
     @abstractmethod
     def hidden_states(
@@ -286,6 +294,12 @@ class Decoder(ABC):
         sums_G2.index_add_(0, groups_N, torch.stack([nll_N.detach() * weights_N, weights_N], dim=1))
         return loss, sums_G2
 
+    def faster_precisions(self) -> tuple[str, ...]:
+        """Return precisions that are faster here than that of the stored weights, the fastest first.
+
+        "auto" takes the first that hardly changes the model's predictions. The default: none."""
+        return ()
+
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
         """Return this decoder for generation, with its present weights.
 
@@ -295,14 +309,16 @@ class Decoder(ABC):
 
         Args:
             precision: "auto" (the dtype of the weights; on a CUDA device a decoder may take bfloat16
-                where the device multiplies it), "fp32", "bf16" or "int8" (weights, with a
-                scale per output; and, where that is faster, inputs, with a scale per row).
+                where the device multiplies it), "fp32", "bf16", "int8" (weights, with a
+                scale per output; and, where that is faster, inputs, with a scale per row) or "int4"
+                (weights, with a scale and an offset for each few of them). "stored": as "auto",
+                and where the weights are, without another copy, even if that is slower.
 
         Raises:
             GenerationError: this decoder or this machine does not support the precision, or the
                 decoder can't generate.
         """
-        if precision != "auto":
+        if precision not in ("auto", "stored"):
             raise GenerationError(
                 "precision",
                 f"{type(self).__name__} has weights of one kind only, not {precision!r}",
@@ -345,34 +361,21 @@ class Decoder(ABC):
         return groups
 
 
-class _CachingDecoder(Protocol):
-    """A `Decoder` whose own `hidden_states` takes a cache."""
-
-    context_length: int
-    vocab_size: int
-
-    def head_weight(self) -> Tensor: ...
-
-    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor: ...
-
-    def allocate_cache(self, num_rows: int, max_length: int) -> KVCache: ...
-
-    def hidden_states(self, tokens_BT: Tensor, *, cache: KVCache, **options: Any) -> Tensor: ...
-
-
 class _AsItIs(InferenceDecoder):
     """A decoder that generates with its own `hidden_states` and head."""
 
     def __init__(self, decoder: Any) -> None:
-        self.decoder: _CachingDecoder = decoder
+        self.decoder = decoder
         self.context_length, self.vocab_size = decoder.context_length, decoder.vocab_size
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.head_weight().device
+        device: torch.device = self.decoder.head_weight().device
+        return device
 
     def allocate_cache(self, num_rows: int, max_length: int) -> KVCache:
-        return self.decoder.allocate_cache(num_rows, max_length)
+        cache: KVCache = self.decoder.allocate_cache(num_rows, max_length)
+        return cache
 
     def cache_bytes(self, num_tokens: int) -> int:
         own = getattr(self.decoder, "cache_bytes", None)
@@ -386,9 +389,11 @@ class _AsItIs(InferenceDecoder):
         positions_BT: Tensor | None = None,
         cells_BT: Tensor | None = None,
     ) -> Tensor:
-        return self.decoder.hidden_states(
+        hidden: Tensor = self.decoder.hidden_states(
             tokens_BT, cache=cache, positions_BT=positions_BT, cells_BT=cells_BT
         )
+        return hidden
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        return self.decoder.logits(hidden, ids)
+        logits: Tensor = self.decoder.logits(hidden, ids)
+        return logits

@@ -5,7 +5,8 @@ Also the conversion of pictures and texts to the decoder's input, and back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -26,6 +27,7 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
+from cm3core.model.fewer_bits import arranged, held_out
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from cm3core.checkpoint.words import TrainingWords
     from cm3core.interfaces.sampler import Sampler, SamplerConfig
     from cm3core.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = PixelArray | str | Path
@@ -54,6 +58,8 @@ class Loaded:
 
     #: The words of the training texts; None: not known.
     words: TrainingWords | None = None
+    #: Called with a line on the precision that was measured and chosen; the default logs it.
+    told: Callable[[str], None] = staticmethod(_log.info)
 
     def __init__(
         self,
@@ -98,6 +104,7 @@ class Loaded:
         )
         if self._engine is None or self._engine[0] != version:
             parts = self.components
+            self._engine = None  # an old arrangement needs no memory beside the new one
             engine = Engine(
                 parts.decoder,
                 parts.serializer,
@@ -105,8 +112,14 @@ class Loaded:
                 parts.vocabulary,
                 max_text_tokens=self.recipe.data.max_text_tokens,
                 num_threads=self.num_threads,
-                precision=self.precision,
                 max_rows=self.max_rows,
+                inference=arranged(
+                    parts.decoder,
+                    self.precision,
+                    lambda: held_out(parts, self.recipe.data.max_text_tokens),
+                    parts.vocabulary,
+                    self.told,
+                ),
             )
             self._engine = version, engine
         return self._engine[1]

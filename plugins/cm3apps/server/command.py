@@ -93,8 +93,9 @@ def configure(parser: ArgumentParser) -> None:
         help="CPU threads of a decoder (default: 1 for a small one, else the number of cores)",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8"],
-        help="precision of the decoders' weights (default: bf16 on a GPU that multiplies it, else as stored)",
+        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "int4"],
+        help="precision of the decoders' weights (default: bf16 where it is multiplied and hardly changes "
+        "predictions: on a GPU, for large decoders on a CPU; else as stored)",
     )  # fmt: skip
     add_device(parser, "where the decoders and the image tokenizers run")
     parser.add_argument(

@@ -7,25 +7,31 @@ A decoder adds what its layers compute. Legend: B rows, T tokens, M = B * T rows
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from cm3core.devices import multiplies_bf16
+from cm3core.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
+from cm3core.machine_memory import MachineMemory
+from cm3core.mapped import is_mapped, release
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.pool import CacheLayout
 from cm3plugins.decoders.cm3leon.products import (
+    FEWEST_ROWS,
     Product,
+    int4_product,
     int8_product,
     packed_product,
     packs,
     padded,
     rounds_inputs,
+    side_by_side,
     why_not,
     with_activation,
 )
@@ -35,10 +41,20 @@ from cm3plugins.decoders.cm3leon.products import (
 NUM_HEADS = 4
 
 
+#: Parameters of a decoder from which reading its weights takes most of a step on a CPU.
+LARGE_DECODER = 30_000_000
+#: Part of the machine's memory that weights may take in another arrangement than their file's. Larger
+#: ones are read as they are mapped, which is slower.
+ARRANGED_SHARE = 0.65
+
+
 def _automatic(weight: Tensor) -> torch.dtype:
-    """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored."""
-    if weight.device.type == "cuda" and multiplies_bf16(weight.device):
-        return torch.bfloat16
+    """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored, and
+    float32 in place of bfloat16 on a CPU that has no instructions for it."""
+    if weight.device.type == "cuda":
+        return torch.bfloat16 if multiplies_bf16(weight.device) else weight.dtype
+    if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+        return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     return weight.dtype
 
 
@@ -49,9 +65,19 @@ class TrainedParts(Protocol):
     context_length: int
     vocab_size: int
 
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
     def head_weight(self) -> Tensor: ...
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor: ...
+
+
+def faster_precisions(decoder: TrainedParts) -> tuple[str, ...]:
+    """See `Decoder.faster_precisions`: of a decoder that is too large for a CPU's caches, bfloat16."""
+    weight = decoder.head_weight()
+    wide = weight.device.type == "cpu" and weight.dtype == torch.float32
+    large = sum(one.numel() for one in decoder.parameters()) >= LARGE_DECODER
+    return ("bf16",) if wide and large and cpu_multiplies_bf16() else ()
 
 
 class PackedInference(InferenceDecoder):
@@ -75,6 +101,7 @@ class PackedInference(InferenceDecoder):
         num_key_heads: int | None = None,
     ) -> None:
         weight = decoder.head_weight()
+        in_place, precision = precision == "stored", "auto" if precision == "stored" else precision
         refusal = why_not(precision, weight)
         if refusal is not None:
             raise GenerationError("precision", refusal[0], refusal[1])
@@ -84,12 +111,13 @@ class PackedInference(InferenceDecoder):
         self.num_key_heads = num_heads if num_key_heads is None else num_key_heads
         self._device = weight.device
         self.on_cpu = weight.device.type == "cpu"
-        rounds = precision == "int8" and rounds_inputs(weight.device)
+        #: Whether int8 products take float32 and round it.
+        self.rounds = rounds_inputs(weight.device)
         #: Input and output type of products.
         self.dtype = {
             "auto": _automatic(weight),
             "fp32": torch.float32,
-            "int8": torch.float32 if rounds else torch.bfloat16,
+            "int8": torch.float32 if self.rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)
         #: Type of keys and values. A CPU attends to bfloat16 several times slower than to
         #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
@@ -105,6 +133,12 @@ class PackedInference(InferenceDecoder):
             self.on_cpu,
             queries_per_key=self.num_heads // self.num_key_heads,
         )
+        # products of integers are as fast with fewer rows
+        integers = precision == "int4" or (precision == "int8" and self.rounds)
+        self._fewest = 1 if integers else FEWEST_ROWS
+        self.in_place = in_place or self._stays_mapped(weight)
+        if self.in_place:
+            self.dtype = weight.dtype
         self._heads: dict[tuple[int, int], Product] = {}
         self.reset()
 
@@ -132,11 +166,57 @@ class PackedInference(InferenceDecoder):
 
         The first B * T rows of the result count."""
 
-    def product(self, weight: Tensor, activation: str | None = None) -> Product:
-        """x -> activation(x @ weight.T), with the weight in this decoder's precision and layout."""
-        weight = weight.detach()
+    def _bytes_a_weight(self) -> float:
+        """Of a weight as it is arranged here."""
+        return {"int8": 1.0, "int4": 0.625}.get(self.precision, float(self.dtype.itemsize))
+
+    def _stays_mapped(self, weight: Tensor) -> bool:
+        """Whether products read the pages of the weights' file: they would leave too little memory
+        in another arrangement.
+
+        Raises `GenerationError` where mapped weights don't fit in the type that they are needed in.
+        """
+        limit = MachineMemory.find().limit if is_mapped(weight) else None
+        if limit is None:
+            return False
+        number = sum(one.numel() for one in self._owner.parameters())
+        needed = int(number * self._bytes_a_weight())
+        if needed <= ARRANGED_SHARE * limit:
+            return False
+        if self.precision not in ("int8", "int4") and self.dtype == weight.dtype:
+            return True
+        raise GenerationError(
+            "precision",
+            f"the weights take {needed / 1e9:,.1f} GB in {self.precision}, and "
+            f"{limit / 1e9:,.1f} GB of memory are too few for them",
+            "use " + ("int4" if self.precision == "int8" else "int8 or int4")
+            if self.precision != "int4"
+            else "use a smaller model, or a larger machine",
+        )
+
+    def weight_bytes(self) -> int | None:
+        weights = {one.data_ptr(): one for one in self._owner.parameters()}.values()
+        own = sum(one.numel() * one.element_size() for one in weights if not is_mapped(one))
+        if self.in_place:
+            return own
+        return own + int(sum(one.numel() for one in weights) * self._bytes_a_weight())
+
+    def product(self, *weights: Tensor, activation: str | None = None) -> Product:
+        """x -> activation(x @ w.T) of all weights w, one after the other, in this decoder's precision
+        and layout. Mapped weights are not needed afterwards."""
+        weights = tuple(weight.detach() for weight in weights)
+        if self.in_place:
+            return with_activation(side_by_side(weights), activation)
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        made = self._arranged(weight, activation)
+        release(*weights)
+        return made
+
+    def _arranged(self, weight: Tensor, activation: str | None) -> Product:
         if self.precision == "int8":
-            return with_activation(int8_product(weight), activation)
+            return int8_product(weight, activation)
+        if self.precision == "int4":
+            return with_activation(int4_product(weight), activation)
         weight = weight.to(self.dtype)
         if weight.device.type != "cpu":
             return with_activation(lambda x: F.linear(x, weight), activation)
@@ -189,18 +269,19 @@ class PackedInference(InferenceDecoder):
         x_BTE = self._owner.embed(tokens_BT, positions_BT, cells_BT)
         B, T, E = x_BTE.shape
         x_ME = x_BTE.reshape(B * T, E)
-        if self.on_cpu:
-            x_ME = padded(x_ME)
+        if self.on_cpu:  # stored in bfloat16: sums of many layers are not
+            x_ME = padded(x_ME.to(torch.promote_types(x_ME.dtype, torch.float32)), self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
         return through[: B * T].view(B, T, E)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         everything = range(self.vocab_size)
         ids = everything if ids is None else ids
-        x_ME = hidden.reshape(-1, hidden.shape[-1]).to(self.dtype)
+        int8_head = self.precision == "int4" and self.rounds
+        x_ME = hidden.reshape(-1, hidden.shape[-1]).to(torch.float32 if int8_head else self.dtype)
         M = len(x_ME)
         if self.on_cpu:
-            x_ME = padded(x_ME)
+            x_ME = padded(x_ME, self._fewest)
         # on a CPU each slice of the head is a copy, packed: large ones share that of all ids
         packed = everything if self.on_cpu and 2 * len(ids) >= len(everything) else ids
         logits_MV = self._head(packed)(x_ME)[:M]
@@ -213,7 +294,11 @@ class PackedInference(InferenceDecoder):
         key = (ids.start, ids.stop)
         product = self._heads.pop(key, None)
         if product is None:
-            product = self.product(self._head_weight_VE[ids.start : ids.stop])
+            weight_VE = self._head_weight_VE[ids.start : ids.stop]
+            # int4 is for the layers: probabilities are changed most by what is nearest to them
+            product = (
+                int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
+            )
         self._heads[key] = product  # the last one now
         if len(self._heads) > NUM_HEADS:
             self._heads.pop(next(iter(self._heads)), None)

@@ -147,6 +147,9 @@ class TransformerDecoder(nn.Module, Decoder):
             z_loss=z_loss,
         )
 
+    @abstractmethod
+    def faster_precisions(self) -> tuple[str, ...]: ...
+
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:
         refuse_adapters(self)
         return self.arranged(precision)

@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -181,14 +182,16 @@ class LlamaGenProvider(TransformersProvider):
     it is, or with its step compiled."""
 
     def __init__(
-        self, setup: Setup, *, compiled: bool = False, like: LlamaGenProvider | None = None
+        self,
+        setup: Setup,
+        *,
+        name: str | None = None,
+        compiled: bool = False,
+        like: LlamaGenProvider | None = None,
     ) -> None:
         super().__init__(setup)
-        self.name, self._compiled, self._like = (
-            "llamagen-compiled" if compiled else "llamagen",
-            compiled,
-            like,
-        )
+        name = "llamagen" if name is None else name
+        self.name, self._compiled, self._like = name, compiled, like
 
     def enabled(self, case: Case, where: Where) -> str | None:
         return super().enabled(case, where) or (
@@ -273,4 +276,7 @@ class LlamaGenProvider(TransformersProvider):
 def baselines(setup: Setup) -> list[DecodeProvider]:
     """All baselines."""
     llamagen = LlamaGenProvider(setup)
-    return [JanusProvider(setup), llamagen, LlamaGenProvider(setup, compiled=True, like=llamagen)]
+    compiled = LlamaGenProvider(setup, name="llamagen-compiled", compiled=True, like=llamagen)
+    half = replace(setup, dtype=torch.bfloat16)
+    others = [] if setup.dtype == torch.bfloat16 else [LlamaGenProvider(half, name="llamagen-bf16")]
+    return [JanusProvider(setup), llamagen, *others, compiled]

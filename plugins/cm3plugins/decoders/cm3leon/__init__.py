@@ -35,6 +35,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     with other numbers.
     """
 
+    builds_without_weights: ClassVar[bool] = True
     training_keys: ClassVar[tuple[str, ...]] = (
         "dropout",
         "activation_checkpointing",

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
-from cm3plugins.decoders.cm3leon.products import layer_norm, normed
+from cm3plugins.decoders.cm3leon.products import add_product, layer_norm, normed
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 from cm3plugins.decoders.packed import NUM_HEADS, PackedInference, TrainedParts
 
@@ -52,9 +51,9 @@ class CM3LeonInference(PackedInference):
         make = self.product
         self._layers = [
             (
-                make(torch.cat([*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))])),
+                make(*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))),
                 make(merged_weight(block.out_proj)),
-                make(merged_weight(block.fc1), self.decoder.config.activation),
+                make(merged_weight(block.fc1), activation=self.decoder.config.activation),
                 make(merged_weight(block.fc2)),
                 block.q_norm,
                 block.k_norm,
@@ -83,6 +82,6 @@ class CM3LeonInference(PackedInference):
             attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(
                 cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading)
             )
-            x_ME += out(attended_ME)
-            x_ME += down(up(layer_norm(x_ME).to(dtype)))
+            add_product(x_ME, out, attended_ME)
+            add_product(x_ME, down, up(layer_norm(x_ME).to(dtype)))
         return layer_norm(x_ME[:M])

@@ -24,6 +24,7 @@ from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.products import layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+from cm3plugins.decoders.packed import faster_precisions
 from cm3plugins.decoders.transformer import TransformerDecoder
 
 
@@ -75,7 +76,10 @@ class CM3LeonDecoder(TransformerDecoder):
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
         """Token + position (+ row + column of an image code's cell)."""
-        x_BTE = self.embed_tokens(tokens_BT) + self.embed_positions(positions_BT)
+        x_BTE = self.embed_tokens(tokens_BT)
+        if x_BTE.device.type == "cpu":  # stored in bfloat16: sums are not
+            x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
+        x_BTE = x_BTE + self.embed_positions(positions_BT)
         if self.config.grid_positions and cells_BT is not None:
             raster_BT = cells_BT.clamp(min=0)
             grid_BTE = self.embed_rows(raster_BT // self.grid[1]) + self.embed_columns(
@@ -86,6 +90,9 @@ class CM3LeonDecoder(TransformerDecoder):
 
     def normed(self, x_BTE: Tensor) -> Tensor:
         return layer_norm(x_BTE)
+
+    def faster_precisions(self) -> tuple[str, ...]:
+        return faster_precisions(self)
 
     def arranged(self, precision: str) -> CM3LeonInference:
         return CM3LeonInference(self, precision)

@@ -1,4 +1,5 @@
-"""Products with a fixed weight, as generation needs them: packed by oneDNN, in bfloat16, or in int8.
+"""Products with a fixed weight, as generation needs them: packed by oneDNN, in bfloat16, or of codes
+of 8 or 4 bits.
 
 On a CPU a step of generation reads every weight and uses it for a few rows. oneDNN's packed layout
 does that up to three times as fast as a plain product (2 to 16 rows, width 768, fp32, AVX512), gives
@@ -9,7 +10,7 @@ Legend: M rows of a product (padded), E inputs, V outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3core.errors import close_match
+from cm3core.machine_memory import first_line
 
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+PRECISIONS = ("auto", "fp32", "bf16", "int8", "int4")
 #: Minimum number of rows of a product on a CPU.
 FEWEST_ROWS = 4
 #: Maximum number of rows that oneDNN multiplies in one call. It compiles kernels for each number of
@@ -31,6 +33,11 @@ LAYER_NORM_EPS = 1e-5
 #: Largest code of an int8 weight or of an input that is rounded to 8 bits, and the code of an input
 #: of 0.
 MOST, ZERO = 127, 128
+
+#: Weights of a row that share a scale and an offset in int4, and the number of its codes.
+GROUP, NUM_CODES = 32, 16
+#: Rows of a weight that are rounded at once: in float32 they take many times their result.
+ROWS_AT_ONCE = 1024
 
 #: x [M, in] -> [M, out].
 Product = Callable[[Tensor], Tensor]
@@ -49,23 +56,26 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=LAYER_NORM_EPS)
 
 
-def num_padded(num_rows: int) -> int:
-    """The number of rows, at least this many, to which a product's input is padded on a CPU.
+def num_padded(num_rows: int, fewest: int = FEWEST_ROWS) -> int:
+    """The number of rows, at least this many and `fewest`, to which a product's input is padded on a
+    CPU.
 
     Products then have one of twenty sizes (see `in_blocks`) and, from 16 rows on, are at most a
     quarter larger than needed. A row's result does not depend on the number of rows.
 
     >>> [num_padded(number) for number in (1, 4, 5, 33, 130, 257, 700)]
     [4, 4, 8, 40, 160, 260, 704]
+    >>> [num_padded(number, fewest=1) for number in (1, 2, 5, 33, 257)]
+    [1, 2, 5, 40, 257]
     """
     blocks, rest = divmod(num_rows, MOST_ROWS)
-    step = max(FEWEST_ROWS, 1 << max(0, (rest - 1).bit_length() - 3))
-    return max(FEWEST_ROWS, blocks * MOST_ROWS + -(-rest // step) * step)
+    step = max(fewest, 1 << max(0, (rest - 1).bit_length() - 3))
+    return max(fewest, blocks * MOST_ROWS + -(-rest // step) * step)
 
 
-def padded(x_ME: Tensor) -> Tensor:
+def padded(x_ME: Tensor, fewest: int = FEWEST_ROWS) -> Tensor:
     """`x_ME` with rows of zeros after its own, see `num_padded`."""
-    missing = num_padded(len(x_ME)) - len(x_ME)
+    missing = num_padded(len(x_ME), fewest) - len(x_ME)
     return F.pad(x_ME, (0, 0, 0, missing)) if missing else x_ME
 
 
@@ -86,6 +96,13 @@ def with_activation(product: Product, activation: str | None) -> Product:
         return product
     function = cast(Callable[[Tensor], Tensor], getattr(F, activation))
     return lambda x: function(product(x))
+
+
+def side_by_side(weights: Sequence[Tensor]) -> Product:
+    """Products with weights as they are, their outputs one after the other."""
+    if len(weights) == 1:
+        return lambda x: F.linear(x, weights[0])
+    return lambda x: torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -111,61 +128,123 @@ def packed_product(weight: Tensor, activation: str | None) -> Product:
     return in_blocks(product)
 
 
-def int8_product(weight: Tensor) -> Product:
+def int8_product(weight: Tensor, activation: str | None = None) -> Product:
     """Weights as int8 with one scale per output (symmetric).
 
     Where the CPU multiplies bytes, inputs (float32) are rounded to 8 bits as well, with one scale
     per row, so that a row's result depends on no other (Yao et al. 2022, ZeroQuant,
     arXiv:2206.01861: "token-wise"). Elsewhere inputs are bfloat16.
     """
-    scale_V = (weight.float().abs().amax(1) / MOST).clamp(min=1e-12)
-    codes = (weight.float() / scale_V[:, None]).round().clamp(-MOST, MOST).to(torch.int8)
+    scale_V = torch.empty(len(weight), device=weight.device)
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for start in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = weight[rows].float()
+        scale_V[rows] = (part.abs().amax(1) / MOST).clamp(min=1e-12)
+        codes[rows] = (part / scale_V[rows, None]).round_().clamp_(-MOST, MOST).to(torch.int8)
     if rounds_inputs(weight.device):
-        return rounded_product(codes, scale_V)
+        relu = activation == "relu"
+        product = RoundedProduct(codes, scale_V, relu=relu)
+        return product if relu else with_activation(product, activation)
     scale_V = scale_V.to(torch.bfloat16)
 
-    def product(x: Tensor) -> Tensor:
+    def weights_only(x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x.contiguous(), codes, scale_V)
+
+    return with_activation(weights_only, activation)
+
+
+def int4_product(weight: Tensor) -> Product:
+    """Weights as codes of 4 bits; each `GROUP` of a row has a scale and an offset, so that its smallest
+    and its largest weight are exact. Inputs and outputs are bfloat16, sums float32.
+
+    Args:
+        weight: floating [V, E] on the CPU; V a multiple of 16, E of `GROUP`.
+    """
+    V, E = weight.shape
+    codes = torch.empty(V, E, dtype=torch.int32)
+    scales = torch.empty(E // GROUP, V, 2, dtype=torch.bfloat16)
+    for start in range(0, V, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = weight[rows].float().unflatten(1, (-1, GROUP))
+        least, most = part.aminmax(dim=-1)
+        # as they are stored: the codes are the best for the rounded scale and offset
+        scale = ((most - least) / (NUM_CODES - 1)).clamp(min=1e-12).bfloat16().float()
+        middle = (least + NUM_CODES // 2 * scale).bfloat16().float()
+        rounded = ((part - middle[..., None]) / scale[..., None] + NUM_CODES // 2).round_()
+        codes[rows] = rounded.clamp_(0, NUM_CODES - 1).flatten(1).to(torch.int32)
+        scales[:, rows] = torch.stack([scale.T, middle.T], -1).bfloat16()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+
+    def product(x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.contiguous(), packed, GROUP, scales
+        )
+        return result
 
     return product
 
 
-def rounded_product(codes: Tensor, scale_V: Tensor) -> Product:
+class RoundedProduct:
     """By oneDNN: bytes times bytes.
 
     Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
     hundreds of times as long. It supports only one scale for all inputs, so the scales of the rows
-    are applied afterwards.
+    are applied afterwards. Sums are whole numbers: a row's result is the same with any other rows.
 
     Args:
         codes: int8 [V, E].
         scale_V: float32 [V].
+        relu: whether the result is max(0, product).
     """
-    packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
-    zero_V = torch.zeros(len(codes), dtype=torch.int64)
-    half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
 
-    def product(x: Tensor) -> Tensor:
-        largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-12)
-        bytes_ME = torch.addcdiv(half, x, largest_M1, value=MOST).to(torch.uint8)
+    def __init__(self, codes: Tensor, scale_V: Tensor, *, relu: bool = False) -> None:
+        self._packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
+        self._scale_V, self._zero_V = scale_V, torch.zeros(len(codes), dtype=torch.int64)
+        self._half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
+        self._post = "relu" if relu else "none"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(x) > MOST_ROWS:
+            return torch.cat([self(block) for block in x.split(MOST_ROWS)])
+        result, largest_M1 = self._unscaled(x)
+        return result.mul_(largest_M1)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """total += product(x)."""
+        for part, block in zip(total.split(MOST_ROWS), x.split(MOST_ROWS), strict=True):
+            result, largest_M1 = self._unscaled(block)
+            part.addcmul_(result, largest_M1)
+
+    def _unscaled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The product with inputs in units of their row's largest, and the rows' largest [M, 1]."""
+        largest_M1 = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+        # a row of zeros divides by zero, becomes any codes, and is zero again when it is scaled
+        bytes_ME = torch.addcdiv(self._half, x, largest_M1, value=MOST).to(torch.uint8)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             bytes_ME,
             1 / MOST,
             ZERO,
-            packed,
-            scale_V,
-            zero_V,
+            self._packed,
+            self._scale_V,
+            self._zero_V,
             None,
             1.0,
             0,
             torch.float32,
-            "none",
+            self._post,
             [],
             "",
         )
-        return result.mul_(largest_M1)
+        return result, largest_M1
 
-    return in_blocks(product)
+
+def add_product(total: Tensor, product: Product, x: Tensor) -> None:
+    """total += product(x), in one pass where the product can."""
+    if isinstance(product, RoundedProduct):
+        product.add_to(total, x)
+    else:
+        total += product(x)
 
 
 def rounds_inputs(device: torch.device) -> bool:
@@ -184,15 +263,23 @@ def why_not(precision: str, weight: Tensor) -> tuple[str, str] | None:
     """(cause, next step) if weights like this one can't be used in this precision, else None."""
     if precision not in PRECISIONS:
         return f"{precision!r} is not known", close_match(precision, PRECISIONS)
-    if precision == "int8":
+    if precision == "int4" and weight.device.type != "cpu":
+        return f"int4 weights don't run on {weight.device}", "use bf16, or --device cpu"
+    if precision == "int4" and weight.shape[1] % GROUP:
+        cause = (
+            f"int4 needs widths that are multiples of {GROUP}, and this one is {weight.shape[1]}"
+        )
+        return cause, "use int8"
+    if precision in ("int8", "int4"):
         try:
             dtype = torch.float32 if rounds_inputs(weight.device) else torch.bfloat16
-            int8_product(torch.ones(32, 32, device=weight.device))(
-                torch.ones(1, 32, dtype=dtype, device=weight.device)
-            )
-        except (RuntimeError, NotImplementedError) as error:
+            inputs = torch.ones(1, 32, dtype=dtype, device=weight.device)
+            int8_product(torch.ones(32, 32, device=weight.device))(inputs)
+            if precision == "int4":
+                int4_product(torch.ones(32, 32))(inputs.bfloat16())
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
             return (
-                f"int8 weights don't run on {weight.device}: {str(error).splitlines()[0]}",
+                f"{precision} weights don't run on {weight.device}: {first_line(error)}",
                 "use bf16",
             )
     return None

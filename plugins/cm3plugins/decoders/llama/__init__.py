@@ -33,6 +33,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     and the size of the paper's 350M model; other models are this class with other numbers.
     """
 
+    builds_without_weights: ClassVar[bool] = True
     training_keys: ClassVar[tuple[str, ...]] = (
         "dropout",
         "activation_checkpointing",

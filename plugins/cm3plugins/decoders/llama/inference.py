@@ -73,10 +73,10 @@ class LlamaInference(PackedInference):
         if self.decoder.config.qkv_bias:
             bias = torch.cat([project.bias for project in three]).detach().to(self.dtype)
         return Layer(
-            self.product(torch.cat([merged_weight(project) for project in three])),
+            self.product(*map(merged_weight, three)),
             bias,
             self.product(merged_weight(block.o_proj)),
-            self.product(torch.cat([merged_weight(block.gate_proj), merged_weight(block.up_proj)])),
+            self.product(merged_weight(block.gate_proj), merged_weight(block.up_proj)),
             self.product(merged_weight(block.down_proj)),
             block,
         )

@@ -25,6 +25,7 @@ from cm3plugins.decoders.llama.block import Block, RMSNorm, Turned
 from cm3plugins.decoders.llama.inference import LlamaInference
 from cm3plugins.decoders.llama.rotary import GridRotary, Rotary, SequenceRotary
 from cm3plugins.decoders.llama.settings import LlamaSettings
+from cm3plugins.decoders.packed import faster_precisions
 from cm3plugins.decoders.transformer import Context, TransformerDecoder
 
 
@@ -71,6 +72,9 @@ class LlamaDecoder(TransformerDecoder):
 
     def normed(self, x_BTE: Tensor) -> Tensor:
         return cast(Tensor, self.norm(x_BTE))
+
+    def faster_precisions(self) -> tuple[str, ...]:
+        return faster_precisions(self)
 
     def arranged(self, precision: str) -> LlamaInference:
         return LlamaInference(self, precision)
