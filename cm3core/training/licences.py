@@ -25,6 +25,12 @@ def counted(source: DocumentSource) -> list[dict[str, Any]]:
     return [{**asdict(provenance), "documents": number} for provenance, number in ordered]
 
 
+def licences_of(source: DocumentSource) -> dict[str, int]:
+    """Licence -> number of documents that have it, most first."""
+    numbers = Counter(source.provenance(index).licence for index in range(len(source)))
+    return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
+
+
 def check_licences(source: DocumentSource, allowed: Sequence[str]) -> None:
     """Raise `DataError` for the first document whose licence is not in the list; an empty list allows all.
 
