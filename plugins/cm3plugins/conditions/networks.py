@@ -42,7 +42,7 @@ class Network:
         key: the name in the file of one of the network's tensors.
     """
 
-    make: Callable[[], nn.Module]
+    make: Callable[[], Any]
     detector: Callable[[Any], Callable[..., PixelArray]]
     key: Callable[[str], str] = str
 
@@ -119,7 +119,7 @@ def _quiet() -> Any:
         yield
 
 
-def _hed() -> nn.Module:
+def _hed() -> Any:
     from controlnet_aux.hed import ControlNetHED_Apache2
 
     return ControlNetHED_Apache2()
@@ -131,7 +131,7 @@ def _hed_detector(network: Any) -> Any:
     return HEDdetector(network)
 
 
-def _pose() -> nn.Module:
+def _pose() -> Any:
     from controlnet_aux.open_pose.model import bodypose_model
 
     return bodypose_model()
@@ -146,7 +146,7 @@ def _pose_detector(network: Any) -> Any:
     return OpenposeDetector(body)
 
 
-def _depth() -> nn.Module:
+def _depth() -> Any:
     from controlnet_aux.midas.midas.dpt_depth import DPTDepthModel
 
     return DPTDepthModel(path=None, backbone="vitb_rn50_384", non_negative=True)
@@ -158,7 +158,7 @@ def _depth_detector(network: Any) -> Any:
     return MidasDetector(network)
 
 
-def _normals() -> nn.Module:
+def _normals() -> Any:
     from controlnet_aux.normalbae.nets.NNET import NNET
 
     # those of the package's own `from_pretrained`
