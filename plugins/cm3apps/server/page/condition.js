@@ -111,7 +111,7 @@ function kind() { return $("condition-kind").value; }
 // Name of the condition that the server draws; undefined: the picture's edges or itself, which this page draws.
 function condition() { return state.facts?.conditions.find(({ name }) => name === $("structure-kind").value); }
 
-function shownPicture() { return condition() ? structure : $("structure-kind").value === "edges" ? edgesOf(picture) : picture; }
+function shownPicture() { return condition() ? structure : $("structure-kind").value === "own-edges" ? edgesOf(picture) : picture; }
 
 // Asks the server for the structure; only the newest answer counts.
 async function drawStructure() {
@@ -132,8 +132,8 @@ async function drawStructure() {
 
 function choose() {
   const how = $("structure-kind").value, field = $("feature");
-  field.disabled = how === "edges";
-  field.value = how === "edges" ? "edges" : condition()?.feature ?? "an outline";
+  field.disabled = how === "own-edges";
+  field.value = how === "own-edges" ? "edges" : condition()?.feature ?? "an outline";
   say($("condition-status"), "");
   drawStructure();
 }
@@ -174,7 +174,7 @@ export function offerConditions() {
     ? "This model draws from words alone: it was not tuned to follow boxes (object_to_image) or a picture (structure)."
     : `This model was not tuned to follow ${can("boxes") ? "a picture (structure)" : "boxes (object_to_image)"}.`;
   pad.canvas.width = 480; pad.canvas.height = Math.round(480 * height / width);
-  const ways = [["edges", "its edges, computed in this browser"], ["itself", "the picture itself"], ...state.facts.conditions.map(({ name, feature }) => [name, `its ${feature} (${name})`])];
+  const ways = [["own-edges", "its edges, computed in this browser"], ["itself", "the picture itself"], ...state.facts.conditions.map(({ name, feature }) => [name, `its ${feature} (${name})`])];
   $("structure-kind").replaceChildren(...ways.map(([value, text]) => element("option", { value, textContent: text })));
   picture = sent = null; $("structure-file").value = "";
   pad.show(); choose();
