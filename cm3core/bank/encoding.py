@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,10 +16,12 @@ from cm3core.bank.shard import LENGTH_TOLERANCE, BankDocument
 from cm3core.bank.tools import Tools
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 
 #: Documents embedded together, and pixels of their pictures after which no more are read.
 _AT_ONCE, _PIXELS_AT_ONCE = 32, 1 << 25
+#: Id, document and provenance.
+_Read: TypeAlias = tuple[str, Document, Provenance]
 
 
 def encoded_documents(
@@ -29,7 +32,7 @@ def encoded_documents(
     skipped: list[SkippedRecord],
 ) -> Iterator[BankDocument]:
     """The documents of a shard; what can't be used is reported in `skipped`."""
-    batch: list[tuple[str, Document]] = []
+    batch: list[_Read] = []
     num_pixels = 0
     for index in places:
         name = id_prefix + source.id(index)
@@ -38,7 +41,7 @@ def encoded_documents(
         except DataError as error:
             skipped.append(SkippedRecord(error.place, error.cause, error.next_step))
             continue
-        batch.append((name, document))
+        batch.append((name, document, source.provenance(index)))
         num_pixels += sum(segment.load().size for segment in document if isinstance(segment, Image))
         if len(batch) == _AT_ONCE or num_pixels >= _PIXELS_AT_ONCE:
             yield from _encoded(batch, tools, skipped)
@@ -74,13 +77,13 @@ def _same(pixels: PixelArray) -> PixelArray:
 
 
 def _encoded(
-    batch: Sequence[tuple[str, Document]], tools: Tools, skipped: list[SkippedRecord]
+    batch: Sequence[_Read], tools: Tools, skipped: list[SkippedRecord]
 ) -> Iterator[BankDocument]:
     """Vectors and codes of documents that were read."""
     if not batch:
         return
     try:
-        vectors_BE = tools.embedder.embed_documents([document for _, document in batch])
+        vectors_BE = tools.embedder.embed_documents([document for _, document, _ in batch])
     except DataError as error:
         if len(batch) > 1:
             for one in batch:
@@ -90,7 +93,7 @@ def _encoded(
             skipped.append(SkippedRecord(f"document {batch[0][0]}", cause, error.next_step))
         return
     tokenizer = tools.image_tokenizer
-    for (name, document), vector in zip(batch, vectors_BE, strict=True):
+    for (name, document, provenance), vector in zip(batch, vectors_BE, strict=True):
         # One by one, as a model does with what it is asked about: in a batch, the last bits depend
         # on how many there are.
         coded = tuple(
@@ -112,4 +115,5 @@ def _encoded(
                 )
             )
             continue
-        yield BankDocument(name, coded, content_keys(document) | content_keys(coded), vector)
+        keys = content_keys(document) | content_keys(coded)
+        yield BankDocument(name, coded, keys, vector, provenance)

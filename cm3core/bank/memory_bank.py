@@ -21,7 +21,7 @@ from cm3core.bank.vector_rows import VectorRows
 from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.dataset import Provenance, SkippedRecord
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -127,6 +127,11 @@ class MemoryBank(Memory):
         """Those of the document that it was made of, and of its codes."""
         shard, row = self._place(index)
         return shard.content_keys(row)
+
+    def provenance(self, index: int) -> Provenance:
+        """Licence and source, as the data set that it was built of states them."""
+        shard, row = self._place(index)
+        return shard.provenance(row)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         shard, row = self._place(index)

@@ -3,7 +3,8 @@ name is a hash of its content.
 
     vectors.npy       float32 [m, E]
     codes.npy         uint16 (or int32, for codebooks that need it) [p, c], a row for each picture
-    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, numbers being rows of codes.npy
+    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, numbers being rows of codes.npy; with
+                      "licence", "source", "attribution" where the data set states them
     table.npy         where each document's line is, a hash of its id, and what it has; `TABLE_ROW` [m]
 
 Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
@@ -18,7 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from cm3core.bank.vector_rows import FloatArray
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, sha256_file, sync_directory
+from cm3core.interfaces.dataset import Provenance
 
 #: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
 TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
@@ -48,6 +50,9 @@ HAS_TEXT, HAS_IMAGE = 1, 2
 #: Folder of a bank's shards; ending of one that is being written.
 SHARDS = "shards"
 WRITING = ".writing"
+#: What a document's line may also say: the fields of `Provenance`.
+_STATED = tuple(item.name for item in fields(Provenance))
+_UNSTATED = Provenance()
 #: A unit vector's length differs from 1 by rounding, or it is none.
 LENGTH_TOLERANCE = 1e-3
 
@@ -55,12 +60,13 @@ LENGTH_TOLERANCE = 1e-3
 @dataclass(frozen=True, eq=False)
 class BankDocument:
     """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit
-    vector float32 [E]."""
+    vector float32 [E]; also where it comes from."""
 
     id: str
     document: Document
     content_keys: frozenset[str]
     vector: FloatArray
+    provenance: Provenance = _UNSTATED
 
 
 def id_hash(name: str) -> int:
@@ -96,6 +102,8 @@ def write_shard(
                 segments.append(len(codes))
                 codes.append(segment.codes)
         record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
+        if one.provenance != _UNSTATED:
+            record |= asdict(one.provenance)
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         parts = sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
         rows.append((offset, len(line), id_hash(one.id), parts))
@@ -243,8 +251,8 @@ class Shard:
             )
         return array
 
-    def _record(self, row: int) -> tuple[str, list[str | int], list[str]]:
-        """Id, segments and content keys of a document."""
+    def _record(self, row: int) -> tuple[str, list[str | int], list[str], Provenance]:
+        """Id, segments, content keys and provenance of a document."""
         offset, length = int(self.table[row]["offset"]), int(self.table[row]["length"])
         try:
             if not 0 <= offset <= offset + length <= len(self._lines):
@@ -253,9 +261,12 @@ class Shard:
             name, segments, keys = values["id"], values["segments"], values["keys"]
             if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
                 raise TypeError("unexpected types")
+            stated = {key: values[key] for key in _STATED if key in values}
+            if not _all(list(stated.values()), (str,)):
+                raise TypeError("unexpected types")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self.damaged(DOCUMENTS, f"document {row} can't be read ({error})") from error
-        return name, segments, keys
+        return name, segments, keys, Provenance(**stated)
 
     def id(self, row: int) -> str:
         """A document's id."""
@@ -264,6 +275,11 @@ class Shard:
     def content_keys(self, row: int) -> frozenset[str]:
         """What a document is known by."""
         return frozenset(self._record(row)[2])
+
+    def provenance(self, row: int) -> Provenance:
+        """Licence and source of a document; unknown in banks of data that states none, and in those
+        of earlier versions."""
+        return self._record(row)[3]
 
     def document(self, row: int) -> Document:
         """A document's segments."""
@@ -291,8 +307,9 @@ class Shard:
     def documents(self, rows: Iterable[int]) -> Iterator[BankDocument]:
         """Some documents, as they were written."""
         for row in rows:
-            name, _, keys = self._record(row)
-            yield BankDocument(name, self.document(row), frozenset(keys), self.vectors[row])
+            name, _, keys, provenance = self._record(row)
+            vector = self.vectors[row]
+            yield BankDocument(name, self.document(row), frozenset(keys), vector, provenance)
 
     def check_vectors(self, block_rows: int = 8192) -> None:
         """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of

@@ -196,6 +196,7 @@ def _merge(args: Namespace) -> int:
 def _stat(args: Namespace) -> int:
     from cm3core.bank import MemoryBank
     from cm3core.bank.manifest import Manifest
+    from cm3core.training.licences import licences_of
 
     stored = Manifest.read(args.bank)
     bank = MemoryBank.open(args.bank, skip_damaged=True)
@@ -223,4 +224,6 @@ def _stat(args: Namespace) -> int:
             "verified         every file is as written, every vector has length 1, every "
             "document can be read"
         )
+        found = ", ".join(f"{name} ({num:,})" for name, num in licences_of(bank).items())
+        print(f"licences         {found}")
     return 1 if wrong else 0

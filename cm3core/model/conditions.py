@@ -64,6 +64,14 @@ def _default(config_class: type[Any], name: str) -> Any:
         ) from error
 
 
+def open_condition(
+    loaded: Loaded, name: str, settings: Mapping[str, Any] | None = None
+) -> tuple[Condition, str]:
+    """Build a condition; see `condition_config`. Returns it, and what a document calls the structure."""
+    config = condition_config(loaded, name, settings)
+    return built(config.build(), config, loaded.components.registry), config.feature
+
+
 def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
     """The fields of a task that say the structure: its name and its picture.
 
@@ -83,11 +91,10 @@ def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
             'give ("canny", "photo.png"), or ("canny", "photo.png", {"low": 50})',
         )
     name, source = given[0], given[1]
-    config = condition_config(loaded, name, given[2] if len(given) == 3 else None)
-    condition: Condition = built(config.build(), config, loaded.components.registry)
+    condition, feature = open_condition(loaded, name, given[2] if len(given) == 3 else None)
     drawn = condition.draw(source if condition.draws_from == "text" else pixels_of(source))
     picture = loaded.encode([seen(loaded, drawn)])[0]
     return {
-        fields_of_type(task, task.given, "text")[0]: config.feature,
+        fields_of_type(task, task.given, "text")[0]: feature,
         fields_of_type(task, task.given, "image")[0]: picture,
     }

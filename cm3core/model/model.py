@@ -144,7 +144,12 @@ class Model(Chatting, AnyDocuments):
         self.name, self.step = name, step
 
     def with_memory(
-        self, bank: str | Path | None = None, retriever: str | None = None, **settings: Any
+        self,
+        bank: str | Path | None = None,
+        retriever: str | None = None,
+        *,
+        split: str | None = None,
+        **settings: Any,
     ) -> Model:
         """This model with another memory, or with another way to search it.
 
@@ -155,17 +160,19 @@ class Model(Chatting, AnyDocuments):
             bank: a folder written by `cm3 memory build`. None: the model's current memory.
             retriever: name of a retriever to use instead of the recipe's; the keys that all
                 retrievers share (`RetrieverConfig`) keep the recipe's values.
+            split: the split of the model's data set to retrieve from, such as "train"; None: the
+                memory that it has.
             settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
 
         Raises:
             DataError: the bank can't be opened, or was built with another embedder or image
                 tokenizer.
-            GenerationError: the retriever has no such key, or there is neither a retriever nor a
+            GenerationError: the retriever has no such key, or the data set no such split, or there is neither a retriever nor a
                 bank, or the embedder that it needs is missing.
             PluginError: no plugin provides that retriever.
         """
         changed = Model(
-            *with_memory(self.recipe, self.components, bank, settings, retriever),
+            *with_memory(self.recipe, self.components, bank, settings, retriever, split),
             name=self.name,
             step=self.step,
             num_threads=self.num_threads,

@@ -36,6 +36,7 @@ def with_memory(
     bank: str | Path | None,
     settings: Mapping[str, Any],
     retriever: str | None = None,
+    split: str | None = None,
 ) -> tuple[Recipe, Components]:
     """A recipe and its components with another memory or another way to search it.
 
@@ -71,6 +72,8 @@ def with_memory(
         config = config_class(**shared)
         names["retriever"] = wanted
     config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
+    if split is not None:
+        _check_split(recipe, split, config.bank)
     if embedder is None and "embedder" in needs_of(config):
         memory = memory_of(config)
         if isinstance(memory, Memory):
@@ -88,13 +91,25 @@ def with_memory(
         retriever=config,
         embedder=embedder,
         component_names=names,
-        generate=replace(recipe.generate, retrieve=True),
+        generate=replace(
+            recipe.generate,
+            retrieve=True,
+            memory_split=recipe.generate.memory_split if split is None else split,
+        ),
     )
-    changed = replace(components, recipe=recipe)
+    changed = replace(
+        components,
+        recipe=recipe,
+        memory_split=components.memory_split if split is None else split,
+    )
     kept = (
         "source",
         *(("embedder",) if embedder is components.recipe.embedder else ()),
-        *(("memory",) if bank is None and not (config.own_memory or had_its_own) else ()),
+        *(
+            ("memory",)
+            if bank is None and split is None and not (config.own_memory or had_its_own)
+            else ()
+        ),
     )
     for name in kept:
         if name in vars(components):
@@ -102,6 +117,22 @@ def with_memory(
     # an unusable bank is reported now, not at the first picture
     assert changed.retriever is not None
     return recipe, changed
+
+
+def _check_split(recipe: Recipe, split: str, bank: str | None) -> None:
+    if bank is not None:
+        raise GenerationError(
+            "split",
+            f"{split!r} is a split of the data set, and the memory bank {bank} is retrieved from",
+            "leave one of the two out",
+        )
+    known = recipe.dataset.memory_config().splits if recipe.dataset else ()
+    if split not in known:
+        raise GenerationError(
+            "split",
+            f"the model's data set has no split {split!r}",
+            f"use one of {', '.join(known)}" if known else "name a memory bank (bank)",
+        )
 
 
 class Retrieval:

@@ -4,6 +4,7 @@ the recipe does not list them (`train.licences`)."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,14 @@ def counted(source: DocumentSource) -> list[dict[str, Any]]:
     numbers = source.provenances()
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], str(item[0])))
     return [{**asdict(provenance), "documents": number} for provenance, number in ordered]
+
+
+def licences_of(source: DocumentSource) -> dict[str, int]:
+    """Licence -> number of documents that have it, most first."""
+    numbers: Counter[str] = Counter()
+    for provenance, number in source.provenances().items():
+        numbers[provenance.licence] += number
+    return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0])))
 
 
 def check_licences(source: DocumentSource, allowed: Sequence[str]) -> None:

@@ -190,6 +190,12 @@ def _run_options(parser: ArgumentParser) -> None:
     )
     add("--bank", metavar="FOLDER", help="retrieve from this memory bank")
     add(
+        "--memory-split",
+        metavar="SPLIT",
+        help="retrieve from this split of the model's data set, such as train, which holds nothing that "
+        "is measured",
+    )
+    add(
         "--candidates",
         type=whole_number(1, 2**20),
         dest="num_candidates",
@@ -263,6 +269,8 @@ def _run(args: Namespace) -> int:
             args.names[0], registry=registry, device=args.device, num_threads=args.threads,
             precision=args.precision, trust_plugins=args.trust_plugins, bank=args.bank,
         )  # fmt: skip
+        if args.memory_split is not None:
+            model = model.with_memory(split=args.memory_split)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
     evaluation = Evaluation(

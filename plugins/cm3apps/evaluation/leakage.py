@@ -77,7 +77,7 @@ def check_memory(
         raise DataError(
             "the model's memory",
             f"holds {len(leaks)} of the reference pictures: {shown}",
-            "retrieve from a memory without them (--bank), or nothing (--num-retrieved 0), or give "
+            "retrieve from a memory without them (--memory-split train, --bank), or nothing (--num-retrieved 0), or give "
             "--allow-leaks, which the scores will say",
         )
     if not by_appearance:

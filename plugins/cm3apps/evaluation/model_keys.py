@@ -55,6 +55,8 @@ def model_keys(model: Model, options: Mapping[str, Any]) -> dict[str, Any]:
             **to_plain(recipe.retriever),
         }
         keys["memory"] = model.components.memory.content_fingerprint
+        if recipe.retriever.bank is None and recipe.dataset is not None:
+            keys["memory_split"] = model.components.memory_split or recipe.dataset.split
     return keys
 
 

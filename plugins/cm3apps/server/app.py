@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm3apps.server import chat_api, images_api, requests, sets_api
+from cm3apps.server import chat_api, conditions_api, images_api, requests, sets_api
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
@@ -69,6 +69,14 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
             limits,
             metrics,
             "Draw several things in one style, as pictures, a grid and a zip",
+        ),
+        Endpoint(
+            "/v1/conditions",
+            conditions_api.structure_fields(),
+            lambda client, values, _: conditions_api.structures(workshop, client, values),
+            limits,
+            metrics,
+            "The structure of a picture, for `condition` of a generation: its edges, its lines",
         ),
         Endpoint(
             "/v1/chat/completions",
@@ -170,7 +178,7 @@ class _Reading:
         try:
             name = pool.name_of(request.query_params.get("model"))
             async with pool.use(name) as loaded:
-                facts = await aside(facts_of, loaded, name, self.workshop.forced)
+                facts = await aside(facts_of, loaded, name, self.workshop)
         except Exception as error:  # any becomes an answer in the API's own shape
             return _answer(answer_to(error, "/studio/facts"))
         limits = self.workshop.limits

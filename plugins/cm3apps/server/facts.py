@@ -11,6 +11,7 @@ from cm3apps.server.abilities import able
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
+    from cm3apps.server.tasks import Workshop
     from cm3core.model.aio import AsyncModel
     from cm3core.model.model import Model
 
@@ -75,7 +76,7 @@ def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
     return examples_of(list(plain if len(plain) >= NUM_EXAMPLES else plain | others))
 
 
-def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str, Any]:
+def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any]:
     """Everything that the page needs to know of a model."""
     model = loaded.model
     height, width = model.image_size
@@ -91,7 +92,8 @@ def facts_of(loaded: AsyncModel, name: str, forced: frozenset[str]) -> dict[str,
         "size": [width, height],
         "rows": rows,
         "columns": columns,
-        "tasks": able(model, forced),
+        "tasks": able(model, workshop.forced),
+        "conditions": workshop.structures.offered(model),
         "sampler": {"name": names.get("sampler", ""), "keys": _keys(model)},
         "svg": find_spec("vtracer") is not None,
         "samplers": registry.names("sampler"),

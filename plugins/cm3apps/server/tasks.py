@@ -17,6 +17,7 @@ import numpy as np
 
 from cm3apps.server.abilities import refuse_untuned, task_of
 from cm3apps.server.errors import APIError
+from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
 from cm3core.model.coroutines import cancelled
@@ -101,6 +102,7 @@ class Workshop:
         limits: of requests.
         forced: "edit" and "ask" where the models are to be used for them untuned.
         on_finished: called with the sort of each finished result.
+        structures: what draws the structures of pictures.
     """
 
     pool: ModelPool
@@ -108,6 +110,7 @@ class Workshop:
     limits: Limits
     forced: frozenset[str] = frozenset()
     on_finished: Callable[[str], None] = lambda sort: None
+    structures: Structures = field(default_factory=Structures)
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
 

@@ -34,12 +34,20 @@ def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None =
         errors="replace",
     )  # fmt: skip
     if done.returncode:
-        words = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise DataError(
-            f"java {' '.join(arguments)}"[:_MOST_SHOWN], f"failed: {words[-_MOST_SHOWN:]}",
+            f"java {' '.join(arguments)}"[:_MOST_SHOWN],
+            f"failed: {_reason(done.stderr) or f'exit code {done.returncode}'}",
             "see the program's own instructions",
         )  # fmt: skip
     return done.stdout
+
+
+def _reason(printed: str) -> str:
+    """What a program that failed printed last, without the places in its code: the innermost cause."""
+    lines = [line.strip() for line in printed.splitlines()]
+    told = [line for line in lines if line and not line.startswith(("at ", "... "))]
+    causes = [line for line in told if line.startswith(("Caused by: ", "Exception in "))]
+    return " ".join(causes[-1:] or told)[-_MOST_SHOWN:]
 
 
 def check_jar(path: Path, key: str, step: str) -> None:

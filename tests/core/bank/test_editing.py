@@ -15,7 +15,9 @@ from cm3core.bank import MemoryBank, add_documents, build_bank, merge_banks, rem
 from cm3core.bank.manifest import MANIFEST
 from cm3core.bank.shard import SHARDS
 from cm3core.errors import DataError, FileError
-from cm3core.testing.retriever import HashEmbedder
+from cm3core.interfaces.dataset import Provenance
+from cm3core.testing.retriever import HashEmbedder, ListSource
+from cm3core.training.licences import counted
 
 
 @settings(max_examples=10)  # each writes and flushes some forty files
@@ -207,3 +209,56 @@ def test_a_manifest_that_is_a_link_is_not_written_through(tmp_path):
         remove_documents(bank.folder, ["d0"])
     assert (tmp_path / "elsewhere.json").read_bytes() == before
     assert MemoryBank.open(bank.folder).fingerprint == bank.fingerprint
+
+
+LICENCES = [Provenance(), Provenance("MIT"), Provenance("CC-BY-4.0", "a site", "Ann")]
+
+
+class Licensed(ListSource):
+    """Documents of which each states one of `LICENCES`."""
+
+    def provenance(self, index: int) -> Provenance:
+        return LICENCES[int(self.id(index)[1:]) % 3]
+
+
+def licensed(count: int, start: int = 0) -> Licensed:
+    names = [f"d{start + i}" for i in range(count)]
+    return Licensed(documents(count, start), names)
+
+
+def test_a_bank_keeps_what_its_documents_state(tmp_path: Path) -> None:
+    """Through building, adding, removing and merging; the order is that of the documents."""
+    build_bank(licensed(6), tmp_path / "a", tools(), shard_size=4, progress=False)
+    add_documents(tmp_path / "a", licensed(2, 6), tools(), progress=False)
+    remove_documents(tmp_path / "a", ["d0", "d5"])  # their shards are written again
+    build_bank(licensed(3, 20), tmp_path / "b", tools(), progress=False)
+    bank = merge_banks([tmp_path / "a", tmp_path / "b"], tmp_path / "c", progress=False)
+    expected = [LICENCES[place % 3] for place in (1, 2, 3, 4, 6, 7, 20, 21, 22)]
+    assert [bank.provenance(index) for index in range(len(bank))] == expected
+    assert bank.verify() == []
+    assert counted(bank) == [
+        {"licence": "MIT", "source": "", "attribution": "", "documents": 4},
+        {"licence": "unknown", "source": "", "attribution": "", "documents": 3},
+        {"licence": "CC-BY-4.0", "source": "a site", "attribution": "Ann", "documents": 2},
+    ]
+
+
+def test_data_that_states_nothing_leaves_the_bytes_that_earlier_versions_wrote(
+    tmp_path: Path,
+) -> None:
+    build_bank(source(3), tmp_path / "bank", tools(), progress=False)
+    lines = b"".join(files(tmp_path / "bank" / SHARDS).values())
+    assert b"licence" not in lines
+    assert MemoryBank.open(tmp_path / "bank").provenance(0) == Provenance()
+
+
+def test_a_licence_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    build_bank(licensed(3), tmp_path / "bank", tools(), progress=False)
+    bank = MemoryBank.open(tmp_path / "bank")
+    path = bank.shards[0].folder / "documents.jsonl"
+    data = path.read_bytes()
+    assert data.count(b'"MIT"') == 1
+    path.write_bytes(data.replace(b'"MIT"', b"[1,2]"))
+    with pytest.raises(DataError) as error:
+        MemoryBank.open(tmp_path / "bank").provenance(1)
+    assert error.value.cause == "document 1 can't be read (unexpected types)"

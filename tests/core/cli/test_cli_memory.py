@@ -98,7 +98,8 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
         r"image tokenizer  vqgan, 16 x 16 codes of 1,024, fingerprint .{12}\n"
         r"fingerprint      [0-9a-f]{24}\n"
         r"verified         every file is as written, every vector has length 1, every "
-        r"document can be read\n",
+        r"document can be read\n"
+        r"licences         unknown \(5\)\n",
         out,
     )
     codes = MemoryBank.open("both").shards[1].folder / "codes.npy"

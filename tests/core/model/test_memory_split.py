@@ -9,7 +9,7 @@ import pytest
 
 import cm3plugins
 from cm3core.build import build
-from cm3core.errors import RecipeError
+from cm3core.errors import GenerationError, RecipeError
 from cm3core.model import load
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
@@ -50,3 +50,32 @@ def test_a_split_that_the_data_set_lacks_is_refused_before_training() -> None:
             ["dataset=folder", "dataset.path=p", "generate.memory_split=x"],
             registry=load_registry(),
         ).check()
+
+
+def test_another_split_can_be_retrieved_from() -> None:
+    model = load(SHIPPED)
+    wider = model.with_memory(split="all")
+    assert [len(one.components.memory) for one in (model, wider)] == [185, 200]
+    assert wider.components.retriever is not None
+    assert len(wider.components.retriever.memory) == 200
+    assert wider.recipe.generate.memory_split == "all"
+    assert wider.components.decoder is model.components.decoder
+    # what is changed afterwards keeps it
+    assert len(wider.with_memory(num_retrieved=1).components.memory) == 200
+    own = {index: wider.components.memory.id(index) for index in range(200)}
+    assert set(own.values()) > {model.components.memory.id(index) for index in range(185)}
+
+
+def test_a_split_to_retrieve_from_that_is_none(tmp_path: Path) -> None:
+    model = load(SHIPPED)
+    with pytest.raises(GenerationError) as error:
+        model.with_memory(split="trian")
+    assert str(error.value) == (
+        "split: the model's data set has no split 'trian'\n  next: use one of train, comp, unseen, all"
+    )
+    with pytest.raises(GenerationError) as error:
+        model.with_memory("some/bank", split="train")
+    assert str(error.value) == (
+        "split: 'train' is a split of the data set, and the memory bank some/bank is retrieved from\n"
+        "  next: leave one of the two out"
+    )

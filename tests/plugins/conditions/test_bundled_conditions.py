@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from cm3plugins.conditions.config import (
     BoxesConfig,
     CannyConfig,
     EdgesConfig,
+    LineSegmentsConfig,
     RegionsConfig,
     XDoGConfig,
 )
@@ -43,6 +43,10 @@ class TestEdges(ConditionContract):
 
 class TestXDoG(ConditionContract):
     config = XDoGConfig()
+
+
+class TestLineSegments(ConditionContract):
+    config = LineSegmentsConfig()
 
 
 class TestRegions(ConditionContract):
@@ -96,9 +100,38 @@ def test_a_low_threshold_finds_no_less() -> None:
     assert 0 < few.sum() < many.sum()
 
 
+def test_line_segments_are_the_straight_lines() -> None:
+    """The sides of a square, on either side of its border; a dot has none."""
+    drawn = LineSegmentsConfig().build().draw(square())
+    assert set(np.unique(drawn)) == {0, 255}
+    rows, columns = np.nonzero(drawn[..., 0])
+    for values, others in ((rows, columns), (columns, rows)):
+        on_sides = [int(one) for one in values if one <= 17 or one >= 46]
+        assert {min(on_sides), max(on_sides)} <= {15, 16, 17, 46, 47, 48}
+        assert int(others.min()) in (15, 16, 17)
+    assert 4 * 26 <= len(rows) <= 4 * 34
+    assert not drawn[20:44, 20:44].any()
+    dot = square(64, 30, 34)
+    assert not LineSegmentsConfig(shortest=30).build().draw(dot).any()
+
+
+def test_lines_shorter_than_the_shortest_are_left_out() -> None:
+    """In pixels of a picture of 256 a side: 32 of 64 are 128 of 256."""
+    assert LineSegmentsConfig(shortest=110).build().draw(square()).any()
+    assert not LineSegmentsConfig(shortest=140).build().draw(square()).any()
+
+
+def test_a_circle_has_no_long_straight_line() -> None:
+    y, x = np.mgrid[:256, :256]
+    disc = np.where((y - 128) ** 2 + (x - 128) ** 2 < 30**2, 0, 255).astype(np.uint8)
+    picture = np.repeat(disc[..., None], 3, axis=2)
+    assert not LineSegmentsConfig(shortest=40).build().draw(picture).any()
+    assert CannyConfig().build().draw(picture).any()
+
+
 def test_seeds_vary_the_thresholds_of_training_alone() -> None:
     noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    for config in (CannyConfig(), XDoGConfig(), RegionsConfig(colours=60)):
+    for config in (CannyConfig(), XDoGConfig(), LineSegmentsConfig(), RegionsConfig(colours=60)):
         condition = config.build()
         drawn = {condition.draw(noisy, np.random.default_rng(seed)).tobytes() for seed in range(8)}
         assert len(drawn) > 1
@@ -201,9 +234,11 @@ def test_texts_that_are_no_boxes(text: str, message: str) -> None:
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("config", [CannyConfig(), XDoGConfig(), RegionsConfig()])
+@pytest.mark.parametrize(
+    "config", [CannyConfig(), XDoGConfig(), LineSegmentsConfig(), RegionsConfig()]
+)
 def test_without_opencv_the_extra_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("cm3plugins.conditions.config.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError) as error:
         config.build()
     assert str(error.value).endswith(

@@ -20,6 +20,7 @@ from cm3core.interfaces.metric import MetricBatch
 from cm3core.testing.metric import MetricContract
 from cm3plugins.metrics import METEORConfig, SPICEConfig
 from cm3plugins.metrics.caption_words import caption_words
+from cm3plugins.metrics.java import run_java
 from cm3plugins.metrics.meteor import meteor_exact_stem, porter_stemmer
 from cm3plugins.metrics.spice import PARSER
 
@@ -67,6 +68,34 @@ def jars(folder: Path) -> tuple[Path, Path]:
 
 def batch(texts: list[str], references: list[list[str]]) -> MetricBatch:
     return MetricBatch(range(len(texts)), {"texts": texts, "references": references})
+
+
+TRACE = """Parsing captions
+Exception in thread "main" java.lang.RuntimeException: no parser
+\tat edu.stanford.Parser.load(Parser.java:80)
+Caused by: java.io.IOException: Unable to open "englishPCFG.ser.gz"
+\tat edu.stanford.IOUtils.open(IOUtils.java:448)
+\t... 15 more
+"""
+
+
+def test_of_a_program_that_fails_the_innermost_cause_is_told(tmp_path, monkeypatch) -> None:
+    for number, (printed, told) in enumerate(
+        {
+            TRACE: 'Caused by: java.io.IOException: Unable to open "englishPCFG.ser.gz"',
+            "one\n  two\n": "one two",
+            "": "exit code 3",
+        }.items()
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        program = f"#!{{python}}\nimport sys\nsys.stderr.write({printed!r})\nsys.exit(3)\n"
+        fake_java(folder, program, monkeypatch)
+        with pytest.raises(DataError) as error:
+            run_java(["-jar", "a.jar"])
+        assert str(error.value) == (
+            f"java -jar a.jar: failed: {told}\n  next: see the program's own instructions"
+        )
 
 
 class TestExactStem(MetricContract):

@@ -4,7 +4,7 @@ import { Refusal } from "/api.js";
 import { element } from "/results.js";
 
 export const $ = (id) => document.getElementById(id);
-export const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions", SETS = "/v1/sets";
+export const GENERATE = "/v1/images/generations", EDIT = "/v1/images/edits", CHAT = "/v1/chat/completions", SETS = "/v1/sets", CONDITIONS = "/v1/conditions";
 const LONGEST_SIDE = 512;
 
 // The facts of the model that is chosen (/studio/facts), and the work that "Stop" ends.

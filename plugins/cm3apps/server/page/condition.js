@@ -1,7 +1,7 @@
 // What a picture is to follow beside its prompt: boxes that are drawn with the mouse or the keyboard, or a picture of a structure.
 
-import { Refusal } from "/api.js";
-import { $, can, notice, opened, say, state } from "/common.js";
+import { Refusal, post } from "/api.js";
+import { $, CONDITIONS, blobOf, can, notice, opened, say, state } from "/common.js";
 import { element } from "/results.js";
 
 // Neighbouring grey levels that differ by more make an edge, as in the training data.
@@ -86,7 +86,8 @@ class BoxPad {
   }
 }
 
-let pad = null, picture = null;
+// What is followed: the picture as the model sees it, as it is sent to the server, and what the server drew of it.
+let pad = null, picture = null, sent = null, structure = null, drawing = null;
 
 // Black where neighbouring pixels differ, white elsewhere, as the training data has edges.
 export function edgesOf(canvas) {
@@ -107,28 +108,55 @@ export function edgesOf(canvas) {
 
 function kind() { return $("condition-kind").value; }
 
-function shownPicture() { return $("structure-kind").value === "edges" ? edgesOf(picture) : picture; }
+// Name of the condition that the server draws; undefined: the picture's edges or itself, which this page draws.
+function condition() { return state.facts?.conditions.find(({ name }) => name === $("structure-kind").value); }
+
+function shownPicture() { return condition() ? structure : $("structure-kind").value === "own-edges" ? edgesOf(picture) : picture; }
+
+// Asks the server for the structure; only the newest answer counts.
+async function drawStructure() {
+  const wanted = condition();
+  drawing?.abort(); drawing = structure = null;
+  if (!wanted || !sent) { show(); return; }
+  const mine = drawing = new AbortController();
+  say($("condition-status"), "The server draws the structure…"); show();
+  try {
+    const answer = await post(CONDITIONS, { model: state.facts.model, condition: wanted.name, image_url: sent.toDataURL("image/png") }, mine.signal);
+    const made = await opened(blobOf(`data:image/png;base64,${answer.b64_json}`), state.facts.size);
+    if (drawing !== mine) return;
+    structure = made; say($("condition-status"), "");
+  } catch (error) { if (drawing === mine) notice(error, $("condition-status")); }
+  if (drawing === mine) drawing = null;
+  show();
+}
+
+function choose() {
+  const how = $("structure-kind").value, field = $("feature");
+  field.disabled = how === "own-edges";
+  field.value = how === "own-edges" ? "edges" : condition()?.feature ?? "an outline";
+  say($("condition-status"), "");
+  drawStructure();
+}
 
 function show() {
   $("boxes-part").hidden = kind() !== "boxes";
   $("structure-part").hidden = kind() !== "structure";
-  $("structure-preview").hidden = !picture;
-  $("feature").disabled = $("structure-kind").value === "edges";
-  if ($("feature").disabled) $("feature").value = "edges"; else if ($("feature").value === "edges") $("feature").value = "an outline";
-  if (!picture) return;
-  const source = shownPicture(), preview = $("structure-preview");
+  const source = picture && shownPicture(), preview = $("structure-preview");
+  preview.hidden = !source;
+  if (!source) return;
   preview.width = source.width; preview.height = source.height;
   preview.getContext("2d").drawImage(source, 0, 0);
 }
 
 async function open(file) {
   say($("condition-status"), "");
-  try { picture = await opened(file, state.facts.size); show(); } catch (error) { picture = null; show(); notice(error, $("condition-status")); }
+  picture = sent = null;
+  try { [picture, sent] = [await opened(file, state.facts.size), await opened(file)]; await drawStructure(); } catch (error) { show(); notice(error, $("condition-status")); }
 }
 
 export function startConditions() {
   pad = new BoxPad($("pad"), $("boxes"));
-  $("condition-kind").onchange = $("structure-kind").onchange = show;
+  $("condition-kind").onchange = show; $("structure-kind").onchange = choose;
   $("add-box").onclick = () => { pad.add(); pad.choose(pad.boxes.length - 1); };
   $("structure-file").onchange = () => open($("structure-file").files[0]);
   pad.show(); show();
@@ -146,8 +174,10 @@ export function offerConditions() {
     ? "This model draws from words alone: it was not tuned to follow boxes (object_to_image) or a picture (structure)."
     : `This model was not tuned to follow ${can("boxes") ? "a picture (structure)" : "boxes (object_to_image)"}.`;
   pad.canvas.width = 480; pad.canvas.height = Math.round(480 * height / width);
-  picture = null; $("structure-file").value = "";
-  pad.show(); show();
+  const ways = [["own-edges", "its edges, computed in this browser"], ["itself", "the picture itself"], ...state.facts.conditions.map(({ name, feature }) => [name, `its ${feature} (${name})`])];
+  $("structure-kind").replaceChildren(...ways.map(([value, text]) => element("option", { value, textContent: text })));
+  picture = sent = null; $("structure-file").value = "";
+  pad.show(); choose();
 }
 
 // The fields of the request; raises what is missing in words.
@@ -159,6 +189,7 @@ export function conditionOf() {
   }
   if (kind() === "structure") {
     if (!picture) throw new Refusal("Choose the picture to follow first, or choose to follow nothing.", 0);
+    if (!shownPicture()) throw new Refusal(drawing ? "The server still draws the structure. Wait a moment." : "The structure could not be drawn. Choose another one, or another picture.", 0);
     return { condition: { image_url: shownPicture().toDataURL("image/png"), feature: $("feature").value.trim() || "edges" } };
   }
   return {};

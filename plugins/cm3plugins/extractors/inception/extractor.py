@@ -38,7 +38,8 @@ class InceptionExtractor(Extractor):
     def __init__(
         self, network: Inception2015, sha256: str, *, resize: str = "torch", batch_size: int = 32
     ) -> None:
-        self._network = network.eval().requires_grad_(False)
+        # in this layout a CPU convolves half as fast again; features differ by rounding
+        self._network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
         self._sha256, self._resize, self._batch_size = sha256, resize, batch_size
 
     @classmethod
@@ -80,7 +81,8 @@ class InceptionExtractor(Extractor):
         rows = []
         for start in range(0, len(pictures), self._batch_size):
             batch = [scale(one) for one in pictures[start : start + self._batch_size]]
-            rows.append(self._network(torch.stack(batch)).float().numpy())
+            x_NCHW = torch.stack(batch).contiguous(memory_format=torch.channels_last)
+            rows.append(self._network(x_NCHW).float().numpy())
         return np.concatenate(rows)
 
 

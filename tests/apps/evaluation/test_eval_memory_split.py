@@ -1,0 +1,76 @@
+"""`cm3 eval --memory-split`: what is searched when a held-out picture is drawn, and that it is recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cm3core.cli.main import main
+from cm3core.model import Model, load
+
+PROTOCOL: dict[str, Any] = {
+    "format": "cm3 protocol 1",
+    "name": "two",
+    "title": "two emoji",
+    "task": {
+        "name": "documents",
+        "dataset": None,  # the model's own
+        "split": "comp",
+        "num": 2,
+    },
+    "size": 64,
+    "seed": 2023,
+    "scores": [{"metric": {"name": "nats", "modality": "image"}}],
+}
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Model:
+    return load("bundled:emoji64")
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, emoji: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: emoji)
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(PROTOCOL))
+
+    def run(split: str, place: str) -> int:
+        arguments = ["eval", "bundled:emoji64", str(path), "--num-retrieved", "1"]
+        return main([*arguments, "--memory-split", split, "-o", str(tmp_path / place)])
+
+    return run
+
+
+def test_a_split_without_the_references_is_searched_and_recorded(
+    evaluate: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("train", "held-out") == 0
+    scores = json.loads((tmp_path / "held-out" / "scores.json").read_text())
+    assert scores["model"]["memory_split"] == "train"
+    assert scores["leakage"] == {
+        "retrieves": True, "documents": 185, "compared_by_appearance": True, "leaks": [],
+    }  # fmt: skip
+    # the measurement is the same, whatever is searched
+    assert "memory" not in json.dumps([scores["measurement"], scores["scores"][0]["measurement"]])
+    capsys.readouterr()
+    # another memory is another evaluation
+    assert evaluate("comp", "held-out") == 2
+    assert "holds an evaluation of another model, protocol or setting" in capsys.readouterr().err
+
+
+def test_a_split_with_the_references_is_refused(
+    evaluate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("all", "leaks") == 2
+    told = capsys.readouterr().err
+    assert "error: the model's memory: holds 2 of the reference pictures: " in told
+    assert "next: retrieve from a memory without them (--memory-split train, --bank), " in told
+    assert evaluate("trian", "none") == 2
+    assert capsys.readouterr().err.endswith(
+        "error: split: the model's data set has no split 'trian'\n"
+        "  next: use one of train, comp, unseen, all\n"
+    )

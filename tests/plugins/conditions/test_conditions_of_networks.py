@@ -1,0 +1,143 @@
+"""The conditions that networks draw: as the package's own loading draws them, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
+from cm3plugins.conditions.config import (
+    DepthConfig,
+    HEDConfig,
+    NetworkConfig,
+    NormalsConfig,
+    PoseConfig,
+)
+
+CONFIGS: dict[str, type[NetworkConfig]] = {
+    "hed": HEDConfig,
+    "pose": PoseConfig,
+    "depth": DepthConfig,
+    "normals": NormalsConfig,
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_without_a_file_it_is_named(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    step = f"give the file {config.file}, published at https://huggingface.co/lllyasviel/Annotators"
+    with pytest.raises(CM3Error) as error:
+        config().build()
+    cause = f"condition.path: is not given; {name!r} needs weights"
+    assert str(error.value) == f"{cause}\n  next: {step}"
+    with pytest.raises(CheckpointError) as error:
+        config(path=str(tmp_path / "none.pth")).build()
+    cause = f"{tmp_path / 'none.pth'}: there is no such file of weights"
+    assert str(error.value) == f"{cause}\n  next: {step}"
+
+
+def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "ControlNetHED.pth").write_bytes(b"weights")
+    monkeypatch.setattr("cm3plugins.conditions.config.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError) as error:
+        HEDConfig(path=str(tmp_path / "ControlNetHED.pth")).build()
+    assert str(error.value) == (
+        "condition 'hed': the package 'controlnet_aux' is not installed\n"
+        "  next: pip install 'cm3leon[controlnet]'"
+    )
+
+
+@pytest.fixture(scope="module")
+def annotators() -> Any:
+    """The package, whose import takes seconds and warns of packages that are not there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("controlnet_aux")
+
+
+def published(name: str, folder: Path) -> Path:
+    """A file with random weights, under the names and in the shapes of the published one."""
+    from cm3plugins.conditions.networks import NETWORKS, _quiet
+
+    torch.manual_seed(3)
+    with _quiet():
+        state = NETWORKS[name].make().state_dict()
+    state = {
+        key: value.half() if value.is_floating_point() else value for key, value in state.items()
+    }
+    if name == "pose":  # the file names layers without the branches that they are in
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    content: dict[str, Any] = state
+    if name == "depth":  # it ends in a ReLU: nothing is far away
+        state["scratch.output_conv.4.bias"] += 1
+    if name == "normals":  # of a training on several GPUs
+        content = {"model": {f"module.{key}": value for key, value in state.items()}}
+    path = folder / CONFIGS[name].file
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def file(request: Any, annotators: Any, tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    path = published(request.param, tmp_path)
+    yield request.param, path
+    path.unlink()  # up to 250 MB
+
+
+def loaded_by_the_package(annotators: Any, name: str, folder: Path) -> Any:
+    names = {"hed": "HEDdetector", "depth": "MidasDetector", "normals": "NormalBaeDetector"}
+    from cm3plugins.conditions.networks import _quiet
+
+    with _quiet():
+        if name == "pose":
+            from controlnet_aux.open_pose.body import Body
+
+            body = Body(str(folder / PoseConfig.file))
+            return annotators.OpenposeDetector(body)
+        return getattr(annotators, names[name]).from_pretrained(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", CONFIGS, indirect=True)
+def test_it_draws_what_the_package_draws(file, annotators) -> None:
+    """At a size that neither scales: the package opens the file by itself."""
+    name, path = file
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    condition = CONFIGS[name](path=str(path), resolution=64).build()
+    drawn = condition.draw(picture)
+    theirs = loaded_by_the_package(annotators, name, path.parent)
+    sizes = {"detect_resolution": 64, "image_resolution": 64}
+    assert np.array_equal(drawn, theirs(picture, output_type="np", **sizes))
+    assert name == "pose" or len(np.unique(drawn)) > 2  # random weights see no body
+    assert condition.fingerprint.startswith(f"{name} 1 64 ")
+    if name == "hed":
+        again = HEDConfig(path=str(path), resolution=64).build()
+        assert again.fingerprint == condition.fingerprint
+        # any size, also a strip, has a structure of its size
+        for shape in ((1, 90, 3), (70, 33, 3), (300, 40, 3)):
+            small = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+            one = condition.draw(small, np.random.default_rng(2))
+            assert one.shape == shape
+            assert np.array_equal(one, again.draw(small))
+
+
+@pytest.mark.slow
+def test_weights_of_another_network(annotators, tmp_path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"norm": torch.zeros(1, 3, 1, 1), "weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError) as error:
+        HEDConfig(path=str(path)).build()
+    assert str(error.value) == (
+        f"{path}: has no tensor 'block1.convs.0.weight' [64, 3, 3, 3]\n  next: give the file "
+        "ControlNetHED.pth, published at https://huggingface.co/lllyasviel/Annotators"
+    )
+    path.write_bytes(b"\x80\x04no pickle of tensors")
+    with pytest.raises(CheckpointError) as error:
+        HEDConfig(path=str(path)).build()
+    assert str(error.value).startswith(f"{path}: is not a readable file of tensors (")
