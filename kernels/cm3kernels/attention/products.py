@@ -102,7 +102,8 @@ def attend_documents(
         lengths: of the documents, in order; their sum is X.
         scale: of the scores.
     """
-    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)
+    # torch's annotations lack `apply`
+    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]
     return out_XHD
 
 

@@ -121,7 +121,7 @@ class VectorRetrieverConfig(RetrieverConfig):
         """
         raise NotImplementedError
 
-    def build(self, memory: DocumentSource, embedder: Embedder | None) -> VectorRetriever:
+    def build(self, memory: DocumentSource, embedder: Embedder | None) -> RuleRetriever:
         """Open the index over the memory's vectors.
 
         The vectors are the memory bank's, or read from the cache, or embedded.

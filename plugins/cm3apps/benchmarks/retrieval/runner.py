@@ -172,6 +172,7 @@ def run_bank(
             retriever = config.build(bank, embedder)
         with Watched() as again:
             retriever = config.build(bank, embedder)
+        assert isinstance(retriever, VectorRetriever)  # of a local bank
         index = retriever.index
         row: Row = {
             "part": "index",

@@ -32,13 +32,16 @@ _FILLS = ("make it filled", "make it duotone", "make it colour")
 class Settings(Protocol):
     """What the forms read of their config."""
 
-    form: str
     split: str
     path: str | None
     things_share: float
     num_scenes: int
     image_size: int
     cache_dir: str | None
+
+    @property
+    def form(self) -> str:
+        """Which form."""
 
 
 _PAIRS: dict[str, list[Pair]] = {}

@@ -264,7 +264,8 @@ class SharedMemory(Memory):
             ),
             [list(rows)],
         ).fetchall()
-        same, changed = set(), set()
+        same: set[str] = set()
+        changed: set[str] = set()
         for name, digest, *told in there:
             row = rows[str(name)]
             equal = bytes(digest) == row[-2] and tuple(told) == row[1:5]  # type: ignore[call-overload]

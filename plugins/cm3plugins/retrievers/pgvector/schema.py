@@ -216,7 +216,7 @@ def check_extension(connection: Connection, place: str, *, create: bool = False)
 
 def formatted(statement: str, schema: str) -> sql.Composed:
     """A statement of ours with the schema's name, quoted, in place of `{s}`."""
-    return sql.SQL(statement).format(s=sql.Identifier(schema))  # type: ignore[arg-type]  # ours
+    return sql.SQL(statement).format(s=sql.Identifier(schema))
 
 
 def _made_with(manifest: Manifest) -> dict[str, Any]:
