@@ -29,7 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("cm3core.cli.tokenizer", "train and evaluate text and image tokenizers"),
     "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
     "upscaler": ("cm3core.cli.upscaler", "train and evaluate upscalers"),
-    "data": ("cm3core.cli.data", "inspect a data set, and check every record"),
+    "data": (
+        "cm3core.cli.data",
+        "inspect a data set, check every record, and encode it into token shards",
+    ),
     "icons": ("", "build icon corpora of sets that are not bundled"),
     "memory": (
         "cm3core.cli.memory",

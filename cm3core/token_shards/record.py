@@ -170,7 +170,7 @@ class StoredDocument:
         segments: list[Segment] = []
         try:
             for one in values["segments"]:
-                turn = one.get("turn", False)
+                turn = bool("turn" in one and one["turn"])
                 if "picture" in one:
                     codes, asked = self.codes[one["picture"]], one.get("response", False)
                     segments.append(Codes(codes, self.grid, response=asked, starts_turn=turn))

@@ -69,6 +69,7 @@ def test_the_page_is_told_what_can_be_drawn(server: Served) -> None:
     # those from texts, without weights, and pictures as they are, are left out
     assert offered == {
         "canny": "canny edge features",
+        "edges": "edges",
         "lsd": "line segments",
         "regions": "regions",
         "xdog": "scribble",
@@ -92,13 +93,13 @@ def test_the_page_is_told_what_can_be_drawn(server: Served) -> None:
         ),
         (
             {"condition": "kanny", "image_url": "data:"},
-            "condition: is 'kanny', must be one of canny, lsd, regions, xdog",
+            "condition: is 'kanny', must be one of canny, edges, lsd, regions, xdog",
             "condition",
             "invalid_value",
         ),
         (
             {"condition": "hed", "image_url": "data:"},
-            "condition: is 'hed', must be one of canny, lsd, regions, xdog",
+            "condition: is 'hed', must be one of canny, edges, lsd, regions, xdog",
             "condition",
             "invalid_value",
         ),

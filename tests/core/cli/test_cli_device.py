@@ -23,13 +23,14 @@ NO_NETWORK = {
     "memory remove", "memory merge", "memory stat", "provenance", "task list", "task show",
     "recipe list", "recipe show", "recipe check", "recipe memory", "recipe diff", "kinds", "describe",
     "completion", "plugin list", "plugin new", "plugin check", "convert", "eval compare", "eval table",
-    "eval card", "eval protocols", "eval prompts", "eval export", "eval import", "bench retrieval",
+    "bench shards", "postgres init", "postgres index", "postgres push", "postgres pull", "postgres remove",
+    "postgres stat", "eval card", "eval protocols", "eval prompts", "eval export", "eval import", "bench retrieval",
 }  # fmt: skip
 #: Networks of metrics run on the CPU.
 ON_THE_CPU = {"eval score", "bench metrics"}
 #: These run networks whose precision is their own, or measure all of them.
 OWN_PRECISION = {
-    "tokenizer eval", "upscale", "upscaler eval", "memory build", "memory add", "memory recall",
+    "tokenizer eval", "upscale", "upscaler eval", "data encode", "memory build", "memory add", "memory recall",
     "embedder train", "embedder eval", "bench kernels", "bench precision",
 }  # fmt: skip
 

@@ -37,6 +37,11 @@ NOT_BY_DEFAULT = {
     ("metric", "lpips"): "has neither a default nor a value",
     ("metric", "spice"): "has neither a default nor a value",
     ("upscaler", "external"): "has neither a default nor a value",
+    ("condition", "depth"): "is not given; 'depth' needs weights",
+    ("condition", "hed"): "is not given; 'hed' needs weights",
+    ("condition", "normals"): "is not given; 'normals' needs weights",
+    ("condition", "pose"): "is not given; 'pose' needs weights",
+    ("dataset", "tokens"): "has neither a default nor a value",
     ("dataset", "folder"): "has neither a default nor a value",
     ("dataset", "jsonl"): "has neither a default nor a value",
     ("dataset", "coco"): "has neither a default nor a value",
@@ -58,6 +63,8 @@ MAY_BE_BUILT = {
     ("attention", "triton"),
     ("attention", "xformers"),
 }
+#: These talk to a server: their own tests start one.
+NEEDS_A_SERVER = {("retriever", "pgvector")}
 #: Kits that speak in tensors; a test imports the others without torch, whatever their components
 #: need.
 WITH_TENSORS = {"attention", "decoder", "sampler"}
@@ -65,7 +72,7 @@ BUNDLED = [
     (kind, name)
     for kind in KINDS
     for name in load_registry().names(kind)
-    if "bundled" in load_registry().owners(kind, name)
+    if "bundled" in load_registry().owners(kind, name) and (kind, name) not in NEEDS_A_SERVER
 ]
 
 
