@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Final
 
 #: "PLUGIN:NAME" of a model that a plugin ships.
-DEFAULT_MODEL: Final = "bundled:icons64"
+DEFAULT_MODEL: Final = "bundled:icons64-tuned"

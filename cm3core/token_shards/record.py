@@ -170,7 +170,7 @@ class StoredDocument:
         segments: list[Segment] = []
         try:
             for one in values["segments"]:
-                turn = bool("turn" in one and one["turn"])
+                turn = bool(one.get("turn"))
                 if "picture" in one:
                     codes, asked = self.codes[one["picture"]], one.get("response", False)
                     segments.append(Codes(codes, self.grid, response=asked, starts_turn=turn))

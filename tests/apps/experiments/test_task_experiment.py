@@ -17,7 +17,7 @@ from cm3apps.experiments.tasks import asking, told
 from cm3apps.experiments.tasks.experiment import TaskExperiment
 from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.experiments.tasks.structures import edge_f1, frame_of, ink, ink_ious, iou
-from cm3apps.experiments.tasks.told import kind_of
+from cm3apps.experiments.tasks.told import kind_of, names, styles
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.errors import DataError
@@ -25,6 +25,7 @@ from cm3core.model import Model
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3plugins.datasets.icons.entries import IconEntry
 
 RECIPE = """
 extends: [icons]
@@ -166,6 +167,20 @@ def test_ink_in_the_quarters_of_a_scene() -> None:
     assert ink_ious(drawn, true, frames) == [1.0, 0.5]
     assert ink_ious(np.full_like(true, 255), true, frames) == [0.0, 0.0]
     assert ink(drawn).sum() == 16 * 16 + 8 * 4
+
+
+def test_names_and_styles_of_captions() -> None:
+    bell = IconEntry("a/bell-off", "bell off", "outline rounded", (), "train")
+    for text in (
+        "bell off, outline rounded, lucide",
+        "outline rounded bell off",
+        "lucide, bell off",
+    ):
+        assert names(bell, text)
+    for text in ("bell, outline rounded", "off bell", "bell off-centre", "doorbell off"):
+        assert not names(bell, text)
+    assert styles("outline rounded bell off, lucide") == bell.style
+    assert styles("bell off") == ""
 
 
 def test_kinds_of_questions() -> None:

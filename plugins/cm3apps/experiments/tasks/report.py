@@ -34,7 +34,7 @@ TITLES = {
     "chat": ("Second answers in a chat", "As above."),
     "caption": (
         "Captions",
-        "The exact name, the exact style words, among the parts between commas.",
+        "The exact name; exactly the style words.",
     ),
 }
 ROWS = {

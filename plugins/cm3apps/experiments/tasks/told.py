@@ -17,6 +17,8 @@ from cm3apps.experiments.tasks.structures import iou
 from cm3core.boxes import boxes_in
 from cm3core.document import PixelArray
 from cm3core.images import fit
+from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.metrics.vqa import normalised
 
 #: Kinds of questions, each by how its questions begin.
@@ -29,6 +31,8 @@ KINDS = {
     "is there": r"Is there",
     "where": r"Where is",
 }
+#: Of sheets: texts are wider than a picture.
+HEADER = ["picture", "", ""]
 #: Training questions that are counted for the most frequent answers.
 _COUNTED = 4000
 
@@ -70,10 +74,10 @@ def find(setting: Setting, split: str) -> Measured:
 
     figures = {"another": of([*wanted[1:], wanted[0]]), "told": of(boxes)}
     rows: list[Row] = [
-        (f"{record['phrase']}: {text}", [picture])
+        (f"{record['phrase']}: {text}", [picture, None, None])
         for record, picture, text in zip(records, pictures, told, strict=True)
     ]
-    return Measured(len(indices), figures, ["picture"], rows)
+    return Measured(len(indices), figures, HEADER, rows)
 
 
 def answer(setting: Setting, split: str) -> Measured:
@@ -128,10 +132,13 @@ def _answered(
             if own:
                 figures[name][f"{kind} ({len(own)})"] = float(np.mean(own))
     rows: list[Row] = [
-        (f"{record[key].rpartition('User: ')[2]} {text} ({record['answer']})", [picture])
+        (
+            f"{record[key].rpartition('User: ')[2]} {text} ({record['answer']})",
+            [picture, None, None],
+        )
         for record, text, picture in zip(records, told, pictures, strict=True)
     ]
-    return Measured(len(records), figures, ["picture"], rows)
+    return Measured(len(records), figures, HEADER, rows)
 
 
 def most_frequent(setting: Setting, source: Any, key: str, records: Sequence[Any]) -> list[str]:
@@ -164,20 +171,36 @@ def caption(setting: Setting, split: str) -> Measured:
         ("white", captions([white] * len(entries), "a white picture")),
         ("told", told),
     ):
-        parts = [[part.strip() for part in text.split(",")] for text in texts]
         figures[name] = {
             "name": float(
-                np.mean([one.words in own for one, own in zip(entries, parts, strict=True)])
+                np.mean([names(one, text) for one, text in zip(entries, texts, strict=True)])
             ),
             "style": float(
-                np.mean([one.style in own for one, own in zip(entries, parts, strict=True)])
+                np.mean(
+                    [styles(text) == one.style for one, text in zip(entries, texts, strict=True)]
+                )
             ),
         }
     rows: list[Row] = [
-        (f"{text} ({entry.words}, {entry.style})", [picture])
+        (f"{text} ({entry.words}, {entry.style})", [picture, None, None])
         for text, entry, picture in zip(told, entries, pictures, strict=True)
     ]
-    return Measured(len(entries), figures, ["picture"], rows)
+    return Measured(len(entries), figures, HEADER, rows)
+
+
+def names(entry: IconEntry, text: str) -> bool:
+    """Whether a caption has an icon's name, all its words in order and no part of others; sets and styles
+    are written before or after it."""
+    return re.search(rf"(?<![\w-]){re.escape(entry.words)}(?![\w-])", text) is not None
+
+
+def styles(text: str) -> str:
+    """The style words of a caption, in order.
+
+    >>> styles("outline rounded bell off, lucide")
+    'outline rounded'
+    """
+    return " ".join(word for word in re.findall(r"[\w-]+", text) if word in STYLE_WORDS)
 
 
 def _asked(setting: Setting, picture: PixelArray, question: str, task: str) -> asking.Made:
