@@ -23,7 +23,7 @@ def test_weights_are_made_converted_and_measured(
     make_weights, measure = (importlib.import_module(name) for name in ("make_weights", "measure"))
     folder = tmp_path / "small"
     sizes = ["--layers", "2", "--width", "64", "--heads", "2", "--d-ff", "96"]
-    monkeypatch.setattr(make_weights, "FILE_BYTES", 9_000_000)
+    monkeypatch.setattr(make_weights, "FILE_BYTES", 900_000)
     assert make_weights.main(["-o", str(folder), *sizes]) == 0
     index = json.loads((folder / "hf" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1

@@ -188,7 +188,7 @@ def test_boxes_are_made_with_the_keyboard(browser, server):
 
 
 def edges(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    from cm3plugins.datasets.icon_tasks.source import edges_of
+    from cm3plugins.conditions.edges import edges_of
 
     return edges_of(pixels)
 
