@@ -170,8 +170,9 @@ class StoredDocument:
         segments: list[Segment] = []
         try:
             for one in values["segments"]:
+                is_picture = "picture" in one
                 turn = bool(one.get("turn"))
-                if "picture" in one:
+                if is_picture:
                     codes, asked = self.codes[one["picture"]], one.get("response", False)
                     segments.append(Codes(codes, self.grid, response=asked, starts_turn=turn))
                     continue

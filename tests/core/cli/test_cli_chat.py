@@ -16,7 +16,6 @@ import cm3core
 from cm3core import images
 from cm3core.cli.main import main
 from cm3core.model import Conversation, Turn
-from cm3core.model.default import DEFAULT_MODEL
 from tiny_chameleon import write_cm3
 
 Chat = Callable[..., int]
@@ -210,9 +209,10 @@ def test_options_that_do_not_go_together(chat: Chat, capsys: Any) -> None:
 
 def test_a_model_that_was_not_tuned_is_refused(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
-    assert main(["chat", "--message", "hi", "-o", str(out)]) == 2
+    model = "bundled:icons64"
+    assert main(["chat", "--message", "hi", "--model", model, "-o", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"error: cm3 chat: model '{DEFAULT_MODEL}' was not tuned for conversations; what it would make "
+        f"error: cm3 chat: model '{model}' was not tuned for conversations; what it would make "
         "is meaningless\n"
         "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
     )
@@ -223,7 +223,17 @@ def test_a_model_that_was_not_tuned_is_refused(tmp_path: Path, capsys: Any) -> N
 def test_a_model_that_was_not_tuned_is_forced(tmp_path: Path, capsys: Any) -> None:
     """It draws what is said, and then talks about it."""
     out = tmp_path / "out"
-    words = ("--message", "bell off, outline", "--force", "-o", str(out), "--max-tokens", "3")
+    words = (
+        "--message",
+        "bell off, outline",
+        "--force",
+        "-o",
+        str(out),
+        "--max-tokens",
+        "3",
+        "--model",
+        "bundled:icons64",
+    )
     assert main(["chat", *words, "--save", str(tmp_path / "talk.json")]) == 0
     assert (out / "chat-000.png").is_file()
     saved = ("--load", str(tmp_path / "talk.json"), "--message", "what?", "--json")
