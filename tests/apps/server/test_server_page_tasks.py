@@ -327,7 +327,7 @@ def test_what_a_model_can_not_follow_is_said(browser, server):
 def ask(page: Any, question: str, count: int) -> None:
     page.fill("#question", question)
     page.click("#look")
-    api.expect(page.locator("#answers li")).to_have_count(count, timeout=20_000)
+    api.expect(page.locator("#answers li")).to_have_count(count, timeout=60_000)
 
 
 def test_a_conversation_keeps_its_turns_and_pictures(browser, server):
