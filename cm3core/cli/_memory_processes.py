@@ -23,7 +23,7 @@ _VALUES = (
 def helpers_of(args: Namespace) -> list[Callable[[], subprocess.Popen[bytes]]]:
     """What starts the other processes of a build."""
     return [
-        lambda share=share: _start(args, share)  # type: ignore[misc]
+        lambda share=share: _start(args, share)  # type: ignore[misc]  # mypy infers no lambda with a default
         for share in range(1, args.processes)
     ]
 

@@ -103,7 +103,7 @@ def attend_documents(
         scale: of the scores.
     """
     # torch's annotations lack `apply`
-    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]
+    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]  # see above
     return out_XHD
 
 

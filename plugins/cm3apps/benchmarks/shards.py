@@ -93,7 +93,7 @@ def run(args: Namespace) -> int:
     from cm3core.files import check_writable, write_text
 
     try:
-        import webdataset  # noqa: F401
+        import webdataset  # noqa: F401  # whether it is installed
     except ModuleNotFoundError as error:
         raise MissingPackageError(
             "cm3 bench shards",

@@ -72,7 +72,7 @@ def prepared(registry: Registry, *overrides: str, texts: Sequence[str] = TEXTS) 
 
 
 def source_of(folder: Path, **values: object) -> TokensSource:
-    return TokensSourceConfig(path=str(folder), **values).build()  # type: ignore[arg-type]
+    return TokensSourceConfig(path=str(folder), **values).build()  # type: ignore[arg-type]  # a test's keys
 
 
 @pytest.fixture(scope="class")
@@ -165,7 +165,7 @@ def test_streams_share_the_documents_out(
     """Each document at most once, equally many for each stream, at most V - 1 left out; a block's documents
     are of `together` shards."""
     starts = np.cumsum([0, *sizes])
-    shards = np.array(random.sample(range(len(sizes)), len(sizes)), np.int64)  # type: ignore[attr-defined]
+    shards = np.array(random.sample(range(len(sizes)), len(sizes)), np.int64)  # type: ignore[attr-defined]  # hypothesis' Random
     size = int(starts[-1]) // num_streams
     seen: list[int] = []
     for place in range(num_streams):

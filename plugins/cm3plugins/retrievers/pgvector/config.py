@@ -81,8 +81,8 @@ def open_shared_memory(options: ConnectionOptions) -> SharedMemory:
 def require_packages() -> None:
     """Raise `MissingPackageError` unless psycopg and pgvector's Python package are there."""
     try:
-        import pgvector.psycopg  # noqa: F401
-        import psycopg  # noqa: F401
+        import pgvector.psycopg  # noqa: F401  # whether it is installed
+        import psycopg  # noqa: F401  # whether it is installed
     except ImportError as error:
         name = "pgvector" if (error.name or "").startswith("pgvector") else "psycopg"
         raise MissingPackageError.extra("retriever=pgvector", name, "pgvector") from error

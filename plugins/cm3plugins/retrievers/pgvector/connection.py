@@ -113,7 +113,7 @@ class Database:
                 "user": options.user,
             }
             connection: Connection = psycopg.connect(
-                **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+                **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # keys of this config
                 autocommit=True,  # `run` opens the transactions
                 connect_timeout=max(2, round(options.timeout_seconds)),
                 application_name="cm3leon",

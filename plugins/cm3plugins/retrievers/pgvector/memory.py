@@ -244,7 +244,7 @@ class SharedMemory(Memory):
                 raise DataError(f"document {twice!r}", "is given twice", "give each id once")
             rows = {one.id: row_of(one, about, self.manifest) for one, about in batch}
             yield self.database.run(
-                lambda connection, rows=rows: self._add(connection, rows, replace, skip_duplicates)  # type: ignore[misc]
+                lambda connection, rows=rows: self._add(connection, rows, replace, skip_duplicates)  # type: ignore[misc]  # mypy infers no lambda with a default
             )
         self.refresh()
 
@@ -268,7 +268,7 @@ class SharedMemory(Memory):
         changed: set[str] = set()
         for name, digest, *told in there:
             row = rows[str(name)]
-            equal = bytes(digest) == row[-2] and tuple(told) == row[1:5]  # type: ignore[call-overload]
+            equal = bytes(digest) == row[-2] and tuple(told) == row[1:5]  # type: ignore[call-overload]  # a row of psycopg
             (same if equal else changed).add(str(name))
         if changed and not (replace or skip_duplicates):
             shown = ", ".join(map(repr, sorted(changed)[:3])) + (
