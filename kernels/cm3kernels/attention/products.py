@@ -102,8 +102,7 @@ def attend_documents(
         lengths: of the documents, in order; their sum is X.
         scale: of the scores.
     """
-    # torch's annotations lack `apply`
-    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]  # see above
+    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]  # torch's annotations lack it
     return out_XHD
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cm3core.cli import add_device, add_precision, whole_number
+from cm3core.cli import add_device, add_precision, registry_of, whole_number
+
+if TYPE_CHECKING:
+    from cm3core.model import Model
 
 
 def add_model_options(
@@ -75,6 +79,20 @@ def add_model_options(
         default=Path(out),
         metavar="FOLDER",
         help="folder of all results (default: %(default)s)",
+    )
+
+
+def loaded(args: Namespace) -> Model:
+    """The model of a command that has `add_model_options`."""
+    from cm3core.model import load
+
+    return load(
+        args.model,
+        registry=registry_of(args),
+        device=args.device,
+        num_threads=args.threads,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
     )
 
 

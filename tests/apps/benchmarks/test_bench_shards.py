@@ -15,7 +15,7 @@ from cm3plugins.datasets.tokens import TokensSourceConfig
 
 
 def test_both_readers_read_every_document(tmp_path: Path) -> None:
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="compares with webdataset: pip install webdataset")
     shards.write_shards(tmp_path, 40, 16)
     assert shards.read(tmp_path) == shards.read_by_webdataset(tmp_path) == 40
     source = TokensSourceConfig(path=str(tmp_path)).build()
@@ -24,7 +24,9 @@ def test_both_readers_read_every_document(tmp_path: Path) -> None:
 
 def test_what_the_package_decodes_is_what_was_written(tmp_path: Path) -> None:
     """`webdataset` is an independent reader of the format."""
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = pytest.importorskip(
+        "webdataset", reason="compares with webdataset: pip install webdataset"
+    )
     shards.write_shards(tmp_path, 40, 16)
     source = TokensSourceConfig(path=str(tmp_path)).build()
     samples = list(
@@ -39,7 +41,7 @@ def test_what_the_package_decodes_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("webdataset")
+    pytest.importorskip("webdataset", reason="compares with webdataset: pip install webdataset")
     out = tmp_path / "out.json"
     assert main(["bench", "shards", "--num", "32", "--codes", "8", "--runs", "2", "-o", str(out)]) == 0  # fmt: skip
     said = capsys.readouterr().out

@@ -16,8 +16,8 @@ from cm3core.bank import MemoryBank, build_bank
 from cm3core.cli.main import main
 from cm3core.document import Text
 
-pytest.importorskip("psycopg")
-pytest.importorskip("pgvector")
+pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
+pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
 
 from shared_memories import new_config
 

@@ -58,7 +58,9 @@ def annotators() -> Any:
     """The package, whose import takes seconds and warns of packages that are not there."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("controlnet_aux")
+        return pytest.importorskip(
+            "controlnet_aux", reason="needs pip install 'cm3leon[controlnet]'"
+        )
 
 
 def published(name: str, folder: Path) -> Path:

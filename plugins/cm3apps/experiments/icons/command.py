@@ -8,8 +8,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
 from cm3apps.experiments.icons.settings import CONDITIONS, JUDGES, SPLITS, IconSettings
-from cm3apps.experiments.options import add_model_options, each_once, typed
-from cm3core.cli import real_number, registry_of
+from cm3apps.experiments.options import add_model_options, each_once, loaded, typed
+from cm3core.cli import real_number
 
 SAMPLING = ("guidance_scale", "temperature", "top_p")
 EXAMPLE = """examples:
@@ -68,7 +68,6 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the experiment; return the exit code."""
     from cm3apps.experiments.icons.experiment import IconExperiment
-    from cm3core.model import load
 
     settings = IconSettings(
         num=args.num,
@@ -79,14 +78,7 @@ def run(args: Namespace) -> int:
         sampling=_sampling(args),
         tokenizer=not args.no_tokenizer,
     )
-    model = load(
-        args.model,
-        registry=registry_of(args),
-        device=args.device,
-        num_threads=args.threads,
-        precision=args.precision,
-        trust_plugins=args.trust_plugins,
-    )
+    model = loaded(args)
     try:
         report = IconExperiment(model, args.out, settings, _typed(args)).run()
     except KeyboardInterrupt:

@@ -6,9 +6,8 @@ import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
-from cm3apps.experiments.options import add_model_options, each_once, typed
+from cm3apps.experiments.options import add_model_options, each_once, loaded, typed
 from cm3apps.experiments.tasks.settings import SPLITS, TASKS, TaskSettings
-from cm3core.cli import registry_of
 
 EXAMPLE = """examples:
   cm3 experiment tasks runs/icons-tuned -o tasks
@@ -39,7 +38,6 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the experiment; return the exit code."""
     from cm3apps.experiments.tasks.experiment import TaskExperiment
-    from cm3core.model import load
 
     settings = TaskSettings(
         num=args.num,
@@ -47,14 +45,7 @@ def run(args: Namespace) -> int:
         tasks=each_once(args.tasks),
         seed=args.seed,
     )
-    model = load(
-        args.model,
-        registry=registry_of(args),
-        device=args.device,
-        num_threads=args.threads,
-        precision=args.precision,
-        trust_plugins=args.trust_plugins,
-    )
+    model = loaded(args)
     try:
         report = TaskExperiment(model, args.out, settings, _typed(args)).run()
     except KeyboardInterrupt:

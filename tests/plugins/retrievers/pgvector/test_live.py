@@ -19,8 +19,8 @@ from cm3core.document import Text
 from cm3core.errors import DatabaseError, DataError
 from cm3core.testing.retriever import HashEmbedder
 
-pytest.importorskip("psycopg")
-pytest.importorskip("pgvector")
+pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
+pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
 
 from cm3plugins.retrievers.pgvector import PgvectorRetrieverConfig
 from cm3plugins.retrievers.pgvector.config import open_shared_memory

@@ -16,8 +16,8 @@ from cm3core.errors import DataError, MissingPackageError, RecipeError
 from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig, PgvectorRetrieverConfig
 
-pytest.importorskip("psycopg")
-pytest.importorskip("pgvector")
+pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
+pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
 
 from cm3core.document import Text
 from cm3plugins.retrievers.pgvector import transfer
