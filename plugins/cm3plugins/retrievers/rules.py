@@ -49,8 +49,8 @@ class RuleConfig(RetrieverConfig):
             own context leaks into it (RA-CM3 queries with one part only).
         compare: what of the memory's documents a query is compared with: "both": text and picture averaged
             (the paper's), or "same": a text with texts, a picture with pictures, which finds more where
-            the embedder's texts and pictures are far apart. A memory bank keeps one vector a document,
-            of both, and is always searched by that.
+            the embedder's texts and pictures are far apart. A memory bank or a database keeps one vector a
+            document, of both, and is always searched by that.
         max_similarity: documents more similar to the query are skipped; None skips none. The paper
             skips those above 0.9 as near-duplicates, in CLIP's space over photographs. In drawings
             of few concepts the useful documents (the same thing in another style) are exactly the

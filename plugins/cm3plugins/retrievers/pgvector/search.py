@@ -9,6 +9,7 @@ Legend: Q searches, W results of each, E numbers of a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
