@@ -94,8 +94,8 @@ class Engine:
             `Request.truncate`). None: any length.
         max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
             it bounds memory.
-        num_threads: threads of torch on the CPU during generation. None: one for a small decoder,
-            else unchanged.
+        num_threads: threads of torch on the CPU during generation. None: one for a small decoder's steps of
+            few rows, else unchanged.
         precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". Nothing is
             measured here: `Model` does that.
         inference: the decoder, already arranged for generation; `precision` is its own then.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 #: of microseconds each, and threads that synchronise after each gain little on an idle machine and
 #: are 30 times slower (measured) on a busy one.
 SMALL_DECODER = 30_000_000
+#: Stream rows of a step from which a small decoder has work for several threads, too.
+MANY_ROWS = 24
 #: More threads than any machine has; torch ends the process when it can't start them.
 MAX_THREADS = 4096
 #: Samplers whose plans are kept.
@@ -75,6 +77,8 @@ class Preparer:
         self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
+        #: Threads of a small decoder's step of many rows. None: as of any other.
+        self._many_threads = torch.get_num_threads() if num_threads is None and small else None
         #: Bytes that keys and values may take. None: unknown.
         self.cache_bytes = cache_limit(decoder.module, inference.device, inference.weight_bytes())
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
@@ -151,12 +155,14 @@ class Preparer:
         )
 
     @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Context in which torch uses `num_threads` threads on the CPU."""
-        before = torch.get_num_threads()
+    def threads(self, num_rows: int = 1) -> Iterator[None]:
+        """Context in which torch uses `num_threads` threads on the CPU, for a step of so many stream rows."""
+        before, number = torch.get_num_threads(), self.num_threads
+        if self._many_threads is not None and num_rows >= MANY_ROWS:
+            number = self._many_threads
         try:
-            if self.num_threads is not None and self.num_threads != before:
-                torch.set_num_threads(self.num_threads)
+            if number is not None and number != before:
+                torch.set_num_threads(number)
             yield
         finally:
             if torch.get_num_threads() != before:

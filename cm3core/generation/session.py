@@ -139,7 +139,8 @@ class Session:
                 return events + self._take_pending()
             rows = self._batch.rows
             before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
-            drawn = self._batch.step(self.preparer.serializer.grid[1])
+            with self.preparer.threads(self.num_rows):
+                drawn = self._batch.step(self.preparer.serializer.grid[1])
         self.num_drawn += sum(map(len, drawn))
         for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
             if row.error is not None:
