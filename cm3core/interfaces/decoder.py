@@ -115,6 +115,14 @@ class KVCache(ABC):
         A ragged chunk writes more tokens than it keeps. Raises `GenerationError` if a row would
         hold more than it has room for."""
 
+    #: Whether `copy` is there: what rows hold can then be kept for later prompts.
+    can_be_copied: bool = False
+
+    def copy(self, row: int, length: int) -> KVCache:
+        """Return the first `length` tokens of a row (at least one, at most what it holds) as a cache of
+        one row, which later changes of this one don't reach."""
+        raise NotImplementedError
+
     #: Whether a forward pass of one token per row can be recorded once and replayed: it then takes
     #: lengths from `length_B` (always the same tensor) and from nothing on the host, and `advance`
     #: by one consists of the two methods below.

@@ -236,7 +236,7 @@ class DecoderContract(Contract[Decoder]):
         whole: list[list[int]] = [[], []]
         cache = self._read(decoder, data, whole)
         for _ in range(data.draw(st.integers(1, 6), label="events")):
-            event = data.draw(st.sampled_from(["select", "join", "read"]), label="event")
+            event = data.draw(st.sampled_from(["select", "join", "copy", "read"]), label="event")
             if event == "select":
                 rows = data.draw(
                     st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows"
@@ -249,6 +249,13 @@ class DecoderContract(Contract[Decoder]):
                 ]
                 cache.join(self._read(decoder, data, others))
                 whole += others
+            elif event == "copy" and cache.can_be_copied:
+                row = data.draw(st.integers(0, len(whole) - 1), label="row")
+                length = data.draw(st.integers(1, len(whole[row])), label="length")
+                kept, own = cache.copy(row, length), [whole[row][:length]]
+                assert kept.length_B.tolist() == [length]
+                kept.reserve([1])
+                self._read_more(decoder, kept, data, own, [1])
             else:
                 counts = data.draw(
                     st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)),
