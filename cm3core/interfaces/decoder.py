@@ -202,6 +202,9 @@ class Decoder(ABC):
 
     context_length: int
     vocab_size: int
+    #: Ids whose logits come from a head of their own, adjacent ones (Janus: image codes). None: all ids
+    #: share one head. A loss is among the ids of the target's head, and so is what a completion draws.
+    own_head: range | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -235,7 +238,8 @@ class Decoder(ABC):
 
     @abstractmethod
     def head_weight(self) -> Tensor:
-        """Return the head's weight [V, E]: logits are hidden @ head_weight.T."""
+        """Return the head's weight [V, E]: logits are hidden @ head_weight.T. With `own_head`, that of
+        the other ids, without rows for those."""
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
@@ -252,7 +256,8 @@ class Decoder(ABC):
         num_groups: int = 4,
         z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of the tokens' losses in nats, and its parts by group.
+        """Return the weighted sum of the tokens' losses in nats, and its parts by group. A token's loss
+        is among the ids that share its head.
 
         The default computes logits in chunks of rows, and again in the backward pass, so that those
         of a whole batch are never in memory: 8 rows of 4,096 tokens over 66,048 ids would be 8.7 GB.
@@ -276,8 +281,16 @@ class Decoder(ABC):
         import torch
         from torch.utils.checkpoint import checkpoint
 
+        own = self.own_head
+
         def chunk_losses(hidden_RE: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
             logits_RV = self.logits(hidden_RE)
+            if own is not None:
+                ids_V = torch.arange(self.vocab_size, device=targets_R.device)
+                of_own_R, of_own_V = (
+                    (ids >= own.start) & (ids < own.stop) for ids in (targets_R, ids_V)
+                )
+                logits_RV = logits_RV.masked_fill(of_own_R[:, None] != of_own_V, -torch.inf)
             logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
             log_z_R = logits_RV.logsumexp(1)
             return log_z_R - logits_RV.gather(1, targets_R[:, None]).squeeze(1), log_z_R

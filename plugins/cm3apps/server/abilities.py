@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from cm3core.interfaces.task import TaskConfig
     from cm3core.model.model import Model
 
-Ability: TypeAlias = Literal["draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"]
+Ability: TypeAlias = Literal[
+    "draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"
+]
 #: Abilities that are tasks of certain fields, whatever a model calls them: what is given, and the
 #: type of what is asked for.
 SHAPES: Mapping[str, tuple[Mapping[str, FieldType], FieldType]] = {

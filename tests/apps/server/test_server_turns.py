@@ -139,9 +139,7 @@ def test_pictures_grow_if_asked(server: Served, model: Model) -> None:
         "seed": 3,
     }
     chunks = streamed(server, **asked, partial_images=3)
-    partial = [
-        one["delta"]["partial_image"] for one in chunks if one["delta"].get("partial_image")
-    ]
+    partial = [one["delta"]["partial_image"] for one in chunks if one["delta"].get("partial_image")]
     assert [(one["rows"], one["all_rows"]) for one in partial] == [(1, 4), (2, 4), (3, 4)]
     assert chunks[0]["delta"]["role"] == "assistant"
     first = open_image(base64.b64decode(partial[0]["image_url"]["url"].split(",")[1]))
