@@ -278,42 +278,18 @@ class Decoder(ABC):
             and head; and [G, 2]: each group's sum of weight * nll (without the z loss) and sum of
             weights. Float32; float64 for float64 hidden states.
         """
-        import torch
-        from torch.utils.checkpoint import checkpoint
+        from cm3core.interfaces.chunked_loss import chunked_loss_sums
 
-        own = self.own_head
-
-        def chunk_losses(hidden_RE: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-            logits_RV = self.logits(hidden_RE)
-            if own is not None:
-                ids_V = torch.arange(self.vocab_size, device=targets_R.device)
-                of_own_R, of_own_V = (
-                    (ids >= own.start) & (ids < own.stop) for ids in (targets_R, ids_V)
-                )
-                logits_RV = logits_RV.masked_fill(of_own_R[:, None] != of_own_V, -torch.inf)
-            logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-            log_z_R = logits_RV.logsumexp(1)
-            return log_z_R - logits_RV.gather(1, targets_R[:, None]).squeeze(1), log_z_R
-
-        rows = weights_N.nonzero().squeeze(1)
-        hidden_NE, targets_N = hidden_NE[rows], targets_N[rows]
-        weights_N, groups_N = weights_N[rows], groups_N[rows].long()
         on_cpu = hidden_NE.device.type == "cpu"
-        size = max(
-            1, (LOSS_CHUNK_BYTES if on_cpu else LOSS_CHUNK_BYTES_ON_GPU) // (4 * self.vocab_size)
+        num_bytes = LOSS_CHUNK_BYTES if on_cpu else LOSS_CHUNK_BYTES_ON_GPU
+        return chunked_loss_sums(
+            self.logits,
+            (hidden_NE, targets_N, weights_N, groups_N),
+            size=max(1, num_bytes // (4 * self.vocab_size)),
+            own_head=self.own_head,
+            num_groups=num_groups,
+            z_loss=z_loss,
         )
-        chunks = [
-            checkpoint(chunk_losses, hidden_RE, targets_R, use_reentrant=False)
-            for hidden_RE, targets_R in zip(
-                hidden_NE.split(size), targets_N.split(size), strict=True
-            )
-        ]
-        nll_N, log_z_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-        weights_N = weights_N.to(nll_N.dtype)
-        loss = (weights_N * (nll_N + z_loss * log_z_N.square())).sum()
-        sums_G2 = nll_N.new_zeros(num_groups, 2)
-        sums_G2.index_add_(0, groups_N, torch.stack([nll_N.detach() * weights_N, weights_N], dim=1))
-        return loss, sums_G2
 
     def faster_precisions(self) -> tuple[str, ...]:
         """Return precisions that are faster here than that of the stored weights, the fastest first.

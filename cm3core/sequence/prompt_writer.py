@@ -68,9 +68,11 @@ def write_prompt(
     before: Callable[[bool], list[int]],
 ) -> Prompt:
     """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
-    hides = variant.hide_text != "none" and variant.replace_text is None
+    hides = variant.hide_text in ("all", "last") and variant.replace_text is None
     if codec.layout.blank is not None and hides and query and modality_of(query[-1]) == "image":
-        shown = replace(variant, hide_text="none", drop_text=False)
+        shown = PromptVariant(
+            drop_retrieved=variant.drop_retrieved, hide_images=variant.hide_images
+        )
         whole = write_prompt(codec, query, retrieved, shown, max_text_tokens, before)
         return _blanked(whole, codec.layout.blank, codec.frame.opening)
     joined = joined_runs(query, codec.max_spans)
