@@ -7,6 +7,7 @@ prompts     prefixes are read once                events           requests, com
 cuda_graph  steps captured and replayed           likelihood       teacher-forced log-probabilities
 states      what samplers remember                sampling         plans as columns for the fused op
 teacher_forcing  documents and contents -> rows     policy           sample and score, for reinforcement learning
+kept        what finished requests have read
 rollouts    sampled documents and their tokens    scoring          their log-probabilities, with gradients
 """
 

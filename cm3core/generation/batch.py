@@ -25,6 +25,7 @@ from cm3core.generation.groups import Group, groups_of, index_tensor
 from cm3core.generation.prompts import feed, read_prompts
 
 if TYPE_CHECKING:
+    from cm3core.generation.kept import KeptPrefixes
     from cm3core.generation.row import ActiveRequest
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
 
@@ -35,10 +36,16 @@ class Batch:
     Args:
         decoder: prepared for inference.
         capture: captures steps if the decoder's cache allows it. None: nothing is captured.
+        kept: what finished requests have read, if anything of it is kept.
     """
 
-    def __init__(self, decoder: InferenceDecoder, capture: Capture | None = None) -> None:
-        self.decoder, self._capture = decoder, capture
+    def __init__(
+        self,
+        decoder: InferenceDecoder,
+        capture: Capture | None = None,
+        kept: KeptPrefixes | None = None,
+    ) -> None:
+        self.decoder, self._capture, self._kept = decoder, capture, kept
         self.rows: list[ActiveRequest] = []
         self._cache: KVCache | None = None
         self._device = decoder.device
@@ -56,8 +63,14 @@ class Batch:
         """Read the prompts of `rows`, which take part from the next step on."""
         if not rows:
             return
+        keeps = self._kept
+        begun = [
+            keeps.longest(prompt) if keeps is not None and row.request.keep else None
+            for row in rows
+            for prompt in row.prompts
+        ]
         cache, hidden_SE = read_prompts(
-            self.decoder, [prompt for row in rows for prompt in row.prompts]
+            self.decoder, [prompt for row in rows for prompt in row.prompts], begun
         )
         if self._cache is None:
             self._cache, self._hidden_SE = cache, hidden_SE
@@ -103,6 +116,17 @@ class Batch:
             self._cache, self._hidden_SE = None, torch.zeros(0)
         self._arrange()
 
+    def _keep(self, place: int, num_unread: int) -> None:
+        """Keep what the streams of a finished request have read."""
+        cache, kept, row = self._cache, self._kept, self.rows[place]
+        assert cache is not None
+        if kept is None or not cache.can_be_copied:
+            return
+        for stream, prompt in enumerate(row.prompts, start=self._starts[place]):
+            tokens, cells = row.read_until(prompt, num_unread)
+            if kept.room_for(len(tokens)):
+                kept.put(tokens, cells, cache.copy(stream, len(tokens)))
+
     def _arrange(self) -> None:
         """Update everything that depends on which rows are in flight."""
         counts = [len(row.prompts) for row in self.rows]
@@ -138,10 +162,15 @@ class Batch:
             if row.state is not None:
                 row.state.drawn.append(tokens)
             row.num_fed += num + len(forced)
+            forced_cells = row.grammar.forced_cells(forced)
+            row.record_read(np.append(tokens, forced), np.append(cells, forced_cells))
             queues[id(row)] = (
                 np.concatenate([tokens[-1:], forced]),
-                np.concatenate([cells[-1:], row.grammar.forced_cells(forced)]),
+                np.concatenate([cells[-1:], forced_cells]),
             )
+        for place, row in enumerate(self.rows):
+            if row.error is None and row.grammar.done and row.request.keep:
+                self._keep(place, num_unread=len(queues[id(row)][0]))
         self.drop([row for row in self.rows if row.error is not None or row.grammar.done])
         if self.rows:
             assert self._cache is not None

@@ -37,6 +37,9 @@ class Request:
             it. Texts of retrieved documents are always cut, and texts with holes never.
         control: names of the objective's control tokens that the prompt begins with. None: those
             that the objective names.
+        keep: keep what its rows have read when it is finished, for requests with `keep` whose prompts
+            begin in the same way: parts of a reply, turns of a conversation. Their keys and values
+            are then not computed again; all else stays the same, up to rounding.
     """
 
     document: Document
@@ -45,6 +48,7 @@ class Request:
     sampler: Sampler | None = None
     truncate: bool = False
     control: Sequence[str] | None = None
+    keep: bool = False
 
 
 @dataclass(eq=False)

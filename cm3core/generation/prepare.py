@@ -13,6 +13,7 @@ from cm3core.document import Document, MaskedText, Segment, Text, TextHole, has_
 from cm3core.errors import GenerationError
 from cm3core.generation.device_memory import cache_limit
 from cm3core.generation.events import Request, candidate_seed
+from cm3core.generation.kept import KeptPrefixes
 from cm3core.generation.row import ActiveRequest, different
 from cm3core.generation.sampling import reads_stream
 from cm3core.generation.states import RequestState
@@ -81,6 +82,8 @@ class Preparer:
         self._many_threads = torch.get_num_threads() if num_threads is None and small else None
         #: Bytes that keys and values may take. None: unknown.
         self.cache_bytes = cache_limit(decoder.module, inference.device, inference.weight_bytes())
+        #: What finished requests have read, see `Request.keep`.
+        self.kept = KeptPrefixes(inference.cache_bytes, self.cache_bytes)
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_of(sampler)
 
@@ -153,6 +156,11 @@ class Preparer:
             self.cache_bytes is not None
             and rows * self.inference.cache_bytes(longest) > self.cache_bytes
         )
+
+    def make_room(self, rows: int, longest: int) -> None:
+        """Drop kept prefixes that leave too little memory for `rows` rows of `longest` tokens."""
+        if self.cache_bytes is not None:
+            self.kept.shrink(self.cache_bytes - rows * self.inference.cache_bytes(longest))
 
     @contextmanager
     def threads(self, num_rows: int = 1) -> Iterator[None]:

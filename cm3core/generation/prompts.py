@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -20,22 +20,41 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
     from cm3core.sequence.prompt_writer import Prompt
 
+#: A row that holds the beginning of a prompt, and how many tokens of it.
+Begun: TypeAlias = "tuple[KVCache, int]"
 #: Each prompt reads a common prefix shorter than this itself: a second forward would cost more.
 SHORTEST_COMMON = 48
 #: Maximum tokens in one forward, padding included; it bounds the memory of activations.
 MOST_TOKENS = 16_384
 
 
-def read_prompts(decoder: InferenceDecoder, prompts: Sequence[Prompt]) -> tuple[KVCache, Tensor]:
-    """A cache with a row per prompt, and the hidden states [len(prompts), E] after its last token."""
+def read_prompts(
+    decoder: InferenceDecoder,
+    prompts: Sequence[Prompt],
+    begun: Sequence[Begun | None] | None = None,
+) -> tuple[KVCache, Tensor]:
+    """A cache with a row per prompt, and the hidden states [len(prompts), E] after its last token.
+
+    Args:
+        decoder: reads them.
+        prompts: at least one.
+        begun: for each of them, a row that holds a beginning of it, which is not read again.
+    """
     index: dict[bytes, int] = {}
     source = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
-    different = [prompts[source.index(place)] for place in range(len(index))]
-    order, families = _families(different)
+    firsts = [source.index(place) for place in range(len(index))]
+    different = [prompts[first] for first in firsts]
+    known = [None if begun is None else begun[first] for first in firsts]
+    new = [place for place, one in enumerate(known) if one is None]
+    order, families = _families([different[place] for place in new])
+    order = [new[place] for place in order]
     cache: KVCache | None = None
     states = []
-    for chunk in _chunks(families):
-        part, hidden_UE = _read_families(decoder, chunk)
+    parts = [_read_families(decoder, chunk) for chunk in _chunks(families)]
+    continued = [(different[place], one) for place, one in enumerate(known) if one is not None]
+    order += [place for place, one in enumerate(known) if one is not None]
+    parts += [_read_on(decoder, chunk) for chunk in _of_bounded_size(continued)]
+    for part, hidden_UE in parts:
         states.append(hidden_UE)
         if cache is None:
             cache = part
@@ -48,6 +67,35 @@ def read_prompts(decoder: InferenceDecoder, prompts: Sequence[Prompt]) -> tuple[
         cache.select(rows)
         hidden_UE = hidden_UE[torch.tensor(rows, device=hidden_UE.device)]
     return cache, hidden_UE
+
+
+def _of_bounded_size(
+    continued: list[tuple[Prompt, Begun]],
+) -> list[list[tuple[Prompt, Begun]]]:
+    """In order, what is read together: at most `MOST_TOKENS` tokens behind the beginnings."""
+    chunks: list[list[tuple[Prompt, Begun]]] = []
+    longest = 0
+    for prompt, begun in continued:
+        longest = max(longest, len(prompt) - begun[1])
+        if not chunks or longest * (len(chunks[-1]) + 1) > MOST_TOKENS:
+            chunks.append([])
+            longest = len(prompt) - begun[1]
+        chunks[-1].append((prompt, begun))
+    return chunks
+
+
+def _read_on(
+    decoder: InferenceDecoder, continued: list[tuple[Prompt, Begun]]
+) -> tuple[KVCache, Tensor]:
+    """Read what is behind the beginnings that rows hold."""
+    caches = [row.copy(0, common) for _, (row, common) in continued]
+    cache = caches[0]
+    for other in caches[1:]:
+        cache.join(other)
+    tokens = [prompt.tokens[common:] for prompt, (_, common) in continued]
+    cells = [prompt.cells[common:] for prompt, (_, common) in continued]
+    cache.reserve(list(map(len, tokens)))
+    return cache, feed(decoder, cache, tokens, cells)
 
 
 def key(prompt: Prompt) -> bytes:

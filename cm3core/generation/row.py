@@ -66,6 +66,8 @@ class ActiveRequest:
     num_fed: int = 0
     log_probability: float = 0.0
     error: GenerationError | None = None
+    #: Tokens and cells behind the prompt, in order; only of a request whose rows are kept.
+    read: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     _reported: str = ""
     _picture: tuple[int, Codes] | None = field(default=None)
 
@@ -92,6 +94,20 @@ class ActiveRequest:
         """Weights [num, G] of the streams at the next `num` positions of the current hole."""
         first, last = self.grammar.progress
         return stream_weights(self.plan(), first, last, num)
+
+    def record_read(self, tokens: IntArray, cells: IntArray) -> None:
+        """Note tokens that are fed behind the prompt, if its rows are kept."""
+        if self.request.keep:
+            self.read.append((tokens, cells))
+
+    def read_until(self, prompt: Prompt, num_unread: int) -> tuple[IntArray, IntArray]:
+        """Tokens and cells that a row with this prompt holds: all but the last `num_unread`."""
+        tokens, cells = (np.concatenate(parts) for parts in zip(*self.read, strict=True))
+        stop = len(tokens) - num_unread
+        return (
+            np.concatenate([prompt.tokens, tokens[:stop]]),
+            np.concatenate([prompt.cells, cells[:stop]]),
+        )
 
     # ---- what is reported
 

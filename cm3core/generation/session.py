@@ -51,7 +51,7 @@ class Session:
         record: bool = False,
     ) -> None:
         self.preparer, self.details, self.record = preparer, details, record
-        self._batch = Batch(preparer.inference, capture)
+        self._batch = Batch(preparer.inference, capture, preparer.kept)
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         self._next = 0
@@ -175,6 +175,7 @@ class Session:
     def _admit(self) -> None:
         """Join as many requests from the head of the queue as there is room for."""
         joining: list[ActiveRequest] = []
+        taken = 0, 0
         rows, longest = (
             self._batch.num_rows,
             max((row.longest for row in self._batch.rows), default=0),
@@ -188,5 +189,7 @@ class Session:
             ):
                 break
             joining.append(self._queue.popleft())
+            taken = rows, longest
         if joining:
+            self.preparer.make_room(*taken)
             self._batch.join(joining)

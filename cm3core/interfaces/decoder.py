@@ -115,6 +115,14 @@ class KVCache(ABC):
         A ragged chunk writes more tokens than it keeps. Raises `GenerationError` if a row would
         hold more than it has room for."""
 
+    #: Whether `copy` is there: what rows hold can then be kept for later prompts.
+    can_be_copied: bool = False
+
+    def copy(self, row: int, length: int) -> KVCache:
+        """Return the first `length` tokens of a row (at least one, at most what it holds) as a cache of
+        one row, which later changes of this one don't reach."""
+        raise NotImplementedError
+
     #: Whether a forward pass of one token per row can be recorded once and replayed: it then takes
     #: lengths from `length_B` (always the same tensor) and from nothing on the host, and `advance`
     #: by one consists of the two methods below.
@@ -194,6 +202,9 @@ class Decoder(ABC):
 
     context_length: int
     vocab_size: int
+    #: Ids whose logits come from a head of their own, adjacent ones (Janus: image codes). None: all ids
+    #: share one head. A loss is among the ids of the target's head, and so is what a completion draws.
+    own_head: range | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -227,7 +238,8 @@ class Decoder(ABC):
 
     @abstractmethod
     def head_weight(self) -> Tensor:
-        """Return the head's weight [V, E]: logits are hidden @ head_weight.T."""
+        """Return the head's weight [V, E]: logits are hidden @ head_weight.T. With `own_head`, that of
+        the other ids, without rows for those."""
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
         """Logits [..., len(ids)] of hidden states [..., E]; `ids` a step-1 range, None: all V."""
@@ -244,7 +256,8 @@ class Decoder(ABC):
         num_groups: int = 4,
         z_loss: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Return the weighted sum of the tokens' losses in nats, and its parts by group.
+        """Return the weighted sum of the tokens' losses in nats, and its parts by group. A token's loss
+        is among the ids that share its head.
 
         The default computes logits in chunks of rows, and again in the backward pass, so that those
         of a whole batch are never in memory: 8 rows of 4,096 tokens over 66,048 ids would be 8.7 GB.
@@ -265,34 +278,18 @@ class Decoder(ABC):
             and head; and [G, 2]: each group's sum of weight * nll (without the z loss) and sum of
             weights. Float32; float64 for float64 hidden states.
         """
-        import torch
-        from torch.utils.checkpoint import checkpoint
+        from cm3core.interfaces.chunked_loss import chunked_loss_sums
 
-        def chunk_losses(hidden_RE: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-            logits_RV = self.logits(hidden_RE)
-            logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
-            log_z_R = logits_RV.logsumexp(1)
-            return log_z_R - logits_RV.gather(1, targets_R[:, None]).squeeze(1), log_z_R
-
-        rows = weights_N.nonzero().squeeze(1)
-        hidden_NE, targets_N = hidden_NE[rows], targets_N[rows]
-        weights_N, groups_N = weights_N[rows], groups_N[rows].long()
         on_cpu = hidden_NE.device.type == "cpu"
-        size = max(
-            1, (LOSS_CHUNK_BYTES if on_cpu else LOSS_CHUNK_BYTES_ON_GPU) // (4 * self.vocab_size)
+        num_bytes = LOSS_CHUNK_BYTES if on_cpu else LOSS_CHUNK_BYTES_ON_GPU
+        return chunked_loss_sums(
+            self.logits,
+            (hidden_NE, targets_N, weights_N, groups_N),
+            size=max(1, num_bytes // (4 * self.vocab_size)),
+            own_head=self.own_head,
+            num_groups=num_groups,
+            z_loss=z_loss,
         )
-        chunks = [
-            checkpoint(chunk_losses, hidden_RE, targets_R, use_reentrant=False)
-            for hidden_RE, targets_R in zip(
-                hidden_NE.split(size), targets_N.split(size), strict=True
-            )
-        ]
-        nll_N, log_z_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-        weights_N = weights_N.to(nll_N.dtype)
-        loss = (weights_N * (nll_N + z_loss * log_z_N.square())).sum()
-        sums_G2 = nll_N.new_zeros(num_groups, 2)
-        sums_G2.index_add_(0, groups_N, torch.stack([nll_N.detach() * weights_N, weights_N], dim=1))
-        return loss, sums_G2
 
     def faster_precisions(self) -> tuple[str, ...]:
         """Return precisions that are faster here than that of the stored weights, the fastest first.

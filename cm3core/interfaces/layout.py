@@ -152,6 +152,19 @@ class Layout(ABC):
         return False
 
     @property
+    def blank(self) -> int | None:
+        """The id that a guidance stream without texts has in place of every token of the prompt of a
+        picture, all but the first and what begins the picture; the prompt stays as long as it is.
+        None: texts are hidden otherwise."""
+        return None
+
+    @property
+    def text_prefix(self) -> str:
+        """What is encoded before each text, as a part of it, and taken off again: a space, where a
+        tokenizer writes the first word as it writes others."""
+        return ""
+
+    @property
     def has_turns(self) -> bool:
         """Whether `between` writes the ends of a conversation's turns (`Boundary.turn_ends`), and `end`
         ends the last one."""

@@ -10,7 +10,7 @@ without a picture they draw one.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -205,7 +205,7 @@ class Chatting(Drawing, Writing):
                 hole = TextHole(max(1, most), least, or_picture=may_draw)
             seed = candidate_seed(asked.seed, len(parts))
             prompt = (*document, with_turn(hole, not parts))
-            done = yield Step(Request(prompt, seed=seed, sampler=sampler), len(parts))
+            done = yield Step(Request(prompt, seed=seed, sampler=sampler, keep=True), len(parts))
             assert done is not None
             nats += done.log_probability
             made = done.document[-1]
@@ -317,7 +317,7 @@ class Chatting(Drawing, Writing):
             job, _ = self.ask_job(_pixels_or_file(shown[-1]), earlier, **options)
         completions: list[Completion] = []
         for request in job.requests:
-            done = yield Step(request, 0)
+            done = yield Step(replace(request, keep=True), 0)
             assert done is not None
             completions.append(done)
         made = job.finish(completions)

@@ -32,6 +32,7 @@ def sequence_length(
         layout: counts what is around segments. None: a token before and behind each.
     """
     around, picture = len(document) + 1, grid[0] * grid[1]
+    prefix = "" if layout is None else layout.text_prefix
     if layout is not None:
         kinds = [modality_of(segment) for segment in document]
         around = len(layout.begin) + len(layout.end)
@@ -43,7 +44,7 @@ def sequence_length(
     for segment in document:
         if isinstance(segment, Text):
             ids = segment.ids
-            length = len(text_tokenizer.encode(segment.text) if ids is None else ids)
+            length = len(text_tokenizer.encode(prefix + segment.text) if ids is None else ids)
             number += length if max_text_tokens is None else min(length, max_text_tokens)
         else:
             number += picture

@@ -68,6 +68,13 @@ def write_prompt(
     before: Callable[[bool], list[int]],
 ) -> Prompt:
     """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
+    hides = variant.hide_text in ("all", "last") and variant.replace_text is None
+    if codec.layout.blank is not None and hides and query and modality_of(query[-1]) == "image":
+        shown = PromptVariant(
+            drop_retrieved=variant.drop_retrieved, hide_images=variant.hide_images
+        )
+        whole = write_prompt(codec, query, retrieved, shown, max_text_tokens, before)
+        return _blanked(whole, codec.layout.blank, codec.frame.opening)
     joined = joined_runs(query, codec.max_spans)
     causal = _is_causal(codec, query, joined.num_spans)
     leads: list[str] = []
@@ -95,6 +102,15 @@ def write_prompt(
     if causal:
         return writer.continuation(segments[:-1], segments[-1], query[-1], leads)
     return writer.infilling(segments, leads, joined.num_spans)
+
+
+def _blanked(prompt: Prompt, blank: int, opening: Sequence[int]) -> Prompt:
+    """The prompt with `blank` in place of every token but the first, what begins the picture, and its
+    codes."""
+    tokens = prompt.tokens.copy()
+    first_code = int(np.argmax(np.append(prompt.cells, 0) >= 0))
+    tokens[1 : max(1, first_code - len(opening))] = blank
+    return Prompt(tokens, prompt.cells, prompt.holes)
 
 
 def _has_text(segments: Iterable[tuple[int, Pieces | Segment]]) -> bool:

@@ -91,13 +91,21 @@ class SegmentCodec:
 
     def text_tokens(self, text: str, max_text_tokens: int | None = None) -> IntArray:
         """Ids int32 of a text in the vocabulary; at most the first `max_text_tokens`."""
-        ids = np.asarray(self.text_tokenizer.encode(text), np.int32)[:max_text_tokens]
+        whole = self.layout.text_prefix + text
+        ids = np.asarray(self.text_tokenizer.encode(whole), np.int32)[:max_text_tokens]
         return self.vocabulary.of_text(ids)
 
     def _stored_tokens(
         self, ids: Sequence[int], place: str, max_text_tokens: int | None
     ) -> IntArray:
         """The same of ids that are stored with a text."""
+        if self.layout.text_prefix:
+            raise DocumentError(
+                place,
+                f"has stored ids, and the layout {self.layout.name!r} writes texts with "
+                f"{self.layout.text_prefix!r} before them",
+                "give the text alone",
+            )
         size = self.text_tokenizer.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < size:
             raise DocumentError(
@@ -118,7 +126,7 @@ class SegmentCodec:
                 f"holds {self.vocabulary.name(int(strange[0]))}",
                 "decode only text ids",
             )
-        return self.text_tokenizer.decode(own.tolist())
+        return self.text_tokenizer.decode(own.tolist()).removeprefix(self.layout.text_prefix)
 
     @cached_property
     def _texts(self) -> list[str]:

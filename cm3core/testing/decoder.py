@@ -121,7 +121,8 @@ class DecoderContract(Contract[Decoder]):
         decoder = self.decoder
         assert decoder.vocab_size == self.vocabulary.size
         state_BTE = self.plain(torch.zeros(1, 1, dtype=torch.int64))
-        assert decoder.head_weight().shape == (decoder.vocab_size, state_BTE.shape[-1])
+        rows = decoder.vocab_size - len(decoder.own_head or ())
+        assert decoder.head_weight().shape == (rows, state_BTE.shape[-1])
         if self.config is not None:
             assert decoder.context_length == self.config.context_length
             stated = self.config.num_parameters(self.vocabulary, self.grid)
@@ -236,7 +237,7 @@ class DecoderContract(Contract[Decoder]):
         whole: list[list[int]] = [[], []]
         cache = self._read(decoder, data, whole)
         for _ in range(data.draw(st.integers(1, 6), label="events")):
-            event = data.draw(st.sampled_from(["select", "join", "read"]), label="event")
+            event = data.draw(st.sampled_from(["select", "join", "copy", "read"]), label="event")
             if event == "select":
                 rows = data.draw(
                     st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4), label="rows"
@@ -249,6 +250,13 @@ class DecoderContract(Contract[Decoder]):
                 ]
                 cache.join(self._read(decoder, data, others))
                 whole += others
+            elif event == "copy" and cache.can_be_copied:
+                row = data.draw(st.integers(0, len(whole) - 1), label="row")
+                length = data.draw(st.integers(1, len(whole[row])), label="length")
+                kept, own = cache.copy(row, length), [whole[row][:length]]
+                assert kept.length_B.tolist() == [length]
+                kept.reserve([1])
+                self._read_more(decoder, kept, data, own, [1])
             else:
                 counts = data.draw(
                     st.lists(st.integers(1, 2), min_size=len(whole), max_size=len(whole)),
@@ -293,17 +301,21 @@ class DecoderContract(Contract[Decoder]):
 
     @torch.no_grad()
     def law_logits_of_a_range_are_a_slice(self, data: st.DataObject) -> None:
-        """The head over a range of ids equals a slice of the full head, which is `head_weight`."""
+        """The head over a range of ids equals a slice of the full head, which is `head_weight` for all
+        ids but those with a head of their own."""
         hidden = self.plain(self.tokens(data, 1, 3))
         full = self.decoder.logits(hidden)
         assert full.shape == (1, 3, self.vocabulary.size)
-        self.assert_close(full, hidden @ self.decoder.head_weight().T)
+        own = self.decoder.own_head or range(0)
+        others = torch.cat([full[..., : own.start], full[..., own.stop :]], -1) if own else full
+        self.assert_close(others, hidden @ self.decoder.head_weight().T)
         start = data.draw(st.integers(0, self.vocabulary.size - 1), label="start")
         stop = data.draw(st.integers(start + 1, self.vocabulary.size), label="stop")
         self.assert_close(self.decoder.logits(hidden, range(start, stop)), full[..., start:stop])
 
     def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
-        """`loss_sums` is the logits' weighted cross entropy with z loss, groups and gradients."""
+        """`loss_sums` is the logits' weighted cross entropy with z loss, groups and gradients, among
+        the ids that share the target's head."""
         hidden_NE = self.plain(self.tokens(data, 1, 9))[0].detach().requires_grad_()
         generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99), label="targets"))
         targets_N = torch.randint(0, self.vocabulary.size, (9,), generator=generator)
@@ -311,6 +323,12 @@ class DecoderContract(Contract[Decoder]):
         groups_N = torch.tensor([0, 1, 2] * 3, dtype=torch.int8)
         z_loss = data.draw(st.sampled_from([0.0, 0.01]), label="z_loss")
         logits_NV = self.decoder.logits(hidden_NE)
+        if (own := self.decoder.own_head) is not None:
+            ids_V = torch.arange(self.vocabulary.size)
+            is_own_N, is_own_V = (
+                (ids >= own.start) & (ids < own.stop) for ids in (targets_N, ids_V)
+            )
+            logits_NV = logits_NV.masked_fill(is_own_N[:, None] != is_own_V, -torch.inf)
         nll_N = nn.functional.cross_entropy(logits_NV, targets_N, reduction="none")
         expected = (weights_N * (nll_N + z_loss * logits_NV.logsumexp(1).square())).sum()
         head = self.decoder.head_weight()

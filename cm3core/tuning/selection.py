@@ -55,6 +55,12 @@ def select_parameters(
 
 def _head(decoder: Decoder, vocabulary: Vocabulary) -> tuple[set[str], dict[str, range]]:
     """The head's name, and its rows of image codes."""
+    if decoder.own_head is not None:
+        raise RecipeError(
+            "tune.method",
+            f"is 'head', and image codes of {type(decoder).__name__} have a head of their own",
+            "use tune.method=layers with tune.parameters",
+        )
     head = decoder.head_weight()
     for name, parameter in decoder.module.named_parameters():
         if parameter is head:

@@ -142,7 +142,7 @@ def write_cm3(
     from cm3core.sequence.of_recipe import layout_of
 
     registry = load_registry()
-    text_file = _text_file(tokenizers)
+    own_text = text_file(tokenizers)
     image_keys = {**_sizes_of_codes(tokenizers / IMAGE_FILE), "resolution": resolution}
     if width is not None:
         image_keys["width"] = width
@@ -163,7 +163,7 @@ def write_cm3(
     recipe.check()
     assert recipe.text_tokenizer is not None
     assert recipe.image_tokenizer is not None
-    files: dict[str, Any] = {"path": str(text_file)}
+    files: dict[str, Any] = {"path": str(own_text)}
     text_tokenizer = replace(recipe.text_tokenizer, **files).build(None)
     files = {"weights": str(tokenizers / IMAGE_FILE)}
     image_tokenizer = image_tokenizer_of(replace(recipe.image_tokenizer, **files), None, registry)
@@ -184,7 +184,7 @@ def write_cm3(
     write_model(folder, weights, state, *parts, tasks=TASKS)
 
 
-def _text_file(folder: Path) -> Path:
+def text_file(folder: Path) -> Path:
     """The text tokenizer's file."""
     found = next((folder / name for name in TEXT_FILES if (folder / name).is_file()), None)
     if found is None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ EXAMPLE = """examples:
   cm3 convert Anole-7b-v0.1/models/7b --check
   cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
   cm3 convert runs/anole-tuned -o anole-tuned-hf --to hf
+  cm3 convert Janus-Pro-1B -o janus --to cm3
   cm3 generate --model anole "a red apple\""""
 #: Files beside the weights that a copy must keep.
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -40,7 +42,9 @@ def configure(parser: ArgumentParser) -> None:
         "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
         "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned. "
         "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
-        "is executed. Weights keep their type. The folder is written as a whole or not at all."
+        "is executed. Weights keep their type. The folder is written as a whole or not at all. "
+        "transformers' Janus becomes a model of this framework that draws pictures; the network by "
+        "which it reads pictures is left out."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
@@ -68,7 +72,8 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs (a model "
-        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt",
+        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt. Of Janus: folder with "
+        "tokenizer.json (default: the source)",
     )
     parser.add_argument(
         "--layout",
@@ -79,7 +84,7 @@ def configure(parser: ArgumentParser) -> None:
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="to cm3: height of pictures (default: 512)",
+        help="to cm3: height of pictures (default: 512; of Janus what its config.json says)",
     )
     parser.add_argument(
         "--width",
@@ -92,8 +97,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
+    from cm3apps.convert.janus import is_janus
     from cm3apps.convert.model import LICENCE
 
+    if is_janus(args.source):
+        return _run_janus(args)
     with ExitStack() as stack:
         model = _open(args.source, stack)
         _say_what(model, args.source)
@@ -127,6 +135,45 @@ def run(args: Namespace) -> int:
             extra = _of_tokenizer(model.text_tokenizer)
         _write(model, args, form, extra)
     print(f"{args.out}: {form}")
+    print(LICENCE, file=sys.stderr)
+    return 0
+
+
+def _run_janus(args: Namespace) -> int:
+    """Convert or check transformers' Janus, which becomes a model of this framework."""
+    from cm3apps.convert.janus import LICENCE, open_janus, size_of, write_janus
+
+    for option, value in (("--shards", args.shards), ("--layout", args.layout)):
+        if value is not None:
+            raise CM3Error(option, "is for Chameleon's kin only", "leave it out")
+    if args.width is not None:
+        raise CM3Error("--width", "is not for Janus, whose pictures are squares", "leave it out")
+    if args.to not in (None, "cm3"):
+        raise CM3Error(
+            f"--to {args.to}", "is for Chameleon's kin only", "convert Janus with --to cm3"
+        )
+    with ExitStack() as stack:
+        model = open_janus(args.source, stack)
+        billions, dtype = size_of(model)
+        sizes = model.facts.decoder
+        print(
+            f"{args.source}: Janus, {billions:.2f}B parameters of the decoder, {dtype}, "
+            f"{sizes['num_layers']} layers of {sizes['d_model']}, {sizes['num_heads']} heads, "
+            f"{model.facts.num_codes:,} image codes"
+        )
+        print(f"left out: {model.left_out} tensors of the network that reads pictures (SigLIP)")
+        if args.check:
+            for lazy in (*model.tensors.values(), *model.image_tokenizer.values()):
+                lazy.read()
+            print("every tensor is there, has its size and can be read")
+            return 0
+
+        def write(new: Path) -> None:
+            name, tokenizer = _recipe_name(args.out.name), args.tokenizer or args.source
+            write_janus(model, new, tokenizer, name=name, resolution=args.resolution)
+
+        _write_folder(args, write, model.provenance())
+    print(f"{args.out}: cm3")
     print(LICENCE, file=sys.stderr)
     return 0
 
@@ -200,9 +247,37 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
-    """Write a new folder; it appears when it is complete."""
+    """Write a new folder in a form."""
     from cm3apps.convert.hugging_face import write_hugging_face
     from cm3apps.convert.meta import with_known_params, write_meta
+    from cm3apps.convert.model import PROVENANCE
+
+    def write(new: Path) -> None:
+        if form == "hf":
+            write_hugging_face(model, new, extra)
+        elif form == "cm3":
+            from cm3apps.convert.cm3 import write_cm3
+
+            write_cm3(
+                model,
+                new,
+                args.tokenizer,
+                layout=args.layout or "chameleon",
+                name=_recipe_name(args.out.name),
+                resolution=args.resolution or 512,
+                width=args.width,
+            )
+        else:
+            known = with_known_params(model, args.source / PROVENANCE)
+            write_meta(known, new, args.shards)
+
+    _write_folder(args, write, model.provenance())
+
+
+def _write_folder(
+    args: Namespace, write: Callable[[Path], None], provenance: dict[str, Any]
+) -> None:
+    """Write a new folder, which appears when it is complete, with where it comes from and notices."""
     from cm3apps.convert.model import PROVENANCE
 
     check_not_input(args.out, args.source)
@@ -212,24 +287,8 @@ def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, A
     try:
         with new_place(target) as new:
             new.mkdir()
-            if form == "hf":
-                write_hugging_face(model, new, extra)
-            elif form == "cm3":
-                from cm3apps.convert.cm3 import write_cm3
-
-                write_cm3(
-                    model,
-                    new,
-                    args.tokenizer,
-                    layout=args.layout or "chameleon",
-                    name=_recipe_name(args.out.name),
-                    resolution=args.resolution or 512,
-                    width=args.width,
-                )
-            else:
-                known = with_known_params(model, args.source / PROVENANCE)
-                write_meta(known, new, args.shards)
-            (new / PROVENANCE).write_text(json.dumps(model.provenance(), indent=2) + "\n", "utf-8")
+            write(new)
+            (new / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
             for pattern in NOTICES:
                 for notice in args.source.glob(pattern):
                     if notice.is_file() and not notice.is_symlink():

@@ -66,7 +66,7 @@ def ffn_width(dim: int, multiple_of: int, multiplier: float) -> int:
 
 def from_params(params: Mapping[str, Any], place: str, *, vocab_size: int) -> Facts:
     """The facts of Meta's parameters, files merged; the number of ids is that of the tensors."""
-    sizes = _Sizes(params, place)
+    sizes = Sizes(params, place)
     dim, heads = sizes.whole("dim"), sizes.whole("n_heads")
     multiple, multiplier = sizes.whole("multiple_of", 256), sizes.number("ffn_dim_multiplier", 1.0)
     if not sizes.flag("qk_normalization", True):
@@ -111,7 +111,7 @@ def to_params(facts: Facts) -> dict[str, Any]:
 
 def from_config(config: Mapping[str, Any], place: str) -> Facts:
     """The facts of a `config.json`; versions of transformers differ in where `rope_theta` is."""
-    sizes = _Sizes(config, place)
+    sizes = Sizes(config, place)
     if config.get("model_type") != "chameleon":
         raise sizes.wrong("model_type", f"is {config.get('model_type')!r}, not 'chameleon'")
     rope, scaling = sizes.inside("rope_parameters"), sizes.inside("rope_scaling")
@@ -190,7 +190,7 @@ def json_object(text: str, path: Path) -> dict[str, Any]:
     return values
 
 
-class _Sizes:
+class Sizes:
     """The values of a file of sizes, by name; a wrong one is an error that names it. null is absent."""
 
     def __init__(self, values: Mapping[str, Any], place: str) -> None:
@@ -218,11 +218,11 @@ class _Sizes:
             raise self.wrong(name, f"is {_short(value)}, must be true or false")
         return value
 
-    def inside(self, name: str) -> _Sizes:
+    def inside(self, name: str) -> Sizes:
         value = self._value(name, {})
         if not isinstance(value, dict):
             raise self.wrong(name, f"is {_short(value)}, must be an object")
-        return _Sizes(value, self.place)
+        return Sizes(value, self.place)
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.values.get(name)

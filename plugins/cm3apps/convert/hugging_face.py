@@ -38,7 +38,7 @@ def open_hugging_face(folder: Path, stack: ExitStack) -> ChameleonFiles:
         CheckpointError: a file is missing, damaged or of another model.
     """
     facts = from_config(read_json(folder / CONFIG), str(folder / CONFIG))
-    owners, names = _files(folder, stack)
+    owners, names = files_of(folder, stack)
     left_out = {
         name: "of the image tokenizer" for name in owners if name.startswith(TOKENIZER_PREFIX)
     }
@@ -91,7 +91,7 @@ def write_hugging_face(
     return [CONFIG, *files]
 
 
-def _files(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
+def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
     """The file that holds each tensor, and the files' names."""
     if not (folder / INDEX).is_file():
         file = stack.enter_context(open_tensors(folder / SINGLE))

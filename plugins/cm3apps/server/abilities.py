@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cm3apps.server.errors import APIError
 from cm3core.interfaces.task import FieldType
+from cm3core.model.tasks import conversing_task
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import TaskConfig
     from cm3core.model.model import Model
 
-Ability: TypeAlias = Literal["draw", "fill", "caption", "ask", "edit", "chat", "boxes", "structure"]
+Ability: TypeAlias = Literal[
+    "draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"
+]
 #: Abilities that are tasks of certain fields, whatever a model calls them: what is given, and the
 #: type of what is asked for.
 SHAPES: Mapping[str, tuple[Mapping[str, FieldType], FieldType]] = {
@@ -56,6 +59,12 @@ def _shape(config: TaskConfig) -> tuple[Mapping[str, FieldType], list[FieldType]
     return given, [task.fields[name] for name in task.responses]
 
 
+def in_turns(model: Model) -> bool:
+    """Whether a model converses in its layout's turns, with pictures on both sides."""
+    has_turns = model.components.serializer.layout.has_turns
+    return model.tasks.turns and has_turns and conversing_task(model) is None
+
+
 def able(model: Model, forced: Collection[str]) -> list[str]:
     """What the model is known to be able to do, and what it is made to try.
 
@@ -70,6 +79,7 @@ def able(model: Model, forced: Collection[str]) -> list[str]:
         "caption": plain or "caption" in serves,
         "ask": "ask" in serves,
         "edit": "edit" in serves,
+        "turns": in_turns(model),
         **{name: task_of(model, name) is not None for name in SHAPES},
     }
     return [name for name, can in known.items() if can or name in forced]

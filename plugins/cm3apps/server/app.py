@@ -192,6 +192,7 @@ class _Reading:
                     "prompt_characters": limits.prompt_characters,
                     "body_bytes": limits.body_bytes,
                     "picture_pixels": limits.picture_pixels,
+                    "pictures": limits.pictures,
                     "side": limits.side,
                 }
             }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server import turns_api
-from cm3apps.server.abilities import task_of
+from cm3apps.server.abilities import in_turns, task_of
 from cm3apps.server.errors import APIError
 from cm3apps.server.fields import Field
 from cm3apps.server.images_api import document, facts_of
@@ -130,11 +130,11 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
     name = workshop.pool.name_of(values.get("model"))
     options = await aside(generation_options, values, workshop.limits)
     async with workshop.pool.use(name) as loaded:
-        in_turns = turns_api.in_turns(loaded.model)
-        if in_turns:
+        converses = in_turns(loaded.model)
+        if converses:
             check_sampling(loaded.model, options)
-    if in_turns:
-        turns = await aside(_turns, turn, workshop.limits)
+    if converses:
+        turns = await aside(_turns, turn, workshop, name)
         return await turns_api.completions(workshop, client, name, turns, values, options)
     wants_picture = _answers_with_picture(values, turn)
     _add_sampling(options, values, "" if wants_picture else "text_")
@@ -169,6 +169,10 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
         options |= {} if most is None else {"max_tokens": most}
         cuts = bool(values.get("truncate"))
         question, own_task, num_read = await aside(_question, model, turn, most, cuts)
+        if own_task and values.get("stream") and number == 1 and _is_plain(options, documents):
+            turns = await aside(_turns, turn, workshop, name)
+            options |= {"answer": "text", "truncate": cuts}
+            return turns_api.streamed(workshop, client, name, turns, values, options)
         options |= own_task
         read = {"turns_read": num_read, "turns_left_out": len(turn.earlier) - num_read}
         choices = []
@@ -178,6 +182,11 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
             choices.append(_message(written.text, written, documents) | read)
         turn = replace(turn, text=question or "")
     return _reply(name, choices, values, _usage(model, turn, choices))
+
+
+def _is_plain(options: Mapping[str, Any], documents: bool) -> bool:
+    """Whether one answer is asked for, that reads no documents: it is told as it is written."""
+    return not documents and not any(name in options for name in turns_api.NOT_HERE)
 
 
 def _add_sampling(options: dict[str, Any], values: Mapping[str, Any], prefix: str) -> None:
@@ -217,12 +226,15 @@ def _question(
     return conversation, {"task": name}, number
 
 
-def _turns(asked: Asked, limits: Limits) -> list[Turn]:
-    """The conversation with its pictures as pixels, turns without content left out."""
+def _turns(asked: Asked, workshop: Workshop, name: str) -> list[Turn]:
+    """The conversation with its pictures as pixels, those that the model drew as it drew them; turns
+    without content are left out."""
     found = []
     for role, parts in asked.spoken:
         seen = tuple(
-            part if isinstance(part, str) else part.pixels(limits.picture_pixels)
+            part
+            if isinstance(part, str)
+            else workshop.drawn.find(name, part.pixels(workshop.limits.picture_pixels))
             for part in parts
             if not isinstance(part, str) or part.strip()
         )

@@ -128,6 +128,9 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
         Field(name="n", sort="whole", least=1, most=limits.number, help="how many answers"),
         Field(name="stream", sort="flag", help="answer with server-sent events"),
         Field(name="stream_options", sort="object", help="include_usage"),
+        Field(name="partial_images", sort="whole", least=0, most=3, ours=True,
+              help="with stream, where the model's layout has turns: pictures of the rows finished so "
+              "far, before each final one"),
         Field(name="max_tokens", sort="whole", least=1, most=100_000,
               help="most tokens of a text"),
         Field(name="max_completion_tokens", sort="whole", least=1, most=100_000,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from cm3apps.server.abilities import refuse_untuned, task_of
+from cm3apps.server.drawn import DrawnPictures
 from cm3apps.server.errors import APIError
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
@@ -111,6 +112,8 @@ class Workshop:
     forced: frozenset[str] = frozenset()
     on_finished: Callable[[str], None] = lambda sort: None
     structures: Structures = field(default_factory=Structures)
+    #: Pictures of replies.
+    drawn: DrawnPictures = field(default_factory=DrawnPictures)
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
 

@@ -12,28 +12,22 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.errors import APIError
 from cm3apps.server.pictures import Output, metadata_of, text_of_base64
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Workshop, aside
-from cm3core.generation.engine import TextGrown, candidate_seed
+from cm3apps.server.tasks import Growing, Workshop, aside, rows_of
+from cm3core.generation.engine import PictureGrown, TextGrown, candidate_seed
 from cm3core.model.results import GeneratedImage
-from cm3core.model.tasks import conversing_task
 from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
 
 if TYPE_CHECKING:
+    from cm3core.document import PixelArray
     from cm3core.model.model import Model
 
 #: Options of pictures that a reply has no use for.
-_NOT_HERE = {
+NOT_HERE = {
     "num_candidates": "candidates",
     "reranker": "reranker",
     "num_retrieved": "num_retrieved",
     "context": "documents",
 }
-
-
-def in_turns(model: Model) -> bool:
-    """Whether a model converses in its layout's turns."""
-    has_turns = model.components.serializer.layout.has_turns
-    return model.tasks.turns and has_turns and conversing_task(model) is None
 
 
 def wanted(modalities: object) -> str:
@@ -68,7 +62,7 @@ async def completions(
         values: the request's fields.
         options: of the sampler, and the seed.
     """
-    for option, field in _NOT_HERE.items():
+    for option, field in NOT_HERE.items():
         if option in options:
             raise APIError(
                 400, f"{field}: a reply of this model has none", param=field, code="invalid_value"
@@ -80,15 +74,10 @@ async def completions(
     prefix = "" if answer == "image" else "text_"
     own = {f"{prefix}{key}": values[key] for key in ("temperature", "top_p") if key in values}
     options["sampling"] = own | options.get("sampling", {})
-    head = {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": name,
-    }
     number = values.get("n", 1)
     if values.get("stream") and number == 1:
-        with_usage = values.get("stream_options", {}).get("include_usage") is True
-        return _stream(workshop, client, name, turns, options, head, with_usage)
+        return streamed(workshop, client, name, turns, values, options)
+    head = _head(name)
     choices, usage = [], {}
     for place in range(number):
         seeded = options | {"seed": candidate_seed(options["seed"], place)}
@@ -97,6 +86,8 @@ async def completions(
             async for model, event in events:
                 if isinstance(event, ReplyReady):
                     reply = event.reply
+                    for picture in reply.pictures:
+                        workshop.drawn.remember(name, picture)
                     shown = await aside(_content, model, reply.parts, turns, seeded)
                     usage = _usage(model, turns, [reply])
         assert reply is not None
@@ -118,17 +109,31 @@ async def _events(
         workshop.on_finished("chat")
 
 
-async def _stream(
+def _head(name: str) -> dict[str, Any]:
+    """What every answer of a model begins with."""
+    return {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": name,
+    }
+
+
+async def streamed(
     workshop: Workshop,
     client: str,
     name: str,
     turns: Sequence[Turn],
+    values: Mapping[str, Any],
     options: dict[str, Any],
-    head: dict[str, Any],
-    with_usage: bool,
 ) -> AsyncGenerator[Event, None]:
-    """A reply in chunks: pieces of its texts, and its pictures, as they come."""
-    head = head | {"object": "chat.completion.chunk"}
+    """A reply in chunks: pieces of its texts as they are written, its pictures when they are finished, and
+    before that as they grow, if `partial_images` asks for it.
+
+    Args: see `completions`; `options` are those of `Model.chat`.
+    """
+    head = _head(name) | {"object": "chat.completion.chunk"}
+    with_usage = values.get("stream_options", {}).get("include_usage") is True
+    growing = Growing(values.get("partial_images", 0))
 
     def chunk(delta: dict[str, Any], reason: str | None = None) -> Event:
         return Event(
@@ -141,7 +146,14 @@ async def _stream(
             if isinstance(event, TextGrown):
                 yield chunk(role | {"content": event.text})
                 role = {}
+            elif isinstance(event, PictureGrown) and growing.is_due(event.segment, event.codes):
+                rows, all_rows = rows_of(event.codes)
+                pixels = await aside(model.preview, event.codes)
+                partial = {"image_url": {"url": _png(pixels)}, "rows": rows, "all_rows": all_rows}
+                yield chunk(role | {"partial_image": partial})
+                role = {}
             elif isinstance(event, ReplyPart) and isinstance(event.part, ReplyPicture):
+                workshop.drawn.remember(name, event.part)
                 yield chunk(
                     role | {"content": await aside(_content, model, [event.part], turns, options)}
                 )
@@ -170,10 +182,13 @@ def _content(
         facts = part.pixels, turns[-1].text, part.seed, (), part.codes, part.log_probability
         picture = GeneratedImage(*facts)
         told = metadata_of(model, picture, options.get("sampler"), options.get("sampling", {}))
-        encoded = text_of_base64(Output().encode(part.pixels, told))
-        url = f"data:image/png;base64,{encoded}"
-        found.append({"type": "image_url", "image_url": {"url": url}})
+        found.append({"type": "image_url", "image_url": {"url": _png(part.pixels, told)}})
     return found
+
+
+def _png(pixels: PixelArray, facts: Mapping[str, str] | None = None) -> str:
+    """A picture as a data: URL."""
+    return f"data:image/png;base64,{text_of_base64(Output().encode(pixels, facts or {}))}"
 
 
 def _facts(reply: Reply) -> dict[str, Any]:

@@ -275,13 +275,13 @@ class PackedInference(InferenceDecoder):
         return through[: B * T].view(B, T, E)
 
     def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
-        everything = range(self.vocab_size)
-        ids = everything if ids is None else ids
-        int8_head = self.precision == "int4" and self.rounds
-        x_ME = hidden.reshape(-1, hidden.shape[-1]).to(torch.float32 if int8_head else self.dtype)
-        M = len(x_ME)
-        if self.on_cpu:
-            x_ME = padded(x_ME, self._fewest)
+        return self.rows_of_head(hidden, range(self.vocab_size) if ids is None else ids)
+
+    def rows_of_head(self, hidden: Tensor, ids: range) -> Tensor:
+        """Logits [..., len(ids)] of rows of the head's weight."""
+        everything = range(len(self._head_weight_VE))
+        x_ME = self.head_input(hidden)
+        M = hidden[..., 0].numel()
         # on a CPU each slice of the head is a copy, packed: large ones share that of all ids
         packed = everything if self.on_cpu and 2 * len(ids) >= len(everything) else ids
         logits_MV = self._head(packed)(x_ME)[:M]
@@ -289,16 +289,24 @@ class PackedInference(InferenceDecoder):
             logits_MV = logits_MV[:, ids.start : ids.stop].contiguous()
         return logits_MV.view(*hidden.shape[:-1], len(ids))
 
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., E] as the head's products take them, rows [M, E] and padding."""
+        int8_head = self.precision == "int4" and self.rounds
+        x_ME = hidden.reshape(-1, hidden.shape[-1]).to(torch.float32 if int8_head else self.dtype)
+        return padded(x_ME, self._fewest) if self.on_cpu else x_ME
+
+    def head_product(self, weight_VE: Tensor) -> Product:
+        """x -> x @ weight.T of a head. int4 is for the layers: probabilities are changed most by what
+        is nearest to them."""
+        return int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
+
     def _head(self, ids: range) -> Product:
         """The head's product for a slice of the ids; the last few that were used are kept."""
         key = (ids.start, ids.stop)
         product = self._heads.pop(key, None)
         if product is None:
             weight_VE = self._head_weight_VE[ids.start : ids.stop]
-            # int4 is for the layers: probabilities are changed most by what is nearest to them
-            product = (
-                int8_product(weight_VE) if self.precision == "int4" else self.product(weight_VE)
-            )
+            product = self.head_product(weight_VE)
         self._heads[key] = product  # the last one now
         if len(self._heads) > NUM_HEADS:
             self._heads.pop(next(iter(self._heads)), None)

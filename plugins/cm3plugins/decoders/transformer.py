@@ -52,25 +52,30 @@ class TransformerDecoder(nn.Module, Decoder):
         settings: sizes.
         vocab_size: number of ids.
         attention: what computes attention.
+        num_rows: rows of the embeddings and the head. None: one for each id.
     """
 
     def __init__(
-        self, settings: TransformerSettings, vocab_size: int, attention: AttentionBackend
+        self,
+        settings: TransformerSettings,
+        vocab_size: int,
+        attention: AttentionBackend,
+        num_rows: int | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.backend = settings, attention
         self.context_length, self.vocab_size = settings.context_length, vocab_size
-        self.embed_tokens = nn.Embedding(vocab_size, settings.d_model)
+        self.embed_tokens = nn.Embedding(
+            vocab_size if num_rows is None else num_rows, settings.d_model
+        )
 
     def make_head(self) -> None:
         """Add the head's own weight, unless it is the embeddings'.
 
         Called after the layers are made: random numbers are drawn in the order of the parameters.
         """
-        settings = self.settings
-        self.embed_output = (
-            None if settings.tie_embeddings else nn.Embedding(self.vocab_size, settings.d_model)
-        )
+        rows, width = self.embed_tokens.weight.shape
+        self.embed_output = None if self.settings.tie_embeddings else nn.Embedding(rows, width)
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:

@@ -482,6 +482,11 @@ def test_command_measures_all_parts(
     (length,) = [row for row in rows if row["part"] == "length" and row["provider"] == "engine"]
     assert length["points"][-1][0] == 24
     assert length["points"] == sorted(length["points"])
+    anew, kept = (
+        row for row in rows if row["part"] == "conversation" and row["provider"] == "engine"
+    )
+    assert [row["parameters"]["keep"] for row in (anew, kept)] == [False, True]
+    assert kept["speedup"] == pytest.approx(anew["seconds"]["median"] / kept["seconds"]["median"])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "decode-length.png",
         "decode-speed.png",
@@ -613,3 +618,15 @@ def test_the_command_line_imports_no_torch() -> None:
         ).stdout
         == "False\n"
     )
+
+
+def test_a_conversation_that_is_kept_draws_the_same() -> None:
+    """Both ways answer the same questions with the same pictures."""
+    setup = replace(SETUP, context=400)
+    [ours, *_] = [one for one in engine.engines(setup) if one.name == "engine"]
+    case = decode_case(setup, 6)
+    case = replace(case, parameters={**case.parameters, "pictures": 10})
+    anew, kept = (ours.replying(case, keep) for keep in (False, True))
+    anew()  # the question of which `kept` was made
+    for _ in range(2):
+        assert torch.equal(anew(), kept())

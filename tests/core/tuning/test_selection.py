@@ -177,6 +177,17 @@ class WithoutHead(Small):
         return 2 * self.embed_output.weight
 
 
+def test_a_head_of_codes_apart() -> None:
+    decoder = Small()
+    decoder.own_head = VOCABULARY.image
+    with pytest.raises(RecipeError) as error:
+        select_parameters(decoder, TuneSection(method="head"), VOCABULARY)
+    assert str(error.value) == (
+        "tune.method: is 'head', and image codes of Small have a head of their own\n"
+        "  next: use tune.method=layers with tune.parameters"
+    )
+
+
 def test_a_head_that_is_no_parameter() -> None:
     with pytest.raises(RecipeError, match="the head of WithoutHead is no parameter of its own"):
         select_parameters(WithoutHead(), TuneSection(method="head"), VOCABULARY)

@@ -56,6 +56,19 @@ class TestTiedWithoutQueryNorms(DecoderContract):
     config = replace(GROUPED, qk_norm="none", tie_embeddings=True)
 
 
+OWN_CODES = replace(GROUPED, qk_norm="none", code_embed_dim=5, code_head_dim=20)
+
+
+class TestOwnCodes(DecoderContract):
+    """Image codes with embeddings and a head of their own, ids of texts and sentinels around them."""
+
+    config = OWN_CODES
+
+
+class TestOwnCodesTied(DecoderContract):
+    config = replace(OWN_CODES, tie_embeddings=True)
+
+
 class SharingLlama(LlamaDecoder):
     """Shares whatever forked rows have in common, however short."""
 
@@ -101,6 +114,8 @@ class TestGroupedSegmentsAsOnADevice(TestGroupedSegments):
         {"qk_norm": "rms_norm", "qk_norm_groups": 1},
         {"qk_norm": "none", "qkv_bias": True},
         {"tie_embeddings": True, "head_dim": 8, "d_ff": None},
+        {"code_embed_dim": 5, "code_head_dim": 20},
+        {"code_embed_dim": 5, "code_head_dim": 20, "tie_embeddings": True},
     ],
 )
 def test_parameters_are_counted_without_building(options: dict[str, Any]) -> None:
@@ -154,6 +169,44 @@ def test_a_norm_of_a_group_is_that_of_each_of_its_heads() -> None:
     single.load_state_dict(state)
     tokens_BT = some_tokens(VOCABULARY.size)
     assert torch.equal(shared.hidden_states(tokens_BT), single.hidden_states(tokens_BT))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+def test_a_head_of_codes_in_fewer_bits(precision: str) -> None:
+    """Both heads, and a slice over their border, are near those in float32."""
+    config = replace(
+        OWN_CODES, d_model=64, num_heads=4, d_ff=64, code_embed_dim=8, code_head_dim=64
+    )
+    decoder = build(replace(config, init_std=0.2)).eval()
+    hidden = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    own = decoder.own_head
+    assert own is not None
+    arranged, exact = decoder.for_inference(precision), decoder.for_inference("fp32")
+    for ids in (None, own, range(own.start - 3, own.stop + 2), range(own.start)):
+        expected = exact.logits(hidden, ids)
+        found = arranged.logits(hidden, ids).float()
+        assert found.shape == expected.shape
+        assert (found - expected).std() < 0.05 * expected.std()
+
+
+def test_codes_begin_as_the_codebook() -> None:
+    decoder = build(OWN_CODES)
+    head = decoder.head_weight().clone()
+    assert decoder.codes_in is not None
+    codebook = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    decoder.start_from_codebook(codebook, VOCABULARY)
+    own = torch.cdist(codebook.double(), codebook.double()).flatten()
+    weight = decoder.codes_in.embed.weight.detach().double()
+    found = torch.cdist(weight, weight).flatten()
+    assert torch.corrcoef(torch.stack([own, found]))[0, 1] > 0.999
+    assert torch.equal(decoder.head_weight(), head)
+
+
+def test_one_of_the_two_alone_is_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        replace(TINY, code_embed_dim=8).check()
+    assert "decoder.code_head_dim" in str(caught.value)
+    assert "given where decoder.code_embed_dim is, and only there" in str(caught.value)
 
 
 def test_int8_is_near_and_bf16_runs() -> None:
@@ -236,3 +289,19 @@ def test_wrong_inputs_are_refused() -> None:
         decoder.start_from_codebook(torch.zeros(3, 4), VOCABULARY)
     with pytest.raises(CM3Error, match="the context is 24"):
         decoder.for_inference().allocate_cache(1, 25)
+
+
+class DefaultLoss(LlamaDecoder):
+    """With the interface's own loss."""
+
+    def loss_sums(self, *tensors: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        return Decoder.loss_sums(self, *tensors, **options)
+
+
+class TestOwnCodesWithTheDefaultLoss(DecoderContract):
+    max_examples = 5
+
+    def make(self) -> Decoder:
+        torch.manual_seed(0)
+        config, image = OWN_CODES, self.vocabulary.image
+        return DefaultLoss(config, self.vocabulary.size, self.attention, self.grid, image)

@@ -238,11 +238,7 @@ def test_equals_emu3_of_transformers() -> None:
 
 
 def test_equals_janus_of_transformers() -> None:
-    """Its language model reads texts and pictures; two heads read its states.
-
-    What it makes of a code is a function of the code, so a table of its results takes the place of
-    `generation_embeddings` and `generation_aligner`. Its head for codes is no matrix.
-    """
+    """Texts and pictures through one language model, with embeddings and a head of codes."""
     torch.manual_seed(0)
     tiny_vision = {
         "hidden_size": 8,
@@ -289,11 +285,12 @@ def test_equals_janus_of_transformers() -> None:
         context_length=64,
         norm_eps=model.config.text_config.rms_norm_eps,
         qk_norm="none",
+        code_embed_dim=8,
+        code_head_dim=32,
     )
     codes_B4 = torch.tensor([[3, 0, 15, 7], [1, 9, 9, 2]])
     text_BT = some_tokens(39)
     with torch.no_grad():
-        of_codes = model.model.generation_aligner(model.model.generation_embeddings.weight)
         embedded = torch.cat(
             [
                 model.get_input_embeddings()(text_BT),
@@ -302,24 +299,29 @@ def test_equals_janus_of_transformers() -> None:
             dim=1,
         )
         states = model.model.language_model(inputs_embeds=embedded).last_hidden_state
-        of_text = tensors["model.language_model.embed_tokens.weight"]
-        decoder = load(
-            config,
-            {
-                "model." + key.removeprefix("model.language_model."): value
-                for key, value in tensors.items()
-                if key.startswith("model.language_model.")
-            }
-            | {
-                "model.embed_tokens.weight": torch.cat([of_text, of_codes]),
-                "lm_head.weight": torch.cat([tensors["lm_head.weight"], torch.zeros(16, 32)]),
-            },
-        )
+        decoder = LlamaDecoder(config, 40 + 16, SDPA, (4, 4), range(40, 56))
+        own = {
+            "model.generation_embeddings": "codes_in.embed",
+            "model.generation_aligner.fc1": "codes_in.fc1",
+            "model.generation_aligner.hidden_layers.0": "codes_in.fc2",
+            "model.generation_head.proj_out": "codes_out.fc1",
+            "model.generation_head.vision_head": "codes_out.fc2",
+        }
+        state = {}
+        for key, value in tensors.items():
+            module, _, kind = key.rpartition(".")
+            if module in own:
+                state[f"{own[module]}.{kind}"] = value
+            elif key.startswith(("model.language_model.", "lm_head.")):
+                state[ours(key.replace("model.language_model.", "model."))] = value
+        decoder.load_state_dict(state, strict=True)
+        decoder.eval()
         tokens_BT = torch.cat([text_BT, 40 + codes_B4], dim=1)
-        assert_same(decoder, tokens_BT, model.lm_head(states), ids=range(40))
-        of_code = model.model.generation_head(decoder.hidden_states(tokens_BT))
-        expected = model.model.generation_head(states)
-        assert (of_code - expected).abs().max() <= 1e-5 * expected.abs().max()
+        of_text, of_code = model.lm_head(states), model.model.generation_head(states)
+        assert_same(decoder, tokens_BT, of_text, ids=range(40))
+        assert_same(decoder, tokens_BT, of_code, ids=range(40, 56))
+        assert_same(decoder, tokens_BT, torch.cat([of_text, of_code], -1))
+        assert_same(decoder, tokens_BT, of_code[..., 3:9], ids=range(43, 49))
 
 
 # ---- LlamaGen

@@ -10,12 +10,20 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cm3apps.benchmarks.decode.workload import SEED, Setup, decode_case, grid_of, prompts_of
+from cm3apps.benchmarks.decode.workload import (
+    SEED,
+    Setup,
+    decode_case,
+    grid_of,
+    prompt_text,
+    prompts_of,
+)
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import CM3Error
@@ -216,6 +224,33 @@ class EngineProvider(DecodeProvider):
         return lambda: codes_of(
             [completion.document for completion in engine.complete(requests, progress=progress)]
         )
+
+    def replying(self, case: Case, keep: bool) -> Callable[[], Tensor]:
+        """A function that draws a picture in answer to a new question each time, behind a conversation
+        that was read once.
+
+        Args:
+            case: `pictures` says how many of its size are before the question.
+            keep: keep what was read of them; without, each call reads all of it.
+        """
+        tokens, number = case.parameters["tokens"], case.parameters["pictures"]
+        engine = self.engine(tokens, pictures=1)
+        codes_RT = torch.randint(
+            self.setup.size.num_codes, (number, tokens), generator=torch.manual_seed(SEED)
+        )
+        before: Document = tuple(
+            Codes(codes_T.numpy().astype("int32"), grid_of(tokens)) for codes_T in codes_RT
+        )
+
+        def reply(question: str) -> Tensor:
+            document = (*before, Text(question), ImageHole())
+            done = engine.complete([Request(document, seed=SEED, keep=keep)])
+            return codes_of([done[0].document[-1:]])
+
+        questions = map(prompt_text, count())
+        if keep:
+            reply(next(questions))
+        return lambda: reply(next(questions))
 
     def verify(self) -> Verdict:
         case = decode_case(self.setup, GATE_TOKENS, batch=GATE_BATCH)

@@ -71,6 +71,8 @@ def _figures(row: Row) -> str:
     seconds, note = row["seconds"], ""
     if "ratio_to_one" in row:
         note = f"  {row['ratio_to_one']:.2f} times one"
+    if "speedup" in row:
+        note = f"  {row['speedup']:.1f} times as fast as read anew"
     if "points" in row:
         first, last = quarters(row["points"])
         note = f"  first quarter {first:.2f} ms a token, last {last:.2f}"

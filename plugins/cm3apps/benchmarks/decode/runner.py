@@ -1,10 +1,11 @@
-"""Runs the benchmark: the gate, then three parts; after every single run the rows contain what
+"""Runs the benchmark: the gate, then four parts; after every single run the rows contain what
 is known so far.
 
 compare      every provider draws the same pictures; the providers alternate, so that a busy
              minute affects all of them
 candidates   N pictures of one prompt compared with one picture, only our engine
 length       one long picture, the time after each of its rows, only our engine
+conversation  a short picture behind a long conversation, which is kept or read anew, only our engine
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ Row = dict[str, Any]
 READ_BYTES = {"cpu": 2**28, "cuda": 2**30}
 #: The most points of the curve of cost against length.
 NUM_POINTS = 64
+#: Image tokens of a picture that answers a question.
+REPLY_TOKENS = 16
 
 
 def all_providers(setup: Setup) -> list[DecodeProvider]:
@@ -119,6 +122,7 @@ class Benchmark:
             self.candidates(ours, tokens)
         for provider in ours:
             self.length(provider)
+            self.conversation(provider)
         return self.rows
 
     def measure_bandwidth(self) -> None:
@@ -280,6 +284,38 @@ class Benchmark:
                 together["ratio_to_one"] = (
                     together["seconds"]["median"] / alone["seconds"]["median"]
                 )
+        self._finish(rows)
+
+    def conversation(self, provider: EngineProvider) -> None:
+        """A picture of few tokens in answer to a question, behind pictures that are kept, and behind
+        pictures that are read anew, alternating."""
+        tokens = REPLY_TOKENS
+        number = max(0, self.extent.longest - 2 * tokens) // (tokens + 2)
+        cases = [
+            replace(case, parameters={**case.parameters, "pictures": number, "keep": keep})
+            for keep in (False, True)
+            for case in [
+                decode_case(
+                    self.setup,
+                    tokens,
+                    name=f"{tokens} tokens behind {number * (tokens + 2)}, "
+                    + ("kept" if keep else "read anew"),
+                )
+            ]
+        ]
+        rows = [self._row("conversation", provider, case) for case in cases]
+        jobs = [
+            self._prepared(
+                row, provider, case, partial(provider.replying, case, case.parameters["keep"])
+            )
+            for row, case in zip(rows, cases, strict=True)
+        ]
+        while waiting := [job for job in jobs if self._wants_more(job)]:
+            for job in waiting:
+                self._draw(job)
+        anew, kept = rows
+        if "seconds" in anew and "seconds" in kept:
+            kept["speedup"] = anew["seconds"]["median"] / kept["seconds"]["median"]
         self._finish(rows)
 
     def length(self, provider: EngineProvider) -> None:

@@ -83,6 +83,8 @@ def step_bytes(
     # rows of token and position tables
     weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width
     held: float = parameters["batch"] * (PROMPT_TOKENS + UNCONDITIONAL_TOKENS) + streams * drawn
+    # pictures of a conversation, and what begins and ends them
+    held += streams * parameters.get("pictures", 0) * (parameters["tokens"] + 2)
     return weights * weight_bytes + 2 * size.num_layers * size.width * held * cache_bytes
 
 

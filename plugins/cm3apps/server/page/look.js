@@ -1,7 +1,7 @@
-// A conversation about a picture: captions, questions, and pictures in answer, as far as the model can.
+// A conversation with pictures: captions, questions, and pictures in answer, as far as the model can.
 
-import { Refusal, post } from "/api.js";
-import { $, CHAT, can, notice, opened, say } from "/common.js";
+import { Refusal, stream } from "/api.js";
+import { $, CHAT, can, notice, opened, say, state } from "/common.js";
 import * as history from "/history.js";
 import { Card, element } from "/results.js";
 
@@ -24,66 +24,148 @@ function talkAbout(picture, fresh) {
   label();
 }
 
-function hasPicture({ content }) { return Array.isArray(content) && content.some(({ type }) => type === "image_url"); }
+function pictures({ content }) { return Array.isArray(content) ? content.filter(({ type }) => type === "image_url").length : 0; }
 
-// Only the last picture of a conversation counts: the others are not sent again.
+function hasPicture(message) { return pictures(message) > 0; }
+
+// Models that don't converse in turns read the last picture alone: the others are not sent again.
 function lastPictureOnly(messages) {
   const last = messages.findLastIndex(hasPicture);
   const without = ({ content, ...one }) => ({ ...one, content: content.filter(({ type }) => type !== "image_url") });
   return messages.map((one, place) => (place === last || !hasPicture(one) ? one : without(one))).filter(({ content }) => content.length);
 }
 
-function wantsPicture() { return !$("answer-field").hidden && $("answer-with").value === "image"; }
+// The latest turns with as many pictures as one request may hold; the first is the user's.
+function latest(messages) {
+  let number = messages.reduce((sum, one) => sum + pictures(one), 0), first = 0;
+  while (number > state.facts.limits.pictures && first + 2 < messages.length) {
+    number -= pictures(messages[first]) + pictures(messages[first + 1]);
+    first += 2;
+  }
+  return messages.slice(first);
+}
+
+// What is to be replied: "text", "image", or "any" where the model decides.
+function answer() { return $("answer-field").hidden ? "text" : $("answer-with").value; }
 
 function label() {
   const text = $("question").value.trim();
-  $("look").textContent = wantsPicture() ? (source ? "Edit" : "Draw") : text && !$("question-field").hidden ? "Ask" : "Describe";
+  $("look").textContent = can("turns") ? "Send" : answer() === "image" ? (source ? "Edit" : "Draw") : text && !$("question-field").hidden ? "Ask" : "Describe";
+}
+
+function missing(question) {
+  if (can("turns")) return question || (source && isNew) ? "" : "Say something, or show a picture.";
+  if (!source && answer() !== "image") return "Choose a picture first.";
+  return answer() === "image" && !question ? "Say what the picture should show." : "";
 }
 
 export async function look(event) {
   event?.preventDefault();
   await opening;
   const question = $("question-field").hidden ? "" : $("question").value.trim();
-  if (!source && !wantsPicture()) { notice(new Refusal("Choose a picture first.", 0), $("look-status")); return; }
-  if (wantsPicture() && !question) { notice(new Refusal("Say what the picture should show.", 0), $("look-status")); return; }
+  const lacks = missing(question);
+  if (lacks) { notice(new Refusal(lacks, 0), $("look-status")); return; }
   // a caption is of the picture alone
-  const before = question ? turns : [];
-  const shows = source !== null && (isNew || !before.some(hasPicture));
+  const before = question || can("turns") ? turns : [];
+  const shows = source !== null && (isNew || (!can("turns") && !before.some(hasPicture)));
   const asked = { role: "user", content: [...(question ? [{ type: "text", text: question }] : []), ...(shows ? [{ type: "image_url", image_url: { url: source } }] : [])] };
-  const messages = lastPictureOnly([...before, asked]);
-  $("look").disabled = true;
-  say($("look-status"), wantsPicture() ? "Drawing…" : "Looking…");
+  const messages = can("turns") ? latest([...before, asked]) : lastPictureOnly([...before, asked]);
+  const wanted = answer();
+  const body = { model: $("model").value, messages, modalities: wanted === "any" ? ["text", "image"] : [wanted], ...(wanted === "image" && !can("turns") ? {} : { truncate: true }), ...(can("turns") ? { partial_images: 3 } : {}) };
+  state.working?.abort();
+  const stop = (state.working = new AbortController());
+  $("look").disabled = true; $("look-stop").hidden = false;
+  $("look-stop").onclick = () => stop.abort();
+  say($("look-status"), wanted === "image" ? "Drawing…" : can("turns") ? "Replying…" : "Looking…");
+  const shown = new Exchange(question, shows ? source : null);
+  const given = source;
   try {
-    const body = { model: $("model").value, messages, modalities: [wantsPicture() ? "image" : "text"], ...(wantsPicture() ? {} : { truncate: true }) };
-    const { content, ...facts } = (await post(CHAT, body)).choices[0].message;
-    if (question) turns.push(asked, { role: "assistant", content });
-    tell(question, shows ? source : null, content, facts, body);
+    for await (const chunk of stream(CHAT, body, stop.signal)) shown.take(chunk);
+    if (!shown.finished) throw new Refusal("The connection broke in the middle of the answer. Ask again.", 0);
+    if (question || can("turns")) turns.push(asked, { role: "assistant", content: shown.content });
     isNew = false;
+    shown.finish(body, given, wanted, turns.length === 2 && !shows);
     $("question").value = "";
     say($("look-status"), "");
-  } catch (error) { notice(error, $("look-status")); } finally { $("look").disabled = false; label(); }
+  } catch (error) { shown.drop(); notice(error, $("look-status")); } finally {
+    if (state.working === stop) { state.working = null; $("look").disabled = false; $("look-stop").hidden = true; }
+    label();
+  }
 }
 
-// One exchange: what was asked, and the answer.
-function tell(question, picture, content, facts, body) {
-  const asked = element("div", { className: "asked" }, ...(picture ? [element("img", { src: picture, alt: "The picture" })] : []), ...(question ? [element("span", { textContent: question })] : []));
-  const answer = element("div", { className: "answer" });
-  if (Array.isArray(content)) {
-    const drawn = content.find(({ type }) => type === "image_url").image_url.url;
-    const request = { model: body.model, prompt: question, n: 1 };
-    const entry = { sort: source ? "edit" : "draw", source: drawn, seed: facts.seed, choice: facts.choice, words: question, request, given: source ? { "picture.png": source } : {} };
-    const card = new Card(question); card.finish(entry, actions); answer.append(card.root);
-    history.add(entry);
-    talkAbout(drawn, false);
-  } else answer.append(element("q", { textContent: content || "(nothing)" }));
-  if (can("chat") && facts.turns_left_out) answer.append(element("p", { className: "hint", textContent: `The oldest turns no longer fit: the last ${facts.turns_read} were read.` }));
-  const one = element("li", {}, asked, answer);
-  $("answers").append(one);
-  $("look-empty").hidden = true; $("look-new").hidden = false;
-  one.scrollIntoView({ block: "nearest" });
+// One exchange: what was asked, and the answer as it comes.
+class Exchange {
+  constructor(question, picture) {
+    this.question = question;
+    this.parts = [];      // of the answer: {text, place} or {url, card}
+    this.growing = null;  // the card of a picture that is being drawn
+    this.facts = {};
+    this.finished = false;
+    this.answer = element("div", { className: "answer", hidden: true });
+    const asked = element("div", { className: "asked" }, ...(picture ? [element("img", { src: picture, alt: "The picture" })] : []), ...(question ? [element("span", { textContent: question })] : []));
+    this.root = element("li", {}, asked, this.answer);
+    $("answers").append(this.root);
+    $("look-empty").hidden = true;
+    this.root.scrollIntoView({ block: "nearest" });
+  }
+
+  // The content as the API has it.
+  get content() {
+    if (this.parts.every(({ text }) => text !== undefined)) return this.parts.map(({ text }) => text).join("");
+    return this.parts.map(({ text, url }) => (text === undefined ? { type: "image_url", image_url: { url } } : { type: "text", text }));
+  }
+
+  take({ choices }) {
+    const [choice] = choices;
+    if (!choice) return;
+    const { content, role, partial_image: partial, ...facts } = choice.delta;
+    Object.assign(this.facts, facts);
+    if (choice.finish_reason) this.finished = true;
+    if (partial) this.card().grow(partial.image_url.url, partial.rows / partial.all_rows);
+    for (const part of typeof content === "string" ? [{ type: "text", text: content }] : content || []) {
+      if (part.type === "text") this.write(part.text);
+      else { this.parts.push({ url: part.image_url.url, card: this.card() }); this.growing = null; this.parts.at(-1).card.grow(part.image_url.url, 1); }
+    }
+  }
+
+  card() {
+    if (!this.growing) { this.growing = new Card(this.question); this.answer.hidden = false; this.answer.append(this.growing.root); }
+    return this.growing;
+  }
+
+  write(text) {
+    if (this.parts.at(-1)?.text === undefined) {
+      const place = element("q");
+      this.answer.append(place); this.answer.hidden = false;
+      this.parts.push({ text: "", place });
+    }
+    const last = this.parts.at(-1);
+    last.text += text;
+    last.place.textContent = last.text.trim() || "(nothing)";
+  }
+
+  // `begins`: whether the conversation begins with it, by words alone.
+  finish(body, given, wanted, begins) {
+    if (!this.parts.length) this.write("");
+    for (const [number, { url, card }] of this.parts.filter((part) => part.card).entries()) {
+      const request = { model: body.model, prompt: this.question, n: 1 };
+      // what a conversation drew is not drawn again by a prompt alone
+      const sort = can("turns") ? "chat" : given ? "edit" : "draw";
+      const entry = { sort, source: url, seed: this.facts.seed, choice: this.facts.choice, words: this.question, request, answer: wanted, begins, number, given: given && sort === "edit" ? { "picture.png": given } : {} };
+      card.finish(entry, actions);
+      history.add(entry);
+      talkAbout(url, false);
+    }
+    if (this.facts.turns_left_out && (can("chat") || can("turns"))) this.answer.append(element("p", { className: "hint", textContent: `The oldest turns no longer fit: the last ${this.facts.turns_read} were read.` }));
+    $("look-new").hidden = false;
+    this.root.scrollIntoView({ block: "nearest" });
+  }
+
+  drop() { this.root.remove(); $("look-empty").hidden = $("answers").children.length > 0; }
 }
 
 function forget() {
+  state.working?.abort();
   turns = []; isNew = source !== null;
   $("answers").replaceChildren(); $("look-empty").hidden = false; $("look-new").hidden = true;
   say($("look-status"), ""); ($("question-field").hidden ? $("look") : $("question")).focus();
@@ -99,13 +181,18 @@ export function startLook(given) {
 
 // Offers what the model can do, and says what it can't.
 export function offerLook() {
-  const asks = can("ask") || can("chat"), edits = can("edit");
-  $("question-field").hidden = !asks && !edits;
-  $("answer-field").hidden = !edits;
-  if (!edits) $("answer-with").value = "text";
-  $("look-hint").textContent = can("chat") ? "It reads the whole conversation, as far as it fits. The last picture counts."
-    : asks ? "This model answers single questions: it was not tuned for conversations, and doesn't read earlier turns."
-      : "This model describes pictures. It was not tuned to answer questions.";
-  $("look-new").textContent = asks || edits ? "New conversation" : "Clear";
+  const asks = can("ask") || can("chat"), edits = can("edit"), converses = can("turns");
+  $("question-field").hidden = !asks && !edits && !converses;
+  $("question-label").textContent = converses ? "Message" : "Question";
+  $("question").placeholder = converses ? "" : "empty: describe it";
+  $("answer-field").hidden = !edits && !converses;
+  $("answer-any").hidden = $("answer-any").disabled = !converses;
+  if (converses) $("answer-with").value = "any";
+  else if (!edits || answer() === "any") $("answer-with").value = "text";
+  $("look-hint").textContent = converses ? "It reads all turns and pictures, as far as they fit, and replies with words and pictures."
+    : can("chat") ? "It reads the whole conversation, as far as it fits. The last picture counts."
+      : asks ? "This model answers single questions: it was not tuned for conversations, and doesn't read earlier turns."
+        : "This model describes pictures. It was not tuned to answer questions.";
+  $("look-new").textContent = asks || edits || converses ? "New conversation" : "Clear";
   label();
 }

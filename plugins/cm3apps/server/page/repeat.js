@@ -39,6 +39,7 @@ function common(request) {
 export function commandOf(entry) {
   const request = entry.request, words = ["cm3"];
   if (entry.task) return "";
+  if (entry.sort === "chat") return entry.begins ? ["cm3 chat --message", quoted(request.prompt), "--answer", entry.answer, "--model", quoted(request.model), "--seed", entry.seed, "-o out/"].join(" ") : "";
   if (entry.sort === "draw") words.push("generate", quoted(request.prompt), "--n 1");
   else if (entry.sort === "fill") words.push("infill picture.png --mask mask.png", ...(request.prompt ? ["--text", quoted(request.prompt)] : []));
   else words.push("edit picture.png", quoted(request.prompt), "--n 1");
@@ -54,6 +55,7 @@ export function pythonOf(entry) {
   if (request.sampler) keys.push(`sampler=${python(request.sampler)}`);
   const settings = Object.entries(sampler(request)).map(([key, value]) => `${key}=${python(value)}`);
   const head = `import cm3core\n\nmodel = cm3core.load(${python(request.model)})\n`;
+  if (entry.sort === "chat") return entry.begins ? `${head}reply = model.chat(${python(request.prompt)}, answer=${python(entry.answer)}, seed=${entry.seed})\npixels = reply.pictures[${entry.number}].pixels` : "";
   if (entry.task) {
     const record = Object.entries({ ...entry.record, ...(entry.given?.["condition.png"] ? { condition: "condition.png" } : {}) });
     return `${head}record = {${record.map(([key, value]) => `${python(key)}: ${python(value)}`).join(", ")}}\npixels = model.do(${python(entry.task)}, record, ${[...keys, ...settings].join(", ")})["image"]`;
@@ -95,7 +97,8 @@ export function showRepeat(entry) {
   const given = entry.given || {};
   const isLinked = entry.sort === "draw" && !entry.request.documents?.length && !entry.given?.["condition.png"];
   const notes = [];
-  if (!isLinked) notes.push("A link can't hold pictures: what was given has to be downloaded.");
+  if (entry.sort === "chat") notes.push(entry.begins ? "It is drawn again by saying the same first." : `It belongs to a conversation, and is drawn again by saying all of it. The reply's seed is ${entry.seed}.`);
+  else if (!isLinked) notes.push("A link can't hold pictures: what was given has to be downloaded.");
   if (entry.task) notes.push("There is no command for this task.");
   if (entry.request.size) notes.push("The page's picture has another size than the model's own.");
   show(isLinked ? linkOf({ ...entry.request, seed: entry.seed }) : "", commandOf(entry), pythonOf(entry), notes.join(" "), given);

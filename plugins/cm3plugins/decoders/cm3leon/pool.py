@@ -179,6 +179,24 @@ class SegmentPool(KVCache):
             self._move(list(range(len(self.rows))), self._places, wanted)
             self._forget()
 
+    can_be_copied = True
+
+    def copy(self, row: int, length: int) -> SegmentPool:
+        source = self.rows[row]
+        runs = [(segment.start, segment.length) for segment in source.segments]
+        runs.append((row * self._capacity, source.own))
+        assert 0 < length <= sum(size for _, size in runs)
+        made = type(self)(self.layout, 1, length)
+        for mine, theirs in self._memories(made):
+            written = 0
+            for start, size in runs:
+                taken = min(size, length - written)
+                theirs[:, :, written : written + taken] = mine[:, :, start : start + taken]
+                written += taken
+        made.rows[0].own = length
+        made._length_B += length
+        return made
+
     # ---- the pool
 
     def live_segments(self) -> list[Segment]:

@@ -49,6 +49,8 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         "head_dim": (2, 2**16),
         "qk_norm_groups": (1, 2**20),
         "d_ff": (1, 2**24),
+        "code_embed_dim": (1, 2**20),
+        "code_head_dim": (1, 2**20),
         "rope_theta": (1, 1e12),
         "norm_eps": (1e-12, 1),
         "init_std": (1e-9, 1e3),
@@ -95,6 +97,12 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
                 f"{self.qk_norm_groups} norms don't divide {self.key_heads} key heads",
                 "choose a divisor: each norm serves as many heads",
             )
+        check_value(
+            "decoder.code_head_dim",
+            self.code_head_dim,
+            (self.code_head_dim is None) == (self.code_embed_dim is None),
+            must_be="given where decoder.code_embed_dim is, and only there",
+        )
         check_value("decoder.dropout", self.dropout, 0.0 <= self.dropout < 1.0, must_be="in [0, 1)")
 
     def _matrices(self) -> int:
@@ -120,8 +128,14 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
             small += vectors * (2 if self.qk_norm == "layer_norm" else 1)
         if self.qkv_bias:
             small += (self.num_heads + 2 * self.key_heads) * self.head_size
-        rows = vocabulary.size * (1 if self.tie_embeddings else 2)
-        return rows * self.d_model + self._matrices() + self.num_layers * small + self.d_model
+        rows, own = vocabulary.size, 0
+        if self.code_embed_dim is not None and self.code_head_dim is not None:
+            codes, width, inner = len(vocabulary.image), self.d_model, self.code_head_dim
+            rows -= codes
+            own = self.code_embed_dim * (codes + width) + width * (width + 2)
+            own += inner * (width + 1) + codes * (inner + 1)
+        rows *= 1 if self.tie_embeddings else 2
+        return own + rows * self.d_model + self._matrices() + self.num_layers * small + self.d_model
 
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
@@ -177,4 +191,4 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
         from cm3plugins.decoders.llama.model import LlamaDecoder
 
         self.check()
-        return LlamaDecoder(self, vocabulary.size, attention, grid)
+        return LlamaDecoder(self, vocabulary.size, attention, grid, vocabulary.image)

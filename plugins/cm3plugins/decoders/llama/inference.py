@@ -18,6 +18,7 @@ from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.products import Product
 from cm3plugins.decoders.llama.block import Block, RMSNorm
+from cm3plugins.decoders.llama.codes import CodeHead, by_head
 from cm3plugins.decoders.llama.rotary import Rotary, rotated
 from cm3plugins.decoders.llama.settings import LlamaSettings
 from cm3plugins.decoders.packed import PackedInference, TrainedParts
@@ -29,6 +30,8 @@ class TrainedLlama(TrainedParts, Protocol):
     config: LlamaSettings
     rotary: Rotary
     norm: RMSNorm
+    own_head: range | None
+    codes_out: CodeHead | None
 
     def blocks(self) -> Sequence[Block]: ...
 
@@ -66,6 +69,32 @@ class LlamaInference(PackedInference):
 
     def take_layers(self) -> None:
         self._layers = [self._layer(block) for block in self.decoder.blocks()]
+        self._codes_out: tuple[Product, Product] | None = None
+        if (head := self.decoder.codes_out) is not None:
+            self._codes_out = self.head_product(head.fc1.weight), self.head_product(head.fc2.weight)
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        own = self.decoder.own_head
+        if own is None:
+            return super().logits(hidden, ids)
+        return by_head(
+            range(self.vocab_size) if ids is None else ids,
+            own,
+            lambda rows: self.rows_of_head(hidden, rows),
+            lambda codes: self._code_logits(hidden, codes),
+        )
+
+    def _code_logits(self, hidden: Tensor, codes: range) -> Tensor:
+        """Logits [..., len(codes)] of image codes, by their own head."""
+        assert self._codes_out is not None
+        assert self.decoder.codes_out is not None
+        head = self.decoder.codes_out
+        first, second = self._codes_out
+        x_ME = self.head_input(hidden)
+        inner_MW = F.gelu(first(x_ME) + head.fc1.bias.to(x_ME.dtype))
+        logits_MC = second(inner_MW.to(x_ME.dtype)) + head.fc2.bias.to(x_ME.dtype)
+        logits_MC = logits_MC[: hidden[..., 0].numel(), codes.start : codes.stop]
+        return logits_MC.reshape(*hidden.shape[:-1], len(codes))
 
     def _layer(self, block: Block) -> Layer:
         three = block.q_proj, block.k_proj, block.v_proj

@@ -21,7 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
+from cm3core.vocab import Vocabulary
+from cm3kernels import linear_cross_entropy
+from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.decoders.llama.block import Block, RMSNorm, Turned
+from cm3plugins.decoders.llama.codes import CodeEmbedding, CodeHead, by_head, table_rows
 from cm3plugins.decoders.llama.inference import LlamaInference
 from cm3plugins.decoders.llama.rotary import GridRotary, Rotary, SequenceRotary
 from cm3plugins.decoders.llama.settings import LlamaSettings
@@ -38,9 +42,12 @@ class LlamaDecoder(TransformerDecoder):
         vocab_size: int,
         attention: AttentionBackend,
         grid: tuple[int, int],
+        image: range = range(0),
     ) -> None:
-        super().__init__(config, vocab_size, attention)
+        own = image if config.has_own_codes else range(0)
+        super().__init__(config, vocab_size, attention, vocab_size - len(own))
         self.config = config
+        self.own_head = own if config.has_own_codes else None
         self.rotary: Rotary = (
             GridRotary(grid, config.head_size, config.rope_theta)
             if config.rope == "2d"
@@ -49,6 +56,11 @@ class LlamaDecoder(TransformerDecoder):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.make_head()
+        self.codes_in: CodeEmbedding | None = None
+        self.codes_out: CodeHead | None = None
+        if config.code_embed_dim is not None and config.code_head_dim is not None:
+            self.codes_in = CodeEmbedding(len(own), config.code_embed_dim, config.d_model)
+            self.codes_out = CodeHead(config.d_model, config.code_head_dim, len(own))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -85,14 +97,76 @@ class LlamaDecoder(TransformerDecoder):
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
         """The tokens' embeddings: positions and cells only rotate queries and keys."""
-        return cast(Tensor, self.embed_tokens(tokens_BT))
+        if self.own_head is None or self.codes_in is None:
+            return cast(Tensor, self.embed_tokens(tokens_BT))
+        own = self.own_head
+        is_code_BT1 = ((tokens_BT >= own.start) & (tokens_BT < own.stop))[..., None]
+        codes_BT = (tokens_BT - own.start).clamp(0, len(own) - 1)
+        others_BTE = self.embed_tokens(table_rows(tokens_BT, own))
+        return torch.where(is_code_BT1, self.codes_in(codes_BT), others_BTE)
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        own, head = self.own_head, self.codes_out
+        if own is None or head is None:
+            return super().logits(hidden, ids)
+        weight = self.head_weight()
+
+        def others(rows: range) -> Tensor:
+            return hidden @ weight[rows.start : rows.stop].to(hidden.dtype).T
+
+        ids = range(self.vocab_size) if ids is None else ids
+        return by_head(ids, own, others, lambda codes: head(hidden, slice(codes.start, codes.stop)))
+
+    def loss_sums(
+        self,
+        hidden_NE: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        groups_N: Tensor,
+        *,
+        num_groups: int = 4,
+        z_loss: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        own, head = self.own_head, self.codes_out
+        if own is None or head is None:
+            return super().loss_sums(
+                hidden_NE, targets_N, weights_N, groups_N, num_groups=num_groups, z_loss=z_loss
+            )
+        is_code_N = (targets_N >= own.start) & (targets_N < own.stop)
+        inner_NW = head.inner(hidden_NE)
+        # the last layer's bias, as a column that reads a one
+        weight_CW = torch.cat([head.fc2.weight, head.fc2.bias[:, None]], dim=1)
+        inner_NW = torch.cat([inner_NW, torch.ones_like(inner_NW[:, :1])], dim=1)
+        codes_N = (targets_N - own.start).clamp(0, len(own) - 1)
+        parts = (
+            (hidden_NE, self.head_weight(), table_rows(targets_N, own), ~is_code_N),
+            (inner_NW, weight_CW, codes_N, is_code_N),
+        )
+        sums = [
+            linear_cross_entropy(
+                state, weight, rows, weights_N * chosen, groups_N,
+                num_groups=num_groups, z_loss=z_loss,
+            )
+            for state, weight, rows, chosen in parts
+        ]  # fmt: skip
+        return sums[0][0] + sums[1][0], sums[0][1] + sums[1][1]
+
+    @torch.no_grad()
+    def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
+        """As other decoders do; codes' own embeddings begin as the code vectors, and their head stays
+        as it is."""
+        if self.codes_in is None:
+            super().start_from_codebook(codebook, vocabulary)
+            return
+        weight = self.codes_in.embed.weight
+        std = self.config.codebook_scale * self.config.init_std
+        weight.copy_(codebook_rows(codebook, vocabulary, weight.shape[1], std))
 
     def parameter_groups(self) -> dict[str, list[Any]]:
         """As the default; norms are vectors, whatever their shape."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
         for name, parameter in self.named_parameters():
             vector = parameter.ndim < 2 or "norm" in name
-            groups["vector" if vector else "embedding" if "embed" in name else "matrix"].append(
-                parameter
-            )
+            table = "embed" in name or name == "codes_out.fc2.weight"
+            groups["vector" if vector else "embedding" if table else "matrix"].append(parameter)
         return groups

@@ -39,6 +39,11 @@ class LlamaSettings:
         swin_norm: normalise what a branch returns and not what it takes (Chameleon 30B).
         qkv_bias: the projections to queries, keys and values have a bias (Qwen2).
         tie_embeddings: the output projection is the token embedding.
+        code_embed_dim: dimensions of image codes' own embeddings, which two layers bring to `d_model`
+            (Janus: 8). None: image codes are rows of the table and of the head, as other tokens are.
+        code_head_dim: width between the two layers of image codes' own head (Janus: `d_model`); given
+            together with `code_embed_dim`. In training, codes and other ids are then told apart by what
+            is due: a loss is among codes, or among all others.
         dropout: of both residual branches in training.
         init_std: standard deviation of all matrices, truncated at 3 deviations; those that write
             to the residual stream are divided by sqrt(2 * num_layers).
@@ -63,6 +68,8 @@ class LlamaSettings:
     swin_norm: bool = False
     qkv_bias: bool = False
     tie_embeddings: bool = False
+    code_embed_dim: int | None = None
+    code_head_dim: int | None = None
     dropout: float = 0.0
     init_std: float = 0.02
     activation_checkpointing: bool = False
@@ -84,6 +91,11 @@ class LlamaSettings:
         if self.d_ff is not None:
             return self.d_ff
         return -(-int(8 * self.d_model / 3) // FFN_MULTIPLE) * FFN_MULTIPLE
+
+    @property
+    def has_own_codes(self) -> bool:
+        """Whether image codes have embeddings and a head of their own."""
+        return self.code_embed_dim is not None
 
     def norm_groups(self, num_heads: int) -> int:
         """Number of norms of `num_heads` heads of queries or keys."""

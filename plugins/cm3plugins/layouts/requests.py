@@ -1,0 +1,113 @@
+"""A layout of one request and one answer, by a model that draws pictures and does not read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from cm3core.document import IntArray
+from cm3core.errors import DocumentError
+from cm3core.interfaces.layout import Boundary, Frame, Layout
+from cm3core.vocab import GivenVocabulary
+
+
+@dataclass(frozen=True)
+class RequestTokens:
+    """What a layout of requests writes.
+
+    Args:
+        begin: ids of a sequence's begin, up to the request.
+        answer: ids between a request and its answer.
+        end: ids behind an answer.
+        opening, closing: ids before and behind a picture.
+        blank: see `Layout.blank`.
+        text_prefix: see `Layout.text_prefix`.
+    """
+
+    begin: tuple[int, ...]
+    answer: tuple[int, ...]
+    end: tuple[int, ...]
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    blank: int
+    text_prefix: str
+
+
+class RequestLayout(Layout):
+    """A layout of documents whose last segment is an answer.
+
+    Args:
+        name: in messages.
+        vocabulary: its ids.
+        tokens: what is written around segments.
+    """
+
+    def __init__(self, name: str, vocabulary: GivenVocabulary, tokens: RequestTokens) -> None:
+        self._name, self._vocabulary, self.tokens = name, vocabulary, tokens
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def vocabulary(self) -> GivenVocabulary:
+        return self._vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens."""
+        facts = json.dumps([self._name, asdict(self.tokens)])
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        return self.tokens.begin
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        return self.tokens.end
+
+    @property
+    def blank(self) -> int | None:
+        return self.tokens.blank
+
+    @property
+    def text_prefix(self) -> str:
+        return self.tokens.text_prefix
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """What is before an answer.
+
+        Raises:
+            DocumentError: something follows a picture, or another document.
+        """
+        if boundary.before == "image":
+            raise DocumentError(
+                f"layout {self.name}",
+                "has a picture with something behind it, and this model draws pictures but cannot "
+                "read them: the network that it reads them through is not here",
+                "put the picture last, or use a model that reads pictures",
+            )
+        if boundary.starts_document:
+            raise DocumentError(
+                f"layout {self.name}",
+                "has one request and one answer, and retrieved documents would be others",
+                "retrieve none (generate.retrieve=false)",
+            )
+        return self.tokens.answer
+
+    def frame(self, grid: tuple[int, int]) -> Frame:
+        return Frame(self.tokens.opening, (), self.tokens.closing)
+
+    def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
+        """As other layouts; what is before an answer holds ids of texts."""
+        found: list[tuple[str, IntArray]] = []
+        start, place, length = 0, 0, len(self.tokens.answer)
+        while place + length <= len(tokens):
+            if tuple(tokens[place : place + length].tolist()) == self.tokens.answer:
+                found += super().segments(tokens[start:place], grid)
+                start = place = place + length
+            else:
+                place += 1
+        return found + super().segments(tokens[start:], grid)
