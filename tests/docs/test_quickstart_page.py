@@ -38,9 +38,7 @@ DRAWN = {
             "copied": RANKS,
         }
     },
-    "captions": {
-        "comp": [{"real": "owl, filled", "written": "an owl", "with_document": "a bowl"}]
-    },
+    "captions": {"comp": [{"real": "owl, filled", "written": "an owl", "with_document": "a bowl"}]},
     "repairs": {
         "comp": {"num": 9, **dict.fromkeys(("real", "cut", "inpainted", "with_document"), RANKS)}
     },

@@ -49,8 +49,7 @@ def show(model: Model, out: Path, share: float = 1.0) -> dict[str, Any]:
     asked = {
         split: own
         for split in subjects.splits
-        if (number := _limited(NUM_DRAWN[split], share))
-        and (own := subjects.of(split, number))
+        if (number := _limited(NUM_DRAWN[split], share)) and (own := subjects.of(split, number))
     }
     drawn: dict[str, Any] = {
         "documents": subjects.documents,

@@ -105,9 +105,10 @@ def test_an_icon_is_asked_for_after_another_version(overrides: list[str], tmp_pa
             for document in (one.document, front)
         )
         assert own.key != other.key
-        assert next(segment.text for segment in front if isinstance(segment, Text)).split(",")[
-            0
-        ] == (one.text.split(",")[0])
+        assert (
+            next(segment.text for segment in front if isinstance(segment, Text)).split(",")[0]
+            == (one.text.split(",")[0])
+        )
 
 
 def test_other_data_sets_are_ranked_among_their_own(tmp_path: Path) -> None:
@@ -252,9 +253,7 @@ def test_drawing_and_encoding_count_as_minutes(
     assert longer.training_minutes == pytest.approx(8.3)
 
 
-def test_a_short_run_shows_fewer_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_run_shows_fewer_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A share of the numbers reaches every split."""
     numbers: list[tuple[str, int]] = []
 
