@@ -7,7 +7,6 @@ pictures that were not. `subjects.py` says what is asked for.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from cm3apps.quickstart.pictures import Row, write_table
 from cm3apps.quickstart.subjects import Subjects, subjects_of
 from cm3core.document import PixelArray, text_of
 from cm3core.model import Model
-from cm3core.progress import make_bar
+from cm3core.model.jobs import results
 
 #: Pictures of each split that are measured and drawn, and how many of them are shown.
 NUM_DRAWN = {"comp": 96, "compose": 96, "unseen": 96, "valid": 48, "train": 48}
@@ -158,10 +157,15 @@ def _captions(
         for one, text in zip(asked, model.captions(shown, num_retrieved=0), strict=True)
     ]
     if documents is not None:
-        bar = make_bar(asked, desc="  captions", unit="picture", leave=False, file=sys.stderr)
-        for caption, one, pixels in zip(found, bar, shown, strict=True):
-            front = _by_hand(one, documents, model)
-            caption["with_document"] = model.caption(pixels, num_retrieved=0, context=front).text
+        jobs = [
+            job
+            for one, pixels in zip(asked, shown, strict=True)
+            for job in model.caption_jobs(
+                [pixels], num_retrieved=0, context=_by_hand(one, documents, model)
+            )[0]
+        ]
+        for caption, text in zip(found, results(model.engine, jobs), strict=True):
+            caption["with_document"] = text.text
     return found
 
 
@@ -190,22 +194,22 @@ def _inpainted(
 ) -> dict[str, list[PixelArray]]:
     """Real pictures, with a box cut out of their middle, and with that box inpainted."""
     x0, y0, x1, y1 = box = _middle(model.image_size)
-    pictures: dict[str, list[PixelArray]] = {"real": [], "cut": [], "inpainted": []}
-    if documents is not None:
-        pictures["with_document"] = []
-    for one in make_bar(asked, desc="  inpainting", unit="picture", leave=False, file=sys.stderr):
-        real = one.pixels(model.image_size)
-        cut = real.copy()
-        cut[y0:y1, x0:x1] = _GREY
-        pictures["real"].append(real)
-        pictures["cut"].append(cut)
-        for name, condition in (("inpainted", None), ("with_document", documents)):
-            if name in pictures:
-                made = model.infill(
-                    real, box, one.text, seed=SEED, truncate=True, num_retrieved=0,
+    real = [one.pixels(model.image_size) for one in asked]
+    cut = [pixels.copy() for pixels in real]
+    for pixels in cut:
+        pixels[y0:y1, x0:x1] = _GREY
+    pictures = {"real": real, "cut": cut}
+    conditions = {"inpainted": None, "with_document": documents}
+    for name, condition in conditions.items():
+        if name == "inpainted" or documents is not None:
+            jobs = [
+                model.infill_job(
+                    pixels, box, one.text, seed=SEED, truncate=True, num_retrieved=0,
                     context=_by_hand(one, condition, model),
-                )  # fmt: skip
-                pictures[name].append(made.pixels)
+                )[0]
+                for one, pixels in zip(asked, real, strict=True)
+            ]  # fmt: skip
+            pictures[name] = [made.pixels for made in results(model.engine, jobs)]
     return pictures
 
 

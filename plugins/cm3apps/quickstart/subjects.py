@@ -57,10 +57,10 @@ class IconSubjects:
         dataset: their config.
     """
 
-    splits = ("comp", "compose", "unseen", "train")
+    splits: tuple[str, ...] = ("comp", "compose", "unseen", "train")
 
     def __init__(self, model: Model, dataset: IconSourceConfig) -> None:
-        self.documents = "version" if reads_documents(model) else None
+        self.documents: str | None = "version" if reads_documents(model) else None
         self._samples = Samples(model, retrieved=False)
         real = RealPictures(
             self._samples.everything.corpus,
@@ -93,11 +93,11 @@ class OtherSubjects:
         model: trained on it.
     """
 
-    splits = ("comp", "unseen", "valid", "train")
+    splits: tuple[str, ...] = ("comp", "unseen", "valid", "train")
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self.documents = "retrieved" if reads_documents(model) else None
+        self.documents: str | None = "retrieved" if reads_documents(model) else None
 
     def of(self, split: str, num: int) -> Sequence[AskedPicture]:
         """See `Subjects`."""
