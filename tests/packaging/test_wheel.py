@@ -110,4 +110,4 @@ def test_bundled_weights_are_found_in_the_installed_package(
         "recipe = compose('quickstart', registry=load_registry())\n"
         "print(recipe.image_tokenizer.build().codebook_size, len(recipe.dataset.build()) > 100)"
     )
-    assert run(clean, "python", "-c", script).split() == ["1024", "True"]
+    assert run(clean, "python", "-c", script).split() == ["768", "True"]

@@ -609,7 +609,7 @@ CHECKS = {
 def test_a_component_says_which_other_sections_it_needs() -> None:
     registry = load_registry()
     for overrides, name in (
-        (["embedder=null"], "quickstart"),
+        (["embedder=null", "retriever=dense"], "quickstart"),
         (["retriever=dense", "decoder.context_length=768"], "tiny"),
     ):
         with pytest.raises(RecipeError) as caught:

@@ -20,14 +20,14 @@ EXAMPLE = """examples:
   cm3 quickstart
   cm3 quickstart --minutes 8 -o small
   cm3 quickstart --tokenizer train -o from-scratch
-  cm3 quickstart --minutes 60 dataset.concepts=concrete
+  cm3 quickstart --minutes 60 "dataset.sets=[]"
 The same command resumes an interrupted run. Open report.md in the folder when it is done."""
 
 
 def configure(parser: ArgumentParser) -> None:
     """Options of the command."""
     parser.description = (
-        "Train a small CM3leon on the bundled pictures, with retrieved documents prepended, then "
+        "Train a small CM3leon on the bundled icons, with retrieved versions prepended, then "
         "generate, caption and inpaint pictures with it, and write a report."
     )
     parser.epilog = EXAMPLE

@@ -12,7 +12,7 @@ import torch
 import cm3core
 from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import write_curves
-from cm3apps.quickstart.showing import SUBJECTS, num_named
+from cm3apps.quickstart.subjects import num_named
 from cm3core.files import write_text
 from cm3core.recipe.storing import files_of
 from cm3core.training.metrics import read_metrics
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 SPLITS = {
-    "train": "training concepts (the prompt is a training caption)",
-    "comp": "`comp`: concept seen, this style held out",
-    "unseen": "`unseen`: concepts never trained on; the prepended document is the concept in another style",
-    "valid": "`valid`: held-out documents",
+    "train": "what it was trained on (`train`)",
+    "comp": "a drawing held out, its thing seen in other sets or styles (`comp`)",
+    "compose": "two known parts, never seen together (`compose`)",
+    "unseen": "a thing held out in all versions (`unseen`)",
+    "valid": "held-out documents (`valid`)",
 }
+#: What is prepended, by condition: of icons, of other data sets.
+DOCUMENTS = {"version": "another version", "retrieved": "what was retrieved"}
 
 
 def write_report(
@@ -54,56 +57,130 @@ def write_report(
 
 
 def _head(training: dict[str, Any], drawn: dict[str, Any], command: str) -> str:
-    minutes = training["seconds"] / 60
     lines = [
         "# cm3 quickstart: report",
         "",
         f"Made by {code(command)} with cm3leon {cm3core.__version__} on {platform.machine()} "
         f"({os.cpu_count()} cores, torch {torch.__version__}).",
         "",
-        "| | |",
-        "| --- | --- |",
-        f"| training | {minutes:.1f} minutes, {training['step']:,} steps, {training['tokens']:,} "
-        f"tokens ({training['tokens'] / max(training['seconds'], 1e-9):,.0f} tokens a second) |",
-        f"| generating everything below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
-        f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
-        f"| total of this run | {drawn['minutes']:.1f} minutes |",
-        "| peak memory | "
-        f"{max(training['peak_memory_bytes'], drawn['peak_memory_bytes']) / 2**30:.2f} GiB |",
+        *run_rows(training, drawn),
         "",
     ]
     return "\n".join(lines)
 
 
+def run_rows(training: dict[str, Any], drawn: dict[str, Any]) -> list[str]:
+    """What the run took, as a table in Markdown.
+
+    Args:
+        training: as in training.json.
+        drawn: as in drawn.json.
+    """
+    memory = max(training["peak_memory_bytes"], drawn["peak_memory_bytes"])
+    speed = training["tokens"] / max(training["seconds"], 1e-9)
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| training | {training['seconds'] / 60:.1f} minutes, {training['step']:,} steps, "
+        f"{training['tokens']:,} tokens ({speed:,.0f} tokens a second) |",
+        f"| generating everything below | {drawn['drawing_seconds'] / 60:.1f} minutes; "
+        f"{drawn['generation_tokens_per_second']:,.0f} image tokens a second |",
+        f"| total of this run | {drawn['minutes']:.1f} minutes |",
+        f"| peak memory | {memory / 2**30:.2f} GiB |",
+    ]
+
+
 def _pictures(out: Path, drawn: dict[str, Any]) -> str:
     lines = ["## Pictures generated for prompts", ""]
-    if drawn["judged_among"]:
+    if drawn["splits"]:
+        among = max(int(own["real"]["among"]) for own in drawn["splits"].values())
         lines += [
-            "R@5: the share of pictures whose own text is among the judge's five best of all "
-            "texts (R@1: the best). The judge uses a network (EfficientNet-Lite1) that no part "
-            "of the training used; its score of the real pictures is the ceiling. It knows "
-            "things, not styles.",
+            "Nats a code of the true picture, given its caption and what is in front (lower is "
+            "better). R@1 and R@5: how often the true",
+            f"picture is the nearest, or among the five nearest, of {among} real ones"
+            + (" of the same set and style" if drawn["documents"] == "version" else "")
+            + ", by the",
+            "squared difference of blurred pictures of 32 x 32 pixels; by chance "
+            f"{1 / among:.2f} and {5 / among:.2f}. One sample of each, none selected.",
             "",
-            "| prompts | texts | real R@5 | with a prepended document: R@1 / R@5 | without: "
-            "R@1 / R@5 |",
-            "| --- | --- | --- | --- | --- |",
+            *picture_rows(drawn),
+            "",
         ]
-        for split, values in drawn["splits"].items():
-            if "real_r5" not in values:
-                continue
-            with_ = (
-                f"{values['with_r1']:.2f} / {values['with_r5']:.2f}" if "with_r5" in values else "–"
-            )
-            lines.append(
-                f"| {SPLITS[split]}, {values['num_prompts']} | {values['num_texts']:.0f} | "
-                f"{values['real_r5']:.2f} | "
-                f"{with_} | {values['without_r1']:.2f} / {values['without_r5']:.2f} |"
-            )
-        lines.append("")
     for split in drawn["splits"]:
         if (out / f"pictures-{split}.png").exists():
-            lines += [f"### {SPLITS[split]}", "", f"![{split}](pictures-{split}.png)", ""]
+            lines += [
+                f"### {_title(split)[:1].upper()}{_title(split)[1:]}",
+                "",
+                f"![{plain(split)}](pictures-{split}.png)",
+                "",
+            ]
     return "\n".join(lines)
+
+
+def picture_rows(drawn: dict[str, Any]) -> list[str]:
+    """The table of what was measured of each split, as Markdown.
+
+    Args:
+        drawn: as in drawn.json.
+    """
+    documents = drawn["documents"]
+    head = ["asked for", "pictures", "nats a code"]
+    if documents is not None:
+        head += [f"after {DOCUMENTS[documents]}", "gain"]
+    head += ["real", "drawn"]
+    if documents is not None:
+        head += [f"drawn after {DOCUMENTS[documents]}", "copies of that"]
+    rows = [head, ["---"] * len(head)]
+    for split, own in drawn["splits"].items():
+        row = [_title(split), f"{own['num']}", f"{own['nats']['none']['mean']:.3f}"]
+        if documents is not None:
+            gain = own["gain"]
+            row += [
+                f"{own['nats'][documents]['mean']:.3f}",
+                f"{gain['mean']:.3f} ± {gain['error']:.3f}",
+            ]
+        row += [_both(own["real"]), _both(own["drawn"]["none"])]
+        if documents is not None:
+            row += [f"**{_both(own['drawn'][documents])}**", _both(own["copied"])]
+        rows.append(row)
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def caption_rows(drawn: dict[str, Any]) -> list[str]:
+    """How many captions name the right thing, as a table in Markdown."""
+    documents = drawn["documents"]
+    head = ["captions of", "pictures", "name the thing"]
+    if documents is not None:
+        head.append(f"after {DOCUMENTS[documents]}, whose caption is read")
+    rows = [head, ["---"] * len(head)]
+    for split, captions in drawn["captions"].items():
+        row = [_title(split), f"{len(captions)}", f"{num_named(captions)}"]
+        if documents is not None:
+            row.append(f"{num_named(captions, 'with_document')}")
+        rows.append(row)
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def repair_rows(drawn: dict[str, Any]) -> list[str]:
+    """R@1 and R@5 of pictures with a box cut out, and inpainted, as a table in Markdown."""
+    documents = drawn["documents"]
+    names = ["real", "cut", "inpainted"]
+    head = ["pictures", "number", "real", "with a box cut out", "inpainted"]
+    if documents is not None:
+        names.append("with_document")
+        head.append(f"after {DOCUMENTS[documents]}")
+    rows = [head, ["---"] * len(head)]
+    for split, own in drawn["repairs"].items():
+        rows.append([_title(split), f"{own['num']}", *(_both(own[name]) for name in names)])
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _title(split: str) -> str:
+    return SPLITS.get(split, plain(split))
+
+
+def _both(found: dict[str, float]) -> str:
+    return f"{found['r1']:.2f} / {found['r5']:.2f}"
 
 
 def _captions(drawn: dict[str, Any]) -> str:
@@ -113,58 +190,51 @@ def _captions(drawn: dict[str, Any]) -> str:
             "None, and nothing inpainted: the objective masks nothing, so the model only continues."
         )
         return "\n".join([*lines, why, ""])
-    lines += [
-        f"- {SUBJECTS[name]}: {num_named(captions)} of {len(captions)} captions name the right "
-        "thing"
-        for name, captions in drawn["captions"].items()
-    ]
-    lines += ["", "![captions](captions.png)"]
-    for name, captions in drawn["captions"].items():
-        lines += ["", f"| written for {SUBJECTS[name]} | real |", "| --- | --- |"]
+    lines += [*caption_rows(drawn), ""]
+    for split, captions in drawn["captions"].items():
+        lines += [
+            f"![captions, {plain(split)}](captions-{split}.png)",
+            "",
+            f"| written for {_title(split)} | real |",
+            "| --- | --- |",
+        ]
         lines += [
             f"| {plain(caption['written'])} | {plain(caption['real'])} |" for caption in captions
         ]
+        lines.append("")
     lines += [
-        "",
         "## Inpainted pictures",
         "",
-        "The grey box is cut out and inpainted from its surroundings and the text.",
+        "The grey box is cut out and inpainted from its surroundings and the text; R@1 / R@5 as above.",
+        "",
+        *repair_rows(drawn),
         "",
     ]
-    if any(drawn["repairs"].values()):
-        lines += [
-            "| pictures | real R@1 / R@5 | with the box cut out | inpainted |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {SUBJECTS[name]} | "
-            + " | ".join(
-                f"{values[f'{kind}_r1']:.2f} / {values[f'{kind}_r5']:.2f}"
-                for kind in ("real", "cut", "repaired")
-            )
-            + " |"
-            for name, values in drawn["repairs"].items()
-            if values
-        ] + [""]
-    lines += ["![inpainted](infilled.png)", ""]
+    for split in drawn["repairs"]:
+        lines += [f"![inpainted, {plain(split)}](inpainted-{split}.png)", ""]
     return "\n".join(lines)
 
 
 def _losses(training: dict[str, Any]) -> str:
-    lines = [
-        "## Losses",
-        "",
-        "![losses](losses.png)",
-        "",
+    lines = ["## Losses", "", "![losses](losses.png)", "", *loss_rows(training), ""]
+    return "\n".join(lines)
+
+
+def loss_rows(training: dict[str, Any]) -> list[str]:
+    """The losses at the end of training by modality, as a table in Markdown.
+
+    Args:
+        training: as in training.json.
+    """
+    return [
         "| at the end of training | nats a token |",
         "| --- | --- |",
+        *(
+            f"| {plain(name)} | {value:.3f} |"
+            for name, value in sorted(training["metrics"].items())
+            if "_loss" in name
+        ),
     ]
-    lines += [
-        f"| {plain(name)} | {value:.3f} |"
-        for name, value in sorted(training["metrics"].items())
-        if "_loss" in name
-    ]
-    return "\n".join([*lines, ""])
 
 
 def _again(out: Path) -> str:
@@ -174,7 +244,7 @@ def _again(out: Path) -> str:
             "## Next steps",
             "",
             "```bash",
-            f'cm3 generate "red apple, noto style" --model {model} --n 4 -o drawn',
+            f'cm3 generate "bell off, outline rounded" --model {model} --n 4 -o drawn',
             f"cm3 caption picture.png --model {model}",
             f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
             f"tensorboard --logdir {out / 'run'}",

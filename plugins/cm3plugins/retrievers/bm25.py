@@ -2,15 +2,15 @@
 
 Pictures are ignored.
 
-Legend: M documents of the memory.
+Legend: M documents of the memory, C of them that are compared.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 #: Scores are rounded to this many digits, so that documents with equal words have equal scores.
 _DIGITS = 5
 _WORD = re.compile(r"\w+")
+#: The documents that have a word, in order, and what the word adds to the score of each.
+Postings: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 @dataclass(kw_only=True)
@@ -98,22 +100,65 @@ class BM25Retriever(Retriever):
         ]
 
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
+        """The best documents, exactly, from the postings of as few words as are certain to hold them.
+
+        A word that half of the memory has adds little to any score. So documents are gathered word by
+        word, the word that can add most first, until the worst one taken is better than a document
+        could be that has only the words that are left.
+        """
         # float sums depend on their order, which must not depend on the memory
         words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
-        if not known:
-            return []
-        scores_M: npt.NDArray[np.float64] = np.round(
-            self._engine.get_scores_from_ids(known).astype(np.float64), _DIGITS
-        )
-        sharing = np.flatnonzero(scores_M > 0)
+        postings = [self._postings(word_id) for word_id in known]
+        postings = [posting for posting in postings if len(posting[0])]
+        largest = [float(values.max()) for _, values in postings]
+        order = np.argsort(-np.asarray(largest), kind="stable").tolist()
+        allowed: dict[int, bool] = {}
         results: list[Retrieved] = []
-        for index in sharing[np.lexsort((sharing, -scores_M[sharing]))].tolist():
-            if len(results) == number:
+        for num_words in range(1, len(order) + 1):
+            left = sum(largest[place] for place in order[num_words:])
+            candidates_C = np.unique(
+                np.concatenate([postings[place][0] for place in order[:num_words]])
+            )
+            scores_C = _scores(candidates_C, postings)
+            certain = left + 2 * 10**-_DIGITS
+            if num_words < len(order) and np.count_nonzero(scores_C > certain) < number:
+                continue
+            results = []
+            for index, score in _best_first(candidates_C, scores_C):
+                if len(results) == number:
+                    break
+                if index not in allowed:
+                    allowed[index] = not self.is_excluded(index, exclude)
+                if allowed[index]:
+                    results.append(Retrieved(index, self._memory.id(index), score))
+            if len(results) == number and results[-1].score > certain:
                 break
-            if not self.is_excluded(index, exclude):
-                results.append(Retrieved(index, self._memory.id(index), float(scores_M[index])))
         return results
+
+    def _postings(self, word_id: int) -> Postings:
+        """The documents that have a word, in the memory's order, and what it adds to their scores."""
+        scores = self._engine.scores
+        start, stop = scores["indptr"][word_id], scores["indptr"][word_id + 1]
+        return scores["indices"][start:stop], scores["data"][start:stop]
+
+
+def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt.NDArray[Any]:
+    """The candidates' scores float64 [C], rounded; sums over the words, in their order."""
+    scores_C = np.zeros(len(candidates_C), np.float32)
+    for documents, values in postings:
+        places_C = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
+        scores_C += np.where(documents[places_C] == candidates_C, values[places_C], np.float32(0))
+    return np.round(scores_C.astype(np.float64), _DIGITS)
+
+
+def _best_first(
+    candidates_C: npt.NDArray[Any], scores_C: npt.NDArray[Any]
+) -> Iterator[tuple[int, float]]:
+    """Candidates with a score above 0, and it; equal scores in the memory's order."""
+    for place in np.lexsort((candidates_C, -scores_C)).tolist():
+        if scores_C[place] > 0:
+            yield int(candidates_C[place]), float(scores_C[place])
 
 
 def words_of(text: str) -> list[str]:

@@ -183,7 +183,7 @@ def test_the_sample_is_fixed_and_nothing_is_prepended_to_itself(model: Model) ->
         for one in more:
             assert set(one.prepended) == set(CONDITIONS)
             assert one.shown["version"] == one.entry.words != one.shown["random"]
-            assert all(document != one.document for document in one.prepended.values())
+            assert all(one.document not in front for front in one.prepended.values())
 
 
 def test_a_version_of_the_same_set_is_preferred() -> None:

@@ -5,42 +5,55 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cm3apps.experiments.icons.drawing import AskedPicture
 from cm3apps.markdown_text import plain
 from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
+from cm3apps.quickstart.subjects import IconSubjects, OtherSubjects, subjects_of
+from cm3core.build import build
 from cm3core.cli.main import main
+from cm3core.document import Image as ImageSegment
+from cm3core.document import Text
 from cm3core.errors import RecipeError
+from cm3core.images import save_png
+from cm3core.model import Model
 from cm3core.plugins import load_registry
 
 SMALL = [
     "decoder.num_layers=1",
     "decoder.d_model=32",
     "decoder.num_heads=1",
-    "dataset.styles=[noto,twemoji]",
     "train.num_threads=1",
     "train.minutes=null",
     "train.steps=3",
     "train.validation_documents=2",
 ]
+ICONS = ["dataset.sets=[heroicons,basil]", "dataset.things_share=0.15"]
 
 
 @pytest.fixture
 def overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A quickstart of four concepts, with its own cache folder."""
-    concepts = tmp_path / "concepts.txt"
-    concepts.write_text("red apple\npizza\npanda\nkey\n")
+    """A quickstart of a few icons, with its own cache folder."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
-    monkeypatch.setattr(showing, "NUM_SHOWN", {"train": 3, "comp": 1, "unseen": 0, "valid": 0})
+    few = {"train": 3, "comp": 2, "compose": 0, "unseen": 1, "valid": 2}
+    monkeypatch.setattr(showing, "NUM_DRAWN", few)
     monkeypatch.setattr(showing, "NUM_CAPTIONS", 2)
-    monkeypatch.setattr(showing, "NUM_INFILLED", 2)
-    return [*SMALL, f"dataset.concepts={concepts}"]
+    monkeypatch.setattr(showing, "NUM_INPAINTED", 2)
+    return [*SMALL, *ICONS]
+
+
+def untrained(out: Path, overrides: list[str]) -> Model:
+    """The model of a quickstart before its first step."""
+    registry = load_registry()
+    recipe = Quickstart(registry, out, minutes=1, overrides=overrides).recipe()
+    return Model(recipe, build(recipe, registry, stage="train"))
 
 
 def test_all_stages_and_again(
@@ -50,49 +63,77 @@ def test_all_stages_and_again(
     arguments = ["quickstart", "-o", str(out), *overrides]
     assert main(arguments) == 0
     report = (out / "report.md").read_text()
-    for name in ("pictures-train.png", "captions.png", "infilled.png", "losses.png", "recipe.yaml"):
+    pictures = [
+        f"{kind}-{split}.png"
+        for kind in ("pictures", "captions", "inpainted")
+        for split in ("comp", "train")
+    ]
+    for name in (*pictures, "pictures-unseen.png", "losses.png", "recipe.yaml"):
         assert (out / name).stat().st_size > 0
         assert f"({name})" in report
     drawn = json.loads((out / "drawn.json").read_text())
-    assert drawn["splits"]["train"]["real_r5"] == 1.0, (
-        "the judge knows every real picture among four texts"
-    )
+    assert sorted(drawn["splits"]) == ["comp", "train", "unseen"]
+    for split, num in (("comp", 2), ("unseen", 1), ("train", 3)):
+        own = drawn["splits"][split]
+        assert own["num"] == num
+        assert own["real"] == {"r1": 1.0, "r5": 1.0, "among": 100.0}, "a real picture is nearest"
+        assert set(own["drawn"]) == {"none", "version"}
+        gain = own["nats"]["none"]["mean"] - own["nats"]["version"]["mean"]
+        assert own["gain"]["mean"] == pytest.approx(gain)
     assert {name: len(captions) for name, captions in drawn["captions"].items()} == {
-        "held_out": 1,
-        "trained": 2,
+        "comp": 2,
+        "train": 2,
     }
-    assert drawn["repairs"]["trained"]["real_r5"] == 1.0
-    assert "training pictures: 0 of 2 captions name the right thing" in report
-    assert "| training concepts" in report
-    before = (
-        (out / "pictures-train.png").stat().st_mtime_ns,
-        (out / "training.json").stat().st_mtime_ns,
-    )
+    assert drawn["repairs"]["train"]["real"]["r5"] == 1.0
+    assert "| what it was trained on (`train`) | 2 | 0 | 0 |" in report
+    before = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
     assert main(arguments) == 0, "the same command again only writes the report"
-    assert before == (
-        (out / "pictures-train.png").stat().st_mtime_ns,
-        (out / "training.json").stat().st_mtime_ns,
-    )
+    after = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
+    assert before == after
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
-def test_a_prompts_own_picture_is_never_in_front(overrides: list[str], tmp_path: Path) -> None:
-    from cm3core.build import build
-    from cm3core.model import Model
-
-    recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
-    registry = load_registry()
-    asked = showing._asked(Model(recipe, build(recipe, registry, stage="train")), "train")
-    assert asked
+def test_an_icon_is_asked_for_after_another_version(overrides: list[str], tmp_path: Path) -> None:
+    subjects = subjects_of(untrained(tmp_path, overrides))
+    assert isinstance(subjects, IconSubjects)
+    asked = subjects.of("comp", 2)
+    assert len(asked) == 2
     for one in asked:
-        keys = {
-            segment.key
-            for document in one.in_front
-            for segment in document
-            if hasattr(segment, "key")
-        }
-        assert keys
-        assert one.picture.key not in keys
+        [front] = one.front("version")
+        own, other = (
+            next(segment for segment in document if isinstance(segment, ImageSegment))
+            for document in (one.document, front)
+        )
+        assert own.key != other.key
+        assert (
+            next(segment.text for segment in front if isinstance(segment, Text)).split(",")[0]
+            == (one.text.split(",")[0])
+        )
+
+
+def test_other_data_sets_are_ranked_among_their_own(tmp_path: Path) -> None:
+    """Four pictures of one colour each: a copy is nearest, black is nearest to the darkest."""
+    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "grey": (40, 40, 40), "white": (255,) * 3}
+    (tmp_path / "data").mkdir()
+    for name, colour in colours.items():
+        save_png(tmp_path / "data" / f"{name}.png", np.full((64, 64, 3), colour, np.uint8))
+        (tmp_path / "data" / f"{name}.txt").write_text(f"a {name} square")
+    model = untrained(
+        tmp_path / "out",
+        [*SMALL, "dataset=folder", f"dataset.path={tmp_path / 'data'}", "dataset.split=all"],
+    )
+    subjects = subjects_of(model)
+    assert isinstance(subjects, OtherSubjects)
+    asked = subjects.of("train", 4)
+    assert sorted(one.text for one in asked) == sorted(f"a {name} square" for name in colours)
+    for one in asked:
+        [front] = one.front("retrieved")
+        assert front != one.document, "all share words, and none is its own document"
+    real = [one.pixels((64, 64)) for one in asked]
+    assert subjects.ranks(asked, real) == {"r1": 1.0, "r5": 1.0, "among": 4}
+    black = [np.zeros((64, 64, 3), np.uint8)] * 4
+    assert subjects.ranks(asked, black)["r1"] == 0.25, "nearest to grey, whatever was asked for"
+    assert subjects.of("compose", 4) == []
 
 
 def test_training_takes_most_of_the_time() -> None:
@@ -133,8 +174,8 @@ def test_table_places_pictures(tmp_path: Path) -> None:
 def test_captions_become_no_markup_in_the_report() -> None:
     attack = "<img src=x> ![](http://tracker.example/a.png) [here](javascript:alert(1)) | `"
     captions = [{"written": attack, "real": "a plain one"}]
-    drawn = {"captions": {"trained": captions}, "repairs": {}}
-    row = next(line for line in report._captions(drawn).splitlines() if "a plain one" in line)
+    drawn = {"documents": None, "captions": {"train": captions}, "repairs": {}}
+    row = next(line for line in report._captions(drawn).splitlines() if "| a plain one" in line)
     assert row == f"| {plain(attack)} | a plain one |"
     assert not set("<>[]`") & set(row)
     assert row.count("|") == 3
@@ -144,23 +185,41 @@ def test_captions_become_no_markup_in_the_report() -> None:
     assert "| train/image_loss | 2.000 |" in losses
 
 
+def test_tables_by_hand() -> None:
+    """One split of two pictures, with documents and without."""
+    nats = {"none": {"mean": 1.25, "error": 0.1}, "version": {"mean": 1.0, "error": 0.1}}
+    ranks = {"r1": 0.5, "r5": 1.0, "among": 100}
+    own = {
+        "num": 2,
+        "nats": nats,
+        "gain": {"mean": 0.25, "error": 0.02},
+        "real": {**ranks, "r1": 1.0},
+        "drawn": {"none": {**ranks, "r1": 0.0}, "version": ranks},
+        "copied": {**ranks, "r5": 0.5},
+    }
+    row = report.picture_rows({"documents": "version", "splits": {"x": own}})[-1]
+    assert row == (
+        "| x | 2 | 1.250 | 1.000 | 0.250 ± 0.020 | 1.00 / 1.00 | 0.00 / 1.00 | **0.50 / 1.00** "
+        "| 0.50 / 0.50 |"
+    )
+    row = report.picture_rows({"documents": None, "splits": {"x": own}})[-1]
+    assert row == "| x | 2 | 1.250 | 1.00 / 1.00 | 0.00 / 1.00 |"
+    repairs = {"x": {"num": 2, "real": ranks, "cut": ranks, "inpainted": {**ranks, "r1": 0.75}}}
+    row = report.repair_rows({"documents": None, "repairs": repairs})[-1]
+    assert row == "| x | 2 | 0.50 / 1.00 | 0.50 / 1.00 | 0.75 / 1.00 |"
+
+
 def test_a_model_that_only_continues_has_no_captions(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an objective that masks nothing; its model refuses to fill anything."""
-    from cm3core.build import build
-    from cm3core.model import Model
-
-    monkeypatch.setattr(showing, "NUM_JUDGED", {"train": 1, "comp": 0, "unseen": 0, "valid": 0})
-    registry = load_registry()
-    recipe = Quickstart(
-        registry, tmp_path, minutes=1, overrides=[*overrides, "objective=causal", "retriever=null"]
-    ).recipe()
-    model = Model(recipe, build(recipe, registry, stage="train"))
-    monkeypatch.setattr(showing, "_judge", lambda texts: None)
+    monkeypatch.setattr(showing, "NUM_DRAWN", dict.fromkeys(showing.NUM_DRAWN, 0) | {"train": 1})
+    model = untrained(tmp_path, [*overrides, "objective=causal", "retriever=null"])
     drawn = showing.show(model, tmp_path)
-    assert drawn["splits"]["train"]["num_prompts"] == 1
-    assert not (tmp_path / "captions.png").exists()
+    assert drawn["documents"] is None
+    assert list(drawn["splits"]) == ["train"]
+    assert set(drawn["splits"]["train"]["drawn"]) == {"none"}
+    assert not list(tmp_path.glob("captions*.png"))
     assert "None, and nothing inpainted" in report._captions(drawn)
 
 
@@ -194,11 +253,24 @@ def test_drawing_and_encoding_count_as_minutes(
     assert longer.training_minutes == pytest.approx(8.3)
 
 
-def test_a_short_run_shows_fewer_pictures(overrides: list[str], tmp_path: Path) -> None:
-    from cm3core.build import build
-    from cm3core.model import Model
+def test_a_short_run_shows_fewer_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the numbers reaches every split."""
+    numbers: list[tuple[str, int]] = []
 
-    recipe = Quickstart(load_registry(), tmp_path, minutes=1, overrides=overrides).recipe()
-    model = Model(recipe, build(recipe, load_registry(), stage="train"))
-    assert len(showing._asked(model, "train")) == 3
-    assert len(showing._asked(model, "train", 0.1)) == showing.LEAST
+    class Nothing:
+        splits, documents = ("comp", "train"), None
+
+        def of(self, split: str, num: int) -> list[AskedPicture]:
+            numbers.append((split, num))
+            return []
+
+    monkeypatch.setattr(showing, "subjects_of", lambda model: Nothing())
+    monkeypatch.setattr(showing, "NUM_DRAWN", {"comp": 96, "train": 48})
+    fake = SimpleNamespace(
+        components=SimpleNamespace(
+            image_tokenizer=SimpleNamespace(grid=(8, 8)), serializer=SimpleNamespace(max_spans=16)
+        )
+    )
+    showing.show(fake, tmp_path, 0.25)  # type: ignore[arg-type]  # stands for a model
+    showing.show(fake, tmp_path, 0.001)  # type: ignore[arg-type]
+    assert numbers == [("comp", 24), ("train", 12), ("comp", 2), ("train", 2)]

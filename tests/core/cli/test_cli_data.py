@@ -127,7 +127,7 @@ def test_validate_knows_the_context_of_a_recipe(
     overrides = ["text_tokenizer=byte", "decoder.context_length=288", *own]
     assert main(["data", "validate", "quickstart", *overrides]) == 1
     assert capsys.readouterr().out == (
-        "document 1.png: has 1058 tokens, but the context holds 289: training leaves it out\n"
+        "document 1.png: has 866 tokens, but the context holds 289: training leaves it out\n"
         "  next: set data.max_text_tokens, or raise decoder.context_length\n"
         "pictures (folder): 3 good documents, 1 bad record, skipped in training\n"
     )

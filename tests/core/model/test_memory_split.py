@@ -32,7 +32,11 @@ def test_a_model_draws_with_another_split_than_it_was_trained_on(tmp_path: Path)
 
 def test_training_never_sees_it() -> None:
     registry = load_registry()
-    recipe = compose("quickstart", ["generate.memory_split=all"], registry=registry)
+    recipe = compose(
+        "quickstart",
+        ["generate.memory_split=all", "dataset.things_share=0.01"],
+        registry=registry,
+    )
     components = build(recipe, registry, stage="train")
     assert components.memory is components.source
 
@@ -42,7 +46,7 @@ def test_a_split_that_the_data_set_lacks_is_refused_before_training() -> None:
         compose("quickstart", ["generate.memory_split=al"], registry=load_registry()).check()
     assert str(error.value) == (
         "generate.memory_split: the data set has no split 'al'\n"
-        "  next: use one of train, comp, unseen, all"
+        "  next: use one of train, comp, compose, unseen, all"
     )
     with pytest.raises(RecipeError, match="the data set has no split 'x'"):
         compose(

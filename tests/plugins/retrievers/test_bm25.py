@@ -71,6 +71,24 @@ def test_equals_the_formula(lines, query, k1, b):
     }
 
 
+@given(
+    lines=st.lists(WORDS, min_size=1, max_size=30),
+    query=WORDS,
+    count=st.integers(1, 5),
+    excluded=st.sets(st.integers(0, 4), max_size=3),
+)
+def test_few_are_the_beginning_of_all(lines, query, count, excluded):
+    """The best few are found from the postings of some words only, and are what a search of the whole
+    memory ranks first, equal scores and excluded documents included."""
+    memory = ListSource(texts(*lines))
+    retriever = BM25RetrieverConfig().build(memory, None)
+    names = {memory.id(index) for index in excluded if index < len(lines)}
+    every, few = (
+        retriever.retrieve(texts(query), number, [names])[0] for number in (len(lines), count)
+    )
+    assert few == every[:count]
+
+
 def test_equal_scores_come_in_the_memorys_order():
     assert [index for index, _ in found(["red car", "blue", "red bus", "red hat"], "Red!", 2)] == [
         0,

@@ -340,6 +340,7 @@ def loader_part(registry: Registry, *, quick: bool) -> Row:
             f"train.steps={steps}",
             f"train.log_every_steps={steps // 2}",
             "train.validation_splits=[]",
+            "dataset.things_share=0.02",
         ],
         registry=registry,
     )

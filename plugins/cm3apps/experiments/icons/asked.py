@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core.document import Codes, Document, Image, PixelArray, Text, text_of
+from cm3apps.experiments.icons.drawing import AskedPicture
+from cm3core.document import Document, Text, text_of
 from cm3core.errors import DataError
-from cm3core.images import fit
 from cm3core.training.neighbours import own_names
 
 if TYPE_CHECKING:
@@ -34,40 +34,16 @@ Prepended: TypeAlias = tuple[tuple[Document, ...], str | None]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """One picture to draw.
+class Asked(AskedPicture):
+    """One icon to draw.
 
     Args:
         entry: what is known of it.
-        text: its canonical caption.
-        document: caption and picture.
-        prepended: condition -> the documents prepended, none where nothing was found.
-        shown: condition -> the thing that the first of them shows.
+        shown: condition -> the thing that the first document prepended shows.
     """
 
     entry: IconEntry
-    text: str
-    document: Document
-    prepended: dict[str, tuple[Document, ...]]
     shown: dict[str, str | None]
-
-    def pixels(self, size: tuple[int, int]) -> PixelArray:
-        """The real picture, uint8 [H, W, 3]."""
-        return fit(_picture(self.document).load(), size)
-
-    def front(self, condition: str) -> tuple[Document, ...]:
-        """The documents prepended under a condition."""
-        return self.prepended[condition]
-
-    def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
-        """The first prepended picture, uint8 [H, W, 3]; None where there is none."""
-        for document in self.front(condition):
-            for segment in document:
-                if isinstance(segment, Image):
-                    return fit(segment.load(), model.image_size)
-                if isinstance(segment, Codes):  # of a memory bank
-                    return model.decode([segment])[0]
-        return None
 
 
 class Samples:
@@ -75,9 +51,11 @@ class Samples:
 
     Args:
         model: trained on `icons`.
+        retrieved: with the conditions that the recipe's retriever answers, whose indexes take seconds
+            to build.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, retrieved: bool = True) -> None:
         self.model = model
         self.everything = _icons(model, "all")
         self._position: dict[str, int] = {}
@@ -85,7 +63,7 @@ class Samples:
         for index in range(len(self.everything)):
             self._position[self.everything.id(index)] = index
             self._versions[self.everything.group(index)].append(index)
-        self._retrievers = _retrievers(model, self.everything)
+        self._retrievers = _retrievers(model, self.everything) if retrieved else {}
         config = model.recipe.retriever
         self._num_retrieved = 0 if config is None else config.num_retrieved
 
@@ -132,10 +110,10 @@ class Samples:
             "random": _prepended(everything, [_something_else(everything, entry)]),
         }
         return Asked(
-            entry,
             text_of(document),
             document,
             {condition: one for condition, (one, _) in prepended.items()},
+            entry,
             {condition: thing for condition, (_, thing) in prepended.items()},
         )
 
@@ -200,7 +178,3 @@ def _retrieved(
 def _prepended(memory: DocumentSource, indices: Sequence[int]) -> Prepended:
     documents = tuple(memory.document(index) for index in indices)
     return documents, memory.group(indices[0]) if indices else None
-
-
-def _picture(document: Document) -> Image:
-    return next(segment for segment in document if isinstance(segment, Image))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
+from cm3core.images import fit
 from cm3core.model import Model
 from cm3core.progress import make_bar
 
@@ -30,6 +32,39 @@ class Asked(Protocol):
 
     def front(self, condition: str) -> tuple[Document, ...]:
         """The documents prepended under a condition."""
+
+
+@dataclass(frozen=True, eq=False)
+class AskedPicture:
+    """One picture to draw.
+
+    Args:
+        text: its canonical caption.
+        document: caption and picture.
+        prepended: condition -> the documents prepended, none where nothing was found.
+    """
+
+    text: str
+    document: Document
+    prepended: dict[str, tuple[Document, ...]]
+
+    def pixels(self, size: tuple[int, int]) -> PixelArray:
+        """The real picture, uint8 [H, W, 3]."""
+        return fit(_image(self).load(), size)
+
+    def front(self, condition: str) -> tuple[Document, ...]:
+        """The documents prepended under a condition."""
+        return self.prepended[condition]
+
+    def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
+        """The first prepended picture, uint8 [H, W, 3]; None where there is none."""
+        for document in self.front(condition):
+            for segment in document:
+                if isinstance(segment, Image):
+                    return fit(segment.load(), model.image_size)
+                if isinstance(segment, Codes):  # of a memory bank
+                    return model.decode([segment])[0]
+        return None
 
 
 def nats_of_codes(model: Model, asked: Sequence[Asked], condition: str) -> list[float]:

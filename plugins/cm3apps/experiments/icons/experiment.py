@@ -117,9 +117,9 @@ class IconExperiment:
         write_sheet(self.out / f"pictures-{split}.png", self.model, asked, drawn)
         return {
             "num": len(asked),
-            "nats": {name: _mean_and_error(values) for name, values in nats.items()},
+            "nats": {name: mean_and_error(values) for name, values in nats.items()},
             "gain": {
-                name: _mean_and_error(np.subtract(values, nats["none"]).tolist())
+                name: mean_and_error(np.subtract(values, nats["none"]).tolist())
                 for name, values in nats.items()
                 if name != "none"
             },
@@ -176,7 +176,7 @@ def _found(asked: Sequence[Asked], condition: str) -> dict[str, float]:
     }
 
 
-def _mean_and_error(values: Sequence[float]) -> dict[str, float]:
+def mean_and_error(values: Sequence[float]) -> dict[str, float]:
     """The mean and its standard error."""
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "error": float(error)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cm3apps.experiments.icons.asked import Asked
+from cm3apps.experiments.icons.drawing import AskedPicture
 from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
@@ -96,7 +96,7 @@ def figure_lines(figures: dict[str, Any]) -> list[str]:
 
 
 def write_sheet(
-    path: Path, model: Model, asked: Sequence[Asked], drawn: dict[str, PixelArray]
+    path: Path, model: Model, asked: Sequence[AskedPicture], drawn: dict[str, PixelArray]
 ) -> None:
     """Write a PNG: under each caption the real picture, and for each condition what was prepended
     and what was drawn."""

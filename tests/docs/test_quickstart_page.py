@@ -1,0 +1,76 @@
+"""docs/quickstart.md: a place for every table of a run, and every picture that the script copies."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+
+RANKS = {"r1": 0.125, "r5": 0.875, "among": 100}
+TRAINING = {
+    "seconds": 60.0,
+    "step": 3,
+    "tokens": 6000,
+    "peak_memory_bytes": 2**30,
+    "metrics": {"train/image_loss": 1.2345, "train/learning_rate": 1.0},
+}
+DRAWN = {
+    "documents": "version",
+    "minutes": 2.0,
+    "drawing_seconds": 30.0,
+    "generation_tokens_per_second": 1234.0,
+    "peak_memory_bytes": 2**29,
+    "splits": {
+        "unseen": {
+            "num": 7,
+            "nats": {
+                "none": {"mean": 1.5, "error": 0.1},
+                "version": {"mean": 1.0, "error": 0.1},
+            },
+            "gain": {"mean": 0.5, "error": 0.03},
+            "real": RANKS,
+            "drawn": {"none": RANKS, "version": RANKS},
+            "copied": RANKS,
+        }
+    },
+    "captions": {"comp": [{"real": "owl, filled", "written": "an owl", "with_document": "a bowl"}]},
+    "repairs": {
+        "comp": {"num": 9, **dict.fromkeys(("real", "cut", "inpainted", "with_document"), RANKS)}
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_quickstart", DOCS / "_quickstart.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_has_its_place(script: ModuleType) -> None:
+    made = script.page(PAGE, TRAINING, DRAWN)
+    for line in (
+        "| training | 1.0 minutes, 3 steps, 6,000 tokens (100 tokens a second) |",
+        "| peak memory | 1.00 GiB |",
+        "| a thing held out in all versions (`unseen`) | 7 | 1.500 | 1.000 | 0.500 ± 0.030 | "
+        "0.12 / 0.88 | 0.12 / 0.88 | **0.12 / 0.88** | 0.12 / 0.88 |",
+        "| a drawing held out, its thing seen in other sets or styles (`comp`) | 1 | 1 | 0 |",
+        "| train/image_loss | 1.234 |",
+    ):
+        assert f"\n{line}\n" in made
+    assert PAGE.count("<!-- table: ") == PAGE.count("<!-- end -->") == 5
+    assert script.page(made, TRAINING, DRAWN) == made
+
+
+def test_the_pictures_are_there_and_shown(script: ModuleType) -> None:
+    for name in script.PICTURES.values():
+        assert (script.IMAGES / name).is_file()
+        assert f"](images/{name})" in PAGE
