@@ -34,7 +34,7 @@ def sequence_length(
     around, picture = len(document) + 1, grid[0] * grid[1]
     if layout is not None:
         kinds = [modality_of(segment) for segment in document]
-        around = len(layout.begin) + len(layout.end)
+        around = len(layout.begin_before(kinds[0])) + len(layout.end)
         for place, (before, after) in enumerate(pairwise(kinds)):
             last = place + 2 == len(kinds)
             around += len(layout.between(Boundary(before, after, is_last=last)))

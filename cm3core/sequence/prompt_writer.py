@@ -87,10 +87,12 @@ def write_prompt(
     if alone and causal:
         segments, retrieved = segments[-1:], ()
     writer = _PromptWriter(codec, max_text_tokens, joined, turn_ends(query), text_hidden)
+    retrieved = () if variant.drop_retrieved else retrieved
     if not (alone and causal):
-        writer.writer.add(codec.layout.begin)
+        first = retrieved[0][0] if retrieved and retrieved[0] else segments[0][1]
+        writer.writer.add(codec.layout.begin_before(modality_of(first)))
     writer.writer.add(before(causal))
-    for number, document in enumerate(() if variant.drop_retrieved else retrieved):
+    for number, document in enumerate(retrieved):
         writer.prepend(document, f"retrieved document {number}")
     if causal:
         return writer.continuation(segments[:-1], segments[-1], query[-1], leads)
@@ -228,6 +230,13 @@ class _PromptWriter:
         return self._prompt(self._code_hole(index, kind, run, _NO_TOKENS, None))
 
     def _prompt(self, *holes: Hole) -> Prompt:
+        if self.writer.length == 0:
+            raise DocumentError(
+                "query document",
+                f"begins with a hole for a text, and the layout {self.layout.name!r} has nothing before "
+                "texts that could predict it",
+                "give the text: models with this layout only draw",
+            )
         return Prompt(*self.writer.joined(), holes)
 
     def infilling(
