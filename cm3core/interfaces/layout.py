@@ -155,6 +155,11 @@ class Layout(ABC):
         return self.begin
 
     @property
+    def writes_text(self) -> bool:
+        """Whether texts can be generated: something is before them that predicts them."""
+        return bool(self.begin_before("text"))
+
+    @property
     def hides_all(self) -> bool:
         """Whether a guidance stream without texts begins with what begins the picture to come:
         nothing before it, no other picture and no `begin`."""

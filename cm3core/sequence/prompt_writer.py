@@ -122,6 +122,14 @@ def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
     for index, segment in enumerate(query):
         if isinstance(segment, Codes):
             codec.code_tokens(segment, f"query document, segment {index}")
+        parts = segment.parts if isinstance(segment, MaskedText) else (segment,)
+        if not codec.layout.writes_text and any(isinstance(part, TextHole) for part in parts):
+            raise DocumentError(
+                f"query document, segment {index}",
+                f"is a text to be written, and the layout {codec.layout.name!r} has nothing that could "
+                "predict one",
+                "give the text: models with this layout only draw",
+            )
     if number == 0:
         raise DocumentError(
             "query document",
@@ -233,9 +241,8 @@ class _PromptWriter:
         if self.writer.length == 0:
             raise DocumentError(
                 "query document",
-                f"begins with a hole for a text, and the layout {self.layout.name!r} has nothing before "
-                "texts that could predict it",
-                "give the text: models with this layout only draw",
+                f"has nothing before its first hole, and neither has the layout {self.layout.name!r}",
+                "give it a text that is not empty, or leave the text out",
             )
         return Prompt(*self.writer.joined(), holes)
 

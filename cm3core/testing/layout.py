@@ -103,8 +103,10 @@ class LayoutContract(Contract[Layout]):
         return Codes(np.array(codes, np.int32), self.grid)
 
     def document(self, data: st.DataObject) -> Document:
-        """One to four segments, no empty text."""
+        """One to four segments, no empty text; the last is a picture if the layout writes no texts."""
         kinds = data.draw(st.lists(st.sampled_from(("text", "image")), min_size=1, max_size=4))
+        if not self.subject.writes_text:
+            kinds[-1] = "image"
         return tuple(
             Text(data.draw(st.sampled_from(_WORDS))) if kind == "text" else self.picture(data)
             for kind in kinds
@@ -223,7 +225,8 @@ class LayoutContract(Contract[Layout]):
         picture = self.picture(data)
         first, second = data.draw(st.sampled_from(_WORDS)), data.draw(st.sampled_from(_WORDS))
         hidden = PromptVariant(hide_text="all")
-        for rest in ((ImageHole(),), (picture, ImageHole()), (picture, TextHole(3))):
+        rests: list[Document] = [(ImageHole(),), (picture, ImageHole()), (picture, TextHole(3))]
+        for rest in rests[: None if self.subject.writes_text else 2]:
             documents: list[Document] = [(Text(one), *rest) for one in (first, second)]
             prompts = [self.serializer.prompt(one, variant=hidden) for one in documents]
             seen = self.serializer.prompt(documents[0])

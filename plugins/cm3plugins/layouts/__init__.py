@@ -6,11 +6,13 @@ from cm3core.interfaces.layout import LayoutConfig
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
+from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 
 #: Name in recipes -> config.
 LAYOUTS: dict[str, type[LayoutConfig]] = {
     "chameleon": ChameleonLayoutConfig,
     "cm3leon": CM3LeonLayoutConfig,
     "emu3": Emu3LayoutConfig,
+    "llamagen": LlamaGenLayoutConfig,
     "lumina": LuminaLayoutConfig,
 }

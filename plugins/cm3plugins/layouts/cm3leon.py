@@ -57,7 +57,7 @@ class CM3LeonVocabulary(Vocabulary):
         multiple_of: int = 8,
         control: Sequence[str] = (),
     ) -> None:
-        self._sizes = {
+        self._sizes: dict[str, Any] = {
             "num_text": num_text,
             "num_image": num_image,
             "num_sentinels": num_sentinels,
@@ -106,7 +106,7 @@ class CM3LeonVocabulary(Vocabulary):
 
     def with_control(self, names: Sequence[str]) -> CM3LeonVocabulary:
         """The same sizes with these control tokens."""
-        return CM3LeonVocabulary(*self._sizes.values(), control=tuple(names))
+        return CM3LeonVocabulary(**self._sizes, control=tuple(names))
 
     def to_dict(self) -> dict[str, Any]:
         """The sizes, from which all ids follow."""

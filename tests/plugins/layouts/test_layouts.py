@@ -18,6 +18,7 @@ from cm3core.errors import CM3Error, DocumentError, RecipeError
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import PromptVariant
+from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.sequence.lengths import sequence_length
@@ -30,6 +31,7 @@ from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
+from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 
 GRID = (2, 4)
@@ -56,6 +58,15 @@ class TestLumina(LayoutContract):
 
 class TestEmu3(LayoutContract):
     config = Emu3LayoutConfig()
+
+
+class TestLlamaGen(LayoutContract):
+    """Texts stand for classes, and are never generated."""
+
+    config = LlamaGenLayoutConfig()
+
+    def text_tokenizer(self) -> TextTokenizer:
+        return NamedBytes(())
 
 
 def text(words: str, tokenizer: NamedBytes = TOKENIZER) -> list[int]:
