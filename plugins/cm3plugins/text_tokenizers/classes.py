@@ -25,13 +25,13 @@ class ClassesConfig(TextTokenizerConfig):
     An empty text has no id, and any other is refused.
 
     Args:
-        num_classes: how many there are (ImageNet: 1,000).
+        num_classes: how many there are (ImageNet: 1,000); it must be given.
         path: a text file with a name a line, in the order of the classes. null: numbers only.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"num_classes": (1, 2**24)}
 
-    num_classes: int
+    num_classes: int | None = None
     path: str | None = None
 
     @property
@@ -49,6 +49,12 @@ class ClassesConfig(TextTokenizerConfig):
         return self._read(saved if saved.is_file() else None)
 
     def _read(self, path: Path | None) -> ClassTokenizer:
+        if self.num_classes is None:
+            raise TokenizerError(
+                "text_tokenizer.num_classes",
+                "is null: nothing else says how many classes the model has",
+                "give their number, for ImageNet 1000",
+            )
         if path is None:
             return ClassTokenizer(self.num_classes, ())
         names = read_file(path).decode("utf-8", "replace").splitlines()

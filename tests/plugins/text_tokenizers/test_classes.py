@@ -51,6 +51,11 @@ def test_names_are_saved(tmp_path: Path) -> None:
     assert config.load(tmp_path / "empty").fingerprint == ClassTokenizer(2, ()).fingerprint
 
 
+def test_their_number_must_be_given() -> None:
+    with pytest.raises(TokenizerError, match=r"num_classes: is null: nothing else says how many"):
+        ClassesConfig().build()
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [
