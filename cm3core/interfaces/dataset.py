@@ -151,6 +151,11 @@ class DocumentSource(ABC):
         by default they are."""
         return True
 
+    def query(self, index: int) -> Document:
+        """Return what retrieved documents are found by for a document in training; by default the canonical
+        document."""
+        return self.document(index)
+
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """Return the documents of an epoch in the order of training, as indices; None: each once, in a
         random order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from cm3core.document import Document
+from cm3core.document import Codes, Document, Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 from cm3core.interfaces.task import Record, Task
@@ -49,6 +49,14 @@ class TaskSource(DocumentSource):
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         return self.source.record(self._indices[index], rng)
+
+    def query(self, index: int) -> Document:
+        """What is given, as a prompt for the response has it: its pictures if it has any, else its texts."""
+        index = self._indices[index]
+        record = self.source.record(index)
+        prompt = self.task.prompt(record, place=f"record {self.source.id(index)}")
+        pictures = tuple(one for one in prompt if isinstance(one, (Image, Codes)))
+        return pictures or tuple(one for one in prompt if isinstance(one, Text))
 
     def group(self, index: int) -> str:
         return self.source.group(self._indices[index])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Retriever, RetrieverConfig
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
-_VERSION = 2
+_VERSION = 3
 #: Keys of a retriever that don't affect its results: how many results are used, and where the
 #: inputs come from.
 _NOT_RESULTS = (
@@ -86,7 +86,7 @@ class NeighbourSettings:
 
     def query(self, source: DocumentSource, index: int) -> Document:
         """The query for a document."""
-        document = source.document(index)
+        document = source.query(index)
         if self.text_only:
             texts = (segment for segment in document if isinstance(segment, Text) and segment.text)
             document = tuple(texts) or document

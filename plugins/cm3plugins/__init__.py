@@ -156,6 +156,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         MixtureSamplerConfig,
     )
     from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+    from cm3plugins.samplers.retrieval import RetrievalCFGSamplerConfig
 
     return {
         "cd_k": CDKSamplerConfig,
@@ -165,6 +166,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         "edit_cfg": EditCFGSamplerConfig,
         "mixture": MixtureSamplerConfig,
         "patch_knn": PatchKNNSamplerConfig,
+        "retrieval_cfg": RetrievalCFGSamplerConfig,
         "top_p": TopPSamplerConfig,
     }
 

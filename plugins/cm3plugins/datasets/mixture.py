@@ -55,6 +55,8 @@ class MixtureConfig(DocumentSourceConfig):
             average.
         memory: name of the part whose documents are retrieved, plain, and whose own documents they are
             prepended to; the other parts get none. null: all parts are one memory, for each other.
+        retrieving: names of the parts that retrieved documents are prepended to. null: `memory` alone, or
+            all. What a task's response is retrieved for is found by what its prompt gives.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -69,6 +71,7 @@ class MixtureConfig(DocumentSourceConfig):
     temperature: float = 1.0
     clip: list[float] = field(default_factory=lambda: [0.3, 3.0])
     memory: str | None = None
+    retrieving: list[str] | None = None
 
     def check(self) -> None:
         """Raise `RecipeError` for parts and weights that can't be mixed."""
@@ -87,12 +90,17 @@ class MixtureConfig(DocumentSourceConfig):
                         f"there is no part {name!r}",
                         close_match(name, self.parts),
                     )
-        if self.memory is not None and self.memory not in self.parts:
-            raise RecipeError(
-                "dataset.memory",
-                f"there is no part {self.memory!r}",
-                close_match(self.memory, self.parts),
-            )
+        for key, names in (
+            ("memory", [] if self.memory is None else [self.memory]),
+            ("retrieving", self.retrieving or []),
+        ):
+            for name in names:
+                if name not in self.parts:
+                    raise RecipeError(
+                        f"dataset.{key}",
+                        f"there is no part {name!r}",
+                        close_match(name, self.parts),
+                    )
         if self.sampling == "explicit" and (missing := set(self.parts) - set(self.weights)):
             raise RecipeError(
                 "dataset.weights",
@@ -157,7 +165,12 @@ class MixtureConfig(DocumentSourceConfig):
         weights = [self.weights.get(name, 1.0) for name in sources]
         shares = self._shares(sources, weights)
         clip = (self.clip[0], self.clip[1])
-        return MixtureSource(sources, shares, clip, tuple(self.parts), self.memory)
+        return MixtureSource(sources, shares, clip, tuple(self.parts), self._retrieving())
+
+    def _retrieving(self) -> frozenset[str] | None:
+        if self.retrieving is not None:
+            return frozenset(self.retrieving)
+        return None if self.memory is None else frozenset([self.memory])
 
     def _shares(
         self, sources: Mapping[str, DocumentSource], weights: Sequence[float]
@@ -190,7 +203,7 @@ class MixtureSource(DocumentSource):
         clip: smallest and largest resampling ratio.
         parts: names of all parts, also of those that are not in this split: numbers of parts are the
             same in each. None: those of `sources`.
-        memory: the part whose documents get retrieved ones; None: all.
+        retrieving: the parts whose documents get retrieved ones; None: all.
 
     Raises:
         DataError: a part's share is less than one document of an epoch.
@@ -202,12 +215,12 @@ class MixtureSource(DocumentSource):
         shares: Sequence[float],
         clip: tuple[float, float],
         parts: tuple[str, ...] | None = None,
-        memory: str | None = None,
+        retrieving: frozenset[str] | None = None,
     ) -> None:
         self.sources, self._names = list(sources.values()), tuple(sources)
         self._parts = self._names if parts is None else parts
         self._numbers = [self._parts.index(name) for name in self._names]
-        self._memory = memory
+        self._retrieving = retrieving
         sizes = [len(source) for source in self.sources]
         self._starts = np.cumsum([0, *sizes])
         self._first: list[int] = self._starts.tolist()
@@ -233,7 +246,12 @@ class MixtureSource(DocumentSource):
 
     def retrieves(self, index: int) -> bool:
         name = self._names[self._source(index)]
-        return self._memory in (None, name) and super().retrieves(index)
+        chosen = self._retrieving is None or name in self._retrieving
+        return chosen and super().retrieves(index)
+
+    def query(self, index: int) -> Document:
+        source, place = self._place(index)
+        return source.query(place)
 
     def _source(self, index: int) -> int:
         return bisect_right(self._first, index) - 1  # many times faster than numpy's for one index
@@ -297,7 +315,9 @@ class MixtureSource(DocumentSource):
     @property
     def content_fingerprint(self) -> str:
         shares = [f"{count}" for count in self.counts_D.tolist()]
-        memory = [] if self._memory is None else [f"memory={self._memory}"]
+        memory = (
+            [] if self._retrieving is None else [f"memory={','.join(sorted(self._retrieving))}"]
+        )
         return _joined(
             [*self._names, *shares, *memory],
             [source.content_fingerprint for source in self.sources],

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from cm3core.document import Document, text_of
+from cm3core.document import Document, Text, text_of
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
@@ -27,15 +27,16 @@ AT_ONCE = 32
 
 
 def memory_vectors(
-    memory: DocumentSource, embedder: Embedder, *, cache: bool = True
+    memory: DocumentSource, embedder: Embedder, *, part: str | None = None, cache: bool = True
 ) -> VectorArray:
-    """Unit vectors float32 [M, E] of the canonical documents of `memory`.
+    """Unit vectors float32 [M, E] of the canonical documents of `memory`; of their `part` alone, "text" or
+    "image" (a document without it has zeros).
 
     Memory-mapped from the cache if they are there. A document that can't be embedded (an unreadable
     picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
     of another shape is recomputed and replaced.
     """
-    path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
+    path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder, part)}.npy"
     if cache and path.is_file():
         try:
             cached = load_array(path, memory_map=True)
@@ -56,7 +57,12 @@ def memory_vectors(
             chunk = [
                 memory.document(index) for index in range(start, min(start + AT_ONCE, len(memory)))
             ]
-            vectors_ME[start : start + len(chunk)] = _embedded(chunk, embedder, bad)
+            places = [
+                start + place for place, document in enumerate(chunk) if _part_of(document, part)
+            ]
+            if places:
+                asked = [_part_of(chunk[place - start], part) for place in places]
+                vectors_ME[places] = _embedded(asked, embedder, bad)
             bar.update(len(chunk))
     if bad:
         tqdm.write(
@@ -69,6 +75,15 @@ def memory_vectors(
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, vectors_ME, allow_pickle=False)
     return vectors_ME
+
+
+def _part_of(document: Document, part: str | None) -> Document:
+    """The document's texts, its pictures, or all of it."""
+    if part is None:
+        return document
+    if part == "text":
+        return tuple(one for one in document if isinstance(one, Text) and one.text)
+    return tuple(one for one in document if not isinstance(one, Text))
 
 
 def _embedded(
@@ -87,13 +102,15 @@ def _embedded(
         return np.zeros((1, embedder.dimension), np.float32)
 
 
-def vectors_key(memory: DocumentSource, embedder: Embedder) -> str:
+def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = None) -> str:
     """Name of the cached file: hash of the embedder, the memory, and every document's id and text.
 
     The source's fingerprint covers only ids and pictures; captions may change under it, so they are
     hashed here.
     """
     digest = hashlib.sha256(f"{embedder.fingerprint}\0{memory.fingerprint}\0".encode())
+    if part is not None:
+        digest.update(f"{part} alone\0".encode())
     for index in range(len(memory)):
         digest.update(f"{memory.id(index)}\0{text_of(memory.document(index))}\0".encode())
     return digest.hexdigest()[:32]

@@ -218,7 +218,8 @@ def test_nats_are_those_of_the_validation_in_training(model: Model, tmp_path: Pa
     everything = components.split("all")
     position = {everything.document(i): i for i in range(len(everything))}
     versions = {
-        index: position[one.prepended["version"]] for index, one in zip(indices, asked, strict=True)
+        index: position[one.prepended["version"][0]]
+        for index, one in zip(indices, asked, strict=True)
     }
     codes = preparation._codes(everything)
     fronted = MaskedSequences(

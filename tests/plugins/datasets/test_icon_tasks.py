@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
+from cm3core.images import fit
 from cm3core.interfaces import TaskSource
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3plugins.datasets.icon_tasks import FORMS, IconTasksConfig
 from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, pairs_of, style_change
 from cm3plugins.datasets.icon_tasks.questions import about_icon, about_scene
 from cm3plugins.datasets.icon_tasks.scenes import Placed, boxes, draw, scene
+from cm3plugins.datasets.icon_tasks.source import blurred, halved
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.tasks.bundled import TASKS
 from icon_corpora import write_corpus
@@ -31,6 +34,7 @@ TASK_OF = {
     "grounding": "grounding",
     "question": "vqa",
     "chat": "chat",
+    "super_resolution": "super_resolution",
 }
 
 
@@ -137,6 +141,22 @@ def test_a_chat_by_hand() -> None:
     assert (found[3], record["answer"]) == about_icon(entry, same)
 
 
+def test_super_resolution_by_hand() -> None:
+    """What is given is what a model sees of a file of 32 x 32 pixels of the same icon."""
+    source = records("super_resolution", share=0.01)
+    for index in (0, 7):
+        record = source.record(index)
+        target = record["target"].load()
+        assert np.array_equal(target, source.picture(source.icons_in_split[index]).load())
+        file = Pillow.fromarray(target).resize((32, 32), Pillow.Resampling.LANCZOS)
+        assert np.array_equal(record["source"].load(), fit(np.asarray(file), (64, 64)))
+        assert record["source"].key != record["target"].key
+        assert source.group(index) == source.entries[source.icons_in_split[index]].words
+    flat = np.full((8, 8, 3), 77, np.uint8)
+    assert np.array_equal(halved(flat), flat[:4, :4])
+    assert np.array_equal(blurred(flat), flat)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_tasks_take_all_records(form: str) -> None:
     source = records(form)
@@ -173,6 +193,10 @@ class TestGrounding(OfASmallCorpus):
 
 class TestChat(OfASmallCorpus):
     form, max_examples = "chat", 4
+
+
+class TestSuperResolution(OfASmallCorpus):
+    form, max_examples = "super_resolution", 4
 
 
 class TestQuestions(OfASmallCorpus):

@@ -17,6 +17,7 @@ from cm3core.checkpoint import find_checkpoint, read_tasks
 from cm3core.document import Image, MaskedSequence, Text
 from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
 from cm3core.interfaces import DocumentSourceConfig
+from cm3core.interfaces.task_source import TaskSource
 from cm3core.model import load
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
@@ -34,7 +35,7 @@ from cm3plugins.datasets.mixture import (
     part_order,
 )
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-from cm3plugins.tasks.bundled import QuestionConfig
+from cm3plugins.tasks.bundled import CaptionConfig, QuestionConfig, TextToImageConfig
 
 PAPER = (0.3, 3.0)
 
@@ -163,6 +164,7 @@ def test_sampling() -> None:
         ({"weights": {"a": 0.0, "b": 0.0}}, "dataset.weights: is {'a': 0.0, 'b': 0.0}"),
         ({"weights": {"a": 0.0}}, "dataset.weights.a: is 0.0"),
         ({"memory": "c"}, "dataset.memory: there is no part 'c'"),
+        ({"retrieving": ["a", "c"]}, "dataset.retrieving: there is no part 'c'"),
         ({"clip": [2.0, 3.0]}, "dataset.clip: is [2.0, 3.0]"),
     ],
 )
@@ -198,6 +200,11 @@ def test_one_part_is_the_memory() -> None:
     assert config.memory_config() is drawn
     source = config.build()
     assert [source.retrieves(index) for index in range(8)] == [True] * 4 + [False] * 4
+    other = MixtureConfig(parts={"a": drawn, "b": Few()}, memory="a", retrieving=["b"])
+    assert other.memory_config() is drawn
+    crossed = other.build()
+    assert [crossed.retrieves(index) for index in range(8)] == [False] * 4 + [True] * 4
+    assert crossed.content_fingerprint != source.content_fingerprint
     alone = MixtureConfig(parts={"a": drawn, "b": Few()})
     assert alone.memory_config() is alone
     assert all(alone.build().retrieves(index) for index in range(8))
@@ -226,6 +233,22 @@ def test_only_that_part_has_documents_in_front(tmp_path) -> None:
         part = components.source.parts[components.source.part(place)]
         pictures[part, len(sequences.retrieved.best(place))] += 1
     assert set(pictures) == {("draw", 1), ("name", 0)}
+
+
+def test_a_task_is_retrieved_for_by_what_its_prompt_gives() -> None:
+    """Not by its answer, which a prompt lacks; by pictures where it gives some, as prompts are."""
+    shown = Image("one", lambda: np.zeros((4, 4, 3), np.uint8))
+    asked = ListSource([(Text("a bell"), shown)])
+    described = TaskSource(asked, CaptionConfig().build())
+    assert described.query(0) == (shown,)
+    drawn = TaskSource(asked, TextToImageConfig().build())
+    assert drawn.query(0) == (Text("a bell"),)
+    mixed = MixtureSource({"a": described, "b": drawn, "c": asked}, [1, 1, 1], PAPER)
+    assert [mixed.query(index) for index in range(3)] == [
+        (shown,),
+        (Text("a bell"),),
+        (Text("a bell"), shown),
+    ]
 
 
 RECIPE = """

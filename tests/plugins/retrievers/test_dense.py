@@ -71,6 +71,26 @@ class TestDenseUnionAlone(DenseContract):
         return self.over(ListSource(example_documents()))
 
 
+class TestTextsWithTexts(DenseContract):
+    """Each part of the query is compared with the same part of the documents."""
+
+    settings: ClassVar[dict[str, Any]] = {
+        "compare": "same",
+        "query": "union",
+        "prefer_both": True,
+        "max_similarity": 0.9,
+        "max_redundancy": 0.5,
+    }
+
+    def waive_what_is_excluded_makes_room(self):
+        return (
+            "max_redundancy skips what is like a result before, so that more is found in the room"
+        )
+
+    def make(self):
+        return self.over(ListSource(example_documents()))
+
+
 class TestNone(RetrieverContract):
     def over(self, memory):
         return NoRetrieverConfig().build(memory, None)
@@ -114,6 +134,45 @@ def test_a_search_by_hand():
         ("d3", 0.8),
         ("d1", 0.6),
     ]
+
+
+def test_a_text_is_compared_with_texts_and_a_picture_with_pictures():
+    """Of the last one, text (3, 4) and picture (0, 1) average to a direction nearer to (0, 1)."""
+    documents = [
+        (Text("1 0"), picture(0, 1)),
+        (Text("0 1"), picture(1, 0)),
+        *words("4 3"),
+        (picture(4, 3),),
+        (Text("3 4"), picture(0, 1)),
+    ]
+    same = dense(documents, compare="same", query="union")
+
+    def found(query):
+        return [(one.id, one.score, one.found_by) for one in same.retrieve([query], 4)[0]]
+
+    by_text = [("d0", 1.0, "text"), ("d2", 0.8, "text"), ("d4", 0.6, "text"), ("d1", 0.0, "text")]
+    assert found((Text("1 0"),)) == by_text  # not d3, which has no text
+    by_picture = [("d1", 1.0, "image"), ("d3", 0.8, "image"), ("d0", 0.0, "image")]
+    assert found((picture(1, 0),)) == [*by_picture, ("d4", 0.0, "image")]
+    in_turn = [by_text[0], by_picture[0], by_text[1], by_picture[1]]
+    assert found((Text("1 0"), picture(1, 0))) == in_turn
+    averaged = dense(documents).retrieve(words("1 0"), 3)[0]
+    assert [one.id for one in averaged] == ["d2", "d3", "d0"]
+
+
+def test_a_memory_without_pictures_finds_nothing_by_a_picture():
+    same = dense(words("1 0", "0 1"), compare="same")
+    assert same.retrieve([(picture(1, 0),)], 2) == [[]]
+    assert [one.id for one in same.retrieve(words("0 1"), 2)[0]] == ["d1", "d0"]
+
+
+def test_vectors_of_parts_are_kept_apart():
+    memory = ListSource([(Text("1 0"), picture(0, 1)), *words("0 1")])
+    keys = {vectors_key(memory, TableEmbedder(), part) for part in (None, "text", "image")}
+    assert len(keys) == 3
+    for _ in range(2):  # the second time from the cache
+        vectors = memory_vectors(memory, TableEmbedder(), part="image")
+        assert vectors.tolist() == [[0.0, 1.0], [0.0, 0.0]]
 
 
 def test_thresholds_skip_near_duplicates_and_strangers():

@@ -34,7 +34,6 @@ from cm3core.interfaces.sampler import (
     GuidanceSchedule,
     GuidanceStream,
     PromptVariant,
-    SamplerConfig,
 )
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose, recipe_from_yaml
@@ -48,7 +47,7 @@ from cm3plugins.samplers.contrastive import (
     MixtureSamplerConfig,
 )
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
-from guided_sample_oracle import exponential_oracle
+from sampler_draws import draw, race, seeds, streams_of
 
 SEES_ALL, MASK = PromptVariant(), PromptVariant(hide_text="all")
 
@@ -116,72 +115,6 @@ class TestMixtureSampler(BundledContract):
 
 
 # ---- drawing from streams that are given as probabilities or logits
-
-
-def draw(
-    config: SamplerConfig,
-    *streams: list[float] | Tensor,
-    seeds: int = 1,
-    modality: str = "image",
-    position: int = 0,
-    first_seed: int = 0,
-    first_id: int = 0,
-    candidate: int = 0,
-) -> list[int]:
-    """A token for each seed; streams as probabilities (lists) or logits (tensors) of the ids from
-    `first_id` on."""
-    config.check()
-    sampler = config.build().for_candidate(candidate)
-    plan = sampler.plan(modality)
-    logits_GR = torch.stack(
-        [
-            torch.tensor(stream).log() if isinstance(stream, list) else stream.float()
-            for stream in streams
-        ]
-    )
-    assert len(logits_GR) == len(plan.streams)
-    weights_nG = torch.tensor(
-        [[stream.weight for stream in plan.streams]] * seeds, dtype=torch.float32
-    )
-    rows_nG = torch.arange(len(logits_GR)).expand(seeds, -1)
-    drawn_n = sampler.draw(
-        logits_GR,
-        rows_nG,
-        weights_nG,
-        (plan,) * seeds,
-        first_id=first_id,
-        allowed_nR=None,
-        seed_n=torch.arange(seeds) + first_seed,
-        position_n=torch.full((seeds,), position),
-    )
-    return drawn_n.tolist()
-
-
-def race(scores_R: np.ndarray, seed: int, position: int, first_id: int) -> int:
-    """The id that a draw takes of these scores (-inf: none): the arg max of score - log E, E the
-    id's exponential variate."""
-    noise_R = [
-        -math.log(exponential_oracle(seed, position, first_id + index))
-        for index in range(len(scores_R))
-    ]
-    times_R = np.asarray(scores_R) + noise_R
-    first, second = np.sort(np.append(times_R, -math.inf))[:-3:-1]
-    assume(first - second > 1e-4)  # rounding decides nothing
-    return int(times_R.argmax()) + first_id
-
-
-logits = st.floats(-8, 8, width=32)
-seeds = st.integers(0, 2**62)
-
-
-def streams_of(number: int) -> st.SearchStrategy[list[Tensor]]:
-    return st.integers(2, 12).flatmap(
-        lambda R: st.lists(
-            st.lists(logits, min_size=R, max_size=R).map(torch.tensor),
-            min_size=number,
-            max_size=number,
-        )
-    )
 
 
 def test_draws_follow_the_distribution():
@@ -309,7 +242,7 @@ def test_guidance_and_plausibility_by_hand():
 
 
 def test_plausibility_is_on_unless_switched_off():
-    for name in ("cfg", "edit_cfg", "cd_k", "contrastive", "mixture"):
+    for name in ("cfg", "edit_cfg", "retrieval_cfg", "cd_k", "contrastive", "mixture"):
         filters = load_registry().config_class("sampler", name)().build().plan("image").filters
         assert filters.plausible_top_p < 1 or filters.plausible_alpha > 0, name
 

@@ -3,7 +3,7 @@ prepended to each.
 
     none             nothing
     version          another drawing of the same thing, known by its name: what a perfect retriever finds
-    retrieved-train  what the recipe's retriever finds in the recipe's memory
+    retrieved-train  what the recipe's retriever finds in the recipe's memory, as many as the recipe retrieves
     retrieved-all    what it finds when held-out drawings are in the memory too
     random           a drawing of something else, as a control
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from cm3plugins.datasets.icons.entries import IconEntry
     from cm3plugins.datasets.icons.source import IconSource
 
-#: A document and the thing that it shows.
-Prepended: TypeAlias = tuple[Document | None, str | None]
+#: Documents, best first, and the thing that the first one shows (None: there is none).
+Prepended: TypeAlias = tuple[tuple[Document, ...], str | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,14 @@ class Asked:
         entry: what is known of it.
         text: its canonical caption.
         document: caption and picture.
-        prepended: condition -> the document prepended, or None where nothing was found.
-        shown: condition -> the thing that this document shows.
+        prepended: condition -> the documents prepended, none where nothing was found.
+        shown: condition -> the thing that the first of them shows.
     """
 
     entry: IconEntry
     text: str
     document: Document
-    prepended: dict[str, Document | None]
+    prepended: dict[str, tuple[Document, ...]]
     shown: dict[str, str | None]
 
     def pixels(self, size: tuple[int, int]) -> PixelArray:
@@ -57,11 +57,10 @@ class Asked:
 
     def front(self, condition: str) -> tuple[Document, ...]:
         """The documents prepended under a condition."""
-        document = self.prepended[condition]
-        return () if document is None else (document,)
+        return self.prepended[condition]
 
     def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
-        """The prepended picture, uint8 [H, W, 3]; None where there is none."""
+        """The first prepended picture, uint8 [H, W, 3]; None where there is none."""
         for document in self.front(condition):
             for segment in document:
                 if isinstance(segment, Image):
@@ -87,6 +86,8 @@ class Samples:
             self._position[self.everything.id(index)] = index
             self._versions[self.everything.group(index)].append(index)
         self._retrievers = _retrievers(model, self.everything)
+        config = model.recipe.retriever
+        self._num_retrieved = 0 if config is None else config.num_retrieved
 
     def of(self, split: str, num: int) -> list[Asked]:
         """At most `num` different things of a split that have another version, in a fixed random
@@ -111,7 +112,7 @@ class Samples:
                 "leave it out of --splits, or measure a model that was trained on more of the corpus",
             )
         found = {
-            condition: _retrieved(retriever, source, indices)
+            condition: _retrieved(retriever, source, indices, self._num_retrieved)
             for condition, retriever in self._retrievers.items()
         }
         return [
@@ -125,10 +126,10 @@ class Samples:
             entry, [everything.entry(other) for other in self._versions[entry.words]]
         )
         prepended: dict[str, Prepended] = {
-            "none": (None, None),
-            "version": _prepended(everything, self._position[version.id]),
+            "none": ((), None),
+            "version": _prepended(everything, [self._position[version.id]]),
             **retrieved,
-            "random": _prepended(everything, _something_else(everything, entry)),
+            "random": _prepended(everything, [_something_else(everything, entry)]),
         }
         return Asked(
             entry,
@@ -184,18 +185,21 @@ def _retrievers(model: Model, everything: DocumentSource) -> dict[str, Retriever
     }
 
 
-def _retrieved(retriever: Retriever, source: IconSource, indices: Sequence[int]) -> list[Prepended]:
-    """The first document found for each caption, never the document itself."""
+def _retrieved(
+    retriever: Retriever, source: IconSource, indices: Sequence[int], number: int
+) -> list[Prepended]:
+    """The first documents found for each caption, never the document itself."""
     queries: list[Document] = [(Text(text_of(source.document(index))),) for index in indices]
     own = [own_names(source, index) for index in indices]
     return [
-        _prepended(retriever.memory, results[0].index) if results else (None, None)
-        for results in retriever.retrieve(queries, 1, own)
+        _prepended(retriever.memory, [found.index for found in results])
+        for results in retriever.retrieve(queries, number, own)
     ]
 
 
-def _prepended(memory: DocumentSource, index: int) -> Prepended:
-    return memory.document(index), memory.group(index)
+def _prepended(memory: DocumentSource, indices: Sequence[int]) -> Prepended:
+    documents = tuple(memory.document(index) for index in indices)
+    return documents, memory.group(indices[0]) if indices else None
 
 
 def _picture(document: Document) -> Image:

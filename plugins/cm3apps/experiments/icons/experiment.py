@@ -146,6 +146,14 @@ class IconExperiment:
             "real": true,
             "reconstructed": reconstructed(self.model, true),
             "version": [white if one is None else one for one in versions],
+            **{
+                f"copy-{condition}": [
+                    white if (front := one.front_pixels(condition, self.model)) is None else front
+                    for one in asked
+                ]
+                for condition in drawn
+                if condition.startswith("retrieved")
+            },
             **{f"drawn-{condition}": own for condition, own in drawn.items()},
         }
         return {
@@ -163,7 +171,7 @@ class IconExperiment:
 def _found(asked: Sequence[Asked], condition: str) -> dict[str, float]:
     """Shares of the asked for which a document was found, and one of the same thing."""
     return {
-        "any": float(np.mean([one.prepended[condition] is not None for one in asked])),
+        "any": float(np.mean([bool(one.prepended[condition]) for one in asked])),
         "same_thing": float(np.mean([one.shown[condition] == one.entry.words for one in asked])),
     }
 

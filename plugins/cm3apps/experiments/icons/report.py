@@ -33,6 +33,8 @@ PICTURE_TITLES = {
     "real": "the real pictures",
     "reconstructed": "the real pictures, through their codes",
     "version": "copies of the other version",
+    "copy-retrieved-train": "copies of the first one retrieved from `train`",
+    "copy-retrieved-all": "copies of the first one retrieved from `all`",
     "drawn-none": "drawn, nothing prepended",
     "drawn-version": "drawn, another version prepended",
     "drawn-retrieved-train": "drawn, retrieved from `train`",

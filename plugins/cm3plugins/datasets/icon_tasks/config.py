@@ -13,7 +13,9 @@ from cm3plugins.datasets.icons.config import SPLITS
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
 
-Form: TypeAlias = Literal["edit", "structure", "scene", "grounding", "question", "chat"]
+Form: TypeAlias = Literal[
+    "edit", "structure", "scene", "grounding", "question", "chat", "super_resolution"
+]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 
@@ -29,7 +31,9 @@ class IconTasksConfig(DocumentSourceConfig):
             its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
             fields caption, objects, image; "grounding": the same with the box of one, fields image,
             phrase, objects; "question": of icons and scenes, fields image, question, answer; "chat": one
-            question about an icon and its answer, then another, fields image, conversation, answer.
+            question about an icon and its answer, then another, fields image, conversation, answer;
+            "super_resolution": an icon of half the side, enlarged again, and the icon, fields source,
+            target.
         path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
         things_share: take this share of things, chosen by a hash of their names, for trials.
         num_scenes: number of scenes in the split.

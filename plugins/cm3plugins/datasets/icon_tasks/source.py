@@ -11,6 +11,7 @@ import numpy as np
 
 from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.errors import DataError
+from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
 from cm3plugins.datasets.conversations import ASSISTANT, USER
 from cm3plugins.datasets.icon_tasks import questions, scenes
@@ -261,8 +262,8 @@ class Questions(Scenes):
         return {"image": image, "question": question, "answer": answer}
 
 
-class Chat(IconRecords):
-    """Two questions about an icon, one after the other."""
+class OneIcon(IconRecords):
+    """Base of the forms whose records are of one icon each: all icons of the split."""
 
     def __init__(self, config: Settings) -> None:
         super().__init__(config)
@@ -274,7 +275,14 @@ class Chat(IconRecords):
         return len(self.icons_in_split)
 
     def id(self, index: int) -> str:
-        return f"chat/{self.entries[self.icons_in_split[index]].id}"
+        return f"{self.config.form}/{self.entries[self.icons_in_split[index]].id}"
+
+    def group(self, index: int) -> str:
+        return str(self.entries[self.icons_in_split[index]].words)
+
+
+class Chat(OneIcon):
+    """Two questions about an icon, one after the other."""
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         rng = np.random.default_rng(index) if rng is None else rng
@@ -286,6 +294,28 @@ class Chat(IconRecords):
         return {"image": self.picture(place), "conversation": conversation, "answer": answer}
 
 
+class SuperResolution(OneIcon):
+    """An icon of half the side, enlarged again as any picture is that a model is given, to the icon."""
+
+    def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
+        whole = self.picture(self.icons_in_split[index])
+        return {
+            "source": Image(f"{whole.key}/half", lambda: blurred(whole.load())),
+            "target": whole,
+        }
+
+
+def halved(pixels: PixelArray) -> PixelArray:
+    """The picture at half its height and width, uint8 [H // 2, W // 2, 3]."""
+    height, width = pixels.shape[:2]
+    return fit(pixels, (height // 2, width // 2))
+
+
+def blurred(pixels: PixelArray) -> PixelArray:
+    """The picture as it is seen when it is given at half its height and width: `halved`, and enlarged."""
+    return fit(halved(pixels), pixels.shape[:2])
+
+
 #: Form -> its records.
 SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
     "edit": Edits,
@@ -294,4 +324,5 @@ SOURCES: Mapping[str, Callable[[Settings], DocumentSource]] = {
     "grounding": Grounding,
     "question": Questions,
     "chat": Chat,
+    "super_resolution": SuperResolution,
 }

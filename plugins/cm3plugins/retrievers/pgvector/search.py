@@ -9,6 +9,7 @@ Legend: Q searches, W results of each, E numbers of a vector.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from cm3plugins.retrievers.index.base import NO_ROW
 from cm3plugins.retrievers.pgvector.memory import Filter, SharedMemory
 from cm3plugins.retrievers.pgvector.rows import READ
 from cm3plugins.retrievers.pgvector.schema import MOST_INDEXED, formatted
-from cm3plugins.retrievers.vector_retriever import RuleRetriever
+from cm3plugins.retrievers.rules import RuleRetriever
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
@@ -69,7 +70,9 @@ class PgvectorRetriever(RuleRetriever):
             self._config, self._options, self._shared, self._embedder, approximate=False
         )
 
-    def _search(self, vectors_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+    def _search(
+        self, vectors_QE: FloatArray, width: int, parts_Q: Sequence[str]
+    ) -> tuple[FloatArray, RowArray]:
         if not np.isfinite(vectors_QE).all():
             wrong = int(np.argmin(np.isfinite(vectors_QE).all(1)))
             raise DataError(

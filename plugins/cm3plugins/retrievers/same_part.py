@@ -1,0 +1,103 @@
+"""A search that compares a query's text with the memory's texts, and its picture with pictures.
+
+Documents are usually embedded whole, their text and picture averaged (CM3leon section 2.1). That suits an
+embedder whose texts and pictures of the same thing are near each other, as CLIP's are. Where they are not, the
+other part only adds noise.
+
+Legend: Q searches, W results of each, M documents of the memory, P those that have a part, E dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.bank import VectorRows
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3plugins.retrievers.memory_vectors import memory_vectors
+from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
+from cm3plugins.retrievers.strategy import FloatArray
+
+if TYPE_CHECKING:
+    from cm3plugins.retrievers.index import VectorIndex
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An index over one part of the documents, and which they are: int64 [P], rising."""
+
+    index: VectorIndex
+    rows_P: npt.NDArray[np.int64]
+
+    def vector(self, row: int) -> FloatArray | None:
+        """The unit vector of a document's part, float32 [E]; None if it has none."""
+        place = int(np.searchsorted(self.rows_P, row))
+        there = place < len(self.rows_P) and self.rows_P[place] == row
+        return self.index.vectors.row(place) if there else None
+
+
+class SamePartRetriever(RuleRetriever):
+    """The rules over two indexes, of texts and of pictures.
+
+    Args:
+        config: the rules.
+        memory: M documents.
+        embedder: of documents and queries.
+        open_index: see `VectorRetrieverConfig.open_index`.
+    """
+
+    def __init__(
+        self,
+        config: RuleConfig,
+        memory: DocumentSource,
+        embedder: Embedder,
+        open_index: Callable[[VectorRows, Path | None, str | None], VectorIndex],
+    ) -> None:
+        super().__init__(config, memory, embedder)
+        self._parts: dict[str, _Part] = {}
+        for name in ("text", "image"):
+            vectors_ME = memory_vectors(memory, embedder, part=name, cache=config.cache)
+            rows_P = np.flatnonzero(vectors_ME.any(1)).astype(np.int64)
+            rows = VectorRows.of(np.ascontiguousarray(vectors_ME[rows_P]))
+            self._parts[name] = _Part(open_index(rows, None, None), rows_P)
+
+    def _search(
+        self, vectors_QE: FloatArray, width: int, parts_Q: Sequence[str]
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        scores_QW = np.full((len(vectors_QE), width), -np.inf, np.float32)
+        rows_QW = np.full((len(vectors_QE), width), -1, np.int64)
+        for name, part in self._parts.items():
+            asked = [place for place, of in enumerate(parts_Q) if of == name]
+            if not asked:
+                continue
+            scores, places = part.index.search(vectors_QE[asked], width)
+            scores_QW[asked] = scores
+            rows_QW[asked] = _rows_at(part.rows_P, places)
+        return scores_QW, rows_QW
+
+    def _vector(self, index: int) -> FloatArray:
+        for name in ("image", "text"):
+            vector_E = self._parts[name].vector(index)
+            if vector_E is not None:
+                return vector_E
+        raise AssertionError("a document that was found has a part")
+
+    def _is_preferred(self, index: int) -> bool:
+        return all(part.vector(index) is not None for part in self._parts.values())
+
+
+def _rows_at(rows_P: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows of the memory at places of a part; places below 0 stay.
+
+    >>> _rows_at(np.array([3, 5]), np.array([[1, 0, -1]])).tolist()
+    [[5, 3, -1]]
+    """
+    if not len(rows_P):
+        return places
+    return np.where(places < 0, places, rows_P[np.maximum(places, 0)])
