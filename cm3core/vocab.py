@@ -1,31 +1,19 @@
 """The vocabulary: one table of ids for text, image codes and special tokens.
 
-A `Vocabulary` follows from sizes; a `GivenVocabulary` has ids that were given out elsewhere. Which one
-a model has, and in which order its ids make a sequence, is its layout's affair
-(`cm3core.interfaces.layout`). Nobody computes with ids but by the methods here.
+Which ids mean what is given: by a layout (`cm3core.interfaces.layout`), which computes them from sizes or
+finds them in what a published model gave out, and which also says in which order ids make a sequence.
+Nobody computes with ids but by the methods here.
 
-Ids by sizes are CM3leon's (paper section 2.1; as asserted in facebookresearch/metaseq, branch
-scaling_racm3):
-
-    0..3                   control tokens <s> <pad> </s> <unk>; `</s>` is the paper's <eos>, the end of a document
-    4..num_text-1          text tokens (byte-level BPE)
-    then num_image         image codes
-    then num_reserved      reserved
-    then                   <break>, <eoss> (end of infill), <sentinel:0> ... <sentinel:num_sentinels-1>
-    then                   control tokens of an objective's own, if it asks for some (UL2's modes)
-    then                   padding up to a multiple of 8 (never produced)
-
-With 56,320 text, 8,192 image and 1,024 reserved ids the first part is exactly 2**16, and <break> is
-65,536.
+Special tokens have names. Everything needs "pad"; a layout with sentinels also "eos" (the end of a
+document), "break" (between segments) and "eoss" (the end of a moved span).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -40,236 +28,76 @@ IdRanges: TypeAlias = tuple[range, ...]
 #: Ids or codes, of any shape.
 Ids: TypeAlias = npt.NDArray[np.integer[Any]]
 
-NUM_CONTROL = 4
-#: A control token's name; it is shown as `<NAME>`.
-_CONTROL_NAME = re.compile(r"[A-Za-z][\w.-]{0,39}")
-_RESERVED_NAMES = ("s", "pad", "eos", "unk", "break", "eoss")
-
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Sizes of the ranges; every id is derived from them and never written as a literal.
+class VocabularySizes:
+    """What a layout that gives out ids by itself makes a vocabulary of.
 
     Args:
-        num_text: size of the text range, the 4 control tokens included (paper: 56,320).
-        num_image: size of the image tokenizer's codebook (paper: 8,192).
-        num_sentinels: mask tokens; the maximum number of spans that an objective may use in a
-            sequence (metaseq: 512).
-        num_reserved: unused ids between image codes and specials (paper: 1,024).
-        multiple_of: the table is padded to a multiple of this (metaseq: 8).
+        num_text_ids: ids of the text tokenizer; 0: not known.
+        num_image: image codes.
+        num_text: ids of texts in the recipe's section `vocabulary`; None: as many as needed.
+        num_sentinels, num_reserved, multiple_of: see that section.
         control: names of control tokens of the objective's own, in the order of their ids.
     """
 
-    num_text: int
+    num_text_ids: int
     num_image: int
+    num_text: int | None = None
     num_sentinels: int = 512
     num_reserved: int = 0
     multiple_of: int = 8
     control: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        for name, low in (
-            ("num_text", NUM_CONTROL + 1),
-            ("num_image", 0),
-            ("num_sentinels", 1),
-            ("num_reserved", 0),
-            ("multiple_of", 1),
-        ):
-            if getattr(self, name) < low:
-                raise DocumentError(
-                    f"vocabulary.{name}",
-                    f"is {getattr(self, name)}, must be at least {low}",
-                    "correct the recipe's section 'vocabulary'",
-                )
-        for place, name in enumerate(self.control):
-            taken = name in self.control[:place] or name in _RESERVED_NAMES
-            if taken or not _CONTROL_NAME.fullmatch(name):
-                raise DocumentError(
-                    f"control token {name!r}",
-                    "the name is taken" if taken else "is not a plain name",
-                    "correct the objective's `control_tokens`: letters, digits, '_', '-' and '.', "
-                    "each name once",
-                )
 
-    bos = 0
-    pad = 1
-    eos = 2
-    unk = 3
-
-    @cached_property
-    def text(self) -> range:
-        """Ids of text tokens, without control tokens."""
-        return range(NUM_CONTROL, self.num_text)
-
-    @cached_property
-    def image(self) -> range:
-        """Ids of image codes."""
-        return range(self.num_text, self.num_text + self.num_image)
-
-    def text_ranges(self, num_text_ids: int) -> IdRanges:
-        """Ids of texts where the text tokenizer has `num_text_ids` ids of its own."""
-        return (range(self.text.start, self.text.start + num_text_ids),)
-
-    def is_text(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which ids are of texts."""
-        return (ids >= self.text.start) & (ids < self.text.stop)
-
-    def is_image(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        """Which ids are image codes."""
-        return (ids >= self.image.start) & (ids < self.image.stop)
-
-    def of_text(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """Ids of the text tokenizer's ids."""
-        return (ids + np.int32(self.text.start)).astype(np.int32)
-
-    def to_text(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """The text tokenizer's ids: the inverse of `of_text`."""
-        return (ids - np.int32(self.text.start)).astype(np.int32)
-
-    @property
-    def room_for_text(self) -> int:
-        """Most ids that a text tokenizer may have."""
-        return len(self.text)
-
-    @property
-    def codes_in_order(self) -> bool:
-        """Whether image code c has the id `image.start + c`."""
-        return True
-
-    def of_codes(self, codes: Ids) -> npt.NDArray[np.int32]:
-        """Ids of image codes 0..num_image-1."""
-        return (codes + np.int32(self.image.start)).astype(np.int32)
-
-    def to_codes(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """Image codes: the inverse of `of_codes`."""
-        return (ids - np.int32(self.image.start)).astype(np.int32)
-
-    @property
-    def break_(self) -> int:
-        """`<break>`: between text and image, and between documents of one sequence."""
-        return self.num_text + self.num_image + self.num_reserved
-
-    @property
-    def end_of_infill(self) -> int:
-        """`<eoss>`: closes each moved span."""
-        return self.break_ + 1
-
-    @cached_property
-    def sentinels(self) -> range:
-        """`<sentinel:i>`: the mask token in place of a span, and at the head of the moved span."""
-        return range(self.break_ + 2, self.break_ + 2 + self.num_sentinels)
-
-    def sentinel(self, index: int) -> int:
-        """Return the id of `<sentinel:index>`."""
-        if not 0 <= index < self.num_sentinels:
-            raise DocumentError(
-                f"sentinel {index}",
-                f"the vocabulary has {self.num_sentinels} sentinels",
-                "mask fewer spans, or raise vocabulary.num_sentinels before training",
-            )
-        return self.sentinels[index]
-
-    @cached_property
-    def control_ids(self) -> range:
-        """Ids of the objective's own control tokens, in the order of `control`."""
-        return range(self.sentinels.stop, self.sentinels.stop + len(self.control))
-
-    def control_id(self, name: str) -> int:
-        """Return the id of the objective's control token `name`."""
-        if name not in self.control:
-            raise DocumentError(
-                f"control token {name!r}",
-                "is not in the vocabulary",
-                close_match(name, self.control)
-                if self.control
-                else "name it in the objective's `control_tokens`",
-            )
-        return self.control_ids[self.control.index(name)]
-
-    @cached_property
-    def size(self) -> int:
-        """Rows of the embedding table: all ids, padded to a multiple of `multiple_of`."""
-        used = self.control_ids.stop
-        return -(-used // self.multiple_of) * self.multiple_of
-
-    def name(self, token: int) -> str:
-        """Return a readable name of an id, for messages and for inspecting sequences."""
-        if token in self.text:
-            return f"text:{token - self.text.start}"
-        if token in self.image:
-            return f"image:{token - self.image.start}"
-        if token in self.sentinels:
-            return f"<sentinel:{token - self.sentinels.start}>"
-        if token in self.control_ids:
-            return f"<{self.control[token - self.control_ids.start]}>"
-        fixed = {
-            0: "<s>",
-            1: "<pad>",
-            2: "<eos>",
-            3: "<unk>",
-            self.break_: "<break>",
-            self.end_of_infill: "<eoss>",
-        }
-        return fixed.get(token, f"<unused:{token}>")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for checkpoints and memory banks."""
-        values = asdict(self)
-        control = list(values.pop("control"))  # without one, as before there were any
-        return {**values, "control": control} if control else values
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Short hash of the sizes: equal layouts, and only they, share it."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-class GivenVocabulary(Vocabulary):
-    """A vocabulary whose ids were given out elsewhere: a published model's.
-
-    Texts keep the ids of their tokenizer; image codes have ids of one range, in any order. There are
-    no sentinels and no control tokens of objectives.
+class Vocabulary:
+    """Which id is what. Immutable; equal tables are equal.
 
     Args:
         size: rows of the embedding table.
         text: ids that texts may have, ascending and disjoint.
-        codes: id of each image code.
+        codes: id of each image code; together one range, in any order.
         special: name -> id of the other tokens that a layout writes; "pad" must be among them.
+        first_text: id of the text tokenizer's id 0; the others follow.
+        sentinels: ids of mask tokens: `<sentinel:i>` stands in place of a span, and at the head of
+            the moved span.
+        control: name -> id of the control tokens of an objective's own, adjacent and ascending.
 
     Raises:
         DocumentError: ids out of the table, of two things at once, or image codes with gaps.
     """
 
-    special: Mapping[str, int]
-
     def __init__(
-        self, size: int, text: IdRanges, codes: Sequence[int] | range, special: Mapping[str, int]
+        self,
+        size: int,
+        text: IdRanges,
+        codes: Sequence[int] | range,
+        special: Mapping[str, int],
+        *,
+        first_text: int = 0,
+        sentinels: range = range(0),
+        control: Mapping[str, int] | None = None,
     ) -> None:
-        own = np.asarray(codes, np.int64)
-        first, last = (int(own.min()), int(own.max())) if len(own) else (0, -1)
-        values: dict[str, Any] = {
-            "num_text": sum(map(len, text)),
-            "num_image": len(own),
-            "num_sentinels": 0,
-            "num_reserved": 0,
-            "multiple_of": 1,
-            "control": (),
-            "special": dict(special),
-            "_size": size,
-            "_text": tuple(text),
-            "_codes": own.astype(np.int32),
-            "_image": range(first, last + 1),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        used = [*text, self._image, *(range(one, one + 1) for one in set(special.values()))]
+        in_order = isinstance(codes, range) and codes.step == 1
+        own = np.zeros(0, np.int64) if in_order else np.asarray(codes, np.int64)
+        if in_order:
+            first, last = codes[0] if len(codes) else 0, codes[-1] if len(codes) else -1
+        else:
+            first, last = (int(own.min()), int(own.max())) if len(own) else (0, -1)
+        control = {} if control is None else dict(control)
+        self._size, self._text, self._first_text = size, tuple(text), first_text
+        self._special, self._sentinels, self._control = dict(special), sentinels, control
+        self._codes = None if in_order else own.astype(np.int32)
+        self._image = range(first, last + 1)
+        single = {*special.values(), *control.values()}
+        used = [*text, self._image, sentinels, *(range(one, one + 1) for one in single)]
         used = sorted((ids for ids in used if len(ids)), key=lambda ids: ids.start)
         overlap = [b for a, b in pairwise(used) if b.start < a.stop]
         problem = (
             "lacks the id of padding"
             if "pad" not in special
             else f"has image codes with gaps: {len(own)} in {first}..{last}"
-            if not np.array_equal(np.sort(own), np.arange(first, last + 1))
+            if not in_order and not np.array_equal(np.sort(own), np.arange(first, last + 1))
             else f"gives the id {overlap[0].start} to two things"
             if overlap
             else f"has ids up to {used[-1].stop - 1} in a table of {size}"
@@ -281,13 +109,8 @@ class GivenVocabulary(Vocabulary):
                 "vocabulary", problem, "give the text tokenizer that was published with the model"
             )
 
-    _size: int
-    _text: IdRanges
-    _codes: npt.NDArray[np.int32]
-    _image: range
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GivenVocabulary) and self.to_dict() == other.to_dict()
+        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
@@ -297,10 +120,86 @@ class GivenVocabulary(Vocabulary):
         """Rows of the embedding table."""
         return self._size
 
+    # ---- special tokens
+
     @property
-    def pad(self) -> int:  # type: ignore[override]  # a constant in the base
+    def special(self) -> Mapping[str, int]:
+        """Name -> id of the tokens that a layout writes."""
+        return self._special
+
+    @property
+    def pad(self) -> int:
         """Padding."""
-        return self.special["pad"]
+        return self._special["pad"]
+
+    @property
+    def eos(self) -> int:
+        """The end of a document. Raises `DocumentError` if there is no such token, as do `break_` and
+        `end_of_infill`."""
+        return self._own("eos")
+
+    @property
+    def break_(self) -> int:
+        """Between text and image, and between documents of one sequence."""
+        return self._own("break")
+
+    @property
+    def end_of_infill(self) -> int:
+        """Closes each moved span."""
+        return self._own("eoss")
+
+    def _own(self, name: str) -> int:
+        if name not in self._special or not self._sentinels:
+            raise DocumentError(
+                "vocabulary",
+                f"has no sentinels, and with them no token {name!r} for what is moved",
+                "ask the layout for what begins, separates and ends segments",
+            )
+        return self._special[name]
+
+    @property
+    def num_sentinels(self) -> int:
+        """Mask tokens; the maximum number of spans that an objective may use in a sequence."""
+        return len(self._sentinels)
+
+    @property
+    def sentinels(self) -> range:
+        """Ids of mask tokens."""
+        return self._sentinels
+
+    def sentinel(self, index: int) -> int:
+        """Return the id of `<sentinel:index>`."""
+        if not 0 <= index < self.num_sentinels:
+            raise DocumentError(
+                f"sentinel {index}",
+                f"the vocabulary has {self.num_sentinels} sentinels",
+                "mask fewer spans, or raise vocabulary.num_sentinels before training",
+            )
+        return self._sentinels[index]
+
+    @property
+    def control(self) -> tuple[str, ...]:
+        """Names of the objective's own control tokens, in the order of their ids."""
+        return tuple(self._control)
+
+    @property
+    def control_ids(self) -> tuple[int, ...]:
+        """Ids of the objective's own control tokens, in the order of `control`."""
+        return tuple(self._control.values())
+
+    def control_id(self, name: str) -> int:
+        """Return the id of the objective's control token `name`."""
+        if name not in self._control:
+            raise DocumentError(
+                f"control token {name!r}",
+                "is not in the vocabulary",
+                close_match(name, self.control)
+                if self._control
+                else "name it in the objective's `control_tokens`",
+            )
+        return self._control[name]
+
+    # ---- texts
 
     @property
     def text(self) -> range:
@@ -308,88 +207,120 @@ class GivenVocabulary(Vocabulary):
         return range(self._text[0].start, self._text[-1].stop) if self._text else range(0)
 
     @property
-    def image(self) -> range:
-        """Ids of image codes."""
-        return self._image
-
-    @property
-    def sentinels(self) -> range:
-        """None."""
-        return range(0)
-
-    @property
-    def control_ids(self) -> range:
-        """None."""
-        return range(0)
-
-    @property
-    def bos(self) -> int:  # type: ignore[override]  # a constant in the base
-        """Raises `DocumentError`, as do `eos`, `unk`, `break_` and `end_of_infill`."""
-        raise DocumentError(
-            "vocabulary",
-            "has ids that a published model gave out, none of the framework's own tokens",
-            "ask the layout for what begins, separates and ends segments",
-        )
-
-    eos = unk = break_ = end_of_infill = bos
-
-    @property
     def room_for_text(self) -> int:
-        """As many ids as the table has: the tokenizer's own are the model's."""
-        return self._size
+        """Most ids that a text tokenizer may have."""
+        return self._size - self._first_text
 
     def text_ranges(self, num_text_ids: int) -> IdRanges:
-        """Ids that texts may have."""
-        return self._text
+        """Ids of texts where the text tokenizer has `num_text_ids` ids of its own."""
+        stop = self._first_text + num_text_ids
+        return tuple(
+            range(own.start, min(own.stop, stop)) for own in self._text if own.start < stop
+        )
 
     def is_text(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Which ids are of texts."""
+        if len(self._text) == 1:
+            return (ids >= self._text[0].start) & (ids < self._text[0].stop)
         found = np.zeros(np.shape(ids), np.bool_)
         for own in self._text:
             found |= (ids >= own.start) & (ids < own.stop)
         return found
 
     def of_text(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """The same ids."""
-        return np.asarray(ids, np.int32)
+        """Ids of the text tokenizer's ids."""
+        return (np.asarray(ids) + np.int32(self._first_text)).astype(np.int32)
 
     def to_text(self, ids: Ids) -> npt.NDArray[np.int32]:
-        """The same ids."""
-        return np.asarray(ids, np.int32)
+        """The text tokenizer's ids: the inverse of `of_text`."""
+        return (np.asarray(ids) - np.int32(self._first_text)).astype(np.int32)
+
+    # ---- image codes
+
+    @property
+    def num_image(self) -> int:
+        """Number of image codes."""
+        return len(self._image)
+
+    @property
+    def image(self) -> range:
+        """Ids of image codes."""
+        return self._image
+
+    def is_image(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Which ids are image codes."""
+        return (ids >= self._image.start) & (ids < self._image.stop)
 
     @cached_property
     def codes_in_order(self) -> bool:
         """Whether image code c has the id `image.start + c`."""
-        return bool((np.diff(self._codes) == 1).all())
+        return self._codes is None or bool((np.diff(self._codes) == 1).all())
 
     @cached_property
     def _code_of(self) -> npt.NDArray[np.int32]:
+        assert self._codes is not None
         return np.argsort(self._codes).astype(np.int32)
 
     def of_codes(self, codes: Ids) -> npt.NDArray[np.int32]:
-        """Ids of image codes. A code that a hole has (-1, say) becomes any id."""
+        """Ids of image codes 0..num_image-1. A code that a hole has (-1, say) becomes any id."""
+        if self._codes is None:
+            return (np.maximum(codes, 0) + np.int32(self._image.start)).astype(np.int32)
         return self._codes[np.clip(codes, 0, max(len(self._codes) - 1, 0))]
 
     def to_codes(self, ids: Ids) -> npt.NDArray[np.int32]:
         """Image codes: the inverse of `of_codes`."""
+        if self._codes is None:
+            return (ids - np.int32(self._image.start)).astype(np.int32)
         return self._code_of[np.asarray(ids) - self._image.start]
 
+    # ---- as a whole
+
     def name(self, token: int) -> str:
-        """Return a readable name of an id."""
-        names = {number: name for name, number in self.special.items()}
+        """Return a readable name of an id, for messages and for inspecting sequences."""
+        names = {number: name for name, number in (self._special | self._control).items()}
         if token in names:
             return f"<{names[token]}>"
         if token in self._image:
-            return f"image:{self._code_of[token - self._image.start]}"
-        return f"text:{token}" if any(token in own for own in self._text) else f"<unused:{token}>"
+            return f"image:{self.to_codes(np.array([token]))[0]}"
+        if token in self._sentinels:
+            return f"<sentinel:{token - self._sentinels.start}>"
+        is_text = any(token in own for own in self._text)
+        return f"text:{token - self._first_text}" if is_text else f"<unused:{token}>"
+
+    def with_control(self, names: Sequence[str]) -> Vocabulary:
+        """The same with these control tokens, behind all other ids."""
+        values = [*self._special.values(), *(own.stop - 1 for own in self._text)]
+        used = 1 + max(*values, self._image.stop - 1, self._sentinels.stop - 1)
+        return Vocabulary(
+            max(self._size, used + len(names)),
+            self._text,
+            self._image if self._codes is None else self._codes.tolist(),
+            self._special,
+            first_text=self._first_text,
+            sentinels=self._sentinels,
+            control={name: used + place for place, name in enumerate(names)},
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for checkpoints."""
-        order = hashlib.sha256(self._codes.astype("<i4").tobytes()).hexdigest()[:16]
-        return {
+        """Return plain values, for checkpoints and memory banks: equal ones for equal tables."""
+        values: dict[str, Any] = {
             "size": self._size,
             "text": [[own.start, own.stop] for own in self._text],
             "image": [self._image.start, self._image.stop],
-            "special": dict(self.special),
-            **({} if self.codes_in_order else {"codes": order}),
+            "special": dict(self._special),
         }
+        if not self.codes_in_order:
+            assert self._codes is not None
+            order = hashlib.sha256(self._codes.astype("<i4").tobytes()).hexdigest()[:16]
+            values["codes"] = order
+        # what only some have, so that the others' fingerprints stay what they were
+        if self._first_text:
+            values["first_text"] = self._first_text
+        if self._sentinels:
+            values["sentinels"] = [self._sentinels.start, self._sentinels.stop]
+        return {**values, "control": dict(self._control)} if self._control else values
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash: equal tables, and only they, share it."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from cm3core.document import IntArray
 from cm3core.errors import DocumentError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.vocab import Vocabulary
+from cm3core.vocab import Vocabulary, VocabularySizes
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class VocabularyParts:
     Args:
         text_tokenizer: the model's.
         codebook_size: of the image tokenizer.
-        by_sizes: the vocabulary that follows from the recipe's section `vocabulary` and the
-            objective's control tokens.
+        sizes: from the recipe's section `vocabulary`, both tokenizers and the objective, for a layout
+            that gives out ids by itself.
     """
 
     text_tokenizer: TextTokenizer
     codebook_size: int
-    by_sizes: Vocabulary
+    sizes: VocabularySizes
 
 
 @dataclass(kw_only=True)
@@ -48,6 +48,8 @@ class LayoutConfig(ComponentConfig):
     kind: ClassVar[str] = "layout"
     #: Whether holes anywhere in a document can be filled, see `Layout.has_sentinels`.
     has_sentinels: ClassVar[bool] = True
+    #: Whether recipes without the section `layout` have this one; one installed layout is.
+    is_default: ClassVar[bool] = False
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
         """Return the layout of documents whose pictures have `grid` (rows, columns) codes.
@@ -58,10 +60,9 @@ class LayoutConfig(ComponentConfig):
         """
         raise NotImplementedError
 
-    def num_ids(self, by_sizes: Vocabulary) -> int | None:
-        """Rows of the embedding table, known without building; None: not known. By default those of
-        `by_sizes`."""
-        return by_sizes.size
+    def num_ids(self, sizes: VocabularySizes) -> int | None:
+        """Rows of the embedding table, known without building; None: not known."""
+        return None
 
     def picture_length(self, grid: tuple[int, int]) -> int:
         """Tokens of a picture with all that is around it, known without building; by default a
@@ -137,13 +138,26 @@ class Layout(ABC):
     @property
     @abstractmethod
     def begin(self) -> tuple[int, ...]:
-        """Ids before the first document; at least one: something must predict the first token."""
+        """Ids before the first document; see `begin_before` for when there are none."""
 
     @property
     @abstractmethod
     def end(self) -> tuple[int, ...]:
         """Ids behind the last document; at least one. The first of them ends a text that ends its
         document."""
+
+    def begin_before(self, modality: str) -> tuple[int, ...]:
+        """Ids before the first document whose first segment, of what is seen, is "text" or "image":
+        by default `begin`, of which there is at least one: something must predict the first token.
+
+        A layout whose texts need no prediction (a class) has none before them. Then `begin` is empty.
+        """
+        return self.begin
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether texts can be generated: something is before them that predicts them."""
+        return bool(self.begin_before("text"))
 
     @property
     def hides_all(self) -> bool:
@@ -197,7 +211,7 @@ class Layout(ABC):
                 "has sentinels and tokens at the ends of rows",
                 "do without one of them: a span that is moved has no rows",
             )
-        if not self.begin or not self.end or (self.hides_all and not frame.opening):
+        if not self.begin_before("image") or not self.end or (self.hides_all and not frame.opening):
             raise DocumentError(
                 f"layout {self.name}",
                 "begins or ends sequences with nothing",

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from cm3core.errors import RecipeError
 from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.machine_memory import VARIABLE, MachineMemory
+from cm3core.recipe.layouts import default_layout
 from cm3core.recipe.missing import available
 from cm3core.recipe.recipe import Recipe
-from cm3core.vocab import NUM_CONTROL, GivenVocabulary, Vocabulary
+from cm3core.vocab import Vocabulary, VocabularySizes
 
 #: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
 #: tokenizer on the CPU, measured.
@@ -86,18 +87,19 @@ def training_memory(
     section, sizes = recipe.train, recipe.vocabulary
     bf16 = section.precision == "bf16" if bf16 is None else bf16
     text = recipe.text_tokenizer.max_vocab_size if recipe.text_tokenizer is not None else None
-    vocabulary = Vocabulary(
-        max(NUM_CONTROL + 1, sizes.num_text or (text or 0) + NUM_CONTROL),
+    given = VocabularySizes(
+        text or 0,
         recipe.image_tokenizer.codebook_size,
+        sizes.num_text,
         sizes.num_sentinels,
         sizes.num_reserved,
         sizes.multiple_of,
     )
-    layout = available(recipe.layout)
-    rows = None if layout is None else layout.num_ids(vocabulary)
-    if rows is not None and rows != vocabulary.size:
-        codes = range(1, 1 + recipe.image_tokenizer.codebook_size)
-        vocabulary = GivenVocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
+    layout = available(recipe.layout) or default_layout()
+    codes = range(1, 1 + recipe.image_tokenizer.codebook_size)
+    # a layout that doesn't know has the text tokenizer's ids, with those of image codes among them
+    rows = layout.num_ids(given) or text or 0
+    vocabulary = Vocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
     grid = recipe.image_tokenizer.grid
     number = recipe.decoder.num_parameters(vocabulary, grid)
     if number is None:

@@ -1,8 +1,8 @@
-"""The layout of a vocabulary by sizes: segments separated by one token, sentinels for what is hidden.
+"""Layouts with sentinels: segments separated by one token, sentinels for what is hidden.
 
     <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>
 
-CM3leon's, paper section 2.2; what a model has whose recipe names no layout.
+The order is CM3leon's (paper section 2.2), which moved spans rely on; the ids are the vocabulary's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class SentinelLayout(Layout):
     """See the module docstring.
 
     Args:
-        vocabulary: by sizes.
+        vocabulary: with sentinels, and what ends, separates and closes.
         name: what it is called in messages.
     """
 
-    def __init__(self, vocabulary: Vocabulary, name: str = "by sizes") -> None:
+    def __init__(self, vocabulary: Vocabulary, name: str = "by sentinels") -> None:
         self._vocabulary, self._name = vocabulary, name
 
     @property

@@ -113,8 +113,7 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
         DocumentError: the tokens are not of the infill form (a sentinel without span, a span
             without <eoss>, ...).
     """
-    own = vocabulary.control_ids
-    tokens = masked.tokens[(masked.tokens < own.start) | (masked.tokens >= own.stop)]
+    tokens = masked.tokens[~np.isin(masked.tokens, vocabulary.control_ids)]
     ends = np.flatnonzero(tokens == vocabulary.eos)
     if len(ends) < 2 or ends[0] != 0:
         raise DocumentError(

@@ -35,7 +35,7 @@ def sequence_length(
     prefix = "" if layout is None else layout.text_prefix
     if layout is not None:
         kinds = [modality_of(segment) for segment in document]
-        around = len(layout.begin) + len(layout.end)
+        around = len(layout.begin_before(kinds[0])) + len(layout.end)
         for place, (before, after) in enumerate(pairwise(kinds)):
             last = place + 2 == len(kinds)
             around += len(layout.between(Boundary(before, after, is_last=last)))

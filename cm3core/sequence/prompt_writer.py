@@ -94,10 +94,12 @@ def write_prompt(
     if alone and causal:
         segments, retrieved = segments[-1:], ()
     writer = _PromptWriter(codec, max_text_tokens, joined, turn_ends(query), text_hidden)
+    retrieved = () if variant.drop_retrieved else retrieved
     if not (alone and causal):
-        writer.writer.add(codec.layout.begin)
+        first = retrieved[0][0] if retrieved and retrieved[0] else segments[0][1]
+        writer.writer.add(codec.layout.begin_before(modality_of(first)))
     writer.writer.add(before(causal))
-    for number, document in enumerate(() if variant.drop_retrieved else retrieved):
+    for number, document in enumerate(retrieved):
         writer.prepend(document, f"retrieved document {number}")
     if causal:
         return writer.continuation(segments[:-1], segments[-1], query[-1], leads)
@@ -136,6 +138,14 @@ def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
     for index, segment in enumerate(query):
         if isinstance(segment, Codes):
             codec.code_tokens(segment, f"query document, segment {index}")
+        parts = segment.parts if isinstance(segment, MaskedText) else (segment,)
+        if not codec.layout.writes_text and any(isinstance(part, TextHole) for part in parts):
+            raise DocumentError(
+                f"query document, segment {index}",
+                f"is a text to be written, and the layout {codec.layout.name!r} has nothing that could "
+                "predict one",
+                "give the text: models with this layout only draw",
+            )
     if number == 0:
         raise DocumentError(
             "query document",
@@ -244,6 +254,12 @@ class _PromptWriter:
         return self._prompt(self._code_hole(index, kind, run, _NO_TOKENS, None))
 
     def _prompt(self, *holes: Hole) -> Prompt:
+        if self.writer.length == 0:
+            raise DocumentError(
+                "query document",
+                f"has nothing before its first hole, and neither has the layout {self.layout.name!r}",
+                "give it a text that is not empty, or leave the text out",
+            )
         return Prompt(*self.writer.joined(), holes)
 
     def infilling(

@@ -81,7 +81,8 @@ class Serializer(SegmentCodec):
         spans: list[Span] = []
         responses: list[Span] = []
         decided: list[int] = []
-        writer.add(self.layout.begin)
+        first = (retrieved[0] if retrieved else query)[:1]
+        writer.add(self.layout.begin_before(modality_of(first[0]) if first else "text"))
         for number, document in enumerate([*retrieved, query]):
             name = "query document" if number == len(retrieved) else f"retrieved document {number}"
             if not document:

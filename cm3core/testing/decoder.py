@@ -22,6 +22,7 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, InferenceDecoder, KVCache
 from cm3core.testing._laws import Contract
 from cm3core.testing.attention import DenseAttention
+from cm3core.testing.vocabularies import make_vocabulary
 from cm3core.vocab import Vocabulary
 
 
@@ -32,7 +33,7 @@ class DecoderContract(Contract[Decoder]):
     """
 
     kind: ClassVar[str] = "decoder"
-    vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
+    vocabulary: ClassVar[Vocabulary] = make_vocabulary(26, 16, 4, num_unused=6)
     grid: ClassVar[tuple[int, int]] = (4, 4)
     attention: ClassVar[AttentionBackend] = DenseAttention()
     tolerance: ClassVar[float] = 1e-9

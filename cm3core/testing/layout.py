@@ -24,7 +24,7 @@ from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.prompt_writer import Prompt
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing._laws import Contract
-from cm3core.vocab import NUM_CONTROL, Vocabulary
+from cm3core.vocab import VocabularySizes
 
 #: Image codes of the kit's pictures.
 NUM_CODES = 6
@@ -78,11 +78,15 @@ class LayoutContract(Contract[Layout]):
         """What the layout is built with; override it for a layout that needs other tokens."""
         return NamedBytes(PUBLISHED)
 
+    @property
+    def sizes(self) -> VocabularySizes:
+        """What a layout that gives out ids by itself goes by."""
+        return VocabularySizes(self.text_tokenizer().vocab_size, NUM_CODES, num_sentinels=8)
+
     def build(self, config: Any) -> Layout:
         """See `LayoutConfig.build`."""
         tokenizer = self.text_tokenizer()
-        by_sizes = Vocabulary(tokenizer.vocab_size + NUM_CONTROL, NUM_CODES, num_sentinels=8)
-        parts = VocabularyParts(tokenizer, NUM_CODES, by_sizes)
+        parts = VocabularyParts(tokenizer, NUM_CODES, self.sizes)
         layout: Layout = config.build(parts, self.grid)
         return layout
 
@@ -101,10 +105,12 @@ class LayoutContract(Contract[Layout]):
         return Codes(np.array(codes, np.int32), self.grid)
 
     def document(self, data: st.DataObject) -> Document:
-        """One to four segments, no empty text."""
+        """One to four segments, no empty text; the last is a picture if the layout writes no texts."""
         kinds = data.draw(st.lists(st.sampled_from(("text", "image")), min_size=1, max_size=4))
         if not self.reads_pictures:
             kinds[:-1] = ["text"] * (len(kinds) - 1)
+        if not self.subject.writes_text:
+            kinds[-1] = "image"
         return tuple(
             Text(data.draw(st.sampled_from(_WORDS))) if kind == "text" else self.picture(data)
             for kind in kinds
@@ -139,7 +145,9 @@ class LayoutContract(Contract[Layout]):
         tokens = sequence.tokens
         assert ((tokens >= 0) & (tokens < layout.vocabulary.size)).all()
         assert not (tokens == layout.vocabulary.pad).any()
-        assert tuple(tokens[: len(layout.begin)].tolist()) == layout.begin
+        first = (retrieved[0] if retrieved else document)[0]
+        begin = layout.begin_before("image" if isinstance(first, Codes) else "text")
+        assert tuple(tokens[: len(begin)].tolist()) == begin
         assert tuple(tokens[len(tokens) - len(layout.end) :].tolist()) == layout.end
         spans = sequence.segments[sequence.query_segment :]
         for span, segment in zip(spans, document, strict=True):
@@ -208,7 +216,8 @@ class LayoutContract(Contract[Layout]):
         assert len(set(codes.tolist())) == NUM_CODES
         assert vocabulary.to_codes(codes).tolist() == list(range(NUM_CODES))
         frame = layout.frame(self.grid)
-        around = {*layout.begin, *layout.end, *frame.opening, *frame.row_end, *frame.closing}
+        begin = (*layout.begin_before("text"), *layout.begin_before("image"))
+        around = {*begin, *layout.end, *frame.opening, *frame.row_end, *frame.closing}
         assert around.isdisjoint(codes.tolist())
         assert vocabulary.pad not in around
         pad = np.array([vocabulary.pad])
@@ -224,7 +233,7 @@ class LayoutContract(Contract[Layout]):
         rests: list[Document] = [(ImageHole(),)]
         if self.reads_pictures:
             rests += [(picture, ImageHole()), (picture, TextHole(3))]
-        for rest in rests:
+        for rest in rests[: None if self.subject.writes_text else 2]:
             documents: list[Document] = [(Text(one), *rest) for one in (first, second)]
             prompts = [self.serializer.prompt(one, variant=hidden) for one in documents]
             seen = self.serializer.prompt(documents[0])
@@ -257,10 +266,7 @@ class LayoutContract(Contract[Layout]):
         picture = self.subject.frame(self.grid).num_tokens(self.grid)
         assert self.config.picture_length(self.grid) >= picture
         size = self.subject.vocabulary.size
-        by_sizes = Vocabulary(
-            self.text_tokenizer().vocab_size + NUM_CONTROL, NUM_CODES, num_sentinels=8
-        )
-        assert self.config.num_ids(by_sizes) in (None, size)
+        assert self.config.num_ids(self.sizes) in (None, size)
 
     def law_equal_makes_are_equal(self, data: st.DataObject) -> None:
         """Equal configs make equal vocabularies, fingerprints and sequences."""

@@ -76,5 +76,6 @@ def example_parts(
     memory = ListSource(
         [(Text(f"picture {i}"), Codes(codes, grid)) for i, codes in enumerate(codes_Nc)]
     )
-    vocabulary = Vocabulary(first_code, num_codes)
+    codes = range(first_code, first_code + num_codes)
+    vocabulary = Vocabulary(codes.stop, (range(1, first_code),), codes, {"pad": 0}, first_text=1)
     return ModelParts(GreySquares(grid, num_codes), vocabulary, lambda: memory)

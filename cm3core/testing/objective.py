@@ -7,7 +7,6 @@ class TestMine(ObjectiveContract):
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence.infill import unmask
 from cm3core.testing._laws import Contract
 from cm3core.testing.strategies import make_sequence, token_sequences
+from cm3core.testing.vocabularies import make_vocabulary
 from cm3core.vocab import Vocabulary
 
 __all__ = ["ObjectiveContract", "make_sequence"]
@@ -31,13 +31,13 @@ _LARGE_SIDE = 33
 class ObjectiveContract(Contract[MaskingObjective]):
     """Laws of `MaskingObjective`, built for `vocabulary`."""
 
-    vocabulary: ClassVar[Vocabulary] = Vocabulary(num_text=64, num_image=16, num_sentinels=32)
+    vocabulary: ClassVar[Vocabulary] = make_vocabulary(60, 16, 32)
     kind: ClassVar[str] = "objective"
 
     def build(self, config: Any) -> MaskingObjective:
         """Build for the kit's vocabulary, with the control tokens that the config asks for."""
         if own := tuple(config.control_tokens()):
-            type(self).vocabulary = replace(self.vocabulary, control=own)
+            type(self).vocabulary = self.vocabulary.with_control(own)
         objective: MaskingObjective = config.build(self.vocabulary)
         return objective
 

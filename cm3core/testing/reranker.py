@@ -28,7 +28,7 @@ from cm3core.sequence.serialize import Serializer
 from cm3core.testing._laws import Contract
 from cm3core.testing.samples import HashEmbedder
 from cm3core.testing.strategies import codes
-from cm3core.vocab import Vocabulary
+from cm3core.testing.vocabularies import make_vocabulary
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "
@@ -53,7 +53,7 @@ class LetterTokenizer(TextTokenizer):
         """Nothing to save."""
 
 
-VOCABULARY = Vocabulary(num_text=4 + len(LETTERS), num_image=16, num_sentinels=8)
+VOCABULARY = make_vocabulary(len(LETTERS), 16, 8)
 SERIALIZER = Serializer(VOCABULARY, LetterTokenizer(), GRID)
 
 

@@ -47,7 +47,8 @@ from cm3core.document import (
 )
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.testing.samples import SAMPLE_TEXTS, SPECIAL_SPELLINGS, ListSource
-from cm3core.vocab import NUM_CONTROL, Vocabulary
+from cm3core.testing.vocabularies import PARTS, make_vocabulary
+from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,17 +82,17 @@ def texts(
 def vocabularies(
     *, max_text: int = 64, max_image: int = 32, max_sentinels: int = 32
 ) -> st.SearchStrategy[Vocabulary]:
-    """Layouts of ids with at least one text id, image code and sentinel.
+    """Tables of ids with at least one text id, image code and sentinel, in any order.
 
-    They may have reserved ids and padding.
+    They may have ids that mean nothing.
     """
     return st.builds(
-        Vocabulary,
-        num_text=st.integers(NUM_CONTROL + 1, max_text),
-        num_image=st.integers(1, max_image),
-        num_sentinels=st.integers(1, max_sentinels),
-        num_reserved=st.integers(0, 9),
-        multiple_of=st.sampled_from([1, 8, 64]),
+        make_vocabulary,
+        st.integers(1, max_text),
+        st.integers(1, max_image),
+        st.integers(1, max_sentinels),
+        num_unused=st.integers(0, 9),
+        order=st.permutations(PARTS),
     )
 
 

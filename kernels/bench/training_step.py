@@ -26,7 +26,8 @@ from cm3core.recipe import Recipe, compose
 from cm3core.sequence.packing import TrainingBatch
 from cm3core.training.loss import batch_loss_sums
 from cm3core.training.optim import OptimizerGroup
-from cm3core.vocab import NUM_CONTROL, Vocabulary
+from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 
 WARM_STEPS, STEPS = 3, 10
 #: Documents of a row: each sees only itself.
@@ -39,7 +40,7 @@ def vocabulary_of(recipe: Recipe) -> Vocabulary:
     assert recipe.text_tokenizer is not None
     sizes = recipe.vocabulary
     text = sizes.num_text or (recipe.text_tokenizer.max_vocab_size or 0) + NUM_CONTROL
-    return Vocabulary(
+    return CM3LeonVocabulary(
         text,
         recipe.image_tokenizer.codebook_size,
         sizes.num_sentinels,

@@ -70,6 +70,7 @@ def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
 def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
     from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
     from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+    from cm3plugins.text_tokenizers.classes import ClassesConfig
     from cm3plugins.text_tokenizers.published import (
         HFTokenizerConfig,
         SentencePieceConfig,
@@ -79,6 +80,7 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
     return {
         "bpe": BPETokenizerConfig,
         "byte": ByteTokenizerConfig,
+        "classes": ClassesConfig,
         "hf": HFTokenizerConfig,
         "sentencepiece": SentencePieceConfig,
         "tiktoken": TiktokenConfig,

@@ -36,7 +36,7 @@ def test_vocabulary_by_hand(registry: Registry) -> None:
     components = build(squares(registry), registry, stage="train")
     num = len(set("red green blue black white corner 0123"))
     assert components.text_tokenizer.vocab_size == num
-    assert components.vocabulary.num_text == num + 4
+    assert components.vocabulary.text == range(4, num + 4)
     assert components.vocabulary.num_image == 5
     assert components.vocabulary.num_sentinels == 8
     assert components.decoder.vocab_size == components.vocabulary.size
@@ -62,7 +62,7 @@ def test_given_size_of_the_text_range(registry: Registry) -> None:
     assert (
         build(
             squares(registry, "vocabulary.num_text=40"), registry, stage="train"
-        ).vocabulary.num_text
+        ).vocabulary.text.stop
         == 40
     )
     with pytest.raises(RecipeError) as caught:

@@ -23,22 +23,22 @@ from cm3core.sequence import prefixed, unmask
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.objective import ObjectiveContract
 from cm3core.training import train
-from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from engine_parts import GRID, REQUESTS, VOCABULARY, WARM, LetterTokenizer
 from ul2_plugin import UL2Config
 
-WITH_MODES = replace(VOCABULARY, control=("R", "S", "X"))
+WITH_MODES = VOCABULARY.with_control(("R", "S", "X"))
 SERIALIZER = Serializer(WITH_MODES, LetterTokenizer(), GRID, UL2Config().prompt_tokens)
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 
 
 def test_a_vocabulary_without_them_is_as_it_was() -> None:
     """Fingerprints and values as the releases before wrote them."""
-    paper = Vocabulary(56_320, 8_192, 512, 1_024)
+    paper = CM3LeonVocabulary(56_320, 8_192, 512, 1_024)
     assert paper.fingerprint == "1d008e05ef5a421f"
-    assert Vocabulary(64, 16, 8).fingerprint == "9675870e74905d65"
+    assert CM3LeonVocabulary(64, 16, 8).fingerprint == "9675870e74905d65"
     assert list(paper.to_dict()) == [
         "num_text",
         "num_image",
@@ -49,8 +49,8 @@ def test_a_vocabulary_without_them_is_as_it_was() -> None:
 
 
 def test_they_follow_all_other_ids() -> None:
-    vocabulary = Vocabulary(64, 16, 4, control=("R", "X"))
-    plain = Vocabulary(64, 16, 4)
+    vocabulary = CM3LeonVocabulary(64, 16, 4, control=("R", "X"))
+    plain = CM3LeonVocabulary(64, 16, 4)
     assert vocabulary.sentinels == plain.sentinels
     assert list(vocabulary.control_ids) == [86, 87]
     assert vocabulary.control_id("X") == 87
@@ -61,7 +61,7 @@ def test_they_follow_all_other_ids() -> None:
         "<unused:88>",
     ]
     assert vocabulary.size == 88
-    assert Vocabulary(64, 16, 4, control=("R", "X", "S")).size == 96
+    assert CM3LeonVocabulary(64, 16, 4, control=("R", "X", "S")).size == 96
     assert vocabulary.fingerprint != plain.fingerprint
     assert json.loads(json.dumps(vocabulary.to_dict())) == vocabulary.to_dict()
     assert vocabulary.to_dict()["control"] == ["R", "X"]
@@ -78,7 +78,7 @@ def test_they_follow_all_other_ids() -> None:
 )
 def test_names_that_cannot_be_are_refused(names: tuple[str, ...], cause: str) -> None:
     with pytest.raises(DocumentError) as error:
-        Vocabulary(64, 16, control=names)
+        CM3LeonVocabulary(64, 16, control=names)
     assert error.value.cause == cause
 
 

@@ -40,6 +40,7 @@ from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.state import TrainState
 from cm3core.vocab import Vocabulary
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
 
 #: The cards: the second where autograd is not needed, so that every launch must be guarded.
@@ -78,7 +79,7 @@ def seen(machine: Pretended) -> dict[str, Any]:
 
 def built(recipe: Recipe, device: torch.device) -> tuple[Any, Vocabulary, Any]:
     text = recipe.text_tokenizer.build(None)
-    vocabulary = Vocabulary(text.vocab_size + 4, 4096, 16, 0, 128)
+    vocabulary = CM3LeonVocabulary(text.vocab_size + 4, 4096, 16, 0, 128)
     with torch.device(device):
         decoder = recipe.decoder.build(vocabulary, recipe.attention.build(), GRID)
     return decoder, vocabulary, text

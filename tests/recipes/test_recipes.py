@@ -29,7 +29,7 @@ from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.recipe import Recipe, compose, diff, list_recipes, recipe_from_yaml
 from cm3core.recipe import sections as schema
 from cm3core.recipe.library import description, header, recipes_directory
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 
 @dataclass(kw_only=True)
@@ -793,7 +793,7 @@ def test_the_papers_parameter_counts(size: str, millions: int) -> None:
     assert recipe.attention is not None
     assert recipe.image_tokenizer is not None
     assert recipe.vocabulary.num_text is not None
-    vocabulary = Vocabulary(
+    vocabulary = CM3LeonVocabulary(
         recipe.vocabulary.num_text,
         recipe.image_tokenizer.codebook_size,
         recipe.vocabulary.num_sentinels,
@@ -840,7 +840,7 @@ def test_the_modern_decoder_costs_what_the_papers_does() -> None:
     """Per token, by the matrices of its layers; everything but the decoder and the z loss is equal."""
     registry = load_registry()
     paper, modern = (compose(f"cm3leon-{name}", registry=registry) for name in ("350m", "modern"))
-    vocabulary, grid = Vocabulary(num_text=56_320, num_image=8_192), (32, 32)
+    vocabulary, grid = CM3LeonVocabulary(num_text=56_320, num_image=8_192), (32, 32)
     assert paper.decoder is not None
     assert modern.decoder is not None
     counts = [

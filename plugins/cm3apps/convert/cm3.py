@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.convert.facts import Facts
-from cm3apps.convert.model import ChameleonFiles
+from cm3apps.convert.model import ModelFiles
 from cm3core.errors import CheckpointError
 from cm3core.recipe import recipe_from_yaml
 from cm3plugins.image_tokenizers.public.names import sizes_of, tamings
 from cm3plugins.trained.tensor_files import open_tensors
 
 if TYPE_CHECKING:
+    from cm3core.checkpoint.tensors import LazyTensor
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -113,7 +114,7 @@ def recipe_of(
 
 
 def write_cm3(
-    model: ChameleonFiles,
+    model: ModelFiles,
     folder: Path,
     tokenizers: Path,
     *,
@@ -135,11 +136,7 @@ def write_cm3(
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
-    from cm3core.build import image_tokenizer_of
-    from cm3core.checkpoint.state import CheckpointState
-    from cm3core.checkpoint.writing import write_model
     from cm3core.plugins.discovery import load_registry
-    from cm3core.sequence.of_recipe import layout_of
 
     registry = load_registry()
     own_text = text_file(tokenizers)
@@ -150,22 +147,46 @@ def write_cm3(
     first = recipe_of(model.facts, registry, **keys, picture_length=0)
     assert first.layout is not None
     assert first.image_tokenizer is not None
-    grid = first.image_tokenizer.grid
-    length = first.layout.picture_length(grid)
-    if length + RESERVE > model.facts.context_length:
-        raise CheckpointError(
-            "--resolution",
-            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, and the decoder reads "
-            f"{model.facts.context_length:,}",
-            "give a smaller one (and --width)",
-        )
+    length = first.layout.picture_length(first.image_tokenizer.grid)
+    check_room(first.image_tokenizer.grid, length, model.facts.context_length)
     recipe = recipe_of(model.facts, registry, **keys, picture_length=length)
+    weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
+    write_folder(folder, recipe, registry, weights, own_text, tokenizers / IMAGE_FILE, TASKS)
+
+
+def write_folder(
+    folder: Path,
+    recipe: Recipe,
+    registry: Registry,
+    weights: Mapping[str, LazyTensor],
+    text_file: Path | None,
+    image_file: Path,
+    tasks: Mapping[str, Any],
+) -> None:
+    """Write a model of this framework into an empty folder.
+
+    Args:
+        folder: is there.
+        recipe, registry: of its components.
+        weights: the decoder's tensors.
+        text_file: of the text tokenizer; None: it needs none.
+        image_file: of the image tokenizer.
+        tasks: see `cm3core.checkpoint.tasks.tasks_of`.
+
+    Raises:
+        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+    """
+    from cm3core.build import image_tokenizer_of
+    from cm3core.checkpoint.state import CheckpointState
+    from cm3core.checkpoint.writing import write_model
+    from cm3core.sequence.of_recipe import layout_of
+
     recipe.check()
     assert recipe.text_tokenizer is not None
     assert recipe.image_tokenizer is not None
-    files: dict[str, Any] = {"path": str(own_text)}
+    files: dict[str, Any] = {} if text_file is None else {"path": str(text_file)}
     text_tokenizer = replace(recipe.text_tokenizer, **files).build(None)
-    files = {"weights": str(tokenizers / IMAGE_FILE)}
+    files = {"weights": str(image_file)}
     image_tokenizer = image_tokenizer_of(replace(recipe.image_tokenizer, **files), None, registry)
     own = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
     state = CheckpointState(
@@ -179,9 +200,19 @@ def write_cm3(
         },
         max_spans=0,
     )
-    weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
     parts = recipe, registry, text_tokenizer, image_tokenizer
-    write_model(folder, weights, state, *parts, tasks=TASKS)
+    write_model(folder, weights, state, *parts, tasks=tasks)
+
+
+def check_room(grid: tuple[int, int], length: int, context_length: int) -> None:
+    """Raise `CheckpointError` if a picture of `length` tokens and a short text don't fit the context."""
+    if length + RESERVE > context_length:
+        raise CheckpointError(
+            "--resolution",
+            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, and the decoder reads "
+            f"{context_length:,}",
+            "give a smaller one (and --width)",
+        )
 
 
 def text_file(folder: Path) -> Path:
@@ -205,12 +236,15 @@ def _sizes_of_codes(path: Path) -> dict[str, int]:
             "put Meta's vqgan.ckpt beside the text tokenizer: files of transformers have no decoder "
             "of pictures",
         )
+    return sizes_of_codes(path, "give tokenizer/vqgan.ckpt")
+
+
+def sizes_of_codes(path: Path, next_step: str) -> dict[str, int]:
+    """Keys of an image tokenizer that its file decides; raises `CheckpointError` if it is none."""
     with open_tensors(path) as file:
         tensors = tamings(file.all())
     try:
         arch = sizes_of(tensors).arch
     except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            str(path), f"is not a VQ tokenizer ({error})", "give tokenizer/vqgan.ckpt"
-        ) from error
+        raise CheckpointError(str(path), f"is not a VQ tokenizer ({error})", next_step) from error
     return {"num_codes": arch.codebook_size, "downsampling": arch.downsampling}

@@ -18,7 +18,7 @@ from cm3core.errors import CheckpointError, CM3Error, FileError
 from cm3core.files import check_not_input, new_place
 
 if TYPE_CHECKING:
-    from cm3apps.convert.model import ChameleonFiles
+    from cm3apps.convert.model import ModelFiles
 
 EXAMPLE = """examples:
   cm3 convert chameleon/models/7b -o chameleon-7b-hf --tokenizer chameleon/tokenizer
@@ -27,12 +27,18 @@ EXAMPLE = """examples:
   cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
   cm3 convert runs/anole-tuned -o anole-tuned-hf --to hf
   cm3 convert Janus-Pro-1B -o janus --to cm3
+  cm3 convert Emu3-Gen -o emu3 --tokenizer Emu3-VisionTokenizer
+  cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
 #: Files beside the weights that a copy must keep.
 NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 #: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
 RESERVED_IMAGE = "<reserved08707>"
 TEXT_TOKENIZER = "text_tokenizer.json"
+#: Forms that only become models of this framework.
+OTHERS = ("emu3", "llamagen")
+#: Form -> the one to write if none is named.
+FIRST = {"hf": "meta", "emu3": "cm3", "llamagen": "cm3"}
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -40,7 +46,8 @@ def configure(parser: ArgumentParser) -> None:
     parser.description = (
         "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
         "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
-        "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned. "
+        "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned; "
+        "Emu3's, and LlamaGen's models of classes, into a model of this framework. "
         "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
         "is executed. Weights keep their type. The folder is written as a whole or not at all. "
         "transformers' Janus becomes a model of this framework that draws pictures; the network by "
@@ -50,8 +57,9 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=Path,
-        metavar="FOLDER",
-        help="with params.json (Meta) or config.json (HF), or a model of this framework with that decoder",
+        metavar="SOURCE",
+        help="folder with params.json (Meta) or config.json (HF), or a model of this framework with "
+        "that decoder; LlamaGen's file",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
@@ -59,7 +67,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=("hf", "meta", "cm3"),
-        help="form to write (default: hf, of files in that form meta)",
+        help="form to write (default: hf, of files in that form meta; of Emu3 and LlamaGen cm3)",
     )
     parser.add_argument(
         "--shards",
@@ -70,10 +78,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         type=Path,
-        metavar="FOLDER",
+        metavar="PATH",
         help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs (a model "
-        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt. Of Janus: folder with "
-        "tokenizer.json (default: the source)",
+        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt. Emu3: folder with "
+        "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
+        "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source)",
     )
     parser.add_argument(
         "--layout",
@@ -84,7 +93,8 @@ def configure(parser: ArgumentParser) -> None:
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="to cm3: height of pictures (default: 512; of Janus what its config.json says)",
+        help="to cm3: height of pictures (default: 512; Emu3 720; LlamaGen as in the file's name; Janus as in its "
+        "config.json)",
     )
     parser.add_argument(
         "--width",
@@ -98,7 +108,6 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Convert or check; return the exit code."""
     from cm3apps.convert.janus import is_janus
-    from cm3apps.convert.model import LICENCE
 
     if is_janus(args.source):
         return _run_janus(args)
@@ -109,7 +118,9 @@ def run(args: Namespace) -> int:
             _read_all(model)
             print("every tensor is there, has its size and can be read")
             return 0
-        form = args.to or ("meta" if model.form == "hf" else "hf")
+        if model.form in OTHERS:
+            _check_others(model, args)
+        form = args.to or FIRST.get(model.form, "hf")
         for option, value, needed in (
             ("--shards", args.shards, ("meta",)),
             ("--tokenizer", args.tokenizer, ("hf", "cm3")),
@@ -122,7 +133,7 @@ def run(args: Namespace) -> int:
                 raise CM3Error(option, f"is for --to {only} only", "leave it out")
         if form == "cm3" and model.form == "cm3":
             raise CM3Error("--to cm3", f"{args.source} is of that form", "choose hf or meta")
-        if form == "cm3" and args.tokenizer is None:
+        if form == "cm3" and args.tokenizer is None and model.form not in OTHERS:
             raise CM3Error(
                 "--to cm3",
                 "needs both tokenizers",
@@ -135,7 +146,7 @@ def run(args: Namespace) -> int:
             extra = _of_tokenizer(model.text_tokenizer)
         _write(model, args, form, extra)
     print(f"{args.out}: {form}")
-    print(LICENCE, file=sys.stderr)
+    print(model.licence, file=sys.stderr)
     return 0
 
 
@@ -178,15 +189,21 @@ def _run_janus(args: Namespace) -> int:
     return 0
 
 
-def _open(source: Path, stack: ExitStack) -> ChameleonFiles:
+def _open(source: Path, stack: ExitStack) -> ModelFiles:
+    from cm3apps.convert.emu3 import is_emu3, open_emu3
     from cm3apps.convert.from_cm3 import is_cm3, open_cm3
     from cm3apps.convert.hugging_face import is_hugging_face, open_hugging_face
+    from cm3apps.convert.llamagen import SUFFIXES, open_llamagen
     from cm3apps.convert.meta import is_meta, open_meta
 
+    if source.is_file() and source.suffix in SUFFIXES:
+        return open_llamagen(source, stack)
     if not source.is_dir():
         raise CheckpointError(str(source), "is no folder", "give the folder of the weights")
     if is_meta(source):
         return open_meta(source, stack)
+    if is_emu3(source):
+        return open_emu3(source, stack)
     if is_hugging_face(source):
         return open_hugging_face(source, stack)
     if is_cm3(source):
@@ -198,7 +215,25 @@ def _open(source: Path, stack: ExitStack) -> ChameleonFiles:
     )
 
 
-def _say_what(model: ChameleonFiles, source: Path) -> None:
+def _check_others(model: ModelFiles, args: Namespace) -> None:
+    """Raise `CM3Error` for an option that is for Chameleons."""
+    if args.to not in (None, "cm3"):
+        raise CM3Error(
+            f"--to {args.to}",
+            f"is for Chameleons, and {args.source} is of another form",
+            "leave it out",
+        )
+    if args.layout is not None:
+        raise CM3Error("--layout", "is for Chameleons only", "leave it out: there is one layout")
+    if model.form == "llamagen" and args.tokenizer is None and not args.check:
+        raise CM3Error(
+            "--tokenizer",
+            "is not given, and codes become pictures by an image tokenizer",
+            "give LlamaGen's vq_ds16_c2i.pt or vq_ds8_c2i.pt",
+        )
+
+
+def _say_what(model: ModelFiles, source: Path) -> None:
     facts = model.facts
     numbers = sum(_count(lazy.shape) for lazy in model.tensors.values())
     print(
@@ -221,7 +256,7 @@ def _count(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _read_all(model: ChameleonFiles) -> None:
+def _read_all(model: ModelFiles) -> None:
     for lazy in model.tensors.values():
         lazy.read()
 
@@ -246,7 +281,7 @@ def _of_tokenizer(path: Path) -> dict[str, Any]:
     }
 
 
-def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
+def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
     """Write a new folder in a form."""
     from cm3apps.convert.hugging_face import write_hugging_face
     from cm3apps.convert.meta import with_known_params, write_meta
@@ -256,17 +291,7 @@ def _write(model: ChameleonFiles, args: Namespace, form: str, extra: dict[str, A
         if form == "hf":
             write_hugging_face(model, new, extra)
         elif form == "cm3":
-            from cm3apps.convert.cm3 import write_cm3
-
-            write_cm3(
-                model,
-                new,
-                args.tokenizer,
-                layout=args.layout or "chameleon",
-                name=_recipe_name(args.out.name),
-                resolution=args.resolution or 512,
-                width=args.width,
-            )
+            _write_cm3(model, args, new)
         else:
             known = with_known_params(model, args.source / PROVENANCE)
             write_meta(known, new, args.shards)
@@ -290,7 +315,7 @@ def _write_folder(
             write(new)
             (new / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
             for pattern in NOTICES:
-                for notice in args.source.glob(pattern):
+                for notice in args.source.glob(pattern) if args.source.is_dir() else ():
                     if notice.is_file() and not notice.is_symlink():
                         shutil.copyfile(notice, new / notice.name)
             new.rename(target)
@@ -301,6 +326,23 @@ def _write_folder(
         raise FileError(
             str(args.out), f"can't be written ({text})", "see whether the disk has room for it"
         ) from error
+
+
+def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
+    """Write the framework's own form into an empty folder."""
+    from cm3apps.convert.cm3 import write_cm3
+    from cm3apps.convert.emu3 import Emu3Files, write_emu3
+    from cm3apps.convert.llamagen import LlamaGenFiles, write_llamagen
+
+    keys: dict[str, Any] = {"name": _recipe_name(args.out.name), "width": args.width}
+    if isinstance(model, Emu3Files):
+        own = () if args.tokenizer is None else (args.tokenizer,)
+        write_emu3(model, new, (*own, args.source), resolution=args.resolution, **keys)
+    elif isinstance(model, LlamaGenFiles):
+        write_llamagen(model, new, args.tokenizer, resolution=args.resolution, **keys)
+    else:
+        layout, resolution = args.layout or "chameleon", args.resolution or 512
+        write_cm3(model, new, args.tokenizer, layout=layout, resolution=resolution, **keys)
 
 
 def _recipe_name(name: str) -> str:

@@ -24,7 +24,8 @@ MOST_JSON = 1 << 28
 class Facts:
     """Sizes and options of the decoder.
 
-    `num_key_heads` are the heads of keys and values, `d_ff` the width of the feed-forward layer.
+    `num_key_heads` are the heads of keys and values, `d_ff` the width of the feed-forward layer;
+    `has_norms`: whether queries and keys are normalised.
     """
 
     vocab_size: int
@@ -37,6 +38,7 @@ class Facts:
     rope_theta: float
     swin_norm: bool
     context_length: int = CONTEXT_LENGTH
+    has_norms: bool = True
 
     @property
     def head_dim(self) -> int:
@@ -132,6 +134,35 @@ def from_config(config: Mapping[str, Any], place: str) -> Facts:
         rope_theta=rope.number("rope_theta", sizes.number("rope_theta", 10_000.0)),
         swin_norm=sizes.flag("swin_norm", False),
         context_length=sizes.whole("max_position_embeddings", CONTEXT_LENGTH),
+    )
+    facts.check(place)
+    return facts
+
+
+def from_emu3(config: Mapping[str, Any], place: str) -> Facts:
+    """The facts of Emu3's `config.json`: BAAI's, or transformers', which has them in `text_config`."""
+    sizes = Sizes(config, place)
+    sizes = sizes.inside("text_config") if "text_config" in config else sizes
+    rope = sizes.inside("rope_parameters")
+    kind = rope.values.get("rope_type", "default")
+    if kind != "default" or sizes.values.get("rope_scaling") is not None:
+        raise sizes.wrong("rope_type", f"is {_short(kind)} or scaled, and Emu3's is neither")
+    for name in ("attention_bias", "mlp_bias", "tie_word_embeddings"):
+        if sizes.flag(name, False):
+            raise sizes.wrong(name, "is true, and Emu3 has none")
+    heads = sizes.whole("num_attention_heads", 32)
+    facts = Facts(
+        vocab_size=sizes.whole("vocab_size", 184_622),
+        d_model=sizes.whole("hidden_size", 4096),
+        num_layers=sizes.whole("num_hidden_layers", 32),
+        num_heads=heads,
+        num_key_heads=sizes.whole("num_key_value_heads", 8),
+        d_ff=sizes.whole("intermediate_size", 14_336),
+        norm_eps=sizes.number("rms_norm_eps", 1e-5),
+        rope_theta=rope.number("rope_theta", sizes.number("rope_theta", 1e6)),
+        swin_norm=False,
+        context_length=sizes.whole("max_position_embeddings", 9216),
+        has_norms=False,
     )
     facts.check(place)
     return facts

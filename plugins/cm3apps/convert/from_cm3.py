@@ -9,7 +9,7 @@ from pathlib import Path
 from cm3apps.convert.cm3 import llama_name
 from cm3apps.convert.facts import Facts
 from cm3apps.convert.hugging_face import lazy_of
-from cm3apps.convert.model import ChameleonFiles, check_names
+from cm3apps.convert.model import ModelFiles, check_names
 from cm3apps.convert.names import parts
 from cm3core.checkpoint import find_checkpoint
 from cm3core.checkpoint.adapters import is_adapter
@@ -29,7 +29,7 @@ def is_cm3(folder: Path) -> bool:
     return (folder / RECIPE).is_file() or (folder / "checkpoints").is_dir()
 
 
-def open_cm3(source: Path, stack: ExitStack) -> ChameleonFiles:
+def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
     """Open a model; its file stays open as long as `stack`.
 
     Args:
@@ -65,7 +65,7 @@ def open_cm3(source: Path, stack: ExitStack) -> ChameleonFiles:
     text = folder / TOKENIZER / TEXT_TOKENIZER
     files: dict[str, str | None] = {WEIGHTS: None}
     own = text if text.is_file() else None
-    return ChameleonFiles("cm3", facts, tensors, {}, files, text_tokenizer=own)
+    return ModelFiles("cm3", facts, tensors, {}, files, text_tokenizer=own)
 
 
 def _facts(config: object, folder: Path) -> Facts:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cm3apps.convert.facts import from_config, read_json, to_config
-from cm3apps.convert.model import ChameleonFiles, check_finite, check_names, check_shape, check_type
+from cm3apps.convert.model import ModelFiles, check_finite, check_names, check_shape, check_type
 from cm3apps.convert.names import Lazy, Part, parts
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
@@ -29,7 +29,7 @@ def is_hugging_face(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def open_hugging_face(folder: Path, stack: ExitStack) -> ChameleonFiles:
+def open_hugging_face(folder: Path, stack: ExitStack) -> ModelFiles:
     """Open a folder; files stay open as long as `stack`.
 
     Norms of queries and keys may have a row for each head, or for each of fewer groups of heads.
@@ -48,11 +48,11 @@ def open_hugging_face(folder: Path, stack: ExitStack) -> ChameleonFiles:
         part.hugging_face: lazy_of(part, owners[part.hugging_face], facts.num_key_heads)
         for part in wanted
     }
-    return ChameleonFiles("hf", facts, tensors, left_out, dict.fromkeys(names))
+    return ModelFiles("hf", facts, tensors, left_out, dict.fromkeys(names))
 
 
 def write_hugging_face(
-    model: ChameleonFiles, folder: Path, extra: dict[str, Any], most_bytes: int = MOST_BYTES
+    model: ModelFiles, folder: Path, extra: dict[str, Any], most_bytes: int = MOST_BYTES
 ) -> list[str]:
     """Write Hugging Face's form into an empty folder; return the names of the files.
 

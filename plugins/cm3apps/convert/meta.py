@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cm3apps.convert.facts import from_params, json_object, read_json, text_of, to_params
-from cm3apps.convert.model import ChameleonFiles, check_finite, check_names, check_shape, check_type
+from cm3apps.convert.model import ModelFiles, check_finite, check_names, check_shape, check_type
 from cm3apps.convert.names import Lazy, Part, fewest_norms, merged, parts, split
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
@@ -33,7 +33,7 @@ def is_meta(folder: Path) -> bool:
     return (folder / PARAMS).is_file()
 
 
-def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
+def open_meta(folder: Path, stack: ExitStack) -> ModelFiles:
     """Open a folder; files stay open as long as `stack`.
 
     Raises:
@@ -74,7 +74,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
         for name in IGNORED
         if any(name in shard.entries or name in shard.others for shard in shards)
     }
-    return ChameleonFiles(
+    return ModelFiles(
         "meta",
         facts,
         {part.hugging_face: _lazy(part, shards) for part in wanted},
@@ -85,7 +85,7 @@ def open_meta(folder: Path, stack: ExitStack) -> ChameleonFiles:
     )
 
 
-def write_meta(model: ChameleonFiles, folder: Path, num_shards: int | None) -> list[str]:
+def write_meta(model: ModelFiles, folder: Path, num_shards: int | None) -> list[str]:
     """Write Meta's form into an empty folder; return the names of the files.
 
     Args:
@@ -136,7 +136,7 @@ def write_meta(model: ChameleonFiles, folder: Path, num_shards: int | None) -> l
     return [*written, *names, CHECKLIST]
 
 
-def with_known_params(model: ChameleonFiles, provenance: Path) -> ChameleonFiles:
+def with_known_params(model: ModelFiles, provenance: Path) -> ModelFiles:
     """The model with Meta's own files of parameters, if `provenance` has them and they are its own.
 
     So what was converted from Meta's form is converted back to the same files.
@@ -239,7 +239,7 @@ def _lazy(part: Part, shards: list[TensorFile]) -> Lazy:
     return Lazy(part.shape, shards[0].entries[part.meta].dtype, read)
 
 
-def _fewest(model: ChameleonFiles, wanted: list[Part]) -> int:
+def _fewest(model: ModelFiles, wanted: list[Part]) -> int:
     """The smallest number of files that the norms of queries and keys allow."""
     number = 1
     for part in wanted:

@@ -1,4 +1,4 @@
-"""A Chameleon that is being converted: facts, and tensors under transformers' names, read lazily."""
+"""A model that is being converted: facts, and tensors under transformers' names, read lazily."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from cm3apps.convert.facts import Facts
 from cm3apps.convert.names import Lazy
 from cm3core.errors import CheckpointError
 
+#: Said once, and stored: a copy in another form is under the licence of the weights.
+LICENCE = (
+    "Chameleon's weights, and those made from them, are under the Chameleon Research License: "
+    "noncommercial research only, and not to enable what Meta disabled. A converted copy is too."
+)
+
 
 @dataclass(frozen=True)
-class ChameleonFiles:
+class ModelFiles:
     """What was opened.
 
     Args:
-        form: "meta", "hf" or "cm3".
+        form: "meta", "hf" or "cm3"; of models that are not Chameleons their name.
         facts: sizes.
         tensors: those of the decoder, whole, under transformers' names.
         left_out: names of what is there and not converted, with the reason.
@@ -27,6 +33,7 @@ class ChameleonFiles:
         params: texts of Meta's files of parameters, by name, to be written back unchanged.
         num_shards: number of Meta's files of weights that these come from. None: not known.
         text_tokenizer: the file of its text tokenizer. None: it has none.
+        licence: what is said of it.
     """
 
     form: str
@@ -37,6 +44,7 @@ class ChameleonFiles:
     params: Mapping[str, str] = field(default_factory=dict)
     num_shards: int | None = None
     text_tokenizer: Path | None = None
+    licence: str = LICENCE
 
     @property
     def dtype(self) -> torch.dtype:
@@ -54,16 +62,11 @@ class ChameleonFiles:
             "files": dict(self.files),
             "left_out": dict(self.left_out),
             "meta_params": dict(self.params),
-            "licence": LICENCE,
+            "licence": self.licence,
         }
 
 
-#: Said once, and stored: a copy in another form is under the licence of the weights.
-LICENCE = (
-    "Chameleon's weights, and those made from them, are under the Chameleon Research License: "
-    "noncommercial research only, and not to enable what Meta disabled. A converted copy is too."
-)
-#: The file with `ChameleonFiles.provenance`.
+#: The file with `ModelFiles.provenance`.
 PROVENANCE = "conversion.json"
 
 

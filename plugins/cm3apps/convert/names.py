@@ -58,7 +58,7 @@ def parts(facts: Facts) -> list[Part]:
             Part(f"{attention}v_proj.weight", f"{theirs}attention.wv.weight", (K * D, E), 0),
             Part(f"{attention}o_proj.weight", f"{theirs}attention.wo.weight", (E, H * D), 1),
         ]
-        for letter, heads in (("q", H), ("k", K)):
+        for letter, heads in (("q", H), ("k", K)) if facts.has_norms else ():
             found += [
                 Part(
                     f"{attention}{letter}_norm.{kind}",

@@ -7,6 +7,7 @@ from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConf
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
 from cm3plugins.layouts.janus import JanusLayoutConfig
+from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 
 #: Name in recipes -> config.
 LAYOUTS: dict[str, type[LayoutConfig]] = {
@@ -14,5 +15,6 @@ LAYOUTS: dict[str, type[LayoutConfig]] = {
     "cm3leon": CM3LeonLayoutConfig,
     "emu3": Emu3LayoutConfig,
     "janus": JanusLayoutConfig,
+    "llamagen": LlamaGenLayoutConfig,
     "lumina": LuminaLayoutConfig,
 }

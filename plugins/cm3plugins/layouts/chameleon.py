@@ -16,7 +16,7 @@ from cm3core.interfaces.component import check_value
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 
 if TYPE_CHECKING:
-    from cm3core.vocab import GivenVocabulary, Vocabulary
+    from cm3core.vocab import Vocabulary, VocabularySizes
 
 #: Digits in the names of image codes: A to J, or 0 to 9.
 _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
@@ -59,7 +59,7 @@ class ChameleonLayoutConfig(LayoutConfig):
             groups = 0
         check_value("layout.code", self.code, groups == 1, must_be="an expression with one group")
 
-    def num_ids(self, by_sizes: Vocabulary) -> int | None:
+    def num_ids(self, sizes: VocabularySizes) -> int | None:
         """`vocab_size`."""
         return self.vocab_size
 
@@ -77,9 +77,9 @@ class ChameleonLayoutConfig(LayoutConfig):
 
     def _vocabulary(
         self, parts: VocabularyParts, special: Mapping[str, int], others: Mapping[str, int]
-    ) -> GivenVocabulary:
+    ) -> Vocabulary:
         """Texts, image codes and the layout's own tokens, `others` too."""
-        from cm3core.vocab import GivenVocabulary
+        from cm3core.vocab import Vocabulary
         from cm3plugins.layouts.turns import text_between
 
         names = (self.begin, self.turn_end, self.picture_begin, self.picture_end)
@@ -87,9 +87,7 @@ class ChameleonLayoutConfig(LayoutConfig):
         codes = code_ids(special, self.code, parts.codebook_size)
         size = parts.text_tokenizer.vocab_size if self.vocab_size is None else self.vocab_size
         text = text_between(parts.text_tokenizer.vocab_size, set(special.values()))
-        return GivenVocabulary(
-            size, text, codes, {"pad": find(special, self.padding), **own, **others}
-        )
+        return Vocabulary(size, text, codes, {"pad": find(special, self.padding), **own, **others})
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 
 if TYPE_CHECKING:
-    from cm3core.vocab import Vocabulary
+    from cm3core.vocab import VocabularySizes
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class Emu3LayoutConfig(LayoutConfig):
     first_code: int = 151_854
     vocab_size: int = 184_622
 
-    def num_ids(self, by_sizes: Vocabulary) -> int | None:
+    def num_ids(self, sizes: VocabularySizes) -> int | None:
         """`vocab_size`."""
         return self.vocab_size
 
@@ -68,7 +68,7 @@ class Emu3LayoutConfig(LayoutConfig):
         return grid[0] * (grid[1] + 1) + digits + 4
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
-        from cm3core.vocab import GivenVocabulary
+        from cm3core.vocab import Vocabulary
         from cm3plugins.layouts.turns import Emu3Layout, TurnTokens, text_between
 
         special = {
@@ -84,7 +84,7 @@ class Emu3LayoutConfig(LayoutConfig):
         hidden = {*special.values(), *parts.text_tokenizer.special_ids().values()}
         most = min(parts.text_tokenizer.vocab_size, self.first_code)
         codes = range(self.first_code, self.first_code + parts.codebook_size)
-        vocabulary = GivenVocabulary(self.vocab_size, text_between(most, hidden), codes, special)
+        vocabulary = Vocabulary(self.vocab_size, text_between(most, hidden), codes, special)
         tokens = TurnTokens(
             begin=(self.begin,),
             turn_end=(self.end,),

@@ -17,7 +17,7 @@ from cm3plugins.layouts.chameleon import find
 
 if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
-    from cm3core.vocab import Vocabulary
+    from cm3core.vocab import VocabularySizes
 
 
 @dataclass(kw_only=True)
@@ -49,12 +49,12 @@ class JanusLayoutConfig(LayoutConfig):
     answer: str = "\n\n<|Assistant|>:"
     text_prefix: str = " "
 
-    def num_ids(self, by_sizes: Vocabulary) -> int | None:
+    def num_ids(self, sizes: VocabularySizes) -> int | None:
         """Ids of texts and codes."""
-        return None if self.first_code is None else self.first_code + by_sizes.num_image
+        return None if self.first_code is None else self.first_code + sizes.num_image
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
-        from cm3core.vocab import GivenVocabulary
+        from cm3core.vocab import Vocabulary
         from cm3plugins.layouts.requests import RequestLayout, RequestTokens
         from cm3plugins.layouts.turns import text_between
 
@@ -80,7 +80,7 @@ class JanusLayoutConfig(LayoutConfig):
             blank=own["pad"],
             text_prefix=self.text_prefix,
         )
-        return RequestLayout("janus", GivenVocabulary(codes.stop, text, codes, own), tokens)
+        return RequestLayout("janus", Vocabulary(codes.stop, text, codes, own), tokens)
 
 
 def ids_of_template(template: str, tokenizer: TextTokenizer) -> tuple[int, ...]:

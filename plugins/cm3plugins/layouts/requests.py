@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from cm3core.document import IntArray
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout
-from cm3core.vocab import GivenVocabulary
+from cm3core.vocab import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RequestLayout(Layout):
         tokens: what is written around segments.
     """
 
-    def __init__(self, name: str, vocabulary: GivenVocabulary, tokens: RequestTokens) -> None:
+    def __init__(self, name: str, vocabulary: Vocabulary, tokens: RequestTokens) -> None:
         self._name, self._vocabulary, self.tokens = name, vocabulary, tokens
 
     @property
@@ -51,7 +51,7 @@ class RequestLayout(Layout):
         return self._name
 
     @property
-    def vocabulary(self) -> GivenVocabulary:
+    def vocabulary(self) -> Vocabulary:
         return self._vocabulary
 
     @property

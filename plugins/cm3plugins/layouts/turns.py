@@ -18,7 +18,7 @@ from itertools import pairwise
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.vocab import GivenVocabulary, IdRanges
+from cm3core.vocab import IdRanges, Vocabulary
 
 #: Latent cells that Lumina-mGPT's size tokens count in: 32 pixels are two codes of 16.
 CELLS_PER_SIZE = 2
@@ -53,7 +53,7 @@ class TurnLayout(Layout):
         tokens: what is written around segments.
     """
 
-    def __init__(self, name: str, vocabulary: GivenVocabulary, tokens: TurnTokens) -> None:
+    def __init__(self, name: str, vocabulary: Vocabulary, tokens: TurnTokens) -> None:
         self._name, self._vocabulary, self.tokens = name, vocabulary, tokens
 
     @property
@@ -61,7 +61,7 @@ class TurnLayout(Layout):
         return self._name
 
     @property
-    def vocabulary(self) -> GivenVocabulary:
+    def vocabulary(self) -> Vocabulary:
         return self._vocabulary
 
     @property
@@ -114,7 +114,7 @@ class LuminaLayout(TurnLayout):
     def __init__(
         self,
         name: str,
-        vocabulary: GivenVocabulary,
+        vocabulary: Vocabulary,
         tokens: TurnTokens,
         sizes: Mapping[int, int],
     ) -> None:
@@ -148,7 +148,7 @@ class Emu3Layout(TurnLayout):
 
     def __init__(
         self,
-        vocabulary: GivenVocabulary,
+        vocabulary: Vocabulary,
         tokens: TurnTokens,
         picture_start: int,
         text_tokenizer: TextTokenizer,

@@ -1,1 +1,1 @@
-"""Text tokenizers: `bpe` (byte-level, trained on the captions or loaded) and `byte` (256 ids)."""
+"""Text tokenizers: `bpe` (byte-level, trained on the captions or loaded) and `byte` (256 ids); `classes`; those of others."""

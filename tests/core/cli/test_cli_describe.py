@@ -302,6 +302,7 @@ def test_json_of_the_list_of_plugins(capsys: pytest.CaptureFixture[str]) -> None
     assert bundled["components"]["text_tokenizer"] == [
         "bpe",
         "byte",
+        "classes",
         "hf",
         "sentencepiece",
         "tiktoken",

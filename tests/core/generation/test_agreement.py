@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, TokenSequence
 from cm3core.generation.agreement import MOST_TOKENS, Agreement, agreement
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
-VOCABULARY = Vocabulary(6, 4, num_sentinels=1)
+VOCABULARY = CM3LeonVocabulary(6, 4, num_sentinels=1)
 
 
 class Table:

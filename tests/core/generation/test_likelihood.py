@@ -304,7 +304,7 @@ def test_the_head_of_a_caption_sees_text_and_its_end(decoder):
     Likelihood(counting, SERIALIZER, VOCABULARY).log_probability(
         [(TextHole(9), APPLE)], [[text("abc")]]
     )
-    known, end = range(4, 4 + len(LETTERS)), VOCABULARY.end_of_infill
+    known, end = VOCABULARY.text, VOCABULARY.end_of_infill
     assert sorted(counting.heads, key=str) == sorted(
         [(1, known), (3, known), (3, range(end, end + 1))], key=str
     )

@@ -28,8 +28,9 @@ from cm3core.plugins.catalog import laws_of
 from cm3core.testing.samples import ListSource
 from cm3core.testing.strategies import make_sequence
 from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
-VOCABULARY = Vocabulary(num_text=20, num_image=8, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=20, num_image=8, num_sentinels=4)
 SEQUENCE = make_sequence(VOCABULARY, [[("text", 4)]])
 MEMORY = ListSource([(Text("one"),), (Text("two"),), (Text("three"),)])
 

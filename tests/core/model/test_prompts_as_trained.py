@@ -97,7 +97,7 @@ def test_ask_by_hand() -> None:
 def test_generate(prompt: str) -> None:
     jobs, _ = MODEL.image_jobs(prompt, 1)
     document = next(jobs).requests[0].document
-    filled = (document[0], SERIALIZER.codes(np.arange(16, dtype=np.int32) + VOCABULARY.num_text))
+    filled = (document[0], SERIALIZER.codes(np.arange(16, dtype=np.int32) + VOCABULARY.image.start))
     assert whole(document, filled) == trained(filled)
 
 

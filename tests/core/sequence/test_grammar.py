@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from cm3core.errors import GenerationError
 from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
 from cm3core.sequence.holes import Hole
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 #: text 4..9, image 10..17, <break> 18, <eoss> 19, sentinels 20..23
-VOCABULARY = Vocabulary(num_text=10, num_image=8, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=8, num_sentinels=4)
 NOTHING = np.zeros(0, np.int32)
 
 

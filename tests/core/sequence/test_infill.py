@@ -9,9 +9,9 @@ from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.sequence import loss_weights, move_spans, unmask
 from cm3core.testing.objective import make_sequence
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
-VOCABULARY = Vocabulary(num_text=10, num_image=4, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=4)
 EOS, BREAK, EOSS, S0, S1 = 2, 14, 15, 16, 17
 
 

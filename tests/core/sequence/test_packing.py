@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from cm3core.document import MaskedSequence
 from cm3core.errors import DocumentError
 from cm3core.sequence.packing import Packer, collate
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
-VOCABULARY = Vocabulary(num_text=10, num_image=4, num_sentinels=2)
+VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=2)
 
 
 def masked(*tokens: int) -> MaskedSequence:

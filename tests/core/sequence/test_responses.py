@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cm3core.document import Codes, MaskedText, Text, TextHole
 from cm3core.sequence import only_responses
 from cm3core.sequence.serialize import Serializer
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.tasks.bundled import TASKS
@@ -27,7 +27,9 @@ GRID = (2, 2)
 
 def serializer(tokenizer) -> Serializer:
     size = tokenizer.vocab_size + 4
-    return Serializer(Vocabulary(num_text=size, num_image=8, num_sentinels=8), tokenizer, GRID)
+    return Serializer(
+        CM3LeonVocabulary(num_text=size, num_image=8, num_sentinels=8), tokenizer, GRID
+    )
 
 
 def picture(first: int = 0, *, response: bool = False) -> Codes:

@@ -15,7 +15,7 @@ from cm3core.document import Codes, Document, Image, ImageHole, MaskedText, Span
 from cm3core.errors import DocumentError
 from cm3core.sequence.lengths import sequence_length
 from cm3core.sequence.serialize import Serializer
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from serializer_parts import (
     BREAK,
@@ -140,7 +140,9 @@ def test_pairs_come_back_from_bare_tokens(query: Document, retrieved: list[Docum
             "text segment: holds <sentinel:0>\n  next: decode only text ids",
         ),
         (
-            lambda: Serializer(Vocabulary(num_text=100, num_image=16), ByteTokenizer(), GRID),
+            lambda: Serializer(
+                CM3LeonVocabulary(num_text=100, num_image=16), ByteTokenizer(), GRID
+            ),
             "vocabulary.num_text: room for 96 text ids, the text tokenizer has 256\n"
             "  next: leave vocabulary.num_text out, or use a smaller text tokenizer",
         ),

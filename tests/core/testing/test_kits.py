@@ -31,6 +31,7 @@ NOT_BY_DEFAULT = {
     ("image_tokenizer", "llamagen"): "is null: the model 'vq_16' needs its publisher's file",
     ("image_tokenizer", "movq"): "is null: the model 'movqgan_270M' needs its publisher's file",
     ("image_tokenizer", "taming"): "is null: the model 'gumbel_f8' needs its publisher's file",
+    ("text_tokenizer", "classes"): "is null: nothing else says how many classes the model has",
     ("text_tokenizer", "hf"): "is null",
     ("text_tokenizer", "sentencepiece"): "is null",
     ("text_tokenizer", "tiktoken"): "is null",

@@ -10,12 +10,13 @@ import pytest
 from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
 from cm3core.sequence.by_sentinels import SentinelLayout
 from cm3core.testing.layout import NUM_CODES, LayoutContract, NamedBytes
-from cm3core.vocab import GivenVocabulary, Vocabulary
+from cm3core.testing.vocabularies import make_vocabulary
+from cm3core.vocab import Vocabulary, VocabularySizes
 from kit_mutants import assert_covers, assert_law_fails, cases
 
 TOKENIZER = NamedBytes(())
 SPECIAL = {name: 262 + place for place, name in enumerate(("pad", "s", "e", "b", "x", "row"))}
-VOCABULARY = GivenVocabulary(270, (range(256),), range(256, 262), SPECIAL)
+VOCABULARY = Vocabulary(270, (range(256),), range(256, 262), SPECIAL)
 
 
 class Framed(Layout):
@@ -35,7 +36,7 @@ class Framed(Layout):
 class FramedConfig(LayoutConfig):
     has_sentinels: ClassVar[bool] = False
 
-    def num_ids(self, by_sizes: Vocabulary) -> int | None:
+    def num_ids(self, sizes: VocabularySizes) -> int | None:
         return 270
 
     def picture_length(self, grid: tuple[int, int]) -> int:
@@ -59,7 +60,7 @@ class TestRight(FramedContract):
 @dataclass(kw_only=True)
 class SentinelConfig(LayoutConfig):
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
-        return SentinelLayout(parts.by_sizes)
+        return SentinelLayout(make_vocabulary(parts.sizes.num_text_ids, NUM_CODES, 8))
 
 
 class TestWithSentinels(LayoutContract):
@@ -72,7 +73,7 @@ class TestCodesInAnyOrder(FramedContract):
     def build(self, config: Any) -> Layout:
         layout = Framed()
         order = [256 + (5 * code + 2) % NUM_CODES for code in range(NUM_CODES)]
-        layout.vocabulary = GivenVocabulary(270, (range(256),), order, SPECIAL)
+        layout.vocabulary = Vocabulary(270, (range(256),), order, SPECIAL)
         return layout
 
 
@@ -97,7 +98,7 @@ class SaysOtherwiseInPrompts(Framed):
         return (SPECIAL["e"], SPECIAL["x"]) if self.asked % 2 else (SPECIAL["x"],)
 
 
-class AnyText(GivenVocabulary):
+class AnyText(Vocabulary):
     def text_ranges(self, num_text_ids):
         return (range(270),)
 

@@ -25,12 +25,13 @@ from cm3core.document import (
 )
 from cm3core.testing import strategies as our
 from cm3core.testing.samples import SPECIAL_SPELLINGS
-from cm3core.vocab import NUM_CONTROL, Vocabulary
+from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 LOOKING = settings(
     max_examples=3000, derandomize=True, database=None, phases=[Phase.generate], deadline=None
 )
-VOCABULARY = Vocabulary(num_text=20, num_image=9, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=20, num_image=9, num_sentinels=4)
 
 
 def has(kind: type, *, missing: bool = False) -> Callable[[Document], bool]:
@@ -64,7 +65,8 @@ def ties(logits: torch.Tensor) -> bool:
         (our.texts(), lambda text: any(spelling in text for spelling in SPECIAL_SPELLINGS)),
         (our.vocabularies(), lambda one: len(one.text) == 1),
         (our.vocabularies(), lambda one: one.num_image == 1),
-        (our.vocabularies(), lambda one: one.num_reserved > 0),
+        (our.vocabularies(), lambda one: one.image.start == 0),
+        (our.vocabularies(), lambda one: one.text.start > one.sentinels.start),
         (our.vocabularies(), lambda one: one.size > one.sentinels.stop),
         (our.vocabularies(), lambda one: one.size == one.sentinels.stop),
         (our.pictures(), lambda picture: picture.shape[:2] == (1, 1)),
@@ -122,10 +124,11 @@ def test_texts(data: st.DataObject) -> None:
 
 @given(our.vocabularies(max_text=20, max_image=7, max_sentinels=3))
 def test_vocabularies(vocabulary: Vocabulary) -> None:
-    assert NUM_CONTROL < vocabulary.num_text <= 20
+    assert 1 <= len(vocabulary.text) <= 20
     assert 1 <= vocabulary.num_image <= 7
     assert 1 <= vocabulary.num_sentinels <= 3
-    assert vocabulary.size % vocabulary.multiple_of == 0
+    names = [vocabulary.name(token) for token in range(vocabulary.size)]
+    assert len(set(names)) == vocabulary.size
 
 
 @given(st.data())

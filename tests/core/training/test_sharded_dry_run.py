@@ -19,7 +19,7 @@ from cm3core.recipe.memory import training_memory
 from cm3core.training.loader import micro_batches
 from cm3core.training.optim import Muon, OptimizerGroup
 from cm3core.training.parallel import Sharded
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 NUMBER = 8
 
@@ -45,7 +45,7 @@ def fake_group() -> Iterator[None]:
 
 def sharded_7b(recipe: Recipe, num_shards: int) -> Decoder:
     """On "meta": nothing of it is allocated."""
-    vocabulary = Vocabulary(56320, recipe.image_tokenizer.codebook_size, 512, 1024, 8)
+    vocabulary = CM3LeonVocabulary(56320, recipe.image_tokenizer.codebook_size, 512, 1024, 8)
     with torch.device("meta"):
         decoder: Decoder = recipe.decoder.build(
             vocabulary, recipe.attention.build(), recipe.image_tokenizer.grid

@@ -13,9 +13,9 @@ from cm3core.interfaces.decoder import Decoder
 from cm3core.recipe import TrainSection, TuneSection
 from cm3core.training.optim import OptimizerGroup
 from cm3core.tuning import select_parameters
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
-VOCABULARY = Vocabulary(num_text=10, num_image=4, num_sentinels=2)
+VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=2)
 IMAGE = slice(VOCABULARY.image.start, VOCABULARY.image.stop)
 
 

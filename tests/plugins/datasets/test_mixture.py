@@ -27,7 +27,6 @@ from cm3core.training import train
 from cm3core.training.loader import BatchLoader
 from cm3core.training.preparation import Preparation
 from cm3core.training.sequences import MaskedSequences
-from cm3core.vocab import Vocabulary
 from cm3plugins.datasets.mixture import (
     MixtureConfig,
     MixtureSource,
@@ -35,6 +34,7 @@ from cm3plugins.datasets.mixture import (
     drawn_records,
     part_order,
 )
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.tasks.bundled import CaptionConfig, QuestionConfig, TextToImageConfig
 
 PAPER = (0.3, 3.0)
@@ -304,7 +304,7 @@ class Sequences:
     def __init__(self, source: MixtureSource) -> None:
         self.source, self.num_too_long = source, 0
         self.indices = np.arange(len(source))
-        self.serializer = SimpleNamespace(vocabulary=Vocabulary(200, 8, 4))
+        self.serializer = SimpleNamespace(vocabulary=CM3LeonVocabulary(200, 8, 4))
 
     epoch_order = MaskedSequences.epoch_order
     stream_order = MaskedSequences.stream_order

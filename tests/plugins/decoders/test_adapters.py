@@ -21,11 +21,11 @@ from cm3core.tuning import (
     merge_adapters,
     write_adapters,
 )
-from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.llama import LlamaConfig
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
@@ -51,7 +51,9 @@ TOKENS = torch.randint(4, 40, (2, 9), generator=torch.Generator().manual_seed(0)
 
 def built(name: str) -> nn.Module:
     torch.manual_seed(0)
-    decoder = CONFIGS[name].build(Vocabulary(40, 8, 4), SDPAAttentionConfig().build(), (2, 2))
+    decoder = CONFIGS[name].build(
+        CM3LeonVocabulary(40, 8, 4), SDPAAttentionConfig().build(), (2, 2)
+    )
     with torch.no_grad():  # the residual outputs start at zero, and biases too
         for parameter in decoder.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -220,7 +222,7 @@ def test_the_same_adapter_on_transformers_llama() -> None:
         init_std=0.3,
         qk_norm="none",
     )
-    vocabulary = Vocabulary(40, 8, 4)
+    vocabulary = CM3LeonVocabulary(40, 8, 4)
     torch.manual_seed(0)
     ours = config.build(vocabulary, SDPAAttentionConfig().build(), (2, 2)).eval()
     theirs = LlamaForCausalLM(

@@ -17,7 +17,6 @@ from transformers import OPTConfig, OPTForCausalLM
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
 from cm3core.interfaces.decoder import Decoder
 from cm3core.testing.decoder import DecoderContract
-from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig, pool
 from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
@@ -31,9 +30,10 @@ from cm3plugins.decoders.cm3leon.products import (
     packs,
     padded,
 )
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 TINY = CM3LeonConfig(num_layers=2, d_model=24, num_heads=3, context_length=24, init_std=0.02)
-VOCABULARY = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=30, num_image=16, num_sentinels=4)
 SDPA = SDPAAttentionConfig().build()
 
 
@@ -114,7 +114,9 @@ def test_parameters_are_counted_without_building(options: dict[str, Any]) -> Non
 def test_parameter_counts_of_the_papers_sizes(
     num_layers: int, d_model: int, num_heads: int, millions: int
 ) -> None:
-    vocabulary = Vocabulary(num_text=56_320, num_image=8_192, num_sentinels=512, num_reserved=1_024)
+    vocabulary = CM3LeonVocabulary(
+        num_text=56_320, num_image=8_192, num_sentinels=512, num_reserved=1_024
+    )
     config = CM3LeonConfig(num_layers=num_layers, d_model=d_model, num_heads=num_heads)
     with torch.device("meta"):
         decoder = config.build(vocabulary, SDPA, (32, 32))

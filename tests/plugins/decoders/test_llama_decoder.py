@@ -12,16 +12,16 @@ from torch import Tensor
 from cm3core.errors import CM3Error, DocumentError, RecipeError
 from cm3core.interfaces.decoder import Decoder
 from cm3core.testing.decoder import DecoderContract
-from cm3core.vocab import Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import pool
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.decoders.llama.inference import LlamaInference
 from cm3plugins.decoders.llama.model import LlamaDecoder
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 TINY = LlamaConfig(num_layers=2, d_model=24, num_heads=6, d_ff=40, context_length=24)
 GROUPED = replace(TINY, num_key_heads=2)
-VOCABULARY = Vocabulary(num_text=30, num_image=16, num_sentinels=4)
+VOCABULARY = CM3LeonVocabulary(num_text=30, num_image=16, num_sentinels=4)
 SDPA = SDPAAttentionConfig().build()
 
 
@@ -141,7 +141,7 @@ def test_chameleons_sizes(options: dict[str, Any], inner: int, billions: float) 
     """The widths and counts that Meta's formula gives for 4,096 and 8,192."""
     config = LlamaConfig(**options)
     assert config.inner == inner
-    chameleon = Vocabulary(num_text=57_340, num_image=8_192, num_sentinels=1)
+    chameleon = CM3LeonVocabulary(num_text=57_340, num_image=8_192, num_sentinels=1)
     assert chameleon.size == 65_536
     count = config.num_parameters(chameleon, (32, 32))
     assert count / 1e9 == pytest.approx(billions, rel=0.005)

@@ -15,7 +15,7 @@ from cm3core.interfaces.layout import LayoutConfig, VocabularyParts
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.layout import NUM_CODES, PUBLISHED, NamedBytes
-from cm3core.vocab import Vocabulary
+from cm3core.vocab import VocabularySizes
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.layouts import LAYOUTS
@@ -50,8 +50,8 @@ DOCUMENTS: list[Document] = [
 
 def parts(config: LayoutConfig) -> tuple[Engine, Likelihood]:
     tokenizer = NamedBytes(PUBLISHED)
-    by_sizes = Vocabulary(tokenizer.vocab_size + 4, NUM_CODES, num_sentinels=8)
-    layout = config.build(VocabularyParts(tokenizer, NUM_CODES, by_sizes), GRID)
+    sizes = VocabularySizes(tokenizer.vocab_size, NUM_CODES, num_sentinels=8)
+    layout = config.build(VocabularyParts(tokenizer, NUM_CODES, sizes), GRID)
     vocabulary = layout.vocabulary
     serializer = Serializer(vocabulary, tokenizer, GRID, layout=layout)
     sizes = LlamaConfig(

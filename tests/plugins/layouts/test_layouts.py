@@ -26,13 +26,14 @@ from cm3core.sequence.lengths import sequence_length
 from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
-from cm3core.vocab import GivenVocabulary, Vocabulary
+from cm3core.vocab import Vocabulary, VocabularySizes
 from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
 from cm3plugins.layouts.janus import JanusLayoutConfig
+from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 
 GRID = (2, 4)
@@ -79,6 +80,15 @@ class TestJanus(LayoutContract):
         assert tokens[-1] == self.subject.end[0]
 
 
+class TestLlamaGen(LayoutContract):
+    """Texts stand for classes, and are never generated."""
+
+    config = LlamaGenLayoutConfig()
+
+    def text_tokenizer(self) -> TextTokenizer:
+        return NamedBytes(())
+
+
 def text(words: str, tokenizer: NamedBytes = TOKENIZER) -> list[int]:
     return tokenizer.encode(words)
 
@@ -93,8 +103,8 @@ def serializer(
 def built(
     config: LayoutConfig, grid: tuple[int, int] = GRID, tokenizer: NamedBytes = TOKENIZER
 ) -> Layout:
-    by_sizes = Vocabulary(tokenizer.vocab_size + 4, NUM_CODES)
-    return config.build(VocabularyParts(tokenizer, NUM_CODES, by_sizes), grid)
+    sizes = VocabularySizes(tokenizer.vocab_size, NUM_CODES)
+    return config.build(VocabularyParts(tokenizer, NUM_CODES, sizes), grid)
 
 
 #: Janus' tokens that its layout names.
@@ -251,15 +261,15 @@ def test_codes_are_found_by_name_in_any_order() -> None:
 
 def test_embeddings_start_in_the_order_of_ids() -> None:
     special = {"pad": 0}
-    ordered = GivenVocabulary(10, (), [4, 5, 6], special)
-    turned = GivenVocabulary(10, (), [6, 4, 5], special)
+    ordered = Vocabulary(10, (), [4, 5, 6], special)
+    turned = Vocabulary(10, (), [6, 4, 5], special)
     codebook = torch.randn(3, 2, generator=torch.Generator().manual_seed(1))
     rows, own = (codebook_rows(codebook, one, 4, 1.0) for one in (ordered, turned))
     assert torch.equal(own[turned.of_codes(np.arange(3)) - 4], rows)
 
 
 def test_patch_knn_refuses_codes_in_another_order() -> None:
-    vocabulary = GivenVocabulary(10, (), [6, 4, 5], {"pad": 0})
+    vocabulary = Vocabulary(10, (), [6, 4, 5], {"pad": 0})
     parts = ModelParts(_Codebook(), vocabulary, lambda: None)
     assert refusal(lambda: PatchKNNSamplerConfig().build_for(parts)) == (
         "sampler: patch_knn needs image codes whose ids are in the order of the codes, and this "
@@ -372,11 +382,11 @@ def test_given_ids_must_not_collide() -> None:
         ((20, text_ids, range(20, 22), {"pad": 0}), "has ids up to 21 in a table of 20"),
         ((30, text_ids, range(4), {"s": 5}), "lacks the id of padding"),
     ]:
-        assert refusal(lambda arguments=arguments: GivenVocabulary(*arguments)) == (
+        assert refusal(lambda arguments=arguments: Vocabulary(*arguments)) == (
             f"vocabulary: {cause}"
         )
-    given = GivenVocabulary(30, text_ids, range(4), {"pad": 5})
-    assert refusal(lambda: given.eos).startswith("vocabulary: has ids that a published model")
+    given = Vocabulary(30, text_ids, range(4), {"pad": 5})
+    assert refusal(lambda: given.eos).startswith("vocabulary: has no sentinels")
 
 
 # ---- Janus

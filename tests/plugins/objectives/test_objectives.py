@@ -17,14 +17,14 @@ from cm3core.document import NO_CELL, Codes, MaskedSequence, Span, Text, TokenSe
 from cm3core.errors import RecipeError
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.objective import ObjectiveContract, make_sequence
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig
 from cm3plugins.objectives.spans import draw_box, draw_spans
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 
-VOCABULARY = Vocabulary(num_text=300, num_image=64, num_sentinels=32)
+VOCABULARY = CM3LeonVocabulary(num_text=300, num_image=64, num_sentinels=32)
 PAIR = [("text", 16), ("image", 256)]
 
 

@@ -21,7 +21,7 @@ from cm3core.model import AsyncEngine
 from cm3core.testing.model_parts import GreySquares, example_parts
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.samples import ListSource
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
@@ -228,7 +228,7 @@ def codes(values, grid=GRID):
 
 def parts_with(tokenizer=None, documents=None) -> ModelParts:
     memory = ListSource([(Text("only text"),)] if documents is None else documents)
-    return ModelParts(tokenizer or GreySquares(GRID, 16), Vocabulary(20, 16), lambda: memory)
+    return ModelParts(tokenizer or GreySquares(GRID, 16), CM3LeonVocabulary(20, 16), lambda: memory)
 
 
 def refusal(config, parts):

@@ -17,7 +17,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces import ModelParts
 from cm3core.testing.model_parts import GreySquares
 from cm3core.testing.retriever import HashEmbedder, ListSource
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.patch_knn import database as module
 from cm3plugins.samplers.patch_knn.database import database_for, in_memory
 from cm3plugins.samplers.patch_knn.places import places_of
@@ -152,7 +152,9 @@ def built_bank(folder, pictures, num_codes=16):
 
 
 def parts_of(memory, num_codes=16) -> ModelParts:
-    return ModelParts(GreySquares(GRID, num_codes), Vocabulary(20, num_codes), lambda: memory)
+    return ModelParts(
+        GreySquares(GRID, num_codes), CM3LeonVocabulary(20, num_codes), lambda: memory
+    )
 
 
 def test_a_bank_keeps_its_places_next_to_it(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from cm3core.errors import RecipeError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.sampler import SamplerContract
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.retrieval import RetrievalCFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
@@ -53,7 +53,7 @@ def test_plans_by_hand():
 
 def test_what_its_streams_read():
     """With a retrieved document in front; without one, two of the three are one."""
-    vocabulary = Vocabulary(num_text=260, num_image=16)
+    vocabulary = CM3LeonVocabulary(num_text=260, num_image=16)
     serializer = Serializer(vocabulary, ByteTokenizer(), (1, 2))
     eos, stop, mask = vocabulary.eos, vocabulary.break_, vocabulary.sentinel(0)
     a, c = 4 + ord("a"), 4 + ord("c")

@@ -39,7 +39,7 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.sampler import SamplerContract
-from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,
@@ -385,7 +385,7 @@ def text_filters_of_images(filters: Filters) -> Filters:
 def test_the_streams_of_editing_read_what_the_reference_has():
     """full, without the edit text, and `<eos> <sentinel:0> <break>`; with a retrieved document in
     front and without."""
-    vocabulary = Vocabulary(num_text=260, num_image=16)
+    vocabulary = CM3LeonVocabulary(num_text=260, num_image=16)
     serializer = Serializer(vocabulary, ByteTokenizer(), (1, 2))
     eos, stop, mask = vocabulary.eos, vocabulary.break_, vocabulary.sentinel(0)
     a, b, c, picture = (

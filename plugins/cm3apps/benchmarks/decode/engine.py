@@ -32,9 +32,9 @@ from cm3core.interfaces.benchmark import Case, Inputs, Provider, Verdict, Where
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.sampler import Sampler
 from cm3core.sequence.serialize import Serializer
-from cm3core.vocab import NUM_CONTROL, Vocabulary
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 
@@ -113,7 +113,9 @@ class RandomModel:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.text_tokenizer = setup, ByteTokenizer()
-        self.vocabulary = Vocabulary(NUM_BYTES + NUM_CONTROL, setup.size.num_codes, num_sentinels=8)
+        self.vocabulary = CM3LeonVocabulary(
+            NUM_BYTES + NUM_CONTROL, setup.size.num_codes, num_sentinels=8
+        )
 
     @cached_property
     def decoder(self) -> Decoder:
