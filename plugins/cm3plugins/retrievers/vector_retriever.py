@@ -88,7 +88,7 @@ class VectorRetriever(RuleRetriever):
 
     def __init__(
         self,
-        config: VectorRetrieverConfig,
+        config: RuleConfig,
         memory: DocumentSource,
         embedder: Embedder,
         index: VectorIndex,

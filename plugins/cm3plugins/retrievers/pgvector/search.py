@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3plugins.retrievers.pgvector.connection import Connection
     from cm3plugins.retrievers.pgvector.options import SearchOptions
+    from cm3plugins.retrievers.rules import RuleConfig
     from cm3plugins.retrievers.strategy import FloatArray
-    from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 RowArray = npt.NDArray[np.int64]
 #: pgvector's largest candidate list; the first version that goes on where filters leave too few.
@@ -50,7 +50,7 @@ class PgvectorRetriever(RuleRetriever):
 
     def __init__(
         self,
-        config: VectorRetrieverConfig,
+        config: RuleConfig,
         options: SearchOptions,
         memory: SharedMemory,
         embedder: Embedder,
