@@ -17,10 +17,10 @@ from typing import Any
 from cm3apps.experiments.icons.ranking import RealPictures, judges
 from cm3apps.experiments.icons.style_classifier import style_classifier
 from cm3apps.experiments.results import ResultFolder, identity
-from cm3apps.experiments.tasks import drawn, told
+from cm3apps.experiments.tasks import drawn, enlarged, told
 from cm3apps.experiments.tasks.drawn import Measured, Setting
 from cm3apps.experiments.tasks.report import write_report
-from cm3apps.experiments.tasks.settings import TaskSettings
+from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.quickstart.pictures import write_table
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -38,6 +38,7 @@ MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
     "answer": told.answer,
     "chat": told.chat,
     "caption": told.caption,
+    "enlarge": enlarged.enlarge,
 }
 #: What a model must have been tuned for.
 NEEDS = {
@@ -49,9 +50,27 @@ NEEDS = {
     "answer": "vqa",
     "chat": "chat",
     "caption": "caption",
+    "enlarge": "super_resolution",
 }
 #: Columns of pictures on a sheet; a task's rows are split among them.
 _BLOCKS = 4
+
+
+def tasks_of(model: Model) -> tuple[str, ...]:
+    """Those that a model was tuned for, in the order of the report.
+
+    Raises:
+        DataError: it was tuned for none of them.
+    """
+    found = tuple(task for task in TASKS if NEEDS[task] in model.tasks.names)
+    if not found:
+        raise DataError(
+            f"model {model.name!r}",
+            "was tuned for no task that is measured here; it was tuned for "
+            f"{', '.join(model.tasks.names) or 'no task'}",
+            f"tune it for one of {', '.join(dict.fromkeys(NEEDS.values()))} (docs/tuning.md)",
+        )
+    return found
 
 
 def icons_of(recipe: Recipe) -> IconSourceConfig | None:
