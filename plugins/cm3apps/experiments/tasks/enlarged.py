@@ -42,8 +42,8 @@ def enlarge(setting: Setting, split: str) -> Measured:
         f"enlarge-{split}", lambda: asking.pictures(model, f"enlarge, {split}", calls)
     )
     network = EDSRConfig().build()
-    looked_at = {
-        "reconstructed": reconstructed(model, true),
+    looked_at: dict[str, list[PixelArray]] = {
+        "reconstructed": list(reconstructed(model, true)),
         "enlarged": given,
         "edsr": [fit(network.upscale(picture), size) for picture in small],
         "drawn": list(drawn),
