@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core.cli import add_device, add_overrides, registry_of
-from cm3core.errors import DataError
+from cm3core.cli import add_device, add_overrides, registry_of, whole_number
+from cm3core.cli._numbers import MAX_SEED
+from cm3core.errors import CM3Error, DataError, GenerationError
 from cm3core.files import check_not_input, check_writable
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+    #: A picture, the same enlarged, and what made it.
+    Enlarged: TypeAlias = tuple[PixelArray, PixelArray, dict[str, str]]
 
 HELP = "enlarge a picture"
 EXAMPLE = """  cm3 upscale out/000.png -o large.png
   cm3 upscale picture.jpg -o large.png --upscaler lanczos upscaler.scale=3
-  cm3 upscale picture.png -o large.png --upscaler external upscaler.path=4x-esrgan.safetensors"""
+  cm3 upscale picture.png -o large.png --upscaler external upscaler.path=4x-esrgan.safetensors
+  cm3 upscale small.png -o sharp.png --model runs/tuned"""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -29,6 +38,26 @@ def configure(parser: ArgumentParser) -> None:
         metavar="RECIPE",
         help="use this recipe's section upscaler, e.g. runs/upscaler/recipe.yaml",
     )
+    chosen.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="draw the picture again in the model's size, by a model that was tuned to: a run's folder, a "
+        "checkpoint, or PLUGIN:NAME",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        help="of --model: same seed, same result (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="of --model: run the plugin file in the checkpoint that has this hash; read it first",
+    )
     parser.add_argument(
         "-o",
         "--out",
@@ -37,20 +66,36 @@ def configure(parser: ArgumentParser) -> None:
         metavar="FILE.png",
         help="the enlarged picture, with the metadata of the small one if that is a PNG (default: %(default)s)",
     )
-    add_device(parser, "where it runs, of an upscaler that has the key device")
+    add_device(parser, "where it runs, of a model, or of an upscaler that has the key device")
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
     """Enlarge, write, print the path."""
     from cm3core import images
+
+    check_writable(args.out)
+    check_not_input(args.out, args.picture)
+    pixels, large, made_by = (_by_upscaler if args.model is None else _by_model)(args)
+    try:
+        facts = images.read_png_metadata(args.picture)
+    except DataError:  # the picture was just read: it is valid, but not a PNG
+        facts = {}
+    images.save_png(args.out, large, facts | made_by)
+    print(
+        f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x "
+        f"{pixels.shape[0]}, by {made_by['upscaler']}"
+    )
+    return 0
+
+
+def _by_upscaler(args: Namespace) -> Enlarged:
+    from cm3core import images
     from cm3core.build import section
     from cm3core.cli._dataset import composed
     from cm3core.plugins.marks import default_name
     from cm3core.recipe import compose
 
-    check_writable(args.out)
-    check_not_input(args.out, args.picture)
     registry = registry_of(args)
     if args.device is not None:
         args.overrides.append(f"upscaler.device={args.device}")
@@ -63,14 +108,47 @@ def run(args: Namespace) -> int:
     config.check()
     pixels = images.open_image(args.picture)
     large = config.build().upscale(pixels)
-    try:
-        facts = images.read_png_metadata(args.picture)
-    except DataError:  # the picture was just read: it is valid, but not a PNG
-        facts = {}
-    name = recipe.component_names["upscaler"]
-    images.save_png(args.out, large, facts | {"upscaler": name})
-    print(
-        f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x "
-        f"{pixels.shape[0]}, by {name}"
+    return pixels, large, {"upscaler": recipe.component_names["upscaler"]}
+
+
+def _by_model(args: Namespace) -> Enlarged:
+    """The picture in the model's size, drawn again after what the model sees of it."""
+    from cm3core import images
+    from cm3core.cli._model import progress_bar
+    from cm3core.model import load
+    from cm3core.model.tasks import serving_task, task_for
+
+    if args.overrides:
+        raise CM3Error(
+            f"cm3 upscale {args.overrides[0]}",
+            "changes an upscaler's recipe, and --model has none",
+            "leave it out, or use --upscaler",
+        )
+    pixels = images.open_image(args.picture)
+    model = load(
+        args.model,
+        registry=registry_of(args),
+        device=args.device,
+        trust_plugins=args.trust_plugins,
     )
-    return 0
+    name = serving_task(model, "upscale")
+    if name is None:
+        raise GenerationError(
+            f"model {str(args.model)!r}",
+            f"was not tuned to enlarge pictures; it was tuned for {', '.join(model.tasks.names) or 'no task'}",
+            "use one that was, tune one (docs/tuning.md), or leave --model out",
+        )
+    height, width = model.image_size
+    if pixels.shape[0] >= height and pixels.shape[1] >= width:
+        raise DataError(
+            str(args.picture),
+            f"has {pixels.shape[1]} x {pixels.shape[0]} pixels, and the model draws {width} x {height}",
+            "give a smaller picture, or use an upscaler (--upscaler)",
+        )
+    task = task_for(model, "upscale", name)
+    [field] = task.given
+    with progress_bar("drawing") as progress:
+        made = model.do(name, {field: pixels}, seed=args.seed, progress=progress)
+    [large] = made.values()
+    assert not isinstance(large, str), "the task's response is a picture"
+    return pixels, large, {"upscaler": f"model {args.model}", "upscaler_seed": str(args.seed)}

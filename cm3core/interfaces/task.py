@@ -32,7 +32,7 @@ Record: TypeAlias = Mapping[str, Any]
 FieldType: TypeAlias = Literal["text", "image"]
 #: Methods of a model that a task may serve.
 #: "structure" is `generate` with a condition.
-Method: TypeAlias = Literal["generate", "caption", "ask", "edit", "structure"]
+Method: TypeAlias = Literal["generate", "caption", "ask", "edit", "structure", "upscale"]
 #: Tokens of a text hole for which no maximum is given.
 DEFAULT_TOKENS = 64
 #: Punctuation at the start of a text, up to white space or the end.

@@ -42,6 +42,7 @@ SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "ask": (1, 1, "text"),
     "edit": (1, 1, "image"),
     "structure": (2, 1, "image"),
+    "upscale": (0, 1, "image"),
 }
 
 
@@ -77,6 +78,18 @@ def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
         config = _make(loaded.components.registry, name)
     task: Task = built(config.build(), config, loaded.components.registry)
     return task
+
+
+def serving_task(loaded: Loaded, method: Method) -> str | None:
+    """The name of the model's first task that serves a method; None: it was tuned for none."""
+    return next(
+        (
+            name
+            for name, one in loaded.tasks.configs.items()
+            if vars(type(one)).get("serves") == method
+        ),
+        None,
+    )
 
 
 def conversing_task(loaded: Loaded, *, untuned: bool = False) -> str | None:

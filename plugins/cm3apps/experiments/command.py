@@ -12,6 +12,7 @@ from cm3apps.experiments.icons import command as icons
 from cm3apps.experiments.patch_knn import command as patch_knn
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3apps.experiments.tasks import command as tasks
+from cm3apps.experiments.tuning import command as tuning
 from cm3core.cli import (
     add_device,
     add_overrides,
@@ -45,6 +46,7 @@ def configure(parser: ArgumentParser) -> None:
     tasks.configure(
         actions.add_parser("tasks", help="what a tuned model of icons does of each task")
     )
+    tuning.configure(actions.add_parser("tuning", help="ways of tuning a model, side by side"))
     _configure_retrieval(actions)
 
 

@@ -47,7 +47,8 @@ def add_model_options(
             choices=values,
             default=list(default),
             metavar=option.strip("-").upper().removesuffix("S"),
-            help=f"{text}: {', '.join(values)} (default: {' '.join(default)})",
+            help=f"{text}: {', '.join(values)}"
+            + (f" (default: {' '.join(default)})" if default else ""),
         )
     parser.add_argument(
         "--seed",
@@ -113,7 +114,7 @@ def typed(
         *("experiment", name, args.model, "--num", str(args.num)),
     ]
     for option, chosen in choices.items():
-        words += [option, *chosen]
+        words += [option, *chosen] if chosen else []
     words += ["--seed", str(args.seed), *more]
     if args.threads is not None:
         words += ["--threads", str(args.threads)]

@@ -201,6 +201,7 @@ class ReadingConfig(BundledTaskConfig):
 class SuperResolutionConfig(BundledTaskConfig):
     """Sharp picture of a blurred one. Fields: source, target."""
 
+    serves, is_default = "upscale", True
     paper = (("Make a sharp picture of this one", "{image: source}", "{image: target}"),)
     response = ("target",)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cm3core.model
 from cm3apps.experiments.icons import style_classifier
 from cm3apps.experiments.tasks import asking, told
-from cm3apps.experiments.tasks.experiment import TaskExperiment
+from cm3apps.experiments.tasks.experiment import TaskExperiment, tasks_of
 from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.experiments.tasks.structures import edge_f1, frame_of, ink, ink_ious, iou
 from cm3apps.experiments.tasks.told import kind_of, names, styles
@@ -63,6 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
                 "vqa",
                 "chat",
                 "caption",
+                "super_resolution",
             )
         }
         return Model(recipe, components, name="tiny", step=7, tasks=TunedTasks(configs, plain=True))
@@ -94,6 +95,9 @@ def test_all_tasks_and_a_resumed_run(
         assert found[task]["real"]["R@5"] > 0.8, "icons are found in their boxes"
     assert found["find"]["another"]["IoU"] < 1.0
     assert set(found["answer"]) == {"most frequent", "white", "told"}
+    assert found["enlarge"]["real"]["R@1"] == 1.0
+    assert set(found["enlarge"]) == {"real", "reconstructed", "enlarged", "edsr", "drawn"}
+    assert found["enlarge"]["enlarged"]["PSNR"] > found["enlarge"]["drawn"]["PSNR"] > 0
     report = (tmp_path / "out" / "report.md").read_text()
     for task in TASKS:
         assert (tmp_path / "out" / f"{task}-unseen.png").stat().st_size > 0
@@ -122,6 +126,16 @@ def test_a_model_that_was_not_tuned_is_refused(model: Model, tmp_path: Path) -> 
         "  next: tune it (docs/tuning.md), or leave --tasks caption out"
     )
     assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError) as error:
+        tasks_of(plain)
+    assert str(error.value) == (
+        "model 'plain': was tuned for no task that is measured here; it was tuned for no task\n"
+        "  next: tune it for one of edit, structure, object_to_image, grounding, vqa, chat, caption, "
+        "super_resolution (docs/tuning.md)"
+    )
+    configs = {name: model.tasks.configs[name] for name in ("super_resolution", "structure")}
+    own = Model(model.recipe, model.components, tasks=TunedTasks(configs))
+    assert tasks_of(own) == ("edges", "boxes", "enlarge")
     other: Any = type(
         "Other", (), {"recipe": compose("tiny", registry=load_registry()), "name": "o"}
     )()

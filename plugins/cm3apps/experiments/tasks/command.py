@@ -20,14 +20,14 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.description = (
         "Measure a model of icons that was tuned on tasks, on icons that are held out: edits, drawing\n"
-        "after edges and at boxes, finding, answers, captions, each beside what a reader would ask for.\n"
+        "after edges and at boxes, finding, answers, captions, enlarging, each beside what a reader would ask for.\n"
         "Writes report.md, figures.json and sheets of all pictures."
     )
     add_model_options(
         parser,
         {
             "--splits": (SPLITS, ("comp", "unseen"), "splits to measure"),
-            "--tasks": (TASKS, TASKS, "tasks to measure"),
+            "--tasks": (TASKS, (), "tasks to measure; without it all that the model was tuned for"),
         },
         num="records of each task and split",
         out="cm3-tasks",
@@ -37,15 +37,15 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run the experiment; return the exit code."""
-    from cm3apps.experiments.tasks.experiment import TaskExperiment
+    from cm3apps.experiments.tasks.experiment import TaskExperiment, tasks_of
 
+    model = loaded(args)
     settings = TaskSettings(
         num=args.num,
         splits=each_once(args.splits),
-        tasks=each_once(args.tasks),
+        tasks=each_once(args.tasks) or tasks_of(model),
         seed=args.seed,
     )
-    model = loaded(args)
     try:
         report = TaskExperiment(model, args.out, settings, _typed(args)).run()
     except KeyboardInterrupt:

@@ -17,14 +17,16 @@ from typing import Any
 from cm3apps.experiments.icons.ranking import RealPictures, judges
 from cm3apps.experiments.icons.style_classifier import style_classifier
 from cm3apps.experiments.results import ResultFolder, identity
-from cm3apps.experiments.tasks import drawn, told
+from cm3apps.experiments.tasks import drawn, enlarged, told
 from cm3apps.experiments.tasks.drawn import Measured, Setting
 from cm3apps.experiments.tasks.report import write_report
-from cm3apps.experiments.tasks.settings import TaskSettings
+from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.quickstart.pictures import write_table
+from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3core.model import Model
+from cm3core.recipe import Recipe
 from cm3plugins.datasets.icons import IconSourceConfig
 
 MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
@@ -36,6 +38,7 @@ MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
     "answer": told.answer,
     "chat": told.chat,
     "caption": told.caption,
+    "enlarge": enlarged.enlarge,
 }
 #: What a model must have been tuned for.
 NEEDS = {
@@ -47,9 +50,55 @@ NEEDS = {
     "answer": "vqa",
     "chat": "chat",
     "caption": "caption",
+    "enlarge": "super_resolution",
 }
 #: Columns of pictures on a sheet; a task's rows are split among them.
 _BLOCKS = 4
+
+
+def tasks_of(model: Model) -> tuple[str, ...]:
+    """Those that a model was tuned for, in the order of the report.
+
+    Raises:
+        DataError: it was tuned for none of them.
+    """
+    found = tuple(task for task in TASKS if NEEDS[task] in model.tasks.names)
+    if not found:
+        raise DataError(
+            f"model {model.name!r}",
+            "was tuned for no task that is measured here; it was tuned for "
+            f"{', '.join(model.tasks.names) or 'no task'}",
+            f"tune it for one of {', '.join(dict.fromkeys(NEEDS.values()))} (docs/tuning.md)",
+        )
+    return found
+
+
+def icons_of(recipe: Recipe) -> IconSourceConfig | None:
+    """The icons that a recipe trains on; None: its data set is another."""
+    config = recipe.dataset and recipe.dataset.memory_config()
+    return config if isinstance(config, IconSourceConfig) else None
+
+
+def setting_of(
+    model: Model,
+    icons: IconSourceConfig,
+    num: int,
+    seed: int,
+    keep: Callable[[str, Callable[[], PixelArray]], PixelArray],
+) -> Setting:
+    """What measurements of a model share; trains the style classifier, unless that is cached.
+
+    Args:
+        model: the model.
+        icons: what it was trained on, see `icons_of`.
+        num, seed: see `TaskSettings`.
+        keep: see `Setting`.
+    """
+    corpus = model.components.memory_of_split("all").corpus  # type: ignore[attr-defined]  # of icons
+    real = RealPictures(corpus, icons.image_size, model.image_size, icons.cache_dir)
+    classifier, _ = style_classifier(real, model.image_size)
+    judge = judges(["pixels"], real)["pixels"]
+    return Setting(model, icons, real, judge, classifier, num, seed, keep)
 
 
 class TaskExperiment:
@@ -67,8 +116,8 @@ class TaskExperiment:
 
     def __init__(self, model: Model, out: Path, settings: TaskSettings, command: str) -> None:
         self.model, self.settings, self.command, self.out = model, settings, command, Path(out)
-        icons = model.recipe.dataset and model.recipe.dataset.memory_config()
-        if not isinstance(icons, IconSourceConfig):
+        icons = icons_of(model.recipe)
+        if icons is None:
             name = model.recipe.component_names.get("dataset", "none")
             raise DataError(
                 f"model {model.name!r}",
@@ -90,17 +139,9 @@ class TaskExperiment:
         """Run all stages; return the report's path."""
         total = len(self.settings.tasks) * len(self.settings.splits) + 1
         print(f"[1/{total}] style classifier", file=sys.stderr)
-        corpus = self.model.components.memory_of_split("all").corpus  # type: ignore[attr-defined]  # of icons
-        real = RealPictures(
-            corpus, self._icons.image_size, self.model.image_size, self._icons.cache_dir
-        )
-        classifier, _ = style_classifier(real, self.model.image_size)
-        setting = Setting(
+        setting = setting_of(
             self.model,
             self._icons,
-            real,
-            judges(["pixels"], real)["pixels"],
-            classifier,
             self.settings.num,
             self.settings.seed,
             self._results.pictures,

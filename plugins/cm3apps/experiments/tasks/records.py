@@ -14,7 +14,7 @@ from cm3plugins.datasets.icons import IconSourceConfig
 
 def records_of(
     icons: IconSourceConfig,
-    form: Literal["edit", "scene", "grounding", "question", "chat"],
+    form: Literal["edit", "scene", "grounding", "question", "chat", "super_resolution"],
     split: str,
 ) -> Any:
     """The records of a form, of the corpus that a model was trained on."""

@@ -36,12 +36,18 @@ TITLES = {
         "Captions",
         "The exact name; exactly the style words.",
     ),
+    "enlarge": (
+        "Enlarging pictures of half the side",
+        "PSNR in dB, the mean over pictures; the real picture among 100 of its set and style.",
+    ),
 }
 ROWS = {
     "real": "the real pictures",
     "reconstructed": "the real pictures, through their codes",
     "copied": "copies of what was given",
     "text": "drawn after the caption alone",
+    "enlarged": "the small pictures, enlarged by Lanczos: what is given",
+    "edsr": "the small pictures, enlarged by EDSR (`cm3 upscale`) and reduced to the size",
     "another": "those of another record",
     "most frequent": "the most frequent answer of the kind in training",
     "white": "the model, shown a white picture",

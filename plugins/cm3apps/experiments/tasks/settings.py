@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 SPLITS = ("comp", "compose", "unseen", "train")
 #: In the order of the report.
-TASKS = ("edit", "edges", "boxes", "place", "find", "answer", "chat", "caption")
+TASKS = ("edit", "edges", "boxes", "place", "find", "answer", "chat", "caption", "enlarge")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class TaskSettings:
     Args:
         num: records of each task and split.
         splits: of the icons.
-        tasks: see `TASKS`.
+        tasks: some of `TASKS`.
         seed: of what is drawn; texts are the most probable ones.
     """
 
