@@ -20,13 +20,14 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def calm_threads(environment: MutableMapping[str, str] = os.environ) -> None:
+def calm_threads(environment: MutableMapping[str, str] | None = None) -> None:
     """Let torch's threads sleep soon where one has nothing to do, unless the user has decided that.
 
     OpenMP's (libgomp's) wait for the next operation in a loop of 300,000 turns, in which they take the core from the
     thread that all wait for: where other programs use the cores, two threads were 300 times slower than one. It reads
     this when torch is imported.
     """
+    environment = os.environ if environment is None else environment
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & environment.keys():
         environment["GOMP_SPINCOUNT"] = "1000"
 

@@ -104,7 +104,7 @@ class BrokenPlan(Sampler):
 @pytest.mark.parametrize(
     ("request_", "cause"),
     [
-        (Request((Text(5), ImageHole())), "AttributeError"),
+        (Request((Text(5), ImageHole())), "TypeError"),
         (Request((Text("ab"), ImageHole()), seed="abc"), "TypeError"),
         (Request((Text("ab"), ImageHole()), sampler=BrokenPlan()), "ZeroDivisionError: no plan"),
     ],

@@ -31,6 +31,10 @@ NOT_BY_DEFAULT = {
     ("image_tokenizer", "llamagen"): "is null: the model 'vq_16' needs its publisher's file",
     ("image_tokenizer", "movq"): "is null: the model 'movqgan_270M' needs its publisher's file",
     ("image_tokenizer", "taming"): "is null: the model 'gumbel_f8' needs its publisher's file",
+    (
+        "layout",
+        "janus",
+    ): "needs the token '<\uff5c\u2581pad\u2581\uff5c>', and the text tokenizer has no such",
     ("text_tokenizer", "classes"): "is null: nothing else says how many classes the model has",
     ("text_tokenizer", "hf"): "is null",
     ("text_tokenizer", "sentencepiece"): "is null",
