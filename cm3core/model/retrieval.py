@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from tqdm import tqdm
 
 from cm3core import images
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
     from cm3core.build import Components
     from cm3core.interfaces.retriever import Retrieved
     from cm3core.recipe import Recipe
+
+
+#: Documents that are retrieved in excess, in place of those that show a request's own picture.
+_SPARE = 4
+#: Share of a picture's codes that must be known for it to be recognised.
+_KNOWN = 0.5
 
 
 def with_memory(
@@ -177,9 +184,16 @@ class Retrieval:
         engine = self.loaded.engine
         for request, found in zip(requests, self._retrieve(requests, queries, number), strict=True):
             chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
+            asked = _pictures(request.document)
             for rank, one in enumerate(found):
+                if len(chosen) == len(by_hand) + number:
+                    break
                 try:
-                    chosen.append(self._retrieved(one))
+                    document, shown = self._retrieved(one)
+                    # a memory of pictures knows them by other names than their codes
+                    if any(_shows(document, picture) for picture in asked):
+                        continue
+                    chosen.append((document, shown))
                 except DataError as error:
                     tqdm.write(
                         f"note: retrieved document {one.id} is left out: {error.place}: "
@@ -191,7 +205,7 @@ class Retrieval:
                     replace(request, retrieved=[document for document, _ in chosen])
                 ):
                     chosen.pop()
-                    left_out = max(left_out, len(found) - rank)
+                    left_out = max(left_out, min(len(found), number) - rank)
                     break
             result.append(
                 (
@@ -211,9 +225,8 @@ class Retrieval:
     def _retrieve(
         self, requests: Sequence[Request], queries: Sequence[Document], number: int
     ) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first.
-
-        Never one with the picture of the request itself.
+        """The nearest documents of the memory for each query, best first; for requests with pictures some
+        more, of which `augment` leaves out those that show the same.
         """
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
@@ -222,9 +235,9 @@ class Retrieval:
         retriever = self.components.retriever
         assert retriever is not None
         own = [content_keys(requests[place].document) for place in asked]
-        for place, results in zip(
-            asked, retriever.retrieve([queries[place] for place in asked], number, own), strict=True
-        ):
+        spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
+        results_of = retriever.retrieve([queries[place] for place in asked], number + spare, own)
+        for place, results in zip(asked, results_of, strict=True):
             found[place] = results
         return found
 
@@ -267,3 +280,29 @@ class Retrieval:
                 "use 0, or give documents by hand (context)",
             )
         return asked
+
+
+def _pictures(document: Document) -> list[Codes]:
+    """The pictures of a document of which enough is known to be recognised."""
+    return [
+        segment
+        for segment in document
+        if isinstance(segment, Codes)
+        and (segment.missing is None or (~segment.missing).mean() >= _KNOWN)
+    ]
+
+
+def _shows(document: Document, picture: Codes) -> bool:
+    """Whether a document of codes has this picture, as far as it is known.
+
+    >>> one = Codes(np.array([1, 2, 3, 4]), (2, 2))
+    >>> _shows((one,), replace(one, missing=np.array([True, False, False, False])))
+    True
+    """
+    known = ... if picture.missing is None else ~picture.missing
+    return any(
+        isinstance(segment, Codes)
+        and segment.grid == picture.grid
+        and np.array_equal(segment.codes[known], picture.codes[known])
+        for segment in document
+    )

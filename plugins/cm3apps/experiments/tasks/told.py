@@ -15,8 +15,11 @@ from cm3apps.experiments.tasks.drawn import Measured, Row, Setting
 from cm3apps.experiments.tasks.records import chosen, records_of
 from cm3apps.experiments.tasks.structures import iou
 from cm3core.boxes import boxes_in
-from cm3core.document import PixelArray
+from cm3core.document import Image, PixelArray, text_of
 from cm3core.images import fit
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.model import Model
+from cm3core.training.neighbours import own_names
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.metrics.vqa import normalised
@@ -167,10 +170,10 @@ def caption(setting: Setting, split: str) -> Measured:
 
     told = captions(pictures, "asked")
     figures = {}
-    for name, texts in (
-        ("white", captions([white] * len(entries), "a white picture")),
-        ("told", told),
-    ):
+    texts_of = {"white": captions([white] * len(entries), "a white picture")}
+    if (copied := _first_retrieved(setting.model, source, indices)) is not None:
+        texts_of["first retrieved"] = copied
+    for name, texts in {**texts_of, "told": told}.items():
         figures[name] = {
             "name": float(
                 np.mean([names(one, text) for one, text in zip(entries, texts, strict=True)])
@@ -186,6 +189,22 @@ def caption(setting: Setting, split: str) -> Measured:
         for text, entry, picture in zip(told, entries, pictures, strict=True)
     ]
     return Measured(len(entries), figures, HEADER, rows)
+
+
+def _first_retrieved(
+    model: Model, source: DocumentSource, indices: Sequence[int]
+) -> list[str] | None:
+    """The caption of the document that is found first for each picture, never its own; None: a model without
+    retriever."""
+    retriever = model.components.retriever
+    if retriever is None:
+        return None
+    queries = [
+        tuple(part for part in source.document(index) if isinstance(part, Image))
+        for index in indices
+    ]
+    found = retriever.retrieve(queries, 1, [own_names(source, index) for index in indices])
+    return [text_of(retriever.memory.document(own[0].index)) if own else "" for own in found]
 
 
 def names(entry: IconEntry, text: str) -> bool:
