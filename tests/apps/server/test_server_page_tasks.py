@@ -502,6 +502,9 @@ def test_sets_and_questions_with_the_keyboard_alone(browser, server):
         api.expect(page.locator("#answers li")).to_have_count(1, timeout=20_000)
         page.focus("#question")
         page.keyboard.type("hue?")
+        # an answer that comes does not take away what is typed meanwhile
+        api.expect(page.locator("#look")).to_be_enabled(timeout=20_000)
+        api.expect(page.locator("#question")).to_have_value("hue?")
         page.keyboard.press("Enter")
         api.expect(page.locator("#answers li")).to_have_count(2, timeout=20_000)
 

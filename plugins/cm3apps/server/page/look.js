@@ -79,15 +79,15 @@ export async function look(event) {
   say($("look-status"), wanted === "image" ? "Drawing…" : can("turns") ? "Replying…" : "Looking…");
   const shown = new Exchange(question, shows ? source : null);
   const given = source;
+  $("question").value = ""; // what is typed from now on is the next message
   try {
     for await (const chunk of stream(CHAT, body, stop.signal)) shown.take(chunk);
     if (!shown.finished) throw new Refusal("The connection broke in the middle of the answer. Ask again.", 0);
     if (question || can("turns")) turns.push(asked, { role: "assistant", content: shown.content });
     isNew = false;
     shown.finish(body, given, wanted, turns.length === 2 && !shows);
-    $("question").value = "";
     say($("look-status"), "");
-  } catch (error) { shown.drop(); notice(error, $("look-status")); } finally {
+  } catch (error) { shown.drop(); $("question").value ||= question; notice(error, $("look-status")); } finally {
     if (state.working === stop) { state.working = null; $("look").disabled = false; $("look-stop").hidden = true; }
     label();
   }
