@@ -121,7 +121,7 @@ class KVCache(ABC):
     def copy(self, row: int, length: int) -> KVCache:
         """Return the first `length` tokens of a row (at least one, at most what it holds) as a cache of
         one row, which later changes of this one don't reach."""
-        raise NotImplementedError
+        raise NotImplementedError  # a cache without copies need not have it: `can_be_copied`
 
     #: Whether a forward pass of one token per row can be recorded once and replayed: it then takes
     #: lengths from `length_B` (always the same tensor) and from nothing on the host, and `advance`

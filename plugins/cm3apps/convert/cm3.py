@@ -82,20 +82,7 @@ def recipe_of(
         "image_tokenizer": {"name": "chameleon", **image_tokenizer},
         "layout": {"name": layout, "vocab_size": facts.vocab_size},
         "objective": {"name": "causal"},
-        "decoder": {
-            "name": "llama",
-            "context_length": facts.context_length,
-            "num_layers": facts.num_layers,
-            "d_model": facts.d_model,
-            "num_heads": facts.num_heads,
-            "num_key_heads": facts.num_key_heads,
-            "d_ff": facts.d_ff,
-            "rope_theta": facts.rope_theta,
-            "norm_eps": facts.norm_eps,
-            "qk_norm": "layer_norm",
-            "swin_norm": facts.swin_norm,
-            "tie_embeddings": False,
-        },
+        "decoder": {**llama_section(facts), "qk_norm": "layer_norm", "swin_norm": facts.swin_norm},
         "attention": {"name": "by_device"},
         "sampler": {"name": "chameleon" if layout == "chameleon" else "cfg"},
         # nothing was trained here; for whoever trains on
@@ -202,6 +189,16 @@ def write_folder(
     )
     parts = recipe, registry, text_tokenizer, image_tokenizer
     write_model(folder, weights, state, *parts, tasks=tasks)
+
+
+def llama_section(facts: Facts) -> dict[str, Any]:
+    """The sizes of a section `decoder`; norms of queries and keys are up to the model."""
+    sizes = ("context_length", "num_layers", "d_model", "num_heads", "num_key_heads", "d_ff")
+    return {
+        "name": "llama",
+        **{key: getattr(facts, key) for key in (*sizes, "rope_theta", "norm_eps")},
+        "tie_embeddings": False,
+    }
 
 
 def check_room(grid: tuple[int, int], length: int, context_length: int) -> None:

@@ -15,7 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.convert.cm3 import RESERVE, check_room, llama_name, sizes_of_codes, write_folder
+from cm3apps.convert.cm3 import (
+    RESERVE,
+    check_room,
+    llama_name,
+    llama_section,
+    sizes_of_codes,
+    write_folder,
+)
 from cm3apps.convert.facts import Facts, from_emu3, read_json
 from cm3apps.convert.hugging_face import CONFIG, files_of, lazy_of
 from cm3apps.convert.model import ModelFiles, check_names
@@ -199,19 +206,7 @@ def sections_of(
         "image_tokenizer": {"name": "emu3", **image_tokenizer},
         "layout": {"name": "emu3", "vocab_size": facts.vocab_size, **layout},
         "objective": {"name": "causal"},
-        "decoder": {
-            "name": "llama",
-            "context_length": facts.context_length,
-            "num_layers": facts.num_layers,
-            "d_model": facts.d_model,
-            "num_heads": facts.num_heads,
-            "num_key_heads": facts.num_key_heads,
-            "d_ff": facts.d_ff,
-            "rope_theta": facts.rope_theta,
-            "norm_eps": facts.norm_eps,
-            "qk_norm": "none",
-            "tie_embeddings": False,
-        },
+        "decoder": {**llama_section(facts), "qk_norm": "none"},
         "attention": {"name": "by_device"},
         "sampler": {
             "name": "cfg",

@@ -113,7 +113,7 @@ def _split(
     conditions = ["none"] if subjects.documents is None else ["none", subjects.documents]
     nats = {one: nats_of_codes(model, asked, one) for one in conditions}
     pictures = {
-        one: clock.draw(lambda one=one: draw(model, asked, one, SEED, {}))  # type: ignore[misc]
+        one: clock.draw(lambda one=one: draw(model, asked, one, SEED, {}))  # type: ignore[misc]  # mypy infers no lambda with a default
         for one in conditions
     }
     write_sheet(
@@ -208,7 +208,7 @@ def _inpainted(
                     context=_by_hand(one, condition, model),
                 )[0]
                 for one, pixels in zip(asked, real, strict=True)
-            ]  # fmt: skip
+            ]  # fmt: skip  # one argument a line is harder to read
             pictures[name] = [made.pixels for made in results(model.engine, jobs)]
     return pictures
 

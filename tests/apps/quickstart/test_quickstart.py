@@ -273,5 +273,5 @@ def test_a_short_run_shows_fewer_pictures(tmp_path: Path, monkeypatch: pytest.Mo
         )
     )
     showing.show(fake, tmp_path, 0.25)  # type: ignore[arg-type]  # stands for a model
-    showing.show(fake, tmp_path, 0.001)  # type: ignore[arg-type]
+    showing.show(fake, tmp_path, 0.001)  # type: ignore[arg-type]  # stands for a model
     assert numbers == [("comp", 24), ("train", 12), ("comp", 2), ("train", 2)]

@@ -117,9 +117,9 @@ def test_an_extension_takes_the_place_of_what_it_extends() -> None:
     cells = np.full(40, NO_CELL, np.int32)
     caches = ["short", "long", "other"]
     kept.put(tokens[:20], cells[:20], caches[0])  # type: ignore[arg-type]  # only carried
-    kept.put(tokens, cells, caches[1])  # type: ignore[arg-type]
+    kept.put(tokens, cells, caches[1])  # type: ignore[arg-type]  # only carried
     assert (len(kept), kept.num_bytes) == (1, 40)
-    kept.put(tokens + 100, cells, caches[2])  # type: ignore[arg-type]
+    kept.put(tokens + 100, cells, caches[2])  # type: ignore[arg-type]  # only carried
     assert kept.longest(prompt(*range(30), 99)) == ("long", 30)
     # the last token's state is needed, so that it is always read
     assert kept.longest(prompt(*range(40))) == ("long", 39)
@@ -132,7 +132,7 @@ def test_the_least_recently_used_is_dropped() -> None:
     cells = np.full(40, NO_CELL, np.int32)
     for number in range(3):
         tokens = np.arange(40, dtype=np.int32) + 1000 * number
-        kept.put(tokens, cells, number)  # type: ignore[arg-type]
+        kept.put(tokens, cells, number)  # type: ignore[arg-type]  # only carried
         if number == 1:
             assert kept.longest(prompt(*range(40))) == (0, 39)
     assert kept.longest(prompt(*range(1000, 1040))) is None

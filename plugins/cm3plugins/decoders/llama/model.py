@@ -148,7 +148,7 @@ class LlamaDecoder(TransformerDecoder):
                 num_groups=num_groups, z_loss=z_loss,
             )
             for state, weight, rows, chosen in parts
-        ]  # fmt: skip
+        ]  # fmt: skip  # one argument a line is harder to read
         return sums[0][0] + sums[1][0], sums[0][1] + sums[1][1]
 
     @torch.no_grad()
