@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from cm3core.images import fit
 from cm3core.interfaces import DocumentSource
 from cm3core.model import Model
 from cm3plugins.metrics.ranking import LEAST_CANDIDATES, chance_among_first
+
+if TYPE_CHECKING:
+    from cm3apps.experiments.icons.style_classifier import StyleClassifier
 
 KS = (1, 5)
 
@@ -60,6 +63,7 @@ class Judging:
             )
         self._train = order_of_groups(drawn)
         self._loaded: dict[int, PixelArray] = {}
+        self._style: StyleClassifier | None = None
 
     def scores(
         self, asked: Sequence[Judged], pictures: dict[str, list[PixelArray]]
@@ -82,6 +86,26 @@ class Judging:
                 for k in KS:
                     totals[f"{name}_r{k}"] += chance_among_first(distances_N, k) / len(asked)
         return {"num_among": float(num_among), **totals}
+
+    def finish(
+        self, asked: Sequence[Judged], pictures: dict[str, list[PixelArray]]
+    ) -> dict[str, float]:
+        """How often a classifier of real icons names the finish (outline, filled, duotone, ...) of each of
+        `asked`, for each list of pictures; empty where the data are no icons.
+
+        The classifier is `cm3apps.experiments.icons.style_classifier`, which is trained at first use.
+        """
+        if self._icons is None:
+            return {}
+        from cm3apps.experiments.icons.style_classifier import style_classifier
+
+        if self._style is None:
+            self._style, _ = style_classifier(self._icons, self._model.image_size)
+        corpus = self._icons.corpus
+        entries = [corpus.entries[corpus.index(one.id)] for one in asked]
+        return {
+            name: self._style.accuracy(own, entries)["finish"] for name, own in pictures.items()
+        }
 
     def _among(self, one: Judged) -> list[PixelArray]:
         """The right picture, then the others."""

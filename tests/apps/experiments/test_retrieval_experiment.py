@@ -14,7 +14,7 @@ import pytest
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3apps.experiments.retrieval.conditions import Condition, Measurement
 from cm3apps.experiments.retrieval.experiment import curve
-from cm3apps.experiments.retrieval.report import _gain, _told
+from cm3apps.experiments.retrieval.tables import equal_time, gain, predicted
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.plugins import load_registry
@@ -90,6 +90,9 @@ def test_all_stages_and_again(
         "r5",
         "real_r5",
         "copy_r5",
+        "finish",
+        "real_finish",
+        "copy_finish",
     }
     report = (out / "report.md").read_text()
     typed = [
@@ -157,15 +160,15 @@ def test_the_gain_by_hand() -> None:
         runs.append(
             {"arm": "none", "seed": seed, "losses": {"comp": level, "comp/all/dense/1": 9.0}}
         )
-        gain = 0.1 if seed == 0 else 0.3
+        better = 0.1 if seed == 0 else 0.3
         runs.append(
             {
                 "arm": "dense-1",
                 "seed": seed,
-                "losses": {"comp": level + 0.05, "comp/all/dense/1": level - gain},
+                "losses": {"comp": level + 0.05, "comp/all/dense/1": level - better},
             }
         )
-    lines = _gain(runs, ["comp"])
+    lines = gain(runs, ["comp"])
     assert (
         lines[6] == "| split | trained with | nothing prepended | memory all | the answer itself |"
     )
@@ -174,7 +177,38 @@ def test_the_gain_by_hand() -> None:
         lines[9]
         == "| comp | dense, 1 document | 2.550 ± 0.707 (+0.050 ± 0.000) | 2.300 ± 0.566 (-0.200 ± 0.141) | – |"
     )
-    assert "(-" not in _gain(runs[1:2], ["comp"])[8], "nothing to compare with"
+    assert "(-" not in gain(runs[1:2], ["comp"])[8], "nothing to compare with"
+
+
+def test_what_decoders_gain_stands_beside_what_counting_gains() -> None:
+    """By hand: 2.0 - 1.5 and 2.2 - 1.5 of the two decoders trained with one such document, 0.6 on average."""
+    told = {"comp/all/bm25": {"same": 0.5, "without": 2.0, "with_document": 1.0}}
+    runs = [
+        {"arm": arm, "losses": {"comp": own, "comp/all/bm25/1": 1.5}}
+        for arm, own in (("bm25-1", 2.0), ("bm25-1", 2.2), ("none", 9.0), ("bm25-2", 9.0))
+    ]
+    assert predicted(told, runs)[-2].endswith("| +1.000 | 0.600 ± 0.141 |")
+
+
+def test_equal_time_by_hand() -> None:
+    """The fast arm ends after 60 s; the slow one is then half-way between 3.0 and 2.0 of its own documents."""
+
+    def run(arm: str, suffix: str, *points: tuple[float, float]) -> dict[str, Any]:
+        name = f"validation/comp/image_loss{suffix}"
+        return {"arm": arm, "curve": [{"elapsed_s": at, name: loss} for at, loss in points]}
+
+    fast = run("none", "", (30.0, 2.5), (60.0, 2.25))
+    slow = run("bm25-1", "_retrieved", (40.0, 3.0), (80.0, 2.0))
+    slow["curve"][0]["validation/comp/image_loss"] = 9.0
+    lines = equal_time([fast, slow], ["comp", "unseen"])
+    assert "after 1.0 minutes" in lines[2]
+    assert lines[5:9] == [
+        "| trained with | comp |",
+        "| --- | --- |",
+        "| no documents | 2.250 |",
+        "| bm25, 1 document | 2.500 |",
+    ]
+    assert equal_time([fast], ["comp"]) == [], "nothing to compare with"
 
 
 def test_arms_differ_in_the_retriever_alone() -> None:
@@ -233,6 +267,6 @@ def test_wrong_arguments(
 
 def test_names_become_no_markup_in_the_report() -> None:
     told = {"<b>/[m](x)/dense": {"same": 0.5, "without": 2.0, "with_document": 1.0}}
-    row = _told(told)[-2]
-    assert row.endswith("| dense | 0.500 | 2.000 | 1.000 | +1.000 |")
+    row = predicted(told)[-2]
+    assert row.endswith("| dense | 0.500 | 2.000 | 1.000 | +1.000 | – |")
     assert not set("<>[]") & set(row)

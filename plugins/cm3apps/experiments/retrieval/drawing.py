@@ -51,6 +51,8 @@ class Scores:
             one, see `cm3apps.experiments.judging`, and the same of the real picture through its codes;
             None: there are too few to compare with.
         copy_r5: the same of the first prepended picture; None where nothing is prepended.
+        finish, real_finish, copy_finish: how often a classifier names the finish that was asked for
+            (`Judging.finish`); None where the data are no icons.
     """
 
     kid: float
@@ -60,6 +62,9 @@ class Scores:
     r5: float | None
     real_r5: float | None
     copy_r5: float | None
+    finish: float | None
+    real_finish: float | None
+    copy_finish: float | None
 
 
 def draw(
@@ -69,8 +74,8 @@ def draw(
     splits: tuple[str, ...],
     num_pictures: int,
     path: Path,
-) -> dict[str, Scores]:
-    """Generate a picture for documents of each split, write all into `path` (npz), return scores.
+) -> None:
+    """Generate a picture for documents of each split and write all into `path` (npz).
 
     The documents prepended to a prompt are retrieved by its text from the memory of all splits,
     without its own document.
@@ -82,19 +87,14 @@ def draw(
             needs two.
         num_pictures: of each split.
         path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
-            W, 3]; white where nothing is prepended) and `<split>_text`.
+            W, 3]; white where nothing is prepended), `<split>_text`, and `<split>_index`, the
+            documents' positions in the split (int64 [N]).
     """
     model = Model(components.recipe, components)
-    features = efficientnet_features()
-    of_train = features(
-        _pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size)
-    )
-    judging = Judging(model)
     memory = _whole(components)
     found = (
         None if retriever is None or number == 0 else retriever.build(memory, components.embedder)
     )
-    scores: dict[str, Scores] = {}
     arrays: dict[str, np.ndarray] = {}
     for split in splits:
         source = components.split(split)
@@ -133,32 +133,62 @@ def draw(
                     if isinstance(one, Codes)
                 ]
             )
-        real = _pictures(source, indices, model.image_size)
-        prepended = np.stack([_first(documents_, model.image_size) for documents_ in front])
+        arrays |= {
+            f"{split}_drawn": np.stack(drawn),
+            f"{split}_real": _pictures(source, indices, model.image_size),
+            f"{split}_text": np.array([text_of(query) for query in queries]),
+            f"{split}_front": np.stack([_first(one, model.image_size) for one in front]),
+            f"{split}_index": np.array(indices),
+        }
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
+
+
+def score(
+    components: Components, splits: tuple[str, ...], path: Path, *, prepended: bool
+) -> dict[str, Scores]:
+    """The scores of pictures that `draw` wrote.
+
+    Args:
+        components: what the pictures were drawn with.
+        splits: those of `draw`.
+        path: its file.
+        prepended: whether documents were.
+    """
+    model = Model(components.recipe, components)
+    features = efficientnet_features()
+    of_train = features(
+        _pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size)
+    )
+    judging = Judging(model)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    scores: dict[str, Scores] = {}
+    for split in splits:
+        if f"{split}_drawn" not in arrays:
+            continue
+        source, drawn, real = (
+            components.split(split),
+            arrays[f"{split}_drawn"],
+            arrays[f"{split}_real"],
+        )
         asked = [
             _Asked(source.id(index), source.group(index), pixels)
-            for index, pixels in zip(indices, real, strict=True)
+            for index, pixels in zip(arrays[f"{split}_index"].tolist(), real, strict=True)
         ]
-        pictures = {"drawn": drawn, "ceiling": reconstructed(model, asked)}
-        if found is not None:
-            pictures["copy"] = list(prepended)
-        ranks = judging.scores(asked, pictures)
-        of_drawn, of_real = kid(features(np.stack(drawn)), of_train), kid(features(real), of_train)
+        pictures = {"drawn": list(drawn), "ceiling": reconstructed(model, asked)}
+        if prepended:
+            pictures["copy"] = list(arrays[f"{split}_front"])
+        ranks, finishes = judging.scores(asked, pictures), judging.finish(asked, pictures)
+        of_drawn, of_real = kid(features(drawn), of_train), kid(features(real), of_train)
         scores[split] = Scores(
             1000 * of_drawn.distance,
             1000 * of_real.distance,
             1000 * of_drawn.floor,
             1000 * of_drawn.floor_spread,
             *(ranks.get(f"{name}_r5") for name in ("drawn", "ceiling", "copy")),
+            *(finishes.get(name) for name in ("drawn", "ceiling", "copy")),
         )
-        arrays |= {
-            f"{split}_drawn": np.stack(drawn),
-            f"{split}_real": real,
-            f"{split}_text": np.array([text_of(query) for query in queries]),
-            f"{split}_front": prepended,
-        }
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
     return scores
 
 

@@ -32,6 +32,8 @@ SPLITS = ("comp", "unseen")
 MEASURED_WITH = ("dense", "bm25", "random")
 #: Kept with measured losses; incremented when other conditions are measured.
 _CONDITIONS = 2
+#: Kept with scores of pictures; incremented when other scores are computed.
+_SCORES = 2
 
 
 class RetrievalExperiment:
@@ -202,24 +204,25 @@ class RetrievalExperiment:
     def _draw(
         self, components: Components, recipe: Recipe, arm: str, folder: Path, key: dict[str, Any]
     ) -> dict[str, Any]:
-        from cm3apps.experiments.retrieval.drawing import draw
+        from cm3apps.experiments.retrieval.drawing import draw, score
 
         if self.num_pictures == 0:
             return {}
-        kept = _kept(folder / "drawn.json", key)
+        path, pictures = folder / "drawn.json", folder / "drawn.npz"
+        kept = _kept(path, key | {"scores_of": _SCORES})
         if kept is None:
-            name = arm.rpartition("-")[0]
-            retriever = self._retrievers(recipe).get(name or "bm25")
-            scores = draw(
-                components,
-                retriever,
-                ARMS[arm].num_retrieved,
-                SPLITS,
-                self.num_pictures,
-                folder / "drawn.npz",
-            )
-            kept = {**key, "scores": {split: asdict(score) for split, score in scores.items()}}
-            write_text(folder / "drawn.json", json.dumps(kept, indent=1))
+            number = ARMS[arm].num_retrieved
+            if _kept(path, key) is None or not pictures.exists():
+                name = arm.rpartition("-")[0]
+                retriever = self._retrievers(recipe).get(name or "bm25")
+                draw(components, retriever, number, SPLITS, self.num_pictures, pictures)
+            scores = score(components, SPLITS, pictures, prepended=number > 0)
+            kept = {
+                **key,
+                "scores_of": _SCORES,
+                "scores": {split: asdict(one) for split, one in scores.items()},
+            }
+            write_text(path, json.dumps(kept, indent=1))
         scores_found: dict[str, Any] = kept["scores"]
         return scores_found
 

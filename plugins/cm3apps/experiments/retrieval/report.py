@@ -1,8 +1,7 @@
-"""The report: tables in Markdown, with curves and pictures. Means over seeds, with their spread."""
+"""The report: its tables, with curves and pictures."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,22 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cm3apps.experiments.retrieval.arms import ARMS, OWN
+from cm3apps.experiments.retrieval.arms import ARMS
+from cm3apps.experiments.retrieval.tables import (
+    SPLIT_TITLES,
+    by_arm,
+    drawings,
+    equal_time,
+    gain,
+    losses,
+    predicted,
+    trainings,
+)
 from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, write_text
 
-SPLIT_TITLES = {
-    "comp": "known things in a style held out (`comp`)",
-    "unseen": "unknown things (`unseen`)",
-}
 #: Rows of the table of pictures, for each split.
 NUM_SHOWN = 12
 
@@ -46,13 +51,13 @@ def write_report(
         "![loss over tokens and over time](curves.png)",
         "",
     ]
-    lines += _trainings(runs)
+    lines += trainings(runs)
     splits = list(dict.fromkeys(name.split("/")[0] for run in runs for name in run["losses"]))
-    lines += _gain(runs, splits) + _told(told)
+    lines += gain(runs, splits) + equal_time(runs, splits) + predicted(told, runs)
     for split in splits:
-        lines += _losses(runs, split)
+        lines += losses(runs, split)
     if any(run["drawn"] for run in runs):
-        lines += _drawings(
+        lines += drawings(
             runs, [split for split in splits if any(split in run["drawn"] for run in runs)]
         )
         for split in splits:
@@ -61,183 +66,6 @@ def write_report(
     _curves(out / "curves.png", runs)
     write_text(out / "report.md", "\n".join(lines) + "\n")
     return out / "report.md"
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    """The mean, and the standard deviation where there are several."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def _by_arm(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        found[run["arm"]].append(run)
-    return found
-
-
-def _trainings(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """What each arm's training cost."""
-    rows = ["| trained with | steps | million tokens | minutes |", "| --- | --- | --- | --- |"]
-    for arm, own in _by_arm(runs).items():
-        minutes = _mean([run["seconds"] / 60 for run in own], 1)
-        rows.append(
-            f"| {ARMS[arm].title} | {own[0]['steps']:,} | {own[0]['tokens'] / 1e6:.2f} | "
-            f"{minutes} |"
-        )
-    return [*rows, ""]
-
-
-def _gain(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    """Each arm with the documents it was trained with, and the difference from training without."""
-    with_nothing = {
-        (run["seed"], split): run["losses"][split]
-        for run in runs
-        for split in splits
-        if run["arm"] == "none"
-    }
-    memories = list(
-        dict.fromkeys(name.split("/")[1] for run in runs for name in run["losses"] if "/" in name)
-    )
-    memories = [memory for memory in memories if memory != OWN]
-    lines = [
-        "## The gain",
-        "",
-        "Every arm with its own retriever and number of documents. In brackets after each loss: "
-        "the difference from the arm",
-        "without documents and the same seed; below 0 is a gain. The last column is not a result "
-        "but a probe: it prepends",
-        "the answer itself, so a decoder that uses what is prepended has nothing to guess.",
-        "",
-        "| split | trained with | nothing prepended "
-        f"|{''.join(f' memory {one} |' for one in memories)} the answer itself |",
-        "| --- | --- | --- | --- |" + " --- |" * len(memories),
-    ]
-    for split in splits:
-        for arm, own in _by_arm(runs).items():
-            retriever, _, number = arm.rpartition("-")
-            names = [
-                split,
-                *(f"{split}/{memory}/{retriever}/{number}" for memory in memories),
-                f"{split}/{OWN}/{OWN}/1",
-            ]
-            cells = [_beside(own, name, with_nothing, split) for name in names]
-            lines.append(f"| {plain(split)} | {ARMS[arm].title} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _told(told: dict[str, dict[str, float]]) -> list[str]:
-    """What could be gained, by counting."""
-    if not told:
-        return []
-    lines = [
-        "## What the documents predict",
-        "",
-        "Without any decoder: nats of a cell's colour (of 16), given the cells to its left and "
-        "above it, as counted in",
-        "training pictures, and given the same cell of the first document too. The caption is "
-        "ignored.",
-        "",
-        "| split | memory | retriever | same code | without | with the document | gain |",
-        "| --- |" + " --- |" * 6,
-    ]
-    for name, values in told.items():
-        without, beside = values["without"], values["with_document"]
-        numbers = f"{values['same']:.3f} | {without:.3f} | {beside:.3f} | {without - beside:+.3f}"
-        lines.append(f"| {' | '.join(map(plain, name.split('/')))} | {numbers} |")
-    return [*lines, ""]
-
-
-def _beside(
-    runs: Sequence[dict[str, Any]],
-    name: str,
-    with_nothing: dict[tuple[int, str], float],
-    split: str,
-) -> str:
-    """A cell: the mean loss, and its mean difference from the arm without documents, if any."""
-    if any(name not in run["losses"] for run in runs):
-        return "–"
-    text = _mean([run["losses"][name] for run in runs], 3)
-    pairs = [
-        (run["losses"][name], with_nothing[run["seed"], split])
-        for run in runs
-        if (run["seed"], split) in with_nothing
-    ]
-    if not pairs or runs[0]["arm"] == "none":
-        return text
-    differences = [own - other for own, other in pairs]
-    mean = f"{np.mean(differences):+.3f}"
-    return (
-        f"{text} ({mean})"
-        if len(differences) < 2
-        else f"{text} ({mean} ± {np.std(differences, ddof=1):.3f})"
-    )
-
-
-def _losses(runs: Sequence[dict[str, Any]], split: str) -> list[str]:
-    """Arms by conditions."""
-    names = list(
-        dict.fromkeys(name for run in runs for name in run["losses"] if name.split("/")[0] == split)
-    )
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in names:
-        parts = name.split("/")
-        if len(parts) == 1 or parts[1] != OWN:  # that one is in the first table
-            groups[(parts[1], parts[2]) if len(parts) > 1 else ("", "")].append(name)
-    title = SPLIT_TITLES.get(split, plain(split))
-    lines = [f"## {title[:1].upper()}{title[1:]}", ""]
-    header = ["trained with", "nothing prepended"]
-    columns = [groups.pop(("", ""), [])[:1]]
-    for (memory, retriever), own in groups.items():
-        header.append(
-            f"{retriever}, memory {memory}: {', '.join(name.rpartition('/')[2] for name in own)}"
-        )
-        columns.append(own)
-    lines += [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
-    for arm, own_runs in _by_arm(runs).items():
-        cells = [
-            " / ".join(_mean([run["losses"][name] for run in own_runs], 3) for name in column)
-            for column in columns
-        ]
-        lines.append(f"| {ARMS[arm].title} | {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def _drawings(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[str]:
-    lines = [
-        "## Pictures",
-        "",
-        "KID: distance from training pictures in the features of EfficientNet-Lite1, times 1000; "
-        "R@5: the real",
-        "picture is among the five nearest of 100 real ones (blurred pixels; icons: of the same set and "
-        "style); of",
-        "real pictures: through the image tokenizer. Copying: R@5 of the first prepended picture. Each "
-        "arm generates with",
-        "as many prepended documents as in training.",
-        "",
-        "| split | trained with | KID | R@5 | copying |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for split in splits:
-        first = next(run["drawn"][split] for run in runs if run["drawn"])
-        real = "" if first["real_r5"] is None else f"{first['real_r5']:.2f}"
-        halves = f"{first['floor']:.1f} ± {first['floor_spread']:.1f}"
-        lines.append(
-            f"| {plain(split)} | real pictures (two halves of the training's: {halves}) | "
-            f"{first['real_kid']:.1f} | {real} | |"
-        )
-        for arm, own in _by_arm(runs).items():
-            scores = [run["drawn"][split] for run in own if run["drawn"]]
-            if scores:
-                r5, copying = (
-                    "" if scores[0][name] is None else _mean([one[name] for one in scores], 2)
-                    for name in ("r5", "copy_r5")
-                )
-                lines.append(
-                    f"| {plain(split)} | {ARMS[arm].title} | {_mean([one['kid'] for one in scores], 1)} "
-                    f"| {r5} | {copying} |"
-                )
-    return [*lines, ""]
 
 
 def _pictures(out: Path, runs: Sequence[dict[str, Any]], split: str) -> bool:
@@ -292,7 +120,7 @@ def _curves(path: Path, runs: Sequence[dict[str, Any]]) -> None:
             (("tokens", "million tokens", 1e6), ("elapsed_s", "minutes", 60))
         ):
             axis = axes[row][column]
-            for place, (arm, own) in enumerate(_by_arm(runs).items()):
+            for place, (arm, own) in enumerate(by_arm(runs).items()):
                 suffix = "_retrieved" if ARMS[arm].num_retrieved else ""
                 for number, run in enumerate(own):
                     points = [
