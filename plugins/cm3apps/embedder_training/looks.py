@@ -29,6 +29,8 @@ from cm3plugins.embedders.light_encoder.looks import (
 _BLOCK = 512
 _RIDGE = 0.1
 """Added to each direction's variance within things, in means of all directions': the rarest ones are noise."""
+_LEAST = 1e-9
+"""Variance that is added at least: pictures that are all alike can be inverted, too."""
 
 
 def fit_looks(corpus: IconCorpus, path: Path, *, quiet: bool = False) -> None:
@@ -94,7 +96,8 @@ def discriminants(
     of_things = sum_KF / count_K.sqrt()[:, None]
     within_FF = (square_FF - of_things.T @ of_things) / max(1, done - len(count_K))
     between_FF = square_FF / done - torch.outer(mean_F, mean_F) - within_FF
-    within_FF += ridge * within_FF.trace() / width * torch.eye(width, dtype=torch.float64)
+    added = (ridge * within_FF.trace() / width).clamp_min(_LEAST)
+    within_FF += added * torch.eye(width, dtype=torch.float64)
     inverse = torch.linalg.inv(torch.linalg.cholesky(within_FF))
     _, directions = torch.linalg.eigh(inverse @ between_FF @ inverse.T)
     best = (inverse.T @ directions.flip(1))[:, :dimension]
