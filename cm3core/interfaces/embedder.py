@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -55,6 +55,15 @@ class Embedder(ABC):
 
         The vectors may have any length; the caller normalises them."""
 
+    @property
+    def looks_fingerprint(self) -> str:
+        """Hash of everything that decides `embed_looks`; by default `fingerprint`."""
+        return self.fingerprint
+
+    def _embed_looks(self, images: Sequence[PixelArray]) -> VectorArray:
+        """As `_embed_images`, for comparison with other pictures alone; by default the same vectors."""
+        return self._embed_images(images)
+
     def move_to(self, device: torch.device) -> None:  # noqa: B027 (the CPU is a fine place)
         """Compute on this device from now on; vectors stay arrays. The default stays where it is."""
 
@@ -70,6 +79,18 @@ class Embedder(ABC):
         """Return unit vectors float32 [N, dimension] of pictures uint8 [H, W, 3] of any size.
 
         Raises `DataError` for another shape or dtype, and as `embed_texts` does."""
+        return self._of_pictures(images, self._embed_images)
+
+    def embed_looks(self, images: Sequence[PixelArray]) -> VectorArray:
+        """Return unit vectors float32 [N, dimension] by which pictures are compared with pictures.
+
+        They may be of another space than texts and `embed_images` are, one in which versions of a thing are
+        nearer each other; raises as `embed_images` does."""
+        return self._of_pictures(images, self._embed_looks)
+
+    def _of_pictures(
+        self, images: Sequence[PixelArray], embed: Callable[[Sequence[PixelArray]], VectorArray]
+    ) -> VectorArray:
         for place, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 found = f"{image.dtype} {list(image.shape)}"
@@ -79,7 +100,7 @@ class Embedder(ABC):
                     "open it with cm3core.images.open_image",
                 )
         return (
-            self._unit(self._embed_images(images), "picture", len(images))
+            self._unit(embed(images), "picture", len(images))
             if images
             else np.zeros((0, self.dimension), np.float32)
         )

@@ -53,6 +53,7 @@ class EmbedderContract(Contract[Embedder]):
         for vectors, count in (
             (self.subject.embed_texts(many_texts), len(many_texts)),
             (self.subject.embed_images(many_pictures), len(many_pictures)),
+            (self.subject.embed_looks(many_pictures), len(many_pictures)),
         ):
             assert vectors.dtype == np.float32
             assert vectors.shape == (count, self.subject.dimension)
@@ -79,6 +80,11 @@ class EmbedderContract(Contract[Embedder]):
         np.testing.assert_allclose(
             self.subject.embed_images(many_pictures),
             np.concatenate([self.subject.embed_images([one]) for one in many_pictures]),
+            atol=_TOLERANCE,
+        )
+        np.testing.assert_allclose(
+            self.subject.embed_looks(many_pictures),
+            np.concatenate([self.subject.embed_looks([one]) for one in many_pictures]),
             atol=_TOLERANCE,
         )
 

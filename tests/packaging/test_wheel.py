@@ -20,6 +20,7 @@ ASSETS = {
     "cm3apps/judge/assets/judge.safetensors",
     "cm3plugins/embedders/light_encoder/assets/light_encoder.safetensors",
     "cm3plugins/embedders/light_encoder/assets/emoji.safetensors",
+    "cm3plugins/embedders/light_encoder/assets/looks.safetensors",
     "cm3plugins/embedders/bi_encoder/assets/bi_encoder.safetensors",
     "cm3plugins/embedders/clip/assets/bpe_simple_vocab_16e6.txt.gz",
     "cm3plugins/upscalers/edsr/assets/emoji256/model.safetensors",

@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   cm3 embedder eval clip embedder.path=ViT-B-32.pt
   cm3 embedder train bi_encoder -o runs/bi_encoder.safetensors
   cm3 embedder eval bi_encoder embedder.path=runs/bi_encoder.safetensors"""
-TRAINABLE = ("bi_encoder", "light_encoder")
+TRAINABLE = ("bi_encoder", "light_encoder", "looks")
 CORPORA = ("emoji", "icons")
 TRAINED_ON_ICONS = ("light_encoder",)
 
@@ -36,11 +36,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     line = (
-        "train light_encoder on the bundled icons, or bi_encoder on the bundled emoji; bi_encoder's "
-        "image features are cached, and a later run reuses them"
+        "train light_encoder on the bundled icons, or looks, by which it compares pictures with pictures, or "
+        "bi_encoder on the bundled emoji; bi_encoder's image features are cached, and a later run reuses them"
     )
     train = actions.add_parser("train", help=line, description=line)
-    train.add_argument("name", help=f"{' or '.join(TRAINABLE)}")
+    train.add_argument("name", help=f"{', '.join(TRAINABLE[:-1])} or {TRAINABLE[-1]}")
     train.add_argument(
         "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights"
     )
@@ -83,6 +83,8 @@ def _train(args: Namespace) -> int:
         raise CM3Error(
             f"embedder {args.name}", "is not trained here", close_match(args.name, TRAINABLE)
         )
+    if args.name == "looks" and args.steps is not None:
+        raise CM3Error("--steps", "looks are fitted in closed form, without steps", "leave it out")
     check_writable(args.out)
     options = {"steps": args.steps, "seed": args.seed, "quiet": args.quiet}
     if args.name == "light_encoder":
@@ -90,12 +92,18 @@ def _train(args: Namespace) -> int:
         from cm3plugins.datasets.icons.corpus import IconCorpus
 
         light_encoder.train_on_corpus(IconCorpus(), args.out, **options)
+    elif args.name == "looks":
+        from cm3apps.embedder_training.looks import fit_looks
+        from cm3plugins.datasets.icons.corpus import IconCorpus
+
+        fit_looks(IconCorpus(), args.out, quiet=args.quiet)
     else:
         from cm3apps.embedder_training import bi_encoder
         from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
-    print(f"{args.out}\nmeasure it: cm3 embedder eval {args.name} embedder.path={args.out}")
+    name, key = ("light_encoder", "looks") if args.name == "looks" else (args.name, "path")
+    print(f"{args.out}\nmeasure it: cm3 embedder eval {name} embedder.{key}={args.out}")
     return 0
 
 

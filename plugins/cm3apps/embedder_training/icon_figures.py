@@ -90,11 +90,37 @@ def icon_figures(embedder: Embedder, ground: Ground, *, quiet: bool = True) -> F
         found |= version_figures(f"comp: {name}", comp, nearest, ground)
     nearest = _nearest(captions[comp], captions[memory], comp, memory, quiet)
     found |= version_figures("comp: caption, of captions alone", comp, nearest, ground)
+    found |= _looks_figures(embedder, ground, pictures, quiet)
     for split in ("comp", "compose", "unseen"):
         own = ground.rows(split)
         choices = among(captions[own], pictures[own], [entries[row] for row in own])
         if choices:
             found[f"{split}: caption -> its picture among {NUM_CHOICES} of its style"] = choices
+    return found
+
+
+def _looks_figures(
+    embedder: Embedder, ground: Ground, pictures: VectorArray, quiet: bool
+) -> Figures:
+    """Pictures compared with pictures alone, as by `retriever.compare: same`, of all splits but the query itself."""
+    everything = list(range(len(ground.entries)))
+    looks = pictures
+    if embedder.looks_fingerprint != embedder.fingerprint:
+        looks = in_blocks(
+            everything,
+            lambda rows: embedder.embed_looks([ground.picture(row) for row in rows]),
+            "embedding looks",
+            quiet,
+        )
+    number = Counter(entry.words for entry in ground.entries)
+    found: Figures = {}
+    for split in ("comp", "unseen"):
+        rows = [row for row in ground.rows(split) if number[ground.entries[row].words] > 1]
+        if rows:
+            hits = version_figures(
+                "", rows, _nearest(looks[rows], looks, rows, everything, quiet), ground
+            )
+            found[f"{split}: picture -> versions among all pictures"] = hits[" -> versions"]
     return found
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
-from cm3core.document import Document, Text, text_of
+from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_directory
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.interfaces.embedder import Embedder, VectorArray
+from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
 
@@ -30,7 +31,7 @@ def memory_vectors(
     memory: DocumentSource, embedder: Embedder, *, part: str | None = None, cache: bool = True
 ) -> VectorArray:
     """Unit vectors float32 [M, E] of the canonical documents of `memory`; of their `part` alone, "text" or
-    "image" (a document without it has zeros).
+    "image" (a document without it has zeros; pictures have those of `Embedder.embed_looks`).
 
     Memory-mapped from the cache if they are there. A document that can't be embedded (an unreadable
     picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
@@ -62,7 +63,8 @@ def memory_vectors(
             ]
             if places:
                 asked = [_part_of(chunk[place - start], part) for place in places]
-                vectors_ME[places] = _embedded(asked, embedder, bad)
+                embed = partial(embed_part, embedder, part)
+                vectors_ME[places] = _embedded(asked, embedder.dimension, embed, bad)
             bar.update(len(chunk))
     if bad:
         tqdm.write(
@@ -86,20 +88,42 @@ def _part_of(document: Document, part: str | None) -> Document:
     return tuple(one for one in document if not isinstance(one, Text))
 
 
+def embed_part(embedder: Embedder, part: str | None, documents: Sequence[Document]) -> VectorArray:
+    """Unit vectors float32 [N, E] of documents that hold a part alone: pictures by their looks, the mean of
+    several; others as documents."""
+    if part != "image":
+        return embedder.embed_documents(documents)
+    pictures = [
+        [segment.load() for segment in document if isinstance(segment, Image)]
+        for document in documents
+    ]
+    if not all(pictures):
+        raise DataError("document", "has no picture to embed", "give it one")
+    owner = [place for place, own in enumerate(pictures) for _ in own]
+    total = np.zeros((len(documents), embedder.dimension), np.float32)
+    np.add.at(total, owner, embedder.embed_looks([one for own in pictures for one in own]))
+    return normalise(total)
+
+
 def _embedded(
-    documents: Sequence[Document], embedder: Embedder, bad: list[DataError]
+    documents: Sequence[Document],
+    dimension: int,
+    embed: Callable[[Sequence[Document]], VectorArray],
+    bad: list[DataError],
 ) -> VectorArray:
     """Vectors float32 [len(documents), E].
 
     A document that can't be embedded gets zeros, and its reason is added to `bad`.
     """
     try:
-        return embedder.embed_documents(documents)
+        return embed(documents)
     except DataError as error:
         if len(documents) > 1:
-            return np.concatenate([_embedded([document], embedder, bad) for document in documents])
+            return np.concatenate(
+                [_embedded([document], dimension, embed, bad) for document in documents]
+            )
         bad.append(error)
-        return np.zeros((1, embedder.dimension), np.float32)
+        return np.zeros((1, dimension), np.float32)
 
 
 def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = None) -> str:
@@ -108,7 +132,8 @@ def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = N
     The source's fingerprint covers only ids and pictures; captions may change under it, so they are
     hashed here.
     """
-    digest = hashlib.sha256(f"{embedder.fingerprint}\0{memory.fingerprint}\0".encode())
+    maker = embedder.looks_fingerprint if part == "image" else embedder.fingerprint
+    digest = hashlib.sha256(f"{maker}\0{memory.fingerprint}\0".encode())
     if part is not None:
         digest.update(f"{part} alone\0".encode())
     for index in range(len(memory)):

@@ -131,6 +131,10 @@ class RuleRetriever(Retriever):
         """The documents that results index."""
         return self._memory
 
+    def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
+        """Unit vectors float32 [N, E] of what is searched for; `parts`: see `_search`."""
+        return self._embedder.embed_documents(documents)
+
     @abstractmethod
     def _search(
         self, vectors_QE: FloatArray, width: int, parts_Q: Sequence[str]
@@ -154,7 +158,7 @@ class RuleRetriever(Retriever):
         parts_Q = [name for own in parts for name, _ in own]
         vectors_QE = np.concatenate(
             [
-                self._embedder.embed_documents(asked[start : start + AT_ONCE])
+                self._embed(asked[start : start + AT_ONCE], parts_Q[start : start + AT_ONCE])
                 for start in range(0, len(asked), AT_ONCE)
             ]
         )

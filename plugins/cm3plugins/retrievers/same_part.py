@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.bank import VectorRows
+from cm3core.document import Document
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
-from cm3plugins.retrievers.memory_vectors import memory_vectors
+from cm3plugins.retrievers.memory_vectors import embed_part, memory_vectors
 from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
 from cm3plugins.retrievers.strategy import FloatArray
 
@@ -66,6 +67,15 @@ class SamePartRetriever(RuleRetriever):
             rows_P = np.flatnonzero(vectors_ME.any(1)).astype(np.int64)
             rows = VectorRows.of(np.ascontiguousarray(vectors_ME[rows_P]))
             self._parts[name] = _Part(open_index(rows, None, None), rows_P)
+
+    def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
+        vectors_NE = np.empty((len(documents), self._embedder.dimension), np.float32)
+        for name in self._parts:
+            asked = [place for place, of in enumerate(parts) if of == name]
+            if asked:
+                own = [documents[place] for place in asked]
+                vectors_NE[asked] = embed_part(self._embedder, name, own)
+        return vectors_NE
 
     def _search(
         self, vectors_QE: FloatArray, width: int, parts_Q: Sequence[str]

@@ -77,17 +77,32 @@ def test_train_then_measure(tmp_path, capsys):
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 
 
+def test_fit_looks_then_measure(tmp_path, capsys):
+    out = str(tmp_path / "looks.safetensors")
+    assert main(["embedder", "train", "looks", "-o", out, "--quiet"]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"{out}\nmeasure it: cm3 embedder eval light_encoder embedder.looks={out}\n"
+    )
+    assert main(["embedder", "eval", "light_encoder", f"embedder.looks={out}", "--quiet"]) == 0
+    assert "comp: picture -> versions among all pictures" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["train", "clip", "-o", "x"],
-            "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder\n",
+            "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder, looks\n",
         ),
         (
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
             "error: cm3 embedder train: argument --steps: is '0', must be a whole number from 1 to 2,147,483,647\n"
             "  next: see `cm3 embedder train --help`\n",
+        ),
+        (
+            ["train", "looks", "-o", "x", "--steps", "5"],
+            "error: --steps: looks are fitted in closed form, without steps\n  next: leave it out\n",
         ),
         (
             ["eval", "bi_encoder", "--bm25"],

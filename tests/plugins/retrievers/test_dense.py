@@ -166,6 +166,36 @@ def test_a_memory_without_pictures_finds_nothing_by_a_picture():
     assert [one.id for one in same.retrieve(words("0 1"), 2)[0]] == ["d1", "d0"]
 
 
+class LooksEmbedder(TableEmbedder):
+    """Compared with pictures, red and green change places."""
+
+    looks_fingerprint = "looks"
+
+    def _embed_looks(self, images):
+        return np.array([image[0, 0, 1::-1] for image in images], np.float32)
+
+
+def test_pictures_are_compared_by_their_looks():
+    """Also the mean of several; texts as ever."""
+    memory = ListSource([(Text("1 0"), picture(0, 1)), (picture(3, 4), picture(3, 4))])
+    vectors = memory_vectors(memory, LooksEmbedder(), part="image", cache=False)
+    np.testing.assert_allclose(vectors, [[1, 0], [0.8, 0.6]], atol=1e-6)
+    both = [[2**-0.5, 2**-0.5], [0.6, 0.8]]
+    np.testing.assert_allclose(memory_vectors(memory, LooksEmbedder()), both, atol=1e-6)
+    same = DenseRetrieverConfig(cache=False, compare="same", query="union").build(
+        memory, LooksEmbedder()
+    )
+    found = same.retrieve([(Text("1 0"), picture(0, 1))], 2)[0]
+    assert [(one.id, one.score, one.found_by) for one in found] == [
+        ("d0", 1.0, "text"),
+        ("d1", pytest.approx(0.8), "image"),
+    ]
+    own, other = (vectors_key(memory, one(), "image") for one in (TableEmbedder, LooksEmbedder))
+    assert own != other
+    own, other = (vectors_key(memory, one()) for one in (TableEmbedder, LooksEmbedder))
+    assert own == other
+
+
 def test_vectors_of_parts_are_kept_apart():
     memory = ListSource([(Text("1 0"), picture(0, 1)), *words("0 1")])
     keys = {vectors_key(memory, TableEmbedder(), part) for part in (None, "text", "image")}

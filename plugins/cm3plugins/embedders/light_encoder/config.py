@@ -24,6 +24,8 @@ BUNDLED = {
     "bundled:emoji": BUNDLED_WEIGHTS.with_name("emoji.safetensors"),
 }
 """What `path` may call the weights that are shipped."""
+BUNDLED_LOOKS = BUNDLED_WEIGHTS.with_name("looks.safetensors")
+"""How pictures are compared with pictures."""
 
 
 @dataclass(kw_only=True)
@@ -35,10 +37,13 @@ class LightEncoderConfig(EmbedderConfig):
             cm3leon, which "bundled:styled" names too, in recipes of earlier versions.
             "bundled:emoji" are those of earlier versions, trained on the emoji alone, which tell
             pictures of emoji apart far better.
+        looks: how pictures are compared with pictures alone (`retriever.compare: same`), as written by
+            `cm3 embedder train looks`; None: what is shipped with cm3leon.
         batch_size: pictures or texts per forward pass.
     """
 
     path: str | None = None
+    looks: str | None = None
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
 
     batch_size: int = 256
@@ -53,5 +58,7 @@ class LightEncoderConfig(EmbedderConfig):
 
         path = BUNDLED.get(self.path)
         return LightEncoder.load(
-            user_path(str(self.path)) if path is None else path, self.batch_size
+            user_path(str(self.path)) if path is None else path,
+            self.batch_size,
+            BUNDLED_LOOKS if self.looks is None else user_path(self.looks),
         )

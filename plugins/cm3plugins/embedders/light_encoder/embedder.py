@@ -8,13 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.embedder import Embedder, VectorArray
 from cm3plugins.embedders.inputs import in_batches, square
+from cm3plugins.embedders.light_encoder.looks import RESOLUTION, Looks, load_looks
 from cm3plugins.embedders.light_encoder.text_features import TEXT_FEATURES_VERSION
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
 from cm3plugins.embedders.weights import fill, read_weights, save_weights
@@ -30,6 +33,7 @@ class LightEncoder(Embedder):
         towers: the trained networks.
         fingerprint: hash of their weights.
         batch_size: items per forward pass.
+        looks: how pictures are compared with pictures, and its fingerprint; None: by the picture tower.
 
     Example:
         >>> from cm3plugins.embedders import LightEncoderConfig
@@ -37,14 +41,21 @@ class LightEncoder(Embedder):
         (1, 128)
     """
 
-    def __init__(self, towers: Towers, fingerprint: str, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        towers: Towers,
+        fingerprint: str,
+        batch_size: int = 256,
+        looks: tuple[Looks, str] | None = None,
+    ) -> None:
         self._towers = towers.eval().requires_grad_(False)
         self._fingerprint, self._batch_size = fingerprint, batch_size
+        self._looks, self._looks_fingerprint = looks or (None, fingerprint)
         self._device = torch.device("cpu")
 
     @classmethod
-    def load(cls, path: Path, batch_size: int = 256) -> LightEncoder:
-        """Read weights that `save_towers` wrote; raises `CheckpointError` if they can't be used."""
+    def load(cls, path: Path, batch_size: int = 256, looks: Path | None = None) -> LightEncoder:
+        """Read weights that `save_towers` and `save_looks` wrote; raises `CheckpointError` if they can't be used."""
         header, tensors = read_weights(path, _FORMAT, _NEXT)
         try:
             sizes: dict[str, Any] = header["sizes"]
@@ -59,7 +70,8 @@ class LightEncoder(Embedder):
             ) from error
         fill(towers, tensors, path, _NEXT)
         digest = hashlib.sha256(f"{sha256_file(path)}:{TEXT_FEATURES_VERSION}".encode()).hexdigest()
-        return cls(towers, f"light_encoder-{digest[:16]}", batch_size)
+        own_looks = None if looks is None else load_looks(looks)
+        return cls(towers, f"light_encoder-{digest[:16]}", batch_size, own_looks)
 
     @property
     def dimension(self) -> int:
@@ -71,9 +83,16 @@ class LightEncoder(Embedder):
         """Hash of the weights' file and of how text becomes features."""
         return self._fingerprint
 
+    @property
+    def looks_fingerprint(self) -> str:
+        """Hash of the file by which pictures are compared with pictures."""
+        return self._looks_fingerprint
+
     def move_to(self, device: torch.device) -> None:
         """Compute there from now on."""
         self._towers.to(device)
+        if self._looks is not None:
+            self._looks.to(device)
         self._device = device
 
     @torch.inference_mode()
@@ -85,12 +104,26 @@ class LightEncoder(Embedder):
         return in_batches(
             images,
             self._batch_size,
-            lambda batch: self._towers.image(
-                torch.cat([square(image, self._towers.sizes.resolution) for image in batch]).to(
-                    self._device
-                )
-            ),
+            lambda batch: self._towers.image(self._pixels(batch, self._towers.sizes.resolution)),
         )
+
+    @torch.inference_mode()
+    def _embed_looks(self, images: Sequence[PixelArray]) -> VectorArray:
+        looks = self._looks
+        if looks is None:
+            return self._embed_images(images)
+        vectors_NE = in_batches(
+            images, self._batch_size, lambda batch: looks(self._pixels(batch, RESOLUTION))
+        )
+        # the best directions come first: of narrower towers the first, of wider ones all and zeros
+        fitted = np.zeros((len(images), self.dimension), np.float32)
+        width = min(vectors_NE.shape[1], self.dimension)
+        fitted[:, :width] = vectors_NE[:, :width]
+        return fitted
+
+    def _pixels(self, batch: Sequence[PixelArray], side: int) -> Tensor:
+        """Pictures float [N, 3, side, side], 0..1."""
+        return torch.cat([square(image, side) for image in batch]).to(self._device)
 
 
 def save_towers(towers: Towers, path: Path) -> None:
