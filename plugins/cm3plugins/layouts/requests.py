@@ -69,6 +69,11 @@ class RequestLayout(Layout):
         return self.tokens.end
 
     @property
+    def reads_pictures(self) -> bool:
+        """No: see `between`."""
+        return False
+
+    @property
     def blank(self) -> int | None:
         return self.tokens.blank
 

@@ -66,7 +66,6 @@ class TestJanus(LayoutContract):
     """Documents that it can write: a picture comes last."""
 
     config = JanusLayoutConfig()
-    reads_pictures = False
 
     def text_tokenizer(self) -> TextTokenizer:
         return NamedBytes(JANUS)
