@@ -287,7 +287,8 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     keys: dict[str, Any] = {"name": recipe_name(args.out.name), "width": args.width}
     if isinstance(model, Emu3Files):
         own = () if args.tokenizer is None else (args.tokenizer,)
-        write_emu3(model, new, (*own, args.source), resolution=args.resolution, **keys)
+        keys |= {"resolution": args.resolution, "chat": args.chat}
+        write_emu3(model, new, (*own, args.source), **keys)
     elif isinstance(model, LlamaGenFiles):
         write_llamagen(model, new, args.tokenizer, resolution=args.resolution, **keys)
     else:

@@ -62,6 +62,10 @@ class TestEmu3(LayoutContract):
     config = Emu3LayoutConfig()
 
 
+class TestEmu3Chat(LayoutContract):
+    config = Emu3LayoutConfig(answer=" ASSISTANT:")
+
+
 class TestJanus(LayoutContract):
     """Documents that it can write: a picture comes last."""
 
