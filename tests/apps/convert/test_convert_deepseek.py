@@ -100,7 +100,7 @@ def test_roles_are_those_of_the_first_janus(both: Converted, tmp_path: Path) -> 
 
 
 #: Sizes of Janus-1.3B and Janus-Pro-1B, and of Janus-Pro-7B, whose file leaves out Llama's defaults.
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[dict[str, int], int, tuple[str, ...]]] = {
     "1B": ({"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16}, 24, ()),
     "7B": (
         {"hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32},
@@ -115,7 +115,12 @@ def test_published_sizes(name: str) -> None:
     """Each name and shape of a model of the published size, on the meta device."""
     sizes, layers, absent = PUBLISHED[name]
     width = sizes["hidden_size"]
-    text = {**sizes, "model_type": "llama", "num_hidden_layers": layers, "vocab_size": 102_400}
+    text: dict[str, Any] = {
+        **sizes,
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "vocab_size": 102_400,
+    }
     text |= {"max_position_embeddings": 16_384, "num_key_value_heads": sizes["num_attention_heads"]}
     config = JanusConfig(
         text_config=text,

@@ -119,7 +119,8 @@ def open_janus(folder: Path, stack: ExitStack) -> JanusFiles:
             f"holds no image tokenizer ({form.image_tokenizer}*)",
             "copy the files again",
         )
-    tied, tags = False, {}
+    tied = False
+    tags: dict[str, str] = {}
     if form is DEEPSEEK:
         facts = from_deepseek(config, place, levels=num_levels(codes))
         tags = _tags(folder / PROCESSOR)
