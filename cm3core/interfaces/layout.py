@@ -160,6 +160,11 @@ class Layout(ABC):
         return bool(self.begin_before("text"))
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether anything may follow a picture. Where not, the model draws pictures and can't read them."""
+        return True
+
+    @property
     def hides_all(self) -> bool:
         """Whether a guidance stream without texts begins with what begins the picture to come:
         nothing before it, no other picture and no `begin`."""

@@ -71,8 +71,6 @@ class LayoutContract(Contract[Layout]):
     kind: ClassVar[str] = "layout"
     grid: ClassVar[tuple[int, int]] = (2, 4)
     max_examples: ClassVar[int | None] = 40
-    #: Whether anything may follow a picture; False: the model draws pictures and can't read them.
-    reads_pictures: ClassVar[bool] = True
 
     def text_tokenizer(self) -> TextTokenizer:
         """What the layout is built with; override it for a layout that needs other tokens."""
@@ -107,7 +105,7 @@ class LayoutContract(Contract[Layout]):
     def document(self, data: st.DataObject) -> Document:
         """One to four segments, no empty text; the last is a picture if the layout writes no texts."""
         kinds = data.draw(st.lists(st.sampled_from(("text", "image")), min_size=1, max_size=4))
-        if not self.reads_pictures:
+        if not self.subject.reads_pictures:
             kinds[:-1] = ["text"] * (len(kinds) - 1)
         if not self.subject.writes_text:
             kinds[-1] = "image"
@@ -231,7 +229,7 @@ class LayoutContract(Contract[Layout]):
         first, second = data.draw(st.sampled_from(_WORDS)), data.draw(st.sampled_from(_WORDS))
         hidden = PromptVariant(hide_text="all")
         rests: list[Document] = [(ImageHole(),)]
-        if self.reads_pictures:
+        if self.subject.reads_pictures:
             rests += [(picture, ImageHole()), (picture, TextHole(3))]
         for rest in rests[: None if self.subject.writes_text else 2]:
             documents: list[Document] = [(Text(one), *rest) for one in (first, second)]

@@ -174,9 +174,10 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 @hookimpl
 def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
     from cm3plugins.tasks.bundled import TASKS
+    from cm3plugins.tasks.emu3 import EMU3_TASKS
     from cm3plugins.tasks.worded import TemplateTaskConfig
 
-    return {**TASKS, "template": TemplateTaskConfig}
+    return {**TASKS, **EMU3_TASKS, "template": TemplateTaskConfig}
 
 
 @hookimpl

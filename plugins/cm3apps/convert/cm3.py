@@ -148,7 +148,7 @@ def write_folder(
     weights: Mapping[str, LazyTensor],
     text_file: Path | None,
     image_file: Path,
-    tasks: Mapping[str, Any],
+    tasks: Mapping[str, Any] | None,
 ) -> None:
     """Write a model of this framework into an empty folder.
 
@@ -158,7 +158,7 @@ def write_folder(
         weights: the decoder's tensors.
         text_file: of the text tokenizer; None: it needs none.
         image_file: of the image tokenizer.
-        tasks: see `cm3core.checkpoint.tasks.tasks_of`.
+        tasks: see `cm3core.checkpoint.tasks.tasks_of`. None: it was tuned for none.
 
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import whole_number
-from cm3core.errors import CheckpointError, CM3Error, FileError
-from cm3core.files import check_not_input, new_place
+from cm3core.errors import CheckpointError, CM3Error
 
 if TYPE_CHECKING:
     from cm3apps.convert.model import ModelFiles
@@ -26,12 +20,11 @@ EXAMPLE = """examples:
   cm3 convert Anole-7b-v0.1/models/7b --check
   cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
   cm3 convert runs/anole-tuned -o anole-tuned-hf --to hf
-  cm3 convert Janus-Pro-1B -o janus --to cm3
+  cm3 convert Janus-Pro-1B -o janus
   cm3 convert Emu3-Gen -o emu3 --tokenizer Emu3-VisionTokenizer
+  cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
   cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
   cm3 generate --model anole "a red apple\""""
-#: Files beside the weights that a copy must keep.
-NOTICES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 #: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
 RESERVED_IMAGE = "<reserved08707>"
 TEXT_TOKENIZER = "text_tokenizer.json"
@@ -50,8 +43,8 @@ def configure(parser: ArgumentParser) -> None:
         "Emu3's, and LlamaGen's models of classes, into a model of this framework. "
         "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
         "is executed. Weights keep their type. The folder is written as a whole or not at all. "
-        "transformers' Janus becomes a model of this framework that draws pictures; the network by "
-        "which it reads pictures is left out."
+        "Janus, in DeepSeek's form or transformers', becomes a model of this framework that draws "
+        "pictures; the network by which it reads pictures is left out."
     )
     parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
     parser.add_argument(
@@ -93,14 +86,26 @@ def configure(parser: ArgumentParser) -> None:
         "--resolution",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
-        help="to cm3: height of pictures (default: 512; Emu3 720; LlamaGen as in the file's name; Janus as in its "
-        "config.json)",
+        help="to cm3: height of pictures (default: 512; LlamaGen as in the file's name; Emu3 and Janus as "
+        "in config.json)",
     )
     parser.add_argument(
         "--width",
         type=whole_number(1, 2**14),
         metavar="PIXELS",
         help="to cm3: width of pictures (default: the height)",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Emu3: the weights are Emu3-Chat's, which describe pictures and answer questions about them",
+    )
+    parser.add_argument(
+        "--roles",
+        nargs=2,
+        metavar=("USER", "ASSISTANT"),
+        help="Janus: names of who asks and who answers in its prompts (default: Janus-Pro's, "
+        "<|User|> <|Assistant|>; Janus-1.3B's own examples have User Assistant)",
     )
     parser.set_defaults(run=run)
 
@@ -110,7 +115,9 @@ def run(args: Namespace) -> int:
     from cm3apps.convert.janus import is_janus
 
     if is_janus(args.source):
-        return _run_janus(args)
+        from cm3apps.convert.janus.command import run_janus
+
+        return run_janus(args)
     with ExitStack() as stack:
         model = _open(args.source, stack)
         _say_what(model, args.source)
@@ -118,6 +125,7 @@ def run(args: Namespace) -> int:
             _read_all(model)
             print("every tensor is there, has its size and can be read")
             return 0
+        _check_only(model, args)
         if model.form in OTHERS:
             _check_others(model, args)
         form = args.to or FIRST.get(model.form, "hf")
@@ -150,45 +158,6 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _run_janus(args: Namespace) -> int:
-    """Convert or check transformers' Janus, which becomes a model of this framework."""
-    from cm3apps.convert.janus import LICENCE, open_janus, size_of, write_janus
-
-    for option, value in (("--shards", args.shards), ("--layout", args.layout)):
-        if value is not None:
-            raise CM3Error(option, "is for Chameleon's kin only", "leave it out")
-    if args.width is not None:
-        raise CM3Error("--width", "is not for Janus, whose pictures are squares", "leave it out")
-    if args.to not in (None, "cm3"):
-        raise CM3Error(
-            f"--to {args.to}", "is for Chameleon's kin only", "convert Janus with --to cm3"
-        )
-    with ExitStack() as stack:
-        model = open_janus(args.source, stack)
-        billions, dtype = size_of(model)
-        sizes = model.facts.decoder
-        print(
-            f"{args.source}: Janus, {billions:.2f}B parameters of the decoder, {dtype}, "
-            f"{sizes['num_layers']} layers of {sizes['d_model']}, {sizes['num_heads']} heads, "
-            f"{model.facts.num_codes:,} image codes"
-        )
-        print(f"left out: {model.left_out} tensors of the network that reads pictures (SigLIP)")
-        if args.check:
-            for lazy in (*model.tensors.values(), *model.image_tokenizer.values()):
-                lazy.read()
-            print("every tensor is there, has its size and can be read")
-            return 0
-
-        def write(new: Path) -> None:
-            name, tokenizer = _recipe_name(args.out.name), args.tokenizer or args.source
-            write_janus(model, new, tokenizer, name=name, resolution=args.resolution)
-
-        _write_folder(args, write, model.provenance())
-    print(f"{args.out}: cm3")
-    print(LICENCE, file=sys.stderr)
-    return 0
-
-
 def _open(source: Path, stack: ExitStack) -> ModelFiles:
     from cm3apps.convert.emu3 import is_emu3, open_emu3
     from cm3apps.convert.from_cm3 import is_cm3, open_cm3
@@ -213,6 +182,14 @@ def _open(source: Path, stack: ExitStack) -> ModelFiles:
         "has neither params.json (Meta), config.json (Hugging Face) nor recipe.yaml (cm3)",
         "give the folder that holds the files of weights, such as models/7b",
     )
+
+
+def _check_only(model: ModelFiles, args: Namespace) -> None:
+    """Raise `CM3Error` for an option that is for one model only."""
+    if args.roles is not None:
+        raise CM3Error("--roles", "is for Janus only", "leave it out")
+    if args.chat and model.form != "emu3":
+        raise CM3Error("--chat", "is for Emu3 only", "leave it out")
 
 
 def _check_others(model: ModelFiles, args: Namespace) -> None:
@@ -286,6 +263,7 @@ def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any])
     from cm3apps.convert.hugging_face import write_hugging_face
     from cm3apps.convert.meta import with_known_params, write_meta
     from cm3apps.convert.model import PROVENANCE
+    from cm3apps.convert.new_folder import write_new_folder
 
     def write(new: Path) -> None:
         if form == "hf":
@@ -296,36 +274,7 @@ def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any])
             known = with_known_params(model, args.source / PROVENANCE)
             write_meta(known, new, args.shards)
 
-    _write_folder(args, write, model.provenance())
-
-
-def _write_folder(
-    args: Namespace, write: Callable[[Path], None], provenance: dict[str, Any]
-) -> None:
-    """Write a new folder, which appears when it is complete, with where it comes from and notices."""
-    from cm3apps.convert.model import PROVENANCE
-
-    check_not_input(args.out, args.source)
-    target = Path(os.path.realpath(args.out))
-    if target.exists():
-        raise FileError(str(args.out), "is there already", "give a new folder")
-    try:
-        with new_place(target) as new:
-            new.mkdir()
-            write(new)
-            (new / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", "utf-8")
-            for pattern in NOTICES:
-                for notice in args.source.glob(pattern) if args.source.is_dir() else ():
-                    if notice.is_file() and not notice.is_symlink():
-                        shutil.copyfile(notice, new / notice.name)
-            new.rename(target)
-    except CM3Error:
-        raise
-    except (OSError, RuntimeError) as error:  # torch and safetensors report a full disk so
-        text = str(error).splitlines()[0]
-        raise FileError(
-            str(args.out), f"can't be written ({text})", "see whether the disk has room for it"
-        ) from error
+    write_new_folder(args.out, args.source, write, model.provenance())
 
 
 def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
@@ -333,18 +282,15 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     from cm3apps.convert.cm3 import write_cm3
     from cm3apps.convert.emu3 import Emu3Files, write_emu3
     from cm3apps.convert.llamagen import LlamaGenFiles, write_llamagen
+    from cm3apps.convert.new_folder import recipe_name
 
-    keys: dict[str, Any] = {"name": _recipe_name(args.out.name), "width": args.width}
+    keys: dict[str, Any] = {"name": recipe_name(args.out.name), "width": args.width}
     if isinstance(model, Emu3Files):
         own = () if args.tokenizer is None else (args.tokenizer,)
-        write_emu3(model, new, (*own, args.source), resolution=args.resolution, **keys)
+        keys |= {"resolution": args.resolution, "chat": args.chat}
+        write_emu3(model, new, (*own, args.source), **keys)
     elif isinstance(model, LlamaGenFiles):
         write_llamagen(model, new, args.tokenizer, resolution=args.resolution, **keys)
     else:
         layout, resolution = args.layout or "chameleon", args.resolution or 512
         write_cm3(model, new, args.tokenizer, layout=layout, resolution=resolution, **keys)
-
-
-def _recipe_name(name: str) -> str:
-    """A recipe's name of a folder's."""
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-")[:100] or "converted"

@@ -1,12 +1,13 @@
 """Emu3's weights, BAAI's files and transformers', and the model of this framework made of them.
 
 Names, ids and defaults: transformers' `Emu3ForConditionalGeneration` and `Emu3Processor`, and BAAI's
-`configuration_emu3.py` and README (baaivision/Emu3), all Apache-2.0.
+`configuration_emu3.py`, `processing_emu3.py` and README (baaivision/Emu3), all Apache-2.0.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -57,9 +58,16 @@ NEGATIVE_PROMPT = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
     "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
 )
-#: Pixels of a side of Emu3-Gen's pictures.
-RESOLUTION = 720
-TASKS: Mapping[str, Any] = {"plain": True, "tasks": {}}
+#: Pixels of a side: of what Emu3-Gen draws, where `image_area` of BAAI's config says nothing, and the least
+#: that Emu3-Chat reads pictures with.
+RESOLUTION, CHAT_RESOLUTION = 720, 512
+TASKS: Mapping[str, Any] = {"plain": False, "tasks": {"t2i": {"name": "t2i"}}}
+CHAT_TASKS: Mapping[str, Any] = {
+    "plain": False,
+    "tasks": {"caption": {"name": "emu3_caption"}, "ask": {"name": "emu3_question"}},
+}
+#: Before Emu3-Chat's answers, and tokens of the longest.
+_ANSWER, _LONGEST_ANSWER = " ASSISTANT:", 1024
 #: Where the image tokenizer lies while it is read.
 _TEMPORARY = "image-tokenizer.safetensors"
 
@@ -141,6 +149,7 @@ def write_emu3(
     name: str,
     resolution: int | None,
     width: int | None,
+    chat: bool = False,
 ) -> None:
     """Write a model of this framework into an empty folder.
 
@@ -150,6 +159,7 @@ def write_emu3(
         tokenizers: folders in which the tokenizers' files are looked for, in this order.
         name: of the recipe.
         resolution, width: of pictures, in pixels.
+        chat: whether it is Emu3-Chat, which writes about pictures; else it draws.
 
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
@@ -166,20 +176,22 @@ def write_emu3(
         image_file = _image_file(tokenizers)
     try:
         image = sizes_of_codes(image_file, "give the file of Emu3's own image tokenizer")
-        image |= {"resolution": resolution or RESOLUTION}
+        default = CHAT_RESOLUTION if chat else _drawn(model.config, image["downsampling"])
+        image |= {"resolution": resolution or default}
         image |= {} if width is None else {"width": width}
         layout = _layout(model, kind, text_file, image["num_codes"])
-        sections = sections_of(model.facts, kind, image, layout, picture_length=0)
+        sections = sections_of(model.facts, kind, image, layout, chat=chat, picture_length=0)
         first = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
         assert first.layout is not None
         assert first.image_tokenizer is not None
         grid = first.image_tokenizer.grid
         length = first.layout.picture_length(grid)
         check_room(grid, length, model.facts.context_length)
-        sections = sections_of(model.facts, kind, image, layout, picture_length=length)
+        sections = sections_of(model.facts, kind, image, layout, chat=chat, picture_length=length)
         recipe = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
         weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
-        write_folder(folder, recipe, registry, weights, text_file, image_file, TASKS)
+        tasks = CHAT_TASKS if chat else TASKS
+        write_folder(folder, recipe, registry, weights, text_file, image_file, tasks)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -190,6 +202,7 @@ def sections_of(
     image_tokenizer: Mapping[str, Any],
     layout: Mapping[str, int],
     *,
+    chat: bool,
     picture_length: int,
 ) -> dict[str, Any]:
     """The sections of a converted Emu3's recipe.
@@ -198,13 +211,20 @@ def sections_of(
         facts: sizes of its decoder.
         text_tokenizer: name of the component.
         image_tokenizer, layout: keys of these sections besides their names.
+        chat: see `write_emu3`.
         picture_length: tokens of a picture with what is around it.
     """
     room = max(1, facts.context_length - picture_length - RESERVE)
+    longest = min(_LONGEST_ANSWER if chat else 256, room)
     return {
         "text_tokenizer": {"name": text_tokenizer},
         "image_tokenizer": {"name": "emu3", **image_tokenizer},
-        "layout": {"name": "emu3", "vocab_size": facts.vocab_size, **layout},
+        "layout": {
+            "name": "emu3",
+            "vocab_size": facts.vocab_size,
+            **layout,
+            **({"answer": _ANSWER} if chat else {}),
+        },
         "objective": {"name": "causal"},
         "decoder": {**llama_section(facts), "qk_norm": "none"},
         "attention": {"name": "by_device"},
@@ -215,12 +235,24 @@ def sections_of(
             "plausible_top_p": 1.0,
             "top_k": 2048,
             "temperature": 1.0,
+            # as published, texts are not drawn at random
+            **({"text_temperature": 0.0} if chat else {}),
         },
         # nothing was trained here; for whoever trains on
         "train": {"steps": 1000, "learning_rate": 1e-5},
         "data": {"max_text_tokens": room},
-        "generate": {"max_text_tokens": min(256, room), "num_images": 1, "retrieve": False},
+        "generate": {"max_text_tokens": longest, "num_images": 1, "retrieve": False},
     }
+
+
+def _drawn(config: Mapping[str, Any], downsampling: int) -> int:
+    """Pixels of a side of the squares that the model draws, by BAAI's `image_area`."""
+    area = config.get("image_area", RESOLUTION**2)
+    if isinstance(area, bool) or not isinstance(area, int) or not 0 < area < 2**28:
+        raise CheckpointError(
+            CONFIG, f"image_area is {area!r}, must be a number of pixels", "copy it again"
+        )
+    return max(1, round(math.sqrt(area) / downsampling)) * downsampling
 
 
 def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:

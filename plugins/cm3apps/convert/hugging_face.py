@@ -1,4 +1,4 @@
-"""Hugging Face's form: `config.json`, and safetensors with an index."""
+"""Hugging Face's form: `config.json`, and safetensors (or `pytorch_model*.bin`) with an index."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from cm3core.errors import CheckpointError
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+#: The index of several files of weights, and the single one, in the order in which they are looked for.
+_WEIGHTS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
 #: The image tokenizer, which Meta's form keeps in a file of its own.
 TOKENIZER_PREFIX = "model.vqmodel."
 #: Bytes of a file of weights, as transformers splits them.
@@ -92,29 +94,36 @@ def write_hugging_face(
 
 
 def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
-    """The file that holds each tensor, and the files' names."""
-    if not (folder / INDEX).is_file():
-        file = stack.enter_context(open_tensors(folder / SINGLE))
-        return dict.fromkeys(file.entries, file), [SINGLE]
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    """The file that holds each tensor, and the files' names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    there = [pair for pair in _WEIGHTS if any((folder / name).is_file() for name in pair)]
+    index_name, single = (there or _WEIGHTS)[0]
+    index = folder / index_name
+    if not index.is_file():
+        file = stack.enter_context(open_tensors(folder / single))
+        return dict.fromkeys(file.entries, file), [single]
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
-        raise CheckpointError(
-            str(folder / INDEX), "has no weight_map of tensors to files", "copy it again"
-        )
+        raise CheckpointError(str(index), "has no weight_map of tensors to files", "copy it again")
     names = sorted(set(weight_map.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             str(folder / missing[0]),
-            f"is missing, one of {len(names)} files that {INDEX} names",
+            f"is missing, one of {len(names)} files that {index_name} names",
             "copy it as well",
         )
     opened = {name: stack.enter_context(open_tensors(folder / name)) for name in names}
     for tensor, name in weight_map.items():
         if tensor not in opened[name].entries:
             raise CheckpointError(
-                str(folder / name), f"lacks {tensor}, which {INDEX} says it has", "copy it again"
+                str(folder / name),
+                f"lacks {tensor}, which {index_name} says it has",
+                "copy it again",
             )
     return {tensor: opened[name] for tensor, name in weight_map.items()}, names
 

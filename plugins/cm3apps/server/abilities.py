@@ -66,10 +66,14 @@ def in_turns(model: Model) -> bool:
 
 
 def able(model: Model, forced: Collection[str]) -> list[str]:
-    """What the model is known to be able to do, and what it is made to try.
+    """What the model is known to be able to do, and what it is made to try; never what its layout has no
+    sequences for.
 
     One that was tuned for nothing draws, fills and captions, as it was trained to.
     """
+    serializer = model.components.serializer
+    reads, fills = serializer.layout.reads_pictures, serializer.max_spans > 0
+    describes = reads and serializer.layout.writes_text
     tuned = model.tasks
     serves = {vars(type(config)).get("serves") for config in tuned.configs.values()}
     plain = not tuned.names or tuned.plain
@@ -82,7 +86,14 @@ def able(model: Model, forced: Collection[str]) -> list[str]:
         "turns": in_turns(model),
         **{name: task_of(model, name) is not None for name in SHAPES},
     }
-    return [name for name, can in known.items() if can or name in forced]
+    impossible = {
+        *(() if fills else ("fill",)),
+        *(() if reads else ("edit", "structure")),
+        *(() if describes else ("caption", "ask", "chat")),
+    }
+    return [
+        name for name, can in known.items() if (can or name in forced) and name not in impossible
+    ]
 
 
 def refuse_untuned(model: Model, ability: str, forced: Collection[str]) -> bool:

@@ -1,7 +1,7 @@
 """`emu3`: the layout of Emu3. Light.
 
-Ids: Qwen's table with Emu3's additions, as in its published tokenizer; the order is that of
-transformers' `Emu3Processor` and `Emu3Model` (Apache-2.0).
+Ids: Qwen's table with Emu3's additions, as in BAAI's `configuration_emu3.py`; the order is that of its
+`processing_emu3.py` (baaivision/Emu3) and of transformers' `Emu3Processor` and `Emu3Model`, all Apache-2.0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class Emu3LayoutConfig(LayoutConfig):
     """Emu3's layout: `<bos> text <boi> H*W <image> {row <eol>} <eof> <eoi> <eos>`, H and W in codes,
-    as text.
+    as text. Emu3-Chat's is `<bos> text picture text answer <eos>`, with a text before the answer.
 
     Emu3's `.tiktoken` file has no special tokens, so they are given as ids; the defaults are the
     published model's. A guidance stream without text sees `<bos>` and what begins the picture.
@@ -31,6 +31,8 @@ class Emu3LayoutConfig(LayoutConfig):
         row_end, frame_end: ids of `<eol>` and `<eof>`.
         first_code: id of image code 0; the others follow.
         vocab_size: rows of the embedding table.
+        answer: text between a request and an answer that is a text: " ASSISTANT:" for Emu3-Chat. "": the
+            end of a sequence.
     """
 
     has_sentinels: ClassVar[bool] = False
@@ -57,6 +59,7 @@ class Emu3LayoutConfig(LayoutConfig):
     frame_end: int = 151_847
     first_code: int = 151_854
     vocab_size: int = 184_622
+    answer: str = ""
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
         """`vocab_size`."""
@@ -92,4 +95,5 @@ class Emu3LayoutConfig(LayoutConfig):
             closing=(self.frame_end, self.picture_end),
             row_end=(self.row_end,),
         )
-        return Emu3Layout(vocabulary, tokens, self.picture_start, parts.text_tokenizer)
+        answer = tuple(parts.text_tokenizer.encode(self.answer)) if self.answer else ()
+        return Emu3Layout(vocabulary, tokens, self.picture_start, parts.text_tokenizer, answer)

@@ -10,6 +10,7 @@ from cm3core.document import IntArray
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout
 from cm3core.vocab import Vocabulary
+from cm3plugins.layouts.turns import split_at
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class RequestLayout(Layout):
         return self.tokens.end
 
     @property
+    def reads_pictures(self) -> bool:
+        """No: see `between`."""
+        return False
+
+    @property
     def blank(self) -> int | None:
         return self.tokens.blank
 
@@ -102,12 +108,5 @@ class RequestLayout(Layout):
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
         """As other layouts; what is before an answer holds ids of texts."""
-        found: list[tuple[str, IntArray]] = []
-        start, place, length = 0, 0, len(self.tokens.answer)
-        while place + length <= len(tokens):
-            if tuple(tokens[place : place + length].tolist()) == self.tokens.answer:
-                found += super().segments(tokens[start:place], grid)
-                start = place = place + length
-            else:
-                place += 1
-        return found + super().segments(tokens[start:], grid)
+        parts = split_at(tokens, self.tokens.answer)
+        return [one for part in parts for one in super(RequestLayout, self).segments(part, grid)]

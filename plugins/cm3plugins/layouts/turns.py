@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+from cm3core.document import IntArray
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout
 from cm3core.interfaces.text_tokenizer import TextTokenizer
@@ -144,6 +145,7 @@ class Emu3Layout(TurnLayout):
         vocabulary, tokens: see `TurnLayout`.
         picture_start: id behind the size.
         text_tokenizer: of the size.
+        answer: ids between a request and an answer that is a text; (): what ends a sequence.
     """
 
     def __init__(
@@ -152,26 +154,53 @@ class Emu3Layout(TurnLayout):
         tokens: TurnTokens,
         picture_start: int,
         text_tokenizer: TextTokenizer,
+        answer: tuple[int, ...] = (),
     ) -> None:
         super().__init__("emu3", vocabulary, tokens)
         self._picture_start, self._text_tokenizer = picture_start, text_tokenizer
+        self._answer = answer
 
     @property
     def has_turns(self) -> bool:
-        """No: Emu3's pictures have one request."""
+        """No: there is one request."""
         return False
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """Nothing between a text and its picture; what ends a sequence between two texts and between
-        documents."""
+        """Nothing between a text and its picture; what ends a sequence between documents, and between
+        two texts if nothing else is written before an answer."""
+        if boundary.starts_document:
+            return self.tokens.turn_end
         both_text = boundary.before == boundary.after == "text" and not boundary.text_hidden
-        return self.tokens.turn_end if both_text or boundary.starts_document else ()
+        return (self._answer or self.tokens.turn_end) if both_text else ()
+
+    def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
+        """As other layouts; what is before an answer holds ids of texts."""
+        parts = split_at(tokens, self._answer)
+        return [one for part in parts for one in super(Emu3Layout, self).segments(part, grid)]
 
     def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
         return (*self._text_tokenizer.encode(f"{grid[0]}*{grid[1]}"), self._picture_start)
 
     def _size_facts(self) -> list[int]:
-        return [self._picture_start]
+        return [self._picture_start, *self._answer]
+
+
+def split_at(tokens: IntArray, separator: tuple[int, ...]) -> list[IntArray]:
+    """The parts of a sequence [n] between separators; (): all of it.
+
+    >>> import numpy as np
+    >>> [part.tolist() for part in split_at(np.array([1, 8, 9, 2, 9], np.int32), (8, 9))]
+    [[1], [2, 9]]
+    """
+    parts: list[IntArray] = []
+    start = place = 0
+    while separator and place + len(separator) <= len(tokens):
+        if tuple(tokens[place : place + len(separator)].tolist()) == separator:
+            parts.append(tokens[start:place])
+            start = place = place + len(separator)
+        else:
+            place += 1
+    return [*parts, tokens[start:]]
 
 
 def text_between(size: int, special: set[int]) -> IdRanges:

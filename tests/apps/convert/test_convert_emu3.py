@@ -212,6 +212,7 @@ def _drop(folder: Path, name: str) -> None:
         ),
         (lambda f: None, ["--to", "hf"], "--to hf: is for Chameleons, and"),
         (lambda f: None, ["--layout", "lumina"], "--layout: is for Chameleons only"),
+        (lambda f: None, ["--roles", "User", "Assistant"], "--roles: is for Janus only"),
         (
             lambda f: None,
             ["--resolution", "64", "--width", "64"],

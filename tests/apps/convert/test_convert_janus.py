@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 import cm3core
+from cm3apps.server.abilities import able
 from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
@@ -185,6 +186,11 @@ def test_pictures_are_not_read(both: Converted) -> None:
         both.model.engine.complete([Request((codes, TextHole(2)))])
     with pytest.raises(CM3Error, match="was not tuned"):
         both.model.chat("a red apple")
+
+
+def test_the_server_offers_what_it_can(both: Converted) -> None:
+    """Also where it is started with --force."""
+    assert able(both.model, ()) == able(both.model, ("edit", "ask")) == ["draw"]
 
 
 def test_check_reads_everything(both: Converted, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,11 +62,14 @@ class TestEmu3(LayoutContract):
     config = Emu3LayoutConfig()
 
 
+class TestEmu3Chat(LayoutContract):
+    config = Emu3LayoutConfig(answer=" ASSISTANT:")
+
+
 class TestJanus(LayoutContract):
     """Documents that it can write: a picture comes last."""
 
     config = JanusLayoutConfig()
-    reads_pictures = False
 
     def text_tokenizer(self) -> TextTokenizer:
         return NamedBytes(JANUS)

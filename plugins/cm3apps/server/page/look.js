@@ -53,7 +53,11 @@ function label() {
   $("look").textContent = can("turns") ? "Send" : answer() === "image" ? (source ? "Edit" : "Draw") : text && !$("question-field").hidden ? "Ask" : "Describe";
 }
 
+// Whether the model reads pictures at all.
+function reads() { return ["caption", "ask", "chat", "edit", "turns"].some(can); }
+
 function missing(question) {
+  if (!reads()) return "This model draws pictures and can't read them.";
   if (can("turns")) return question || (source && isNew) ? "" : "Say something, or show a picture.";
   if (!source && answer() !== "image") return "Choose a picture first.";
   return answer() === "image" && !question ? "Say what the picture should show." : "";
@@ -191,6 +195,7 @@ export function offerLook() {
   else if (!edits || answer() === "any") $("answer-with").value = "text";
   $("look-hint").textContent = converses ? "It reads all turns and pictures, as far as they fit, and replies with words and pictures."
     : can("chat") ? "It reads the whole conversation, as far as it fits. The last picture counts."
+      : !reads() ? "This model draws pictures and can't read them."
       : asks ? "This model answers single questions: it was not tuned for conversations, and doesn't read earlier turns."
         : "This model describes pictures. It was not tuned to answer questions.";
   $("look-new").textContent = asks || edits || converses ? "New conversation" : "Clear";

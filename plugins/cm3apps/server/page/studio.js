@@ -12,7 +12,7 @@ import { Card, element, empty } from "/results.js";
 import { offerSets, startSets } from "/sets.js";
 
 const VIEWS = ["draw", "set", "edit", "look", "history"];
-const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.";
+const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't change pictures.";
 let style = "", byHand = null, edited = null, lastSeed = null;
 let opening = Promise.resolve();  // a file that is being read
 window.cm3 = state;  // for a look at it from the browser's console
@@ -59,7 +59,7 @@ async function useModel(name) {
   const draws = can("draw");
   $("draw-missing").hidden = draws;
   if (!draws) $("draw-missing").textContent = "This model was not tuned to draw from words alone.";
-  $("edit-hint").textContent = can("edit") ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
+  $("edit-hint").textContent = !can("fill") ? (can("edit") ? "Say what should change: this model can't fill a part." : CANT_EDIT) : can("edit") ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
   offerConditions(); offerSets(upTo, sizes); offerLook();
   for (const id of ["draw-words", "set-words", "edit-words"]) $(id).hidden = true;
 }
@@ -181,6 +181,7 @@ async function edit(event) {
   await opening;
   if (!edited) { refuse("Choose a picture first.", $("edit-status")); return; }
   const mask = await brush.exported(), text = $("edit-text").value.trim();
+  if (!can("fill") && (mask || !can("edit"))) { refuse(can("edit") ? "This model can't fill a part: clear what is painted." : CANT_EDIT, $("edit-status")); return; }
   if (!mask && !can("edit")) { refuse("Paint over the part that should be filled.", $("edit-status")); return; }
   if (!mask && !text) { refuse("Say what should change, or paint over a part to fill.", $("edit-status")); return; }
   const body = { model: $("model").value, n: Number($("edit-number").value), images: [{ image_url: edited.toDataURL("image/png") }] };

@@ -1,0 +1,56 @@
+"""Emu3-Chat's tasks, worded as in BAAI's `processing_emu3.py` and README (baaivision/Emu3, Apache-2.0).
+
+Its prompt is "You are a helpful assistant. USER: {picture}{question}. ASSISTANT:"; the layout `emu3` writes
+the last word (`layout.answer`), so that a question and its full stop are one text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cm3core.errors import RecipeError
+from cm3core.interfaces.task import TaskConfig
+from cm3plugins.tasks.worded import WordedTask
+
+_SYSTEM, _PICTURE = "You are a helpful assistant. USER: ", "{image: image}"
+
+
+@dataclass(kw_only=True)
+class Emu3CaptionConfig(TaskConfig):
+    """Picture to description, by Emu3-Chat. Fields: image, caption.
+
+    Args:
+        request: what is asked; a full stop follows it.
+    """
+
+    serves = "caption"
+    request: str = "Please describe the image"
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a request that can't be used."""
+        super().check()
+        if not self.request.strip() or set("{}") & set(self.request):
+            raise RecipeError(
+                "task.request", f"is {self.request!r}", "give words that have no braces"
+            )
+
+    def build(self) -> WordedTask:
+        self.check()
+        return WordedTask([(_SYSTEM, _PICTURE, f"{self.request}.", "{caption}")], ["caption"])
+
+
+@dataclass(kw_only=True)
+class Emu3QuestionConfig(TaskConfig):
+    """Question about a picture, to Emu3-Chat. Fields: image, question, answer."""
+
+    serves = "ask"
+
+    def build(self) -> WordedTask:
+        return WordedTask([(_SYSTEM, _PICTURE, "{question}.", "{answer}")], ["answer"])
+
+
+#: Name in recipes -> config.
+EMU3_TASKS: dict[str, type[TaskConfig]] = {
+    "emu3_caption": Emu3CaptionConfig,
+    "emu3_question": Emu3QuestionConfig,
+}
