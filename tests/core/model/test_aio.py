@@ -80,7 +80,7 @@ def test_leaving_a_stream_cancels_its_request(decoder):
 
 def test_an_invalid_request_is_reported_to_its_caller(decoder):
     async def main():
-        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+        async with AsyncEngine(make_engine(decoder, WARM), num_sessions=1) as engine:
             return await asyncio.gather(
                 engine.complete(REQUESTS[0]),
                 engine.complete(Request((Text("a"), APPLE))),
