@@ -79,6 +79,18 @@ def test_a_conversation_is_read_whole(server):
     assert (message["turns_read"], message["turns_left_out"]) == (2, 0)
 
 
+def test_penalties_may_be_sent_as_long_as_they_are_none(server):
+    """Chat programs send their defaults with every request."""
+    asked = {"model": "tuned", "messages": CONVERSATION, "seed": 3}
+    plain = message_of(server.post(CHAT, **asked))
+    zero = {"frequency_penalty": 0, "presence_penalty": 0.0}
+    assert message_of(server.post(CHAT, **asked, **zero))["content"] == plain["content"]
+    refused = server.post(CHAT, **asked, presence_penalty=0.5)
+    assert refused.json()["error"]["message"] == (
+        "presence_penalty: is 0.5, must be a number from 0 to 0"
+    )
+
+
 @pytest.mark.parametrize("wrap", [lambda words: words, lambda words: [text(words)]])
 def test_what_a_model_wrote_is_taken_back(server, wrap):
     """Tokens may make NUL characters; what people write may not have them."""
