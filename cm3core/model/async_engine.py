@@ -135,8 +135,10 @@ class AsyncEngine:
         self._document_of: dict[int, tuple[_Worker, int]] = {}
         number = engine.preparer.num_sessions if num_sessions is None else num_sessions
         self._most_together = max(1, engine.batch_size // number)
-        shares = {} if number == 1 else {"share": 1 / number}
-        self._workers = [_Worker(self, engine.open(**shares)) for _ in range(number)]
+        sessions = [
+            engine.open() if number == 1 else engine.open(share=1 / number) for _ in range(number)
+        ]
+        self._workers = [_Worker(self, session) for session in sessions]
         for worker in self._workers:
             worker.thread.start()
 
