@@ -243,9 +243,9 @@ class Engine:
         for event in session.events():
             yield replace(event, request=places[event.request])
 
-    def open(self, *, details: bool = True, record: bool = False) -> Session:
-        """A session, which requests join and leave at any time; `details`, `record`: see `Session`."""
-        return Session(self.preparer, self.capture, details=details, record=record)
+    def open(self, *, details: bool = True, record: bool = False, share: float = 1.0) -> Session:
+        """A session, which requests join and leave at any time; for the arguments see `Session`."""
+        return Session(self.preparer, self.capture, details=details, record=record, share=share)
 
 
 def _refusal(place: int, error: CM3Error) -> GenerationError:

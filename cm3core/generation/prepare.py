@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 SMALL_DECODER = 30_000_000
 #: Stream rows of a step from which a small decoder has work for several threads, too.
 MANY_ROWS = 24
+#: Sessions of a small decoder side by side; more than two were not tried.
+MOST_SESSIONS = 2
 #: More threads than any machine has; torch ends the process when it can't start them.
 MAX_THREADS = 4096
 #: Samplers whose plans are kept.
@@ -85,6 +88,7 @@ class Preparer:
         #: What finished requests have read, see `Request.keep`.
         self.kept = KeptPrefixes(inference.cache_bytes, self.cache_bytes)
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
+        self._plans_lock = Lock()
         self._plans_of(sampler)
 
     @property
@@ -150,35 +154,48 @@ class Preparer:
             )
         return row
 
-    def exceeds_memory(self, rows: int, longest: int) -> bool:
-        """Whether `rows` rows of `longest` tokens exceed the memory for keys and values."""
+    def exceeds_memory(self, rows: int, longest: int, share: float = 1.0) -> bool:
+        """Whether `rows` rows of `longest` tokens exceed this share of the memory for keys and values."""
         return (
             self.cache_bytes is not None
-            and rows * self.inference.cache_bytes(longest) > self.cache_bytes
+            and rows * self.inference.cache_bytes(longest) > share * self.cache_bytes
         )
 
-    def make_room(self, rows: int, longest: int) -> None:
-        """Drop kept prefixes that leave too little memory for `rows` rows of `longest` tokens."""
+    def make_room(self, rows: int, longest: int, share: float = 1.0) -> None:
+        """Drop kept prefixes that leave too little memory for `rows` rows of `longest` tokens, in each of
+        several sessions of this share."""
         if self.cache_bytes is not None:
-            self.kept.shrink(self.cache_bytes - rows * self.inference.cache_bytes(longest))
+            needed = rows * self.inference.cache_bytes(longest)
+            self.kept.shrink(int(self.cache_bytes - needed / share))
 
-    @contextmanager
-    def threads(self, num_rows: int = 1) -> Iterator[None]:
-        """Context in which torch uses `num_threads` threads on the CPU, for a step of so many stream rows."""
-        before, number = torch.get_num_threads(), self.num_threads
+    @property
+    def num_sessions(self) -> int:
+        """Sessions that, side by side, complete the requests of many callers fastest."""
+        if self._many_threads is None or self.inference.device.type != "cpu":
+            return 1
+        number = min(MOST_SESSIONS, self._many_threads)
+        # a single request may take more than its session's share
+        return (
+            1
+            if self.exceeds_memory(number * self.max_rows, self.inference.context_length)
+            else number
+        )
+
+    def threads(self, num_rows: int = 1, num_sharing: int = 1) -> AbstractContextManager[None]:
+        """Context in which torch uses `num_threads` threads on the CPU, for a step of so many stream rows,
+        of this many sessions that share the threads."""
+        number = self.num_threads
         if self._many_threads is not None and num_rows >= MANY_ROWS:
-            number = self._many_threads
-        try:
-            if number is not None and number != before:
-                torch.set_num_threads(number)
-            yield
-        finally:
-            if torch.get_num_threads() != before:
-                torch.set_num_threads(before)
+            number = max(1, self._many_threads // num_sharing)
+        return using_threads(number)
 
     def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
         """A sampler's plans. Those of the last `NUM_PLANS` samplers are kept, with the samplers, so that
         their ids are not reused: most requests bring their own, which may hold much."""
+        with self._plans_lock:
+            return self._known_plans(sampler)
+
+    def _known_plans(self, sampler: Sampler) -> dict[str, SamplingPlan]:
         known = self._plans.pop(id(sampler), None)
         if known is None:
             plans = {modality: sampler.plan(modality) for modality in _MODALITIES}
@@ -305,6 +322,19 @@ class Preparer:
             f"{max(context - num_new, 0)} tokens "
             f"fits){shorter}",
         )
+
+
+@contextmanager
+def using_threads(number: int | None) -> Iterator[None]:
+    """Context in which torch uses so many threads on the CPU in this thread. None: as many as before."""
+    before = torch.get_num_threads()
+    try:
+        if number is not None and number != before:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def too_long(

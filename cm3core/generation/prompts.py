@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Begun: TypeAlias = "tuple[KVCache, int]"
 #: Each prompt reads a common prefix shorter than this itself: a second forward would cost more.
 SHORTEST_COMMON = 48
+#: Padding in one forward, in tokens, from which a CPU reads shorter prompts by a forward of their own: it
+#: computes padding as it does tokens.
+MOST_PADDING = 96
 #: Maximum tokens in one forward, padding included; it bounds the memory of activations.
 MOST_TOKENS = 16_384
 
@@ -50,7 +53,8 @@ def read_prompts(
     order = [new[place] for place in order]
     cache: KVCache | None = None
     states = []
-    parts = [_read_families(decoder, chunk) for chunk in _chunks(families)]
+    most_padding = MOST_PADDING if decoder.device.type == "cpu" else None
+    parts = [_read_families(decoder, chunk) for chunk in _chunks(families, most_padding)]
     continued = [(different[place], one) for place, one in enumerate(known) if one is not None]
     order += [place for place, one in enumerate(known) if one is not None]
     parts += [_read_on(decoder, chunk) for chunk in _of_bounded_size(continued)]
@@ -141,16 +145,29 @@ def _families(prompts: Sequence[Prompt]) -> tuple[list[int], list[_Family]]:
     return [place for family in families for place in family.places], families
 
 
-def _chunks(families: list[_Family]) -> list[list[_Family]]:
-    """Families to read together: all of single prompts or none, at most `MOST_TOKENS` tokens."""
+def _chunks(families: list[_Family], most_padding: int | None = None) -> list[list[_Family]]:
+    """Families to read together: all of single prompts or none, at most `MOST_TOKENS` tokens.
+
+    Args:
+        families: in the order of `_families`.
+        most_padding: of single prompts, in tokens; the guidance stream that reads next to nothing is
+            then not padded to the length of those that read documents. None: any.
+    """
     chunks: list[list[_Family]] = []
     longest, rows = 0, 0
-    for before, family in pairwise([None, *families]):
+    for place, (before, family) in enumerate(pairwise([None, *families])):
         assert family is not None
         length = max(len(member) for member in family.members)
         longest, rows = max(longest, length), rows + len(family.members)
         alone = len(family.members) == 1
-        if before is None or alone != (len(before.members) == 1) or longest * rows > MOST_TOKENS:
+        # the following ones are no longer than this one
+        padding = (longest - length) * (len(families) - place) if alone else 0
+        if (
+            before is None
+            or alone != (len(before.members) == 1)
+            or longest * rows > MOST_TOKENS
+            or (most_padding is not None and padding > most_padding)
+        ):
             chunks.append([])
             longest, rows = length, len(family.members)
         chunks[-1].append(family)

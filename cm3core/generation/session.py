@@ -32,7 +32,7 @@ class Session:
 
     At most `preparer.max_rows` stream rows are in flight (a request with more streams is refused),
     and their keys and values fit `preparer.cache_bytes`. Requests can be submitted at any time; the
-    queue is first come, first served.
+    queue is first come, first served. Several sessions of one preparer may run at the same time.
 
     Args:
         preparer: turns requests into rows; holds the decoder that completes them.
@@ -40,7 +40,12 @@ class Session:
         details: whether `step` also reports tokens, pieces of text and partial pictures.
         record: keep the log-probabilities of every token, for `Completion.trace`. Steps are not
             captured then.
+        share: of the rows and of the memory that this session takes, of several that run side by side; a
+            single request may take more.
     """
+
+    #: Sessions that step at the same time, this one included: they share the threads of the CPU.
+    num_sharing = 1
 
     def __init__(
         self,
@@ -49,7 +54,9 @@ class Session:
         *,
         details: bool = True,
         record: bool = False,
+        share: float = 1.0,
     ) -> None:
+        self._share = share
         self.preparer, self.details, self.record = preparer, details, record
         self._batch = Batch(preparer.inference, capture, preparer.kept)
         self._queue: deque[ActiveRequest] = deque()
@@ -139,7 +146,7 @@ class Session:
                 return events + self._take_pending()
             rows = self._batch.rows
             before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
-            with self.preparer.threads(self.num_rows):
+            with self.preparer.threads(self.num_rows, self.num_sharing):
                 drawn = self._batch.step(self.preparer.serializer.grid[1])
         self.num_drawn += sum(map(len, drawn))
         for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
@@ -185,11 +192,12 @@ class Session:
             rows, longest = rows + len(row.prompts), max(longest, row.longest)
             in_flight = bool(joining or self._batch.rows)
             if in_flight and (
-                rows > self.preparer.max_rows or self.preparer.exceeds_memory(rows, longest)
+                rows > self._share * self.preparer.max_rows
+                or self.preparer.exceeds_memory(rows, longest, self._share)
             ):
                 break
             joining.append(self._queue.popleft())
             taken = rows, longest
         if joining:
-            self.preparer.make_room(*taken)
+            self.preparer.make_room(*taken, self._share)
             self._batch.join(joining)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
-    from cm3core.model.aio import AsyncEngine, AsyncModel
+    from cm3core.model.aio import AsyncModel
+    from cm3core.model.async_engine import AsyncEngine
     from cm3core.model.conversation import Conversation
     from cm3core.model.model import Model, load
     from cm3core.model.results import (
@@ -53,7 +54,7 @@ __all__ = [
 __getattr__ = exporter(
     __name__,
     {
-        "AsyncEngine": "aio",
+        "AsyncEngine": "async_engine",
         "AsyncModel": "aio",
         "Choice": "results",
         "Conversation": "conversation",

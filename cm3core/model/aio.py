@@ -5,36 +5,24 @@
         async for event in model.events("a green pear"):
             ...
 
-A dedicated thread runs a session; requests of all callers join it as they arrive and leave it as they
-finish. Cancelling a coroutine cancels its requests, which frees their rows at the next step.
+Requests of all callers join the engine's batch as they arrive and leave it as they finish, see
+`async_engine`. Cancelling a coroutine cancels its requests, which frees their rows at the next step.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cm3core.document import Codes, Document, PixelArray
-from cm3core.errors import CM3Error, GenerationError
-from cm3core.generation.engine import (
-    Cancelled,
-    Completion,
-    Engine,
-    Event,
-    Failed,
-    Finished,
-    Request,
-    Session,
-    candidate_seed,
-)
+from cm3core.generation.engine import Completion, Event, Failed, Finished, Request, candidate_seed
 from cm3core.model.async_chatting import AsyncChatting
+from cm3core.model.async_engine import AsyncEngine
 from cm3core.model.coroutines import cancelled, together
 from cm3core.model.drawing import result_events
 from cm3core.model.jobs import Job
@@ -52,157 +40,6 @@ if TYPE_CHECKING:
     from cm3core.model.model import Model
 
 T = TypeVar("T")
-
-#: Receives a request's events, or the error that refused it. Called in the engine's thread.
-Sink: TypeAlias = Callable[[Event | CM3Error], None]
-
-
-@dataclass(frozen=True)
-class _Submit:
-    ticket: int
-    request: Request
-    sink: Sink
-
-
-@dataclass(frozen=True)
-class _Cancel:
-    ticket: int
-
-
-class AsyncEngine:
-    """An engine in its own thread, for coroutines of any event loop.
-
-    Use it with `async with`, or `close` it at the end.
-
-    Args:
-        engine: completes the requests; nothing else may use it meanwhile.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._orders: queue.SimpleQueue[_Submit | _Cancel | None] = queue.SimpleQueue()
-        self._tickets, self._lock, self._closed = itertools.count(), threading.Lock(), False
-        #: Requests that the engine's thread holds: in flight, or waiting to join.
-        self.num_requests = 0
-        self._thread = threading.Thread(target=self._work, name="cm3-engine", daemon=True)
-        self._thread.start()
-
-    async def complete(self, request: Request) -> Completion:
-        """The completion of a request.
-
-        Raises:
-            GenerationError, DocumentError: it can't be completed, it failed, or the engine is closed.
-        """
-        async for event in self.stream(request):
-            if isinstance(event, Finished):
-                return event.completion
-            if isinstance(event, Failed):
-                raise event.error
-        raise AssertionError("a stream ends with one of these")
-
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events, all numbered 0; the last one is `Finished` or `Failed`.
-
-        Leaving the iterator cancels the request.
-
-        Raises:
-            GenerationError, DocumentError: the request can't be completed, or the engine is closed.
-        """
-        loop, reports, ticket, ended = (
-            asyncio.get_running_loop(),
-            asyncio.Queue[Event | CM3Error](),
-            next(self._tickets),
-            False,
-        )
-
-        def sink(thing: Event | CM3Error) -> None:
-            try:
-                loop.call_soon_threadsafe(reports.put_nowait, thing)
-            except RuntimeError:  # that loop is closed: nobody is listening any more
-                self._order(_Cancel(ticket))
-
-        self._order(_Submit(ticket, request, sink))
-        try:
-            while not ended:
-                thing = await reports.get()
-                if isinstance(thing, CM3Error):
-                    ended = True
-                    raise thing
-                ended = isinstance(thing, (Finished, Failed, Cancelled))
-                yield replace(thing, request=0)
-        finally:
-            if not ended:
-                self._order(_Cancel(ticket))
-
-    def close(self) -> None:
-        """End the thread. Requests in flight fail."""
-        self._orders.put(None)
-        self._thread.join()
-
-    async def __aenter__(self) -> AsyncEngine:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await asyncio.to_thread(self.close)
-
-    def _order(self, order: _Submit | _Cancel) -> None:
-        with self._lock:
-            if not self._closed:
-                self._orders.put(order)
-                return
-        if isinstance(order, _Submit):
-            order.sink(_closed())
-
-    def _work(self) -> None:
-        """The thread's loop: orders, a step, its events; it sleeps while there is nothing to do."""
-        session = self.engine.open()
-        numbers: dict[int, int] = {}  # ticket -> number in the session
-        sinks: dict[int, tuple[int, Sink]] = {}  # number -> ticket, sink
-        failure: BaseException | None = None
-        try:
-            while self._obey(session, numbers, sinks):
-                for event in session.step():
-                    if event.request in sinks:
-                        ticket, sink = sinks[event.request]
-                        if isinstance(event, (Finished, Failed, Cancelled)):
-                            del sinks[event.request], numbers[ticket]
-                        sink(event)
-                self.num_requests = len(numbers)
-        except Exception as error:  # in the decoder, for example: every caller gets it
-            failure = error
-        with self._lock:
-            self._closed = True
-        for _, sink in sinks.values():
-            sink(_closed(failure))
-        while not self._orders.empty():
-            order = self._orders.get()
-            if isinstance(order, _Submit):
-                order.sink(_closed(failure))
-
-    def _obey(
-        self, session: Session, numbers: dict[int, int], sinks: dict[int, tuple[int, Sink]]
-    ) -> bool:
-        """Carry out the orders; wait for something to do. False: close."""
-        while not (session.busy and self._orders.empty()):
-            order = self._orders.get()
-            if order is None:
-                return False
-            if isinstance(order, _Cancel):
-                if order.ticket in numbers:
-                    session.cancel(numbers[order.ticket])
-                continue
-            try:
-                number = session.submit(order.request)
-            except CM3Error as error:
-                order.sink(error)
-                continue
-            numbers[order.ticket], sinks[number] = number, (order.ticket, order.sink)
-        return True
 
 
 class AsyncModel(AsyncChatting):
@@ -240,7 +77,10 @@ class AsyncModel(AsyncChatting):
     def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """See `Model.events`; pictures arrive as they finish, in any order. Leaving it ends the work."""
+        """See `Model.events`; pictures arrive as they finish, in any order. Leaving it ends the work.
+
+        Without what grows (`details=False`, here and in the other methods of events) there is less to
+        do for each step."""
         return self._pictures(self.model.image_jobs, prompt, num_images, **options)
 
     def edit_events(
@@ -256,11 +96,11 @@ class AsyncModel(AsyncChatting):
         return self._pictures(self.model.task_jobs, task, record, prompt, num_images, **options)
 
     async def _pictures(
-        self, make: Callable[..., Any], *arguments: Any, **options: Any
+        self, make: Callable[..., Any], *arguments: Any, details: bool = True, **options: Any
     ) -> AsyncGenerator[Event, None]:
         """The events of the jobs that `make` makes."""
         jobs, _ = await self._aside(make, *arguments, **options)
-        async with aclosing(self._events(list(jobs))) as events:
+        async with aclosing(self._events(list(jobs), details)) as events:
             async for event in events:
                 yield event
 
@@ -272,6 +112,7 @@ class AsyncModel(AsyncChatting):
         *,
         num_images: int = 1,
         seed: int = 0,
+        details: bool = True,
         **options: Any,
     ) -> AsyncGenerator[Event, None]:
         """The events of `num_images` calls of `infill`; each ends with an `InfillReady`.
@@ -284,14 +125,14 @@ class AsyncModel(AsyncChatting):
             make = self.model.infill_job
             return [make(picture, box, text, seed=own, **options)[0] for own in seeds], 0
 
-        return self._pictures(jobs)
+        return self._pictures(jobs, details=details)
 
-    async def _events(self, jobs: Sequence[Job[Any]]) -> AsyncGenerator[Event, None]:
+    async def _events(self, jobs: Sequence[Job[Any]], details: bool) -> AsyncGenerator[Event, None]:
         """Events of the jobs as they happen; leaving the iterator ends the work."""
         reports: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
         for job in jobs:
-            waiting.append(asyncio.create_task(self._report(job, first, reports)))
+            waiting.append(asyncio.create_task(self._report(job, first, reports, details)))
             first += len(job.requests)
         left = len(waiting)
         try:
@@ -346,7 +187,7 @@ class AsyncModel(AsyncChatting):
         """Run a blocking function in a thread, so that the event loop stays free."""
 
         def alone() -> T:
-            with self._one_at_a_time:
+            with self._one_at_a_time, self.engine.spare_threads():
                 return function(*arguments, **options)
 
         return await asyncio.to_thread(alone)
@@ -365,11 +206,12 @@ class AsyncModel(AsyncChatting):
         job: Job[GeneratedImage | InfilledImage],
         first: int,
         reports: asyncio.Queue[Event | BaseException],
+        details: bool,
     ) -> None:
         """Report all events of a picture's candidates, then the picture."""
 
         async def follow(request: Request, number: int) -> Completion:
-            async for event in self.engine.stream(request):
+            async for event in self.engine.stream(request, details=details):
                 if isinstance(event, Failed):
                     raise event.error
                 reports.put_nowait(replace(event, request=number))
@@ -387,13 +229,3 @@ class AsyncModel(AsyncChatting):
             return
         for event in result_events(first, image):
             reports.put_nowait(event)
-
-
-def _closed(cause: BaseException | None = None) -> GenerationError:
-    if cause is None:
-        return GenerationError("engine", "is closed", "keep it open until all results have arrived")
-    error = GenerationError(
-        "engine", f"stopped with {type(cause).__name__}: {cause}", "see the traceback of its cause"
-    )
-    error.__cause__ = cause
-    return error

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
-from cm3core.document import Document, ImageHole, PixelArray, Text
+from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
 from cm3core.generation.engine import Completion, Request, candidate_seed
 from cm3core.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 T = TypeVar("T")
+#: Pixels of codes, uint8 [height, width, 3].
+Decode: TypeAlias = Callable[[Codes], PixelArray]
+#: Makes a result of the chosen completion, its seed, how it was chosen, and what decodes its pictures.
+Make: TypeAlias = Callable[[Completion, int, Choice | None, Decode], T]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +91,14 @@ class Plan:
     def job(
         self,
         request: Request,
-        make: Callable[[Completion, int, Choice | None], T],
+        make: Make[T],
         *,
         first: int = 0,
     ) -> Job[T]:
         """The job of one result.
 
         Its candidates are numbers `first`, `first` + 1, ... of the request. `make` gets the chosen
-        completion, its seed, and how it was chosen.
+        completion, its seed, how it was chosen, and what decodes its pictures.
         """
         requests = [
             replace(
@@ -106,15 +110,22 @@ class Plan:
         ]
 
         def finish(completions: Sequence[Completion]) -> T:
+            decoded: dict[int, tuple[Codes, PixelArray]] = {}  # by the identity of the codes
+
+            def decode(codes: Codes) -> PixelArray:
+                """A picture's pixels, a copy: what the reranker has seen is not decoded again."""
+                if id(codes) not in decoded:
+                    decoded[id(codes)] = codes, self.loaded.decode([codes])[0]
+                return decoded[id(codes)][1].copy()
+
             if self.reranker is None:
-                return make(completions[0], requests[0].seed, None)
-            decode = self.loaded.decode
+                return make(completions[0], requests[0].seed, None, decode)
             scores = self.reranker.score(
                 [
                     Candidate(
                         one.document,
                         completion.document,
-                        lambda codes: decode([codes])[0],
+                        decode,
                         tuple(one.retrieved),
                         completion.log_probability,
                         completion.num_tokens,
@@ -128,6 +139,7 @@ class Plan:
                 completions[best],
                 requests[best].seed,
                 Choice(tuple(scores), best, self.reranker.measure),
+                decode,
             )
 
         return Job(requests, finish)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from cm3core.document import (
 )
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Request
-from cm3core.model.candidates import Plan, upscaler
+from cm3core.model.candidates import Decode, Make, Plan, upscaler
 from cm3core.model.conditions import GivenCondition, with_condition
 from cm3core.model.crop import Box, CentreCrop, region
 from cm3core.model.jobs import Done, Job
@@ -219,9 +219,11 @@ class Drawing(Loaded):
         rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
-        def make(completion: Completion, own_seed: int, choice: Choice | None) -> InfilledImage:
+        def make(
+            completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
+        ) -> InfilledImage:
             filled = _picture_of(completion.document)
-            decoded = self.decode([filled])[0]
+            decoded = decode(filled)
             return InfilledImage(
                 crop.pasted(whole, decoded, region_HW),
                 decoded,
@@ -294,12 +296,14 @@ def _image_maker(
     prompt: str,
     retrieved: tuple[RetrievedDocument, ...],
     enlarger: Upscaler | None,
-) -> Callable[[Completion, int, Choice | None], GeneratedImage]:
+) -> Make[GeneratedImage]:
     """A function that makes a picture of its chosen completion."""
 
-    def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedImage:
+    def make(
+        completion: Completion, seed: int, choice: Choice | None, decode: Decode
+    ) -> GeneratedImage:
         codes = _picture_of(completion.document)
-        pixels = loaded.decode([codes])[0]
+        pixels = decode(codes)
         return GeneratedImage(
             pixels,
             prompt,

@@ -10,7 +10,7 @@ from typing import Any
 from cm3core.document import Image, PixelArray, TextHole
 from cm3core.generation.engine import Completion, Request
 from cm3core.interfaces.task import Task
-from cm3core.model.candidates import Plan
+from cm3core.model.candidates import Decode, Plan
 from cm3core.model.jobs import Job
 from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
@@ -84,7 +84,9 @@ def _text_jobs(
     def job(
         record: dict[str, Any], request: Request, retrieved: tuple[RetrievedDocument, ...]
     ) -> Job[GeneratedText]:
-        def make(completion: Completion, seed: int, choice: Choice | None) -> GeneratedText:
+        def make(
+            completion: Completion, seed: int, choice: Choice | None, _: Decode
+        ) -> GeneratedText:
             text = str(task.answer(record, completion.document)[response])
             return GeneratedText(text, seed, retrieved, completion.log_probability, choice)
 

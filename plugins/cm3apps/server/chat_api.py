@@ -53,7 +53,10 @@ def turn_of(messages: list[Any], limits: Limits) -> Asked:
         name = f"messages[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise _wrong(name, f"must be an object whose role is one of {', '.join(ROLES)}")
-        parts = _parts(message.get("content"), name, limits)
+        content = message.get("content")
+        if message["role"] == "assistant":
+            content = _written(content)
+        parts = _parts(content, name, limits)
         words = "\n".join(part for part in parts if isinstance(part, str))
         uploads = [part for part in parts if not isinstance(part, str)]
         Field(name=f"{name}.content", sort="text", most=limits.prompt_characters, help="").read(
@@ -75,6 +78,21 @@ def turn_of(messages: list[Any], limits: Limits) -> Asked:
     spoken = [(role, parts) for role, parts in spoken[: last + 1] if role in SPEAKERS and parts]
     earlier = tuple((role, words) for role, words in said[:last] if role in SPEAKERS and words)
     return Asked(text, picture, earlier, tuple(spoken))
+
+
+def _written(content: Any) -> Any:
+    """What a model wrote, as it is read again: its tokens may make NUL characters, which are refused in
+    what people write."""
+    if isinstance(content, str):
+        return content.replace("\0", "")
+    if not isinstance(content, list):
+        return content
+    return [
+        part | {"text": part["text"].replace("\0", "")}
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+        else part
+        for part in content
+    ]
 
 
 def _parts(content: Any, name: str, limits: Limits) -> list[str | Upload]:

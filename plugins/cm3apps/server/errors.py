@@ -51,10 +51,21 @@ def of_model(error: CM3Error) -> APIError:
 
     `param` is the first word of the place, which is the name of the option where there is one.
     """
-    text = f"{error.place}: {error.cause}. Next: {error.next_step}."
     code = "invalid_image" if isinstance(error, DataError) else "invalid_value"
     param = error.place if error.place.isidentifier() else None
-    return APIError(400, text, param=param, code=code)
+    if error.place.startswith("sampler."):  # a key of it
+        param = "sampling"
+    return APIError(400, in_one_line(error), param=param, code=code)
+
+
+def in_one_line(error: CM3Error) -> str:
+    """A framework's error as a message of the API.
+
+    >>> in_one_line(CM3Error("sampler.tmp", "is no key", "did you mean 'temperature'?"))
+    "sampler.tmp: is no key. Next: did you mean 'temperature'?"
+    """
+    end = "" if error.next_step.endswith("?") else "."
+    return f"{error.place}: {error.cause}. Next: {error.next_step}{end}"
 
 
 def internal() -> APIError:

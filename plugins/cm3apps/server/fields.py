@@ -69,7 +69,7 @@ class Field:
         return value
 
     def _number(self, value: Any) -> int | float:
-        wanted = f"{_NAMES[self.sort]} from {self.least:,.10g} to {self.most:,.20g}"
+        wanted = f"{_NAMES[self.sort]} from {_limit(self.least)} to {_limit(self.most)}"
         if self.sort == "whole" and isinstance(value, float) and value.is_integer():
             value = int(value)
         is_number = isinstance(value, int if self.sort == "whole" else (int, float))
@@ -89,6 +89,15 @@ class Field:
             except (ValueError, RecursionError):
                 return value  # `read` says what is wrong
         return value
+
+
+def _limit(value: float) -> str:
+    """A limit in a message; a float has too few digits for the largest seed.
+
+    >>> _limit(2**63 - 1), _limit(0.5), _limit(100.0)
+    ('9,223,372,036,854,775,807', '0.5', '100')
+    """
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.10g}"
 
 
 def _text(name: str, value: Any, most: float) -> str:

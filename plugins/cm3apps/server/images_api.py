@@ -233,7 +233,8 @@ class Reply:
         as a whole."""
         parts = self.model.components
         texts = self.task.texts or ([] if self.task.text is None else [self.task.text])
-        text = sum(len(parts.text_tokenizer.encode(one)) for one in texts)
+        most = self.model.recipe.data.max_text_tokens  # a longer one is refused, or cut
+        text = sum(min(len(parts.text_tokenizer.encode(one)), most) for one in texts)
         codes = parts.serializer.num_codes
         has_picture = self.task.picture is not None or "condition" in self.task.record
         own = codes if has_picture else 0

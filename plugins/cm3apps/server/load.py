@@ -55,14 +55,16 @@ class Load:
 class Client:
     """Draws pictures over one connection."""
 
-    def __init__(self, url: str, prompt: str, partials: int) -> None:
+    def __init__(self, url: str, prompt: str, partials: int, candidates: int | None) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise CM3Error(url, "is no address of a server", "write http://127.0.0.1:8000")
         self.connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=_TIMEOUT)
-        self.body = {"prompt": prompt} | (
+        self.body: dict[str, object] = {"prompt": prompt} | (
             {"stream": True, "partial_images": partials} if partials else {}
         )
+        if candidates is not None:
+            self.body["candidates"] = candidates
         token = os.environ.get(TOKEN_VARIABLE)
         self.headers = {"Content-Type": "application/json"} | (
             {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -87,12 +89,28 @@ class Client:
         return time.perf_counter() - start
 
 
-def measure(url: str, clients: int, requests: int, prompt: str, partials: int = 0) -> Load:
-    """The same number of requests, shared among this many clients."""
+def measure(
+    url: str,
+    clients: int,
+    requests: int,
+    prompt: str,
+    partials: int = 0,
+    candidates: int | None = None,
+) -> Load:
+    """The same number of requests, shared among this many clients.
+
+    Args:
+        url: of the server.
+        clients: each draws one picture after the other.
+        requests: pictures in all.
+        prompt: of all of them.
+        partials: partial pictures of each that are streamed.
+        candidates: of which each is the best. None: as many as the model's recipe says.
+    """
     each = [range(place, requests, clients) for place in range(clients)]
 
     def work(seeds: range) -> list[float]:
-        client = Client(url, prompt, partials)
+        client = Client(url, prompt, partials, candidates)
         try:
             return [client.draw(seed) for seed in seeds]
         finally:
@@ -115,15 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--partial-images", type=whole_number(0, 256), default=0, help="stream them as well"
     )
+    parser.add_argument(
+        "--candidates", type=whole_number(1, 64), help="for each picture; by default the model's"
+    )
     args = parser.parse_args(arguments)
     try:
-        measure(args.url, 1, 2, args.prompt)
+        measure(args.url, 1, 2, args.prompt, candidates=args.candidates)
         print(
             "| clients | pictures a second | times the first | p50 s | p95 s |\n| --- | --- | --- | --- | --- |"
         )
         first = None
         for clients in args.clients:
-            load = measure(args.url, clients, args.requests, args.prompt, args.partial_images)
+            load = measure(
+                args.url, clients, args.requests, args.prompt, args.partial_images, args.candidates
+            )
             first = load.throughput if first is None else first
             print(f"| {clients} | {load.throughput:.2f} | {load.throughput / first:.2f} | "
                   f"{load.latency(0.5):.2f} | {load.latency(0.95):.2f} |", flush=True)  # fmt: skip

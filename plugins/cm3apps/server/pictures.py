@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 import cm3core
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, in_one_line
 from cm3core import images
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -50,7 +50,7 @@ class Upload:
             raise self._refused(error) from error
 
     def _refused(self, error: DataError) -> APIError:
-        text = f"{error.place}: {error.cause}. Next: {error.next_step}."
+        text = in_one_line(error)
         return APIError(400, text, param=self.place, code="invalid_image")
 
 

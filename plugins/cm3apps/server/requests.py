@@ -138,6 +138,11 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
         Field(name="temperature", sort="number", least=0, most=2,
               help="of the sampler: of texts for a text, of pictures for a picture"),
         Field(name="top_p", sort="number", least=0, most=1, help="of the sampler, as temperature"),
+        *(
+            Field(name=name, sort="number", least=0, most=0, ignored=True,
+                  help="there is none: only the default of clients that always send it, 0")
+            for name in ("frequency_penalty", "presence_penalty")
+        ),
         Field(name="user", sort="text", most=512, ignored=True, help="your name for your user"),
         *sampling_fields(limits),
     )  # fmt: skip

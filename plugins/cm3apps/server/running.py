@@ -34,6 +34,10 @@ logger = logging.getLogger("cm3.serve")
 #: Threads for what blocks: reading pictures, encoding results, loading models.
 THREADS = 32
 _BACKLOG = 512
+#: Seconds after which a thread that runs Python lets another one go on. Those of the engine come back to
+#: Python after every operation of some microseconds: Python's own 5 ms would keep them waiting whenever a
+#: request is read or a result is written.
+_SWITCH_SECONDS = 0.0003
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(settings: Settings, openers: Mapping[str, Callable[[], Model]]) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code."""
+    sys.setswitchinterval(_SWITCH_SECONDS)
     listening = listen(settings.host, settings.port)
     port = listening.getsockname()[1]
     with listening:

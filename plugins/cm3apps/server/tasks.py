@@ -231,7 +231,7 @@ _TUNED = ("edit", "boxes", "structure")
 
 def _stream(loaded: AsyncModel, task: PictureTask, force: bool) -> AsyncGenerator[Any, None]:
     """The task's events, pictures numbered by their first candidate."""
-    options: dict[str, Any] = dict(task.options)
+    options: dict[str, Any] = {**task.options, "details": task.partials > 0}
     text = task.text or ""
     if task.sort == "fill":
         assert task.picture is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -140,6 +141,7 @@ class PackedInference(InferenceDecoder):
         if self.in_place:
             self.dtype = weight.dtype
         self._heads: dict[tuple[int, int], Product] = {}
+        self._heads_lock = Lock()  # sessions in several threads use one decoder
         self.reset()
 
     def reset(self) -> None:
@@ -303,11 +305,12 @@ class PackedInference(InferenceDecoder):
     def _head(self, ids: range) -> Product:
         """The head's product for a slice of the ids; the last few that were used are kept."""
         key = (ids.start, ids.stop)
-        product = self._heads.pop(key, None)
-        if product is None:
-            weight_VE = self._head_weight_VE[ids.start : ids.stop]
-            product = self.head_product(weight_VE)
-        self._heads[key] = product  # the last one now
-        if len(self._heads) > NUM_HEADS:
-            self._heads.pop(next(iter(self._heads)), None)
-        return product
+        with self._heads_lock:
+            product = self._heads.pop(key, None)
+            if product is None:
+                weight_VE = self._head_weight_VE[ids.start : ids.stop]
+                product = self.head_product(weight_VE)
+            self._heads[key] = product  # the last one now
+            if len(self._heads) > NUM_HEADS:
+                self._heads.pop(next(iter(self._heads)))
+            return product

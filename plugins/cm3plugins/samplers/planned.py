@@ -15,13 +15,16 @@ from cm3core.generation import plan_columns
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3kernels import guided_log_probabilities, guided_sample
 
+#: Batches of which a sampler remembers the filters as tensors.
+_NUM_SEEN = 4
+
 
 class PlannedSampler(Sampler):
     """A sampler that is defined by its plans alone, one per modality."""
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
-        self._seen: tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]] | None = None
+        self._seen: tuple[tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]], ...] = ()
 
     def plan(self, modality: str) -> SamplingPlan:
         """See `Sampler.plan`."""
@@ -80,11 +83,13 @@ class PlannedSampler(Sampler):
     def _columns(self, plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
         """The plans' filters as tensors.
 
-        An engine passes the same tuple step after step, so the last result is cached.
+        A batch passes the same tuple step after step, so the last results are cached.
         """
-        if self._seen is not None and self._seen[0] is plans and self._seen[1] == device:
-            return self._seen[2]
+        for known in self._seen:
+            if known[0] is plans and known[1] == device:
+                return known[2]
         columns = plan_columns(plans, device)
         if isinstance(plans, tuple):  # a list may change under the same identity
-            self._seen = (plans, device, columns)
+            # replaced as a whole: other threads may read it
+            self._seen = ((plans, device, columns), *self._seen[: _NUM_SEEN - 1])
         return columns

@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -43,8 +44,8 @@ def counted(opener, steps: list[float]):
         model = opener()
         plain = model.engine.open
 
-        def counting(*, details: bool = True):
-            session = plain(details=details)
+        def counting(**options):
+            session = plain(**options)
             step = session.step
 
             def noted():
@@ -211,8 +212,8 @@ def test_a_model_whose_engine_died_is_loaded_again():
     broken = toy_model()
     opened = broken.engine.open
 
-    def dying(*, details: bool = True) -> object:
-        session = opened(details=details)
+    def dying(**options: Any) -> object:
+        session = opened(**options)
 
         def step() -> None:
             raise RuntimeError("the decoder broke")

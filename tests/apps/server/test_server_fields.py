@@ -6,7 +6,7 @@ import doctest
 
 import pytest
 
-from cm3apps.server import facts, fields, guard
+from cm3apps.server import errors, facts, fields, guard
 from cm3apps.server.errors import APIError
 from cm3apps.server.fields import Field, json_object, read
 from cm3apps.server.requests import chat_fields, edit_fields, generation_fields
@@ -23,7 +23,7 @@ TABLE = (
 )
 
 
-@pytest.mark.parametrize("module", [fields, facts, guard])
+@pytest.mark.parametrize("module", [errors, fields, facts, guard])
 def test_examples(module):
     assert doctest.testmod(module).failed == 0
 

@@ -329,6 +329,7 @@ def ask(page: Any, question: str, count: int) -> None:
     page.click("#look")
     api.expect(page.locator("#answers li")).to_have_count(count, timeout=60_000)
     api.expect(page.locator("#look")).to_be_enabled(timeout=60_000)
+    assert page.locator("#look-status").text_content() == ""
 
 
 def test_a_conversation_keeps_its_turns_and_pictures(browser, server):

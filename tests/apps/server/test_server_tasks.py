@@ -79,6 +79,32 @@ def test_a_conversation_is_read_whole(server):
     assert (message["turns_read"], message["turns_left_out"]) == (2, 0)
 
 
+def test_penalties_may_be_sent_as_long_as_they_are_none(server):
+    """Chat programs send their defaults with every request."""
+    asked = {"model": "tuned", "messages": CONVERSATION, "seed": 3}
+    plain = message_of(server.post(CHAT, **asked))
+    zero = {"frequency_penalty": 0, "presence_penalty": 0.0}
+    assert message_of(server.post(CHAT, **asked, **zero))["content"] == plain["content"]
+    refused = server.post(CHAT, **asked, presence_penalty=0.5)
+    assert refused.json()["error"]["message"] == (
+        "presence_penalty: is 0.5, must be a number from 0 to 0"
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda words: words, lambda words: [text(words)]])
+def test_what_a_model_wrote_is_taken_back(server, wrap):
+    """Tokens may make NUL characters; what people write may not have them."""
+    wrote, said = {"role": "assistant", "content": wrap("a\0 bell")}, user(text("why?"))
+    messages = [CONVERSATION[0], wrote, said]
+    clean = [CONVERSATION[0], wrote | {"content": wrap("a bell")}, said]
+    assert (
+        message_of(server.post(CHAT, model="tuned", messages=messages, seed=3))["content"]
+        == message_of(server.post(CHAT, model="tuned", messages=clean, seed=3))["content"]
+    )
+    refused = server.post(CHAT, model="tuned", messages=[*messages[:2], user(text("w\0y?"))])
+    assert refused.json()["error"]["message"] == "messages[2].content: has a NUL character at 1"
+
+
 def test_a_model_without_conversations_answers_the_last_question(server):
     message = message_of(server.post(CHAT, model="answers", messages=CONVERSATION, seed=3))
     own = tuned_model({"answer": "vqa"}).ask(picture(8, 8), "Which colour?", seed=3)

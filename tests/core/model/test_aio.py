@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,64 @@ def test_a_cancelled_caller_frees_its_rows_and_harms_nobody(decoder):
     assert asyncio.run(main()) == make_engine(decoder, WARM).complete([REQUESTS[0]])[0].document
 
 
+def test_sessions_side_by_side_change_no_result(decoder):
+    """Two batches at once: each request gets what it gets alone, and equal documents stay together."""
+    same = [replace(REQUESTS[0], seed=seed) for seed in range(4)]
+    alone = make_engine(decoder, WARM).complete([*REQUESTS, *same])
+
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM, max_rows=40), num_sessions=2) as engine:
+            tasks = [asyncio.create_task(engine.complete(one)) for one in [*REQUESTS, *same]]
+            await asyncio.sleep(0)
+            workers = {id(engine._worker_of[ticket]) for ticket in range(len(tasks))}
+            of_same = {id(engine._worker_of[len(REQUESTS) + place]) for place in range(4)}
+            done = await asyncio.gather(*tasks)
+            assert engine._worker_of == {}
+            assert engine._document_of == {}
+            return done, workers, of_same
+
+    done, workers, of_same = asyncio.run(main())
+    assert [one.document for one in done] == [one.document for one in alone]
+    assert len(workers) == 2
+    assert len(of_same) == 1
+
+
+def test_without_details_only_the_end_is_told(decoder):
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+            return [event async for event in engine.stream(REQUESTS[0], details=False)]
+
+    [event] = asyncio.run(main())
+    assert isinstance(event, Finished)
+
+
+def test_a_session_that_breaks_ends_its_neighbour(decoder):
+    engine = make_engine(decoder, WARM)
+    whole = engine.inference.hidden_states
+
+    def broken(*arguments, **options):
+        if threading.current_thread() is shared._workers[0].thread:
+            raise RuntimeError("out of order")
+        return whole(*arguments, **options)
+
+    engine.inference.hidden_states = broken
+    shared = AsyncEngine(engine, num_sessions=2)
+
+    async def main():
+        try:
+            return await asyncio.gather(
+                *(shared.complete(one) for one in REQUESTS[:2]), return_exceptions=True
+            )
+        finally:
+            shared.close()
+
+    first, second = asyncio.run(main())
+    assert str(first).startswith("engine: stopped with RuntimeError: out of order")
+    assert not isinstance(second, GenerationError) or str(second) == str(first)
+    with pytest.raises(GenerationError, match="out of order"):
+        asyncio.run(shared.complete(REQUESTS[0]))
+
+
 def test_leaving_a_stream_cancels_its_request(decoder):
     async def main():
         async with AsyncEngine(make_engine(decoder, WARM, max_rows=2)) as engine:
@@ -80,7 +139,7 @@ def test_leaving_a_stream_cancels_its_request(decoder):
 
 def test_an_invalid_request_is_reported_to_its_caller(decoder):
     async def main():
-        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+        async with AsyncEngine(make_engine(decoder, WARM), num_sessions=1) as engine:
             return await asyncio.gather(
                 engine.complete(REQUESTS[0]),
                 engine.complete(Request((Text("a"), APPLE))),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cm3kernels import plan_segments, segment_decode
 from cm3plugins.decoders.cm3leon.pool import Segment, SegmentPool
+from cm3plugins.decoders.cm3leon.shared import SharedPlaces, Sharing, flash
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Reading:
     slots: Tensor  # [B * T]
     mask_B1TS: Tensor | None  # of own keys, float; None: every query sees all of them
     groups: list[tuple[Segment, Tensor | slice]]  # a shared segment and its rows
+    sharing: Sharing | None  # of all segments at once, on a CPU; None: as in `groups`
     fresh: bool  # the cache was empty: new tokens see only new tokens
     offset_B: Tensor
     gather_BS: Tensor | None = None  # slots of whole rows, if keys must be contiguous
@@ -40,7 +42,10 @@ class Reading:
 class CM3LeonCache(SegmentPool):
     """See `KVCache`; made by `allocate_cache`."""
 
+    _shared_places: SharedPlaces | None = None
+
     def _forget(self) -> None:
+        self._sharing: tuple[Sharing | None] | None = None
         self._groups: list[tuple[Segment, Tensor | slice]] | None = None
         self._decode_plan: tuple[Any, Tensor] | None = None
         self._shared_B: Tensor | None = None
@@ -72,7 +77,14 @@ class CM3LeonCache(SegmentPool):
                 mask = mask.repeat(1, 1, self.layout.queries_per_key, 1)
         fresh = not any(own) and not any(row.segments for row in self.rows)
         reading = Reading(
-            T, longest, slots_BT.flatten(), mask, self._segment_groups(), fresh, self._length_B
+            T,
+            longest,
+            slots_BT.flatten(),
+            mask,
+            self._segment_groups(),
+            self._shared(),
+            fresh,
+            self._length_B,
         )
         if not fresh and not self.layout.in_parts:
             reading.plan = self.layout.backend.plan(
@@ -96,6 +108,19 @@ class CM3LeonCache(SegmentPool):
                 self._groups.append((segment, index))
         return self._groups
 
+    def _shared(self) -> Sharing | None:
+        """How the segments of all rows are read in one call, on a CPU; kept until rows change."""
+        if self._sharing is None:
+            sharing = None
+            segments = self.live_segments() if self.layout.on_cpu and self.layout.in_parts else []
+            if segments:
+                if self._shared_places is None:
+                    self._shared_places = SharedPlaces(self.keys_LKND)
+                if self._shared_places.update(segments, self.keys_LKND, self.values_LKND):
+                    sharing = self._shared_places.sharing(self.rows)
+            self._sharing = (sharing,)
+        return self._sharing[0]
+
     def attend(
         self, layer: int, q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, reading: Reading
     ) -> Tensor:
@@ -117,7 +142,7 @@ class CM3LeonCache(SegmentPool):
             )
         if not self.layout.on_cpu:
             return self._attend_device(q_BTHD, keys_KND, values_KND, reading)
-        return self._attend_cpu(q_BTHD, keys_KND, values_KND, reading)
+        return self._attend_cpu(layer, q_BTHD, keys_KND, values_KND, reading)
 
     def _own(self, memory_KND: Tensor, length: int) -> Tensor:
         """The first slots of the rows' own places, a view [B, K, S, D]."""
@@ -129,9 +154,14 @@ class CM3LeonCache(SegmentPool):
         )
 
     def _attend_cpu(
-        self, q_BTHD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
+        self,
+        layer: int,
+        q_BTHD: Tensor,
+        keys_KND: Tensor,
+        values_KND: Tensor,
+        reading: Reading,
     ) -> Tensor:
-        """Own keys of all rows in one product, each shared segment in one product for its rows.
+        """Own keys of all rows in one product, shared segments in another one.
 
         Query heads that read the same key head become more queries of that head (T here counts
         them all), so that its keys are read once.
@@ -140,11 +170,16 @@ class CM3LeonCache(SegmentPool):
         group = self.layout.queries_per_key
         q_BHTD = q_BTHD.transpose(1, 2).to(keys_KND.dtype)
         q_BHTD = q_BHTD.reshape(B, H // group, group * T, D)
-        out_BHTD = self._attend_grouped(q_BHTD, keys_KND, values_KND, reading)
+        out_BHTD = self._attend_grouped(layer, q_BHTD, keys_KND, values_KND, reading)
         return out_BHTD.reshape(B, H, T, D).transpose(1, 2)
 
     def _attend_grouped(
-        self, q_BHTD: Tensor, keys_KND: Tensor, values_KND: Tensor, reading: Reading
+        self,
+        layer: int,
+        q_BHTD: Tensor,
+        keys_KND: Tensor,
+        values_KND: Tensor,
+        reading: Reading,
     ) -> Tensor:
         """Attention where keys have as many heads as queries, [B, H, T, D]."""
         own_keys, own_values = (
@@ -156,12 +191,15 @@ class CM3LeonCache(SegmentPool):
                 q_BHTD, own_keys, own_values, attn_mask=reading.mask_B1TS
             )
             return out_BHTD
-        out_BHTD, lse_BHT = _flash(q_BHTD, own_keys, own_values, reading.mask_B1TS)
+        out_BHTD, lse_BHT = flash(q_BHTD, own_keys, own_values, reading.mask_B1TS)
+        if reading.sharing is not None:
+            assert self._shared_places is not None
+            return self._shared_places.merge(layer, q_BHTD, out_BHTD, lse_BHT, reading.sharing)
         H, T, D = q_BHTD.shape[1:]
         for segment, rows in reading.groups:
             q_1HMD = q_BHTD[rows].transpose(0, 1).reshape(1, H, -1, D)
             shared = slice(segment.start, segment.start + segment.length)
-            part_1HMD, lse_1HM = _flash(
+            part_1HMD, lse_1HM = flash(
                 q_1HMD, keys_KND[None, :, shared], values_KND[None, :, shared], None
             )
             part_nHTD, lse_nHT = (
@@ -248,16 +286,3 @@ class CM3LeonCache(SegmentPool):
             reading.prepared["lengths"],
             reading.plan,
         )[:, None]
-
-
-def _flash(
-    q_BHTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, mask_B1TS: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention and natural log-sum-exp [B, H, T].
-
-    The function behind scaled_dot_product_attention on a CPU, which does not return the second.
-    """
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q_BHTD, k_BKSD, v_BKSD, attn_mask=mask_B1TS
-    )
-    return out, lse

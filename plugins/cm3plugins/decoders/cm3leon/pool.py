@@ -23,7 +23,7 @@ from cm3kernels.segment_decode.configs import LARGEST_HEAD_DIM
 
 #: Bytes of keys and values in one layer from which reading them once for several rows outweighs the
 #: cost of the extra calls, on a CPU.
-SHARING_PAYS = 1_000_000
+SHARING_PAYS = 300_000
 
 
 @dataclass(frozen=True, eq=False)
