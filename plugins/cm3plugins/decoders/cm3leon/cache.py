@@ -82,6 +82,17 @@ class CM3LeonCache(SegmentPool):
             self._prepare_device(reading)
         return positions_BT, reading
 
+    def runs(self) -> list[list[range]]:
+        """Of each row, the slots that one new token of it sees: its segments', then its own, the last of
+        which is the new token's."""
+        return [
+            [
+                *(range(one.start, one.start + one.length) for one in row.segments),
+                range(place * self._capacity, place * self._capacity + row.own + 1),
+            ]
+            for place, row in enumerate(self.rows)
+        ]
+
     def _segment_groups(self) -> list[tuple[Segment, Tensor | slice]]:
         if self._groups is None:
             self._groups = []
