@@ -160,6 +160,8 @@ class PackedInference(InferenceDecoder):
         integers = precision == "int4" or (precision == "int8" and self.rounds)
         self._fewest = 1 if integers or self.compiled else FEWEST_ROWS
         self._heads: dict[tuple[int, int], Product] = {}
+        #: Whether one new token of each row goes through the layers in one call, by `cache.runs`.
+        self.steps_by_runs = False
         self.reset()
 
     def _compiled(self) -> str | None:
@@ -302,7 +304,10 @@ class PackedInference(InferenceDecoder):
     ) -> Tensor:
         assert isinstance(cache, CM3LeonCache)
         assert cache.layout is self.layout, "a cache comes from this decoder's allocate_cache"
-        own_positions_BT, reading = cache.begin(tokens_BT.shape[1])
+        num_tokens = tokens_BT.shape[1]
+        own_positions_BT, reading = cache.begin(
+            num_tokens, by_runs=self.steps_by_runs and num_tokens == 1
+        )
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
         # past the end there is only padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)

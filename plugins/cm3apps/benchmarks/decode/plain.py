@@ -94,9 +94,9 @@ class PlainLoop(DecodeProvider):
                 for request in requests_of(case)
             ]
         )
-        vocabulary = self.model.vocabulary
-        hidden_nP = ids_nP.clone().apply_(lambda id_: any(id_ in ids for ids in vocabulary.text)).bool()
-        return torch.cat([ids_nP, ids_nP.masked_fill(hidden_nP, vocabulary.pad)])
+        text, pad = self.model.vocabulary.text, self.model.vocabulary.pad
+        hidden_nP = (ids_nP >= text.start) & (ids_nP < text.stop)
+        return torch.cat([ids_nP, ids_nP.masked_fill(hidden_nP, pad)])
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
         ids_SP, tokens = self.prompts(case), case.parameters["tokens"]

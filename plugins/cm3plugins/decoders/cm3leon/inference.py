@@ -63,10 +63,14 @@ class CM3LeonInference(PackedInference):
             for block in self.decoder.blocks()
         ]
         self._step = self._compiled_step()
+        self.steps_by_runs = self._step is not None
 
     def _compiled_step(self) -> DecoderStep | None:
         """All layers in one call, for one new token of each row; None: layer by layer."""
-        if self.layout.dtype != torch.float32 or not DecoderStep.takes(self.head_dim):
+        layout = self.layout
+        if layout.dtype != torch.float32 or not layout.in_parts:
+            return None
+        if not DecoderStep.takes(self.head_dim):
             return None
         layers, norms = [], []
         for qkv, out, up, down, *pair in self._layers:
@@ -86,7 +90,7 @@ class CM3LeonInference(PackedInference):
         cache: CM3LeonCache,
         reading: Reading,
     ) -> Tensor:
-        if self._step is not None and reading.num_tokens == 1 and self.layout.in_parts:
+        if self._step is not None and reading.num_tokens == 1:
             rows_BE = x_ME[: len(cache.rows)]
             return self._step(rows_BE, cache.keys_LKND, cache.values_LKND, cache.runs())
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
