@@ -83,9 +83,7 @@ class FewRowsProduct:
             OP,
             f"precision {precision!r} is not one of {', '.join(KINDS)}",
         )
-        require(
-            activation in AFTER, OP, f"activation {activation!r} is not None, 'relu' or 'gelu'"
-        )
+        require(activation in AFTER, OP, f"activation {activation!r} is not None, 'relu' or 'gelu'")
         require(
             weight.ndim == 2 and weight.is_floating_point() and weight.device.type == "cpu",
             OP,
@@ -95,7 +93,7 @@ class FewRowsProduct:
             ),
         )
         self._library = library(folder)
-        self.precision, self.activation = precision, activation
+        self.activation = activation
         self.num_outputs, self.num_inputs = weight.shape
         kind, group = KINDS[precision]
         scale_V, zero_V, codes = None, None, weight
@@ -211,7 +209,8 @@ class DecoderStep:
             )
         require(len(runs) == M and all(runs), OP, "each row needs its runs of slots")
         flat = [run for row in runs for run in row]
-        begin, length = ((c_int64 * len(flat))(*of) for of in zip(*((r.start, len(r)) for r in flat), strict=True))
+        begin = (c_int64 * len(flat))(*(run.start for run in flat))
+        length = (c_int64 * len(flat))(*map(len, flat))
         counts = [0]
         for row in runs:
             counts.append(counts[-1] + len(row))

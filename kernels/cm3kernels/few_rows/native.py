@@ -54,15 +54,30 @@ def refusal() -> str | None:
     return None
 
 
-@functools.cache
 def library(folder: Path) -> ctypes.CDLL:
-    """The library, compiled if `folder` doesn't have it.
+    """The library, compiled if `folder` doesn't have it. A process tries that once.
 
     Raises:
         Unavailable: it can't be compiled or loaded, with the reason.
     """
     if (reason := refusal()) is not None:
         raise Unavailable(reason)
+    found = _tried(folder)
+    if isinstance(found, str):
+        raise Unavailable(found)
+    return found
+
+
+@functools.cache
+def _tried(folder: Path) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    try:
+        return _loaded(folder)
+    except Unavailable as reason:
+        return str(reason)
+
+
+def _loaded(folder: Path) -> ctypes.CDLL:
     compiler = _compiler()
     path = folder / f"few_rows-{_fingerprint(compiler)}.so"
     try:

@@ -68,7 +68,8 @@ def _automatic(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _compiled_folder() -> Path:
+def compiled_folder() -> Path:
+    """Where libraries that were compiled for this machine are kept."""
     return cache_directory() / "compiled"
 
 
@@ -133,12 +134,19 @@ class PackedInference(InferenceDecoder):
             "fp32": torch.float32,
             "int8": torch.float32 if self.rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)
+        taken = self.weight_dtype
+        self.in_place = in_place or self._stays_mapped(weight)
+        if self.in_place:
+            self.weight_dtype = weight.dtype
+        #: Precision of products that are compiled for this CPU. None: they are torch's.
+        self.compiled = self._compiled()
+        #: Input and output type of products.
+        self.dtype = torch.float32 if self.compiled else self.weight_dtype
         #: Type of keys and values. A CPU attends to bfloat16 several times slower than to
         #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
         #: than half the bytes save.
-        cache_dtype = self.weight_dtype
-        if self.on_cpu and cache_dtype == torch.bfloat16:
-            cache_dtype = torch.float32
+        narrow = self.on_cpu and taken == torch.bfloat16
+        cache_dtype = torch.float32 if narrow or self.compiled else taken
         self.layout = CacheLayout(
             self.num_layers,
             self.num_key_heads,
@@ -149,13 +157,6 @@ class PackedInference(InferenceDecoder):
             self.on_cpu,
             queries_per_key=self.num_heads // self.num_key_heads,
         )
-        self.in_place = in_place or self._stays_mapped(weight)
-        if self.in_place:
-            self.weight_dtype = weight.dtype
-        #: Precision of products that are compiled for this CPU. None: they are torch's.
-        self.compiled = self._compiled()
-        #: Input and output type of products.
-        self.dtype = torch.float32 if self.compiled else self.weight_dtype
         # these products are as fast with fewer rows
         integers = precision == "int4" or (precision == "int8" and self.rounds)
         self._fewest = 1 if integers or self.compiled else FEWEST_ROWS
@@ -165,7 +166,7 @@ class PackedInference(InferenceDecoder):
         self.reset()
 
     def _compiled(self) -> str | None:
-        """"bf16" or "int8" where products are compiled: the decoder is large, and the CPU and the
+        """ "bf16" or "int8" where products are compiled: the decoder is large, and the CPU and the
         system allow it. float32 stays torch's, whose results don't depend on a compiler."""
         precision = "int8" if self.precision == "int8" else "bf16"
         if not self.on_cpu or self.in_place or self.precision == "int4":
@@ -175,7 +176,7 @@ class PackedInference(InferenceDecoder):
         if sum(one.numel() for one in self._owner.parameters()) < COMPILED_FROM:
             return None
         try:
-            library(_compiled_folder())
+            library(compiled_folder())
         except Unavailable as reason:
             _log.info("products are torch's, slower than compiled ones: %s", reason)
             return None
@@ -254,7 +255,7 @@ class PackedInference(InferenceDecoder):
     def _arranged(self, weight: Tensor, activation: str | None) -> Product:
         if self.compiled is not None:
             fused = activation if activation in AFTER else None
-            made = FewRowsProduct(weight, self.compiled, _compiled_folder(), fused)
+            made = FewRowsProduct(weight, self.compiled, compiled_folder(), fused)
             return made if fused == activation else with_activation(made, activation)
         if self.precision == "int8":
             return int8_product(weight, activation)
@@ -316,7 +317,8 @@ class PackedInference(InferenceDecoder):
         B, T, E = x_BTE.shape
         x_ME = x_BTE.reshape(B * T, E)
         if self.on_cpu:  # stored in bfloat16: sums of many layers are not
-            x_ME = padded(x_ME.to(torch.promote_types(x_ME.dtype, torch.float32)), self._fewest)
+            wide = torch.promote_types(x_ME.dtype, torch.float32)
+            x_ME = padded(x_ME.to(torch.float32 if self.compiled else wide), self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
         return through[: B * T].view(B, T, E)
 

@@ -80,7 +80,10 @@ def parts_of(provider: EngineProvider, batch: int, tokens: int, read_bytes_per_s
         hidden_SE = inference.hidden_states(new_S1, cache=cache)[:, 0]
         products = products_like(inference, provider)
         rows, many = (
-            {width: torch.randn(M, width, dtype=inference.dtype) for width in (size.width, size.d_ff)}
+            {
+                width: torch.randn(M, width, dtype=inference.dtype)
+                for width in (size.width, size.d_ff)
+            }
             for M in (S, MANY_ROWS)
         )
 
@@ -104,7 +107,9 @@ def parts_of(provider: EngineProvider, batch: int, tokens: int, read_bytes_per_s
         alone,
         head,
         draw,
-        step_bytes(size, case.parameters, tokens / 2, *provider.number_bytes) / read_bytes_per_s * 1e3,
+        step_bytes(size, case.parameters, tokens / 2, *provider.number_bytes)
+        / read_bytes_per_s
+        * 1e3,
         S * weights / rate,
     )
 

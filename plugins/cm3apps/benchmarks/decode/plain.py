@@ -69,9 +69,9 @@ class PlainLoop(DecodeProvider):
         """Of each layer q, k and v together; out, up, down."""
         return [
             (
-                torch.cat([one.weight.detach() for one in (block.q_proj, block.k_proj, block.v_proj)]).to(
-                    self.dtype
-                ),
+                torch.cat(
+                    [one.weight.detach() for one in (block.q_proj, block.k_proj, block.v_proj)]
+                ).to(self.dtype),
                 block.out_proj.weight.detach().to(self.dtype),
                 block.fc1.weight.detach().to(self.dtype),
                 block.fc2.weight.detach().to(self.dtype),
@@ -166,7 +166,9 @@ class PlainLoop(DecodeProvider):
         read = torch.cat([ids_SP, (drawn_nT[:, :-1] + image.start).repeat(2, 1)], dim=1)
         hidden = self.decoder.hidden_states(read.to(self.setup.device))[:, ids_SP.shape[1] - 1 :]
         streams = self.decoder.logits(hidden, image)
-        mixed_nTR = (GUIDANCE * streams[:GATE_BATCH] + (1 - GUIDANCE) * streams[GATE_BATCH:]).float()
+        mixed_nTR = (
+            GUIDANCE * streams[:GATE_BATCH] + (1 - GUIDANCE) * streams[GATE_BATCH:]
+        ).float()
         chosen_nT = mixed_nTR.gather(2, drawn_nT[..., None].to(mixed_nTR.device))[..., 0]
         behind = mixed_nTR.amax(2) - chosen_nT > ROUNDING[self.dtype] * mixed_nTR.std(2)
         return Verdict(

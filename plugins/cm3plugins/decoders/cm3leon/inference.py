@@ -79,7 +79,9 @@ class CM3LeonInference(PackedInference):
                 return None
             layers.append((products[0], products[1], products[2], products[3]))
             weights = [norm.weight for norm in pair if isinstance(norm, nn.LayerNorm)]
-            norms.append((weights[0].detach().float(), weights[1].detach().float()) if weights else None)
+            norms.append(
+                (weights[0].detach().float(), weights[1].detach().float()) if weights else None
+            )
         return DecoderStep(layers, norms, self.num_heads)
 
     def through_layers(
