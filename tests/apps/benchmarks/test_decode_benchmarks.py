@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cm3apps.benchmarks import measure
 from cm3apps.benchmarks import runner as kernels_runner
-from cm3apps.benchmarks.decode import baselines, engine, report, runner, workload
+from cm3apps.benchmarks.decode import baselines, engine, plain, report, runner, workload
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES, Extent, Size
 from cm3apps.benchmarks.decode.workload import Setup, decode_case
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
@@ -130,7 +130,9 @@ def test_baselines_have_as_many_parameters_in_the_trunk(name: str) -> None:
 @pytest.mark.parametrize("name", ["plain", "plain-bf16"])
 def test_the_plain_loop_is_the_decoder(name: str) -> None:
     """Its greedy codes are those of the decoder without a cache; a wrong cache is seen."""
-    (loop,) = [one for one in plain.plain_loops(SETUP, engine.RandomModel(SETUP)) if one.name == name]
+    (loop,) = [
+        one for one in plain.plain_loops(SETUP, engine.RandomModel(SETUP)) if one.name == name
+    ]
     assert loop.verify().passed
     assert loop.trunk_parameters == SETUP.size.trunk_parameters
     case = decode_case(SETUP, 6, batch=2)
