@@ -88,8 +88,8 @@ def _loaded(folder: Path) -> ctypes.CDLL:
         raise Unavailable(f"{path} can't be written or loaded: {error}") from error
     loaded.cm3_large_pages.argtypes = [c_void_p, c_int64]
     loaded.cm3_product.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_int]
-    step = [c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_int]
-    loaded.cm3_step.argtypes = step
+    shape = (c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_int)
+    loaded.cm3_step.argtypes = list(shape)
     return loaded
 
 
