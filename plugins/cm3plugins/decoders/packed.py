@@ -6,9 +6,11 @@ A decoder adds what its layers compute. Legend: B rows, T tokens, M = B * T rows
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from threading import Lock
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 from cm3core.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3core.errors import GenerationError
+from cm3core.files import cache_directory
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
 from cm3core.machine_memory import MachineMemory
 from cm3core.mapped import is_mapped, release
+from cm3kernels.few_rows import AFTER, FewRowsProduct, Unavailable, library
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.pool import CacheLayout
 from cm3plugins.decoders.cm3leon.products import (
@@ -37,6 +41,8 @@ from cm3plugins.decoders.cm3leon.products import (
     with_activation,
 )
 
+_log = logging.getLogger("cm3plugins")
+
 #: Slices of the head that are kept packed. How a text ends differs from hole to hole, so that there
 #: may be hundreds of slices.
 NUM_HEADS = 4
@@ -49,6 +55,10 @@ LARGE_DECODER = 30_000_000
 ARRANGED_SHARE = 0.65
 
 
+#: Parameters from which products are compiled for this CPU; see `cm3kernels.few_rows`.
+COMPILED_FROM = LARGE_DECODER
+
+
 def _automatic(weight: Tensor) -> torch.dtype:
     """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored, and
     float32 in place of bfloat16 on a CPU that has no instructions for it."""
@@ -57,6 +67,11 @@ def _automatic(weight: Tensor) -> torch.dtype:
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
         return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     return weight.dtype
+
+
+def compiled_folder() -> Path:
+    """Where libraries that were compiled for this machine are kept."""
+    return cache_directory() / "compiled"
 
 
 class TrainedParts(Protocol):
@@ -114,16 +129,25 @@ class PackedInference(InferenceDecoder):
         self.on_cpu = weight.device.type == "cpu"
         #: Whether int8 products take float32 and round it.
         self.rounds = rounds_inputs(weight.device)
-        #: Input and output type of products.
-        self.dtype = {
+        #: Type of weights where they are not integers, and of what is multiplied with them.
+        self.weight_dtype = {
             "auto": _automatic(weight),
             "fp32": torch.float32,
             "int8": torch.float32 if self.rounds else torch.bfloat16,
         }.get(precision, torch.bfloat16)
+        taken = self.weight_dtype
+        self.in_place = in_place or self._stays_mapped(weight)
+        if self.in_place:
+            self.weight_dtype = weight.dtype
+        #: Precision of products that are compiled for this CPU. None: they are torch's.
+        self.compiled = self._compiled()
+        #: Input and output type of products.
+        self.dtype = torch.float32 if self.compiled else self.weight_dtype
         #: Type of keys and values. A CPU attends to bfloat16 several times slower than to
         #: float32 (7 times, measured on AVX512 with its bfloat16 instructions), which costs more
         #: than half the bytes save.
-        cache_dtype = torch.float32 if self.on_cpu and self.dtype == torch.bfloat16 else self.dtype
+        narrow = self.on_cpu and taken == torch.bfloat16
+        cache_dtype = torch.float32 if narrow or self.compiled else taken
         self.layout = CacheLayout(
             self.num_layers,
             self.num_key_heads,
@@ -134,15 +158,31 @@ class PackedInference(InferenceDecoder):
             self.on_cpu,
             queries_per_key=self.num_heads // self.num_key_heads,
         )
-        # products of integers are as fast with fewer rows
+        # these products are as fast with fewer rows
         integers = precision == "int4" or (precision == "int8" and self.rounds)
-        self._fewest = 1 if integers else FEWEST_ROWS
-        self.in_place = in_place or self._stays_mapped(weight)
-        if self.in_place:
-            self.dtype = weight.dtype
+        self._fewest = 1 if integers or self.compiled else FEWEST_ROWS
         self._heads: dict[tuple[int, int], Product] = {}
         self._heads_lock = Lock()  # sessions in several threads use one decoder
+        #: Whether one new token of each row goes through the layers in one call, by `cache.runs`.
+        self.steps_by_runs = False
         self.reset()
+
+    def _compiled(self) -> str | None:
+        """ "bf16" or "int8" where products are compiled: the decoder is large, and the CPU and the
+        system allow it. float32 stays torch's, whose results don't depend on a compiler."""
+        precision = "int8" if self.precision == "int8" else "bf16"
+        if not self.on_cpu or self.in_place or self.precision == "int4":
+            return None
+        if precision == "bf16" and self.weight_dtype != torch.bfloat16:
+            return None
+        if sum(one.numel() for one in self._owner.parameters()) < COMPILED_FROM:
+            return None
+        try:
+            library(compiled_folder())
+        except Unavailable as reason:
+            _log.info("products are torch's, slower than compiled ones: %s", reason)
+            return None
+        return precision
 
     def reset(self) -> None:
         """Take the decoder's current weights."""
@@ -170,7 +210,7 @@ class PackedInference(InferenceDecoder):
 
     def _bytes_a_weight(self) -> float:
         """Of a weight as it is arranged here."""
-        return {"int8": 1.0, "int4": 0.625}.get(self.precision, float(self.dtype.itemsize))
+        return {"int8": 1.0, "int4": 0.625}.get(self.precision, float(self.weight_dtype.itemsize))
 
     def _stays_mapped(self, weight: Tensor) -> bool:
         """Whether products read the pages of the weights' file: they would leave too little memory
@@ -185,7 +225,7 @@ class PackedInference(InferenceDecoder):
         needed = int(number * self._bytes_a_weight())
         if needed <= ARRANGED_SHARE * limit:
             return False
-        if self.precision not in ("int8", "int4") and self.dtype == weight.dtype:
+        if self.precision not in ("int8", "int4") and self.weight_dtype == weight.dtype:
             return True
         raise GenerationError(
             "precision",
@@ -215,14 +255,18 @@ class PackedInference(InferenceDecoder):
         return made
 
     def _arranged(self, weight: Tensor, activation: str | None) -> Product:
+        if self.compiled is not None:
+            fused = activation if activation in AFTER else None
+            made = FewRowsProduct(weight, self.compiled, compiled_folder(), fused)
+            return made if fused == activation else with_activation(made, activation)
         if self.precision == "int8":
             return int8_product(weight, activation)
         if self.precision == "int4":
             return with_activation(int4_product(weight), activation)
-        weight = weight.to(self.dtype)
+        weight = weight.to(self.weight_dtype)
         if weight.device.type != "cpu":
             return with_activation(lambda x: F.linear(x, weight), activation)
-        if packs(self.dtype):
+        if packs(self.weight_dtype):
             return packed_product(weight, activation)
         transposed = weight.T.contiguous()
         return with_activation(lambda x: x @ transposed, activation)
@@ -263,7 +307,10 @@ class PackedInference(InferenceDecoder):
     ) -> Tensor:
         assert isinstance(cache, CM3LeonCache)
         assert cache.layout is self.layout, "a cache comes from this decoder's allocate_cache"
-        own_positions_BT, reading = cache.begin(tokens_BT.shape[1])
+        num_tokens = tokens_BT.shape[1]
+        own_positions_BT, reading = cache.begin(
+            num_tokens, by_runs=self.steps_by_runs and num_tokens == 1
+        )
         positions_BT = own_positions_BT if positions_BT is None else positions_BT
         # past the end there is only padding of ragged chunks
         positions_BT = positions_BT.clamp(max=self.context_length - 1)
@@ -272,7 +319,8 @@ class PackedInference(InferenceDecoder):
         B, T, E = x_BTE.shape
         x_ME = x_BTE.reshape(B * T, E)
         if self.on_cpu:  # stored in bfloat16: sums of many layers are not
-            x_ME = padded(x_ME.to(torch.promote_types(x_ME.dtype, torch.float32)), self._fewest)
+            wide = torch.promote_types(x_ME.dtype, torch.float32)
+            x_ME = padded(x_ME.to(torch.float32 if self.compiled else wide), self._fewest)
         through = self.through_layers(x_ME, positions_BT, cells_BT, cache, reading)
         return through[: B * T].view(B, T, E)
 

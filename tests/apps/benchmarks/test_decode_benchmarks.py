@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cm3apps.benchmarks import measure
 from cm3apps.benchmarks import runner as kernels_runner
-from cm3apps.benchmarks.decode import baselines, engine, report, runner, workload
+from cm3apps.benchmarks.decode import baselines, engine, plain, report, runner, workload
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES, Extent, Size
 from cm3apps.benchmarks.decode.workload import Setup, decode_case
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
@@ -125,6 +125,42 @@ def test_baselines_have_as_many_parameters_in_the_trunk(name: str) -> None:
     ]
     assert ours == SIZES[name].trunk_parameters
     assert all(abs(number - ours) <= 0.02 * ours for number in theirs), (ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["plain", "plain-bf16"])
+def test_the_plain_loop_is_the_decoder(name: str) -> None:
+    """Its greedy codes are those of the decoder without a cache; a wrong cache is seen."""
+    (loop,) = [
+        one for one in plain.plain_loops(SETUP, engine.RandomModel(SETUP)) if one.name == name
+    ]
+    assert loop.verify().passed
+    assert loop.trunk_parameters == SETUP.size.trunk_parameters
+    case = decode_case(SETUP, 6, batch=2)
+    codes = loop.prepare(case, {})()
+    assert codes.shape == (2, 6)
+    assert int(codes.max()) < SETUP.size.num_codes
+    conditional, unconditional = loop.prompts(case).chunk(2)
+    differs = (conditional != unconditional).sum(1)
+    assert differs.tolist() == [workload.PROMPT_TOKENS - 2] * 2
+    forward = loop.forward
+    loop.forward = lambda ids, length, cache: forward(ids, max(0, length - 1), cache)  # type: ignore[method-assign]
+    assert not loop.verify().passed
+
+
+def test_parts_of_a_step(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every column of every provider."""
+    arguments = ["bench", "decode", "--parts", "--quick", "--size", "mini", "--threads", "1"]
+    assert main([*arguments, "--batch", "1", "--providers", "engine", "engine-bf16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.replace("|", " ").split() for line in lines if line.startswith("  engine")]
+    assert [row[:2] for row in rows] == [["engine", "1"], ["engine-bf16", "1"]]
+    for row in rows:
+        numbers = [float(value) for value in row[2:]]
+        assert len(numbers) == 9
+        assert min(numbers) >= 0
+        assert numbers[7] > 0
+    assert main([*arguments, "--providers", "janus"]) == 2
+    assert "none of the providers is our engine" in capsys.readouterr().err
 
 
 # ---- the gate

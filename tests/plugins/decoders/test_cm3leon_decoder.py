@@ -17,7 +17,9 @@ from transformers import OPTConfig, OPTForCausalLM
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
 from cm3core.interfaces.decoder import Decoder
 from cm3core.testing.decoder import DecoderContract
+from cm3kernels.few_rows import refusal
 from cm3plugins.attention import SDPAAttentionConfig
+from cm3plugins.decoders import packed
 from cm3plugins.decoders.cm3leon import CM3LeonConfig, pool
 from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
@@ -94,6 +96,86 @@ class TestSharedSegmentsAsOnADevice(TestSharedSegments):
         assert isinstance(made, SharingDecoder)
         made.on_cpu = False
         return made
+
+
+class CompiledDecoder(CM3LeonDecoder):
+    """Its products and steps are compiled for this CPU, without fewer bits."""
+
+    def for_inference(self, precision: str = "auto") -> CM3LeonInference:
+        return CompiledInference(self, precision)
+
+
+class CompiledInference(CM3LeonInference):
+    """Results in the kit's dtype."""
+
+    def _compiled(self) -> str | None:
+        return "fp32"
+
+    def hidden_states(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        return super().hidden_states(*arguments, **options).double()
+
+    def logits(self, hidden: torch.Tensor, ids: range | None = None) -> torch.Tensor:
+        return super().logits(hidden, ids).double()
+
+
+@pytest.mark.skipif(refusal() is not None, reason=f"not compiled here: {refusal()}")
+class TestCompiledSteps(DecoderContract):
+    attention = SDPA
+    tolerance = 1e-4  # they compute in float32
+    config = replace(TINY, d_model=48, qk_norm=True, activation="gelu")
+
+    @pytest.fixture(autouse=True)
+    def _in_a_folder(
+        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = tmp_path_factory.getbasetemp().parent / "compiled"
+        monkeypatch.setattr(packed, "compiled_folder", lambda: folder)
+
+    def make(self) -> Decoder:
+        torch.manual_seed(0)
+        return CompiledDecoder(self.config, self.vocabulary.size, self.attention, self.grid)
+
+    def test_a_new_token_takes_one_call(self) -> None:
+        made = self.make()
+        inference = made.for_inference()
+        assert isinstance(inference, CM3LeonInference)
+        assert inference.steps_by_runs
+
+
+class TestCompiledStepsOverSegments(TestCompiledSteps):
+    max_examples = 40
+
+    @pytest.fixture(autouse=True)
+    def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pool, "SHARING_PAYS", 0)
+
+
+@pytest.mark.skipif(refusal() is not None, reason=f"not compiled here: {refusal()}")
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@torch.inference_mode()
+def test_compiled_precisions_are_those_of_torch(
+    precision: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a compiler that is missing changes nothing but the speed."""
+    folder = tmp_path_factory.getbasetemp().parent / "compiled"
+    monkeypatch.setattr(packed, "compiled_folder", lambda: folder)
+    decoder = build(replace(TINY, d_model=48))
+    found = {}
+    for compiled_from in (0, 10**9):
+        monkeypatch.setattr(packed, "COMPILED_FROM", compiled_from)
+        inference = decoder.for_inference(precision)
+        assert inference.compiled == (precision if compiled_from == 0 else None)
+        cache = inference.allocate_cache(1, 8)
+        for token in (3, 5, 7):
+            hidden = inference.hidden_states(torch.tensor([[token]]), cache=cache)
+            cache.advance([1])
+        found[compiled_from] = inference.logits(hidden).float()
+    spread = decoder.for_inference("fp32").logits(hidden.float()).std()
+    assert (found[0] - found[10**9]).abs().max() < 0.05 * spread
+    monkeypatch.setattr(packed, "COMPILED_FROM", 0)
+    monkeypatch.setenv("CM3_NATIVE", "0")
+    torch_only = decoder.for_inference(precision)
+    assert torch_only.compiled is None
 
 
 @pytest.mark.parametrize(

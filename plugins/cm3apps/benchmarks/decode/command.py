@@ -26,7 +26,8 @@ DESCRIPTION = (
 EXAMPLE = """examples:
   cm3 bench decode --quick
   cm3 bench decode --threads 2 -o results/decode.json
-  cm3 bench decode --size 350m --batch 1 --tokens 256 --providers engine janus"""
+  cm3 bench decode --size 350m --batch 1 --tokens 256 --providers engine janus
+  cm3 bench decode --parts --tokens 256 --threads 2 --providers engine-bf16 engine-int8"""
 PLACE = "cm3 bench decode"
 
 
@@ -69,6 +70,12 @@ def configure(parser: ArgumentParser) -> None:
         "--quick",
         action="store_true",
         help="a smaller decoder, shorter pictures, fewer runs: about two minutes",
+    )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="instead of the comparison, what a step of the engine consists of, beside the least it "
+        "could take (CPU)",
     )
     parser.add_argument(
         "--device",
@@ -115,6 +122,8 @@ def _run(args: Namespace) -> int:
             "there is no CUDA device, or torch was built without CUDA",
             "use --device cpu",
         )
+    if args.parts and args.device != "cpu":
+        raise CM3Error(f"{PLACE} --parts", "is for the CPU", "leave --device out")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     where = Where(torch.device(args.device), args.device, "quick" if args.quick else "full")
@@ -146,6 +155,8 @@ def _run(args: Namespace) -> int:
     ]
 
     stopwatch = kernels_runner.stopwatch_for(where)
+    if args.parts:
+        return _parts(providers, extent, stopwatch)
     limits = kernels_runner.ceilings(where, stopwatch)
     environment = kernels_runner.environment(where) | {
         "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
@@ -195,6 +206,22 @@ def _run(args: Namespace) -> int:
     if bad:
         print(f"\n{len(bad)} of {len(benchmark.rows)} results are wrong or failed", file=sys.stderr)
     return int(bool(bad))
+
+
+def _parts(providers: list[Any], extent: Any, stopwatch: Any) -> int:
+    """Print what steps of the engine consist of."""
+    import torch
+
+    from cm3apps.benchmarks.decode.engine import EngineProvider
+    from cm3apps.benchmarks.decode.parts import run_parts
+    from cm3apps.benchmarks.decode.runner import READ_BYTES, read_bandwidth
+
+    ours = [one for one in providers if isinstance(one, EngineProvider)]
+    if not ours:
+        raise CM3Error(f"{PLACE} --parts", "none of the providers is our engine", "name engine")
+    read = read_bandwidth(stopwatch, torch.device("cpu"), READ_BYTES["cpu"])
+    print(run_parts(ours, extent.batch, extent.tokens[0], read))
+    return 0
 
 
 def _check_known(option: str, what: str, names: Iterable[str], known: Iterable[str]) -> None:

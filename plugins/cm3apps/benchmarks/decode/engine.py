@@ -309,7 +309,7 @@ def codes_of(documents: Sequence[Document]) -> Tensor:
     return torch.stack([torch.from_numpy(picture.codes).long() for picture in pictures])
 
 
-def engines(setup: Setup) -> list[EngineProvider]:
-    """All variants."""
-    model = RandomModel(setup)
+def engines(setup: Setup, model: RandomModel | None = None) -> list[EngineProvider]:
+    """All variants, of one model."""
+    model = RandomModel(setup) if model is None else model
     return [EngineProvider(name, setup, variant, model) for name, variant in VARIANTS.items()]

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from cm3apps.benchmarks import measure
 from cm3apps.benchmarks.decode.baselines import baselines
-from cm3apps.benchmarks.decode.engine import DecodeProvider, EngineProvider, engines
+from cm3apps.benchmarks.decode.engine import (
+    DecodeProvider,
+    EngineProvider,
+    RandomModel,
+    engines,
+)
+from cm3apps.benchmarks.decode.plain import plain_loops
 from cm3apps.benchmarks.decode.sizes import Extent
 from cm3apps.benchmarks.decode.workload import Setup, decode_case, least_bytes, step_bytes
 from cm3apps.benchmarks.measure import Stopwatch
@@ -40,7 +46,8 @@ REPLY_TOKENS = 16
 
 def all_providers(setup: Setup) -> list[DecodeProvider]:
     """Our variants first, then the baselines."""
-    return [*engines(setup), *baselines(setup)]
+    model = RandomModel(setup)
+    return [*engines(setup, model), *plain_loops(setup, model), *baselines(setup)]
 
 
 def load() -> float | None:

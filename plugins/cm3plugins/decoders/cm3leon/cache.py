@@ -50,10 +50,19 @@ class CM3LeonCache(SegmentPool):
         self._decode_plan: tuple[Any, Tensor] | None = None
         self._shared_B: Tensor | None = None
 
-    def begin(self, num_tokens: int) -> tuple[Tensor, Reading]:
-        """Positions [B, T] of `num_tokens` new tokens per row, and the data for the layers."""
+    def begin(self, num_tokens: int, *, by_runs: bool = False) -> tuple[Tensor, Reading]:
+        """Positions [B, T] of `num_tokens` new tokens per row, and the data for the layers.
+
+        Args:
+            num_tokens: T.
+            by_runs: the layers read `runs`, and nothing else; T is 1.
+        """
         B, T, S = len(self.rows), num_tokens, self._capacity
         device = self.keys_LKND.device
+        if by_runs:
+            return self._length_B[:, None], Reading(
+                1, 0, self._length_B, None, [], False, self._length_B
+            )
         positions_BT = self._length_B[:, None] + torch.arange(T, device=device)
         own = [row.own for row in self.rows]
         if self._shared_B is None:
@@ -93,6 +102,17 @@ class CM3LeonCache(SegmentPool):
         elif not fresh and not self.layout.on_cpu:
             self._prepare_device(reading)
         return positions_BT, reading
+
+    def runs(self) -> list[list[range]]:
+        """Of each row, the slots that one new token of it sees: its segments', then its own, the last of
+        which is the new token's."""
+        return [
+            [
+                *(range(one.start, one.start + one.length) for one in row.segments),
+                range(place * self._capacity, place * self._capacity + row.own + 1),
+            ]
+            for place, row in enumerate(self.rows)
+        ]
 
     def _segment_groups(self) -> list[tuple[Segment, Tensor | slice]]:
         if self._groups is None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from cm3kernels.few_rows import DecoderStep, FewRowsProduct
 from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
@@ -60,6 +62,27 @@ class CM3LeonInference(PackedInference):
             )
             for block in self.decoder.blocks()
         ]
+        self._step = self._compiled_step()
+        self.steps_by_runs = self._step is not None
+
+    def _compiled_step(self) -> DecoderStep | None:
+        """All layers in one call, for one new token of each row; None: layer by layer."""
+        layout = self.layout
+        if layout.dtype != torch.float32 or not layout.in_parts:
+            return None
+        if not DecoderStep.takes(self.head_dim):
+            return None
+        layers, norms = [], []
+        for qkv, out, up, down, *pair in self._layers:
+            products = [one for one in (qkv, out, up, down) if isinstance(one, FewRowsProduct)]
+            if len(products) < 4:
+                return None
+            layers.append((products[0], products[1], products[2], products[3]))
+            weights = [norm.weight for norm in pair if isinstance(norm, nn.LayerNorm)]
+            norms.append(
+                (weights[0].detach().float(), weights[1].detach().float()) if weights else None
+            )
+        return DecoderStep(layers, norms, self.num_heads)
 
     def through_layers(
         self,
@@ -69,6 +92,9 @@ class CM3LeonInference(PackedInference):
         cache: CM3LeonCache,
         reading: Reading,
     ) -> Tensor:
+        if self._step is not None and reading.num_tokens == 1:
+            rows_BE = x_ME[: len(cache.rows)]
+            return self._step(rows_BE, cache.keys_LKND, cache.values_LKND, cache.runs())
         B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
         M = B * T
         heads = (B, T, 3, self.num_heads, self.head_dim)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import close_match
 from cm3core.machine_memory import first_line
+from cm3kernels.few_rows import FewRowsProduct
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8", "int4")
 #: Minimum number of rows of a product on a CPU.
@@ -241,7 +242,7 @@ class RoundedProduct:
 
 def add_product(total: Tensor, product: Product, x: Tensor) -> None:
     """total += product(x), in one pass where the product can."""
-    if isinstance(product, RoundedProduct):
+    if isinstance(product, RoundedProduct | FewRowsProduct):
         product.add_to(total, x)
     else:
         total += product(x)

@@ -1,0 +1,135 @@
+"""The library of `few_rows`: compiled once for this machine by its C++ compiler, and kept in a folder.
+
+Where it can't be (no compiler, other instructions), there is a reason, and callers use something else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes import c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+_log = logging.getLogger("cm3kernels")
+SOURCES = Path(__file__).parent
+ENTRY = "few_rows.cpp"
+FLAGS = (
+    *("-std=c++17", "-O3", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno"),
+    *("-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+    *("-mavx512bf16", "-mavx512vnni"),
+)
+#: Seconds that a compiler may take; some five are usual.
+LONGEST_COMPILATION = 300
+#: "0": nothing is compiled, and this library is not used.
+SWITCH = "CM3_NATIVE"
+
+
+class Unavailable(Exception):
+    """Why the library can't be used here."""
+
+
+def refusal() -> str | None:
+    """Why it is not even tried here: the switch, the system or the CPU. None: it can be."""
+    if os.environ.get(SWITCH) == "0":
+        return f"{SWITCH} is 0"
+    if not sys.platform.startswith("linux"):
+        return f"it is for Linux, not {sys.platform}"
+    if not (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.cpu._is_avx512_bf16_supported()
+        and torch.cpu._is_vnni_supported()
+    ):
+        return "it needs a CPU with AVX512, its bfloat16 and its byte products (VNNI)"
+    if torch.cpu._is_amx_tile_supported():
+        return "oneDNN has better instructions on this CPU (AMX)"
+    return None
+
+
+def library(folder: Path) -> ctypes.CDLL:
+    """The library, compiled if `folder` doesn't have it. A process tries that once.
+
+    Raises:
+        Unavailable: it can't be compiled or loaded, with the reason.
+    """
+    if (reason := refusal()) is not None:
+        raise Unavailable(reason)
+    found = _tried(folder)
+    if isinstance(found, str):
+        raise Unavailable(found)
+    return found
+
+
+@functools.cache
+def _tried(folder: Path) -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    try:
+        return _loaded(folder)
+    except Unavailable as reason:
+        return str(reason)
+
+
+def _loaded(folder: Path) -> ctypes.CDLL:
+    compiler = _compiler()
+    path = folder / f"few_rows-{_fingerprint(compiler)}.so"
+    try:
+        if not path.is_file():
+            _compile(compiler, path)
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"{path} can't be written or loaded: {error}") from error
+    loaded.cm3_large_pages.argtypes = [c_void_p, c_int64]
+    loaded.cm3_product.argtypes = [c_void_p, c_void_p, c_int64, c_int, c_int, c_void_p, c_int]
+    shape = (c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_int)
+    loaded.cm3_step.argtypes = list(shape)
+    return loaded
+
+
+def _compiler() -> list[str]:
+    """The C++ compiler's command: `CXX`, or the first one found."""
+    if named := os.environ.get("CXX"):
+        return named.split()
+    for name in ("c++", "g++", "clang++"):
+        if (path := shutil.which(name)) is not None:
+            return [path]
+    raise Unavailable("there is no C++ compiler (c++, g++, clang++, or CXX)")
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    """Of everything that the library depends on."""
+    found = _run([*compiler, "--version"])
+    digest = hashlib.sha256(repr((found, FLAGS)).encode())
+    for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: list[str], path: Path) -> None:
+    """Written beside its place first: another process sees all of it or nothing."""
+    _log.info("few_rows: compiling for this CPU, once (some seconds)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        _run([*compiler, *FLAGS, str(SOURCES / ENTRY), "-o", str(made)])
+        made.replace(path)
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LONGEST_COMPILATION, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Unavailable(f"the compiler {command[0]} doesn't run: {error}") from error
+    if done.returncode:
+        said = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+        raise Unavailable(f"the compiler {command[0]} fails: {said.strip()}")
+    return done.stdout
