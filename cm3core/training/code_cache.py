@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from cm3core.document import BoolArray, Codes, Document, Image, IntArray
 from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_directory, locked, make_folder, write_text
+from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
@@ -137,7 +137,7 @@ class CodeCache:
         name = hashlib.sha256(
             f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()
         ).hexdigest()[:24]
-        self.folder = (cache_dir or cache_directory()) / "codes" / name
+        self.folder = cache_folder("codes", name, root=cache_dir)
 
         def encode(start: int, stop: int) -> IntArray:
             return self._encode(queue[start:stop], image_tokenizer)
