@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import BoolArray, Codes, Document, Image, IntArray
+from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_codes
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
@@ -218,10 +217,6 @@ class CodeCache:
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         return tuple(
-            replace(
-                self.codes(segment.key), response=segment.response, starts_turn=segment.starts_turn
-            )
-            if isinstance(segment, Image)
-            else segment
+            as_codes(segment, self.codes(segment.key)) if isinstance(segment, Image) else segment
             for segment in document
         )
