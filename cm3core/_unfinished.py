@@ -42,11 +42,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     Raises:
         OSError: it can't be made.
     """
-    status = target.parent.stat()
-    place = (str(target.parent), status.st_dev, status.st_ino)
-    if place not in _searched:
-        _searched.add(place)
-        remove_unfinished(target.parent)
+    remove_unfinished_once(target.parent)
     while (made := _made(target)) is None:
         pass
     folder, handle = made
@@ -100,6 +96,19 @@ def remove_unfinished(folder: Path) -> None:
         return
     for name in found:
         _remove_if_free(folder / name)
+
+
+def remove_unfinished_once(folder: Path) -> None:
+    """`remove_unfinished`, the first time that this process is asked for this folder.
+
+    Raises:
+        OSError: the folder is not there.
+    """
+    status = folder.stat()
+    place = (str(folder), status.st_dev, status.st_ino)
+    if place not in _searched:
+        _searched.add(place)
+        remove_unfinished(folder)
 
 
 def _remove_if_free(folder: Path) -> None:

@@ -239,6 +239,11 @@ def with_turn(segment: Segment, starts: bool = True) -> Segment:
     return replace(segment, starts_turn=starts)
 
 
+def as_codes(picture: Image, codes: Codes) -> Codes:
+    """The codes of a picture as its document has it: asked for by a task, or not; a turn's start, or not."""
+    return replace(codes, response=picture.response, starts_turn=picture.starts_turn)
+
+
 def has_holes(document: Sequence[Segment]) -> bool:
     """Whether anything in the document is to be generated."""
     return any(

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from cm3core._unfinished import temporary_folder
 from cm3core.errors import CM3Error, DataError, FileError
+from cm3core.user_folders import cache_directory as cache_directory
+from cm3core.user_folders import cache_folder as cache_folder
+from cm3core.user_folders import user_path as user_path
 
 #: Errors of a disk that is full or fails while a file is being written.
 _SPECIAL = "is a device, a pipe or a socket, not a regular file"
@@ -359,40 +362,3 @@ def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes. Raises `OSError`, see `open_regular`."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def user_path(path: str | Path, place: str | None = None) -> Path:
-    """Return a path with a leading `~` or `~user` replaced by that user's home folder.
-
-    Args:
-        path: as a user wrote it.
-        place: where it was written, for the error; None: the path itself.
-
-    Raises:
-        CM3Error: there is no such user.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        user = Path(path).parts[0]
-        raise CM3Error(
-            str(path) if place is None else place,
-            f"the home folder that {user!r} stands for is not known",
-            f"write the whole path, or ./{user} for a folder of that name",
-        ) from error
-
-
-def cache_directory() -> Path:
-    """Return the folder for rendered pictures and computed codes.
-
-    It is `CM3_CACHE`, else the user's cache folder.
-
-    Raises:
-        FileError: `CM3_CACHE` is not a folder.
-    """
-    if configured := os.environ.get("CM3_CACHE"):
-        folder = user_path(configured, "CM3_CACHE")
-        if folder.exists() and not folder.is_dir():
-            raise FileError("CM3_CACHE", f"is {configured}, not a folder", "name a folder")
-        return folder
-    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cm3leon"

@@ -47,6 +47,6 @@ class Memory(DocumentSource):
             self.place,
             f"was built with another {name} ({maker.name!r}, fingerprint "
             f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
-            f"use the {name} that it was built with, or build a bank with this one: cm3 memory "
-            "build",
+            f"use the {name} that it was built with, or build a bank for the model: cm3 memory build "
+            "DATA --model MODEL -o FOLDER (the model's goes before a recipe's)",
         )

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import cm3core
 from cm3core.cli import add_device, add_precision, registry_of, whole_number
+from cm3core.cli._earlier_pictures import SOFTWARE, program
 from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
@@ -299,8 +299,8 @@ def metadata(
         | {
             "sampler": json.dumps({"name": sampler} | to_plain(config)),
             "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),
-            "software": f"cm3leon {cm3core.__version__}",
-            XMP_KEY: xmp(prompt, f"cm3leon {cm3core.__version__}, {model.name}"),
+            SOFTWARE: program(),
+            XMP_KEY: xmp(prompt, f"{program()}, {model.name}"),
         }
     )
 

@@ -23,6 +23,8 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 _SHEET_SIDE = 192
 #: Every file of a zip has this time, so that equal pictures make an equal zip.
 _TIME = (1980, 1, 1, 0, 0, 0)
+#: By which a zip is known to be ours.
+ZIP_COMMENT = b"cm3leon"
 
 
 def styled(things: Sequence[str], style: str | None) -> list[str]:
@@ -82,6 +84,7 @@ def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
 def write_zip(target: Path | IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
     """Write files, (name, content), to a zip. Equal files make an equal zip."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = ZIP_COMMENT
         for name, content in files:
             info = zipfile.ZipInfo(name, _TIME)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3core.cli._earlier_pictures import SOFTWARE, program
 from cm3core.cli._model import printable
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
     """Write `retrieved.png` into a folder and print its path."""
     from cm3core.images import save_png
 
-    save_png(folder / FILE, retrieved_sheet(retrievals))
+    save_png(folder / FILE, retrieved_sheet(retrievals), {SOFTWARE: program()})
     print(folder / FILE)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import whole_number
+from cm3core.cli._earlier_pictures import SOFTWARE, program, remove_earlier_pictures
 from cm3core.cli._model import (
     add_model_options,
     add_task,
@@ -90,7 +91,8 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         default=Path("cm3-out"),
         metavar="FOLDER",
         help="where 000.png, 001.png, ... are written, each as soon as it is generated, and finally "
-        f"grid.png with the first {SHEET} of each prompt (default: %(default)s)",
+        f"grid.png with the first {SHEET} of each prompt; what an earlier call wrote there is replaced, "
+        "other files stay (default: %(default)s)",
     )
     parser.add_argument(
         "--upscale",
@@ -242,6 +244,8 @@ def write_pictures(
     sorts: list[list[tuple[str, Path]]] = []  # what is behind a name, and the file
     try:
         for picture in pictures:
+            if not written:
+                remove_earlier_pictures(args.out)
             place, candidate = divmod(written, each)
             with tqdm.external_write_mode():
                 if args.show_retrieved and candidate == 0:
@@ -301,6 +305,7 @@ def write_pictures(
             "seed": str(args.seed),
             "model": model.name,
             "recipe_hash": model.recipe.hash,
+            SOFTWARE: program(),
         },
     )
     print(grid)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.files import atomic_path, cache_directory
+from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.extractor import Extractor, FeatureArray
 from cm3core.npy import load_array
 
@@ -44,7 +44,7 @@ def features_in_chunks(
         folder: the cache; None: "eval-features" in the user's cache folder.
         advance: called with the number of pictures done.
     """
-    folder = cache_directory() / "eval-features" if folder is None else folder
+    folder = cache_folder("eval-features") if folder is None else folder
     for start in range(0, len(pictures), CHUNK):
         places = range(start, min(start + CHUNK, len(pictures)))
         pixels = [pictures[place]() for place in places]

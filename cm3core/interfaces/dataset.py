@@ -97,11 +97,25 @@ class Provenance:
     attribution: str = ""
 
 
+def content_entry(name: str, document: Document) -> bytes:
+    """What a document adds to `DocumentSource.content_fingerprint`.
+
+    Args:
+        name: its id.
+        document: in its canonical form.
+    """
+    keys = [segment.key for segment in document if isinstance(segment, Image)]
+    return json.dumps([name, text_of(document), keys]).encode()
+
+
 class DocumentSource(ABC):
     """A finite list of documents with random access.
 
     Documents hold `Text` and `Image` segments (pixels by reference); those of a memory bank hold
     `Text` and `Codes`."""
+
+    #: `content_fingerprint` once it is known: documents don't change while a source is used.
+    _content_fingerprint: str | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -233,13 +247,13 @@ class DocumentSource(ABC):
         """Hash of all that decides what is made from texts, such as an index; it names that.
 
         Covers `fingerprint` and each document's id, canonical text and picture keys, in order. The
-        default reads all documents; override it if there is a cheaper way."""
-        digest = hashlib.sha256(self.fingerprint.encode())
-        for index in range(len(self)):
-            document = self.document(index)
-            keys = [segment.key for segment in document if isinstance(segment, Image)]
-            digest.update(json.dumps([self.id(index), text_of(document), keys]).encode())
-        return digest.hexdigest()
+        default reads all documents, once; override it if there is a cheaper way."""
+        if self._content_fingerprint is None:
+            digest = hashlib.sha256(self.fingerprint.encode())
+            for index in range(len(self)):
+                digest.update(content_entry(self.id(index), self.document(index)))
+            self._content_fingerprint = digest.hexdigest()
+        return self._content_fingerprint
 
     def texts(self) -> Iterator[str]:
         """Yield all canonical texts, for training a text tokenizer.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.document import Codes, Document, Image, Text
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord, content_entry
 from cm3core.interfaces.task import Record, Task
 
 if TYPE_CHECKING:
@@ -26,13 +26,18 @@ class TaskSource(DocumentSource):
         self.source, self.task = source, task
         self._skipped: list[SkippedRecord] = []
         self._indices: list[int] = []
+        # all documents are made here to see which can be: their hash comes with it
+        digest = hashlib.sha256(self.fingerprint.encode())
         for index in range(len(source)):
             try:
-                self._make(index, None)
+                document = self._make(index, None)
             except DataError as error:
                 self._skipped.append(SkippedRecord(error.place, error.cause, error.next_step))
             else:
                 self._indices.append(index)
+                digest.update(content_entry(source.id(index), document))
+        if not self._skipped:  # else the fingerprint that the hash begins with names what is kept
+            self._content_fingerprint = digest.hexdigest()
 
     def _make(self, index: int, rng: np.random.Generator | None) -> Document:
         record = self.source.record(index, rng)
@@ -77,5 +82,5 @@ class TaskSource(DocumentSource):
 
     @property
     def fingerprint(self) -> str:
-        kept = "" if len(self) == len(self.source) else f" {self._indices}"
+        kept = f" {self._indices}" if self._skipped else ""
         return hashlib.sha256(f"task {self.source.fingerprint}{kept}".encode()).hexdigest()

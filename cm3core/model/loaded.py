@@ -22,7 +22,7 @@ from cm3core.document import (
     PixelArray,
     Text,
     TextHole,
-    with_turn,
+    as_codes,
 )
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
@@ -170,9 +170,7 @@ class Loaded:
         )
         self._codes.update(zip(new, codes, strict=True))
         return tuple(
-            with_turn(self._codes[segment.key], segment.starts_turn)
-            if isinstance(segment, Image)
-            else segment
+            as_codes(segment, self._codes[segment.key]) if isinstance(segment, Image) else segment
             for segment in document
         )
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.document import BoolArray, Codes, Document, Image, IntArray
+from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_codes
 from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_directory, locked, make_folder, write_text
+from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
@@ -137,7 +136,7 @@ class CodeCache:
         name = hashlib.sha256(
             f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()
         ).hexdigest()[:24]
-        self.folder = (cache_dir or cache_directory()) / "codes" / name
+        self.folder = cache_folder("codes", name, root=cache_dir)
 
         def encode(start: int, stop: int) -> IntArray:
             return self._encode(queue[start:stop], image_tokenizer)
@@ -218,10 +217,6 @@ class CodeCache:
     def encoded(self, document: Document) -> Document:
         """The document with its pictures as codes."""
         return tuple(
-            replace(
-                self.codes(segment.key), response=segment.response, starts_turn=segment.starts_turn
-            )
-            if isinstance(segment, Image)
-            else segment
+            as_codes(segment, self.codes(segment.key)) if isinstance(segment, Image) else segment
             for segment in document
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from cm3core.document import Document, IntArray, Text, content_keys
-from cm3core.files import cache_directory
+from cm3core.files import cache_folder
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.training.code_cache import NOTHING, CodeCache, sharded_rows
 
@@ -138,7 +138,7 @@ class NeighbourTable:
     ) -> None:
         num_ranks = settings.num_ranks
         name = settings.name(source)
-        self.folder = (cache_dir or cache_directory()) / "neighbours" / name
+        self.folder = cache_folder("neighbours", name, root=cache_dir)
 
         def retrieve(start: int, stop: int) -> IntArray:
             rows = np.full((stop - start, num_ranks), NOTHING, np.int32)

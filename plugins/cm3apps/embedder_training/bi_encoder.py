@@ -29,7 +29,7 @@ from cm3apps.embedder_training.contrastive import (
     two_of,
 )
 from cm3core.devices import choose_device
-from cm3core.files import atomic_path, cache_directory
+from cm3core.files import atomic_path, cache_folder
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
@@ -64,7 +64,7 @@ def train_on_corpus(
     key = hashlib.sha256(
         f"{corpus.data_sha256} {networks.fingerprint} {_PIXELS} {seed}".encode()
     ).hexdigest()[:16]
-    folder = cache_directory() / "bi_encoder" / key
+    folder = cache_folder("bi_encoder", key)
     features_VNF = picture_features(
         networks, corpus.render_all(_PIXELS)[rows], folder, _NUM_VERSIONS, seed, quiet=quiet
     )

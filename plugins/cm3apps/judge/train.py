@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cm3apps.judge.features import FeatureArray
 from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
 from cm3apps.judge.training_features import picture_features, text_features
-from cm3core.files import cache_directory, write_text
+from cm3core.files import cache_folder, write_text
 from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
@@ -188,7 +188,7 @@ def main() -> None:
         help="file of weights to write; figures are written next to it",
     )
     args = parser.parse_args()
-    corpus, folder = EmojiCorpus(), args.features or cache_directory() / "judge"
+    corpus, folder = EmojiCorpus(), args.features or cache_folder("judge")
     first = {entry.concept: entry for entry in reversed(corpus.entries)}
     concepts = sorted(first)
     key = corpus.data_sha256[:16]

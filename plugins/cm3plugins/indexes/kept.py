@@ -25,7 +25,15 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from cm3core.errors import DataError, FileError
-from cm3core.files import atomic_path, check_writable, locked, make_folder, sha256_file, write_text
+from cm3core.files import (
+    atomic_path,
+    cache_folder,
+    check_writable,
+    locked,
+    make_folder,
+    sha256_file,
+    write_text,
+)
 
 #: Kind and format version of a manifest; the version is raised when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1
@@ -82,6 +90,7 @@ def kept_index(
             put there after the manifest was written.
         FileError: nothing can be written there.
     """
+    folder = cache_folder(root=folder)
     # checked again under the lock: another process may be building
     with contextlib.suppress(_NotUsable, DataError):
         return _load(folder, fingerprint, built, load)

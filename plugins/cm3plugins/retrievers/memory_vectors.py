@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_directory
+from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3core.npy import load_array
@@ -37,7 +37,7 @@ def memory_vectors(
     picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
     of another shape is recomputed and replaced.
     """
-    path = cache_directory() / "embeddings" / f"{vectors_key(memory, embedder, part)}.npy"
+    path = cache_folder("embeddings") / f"{vectors_key(memory, embedder, part)}.npy"
     if cache and path.is_file():
         try:
             cached = load_array(path, memory_map=True)

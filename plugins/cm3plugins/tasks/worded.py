@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.task import Blank, FieldType, Line, Record, Task, TaskConfig
@@ -51,6 +51,8 @@ class WordedTask(Task):
     def __init__(self, wordings: Sequence[Wording], responses: Sequence[str]) -> None:
         self.wordings, self._responses = wordings, tuple(responses)
         self._fields = fields_of(wordings[0])
+        # parsed once: a data set makes hundreds of thousands of documents
+        self._parsed = [[_parsed(segment) for segment in wording] for wording in wordings]
 
     @property
     def fields(self) -> Mapping[str, FieldType]:
@@ -62,24 +64,40 @@ class WordedTask(Task):
 
     def _lines(self, given: Record, rng: np.random.Generator | None) -> Sequence[Line]:
         place = 0 if rng is None else int(rng.integers(len(self.wordings)))
-        return [self._line(segment, given) for segment in self.wordings[place]]
+        return [self._line(segment, given) for segment in self._parsed[place]]
 
-    def _line(self, segment: str, given: Record) -> Line:
-        if picture := _PICTURE.fullmatch(segment.strip()):
-            name = picture[1]
-            picture_line: Line = Blank(name) if name in self._responses else given[name]
-            return picture_line
+    def _line(self, segment: str | _Words, given: Record) -> Line:
+        if isinstance(segment, str):
+            picture: Line = Blank(segment) if segment in self._responses else given[segment]
+            return picture
         pieces: list[str | Blank] = []
-        text, end = "", 0
-        for match in _FIELD.finditer(segment):
-            text += segment[end : match.start()]
-            end = match.end()
-            if match[1] in self._responses:
-                pieces += [text, Blank(match[1])]
+        text = ""
+        for before, name in segment.fields:
+            text += before
+            if name in self._responses:
+                pieces += [text, Blank(name)]
                 text = ""
             else:
-                text += given[match[1]]
-        return tuple(piece for piece in [*pieces, text + segment[end:]] if piece != "")
+                text += given[name]
+        return tuple(piece for piece in [*pieces, text + segment.end] if piece != "")
+
+
+class _Words(NamedTuple):
+    """A segment of text: fields, each with the words before it, and the words at the end."""
+
+    fields: tuple[tuple[str, str], ...]
+    end: str
+
+
+def _parsed(segment: str) -> str | _Words:
+    """A segment of a wording: the name of its picture, or its words."""
+    if picture := _PICTURE.fullmatch(segment.strip()):
+        return picture[1]
+    fields, end = [], 0
+    for match in _FIELD.finditer(segment):
+        fields.append((segment[end : match.start()], match[1]))
+        end = match.end()
+    return _Words(tuple(fields), segment[end:])
 
 
 @dataclass(kw_only=True)

@@ -104,16 +104,16 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
     assert str(error.value) == (
         f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one "
         "here has hash-4)\n"
-        "  next: use the embedder that it was built with, or build a bank with this one: cm3 "
-        "memory build"
+        "  next: use the embedder that it was built with, or build a bank for the model: cm3 memory "
+        "build DATA --model MODEL -o FOLDER (the model's goes before a recipe's)"
     )
     with pytest.raises(DataError) as error:
         bank.check_tokenizer(Other())
     assert str(error.value) == (
         f"{bank.folder}: was built with another image tokenizer ('quarters', fingerprint "
         "quarters; the one here has others)\n"
-        "  next: use the image tokenizer that it was built with, or build a bank with this one: "
-        "cm3 memory build"
+        "  next: use the image tokenizer that it was built with, or build a bank for the model: cm3 "
+        "memory build DATA --model MODEL -o FOLDER (the model's goes before a recipe's)"
     )
     for wrong in (tools(4), replace(tools(), image_tokenizer=Other())):
         with pytest.raises(DataError, match="was built with another"):

@@ -3,13 +3,24 @@ a task's documents."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from cm3core.boxes import Boxes
-from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
+from cm3core.document import (
+    Codes,
+    Document,
+    Image,
+    ImageHole,
+    MaskedText,
+    Text,
+    TextHole,
+    text_of,
+)
 from cm3core.errors import DataError, PluginError
 from cm3core.interfaces.task import Blank, Task, check_serves
 from cm3core.interfaces.task_source import TaskSource
@@ -107,6 +118,22 @@ def test_a_source_of_documents() -> None:
     assert skipped.place == f"record {source.id(1)}"
     assert skipped.cause == "has no field 'answer'"
     assert tuned.fingerprint != TaskSource(Asked([(Text("a"), IMAGE)]), Question()).fingerprint
+
+
+@pytest.mark.parametrize("documents", [[], [(Text("b"), IMAGE)], [(IMAGE,), (Text("b"), IMAGE)]])
+def test_the_content_fingerprint_of_a_task_is_as_if_all_were_read(
+    documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes with the check of the records, also where some can't be used (the third list)."""
+    tuned = TaskSource(Asked([(Text("a"), IMAGE), *documents]), Question())
+    digest = hashlib.sha256(tuned.fingerprint.encode())
+    for index in range(len(tuned)):
+        keys = [one.key for one in tuned.document(index) if isinstance(one, Image)]
+        entry = [tuned.id(index), text_of(tuned.document(index)), keys]
+        digest.update(json.dumps(entry).encode())
+    assert tuned.content_fingerprint == digest.hexdigest()
+    monkeypatch.setattr(TaskSource, "_document", lambda *_: pytest.fail("read again"))
+    assert tuned.content_fingerprint == digest.hexdigest()
 
 
 def test_the_record_of_plain_documents() -> None:

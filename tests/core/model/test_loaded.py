@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cm3core.document import Image, Text
 from cm3core.errors import CM3Error, DataError
 from cm3core.plugins import load_registry
 from toy_model import GreyTokenizer, picture
@@ -23,6 +26,16 @@ def test_a_picture_is_coded_and_decoded_apart_from_the_others(model, monkeypatch
         )
     assert len(model.decode(model.encode([picture(), picture()]))) == 2
     assert asked == [1] * 4
+
+
+def test_codes_keep_what_the_document_says_of_a_picture(model):
+    """Also of one that was encoded before for a document that said something else."""
+    asked = Image("grey", picture, response=True, starts_turn=True)
+    for one in (replace(asked, response=False, starts_turn=False), asked):
+        coded = model.coded((Text("red"), one, Text("blue")))
+        assert coded[0] == Text("red")
+        assert coded[1] == model.encode([picture()])[0]
+        assert (coded[1].response, coded[1].starts_turn) == (one.response, one.starts_turn)
 
 
 def test_another_sampler_keeps_what_both_have(model, monkeypatch):

@@ -95,6 +95,15 @@ def test_scenes() -> None:
     assert scene("train", 0, pool, 64) != scene("comp", 0, pool, 64)
 
 
+def test_forms_share_their_scenes_and_no_others() -> None:
+    """A process makes each once; another split, share of things or size has its own."""
+    scenes, found = records("scene"), records("grounding")
+    assert scenes.placed(3) is found.placed(3)
+    assert scenes.placed(3) == scene("train", 3, scenes.pool, scenes.config.image_size)
+    assert records("scene", share=0.03).placed(3) != scenes.placed(3)
+    assert records("scene", "comp").placed(3) != scenes.placed(3)
+
+
 def test_a_scene_is_drawn_at_its_boxes() -> None:
     black = np.zeros((64, 64, 3), np.uint8)
     placed = (Placed(0, "a", (2, 3, 22, 23)), Placed(1, "b", (40, 33, 60, 53)))

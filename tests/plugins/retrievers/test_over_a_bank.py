@@ -69,8 +69,8 @@ def test_a_bank_of_another_embedder_is_refused(bank):
     assert str(error.value) == (
         f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one "
         "here has hash-9)\n"
-        "  next: use the embedder that it was built with, or build a bank with this one: cm3 "
-        "memory build"
+        "  next: use the embedder that it was built with, or build a bank for the model: cm3 memory "
+        "build DATA --model MODEL -o FOLDER (the model's goes before a recipe's)"
     )
 
 

@@ -26,12 +26,10 @@ class SQLiteRetrieverConfig(RetrieverConfig):
 
     def build(self, memory, embedder):
         from cm3_sqlite_search.retriever import SQLiteRetriever
-        from cm3core.files import cache_directory
+        from cm3core.files import cache_folder
 
         folder = (
-            cache_directory() / "sqlite-search"
-            if self.cache is None
-            else Path(self.cache).expanduser()
+            cache_folder("sqlite-search") if self.cache is None else Path(self.cache).expanduser()
         )
         return SQLiteRetriever(memory, folder, stem=self.stem)
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from cm3apps.experiments.icons.asked import order
 from cm3apps.experiments.icons.ranking import RealPictures, shrunk
 from cm3core.document import PixelArray
-from cm3core.files import atomic_path, cache_directory
+from cm3core.files import atomic_path, cache_folder
 from cm3core.progress import make_bar
 from cm3plugins.datasets.vector.render import renderer_version
 
@@ -105,7 +105,7 @@ def style_classifier(
     """
     entries = real.corpus.entries
     classes = sorted({(one.set_name, one.style) for one in entries})
-    folder = cache_directory() / "icon-style-classifier" if folder is None else folder
+    folder = cache_folder("icon-style-classifier") if folder is None else folder
     path = folder / f"{classifier_key(real, image_size)}.safetensors"
     network = _network(len(classes))
     accuracy = _read(path, network)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cm3apps.experiments.tasks.records import chosen
-from cm3core.document import Codes, Document, Image, MaskedSequence
+from cm3core.document import MaskedSequence
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.interfaces.objective import MaskingObjective
@@ -91,7 +91,7 @@ def asked(recipe: Recipe, model: Model, splits: Sequence[str], num: int) -> list
                     else form.document(source.record(index), place=f"record {source.id(index)}")
                 )
                 sequence = parts.serializer.sequence(
-                    _coded(document, model), [], recipe.data.max_text_tokens
+                    model.coded(document), [], recipe.data.max_text_tokens
                 )
                 if len(sequence) <= room:
                     masked = masking.mask(sequence, np.random.default_rng(index), room)
@@ -104,16 +104,6 @@ def asked(recipe: Recipe, model: Model, splits: Sequence[str], num: int) -> list
                 "name another one (--splits), or lower data.max_text_tokens",
             )
     return found
-
-
-def _coded(document: Document, model: Model) -> Document:
-    """The document with its pictures as codes, those that are asked for still marked."""
-    return tuple(
-        replace(new, response=old.response)
-        if isinstance(old, Image) and isinstance(new, Codes)
-        else new
-        for old, new in zip(document, model.coded(document), strict=True)
-    )
 
 
 def _as_asked(recipe: Recipe, vocabulary: Vocabulary) -> MaskingObjective:

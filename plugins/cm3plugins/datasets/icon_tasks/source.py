@@ -45,6 +45,11 @@ class Settings(Protocol):
         """Which form."""
 
 
+#: By corpus, split, share of things and size of the picture: the scenes by number, which a process draws
+#: up once for all forms.
+_SCENES: dict[tuple[str, str, str, int], dict[int, tuple[scenes.Placed, ...]]] = {}
+#: Scenes of each that are kept: some 60 MB.
+_MAX_SCENES = 100_000
 _PAIRS: dict[str, list[Pair]] = {}
 
 
@@ -184,6 +189,14 @@ class Scenes(IconRecords):
             ]
         )
 
+        key = (
+            self.icons.corpus.data_sha256,
+            config.split,
+            str(config.things_share),
+            config.image_size,
+        )
+        self._scenes = _SCENES.setdefault(key, {})
+
     def __len__(self) -> int:
         return self.config.num_scenes
 
@@ -192,7 +205,13 @@ class Scenes(IconRecords):
 
     def placed(self, index: int) -> tuple[scenes.Placed, ...]:
         """The scene's icons."""
-        return scenes.scene(self.config.split, index, self.pool, self.config.image_size)
+        found = self._scenes.get(index)
+        if found is None:
+            split, size = self.config.split, self.config.image_size
+            found = scenes.scene(split, index, self.pool, size)
+            if index < _MAX_SCENES:
+                self._scenes[index] = found
+        return found
 
     def scene_picture(self, index: int) -> Image:
         """The scene's picture, drawn when it is loaded."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cm3core.errors import DataError
 from cm3core.files import (
     atomic_path,
-    cache_directory,
+    cache_folder,
     check_writable,
     locked,
     make_folder,
@@ -189,7 +189,7 @@ def _like_held_out(small_ND: NDArray[np.float32], bundled: IconCorpus) -> list[b
 
     held_out = [i for i, entry in enumerate(bundled.entries) if entry.split != "train"]
     svgs = [bundled.svg(index) for index in held_out]
-    folder = cache_directory() / "icons-held-out"
+    folder = cache_folder("icons-held-out")
     make_folder(folder)
     held_out_MD = _kept_small(svgs, folder, "held-out pictures of the bundled corpus")
     if not svgs or not len(small_ND):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import (
     atomic_path,
+    cache_folder,
     locked,
     make_folder,
     open_regular,
@@ -147,7 +148,8 @@ class ObjectStorage(Storage):
 
     def folder_of(self, folder: str, files: Mapping[str, StoredFile]) -> Path:
         hashes = json.dumps({name: file.sha256 for name, file in files.items()}, sort_keys=True)
-        found = self.cache / "folders" / hashlib.sha256(hashes.encode()).hexdigest()[:24]
+        name = hashlib.sha256(hashes.encode()).hexdigest()[:24]
+        found = cache_folder("folders", name, root=self.cache)
         make_folder(found)
         for name, file in files.items():
             path = self.checked(f"{folder}/{name}", file.num_bytes, file.sha256)
@@ -157,7 +159,7 @@ class ObjectStorage(Storage):
 
     def _fetched(self, name: str, num_bytes: int, sha256: str) -> Path:
         """Path of a file in the cache; it was checked when it was fetched."""
-        path = self.cache / sha256[:2] / sha256
+        path = cache_folder(sha256[:2], root=self.cache) / sha256
         if path.is_file():
             return path
         make_folder(path.parent)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core.files import allocate, atomic_path, cache_directory, user_path
+from cm3core.files import allocate, atomic_path, cache_folder
 from cm3core.npy import load_array
 from cm3core.progress import make_bar
 from cm3plugins.datasets.vector.render import renderer_version
@@ -39,12 +39,11 @@ class Renderings:
         cache_dir: Path | str | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        folder = cache_directory() if cache_dir is None else user_path(cache_dir)
         self._corpus, self._shape = corpus, shape
         stem = f"{shape[1]}px-{data_sha256[:_NUM_DIGITS]}-{renderer_version()}"
         if names is not None:
             stem += f"-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:_NUM_DIGITS]}"
-        self.path = folder / corpus / f"{stem}.npy"
+        self.path = cache_folder(corpus, root=cache_dir) / f"{stem}.npy"
 
     def exist(self) -> bool:
         """Say whether the file is there, whole (one that was cut is drawn again)."""

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from cm3core.bank import MemoryBank
 from cm3core.errors import FileError, RecipeError
-from cm3core.files import cache_directory, check_writable
+from cm3core.files import cache_folder, check_writable
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.progress import make_bar
 from cm3plugins.indexes.kept import kept_index
@@ -143,9 +143,9 @@ def _folder(memory: DocumentSource, built: Mapping[str, Any], fingerprint: str) 
             check_writable(folder, folder=True)
         except FileError:
             if not folder.is_dir():
-                return cache_directory() / "patch_knn" / _hash((built, fingerprint))
+                return cache_folder("patch_knn", _hash((built, fingerprint)))
         return folder
-    return cache_directory() / "patch_knn" / _hash((built, fingerprint))
+    return cache_folder("patch_knn", _hash((built, fingerprint)))
 
 
 def _hash(value: object) -> str:
