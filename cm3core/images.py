@@ -18,8 +18,8 @@ from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cm3core.document import PixelArray
-from cm3core.errors import DataError
-from cm3core.files import atomic_path, check_regular
+from cm3core.errors import DataError, FileError
+from cm3core.files import atomic_path, check_regular, check_writable
 
 #: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
 MAX_PIXELS = 64_000_000
@@ -27,6 +27,8 @@ MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 << 20
 #: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Endings of pictures' names that promise another format than the one that is written, PNG.
+_OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".svg")
 
 # What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
 # bug and is not caught.
@@ -218,6 +220,22 @@ def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
     return np.asarray(
         Pillow.fromarray(pixels).resize((size[1], size[0]), Pillow.Resampling.LANCZOS, box=box)
     ).copy()
+
+
+def check_writable_png(path: str | Path) -> None:
+    """`files.check_writable` of a PNG: a name that promises another format is refused, too.
+
+    Raises:
+        FileError: the file can't be written, or its name ends like a picture that is no PNG.
+    """
+    check_writable(path)
+    suffix = Path(path).suffix
+    if suffix.lower() in _OTHER_SUFFIXES:
+        raise FileError(
+            str(path),
+            f"ends in {suffix}, and pictures are written as PNG",
+            f"name it {Path(path).with_suffix('.png').name}",
+        )
 
 
 def save_png(

@@ -6,8 +6,13 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import MutableMapping
+from pathlib import Path
 from types import FrameType
+
+#: Where the framework's own modules are.
+_OWN = Path(__file__).parents[1]
 
 
 def prepare_output() -> None:
@@ -18,6 +23,25 @@ def prepare_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def plain_warnings() -> None:
+    """Print the framework's own warnings as notes, like all else that a command says: whoever trains has no use
+    for the file, the line and the code that gave them. Warnings of other packages keep these."""
+    usual = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        line: str | None = None,
+    ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(_OWN):
+            return f"note: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = formatted
 
 
 def calm_threads(environment: MutableMapping[str, str] | None = None) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from cm3core.cli import _data_encode, add_overrides, registry_of, whole_number
 from cm3core.cli._dataset import count_of, data_of, data_source, recipe_of
 from cm3core.errors import DataError
-from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,9 +199,9 @@ def _check_document(source: DocumentSource, index: int) -> None:
 
 def _show(data: ChosenData, out: Path, num: int) -> int:
     from cm3core.document import Image
-    from cm3core.images import save_png
+    from cm3core.images import check_writable_png, save_png
 
-    check_writable(out)
+    check_writable_png(out)
     print(data.title)
     chosen = None
     for split in dict.fromkeys((*data.config.splits, data.config.split)):

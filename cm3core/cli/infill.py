@@ -20,7 +20,7 @@ from cm3core.cli._model import (
 )
 from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 from cm3core.errors import GenerationError
-from cm3core.files import check_not_input, check_writable
+from cm3core.files import check_not_input
 
 if TYPE_CHECKING:
     from cm3core.model.crop import Box
@@ -91,7 +91,7 @@ def run(args: Namespace) -> int:
     from cm3core import images
 
     for path in filter(None, (args.out, args.decoded)):
-        check_writable(path)
+        images.check_writable_png(path)
         check_not_input(path, *filter(None, (args.picture, args.mask)))
     boxes, options = (
         [parse_box(box) for box in args.box or ()],

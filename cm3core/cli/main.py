@@ -18,7 +18,7 @@ from cm3core._version import __version__
 from cm3core.cli import OVERRIDE
 from cm3core.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
 from cm3core.cli._hints import override_hint
-from cm3core.cli._process import Interrupts, calm_threads, prepare_output
+from cm3core.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
 
@@ -26,6 +26,7 @@ from cm3core.errors import CM3Error, close_match
 def entry() -> None:
     """The console script."""
     prepare_output()
+    plain_warnings()
     calm_threads()
     with Interrupts() as interrupts:
         code = main(interrupts=interrupts)

@@ -21,7 +21,6 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.errors import GenerationError
-from cm3core.files import check_writable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -77,7 +76,7 @@ def run(args: Namespace) -> int:
     from cm3core import images
     from cm3core.model.jobs import results
 
-    check_writable(args.out)
+    images.check_writable_png(args.out)
     varied = [_varied(text) for text in args.vary]
     if len(varied) > 2:
         raise GenerationError(

@@ -259,10 +259,10 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 def _evaluate(args: Namespace) -> int:
     from cm3core.devices import choose_device
     from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
-    from cm3core.images import save_png
+    from cm3core.images import check_writable_png, save_png
     from cm3core.recipe import compose
 
-    check_writable(args.out)
+    check_writable_png(args.out)
     target, ours = _evaluated(args.recipe)
     registry = registry_of(args)
     scores = [_score_of(given, registry) for given in args.scores]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cm3core.cli import add_device, add_overrides, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED
 from cm3core.errors import CM3Error, DataError, GenerationError
-from cm3core.files import check_not_input, check_writable
+from cm3core.files import check_not_input
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -74,7 +74,7 @@ def run(args: Namespace) -> int:
     """Enlarge, write, print the path."""
     from cm3core import images
 
-    check_writable(args.out)
+    images.check_writable_png(args.out)
     check_not_input(args.out, args.picture)
     pixels, large, made_by = (_by_upscaler if args.model is None else _by_model)(args)
     try:

@@ -205,10 +205,10 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 def _evaluate(args: Namespace) -> int:
     from cm3core.devices import choose_device
     from cm3core.evaluation.upscaler import evaluate_upscaler
-    from cm3core.images import save_png
+    from cm3core.images import check_writable_png, save_png
     from cm3core.progress import make_bar
 
-    check_writable(args.out)
+    check_writable_png(args.out)
     recipe = _composed(args.recipe, args.overrides, registry_of(args))
     assert recipe.upscaler is not None
     assert recipe.image_tokenizer is not None

@@ -196,13 +196,17 @@ class Loaded:
         return pixels
 
 
+#: What a text that is no caption should have said, by its name in messages.
+_ASKED = {"question": "ask something about the picture", "instruction": "say what to change"}
+
+
 def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None:
     """Raise `GenerationError` for an empty text, or one longer than the training texts.
 
     With `truncate`, the length is not checked.
     """
     if not text.strip():
-        raise GenerationError(place, "is empty", "say what the picture shows")
+        raise GenerationError(place, "is empty", _ASKED.get(place, "say what the picture shows"))
     if not truncate:
         check_length(loaded, place, text)
 

@@ -77,6 +77,10 @@ def find_targets(argument: str) -> list[Target]:
             f"the folder has no {PROJECT_FILE}",
             f"give the folder that has one, or a .py file{_above(path)}",
         )
+    if "/" in argument and path.exists():
+        raise PluginError(
+            argument, "is no Python file", f"give a .py file, or a folder with {PROJECT_FILE}"
+        )
     if "/" in argument:
         raise PluginError(argument, "there is no such file or folder", "correct the path")
     if _importable(argument):

@@ -153,6 +153,12 @@ def override_layer(overrides: Sequence[str]) -> Layer:
                 "write section.key=value, e.g. train.steps=100",
             )
         key = match["key"]
+        if key.partition(".")[0] == "extends":
+            raise RecipeError(
+                f"{COMMAND_LINE}: extends",
+                "is for recipe files; the command line changes values of one recipe",
+                f"write a file that begins with `extends: {match['value'] or '[RECIPE]'}`, and name it",
+            )
         if key in KINDS and match["value"].strip() not in {"", "null", "~"}:
             key, argument = f"{key}.name", f"{key}.name={match['value']}"
         value = _override_value(argument, key)

@@ -19,7 +19,7 @@ from PIL import ImageFont
 
 from cm3core import images
 from cm3core.document import PixelArray
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.images import fit, grid, open_image, read_png_metadata, save_png
 
 
@@ -312,6 +312,19 @@ def test_pictures_of_too_many_pixels_are_refused_before_they_are_decoded() -> No
             check()
     with pytest.raises(DataError, match="is not a picture"):
         images.check_pixels(b"x", "a.png", 9)
+
+
+def test_a_name_of_another_format_is_refused_before_work(tmp_path: Path) -> None:
+    """A .jpg that holds a PNG misleads whoever opens it."""
+    for name in ("a.png", "A.PNG", "noext", "a.v2"):
+        images.check_writable_png(tmp_path / name)
+    with pytest.raises(FileError) as caught:
+        images.check_writable_png(tmp_path / "a.JPG")
+    assert str(caught.value) == (
+        f"{tmp_path}/a.JPG: ends in .JPG, and pictures are written as PNG\n  next: name it a.png"
+    )
+    with pytest.raises(FileError, match="is a folder"):
+        images.check_writable_png(tmp_path)
 
 
 def test_png_bytes_carry_transparency_and_text(tmp_path: Path) -> None:

@@ -373,6 +373,10 @@ ERRORS = {
         "trian.steps=3",
     ): "command line: trian: is not a section of a recipe\n  next: did you mean 'train'?",
     (
+        "extends=[base]",
+    ): "command line: extends: is for recipe files; the command line changes values of one recipe\n"
+    "  next: write a file that begins with `extends: [base]`, and name it",
+    (
         "decoder=plian",
     ): "command line: decoder.name: no decoder is called 'plian'\n  next: did you mean 'plain'?",
     (

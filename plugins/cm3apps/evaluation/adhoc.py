@@ -39,6 +39,10 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
     metric = config.build()
     measurement: dict[str, Any] = {"metric": {"name": args.metric, **to_plain(config.protocol())}}
     label = ""
+    if not args.pictures.exists():
+        raise DataError(
+            str(args.pictures), "does not exist", "name a folder of pictures, or a file of texts"
+        )
     if args.pictures.is_file():
         files = _texts(metric, args.pictures)
     else:
@@ -104,6 +108,10 @@ def _texts(metric: Metric, path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}, line {len(references) + 1}", f"is no sample ({error})", 'write {"text": "...", "references": ["..."]}'
         ) from error  # fmt: skip
+    if not texts:
+        raise DataError(
+            str(path), "holds no sample", 'write {"text": "...", "references": ["..."]}'
+        )
     metric.update(MetricBatch(range(len(texts)), {"texts": texts, "references": references}))
     return {"references_sha256": sha256_of(references), "num": len(references)}
 
@@ -154,7 +162,7 @@ def _files(folder: Path, minimum: int) -> list[Path]:
     if len(files) < minimum:
         raise DataError(
             str(folder), f"holds {len(files)} pictures, the metric needs {minimum} or more",
-            "add pictures, or lower the number (--set metric.subset_size=N for kid)",
+            "add pictures, or lower the number, if a key of the metric decides it (cm3 describe metric/NAME)",
         )  # fmt: skip
     return files
 

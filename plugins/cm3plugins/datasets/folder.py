@@ -72,7 +72,7 @@ class FolderSourceConfig(FileSourceConfig):
             raise DataError(
                 f"dataset.path {folder}",
                 f"holds no picture ({', '.join(SUFFIXES)})",
-                "correct dataset.path",
+                _other_reader(folder) or "correct dataset.path",
             )
         found = [name for name in CAPTION_FILES if (folder / name).is_file()]
         if len(found) > 1:
@@ -84,6 +84,17 @@ class FolderSourceConfig(FileSourceConfig):
             check_inside(folder / found[0], inside, str(folder / found[0]))
             return _with_captions_file(folder, names, folder / found[0], index, inside)
         return _with_texts_beside(folder, names, index, inside)
+
+
+def _other_reader(folder: Path) -> str | None:
+    """The next step for a folder without pictures that holds the files of another data set."""
+    if any(folder.glob("*.tar")):
+        return f"read its tars: dataset=webdataset dataset.path={folder}"
+    if found := next(iter(sorted(folder.glob("*.jsonl"))), None):
+        return f"name the manifest: dataset=jsonl dataset.path={found}"
+    if any(folder.glob("*.parquet")):
+        return f"read its tables: dataset=table dataset.path={folder} dataset.columns='{{...}}'"
+    return None
 
 
 def _picture_names(folder: Path) -> Iterator[str]:

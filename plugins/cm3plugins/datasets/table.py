@@ -249,8 +249,16 @@ def _csv_rows(path: Path) -> Iterator[Row | DataError]:
     try:
         for row in reader:
             number = str(reader.line_num)
-            values = {str(key): value for key, value in row.items() if key is not None}
-            yield Row(number, f"{path}, line {number}", values)
+            place = f"{path}, line {number}"
+            if None in row:  # cells without a column: a text with a comma, cut there
+                columns = len(reader.fieldnames or ())
+                yield DataError(
+                    place,
+                    f"has {columns + len(row[None])} fields, the header has {columns}",
+                    "put texts with commas in quotes",
+                )
+            else:
+                yield Row(number, place, row)
     except csv.Error as error:
         yield DataError(f"{path}, line {reader.line_num}", f"is no CSV ({error})", "correct it")
 

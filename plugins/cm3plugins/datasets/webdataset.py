@@ -284,7 +284,8 @@ def read_shard(path: Path) -> dict[str, Any]:
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             if not end and not records:
                 raise DataError(str(path), f"is not a tar: {error}", "make it again") from error
-            cause = f"is truncated or damaged after byte {end} of {bar.total} ({error}); the records before it are used"
+            after = min(end, bar.total)
+            cause = f"is truncated or damaged after byte {after} of {bar.total} ({error}); the records before it are used"
             problems.append((cause, "make it again, or copy it again"))
         else:
             file.seek(end)

@@ -136,6 +136,8 @@ def test_two_folders_are_scored(
     mixed = folder_of(folder_of(tmp_path / "c", 3, 2), 2, 3, size=9)
     lossy = folder_of(tmp_path / "d", 3, 4)
     (lossy / "2.png").rename(lossy / "2.jpg")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
     for arguments, message in (
         ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
         (
@@ -146,13 +148,21 @@ def test_two_folders_are_scored(
             [*score, str(one), str(other), "--metric", "psnr"],
             "metric 'psnr': needs pictures, reference pictures, and two folders give features",
         ),
+        (
+            [*score, str(tmp_path / "no.jsonl"), "--metric", "bleu"],
+            f"{tmp_path}/no.jsonl: does not exist\n  next: name a folder of pictures, or a file of texts",
+        ),
+        (
+            [*score, str(empty), "--metric", "bleu"],
+            f'{empty}: holds no sample\n  next: write {{"text": "...", "references": ["..."]}}',
+        ),
         ([*command, "--metric", "fid", "--set", "x=1"], "--set x=1: is not metric.KEY=VALUE"),
         ([*score, str(one), str(other), "--metric", "fid"], "has no extractor for the pictures"),
         ([*score, str(one), *pixels], "OTHERS: is not given"),
         ([*score, str(one), str(one), *pixels], "holds the same pictures as"),
         ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
         ([*score, str(lossy), str(other), *pixels], "2.jpg: is compressed with loss, which moves the scores"),
-        (["eval", "score", str(tmp_path / "x"), str(other), "--metric", "fid", "--extractor", "pixels"], "is no folder"),
+        ([*score, str(one), str(tmp_path / "x"), *pixels], "is no folder"),
     ):  # fmt: skip
         assert main(arguments) == 2
         assert message in capsys.readouterr().err

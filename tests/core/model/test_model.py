@@ -34,6 +34,14 @@ def test_complete_takes_any_documents(model):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda model: model.ask(np.zeros((8, 8, 3), np.uint8), " ", force=True),
+            "question: is empty\n  next: ask something about the picture",
+        ),
+        (
+            lambda model: model.edit(np.zeros((8, 8, 3), np.uint8), "", force=True),
+            "instruction: is empty\n  next: say what to change",
+        ),
         (lambda model: model.generate(" "), "prompt: is empty\n  next: say what the picture shows"),
         (
             lambda model: model.generate("a" * 13),

@@ -694,6 +694,10 @@ def test_two_plugins_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("./nowhere.py", "./nowhere.py: there is no such file\n  next: correct the path"),
         ("./nowhere", "./nowhere: there is no such file or folder\n  next: correct the path"),
         (
+            "./note.txt",
+            "./note.txt: is no Python file\n  next: give a .py file, or a folder with pyproject.toml",
+        ),
+        (
             "./project/cm3_mine",
             "./project/cm3_mine: the folder has no pyproject.toml\n"
             "  next: give the folder that has one, or a .py file (did you mean TMP/project?)",
@@ -727,6 +731,7 @@ def test_arguments_that_mean_nothing(
     write(PROJECT, "project/pyproject.toml")
     write(GOOD, "project/cm3_mine/__init__.py")
     write("no value", "broken/pyproject.toml")
+    write("text", "note.txt")
     write(PROJECT.replace('mine = "cm3_mine"', "mine = 3"), "odd/pyproject.toml")
     assert main(["plugin", "check", argument]) == 2
     assert (

@@ -203,6 +203,21 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
             "correct dataset.path",
         ),
         (
+            {"pictures/0.tar": ""},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "read its tars: dataset=webdataset dataset.path={pictures}",
+        ),
+        (
+            {"pictures/m.jsonl": ""},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "name the manifest: dataset=jsonl dataset.path={pictures}/m.jsonl",
+        ),
+        (
+            {"pictures/t.parquet": ""},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "read its tables: dataset=table dataset.path={pictures} dataset.columns='{{...}}'",
+        ),
+        (
             {
                 "pictures/a.png": picture(),
                 "pictures/captions.csv": "",
@@ -219,7 +234,9 @@ def test_folders_that_are_refused(
     path = write(tmp_path, files) / "pictures"
     with pytest.raises(DataError) as caught:
         folder(path)
-    assert str(caught.value) == f"dataset.path {path}: {cause}\n  next: {next_step}"
+    assert str(caught.value) == f"dataset.path {path}: {cause}\n  next: " + next_step.format(
+        pictures=path
+    )
 
 
 def test_captions_file_without_a_header(tmp_path: Path) -> None:

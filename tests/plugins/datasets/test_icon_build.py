@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from cm3core.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DataError
+from cm3core.interfaces.dataset import Provenance
 from cm3plugins.datasets.icons import IconSourceConfig, build, comparison, read, user_sets
 from cm3plugins.datasets.icons import corpus as corpus_module
 from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
@@ -395,7 +396,7 @@ def test_the_command_builds_what_the_data_set_reads(
     source = IconSourceConfig(path=str(out), image_size=16, split="all").build()
     index = [source.id(i) for i in range(len(source))].index("mine/cloud")
     assert source.document(index)[0] == Text("cloud, outline, my set")
-    assert source.licence(index) == "MIT"
+    assert source.provenance(index) == Provenance("MIT", "npm @iconify-json/mine 1.0.0", "A B")
     assert sorted(contents(out)) == [
         "ATTRIBUTION.md",
         "entries.jsonl.xz",

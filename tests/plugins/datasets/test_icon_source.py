@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from cm3core.document import Image, Text
 from cm3core.errors import CM3Error, DataError, RecipeError
-from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3core.testing.dataset import DocumentSourceContract
+from cm3plugins.datasets.emoji import EmojiSourceConfig
 from cm3plugins.datasets.icons import SPLITS, IconSourceConfig
 from cm3plugins.datasets.icons import source as source_module
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS, caption
@@ -114,6 +115,15 @@ def test_templates_are_drawn_by_weight() -> None:
 # --- documents and choices
 
 
+@pytest.mark.parametrize("style", EMOJI_TITLES)
+def test_an_emoji_has_the_provenance_of_the_emoji_corpus(style: str) -> None:
+    """The sets `emoji-STYLE` are no npm packages of their own; CC-BY-4.0 asks for the author's name."""
+    emoji = EmojiSourceConfig(concepts="all", styles=[style], split="all").build()
+    icons = IconSourceConfig(sets=[f"emoji-{style}"], split="all").build()
+    assert icons.provenance(0) == emoji.provenance(0)
+    assert icons.provenance(0).attribution
+
+
 def test_documents_of_the_source() -> None:
     source = IconSourceConfig(sets=["lucide"], image_size=32).build()
     index = [source.id(i) for i in range(len(source))].index("lucide/bell-off")
@@ -122,7 +132,11 @@ def test_documents_of_the_source() -> None:
     assert isinstance(picture, Image)
     assert picture.key.endswith("-32px/lucide/bell-off")
     assert source.group(index) == "bell off"
-    assert source.licence(index) == "ISC"
+    assert source.provenance(index) == Provenance(
+        "ISC",
+        f"npm @iconify-json/lucide {all_sets()['lucide'].version}",
+        "Lucide Contributors, https://github.com/lucide-icons/lucide",
+    )
     corpus = source.corpus
     assert np.array_equal(picture.load(), corpus.render(corpus.index("lucide/bell-off"), 32))
     assert source.document(index, np.random.default_rng(3))[1] == picture

@@ -97,6 +97,7 @@ def test_edits_in_a_list_with_alternatives(tmp_path: Path) -> None:
         ("0.png,", "its column 'text' is empty, not a text"),
         ("9.png,a", "there is no such file"),
         ("0.png", "its column 'text', which is the field 'caption', is empty"),
+        ("0.png,a cat, asleep", "has 3 fields, the header has 2"),
         ("http://x/0.png,a", "'image' is the address 'http://x/0.png'"),
     ],
 )

@@ -126,6 +126,12 @@ def test_bad_records_of_a_tar(tmp_path: Path) -> None:
             "is truncated or damaged after byte 3072 of 3584 (unexpected end of data); the "
             "records before it are used",
         ),
+        (
+            512 * 5 + 300,
+            1,
+            "is truncated or damaged after byte 2860 of 2860 (unexpected end of data); the "
+            "records before it are used",
+        ),
         (512 * 7 + 700, 2, "lacks the end marker of a tar; records may be lost"),
         (512 * 8, 2, "lacks the end marker of a tar; records may be lost"),
     ],

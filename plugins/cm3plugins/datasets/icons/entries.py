@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cm3core.errors import DataError
-from cm3plugins.datasets.icons.sets import ASSETS, EMOJI_LICENCES, EMOJI_SET, SET_NAME, title_of
+from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
+from cm3plugins.datasets.icons.sets import (
+    ASSETS,
+    EMOJI_LICENCES,
+    EMOJI_SET,
+    SET_NAME,
+    all_sets,
+    title_of,
+)
 from cm3plugins.datasets.icons.splits import SPLITS
 from cm3plugins.datasets.vector.files import read, unpack_lines
 
@@ -60,6 +68,7 @@ class Manifest:
         packages: npm package with its version -> SHA-256 of its tarball.
         licences: set -> SPDX name.
         titles: set -> what captions call it, for sets that are not bundled.
+        authors: set -> author and address, for sets that are not bundled.
     """
 
     data_sha256: str
@@ -68,10 +77,25 @@ class Manifest:
     packages: Mapping[str, str]
     licences: Mapping[str, str]
     titles: Mapping[str, str]
+    authors: Mapping[str, str]
 
     def title(self, set_name: str) -> str:
         """Return what captions call a set."""
         return self.titles.get(set_name) or title_of(set_name)
+
+    def source(self, set_name: str) -> tuple[str, str]:
+        """Return a set's npm package with its version, and its author; the latter is "" where it isn't known."""
+        style = set_name.removeprefix(EMOJI_SET)
+        if set_name not in self.titles and style in STYLE_PACKAGES and style != set_name:
+            package = STYLE_PACKAGES[style]
+            return f"npm {package.name} {package.version}", LICENCES[style][1]
+        package_name = f"@iconify-json/{set_name}"
+        specs = [spec for spec in self.packages if spec.startswith(f"{package_name}@")]
+        version = "".join(spec.removeprefix(package_name).replace("@", " ") for spec in specs[:1])
+        author = self.authors.get(set_name)
+        if author is None and (known := all_sets().get(set_name)) is not None:
+            author = f"{known.author}, {known.url}"
+        return f"npm {package_name}{version}", author or ""
 
 
 def read_manifest(folder: Path, next_step: str) -> Manifest:
@@ -92,6 +116,7 @@ def read_manifest(folder: Path, next_step: str) -> Manifest:
             packages=_table(values["packages"], str),
             licences=_table(values["licences"], str) | (emoji if folder == ASSETS else {}),
             titles=_table(values.get("titles", {}), str),
+            authors=_table(values.get("authors", {}), str),
         )
         well_formed = (
             type(manifest.data_sha256) is str

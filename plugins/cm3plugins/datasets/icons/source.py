@@ -16,7 +16,7 @@ from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
 from cm3plugins.datasets.icons.entries import IconEntry
-from cm3plugins.datasets.icons.sets import ASSETS, all_sets
+from cm3plugins.datasets.icons.sets import ASSETS
 from cm3plugins.datasets.icons.splits import unit_hash
 from cm3plugins.datasets.vector.render import renderer_version
 from cm3plugins.datasets.vector.templates import CaptionTemplate
@@ -100,15 +100,8 @@ class IconSource(DocumentSource):
 
     def provenance(self, index: int) -> Provenance:
         """Licence, npm package and author of a document's drawing."""
-        name = self.entry(index).set_name
-        known = all_sets().get(name)
-        return Provenance(
-            self.licence(index),
-            f"npm @iconify-json/{name}"
-            if known is None
-            else f"npm @iconify-json/{name} {known.version}",
-            "" if known is None else f"{known.author}, {known.url}",
-        )
+        package, author = self.corpus.manifest.source(self.entry(index).set_name)
+        return Provenance(self.licence(index), package, author)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

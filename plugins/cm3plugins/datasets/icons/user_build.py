@@ -134,6 +134,7 @@ def _corpus(
             "packages": {s.package.spec: s.sha256 for s in written},
             "licences": {s.name: s.licence for s in written},
             "titles": {s.name: s.title for s in written},
+            "authors": {s.name: ", ".join(filter(None, (s.author, s.url))) for s in written},
             "held_out_with": bundled.data_sha256,
         },
     )
