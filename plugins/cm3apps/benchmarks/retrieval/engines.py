@@ -200,7 +200,6 @@ def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
     built = time.perf_counter()
 
     def sizes(connection: Any) -> Any:
-        connection.execute(f"ANALYZE {SCHEMA}.documents")
         return connection.execute(
             "SELECT pg_total_relation_size(%s), pg_relation_size(%s), version()",
             [f"{SCHEMA}.documents", f"{SCHEMA}.{VECTOR_INDEX}"],
