@@ -205,11 +205,11 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
     cause = ""
     if nearest != target and not nearest.is_dir():
-        cause = f"{nearest} is a file"
+        cause = f"can't be written ({nearest} is a file)"
     elif not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
-        cause = f"no permission in {nearest}"
+        cause = f"can't be written (no permission in {nearest})"
     if cause:
-        raise FileError(str(path), f"can't be written ({cause})", "name a place where you may write")
+        raise FileError(str(path), cause, "name a place where you may write")
 
 
 def sync_directory(path: Path) -> None:

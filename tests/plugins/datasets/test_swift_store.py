@@ -23,7 +23,7 @@ from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
 from squares import PARTS, squares, weights
-from swift_server import KEY, SECRET, SwiftServer, swift  # noqa: F401  # the fixture
+from swift_server import KEY, SECRET, SwiftServer
 
 pytestmark = pytest.mark.slow
 PLUGIN, SQUARES = str(PARTS / "train_parts.py"), str(PARTS / "squares.yaml")
@@ -280,5 +280,5 @@ def test_buckets_folders_and_hosts_that_are_not_there(
     with pytest.raises(DataError) as caught:
         source_of(bucket, tmp_path, tries=1)
     assert caught.value.cause.startswith(
-        'can\'t be read after 1 try (Could not connect to the endpoint URL: "http://store.invalid:9/'
+        "can't be read after 1 try (Could not connect to the endpoint URL: \"http://store.invalid:9/"
     )
