@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,10 +20,11 @@ from cm3core.user_folders import cache_directory as cache_directory
 from cm3core.user_folders import cache_folder as cache_folder
 from cm3core.user_folders import user_path as user_path
 
-#: Errors of a disk that is full or fails while a file is being written.
 _SPECIAL = "is a device, a pipe or a socket, not a regular file"
+#: s3://bucket/folder, as it is written and as a `Path` spells it.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+#: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
 #: What a file system says that can't give a file its blocks in advance.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -81,7 +83,7 @@ def _check_replaceable(path: str | Path, target: Path) -> None:
         raise not_written(
             target, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         )
-    if target.exists() and not target.is_file() and not target.is_dir():
+    if target.exists() and not target.is_file():
         raise FileError(str(path), _SPECIAL, "name a file's path")
 
 
@@ -192,6 +194,9 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
         path: the file or folder that will be written.
         folder: whether it is a folder.
     """
+    if _ADDRESS.match(str(path)):
+        cause = "is an address, and only this machine's disks are written"
+        raise FileError(str(path), cause, "write to a folder here, then copy it to the store")
     target = Path(path).absolute()
     if target.exists() and target.is_dir() != folder:
         is_now, needed = (
@@ -201,16 +206,13 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     if not folder:
         _check_replaceable(path, target)
     nearest = next(place for place in (target, *target.parents) if place.is_dir() or place.exists())
+    cause = ""
     if nearest != target and not nearest.is_dir():
-        raise FileError(
-            str(path), f"can't be written ({nearest} is a file)", "name a place where you may write"
-        )
-    if not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
-        raise FileError(
-            str(path),
-            f"can't be written (no permission in {nearest})",
-            "name a place where you may write",
-        )
+        cause = f"can't be written ({nearest} is a file)"
+    elif not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
+        cause = f"can't be written (no permission in {nearest})"
+    if cause:
+        raise FileError(str(path), cause, "name a place where you may write")
 
 
 def sync_directory(path: Path) -> None:

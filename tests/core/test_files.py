@@ -156,6 +156,12 @@ def test_asking_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             tmp_path / "file" / "a" / "b",
             True,
         ): f"can't be written ({tmp_path / 'file'} is a file)\n  next: {place}",
+        # a folder "s3:" would be made here
+        (
+            Path("s3://bucket/folder"),
+            True,
+        ): "is an address, and only this machine's disks are written\n"
+        "  next: write to a folder here, then copy it to the store",
     }
     for (path, folder), message in wrong.items():
         with pytest.raises(FileError) as caught:

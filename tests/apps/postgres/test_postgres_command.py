@@ -33,7 +33,7 @@ def place(postgres, tmp_path, monkeypatch):
     return ["--database", "cm3", "--schema", config.schema]
 
 
-def test_a_bank_goes_there_and_comes_back(place, tmp_path, capsys):
+def test_a_bank_goes_there_and_comes_back(place, postgres, tmp_path, capsys):
     """The bank that is pulled is the bank that was pushed, byte by byte, and pushes its metadata."""
     bank = built(tmp_path / "bank", 10)
     shutil.copytree(bank.folder, tmp_path / "copy")
@@ -49,6 +49,8 @@ def test_a_bank_goes_there_and_comes_back(place, tmp_path, capsys):
         f"{where}: 10 added; 10 documents\n"
         f"{where}: 0 added; already there: 10; 10 documents\n"
     )
+    counted = postgres.sql("SELECT count(*) FROM pg_stats WHERE schemaname = %s", [place[3]])
+    assert counted != [(0,)], "the server knows how many documents pass a filter"
     assert main(["postgres", "pull", "-o", "out", "--shard-size", "4", "--quiet", *place]) == 0
     again = MemoryBank.open("out")
     assert contents(again) == contents(bank)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from picture_files import picture, write, write_tar
+from swift_server import swift  # noqa: F401  # the fixture
 
 
 @pytest.fixture(autouse=True)

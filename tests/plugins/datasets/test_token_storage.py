@@ -250,7 +250,7 @@ def test_addresses_that_can_not_be_used(
     with pytest.raises(CM3Error) as caught:
         source_of("s3://nothing/there", tmp_path)
     assert caught.value.place == "s3://nothing/there/manifest.json"
-    assert caught.value.cause == "there is no such file in the store"
+    assert caught.value.cause == "there is no such bucket in the store"
     with pytest.raises(CM3Error) as caught:
         source_of("strange://nothing/there", tmp_path)
     assert str(caught.value) == (

@@ -113,6 +113,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
 
+    engines.check_engines(args.dimension, postgres=args.postgres, lancedb=args.lancedb)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     where = Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")

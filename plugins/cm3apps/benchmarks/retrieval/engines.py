@@ -26,7 +26,7 @@ from cm3apps.benchmarks.retrieval.synthetic import (
 )
 from cm3core.bank import MemoryBank
 from cm3core.document import Document
-from cm3core.errors import CM3Error, MissingPackageError
+from cm3core.errors import CM3Error, DatabaseError, MissingPackageError
 from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.flat import FlatIndex
@@ -47,6 +47,36 @@ SCHEMA = "cm3_bench"
 def styles_of(number: int) -> str:
     """The style of a document of the bank."""
     return f"style {number % NUM_STYLES}"
+
+
+def check_engines(dimension: int, *, postgres: bool, lancedb: bool) -> None:
+    """Refuse before long work what would fail after it.
+
+    Args:
+        dimension: E.
+        postgres, lancedb: which will be measured.
+
+    Raises:
+        MissingPackageError: a package is not installed.
+        DatabaseError: the server can't be reached, has no pgvector, or indexes no such vectors.
+    """
+    if lancedb:
+        _lancedb()
+    with _schema(postgres) as options:
+        if options is None:
+            return
+        from cm3plugins.retrievers.pgvector.connection import Database
+        from cm3plugins.retrievers.pgvector.schema import MOST_INDEXED, check_extension
+
+        database = Database(options)
+        database.run(lambda connection: check_extension(connection, database.place))
+        database.close()
+        if dimension > MOST_INDEXED:
+            raise DatabaseError(
+                "cm3 bench retrieval --dimension",
+                f"is {dimension:,}, and pgvector indexes {MOST_INDEXED:,} numbers at most",
+                "use fewer, or leave --postgres out",
+            )
 
 
 def run_engines(
@@ -200,7 +230,6 @@ def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
     built = time.perf_counter()
 
     def sizes(connection: Any) -> Any:
-        connection.execute(f"ANALYZE {SCHEMA}.documents")
         return connection.execute(
             "SELECT pg_total_relation_size(%s), pg_relation_size(%s), version()",
             [f"{SCHEMA}.documents", f"{SCHEMA}.{VECTOR_INDEX}"],
@@ -218,8 +247,8 @@ def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
     }
 
 
-def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
-    """The same in LanceDB, without codes and texts."""
+def _lancedb() -> tuple[Any, Any]:
+    """The packages lancedb and pyarrow."""
     try:
         import lancedb
         import pyarrow
@@ -229,6 +258,12 @@ def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
             "the packages 'lancedb' and 'pyarrow' are not both installed",
             "pip install lancedb pyarrow",
         ) from error
+    return lancedb, pyarrow
+
+
+def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
+    """The same in LanceDB, without codes and texts."""
+    lancedb, pyarrow = _lancedb()
     if any(folder.iterdir()):
         raise CM3Error("cm3 bench retrieval --lancedb", f"{folder} is not empty", "name another")
     dimension = bank.manifest.dimension

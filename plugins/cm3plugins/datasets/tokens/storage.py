@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -31,6 +32,10 @@ T = TypeVar("T")
 _MAX_MANIFEST = 1 << 28
 #: Seconds before the second try; twice as long before each further one, up to the second number.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+#: botocore's errors where the environment has no keys, or half of them; it may not be installed.
+_NO_KEYS = {"NoCredentialsError", "PartialCredentialsError"}
+_CORRECT = "correct dataset.path, or the keys in the environment"
+_CLOCK = "set this machine's clock, then start again; training resumes"
 _AGAIN = "copy it again from where it came, or encode the data set again"
 
 
@@ -123,9 +128,12 @@ class ObjectStorage(Storage):
 
     def read(self, name: str) -> bytes:
         def once() -> bytes:
-            with self._files.open(f"{self._root}/{name}", "rb") as file:
-                content: bytes = file.read(_MAX_MANIFEST)
-            return content
+            # fetched, not opened: that asks for the size first, by a request whose refusal has no reason
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "file"
+                self._files.get_file(f"{self._root}/{name}", str(path))
+                with path.open("rb") as file:
+                    return file.read(_MAX_MANIFEST)
 
         return self._tried(self.place(name), once)
 
@@ -199,26 +207,23 @@ class ObjectStorage(Storage):
         for number in range(1, self.tries + 1):
             try:
                 return once()
-            except (FileNotFoundError, PermissionError) as error:
-                raise DataError(
-                    place,
-                    "there is no such file in the store"
-                    if isinstance(error, FileNotFoundError)
-                    else f"the store refuses to read it ({_reason(error)})",
-                    "correct dataset.path, or the keys in the environment",
-                ) from error
             except MissingPackageError:
                 raise
             except CM3Error as error:
                 if not isinstance(error, DataError) or number == self.tries:
                     raise
             except Exception as error:  # stores have errors of their own libraries
+                lasting = _lasting(place, error)
+                if lasting is not None:
+                    raise lasting from error
                 if number == self.tries:
                     raise DataError(
                         place,
                         f"can't be read after {_times(number)} ({_reason(error)})",
-                        "check the network, the store's address and its keys, then start again; training "
-                        "resumes",
+                        _CLOCK
+                        if _code(error) == "RequestTimeTooSkewed"
+                        else "check the network, the store's address and its keys, then start again; "
+                        "training resumes",
                     ) from error
             self._pause(min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S))
         raise AssertionError
@@ -280,6 +285,29 @@ def _unreadable(place: str, error: OSError) -> DataError:
         else f"can't be read: {error.strerror or error}"
     )
     return DataError(place, cause, "copy the shards again, or correct dataset.path")
+
+
+def _lasting(place: str, error: Exception) -> DataError | None:
+    """The error to report where waiting would not help; None where it may."""
+    if type(error).__name__ in _NO_KEYS:
+        return DataError(
+            place,
+            f"the store needs keys ({_reason(error)})",
+            "give them in the environment, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
+    if isinstance(error, FileNotFoundError):
+        what = "bucket" if _code(error) == "NoSuchBucket" else "file"
+        return DataError(place, f"there is no such {what} in the store", _CORRECT)
+    # a clock that jumped may be set again
+    if isinstance(error, PermissionError) and _code(error) != "RequestTimeTooSkewed":
+        return DataError(place, f"the store refuses to read it ({_reason(error)})", _CORRECT)
+    return None
+
+
+def _code(error: BaseException) -> str:
+    """S3's name of an error; "" where there is none."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _reason(error: BaseException) -> str:

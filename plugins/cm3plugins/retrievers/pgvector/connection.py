@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,7 +30,7 @@ _PASSING = re.compile(r"08...|57P0.|53300|40001|40P01")
 #: Refusals of a connection that waiting does not change, as the server words them in English.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|"
-    r"permission denied|definition of service|invalid|is not permitted"
+    r"permission denied|definition of service|\binvalid |is not permitted"
 )
 
 
@@ -51,18 +51,20 @@ class Database:
     @property
     def place(self) -> str:
         """For messages: schema, database and host, as far as options name them."""
-        options = self.options
-        named = [
-            f"{word} {value}"
-            for word, value in (
-                ("service", options.service),
-                ("host", options.host),
-                ("port", options.port),
-                ("database", options.database),
-            )
-            if value is not None
-        ]
-        return f"PostgreSQL schema {options.schema}" + (f" ({', '.join(named)})" if named else "")
+        return self._place({})
+
+    def _place(self, environment: Mapping[str, str]) -> str:
+        """`environment`: names what options leave out."""
+        named = []
+        for word in ("service", "host", "port", "database"):
+            value, variable = getattr(self.options, word), f"PG{word.upper()}"
+            if value is not None:
+                named.append(f"{word} {value}")
+            elif variable in environment:
+                named.append(f"{variable} {environment[variable]}")
+        return f"PostgreSQL schema {self.options.schema}" + (
+            f" ({', '.join(named)})" if named else ""
+        )
 
     def run(self, work: Callable[[Connection], T], *, limited: bool = True) -> T:
         """Call `work` with the connection, inside a transaction. It is called again when the
@@ -176,15 +178,17 @@ class Database:
             return DatabaseError(
                 self.place, f"refuses: {cause}", "grant the user that right, or name another user"
             )
+        # with libpq's variables, which may be what is wrong
+        place = self._place(os.environ)
         if passing:
             return DatabaseError(
-                self.place,
+                place,
                 f"can't be reached, tried for {self.options.retry_seconds:g} s ({cause})",
                 "start the server or correct host and port; retriever.retry_seconds waits longer",
             )
         if self._connection is None:
             return DatabaseError(
-                self.place,
+                place,
                 f"refuses the connection ({cause})",
                 "correct host, database and user; a password is taken from ~/.pgpass, PGPASSWORD "
                 "or a service file",

@@ -113,6 +113,11 @@ def push(
         for part in memory.add(documents(), replace=replace, skip_duplicates=skip_duplicates):
             report += part
             bar.update(part.num_added + part.num_replaced + part.num_there)
+    if report.num_added or report.num_replaced:
+        # how many documents pass a filter decides how it is searched; the server counts them by itself
+        # a minute later, or never
+        analyze = formatted("ANALYZE {s}.documents", memory.database.options.schema)
+        memory.database.run(lambda connection: connection.execute(analyze), limited=False)
     return report
 
 

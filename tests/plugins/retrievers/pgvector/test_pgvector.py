@@ -157,6 +157,23 @@ def test_filters_are_those_of_an_oracle(styled, data):
         assert [one.id for one in found] == [one.id for one in expected]
 
 
+def test_filtered_searches_are_planned_for_their_values(styled):
+    """After five runs PostgreSQL would plan for any value. Such a plan walks the graph, whatever passes."""
+    config, memory, *_ = styled
+    keys = {name: getattr(config, name) for name in ("host", "database", "user", "schema")}
+    retriever = PgvectorRetrieverConfig(**keys, sources=["s3"]).build(memory, HashEmbedder(4))
+    memory.database.close()  # a new connection has no statements
+    for _ in range(8):
+        assert len(retriever.retrieve([(Text("q"),)], 2)[0]) == 2
+    plans = memory.database.run(
+        lambda connection: connection.execute(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements "
+            "WHERE statement LIKE '%source = ANY%'"
+        ).fetchall()
+    )
+    assert plans == [(0, 8)]
+
+
 def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingPackageError) as error:
