@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator
-from threading import Lock
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import torch
