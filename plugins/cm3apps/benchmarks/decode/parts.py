@@ -13,13 +13,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cm3apps.benchmarks.decode.engine import VARIANTS, EngineProvider
 from cm3apps.benchmarks.decode.workload import PROMPT_TOKENS, decode_case, step_bytes
-from cm3core.interfaces.decoder import InferenceDecoder
+
+if TYPE_CHECKING:
+    from cm3plugins.decoders.packed import PackedInference
 
 #: Rows of a product from which arithmetic decides.
 MANY_ROWS = 256
@@ -67,7 +70,10 @@ def parts_of(provider: EngineProvider, batch: int, tokens: int, read_bytes_per_s
     """Time the parts of a step of one provider."""
     size, setup = provider.setup.size, provider.setup
     case = decode_case(setup, tokens, batch=batch)
+    from cm3plugins.decoders.packed import PackedInference
+
     inference = provider.engine(tokens, batch).inference
+    assert isinstance(inference, PackedInference)
     image, S = provider.model.vocabulary.image, 2 * batch
     draw_all = provider.prepare(case, {})
     provider.warm_up(case)
@@ -115,13 +121,10 @@ def parts_of(provider: EngineProvider, batch: int, tokens: int, read_bytes_per_s
 
 
 def products_like(
-    inference: InferenceDecoder, provider: EngineProvider
+    inference: PackedInference, provider: EngineProvider
 ) -> list[tuple[int, Callable[[Tensor], Tensor]]]:
     """Products with random weights, of the layers' shapes and in their arrangement, each with the width
     of its inputs. Random weights of their own: a layer's would be in a cache after the layer."""
-    from cm3plugins.decoders.packed import PackedInference
-
-    assert isinstance(inference, PackedInference)
     E, F = provider.setup.size.width, provider.setup.size.d_ff
     shapes = ((3 * E, E), (E, E), (F, E), (E, F))
     return [

@@ -119,7 +119,8 @@ def equal_time(runs: Sequence[dict[str, Any]], splits: Sequence[str]) -> list[st
 def _at(points: Sequence[dict[str, float]], name: str, seconds: float) -> float:
     """A curve's value at a time; at its ends, the first or last."""
     own = [(point["elapsed_s"], point[name]) for point in points if name in point]
-    return float(np.interp(seconds, *zip(*own, strict=True))) if own else float("nan")
+    times, values = [at for at, _ in own], [value for _, value in own]
+    return float(np.interp(seconds, times, values)) if own else float("nan")
 
 
 def predicted(told: dict[str, dict[str, float]], runs: Sequence[dict[str, Any]] = ()) -> list[str]:

@@ -61,7 +61,7 @@ class CM3LeonCache(SegmentPool):
         device = self.keys_LKND.device
         if by_runs:
             return self._length_B[:, None], Reading(
-                1, 0, self._length_B, None, [], False, self._length_B
+                1, 0, self._length_B, None, [], None, False, self._length_B
             )
         positions_BT = self._length_B[:, None] + torch.arange(T, device=device)
         own = [row.own for row in self.rows]

@@ -50,7 +50,8 @@ class LightEncoder(Embedder):
     ) -> None:
         self._towers = towers.eval().requires_grad_(False)
         self._fingerprint, self._batch_size = fingerprint, batch_size
-        self._looks, self._looks_fingerprint = looks or (None, fingerprint)
+        self._looks: Looks | None = looks[0] if looks else None
+        self._looks_fingerprint = looks[1] if looks else fingerprint
         self._device = torch.device("cpu")
 
     @classmethod
