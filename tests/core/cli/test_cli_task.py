@@ -30,7 +30,7 @@ def test_all_tasks(cm3) -> None:
         line.split()[0] == "structure" and line.endswith("cm3 generate --condition")
         for line in lines
     )
-    assert len(lines) == 14
+    assert len(lines) == 16
 
 
 def test_a_model_that_was_not_tuned(cm3) -> None:
