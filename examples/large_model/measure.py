@@ -127,7 +127,9 @@ class Theirs:
         ids = torch.tensor([self.ids])
         options = {"do_sample": False, "eos_token_id": -1, "attention_mask": torch.ones_like(ids)}
         times = []
-        self.model.generate(ids, max_new_tokens=1, min_new_tokens=1, **options)  # reads the mapped file
+        self.model.generate(
+            ids, max_new_tokens=1, min_new_tokens=1, **options
+        )  # reads the mapped file
         for count in (1, number + 1):
             begin = now()
             out = self.model.generate(ids, max_new_tokens=count, min_new_tokens=count, **options)
