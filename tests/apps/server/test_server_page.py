@@ -250,7 +250,8 @@ def test_a_server_that_ends_in_the_middle(browser):
         draw(page)
         server.until(lambda: server.workshop.queue.in_flight == 2)
         tasks = server.workshop.pool._loaded["toy"].model.engine
-        server.loop.call_soon_threadsafe(tasks._orders.put, None)  # the engine ends
+        for worker in tasks._workers:  # the engine ends
+            server.loop.call_soon_threadsafe(worker.orders.put, None)
         says(page, "#draw-status", "the server failed on this request")
 
 
