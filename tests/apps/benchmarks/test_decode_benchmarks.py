@@ -143,7 +143,7 @@ def test_the_plain_loop_is_the_decoder(name: str) -> None:
     differs = (conditional != unconditional).sum(1)
     assert differs.tolist() == [workload.PROMPT_TOKENS - 2] * 2
     forward = loop.forward
-    loop.forward = lambda ids, length, cache: forward(ids, max(0, length - 1), cache)  # type: ignore[method-assign]
+    loop.forward = lambda ids, length, cache: forward(ids, max(0, length - 1), cache)  # type: ignore[method-assign]  # one code late
     assert not loop.verify().passed
 
 
