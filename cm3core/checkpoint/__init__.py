@@ -60,7 +60,7 @@ from cm3core.checkpoint.opening import (
     read_recipe,
 )
 from cm3core.checkpoint.state import FORMAT, CheckpointState, read_state
-from cm3core.checkpoint.tasks import TASKS, read_tasks, reads_turns, tasks_of
+from cm3core.checkpoint.tasks import TASKS, read_retrieving, read_tasks, reads_turns, tasks_of
 from cm3core.checkpoint.tensors import (
     load_weights,
     read_divided_state,
@@ -97,6 +97,7 @@ __all__ = [
     "open_checkpoint",
     "read_divided_state",
     "read_recipe",
+    "read_retrieving",
     "read_state",
     "read_tasks",
     "read_tensors",

@@ -43,13 +43,32 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
     for one in own:
         if one is not None:
             name, config = one
-            title = getattr(config, "title", "") or name.rpartition("/")[2]
-            tasks.setdefault(title, {**to_plain(config), "name": name})
+            tasks.setdefault(_title(name, config), {**to_plain(config), "name": name})
     turns = recipe.dataset is not None and recipe.task is None and recipe.dataset.has_turns
     if not tasks and not turns:
         return None
-    # older readers know nothing of "turns", so it is only there where it says something
-    return {"plain": None in own, "tasks": tasks} | ({"turns": True} if turns else {})
+    # older readers know nothing of these two, so they are only there where they say something
+    retrieving = _retrieving(recipe)
+    return (
+        {"plain": None in own, "tasks": tasks}
+        | ({"turns": True} if turns else {})
+        | ({"retrieving": retrieving} if retrieving else {})
+    )
+
+
+def _title(name: str, config: TaskConfig) -> str:
+    """What a model's users call a task."""
+    return getattr(config, "title", "") or name.rpartition("/")[2]
+
+
+def _retrieving(recipe: Recipe) -> list[str]:
+    """Titles of the tasks whose documents had retrieved ones in front."""
+    if recipe.retriever is None or not recipe.retriever.retrieves:
+        return []
+    if recipe.task is not None:
+        return [_title(recipe.component_names["task"], recipe.task)]
+    tasks = [] if recipe.dataset is None else recipe.dataset.retrieving_tasks()
+    return sorted({_title(chosen_name(task), task) for task in tasks if task is not None})
 
 
 def read_tasks(
@@ -91,6 +110,19 @@ def reads_turns(folder: Path) -> bool:
     """
     path = folder / TASKS
     return path.is_file() and _stored(path).get("turns") is True
+
+
+def read_retrieving(folder: Path) -> frozenset[str]:
+    """The tasks whose documents had retrieved ones in front when a checkpoint's model was tuned.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    titles = _stored(path).get("retrieving", []) if path.is_file() else []
+    if not isinstance(titles, list) or not all(isinstance(title, str) for title in titles):
+        raise damaged(path, "names no tasks under 'retrieving'")
+    return frozenset(titles)
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
     path = args.out / FILE
     check_not_input(path, args.conversations)
     lines = _lines(args.conversations)
-    facts = json.dumps([model.name, model.recipe.hash, model.step, args.seed, options], default=str)
+    facts = json.dumps([model.name, model.recipe_hash, model.step, args.seed, options], default=str)
     keys = [hashlib.sha256(f"{facts}\n{line}".encode()).hexdigest()[:16] for line in lines]
     known = _known(path)
     done = {number: known[key] for number, key in enumerate(keys) if key in known}

@@ -283,7 +283,7 @@ def metadata(
         "seed": str(seed),
         "model": model.name,
         "step": str(model.step),
-        "recipe_hash": model.recipe.hash,
+        "recipe_hash": model.recipe_hash,
     }
     retriever = model.recipe.retriever
     if retrieved and retriever is not None and retriever.bank is not None:

@@ -304,7 +304,7 @@ def write_pictures(
             "prompt": "\n".join(prompts),
             "seed": str(args.seed),
             "model": model.name,
-            "recipe_hash": model.recipe.hash,
+            "recipe_hash": model.recipe_hash,
             SOFTWARE: program(),
         },
     )

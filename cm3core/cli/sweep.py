@@ -119,7 +119,7 @@ def run(args: Namespace) -> int:
             "vary": "\n".join(args.vary),
             "seed": str(args.seed),
             "model": model.name,
-            "recipe_hash": model.recipe.hash,
+            "recipe_hash": model.recipe_hash,
         },
     )
     if args.score is not None:

@@ -53,6 +53,11 @@ class DocumentSourceConfig(ComponentConfig):
         They are stored with models that are trained on it. By default its documents are plain."""
         return [None]
 
+    def retrieving_tasks(self) -> list[TaskConfig | None]:
+        """Return those of `trained_tasks` whose documents retrieved ones are prepended to, if the recipe
+        retrieves; by default all."""
+        return self.trained_tasks()
+
     def memory_config(self) -> DocumentSourceConfig:
         """Return the data set that documents are retrieved from where a recipe names no bank; by default
         itself."""

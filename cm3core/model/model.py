@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cm3core.checkpoint import find_model, open_checkpoint, read_tasks, reads_turns
+from cm3core.checkpoint import find_model, open_checkpoint, read_retrieving, read_tasks, reads_turns
 from cm3core.document import BoolArray
 from cm3core.generation.engine import Event, Progress
 from cm3core.model import candidates
@@ -83,7 +83,11 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
-        tasks=TunedTasks(*read_tasks(opened.folder, registry), reads_turns(opened.folder)),
+        tasks=TunedTasks(
+            *read_tasks(opened.folder, registry),
+            reads_turns(opened.folder),
+            read_retrieving(opened.folder),
+        ),
     )
     loaded.words = opened.words
     return loaded if bank is None else loaded.with_memory(bank)
@@ -354,7 +358,8 @@ class Model(Chatting, AnyDocuments):
             picture: any size; the model sees its largest centred square (or crop in the model's
                 aspect ratio).
             question: the question.
-            progress, options: see `captions`. Nothing is retrieved unless `num_retrieved` is given.
+            progress, options: see `captions`. Pictures like this one are retrieved where the model had
+                them before questions in its tuning, or `num_retrieved` is given.
                 Also: template: a text of your own before the picture, with "{question}" and
                 "{answer}", in place of the task. The model writes the punctuation after the answer too,
                 which `max_tokens` counts and the returned text leaves out.

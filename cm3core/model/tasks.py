@@ -69,6 +69,13 @@ def task_for(
     return task
 
 
+def tuned_with_documents(loaded: Loaded, method: Method, name: str | None = None) -> bool:
+    """Whether the documents of the task that a method uses had retrieved ones in front in tuning."""
+    config = _config_for(loaded, method, name, force=True)
+    tuned = loaded.tasks
+    return any(one is config for title, one in tuned.configs.items() if title in tuned.retrieving)
+
+
 def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
     """The task of that name; see `task_for`."""
     config = loaded.tasks.configs.get(name)

@@ -19,12 +19,14 @@ class TunedTasks:
         plain: whether plain documents were trained on beside them, which draw and caption.
         lost: names of tasks that no installed plugin provides.
         turns: whether it was tuned on conversations in its layout's turns.
+        retrieving: the tasks whose documents had retrieved ones in front.
     """
 
     configs: Mapping[str, TaskConfig] = field(default_factory=dict)
     plain: bool = False
     lost: tuple[str, ...] = ()
     turns: bool = False
+    retrieving: frozenset[str] = frozenset()
 
     @property
     def names(self) -> list[str]:

@@ -15,7 +15,7 @@ from cm3core.model.jobs import Job
 from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
-from cm3core.model.tasks import question_task, record_of, task_for
+from cm3core.model.tasks import question_task, record_of, task_for, tuned_with_documents
 
 
 class Writing(Loaded):
@@ -53,7 +53,9 @@ class Writing(Loaded):
             chosen = question_task(template)
         check_text(self, "question", question, truncate=True)
         hole = text_hole(self.recipe, max_tokens)
-        given = GenerationOptions.of({"num_retrieved": 0, **options})
+        if template is not None or not tuned_with_documents(self, "ask", task):
+            options = {"num_retrieved": 0, **options}
+        given = GenerationOptions.of(options)
         [job], total = _text_jobs(self, [picture], chosen, question, hole, given)
         return job, total
 

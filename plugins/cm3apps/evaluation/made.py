@@ -135,7 +135,7 @@ def _make_pictures(
         for index, picture in zip(missing, results(model.engine, jobs()), strict=True):
             path = made.picture_path(index)
             facts = {"prompt": picture.prompt, "seed": str(picture.seed), "model": model.name}
-            save_png(path, picture.pixels, {**facts, "recipe_hash": model.recipe.hash})
+            save_png(path, picture.pixels, {**facts, "recipe_hash": model.recipe_hash})
             row: dict[str, Any] = {
                 "seed": picture.seed,
                 "documents": [one.id for one in picture.retrieved],

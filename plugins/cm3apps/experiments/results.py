@@ -117,7 +117,7 @@ def identity(model: Model) -> dict[str, Any]:
             tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
         )
     return {
-        "recipe_hash": model.recipe.hash,
+        "recipe_hash": model.recipe_hash,
         "weights_sha256": digest.hexdigest(),
         "step": model.step,
         "image_tokenizer": model.components.image_tokenizer.fingerprint,

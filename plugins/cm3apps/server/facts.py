@@ -88,7 +88,7 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
     return {
         "model": name,
         "step": model.step,
-        "recipe_hash": model.recipe.hash,
+        "recipe_hash": model.recipe_hash,
         "size": [width, height],
         "rows": rows,
         "columns": columns,

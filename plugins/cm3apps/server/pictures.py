@@ -146,7 +146,7 @@ def metadata_of(
         "seed": str(picture.seed),
         "model": model.name,
         "step": str(model.step),
-        "recipe_hash": model.recipe.hash,
+        "recipe_hash": model.recipe_hash,
         "sampler": json.dumps({"name": name} | to_plain(config)),
         "retrieved": json.dumps([one.id for one in picture.retrieved], ensure_ascii=False),
         "software": f"cm3leon {cm3core.__version__}",

@@ -132,6 +132,15 @@ class MixtureConfig(DocumentSourceConfig):
             for task in ([self.tasks[name]] if name in self.tasks else part.trained_tasks())
         ]
 
+    def retrieving_tasks(self) -> list[TaskConfig | None]:
+        chosen = self._retrieving()
+        return [
+            task
+            for name, part in self.parts.items()
+            if chosen is None or name in chosen
+            for task in ([self.tasks[name]] if name in self.tasks else part.retrieving_tasks())
+        ]
+
     def memory_config(self) -> DocumentSourceConfig:
         return self if self.memory is None else self.parts[self.memory]
 

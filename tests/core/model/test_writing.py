@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from cm3core.errors import GenerationError
-from toy_model import picture
+from cm3core.model.tuned import TunedTasks
+from toy_model import TASKS, picture, toy_model
 
 
 def test_captions(model):
@@ -26,3 +29,17 @@ def test_questions(model):
         str(error.value)
         == "template: is '{question}'\n  next: write one with {question} and one {answer}"
     )
+
+
+def test_questions_after_documents_where_tuning_had_them():
+    """By default as many as the recipe says; none for a task that had none, unless asked for."""
+    model.tasks = TunedTasks(
+        {name: TASKS[name]() for name in ("vqa", "chat")}, retrieving=frozenset({"vqa"})
+    )
+    asked = partial(model.ask, picture(), "hue?", max_tokens=1)
+    assert len(asked().retrieved) == 2
+    assert len(asked(num_retrieved=1).retrieved) == 1
+    assert asked(num_retrieved=0).retrieved == ()
+    assert asked(template="Q {question} A {answer}!").retrieved == ()
+    assert asked(task="chat").retrieved == ()
+    assert len(asked(task="chat", num_retrieved=1).retrieved) == 1

@@ -12,13 +12,16 @@ import torch
 
 from cm3core.checkpoint import (
     OPTIMIZER,
+    TASKS,
     WEIGHTS,
     load_weights,
     merge_adapter,
     open_checkpoint,
+    read_retrieving,
     read_state,
     read_tasks,
     read_tensors,
+    tasks_of,
 )
 from cm3core.errors import CheckpointError, CM3Error, RecipeError
 from cm3core.plugins import Registry
@@ -396,4 +399,36 @@ def test_a_mixture_of_tasks_on_responses_alone(
     assert all(result.metrics[key] > 0 for key in counted)
     tasks, plain, _ = read_tasks(result.checkpoint, registry)
     assert (set(tasks), plain) == ({"caption"}, True)
+    assert read_retrieving(result.checkpoint) == set(), "nothing was retrieved"
     assert (result.checkpoint / ADAPTER).is_file()
+
+
+@pytest.mark.parametrize(
+    ("keys", "titles"),
+    [
+        ((), ["caption", "vqa"]),
+        (("dataset.memory=draw",), []),
+        (("dataset.memory=draw", "dataset.retrieving=[draw, answer]"), ["vqa"]),
+    ],
+)
+def test_the_tasks_with_documents_in_front_are_stored(
+    keys: tuple[str, ...], titles: list[str], make: Any
+) -> None:
+    """Those of the parts that retrieve: by default all, with a memory that memory alone, else as named."""
+    mixture = [
+        "dataset=mixture",
+        "dataset.parts={draw: squares, name: squares, answer: squares}",
+        "dataset.tasks={name: caption, answer: vqa}",
+        "retriever=random",
+        *keys,
+    ]
+    stored = tasks_of(make("full", *mixture))
+    assert stored is not None
+    assert stored.get("retrieving", []) == titles
+    assert "retrieving" not in (tasks_of(make("full", *mixture, "retriever=none")) or {})
+
+
+def test_a_list_of_tasks_with_documents_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / TASKS).write_text('{"plain": true, "tasks": {}, "retrieving": "vqa"}')
+    with pytest.raises(CheckpointError, match="names no tasks under 'retrieving'"):
+        read_retrieving(tmp_path)
