@@ -33,6 +33,7 @@ def test_questions(model):
 
 def test_questions_after_documents_where_tuning_had_them():
     """By default as many as the recipe says; none for a task that had none, unless asked for."""
+    model = toy_model(max_text_tokens=150)
     model.tasks = TunedTasks(
         {name: TASKS[name]() for name in ("vqa", "chat")}, retrieving=frozenset({"vqa"})
     )
