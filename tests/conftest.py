@@ -9,6 +9,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # threads that spin on two cores slow each other a hundredfold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Every worker of `pytest -n` has its share of the cores: torch would give each all of them, which
+# takes a tenth longer with two workers on two.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // int(workers))))
 os.environ.setdefault("CM3_STRICT_PLUGINS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU
