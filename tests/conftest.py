@@ -25,6 +25,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -34,6 +36,18 @@ settings.register_profile(
 settings.load_profile("cm3")
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n`: each worker has a run of neighbours, whose fixtures are then made once; who ends
+    first takes over half of what another has left. (Not by `addopts`, which would need xdist for
+    every pytest.)"""
+    if config.getoption("dist") != "load":
+        return None  # as asked for
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
