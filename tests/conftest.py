@@ -9,6 +9,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # threads that spin on two cores slow each other a hundredfold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Every worker of `pytest -n` has its share of the cores: torch would give each all of them, which
+# takes a tenth longer with two workers on two.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // int(workers))))
 os.environ.setdefault("CM3_STRICT_PLUGINS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Read when a module with kernels is imported: they run in Triton's interpreter, on CPU tensors. GPU
@@ -20,6 +25,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -29,6 +36,18 @@ settings.register_profile(
 settings.load_profile("cm3")
 
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`pytest -n`: each worker has a run of neighbours, whose fixtures are then made once; who ends
+    first takes over half of what another has left. (Not by `addopts`, which would need xdist for
+    every pytest.)"""
+    if config.getoption("dist") != "load":
+        return None  # as asked for
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ from cm3core.recipe import Recipe
 from cm3core.training.start import start
 from fuzzing.checkpoint_cases import changed_json, changed_tensors
 
-CASES = 15
+#: Ways to spoil a file, of each kind; the slow tests try these and many more.
+CASES, MANY_CASES = 4, 40
 
 
 def flip_bits(path: Path, rng: random.Random) -> None:
@@ -46,6 +47,7 @@ def change_header(path: Path, rng: random.Random) -> None:
     path.write_bytes(changed_tensors(path.read_bytes(), rng))
 
 
+@pytest.mark.parametrize("cases", [CASES, pytest.param(MANY_CASES, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize(
     ("name", "spoil"),
@@ -69,6 +71,7 @@ def test_opens_equal_or_is_refused(
     name: str,
     spoil: Callable[[Path, random.Random], None],
     hashed: bool,
+    cases: int,
 ) -> None:
     """Without hashes, a flipped bit may change a weight, and nothing worse."""
     rng = random.Random(f"{name} {spoil.__name__} {hashed}")
@@ -79,7 +82,7 @@ def test_opens_equal_or_is_refused(
     written = (spoiled / name).read_bytes()
     want = open_checkpoint(spoiled, small_registry).components.decoder.module.state_dict()
     num_refused = 0
-    for _ in range(CASES):
+    for _ in range(cases):
         (spoiled / name).write_bytes(written)
         spoil(spoiled / name, rng)
         try:
@@ -90,4 +93,4 @@ def test_opens_equal_or_is_refused(
         except CM3Error:
             num_refused += 1
     if hashed and name != STATE:
-        assert num_refused == CASES
+        assert num_refused == cases

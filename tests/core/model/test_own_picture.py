@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +15,21 @@ from cm3core.model.retrieval import _pictures, _shows
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return cm3core.load("bundled:icons64-tuned", num_threads=1)
+def model() -> Iterator[Model]:
+    """With a memory of few icons: on an empty cache all 100,000 would be encoded."""
+    loaded = cm3core.load("bundled:icons64-tuned", num_threads=1)
+    mixture = type(loaded.recipe.dataset)
+    memory_config = mixture.memory_config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            mixture, "memory_config", lambda self: replace(memory_config(self), things_share=0.02)
+        )
+        yield loaded
 
 
 @pytest.mark.parametrize("split", ["comp", "train"])
 def test_a_picture_of_the_memory_is_described_after_others(model: Model, split: str) -> None:
-    """The memory is of all icons, so that what is nearest to each is itself."""
+    """The memory is of all splits, so that what is nearest to each is itself."""
     source = model.components.memory_of_split(split)
     indices = [len(source) // 7, len(source) // 2]
     shown = [

@@ -73,11 +73,12 @@ NEEDS_A_SERVER = {("retriever", "pgvector")}
 #: Kits that speak in tensors; a test imports the others without torch, whatever their components
 #: need.
 WITH_TENSORS = {"attention", "decoder", "sampler"}
+REGISTRY = load_registry()
 BUNDLED = [
     (kind, name)
     for kind in KINDS
-    for name in load_registry().names(kind)
-    if "bundled" in load_registry().owners(kind, name) and (kind, name) not in NEEDS_A_SERVER
+    for name in REGISTRY.names(kind)
+    if "bundled" in REGISTRY.owners(kind, name) and (kind, name) not in NEEDS_A_SERVER
 ]
 
 
@@ -88,7 +89,7 @@ def kit(kind: str) -> Any:
 
 @pytest.mark.parametrize(("kind", "name"), BUNDLED, ids=["-".join(one) for one in BUNDLED])
 def test_a_kit_builds_what_needs_no_files(kind: str, name: str) -> None:
-    config = load_registry().config_class(kind, f"bundled/{name}")
+    config = REGISTRY.config_class(kind, f"bundled/{name}")
     attributes = {}
     if kind == "decoder":  # the defaults are 300 million parameters
         config = config(num_layers=1, d_model=16, num_heads=2, context_length=32)  # type: ignore[call-arg,assignment]  # the decoder's

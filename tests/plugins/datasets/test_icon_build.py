@@ -2,82 +2,30 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import signal
 import subprocess
 import sys
-import tarfile
-from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cm3core.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance
-from cm3plugins.datasets.icons import IconSourceConfig, build, comparison, read, user_sets
+from cm3plugins.datasets.icons import IconSourceConfig, build, comparison, user_sets
 from cm3plugins.datasets.icons import corpus as corpus_module
 from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.described import set_of_package
 from cm3plugins.datasets.icons.names import IconName, parts
-from cm3plugins.datasets.icons.read import Drawing, open_set, read_tarball
+from cm3plugins.datasets.icons.read import Drawing, open_set
 from cm3plugins.datasets.icons.sets import ASSETS, PERMITTED_LICENCES, all_sets
-from cm3plugins.datasets.icons.splits import Decided, assign_splits, decided_by, thing_of
-from cm3plugins.datasets.icons.trusted_svg import fault
 from cm3plugins.datasets.icons.user_build import build as build_folder
 from cm3plugins.datasets.icons.write import corpus_files
 from cm3plugins.datasets.vector.files import compress
-
-NAMES = ["bell", "lock", "user", "star", "cloud", "file", "heart", "home"]
-
-
-def body(seed: int) -> str:
-    """A drawing of 16 squares that looks like no other."""
-    cells = np.random.default_rng(seed).permutation(64)[:24]
-    return "".join(
-        f'<path d="M{2 * (c % 8)} {2 * (c // 8)}h2v2h-2z" fill="currentColor"/>' for c in cells
-    )
-
-
-def package(prefix: str = "mine", **changes: Any) -> dict[str, Any]:
-    """JSON files of a package with two styles of each name."""
-    icons = {
-        f"{name}{ending}": {"body": body(hash_of(prefix, name, ending))}
-        for name in NAMES
-        for ending in ("", "-solid")
-    }
-    files: dict[str, Any] = {
-        "icons.json": {"prefix": prefix, "icons": icons, "width": 16, "height": 16},
-        "info.json": {"name": "My Set!", "license": {"spdx": "MIT"}, "author": {"name": "A | B"}},
-        "metadata.json": {"suffixes": {"": "Regular", "solid": "Solid"}},
-        "package.json": {"version": "1.0.0"},
-    }
-    for name, change in changes.items():
-        files[f"{name}.json"] = {**files[f"{name}.json"], **change}
-    return files
-
-
-def hash_of(*names: str) -> int:
-    return int.from_bytes("".join(names).encode(), "big") % 2**63
-
-
-def tarball(path: Path, files: dict[str, Any]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else json.dumps(content).encode()
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
+from icon_packages import NAMES, body, hash_of, package, tarball
 
 
 @pytest.fixture
@@ -188,177 +136,6 @@ def test_a_pinned_package_with_another_checksum(tmp_path: Path) -> None:
         open_set(tmp_path, lucide)
     assert str(error.value).startswith(f"{path}: SHA-256 is ")
     assert f"expected {lucide.sha256}\n  next: delete the file and run npm pack" in str(error.value)
-
-
-# --- packages from anyone
-
-
-def bomb(path: Path) -> None:
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        for _ in range(5):
-            file.write(bytes(2**20))
-
-
-def with_link(path: Path) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        member = tarfile.TarInfo("package/icons.json")
-        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(member)
-
-
-def with_many(path: Path) -> None:
-    with tarfile.open(path, "w:gz") as tar:
-        for number in range(1001):
-            tar.addfile(tarfile.TarInfo(f"package/{number}"))
-
-
-def changed(**changes: Any) -> Callable[[Path], Any]:
-    return lambda path: tarball(path, package(**changes))
-
-
-def with_icon(icon: Any, name: str = "bell") -> Callable[[Path], Any]:
-    return changed(icons={"icons": {name: icon}})
-
-
-@pytest.mark.parametrize(
-    ("write", "cause"),
-    [
-        (bomb, "unpacks to more than 4,194,304 bytes"),
-        (with_link, "its icons.json is a link or a folder"),
-        (with_many, "holds more than 1000 files"),
-        (lambda p: tarball(p, {"icons.json": b"[" * 10**6}), "its icons.json is nested too deeply"),
-        (lambda p: tarball(p, {"icons.json": b"[]"}), "its icons.json is no table"),
-        (lambda p: tarball(p, {"icons.json": b" " * 2**21}), "its icons.json has 2,097,152 bytes"),
-        (lambda p: tarball(p, {"info.json": {}}), "holds no icons.json"),
-        (lambda p: p.write_bytes(b"x"), "is no readable npm package (Not a gzipped file (b'x'))"),
-        (lambda p: p.write_bytes(gzip.compress(b"x" * 999)[:-9]), "is no readable npm package ("),
-        (changed(icons={"prefix": "../up"}), "its prefix is no plain name"),
-        (changed(icons={"icons": {}}), "holds no icons"),
-        (changed(icons={"icons": [1]}), "'icons' is no table"),
-        (changed(icons={"aliases": {"x": 1}}), "'x' of 'aliases' is no table"),
-        (changed(icons={"aliases": {"x": {}}}), "an alias has no parent"),
-        (changed(metadata={"categories": {"x": [1]}}), "a category holds what is no name"),
-        (changed(metadata={"suffixes": {"x": 1}}), "'x' of 'suffixes' is no text"),
-        (with_icon({}), "the icon 'bell' has no body, or no plain name"),
-        (with_icon({"body": ""}, "../bell"), "the icon '../bell' has no body, or no plain name"),
-        (with_icon({"body": "", "width": 0}), "the width of 'bell' is 0"),
-        (with_icon({"body": "", "left": "x"}), "the left of 'bell' is x"),
-        (with_icon({"body": "", "height": 1e300}), "the height of 'bell' is 1e+300"),
-    ],
-)
-def test_hostile_packages_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], Any], cause: str
-) -> None:
-    monkeypatch.setattr(read, "MAX_UNPACKED_BYTES", 2**22)
-    monkeypatch.setattr(read, "MAX_JSON_BYTES", 2**20)
-    path = tmp_path / "x.tgz"
-    write(path)
-    with pytest.raises(DataError) as error:
-        read_tarball(path)
-    assert str(error.value).startswith(f"{path}: {cause}")
-    assert "\n  next: " in str(error.value)
-
-
-HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-LAUGHS = "".join(f'<g id="a{n}">{f"""<use href="#a{n + 1}"/>""" * 10}</g>' for n in range(20))
-
-
-@pytest.mark.parametrize(
-    ("inner", "why"),
-    [
-        ('<path d="M0 0h1"/>', None),
-        ('<defs><path id="a"/></defs><use href="#a"/>', None),
-        ('<image href="/etc/x.png"/>', "holds <image"),
-        ('<filter><feImage xlink:href="x"/></filter>', "holds <feImage"),
-        ("<script>x</script>", "holds <script"),
-        ("<path", "is no well-formed SVG"),
-        ("&lol;", "is no well-formed SVG"),
-        ("<!ENTITY x>", "holds <!"),
-        (LAUGHS, "is drawn too often by references"),
-        ('<g id="a"><use href="#a"/></g>', "is nested too deeply"),
-        ('<mask id="m"><g mask="url(#m)"/></mask>', "is nested too deeply"),
-        ("<g>" * 200 + "</g>" * 200, "is nested too deeply"),
-        ("<path/>" * 10**5, "has 700,"),
-    ],
-)
-def test_drawings_that_are_not_drawn(inner: str, why: str | None) -> None:
-    found = fault(f"{HEAD}{inner}</svg>")
-    assert found == why or (why is not None and found is not None and found.startswith(why))
-
-
-def test_every_bundled_drawing_may_be_drawn() -> None:
-    corpus = IconCorpus()
-    assert {fault(corpus.svg(index)) for index in range(0, len(corpus), 40)} == {None}
-
-
-# --- sets that describe themselves
-
-
-def test_endings_and_beginnings_become_style_words() -> None:
-    suffixes = {
-        "": "Regular",
-        "fill": "24 Solid",
-        "two": "Two-Tone Rounded",
-        "x": "Wobbly",
-        "24": "24",
-    }
-    files = package(metadata={"suffixes": suffixes, "prefixes": {"sharp": "Sharp"}})
-    icon_set, unknown = set_of_package(files, "0" * 64, "MIT")
-    assert icon_set.default == "outline"
-    assert icon_set.endings == {"fill": "filled", "two": "duotone rounded"}
-    assert icon_set.beginnings == {"sharp": "sharp"}
-    assert unknown == ["x", "24"]
-    assert (icon_set.title, icon_set.version, icon_set.author) == ("my set", "1.0.0", "A B")
-    coloured, _ = set_of_package(package(info={"palette": True}), "0" * 64, "MIT")
-    assert coloured.always == "colour"
-
-
-# --- splits that another corpus decides
-
-
-THINGS = st.lists(
-    st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True), min_size=1, max_size=60
-)
-
-
-@settings(max_examples=50)
-@given(THINGS, THINGS)
-def test_nothing_that_is_held_out_is_trained_elsewhere(
-    first: list[list[str]], second: list[list[str]]
-) -> None:
-    words = [[tuple(name) for name in names] for names in (first, second)]
-    ids = [[f"set/{'-'.join(n)}-{i}" for i, n in enumerate(names)] for names in words]
-    before = assign_splits(ids[0], words[0], {})
-    kept = [i for i, split in enumerate(before) if split is not None]
-    decided = decided_by(
-        [ids[0][i] for i in kept], [words[0][i] for i in kept], [str(before[i]) for i in kept]
-    )
-    after = assign_splits(ids[1], words[1], {}, decided)
-    other = decided_by(
-        [id_ for id_, split in zip(ids[1], after, strict=True) if split],
-        [name for name, split in zip(words[1], after, strict=True) if split],
-        [split for split in after if split],
-    )
-    for one, two in ((decided, other), (other, decided)):
-        assert not one.unseen & two.trained
-        assert not one.comp & two.trained_ids
-    assert not decided.pairs & other.trained_pairs
-    for name, split in zip(words[1], after, strict=True):
-        if split == "compose":  # at least one of its pairs is held out in both
-            assert not set(combinations(sorted(parts(name)), 2)) <= decided.trained_pairs
-
-
-def test_near_duplicates_of_what_is_held_out_are_left_out() -> None:
-    decided = Decided(unseen=frozenset({"home"}), comp=frozenset({"s/star"}))
-    splits = assign_splits(
-        ["s/home", "s/house", "s/star", "t/star"],
-        [("home",), ("house",), ("star",), ("star",)],
-        {0: {1}, 1: {0}},
-        decided,
-    )
-    assert splits == ["unseen", None, "comp", "train"]
-    lonely = assign_splits(["s/star"], [("star",)], {}, decided)
-    assert lonely == [None]
 
 
 # --- the command
@@ -521,7 +298,3 @@ def test_nothing_left_is_reported(tmp_path: Path, bundled: IconCorpus) -> None:
     assert str(error.value) == (
         "cm3 icons build: no icon is left of 1 (1 empty)\n  next: give other sets"
     )
-
-
-def test_things_are_the_same_whatever_the_order_of_words() -> None:
-    assert thing_of(("lock", "bells")) == thing_of(("bell", "lock")) == "bell lock"

@@ -215,7 +215,7 @@ def test_one_part_is_the_memory() -> None:
 def test_only_that_part_has_documents_in_front(tmp_path) -> None:
     """And they come from its data set, also in another split than that of training."""
     (tmp_path / "mixed.yaml").write_text(
-        RECIPE.replace(", concepts: null", "").replace("  weights:", "  memory: draw\n  weights:")
+        RECIPE.replace("  weights:", "  memory: draw\n  weights:")
         + "retriever: {name: bm25, num_retrieved: 1}\ngenerate: {memory_split: all}\n"
     )
     registry = load_registry()
@@ -256,8 +256,8 @@ extends: [tiny]
 dataset:
   name: mixture
   parts:
-    draw: {name: emoji, concepts: null, styles: [noto]}
-    name: {name: emoji, styles: [twemoji]}
+    draw: {name: emoji, concepts: quickstart, styles: [noto]}
+    name: {name: emoji, concepts: quickstart, styles: [twemoji]}
   tasks: {name: caption}
   weights: {name: 2}
 """
@@ -276,7 +276,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixture")
-    (folder / "mixed.yaml").write_text(RECIPE.replace(", concepts: null", ""))
+    (folder / "mixed.yaml").write_text(RECIPE)
     registry = load_registry()
     recipe = compose(str(folder / "mixed.yaml"), SMALL, registry=registry)
     train(recipe, folder / "run", registry, progress=False)

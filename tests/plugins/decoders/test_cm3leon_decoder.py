@@ -3,10 +3,7 @@ transformers' OPT."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,33 +12,11 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
-from cm3core.interfaces.decoder import Decoder
 from cm3core.testing.decoder import DecoderContract
-from cm3kernels.few_rows import refusal
-from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders import packed
-from cm3plugins.decoders.cm3leon import CM3LeonConfig, pool
-from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
+from cm3leon_parts import SDPA, TINY, VOCABULARY, build
+from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
-from cm3plugins.decoders.cm3leon.products import (
-    FEWEST_ROWS,
-    MOST_ROWS,
-    in_blocks,
-    num_padded,
-    packed_product,
-    packs,
-    padded,
-)
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-
-TINY = CM3LeonConfig(num_layers=2, d_model=24, num_heads=3, context_length=24, init_std=0.02)
-VOCABULARY = CM3LeonVocabulary(num_text=30, num_image=16, num_sentinels=4)
-SDPA = SDPAAttentionConfig().build()
-
-
-def build(config: CM3LeonConfig, seed: int = 0) -> CM3LeonDecoder:
-    torch.manual_seed(seed)
-    return config.build(VOCABULARY, SDPA, (4, 4))
 
 
 class TestPaperDecoder(DecoderContract):
@@ -60,122 +35,6 @@ class TestDecoderWithEveryOption(DecoderContract):
     config = replace(
         TINY, grid_positions=True, qk_norm=True, tie_embeddings=False, activation="gelu", d_ff=40
     )
-
-
-class SharingDecoder(CM3LeonDecoder):
-    """Shares whatever forked rows have in common, however short."""
-
-    on_cpu = True
-
-    def for_inference(self, precision: str = "auto") -> CM3LeonInference:
-        arranged = super().for_inference(precision)
-        arranged.on_cpu = self.on_cpu
-        arranged.layout = replace(arranged.layout, on_cpu=self.on_cpu)
-        return arranged
-
-
-class TestSharedSegments(DecoderContract):
-    attention = SDPA
-    max_examples = 40
-
-    @pytest.fixture(autouse=True)
-    def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "SHARING_PAYS", 0)
-
-    def make(self) -> Decoder:
-        torch.manual_seed(0)
-        return SharingDecoder(TINY, self.vocabulary.size, self.attention, self.grid)
-
-
-class TestSharedSegmentsAsOnADevice(TestSharedSegments):
-    """The work list of `segment_decode`, and whole rows gathered for longer chunks; here on the
-    CPU."""
-
-    def make(self) -> Decoder:
-        made = super().make()
-        assert isinstance(made, SharingDecoder)
-        made.on_cpu = False
-        return made
-
-
-class CompiledDecoder(CM3LeonDecoder):
-    """Its products and steps are compiled for this CPU, without fewer bits."""
-
-    def for_inference(self, precision: str = "auto") -> CM3LeonInference:
-        return CompiledInference(self, precision)
-
-
-class CompiledInference(CM3LeonInference):
-    """Results in the kit's dtype."""
-
-    def _compiled(self) -> str | None:
-        return "fp32"
-
-    def hidden_states(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        return super().hidden_states(*arguments, **options).double()
-
-    def logits(self, hidden: torch.Tensor, ids: range | None = None) -> torch.Tensor:
-        return super().logits(hidden, ids).double()
-
-
-@pytest.mark.skipif(refusal() is not None, reason=f"not compiled here: {refusal()}")
-class TestCompiledSteps(DecoderContract):
-    attention = SDPA
-    tolerance = 1e-4  # they compute in float32
-    config = replace(TINY, d_model=48, qk_norm=True, activation="gelu")
-
-    @pytest.fixture(autouse=True)
-    def _in_a_folder(
-        self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        folder = tmp_path_factory.getbasetemp().parent / "compiled"
-        monkeypatch.setattr(packed, "compiled_folder", lambda: folder)
-
-    def make(self) -> Decoder:
-        torch.manual_seed(0)
-        return CompiledDecoder(self.config, self.vocabulary.size, self.attention, self.grid)
-
-    def test_a_new_token_takes_one_call(self) -> None:
-        made = self.make()
-        inference = made.for_inference()
-        assert isinstance(inference, CM3LeonInference)
-        assert inference.steps_by_runs
-
-
-class TestCompiledStepsOverSegments(TestCompiledSteps):
-    max_examples = 40
-
-    @pytest.fixture(autouse=True)
-    def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "SHARING_PAYS", 0)
-
-
-@pytest.mark.skipif(refusal() is not None, reason=f"not compiled here: {refusal()}")
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-@torch.inference_mode()
-def test_compiled_precisions_are_those_of_torch(
-    precision: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And a compiler that is missing changes nothing but the speed."""
-    folder = tmp_path_factory.getbasetemp().parent / "compiled"
-    monkeypatch.setattr(packed, "compiled_folder", lambda: folder)
-    decoder = build(replace(TINY, d_model=48))
-    found = {}
-    for compiled_from in (0, 10**9):
-        monkeypatch.setattr(packed, "COMPILED_FROM", compiled_from)
-        inference = decoder.for_inference(precision)
-        assert inference.compiled == (precision if compiled_from == 0 else None)
-        cache = inference.allocate_cache(1, 8)
-        for token in (3, 5, 7):
-            hidden = inference.hidden_states(torch.tensor([[token]]), cache=cache)
-            cache.advance([1])
-        found[compiled_from] = inference.logits(hidden).float()
-    spread = decoder.for_inference("fp32").logits(hidden.float()).std()
-    assert (found[0] - found[10**9]).abs().max() < 0.05 * spread
-    monkeypatch.setattr(packed, "COMPILED_FROM", 0)
-    monkeypatch.setenv("CM3_NATIVE", "0")
-    torch_only = decoder.for_inference(precision)
-    assert torch_only.compiled is None
 
 
 @pytest.mark.parametrize(
@@ -410,70 +269,3 @@ def test_sequences_longer_than_the_context_are_refused() -> None:
         GenerationError, match="row 0 would hold 5 own tokens, but there is room for 4"
     ):
         cache.advance([5])
-
-
-def test_products_of_any_number_of_rows_have_few_sizes() -> None:
-    """oneDNN compiles kernels for each number of rows, and keeps them for good."""
-    seen: list[int] = []
-
-    def product(x: torch.Tensor) -> torch.Tensor:
-        seen.append(len(x))
-        return 2 * x
-
-    in_few = in_blocks(product)
-    for number in range(1, 1500):
-        x_ME = torch.arange(number, dtype=torch.float32)[:, None]
-        assert torch.equal(in_few(padded(x_ME))[:number], 2 * x_ME)
-        assert num_padded(number) <= max(1.25 * number, number + 3)
-    assert len(set(seen)) == 20
-    assert min(seen) == FEWEST_ROWS
-    assert max(seen) == MOST_ROWS
-
-
-@pytest.mark.skipif(not packs(torch.float32), reason="oneDNN packs no weights here")
-def test_a_row_s_product_does_not_depend_on_the_number_of_rows() -> None:
-    torch.manual_seed(0)
-    for inputs, outputs in ((64, 192), (192, 768), (768, 192)):
-        product = packed_product(torch.randn(outputs, inputs), None)
-        x_ME = torch.randn(300, inputs)
-        every_MV = product(x_ME)
-        for number in (*range(4, 40), 63, 130, 255, 257):
-            assert torch.equal(product(padded(x_ME[:number]))[:number], every_MV[:number])
-
-
-def test_prompts_of_every_length_do_not_grow_the_process() -> None:
-    """Compiled kernels are neither tensors nor Python's: only the process shows them."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("reads /proc")
-    config = replace(TINY, num_layers=1, d_model=64, num_heads=1, context_length=400)
-    inference = build(config).eval().for_inference()
-
-    def read(length: int) -> None:
-        cache = inference.allocate_cache(1, length)
-        inference.hidden_states(torch.zeros(1, length, dtype=torch.int64), cache=cache)
-
-    def resident() -> int:
-        text = Path("/proc/self/statm").read_text(encoding="ascii")
-        return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    with torch.inference_mode():
-        for length in (1, 16, 64, 250, 400):
-            read(length)
-        before = resident()
-        for length in range(1, 401):
-            read(length)
-    assert resident() - before < 80 << 20
-
-
-def test_slices_of_the_head_are_kept_in_bounded_number() -> None:
-    decoder = build(TINY).eval()
-    inference = decoder.for_inference()
-    assert isinstance(inference, CM3LeonInference)
-    hidden_ME = torch.randn(5, TINY.d_model)
-    full_MV = inference.logits(hidden_ME)
-    for stop in range(1, decoder.vocab_size + 1):
-        own_MV = inference.logits(hidden_ME, range(stop))
-        assert own_MV.shape == (5, stop)
-        assert own_MV.is_contiguous()
-        torch.testing.assert_close(own_MV, full_MV[:, :stop])
-    assert len(inference._heads) <= NUM_HEADS

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from transformers import Emu3Processor
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
-from cm3core.errors import CM3Error, DocumentError, RecipeError
-from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+from cm3core.errors import DocumentError, RecipeError
+from cm3core.interfaces.layout import LayoutConfig
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.interfaces.text_tokenizer import TextTokenizer
@@ -26,23 +24,20 @@ from cm3core.sequence.lengths import sequence_length
 from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
 from cm3core.testing.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
-from cm3core.vocab import Vocabulary, VocabularySizes
+from cm3core.vocab import Vocabulary
 from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
-from cm3plugins.layouts.janus import JanusLayoutConfig
 from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from layout_parts import GRID, JANUS, PICTURE, TOKENIZER, built, refusal, serializer, text
 
-GRID = (2, 4)
-TOKENIZER = NamedBytes(PUBLISHED)
 ID = TOKENIZER.special_ids()
 S, BEGIN, END, TURN = (ID[name] for name in ("<s>", "<racm3:break>", "<eoss>", "<reserved08706>"))
 ROW = ID["<reserved08799>"]
 HEIGHT, WIDTH = ID["<reserved08801>"], ID["<reserved08802>"]
-PICTURE = Codes(np.array([0, 1, 2, 3, 4, 5, 0, 1], np.int32), GRID)
 CODES = [ID[f"IMGIMG{'ABCDEF'[code]}Z"] for code in PICTURE.codes]
 
 
@@ -66,23 +61,6 @@ class TestEmu3Chat(LayoutContract):
     config = Emu3LayoutConfig(answer=" ASSISTANT:")
 
 
-class TestJanus(LayoutContract):
-    """Documents that it can write: a picture comes last."""
-
-    config = JanusLayoutConfig()
-
-    def text_tokenizer(self) -> TextTokenizer:
-        return NamedBytes(JANUS)
-
-    def law_every_document_has_ids(self, data: st.DataObject) -> None:
-        """Of documents without retrieved ones."""
-        document = self.document(data)
-        tokens = self.serializer.sequence(document).tokens
-        assert ((tokens >= 0) & (tokens < self.subject.vocabulary.size)).all()
-        assert tuple(tokens[: len(self.subject.begin)].tolist()) == self.subject.begin
-        assert tokens[-1] == self.subject.end[0]
-
-
 class TestLlamaGen(LayoutContract):
     """Texts stand for classes, and are never generated."""
 
@@ -92,30 +70,6 @@ class TestLlamaGen(LayoutContract):
         return NamedBytes(())
 
 
-def text(words: str, tokenizer: NamedBytes = TOKENIZER) -> list[int]:
-    return tokenizer.encode(words)
-
-
-def serializer(
-    config: LayoutConfig, grid: tuple[int, int] = GRID, tokenizer: NamedBytes = TOKENIZER
-) -> Serializer:
-    layout = built(config, grid, tokenizer)
-    return Serializer(layout.vocabulary, tokenizer, grid, layout=layout)
-
-
-def built(
-    config: LayoutConfig, grid: tuple[int, int] = GRID, tokenizer: NamedBytes = TOKENIZER
-) -> Layout:
-    sizes = VocabularySizes(tokenizer.vocab_size, NUM_CODES)
-    return config.build(VocabularyParts(tokenizer, NUM_CODES, sizes), grid)
-
-
-#: Janus' tokens that its layout names.
-JANUS = (
-    *("<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
-    *("<\uff5c\u2581pad\u2581\uff5c>", "<begin_of_image>", "<end_of_image>"),
-    *("<|User|>", "<|Assistant|>"),
-)
 CASES: list[tuple[LayoutConfig, Document, list[int]]] = [
     (
         ChameleonLayoutConfig(),
@@ -284,12 +238,6 @@ def without(*names: str) -> NamedBytes:
     return NamedBytes([name for name in PUBLISHED if name not in names])
 
 
-def refusal(call: Any) -> str:
-    with pytest.raises(CM3Error) as caught:
-        call()
-    return f"{caught.value.place}: {caught.value.cause}"
-
-
 def test_foreign_tokenizers_are_refused() -> None:
     assert refusal(lambda: built(ChameleonLayoutConfig(), tokenizer=without("<eoss>"))) == (
         "layout: needs the token '<eoss>', and the text tokenizer has no such"
@@ -390,85 +338,3 @@ def test_given_ids_must_not_collide() -> None:
         )
     given = Vocabulary(30, text_ids, range(4), {"pad": 5})
     assert refusal(lambda: given.eos).startswith("vocabulary: has no sentinels")
-
-
-# ---- Janus
-
-
-def janus(**keys: Any) -> Serializer:
-    return serializer(JanusLayoutConfig(**keys), tokenizer=NamedBytes(JANUS))
-
-
-def janus_text(words: str) -> list[int]:
-    return NamedBytes(JANUS).encode(words)
-
-
-BOS, EOS, PAD, BOI, EOI, USER, ASSISTANT = range(7)
-FIRST_CODE = NamedBytes(JANUS).vocab_size
-DRAWN = (FIRST_CODE + PICTURE.codes).tolist()
-REQUEST = [BOS, USER, *janus_text(": hi"), *janus_text("\n\n"), ASSISTANT, *janus_text(":")]
-
-
-def test_janus_requests_by_hand() -> None:
-    """Its template, a space before texts, codes behind the ids of texts."""
-    own = janus()
-    sequence = own.sequence((Text("hi"), PICTURE))
-    assert sequence.tokens.tolist() == [*REQUEST, BOI, *DRAWN, EOI, EOS]
-    answered = own.sequence((Text("hi"), Text("yes")))
-    assert answered.tokens.tolist() == [*REQUEST, *janus_text(" yes"), EOS]
-    assert own.documents(answered) == [(Text("hi"), Text("yes"))]
-    assert own.layout.vocabulary.size == FIRST_CODE + NUM_CODES
-    apart = janus(first_code=FIRST_CODE + 9)
-    assert apart.layout.vocabulary.image.start == FIRST_CODE + 9
-    length = sequence_length((Text("hi"), PICTURE), NamedBytes(JANUS), GRID, layout=own.layout)
-    assert length == len(sequence)
-
-
-def test_janus_hides_a_request_behind_padding() -> None:
-    """As long as the request, also behind codes that are known; a negative prompt is a request."""
-    own = janus()
-    hidden = PromptVariant(hide_text="all")
-    prompt = own.prompt((Text("hi"), ImageHole()), variant=hidden)
-    blank = [BOS, *[PAD] * (len(REQUEST) - 1), BOI]
-    assert prompt.tokens.tolist() == blank
-    begun = Codes(PICTURE.codes, GRID, np.arange(8) >= 3)
-    prompt = own.prompt((Text("hi"), begun), variant=hidden)
-    assert prompt.tokens.tolist() == [*blank, *DRAWN[:3]]
-    negative = own.prompt(
-        (Text("hi"), ImageHole()), variant=PromptVariant(hide_text="all", replace_text="no")
-    )
-    assert negative.tokens.tolist() == own.prompt((Text("no"), ImageHole())).tokens.tolist()
-    answer = own.prompt((Text("hi"), TextHole(3)), variant=hidden)
-    assert PAD not in answer.tokens
-
-
-@pytest.mark.parametrize(
-    ("document", "retrieved", "message"),
-    [
-        (
-            (PICTURE, TextHole(3)),
-            (),
-            "layout janus: has a picture with something behind it, and this model draws pictures but "
-            "cannot read them: the network that it reads them through is not here\n  next: put the "
-            "picture last, or use a model that reads pictures",
-        ),
-        (
-            (Text("hi"), ImageHole()),
-            ((Text("a"),),),
-            "layout janus: has one request and one answer, and retrieved documents would be others\n  "
-            "next: retrieve none (generate.retrieve=false)",
-        ),
-    ],
-)
-def test_what_janus_can_not_read(document: Document, retrieved: Any, message: str) -> None:
-    with pytest.raises(DocumentError) as caught:
-        janus().prompt(document, retrieved)
-    assert str(caught.value) == message
-
-
-def test_stored_ids_have_no_prefix() -> None:
-    with pytest.raises(DocumentError) as caught:
-        janus().sequence((Text("hi", ids=(7,)), PICTURE))
-    assert caught.value.cause == (
-        "has stored ids, and the layout 'janus' writes texts with ' ' before them"
-    )
