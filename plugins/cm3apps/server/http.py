@@ -158,8 +158,11 @@ class Reply:
         try:
             first = await anext(events)
             self.status, self._streams = 200, True
-            head = [(b"content-type", b"text/event-stream; charset=utf-8"),
-                    (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]  # fmt: skip
+            head = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),
+            ]
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
             await self._piece(first.encode())
             async for event in events:
@@ -183,8 +186,12 @@ class Reply:
 
     async def _whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.status = status
-        head = {"content-type": "application/json", "cache-control": "no-store",
-                "content-length": str(len(body)), **headers}  # fmt: skip
+        head = {
+            "content-type": "application/json",
+            "cache-control": "no-store",
+            "content-length": str(len(body)),
+            **headers,
+        }
         pairs = [(key.lower().encode(), value.encode()) for key, value in head.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
         await self._send({"type": "http.response.body", "body": body})
