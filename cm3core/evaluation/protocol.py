@@ -160,11 +160,19 @@ def _check(values: Mapping[str, Any], place: str) -> None:
     rules = (
         ("name", isinstance(name, str) and bool(_NAME.fullmatch(name)), "a word of a-z, 0-9, ._-"),
         ("title", isinstance(title, str), "a text"),
-        ("task", isinstance(task, dict) and isinstance(task.get("name"), str), 'an object with a "name"'),
-        ("size", size is None or (_whole(size) and SIZES[0] <= size <= SIZES[1]), f"null or {SIZES[0]} to {SIZES[1]}"),
+        (
+            "task",
+            isinstance(task, dict) and isinstance(task.get("name"), str),
+            'an object with a "name"',
+        ),
+        (
+            "size",
+            size is None or (_whole(size) and SIZES[0] <= size <= SIZES[1]),
+            f"null or {SIZES[0]} to {SIZES[1]}",
+        ),
         ("seed", seed is None or (_whole(seed) and 0 <= seed < 2**62), "a whole number, 0 or more"),
         ("scores", isinstance(scores, list) and all(map(_is_score, scores)), _SCORES),
-    )  # fmt: skip
+    )
     for key, holds, rule in rules:
         if not holds:
             raise DataError(f"{place}: {key}", f"must be {rule}", "correct the file")

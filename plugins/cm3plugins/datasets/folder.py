@@ -176,9 +176,10 @@ def _with_captions_file(
             texts, own = captions_of(values["text"], place), stated(place, values)
             if own != Provenance() and own != stating.setdefault(name, own):
                 raise DataError(
-                    place, f"states another licence, source or attribution of {name!r} than an earlier row",
+                    place,
+                    f"states another licence, source or attribution of {name!r} than an earlier row",
                     "state them once for each picture",
-                )  # fmt: skip
+                )
             captions.setdefault(name, []).extend(texts)
         except DataError as error:
             yield skipped(error)

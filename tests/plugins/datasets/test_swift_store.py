@@ -33,7 +33,23 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("encoded") / "out"
-    assert main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--shard-size", "3", "--quiet"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "--plugin",
+                PLUGIN,
+                "data",
+                "encode",
+                SQUARES,
+                "-o",
+                str(out),
+                "--shard-size",
+                "3",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     return out
 
 
@@ -127,10 +143,19 @@ def test_a_run_from_the_store_that_is_killed_within_an_epoch(
         recipe = squares(
             registry,
             tmp_path / "codes",
-            ["dataset=tokens", f"dataset.path={path}", "dataset.shuffle_shards=1", "dataset.tries=3",
-             f"dataset.cache_dir={tmp_path / name / 'cache'}", "train.steps=10", "data.pack=false",
-             "train.validation_splits=[]", "data.num_streams=2", "train.checkpoint_every_steps=1"],
-        )  # fmt: skip
+            [
+                "dataset=tokens",
+                f"dataset.path={path}",
+                "dataset.shuffle_shards=1",
+                "dataset.tries=3",
+                f"dataset.cache_dir={tmp_path / name / 'cache'}",
+                "train.steps=10",
+                "data.pack=false",
+                "train.validation_splits=[]",
+                "data.num_streams=2",
+                "train.checkpoint_every_steps=1",
+            ],
+        )
         return weights(train(recipe, tmp_path / name, registry, progress=False))
 
     asked: list[str] = []

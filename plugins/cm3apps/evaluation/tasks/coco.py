@@ -121,9 +121,10 @@ def open_vqa(
     missing = [one["question_id"] for one in asked if one["question_id"] not in answers]
     if missing:
         raise DataError(
-            str(paths[1]), f"has no answers to question {missing[0]} of {paths[0].name}",
+            str(paths[1]),
+            f"has no answers to question {missing[0]} of {paths[0].name}",
             "use the two files of one release",
-        )  # fmt: skip
+        )
     for name, own in answers.items():
         _check_texts(own, "answer", f"{paths[1]}, question {name}")
     choices = _most_frequent(list(answers.values()), keys["ranked"], paths[1])
