@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import json
 import socket
 import struct
@@ -286,6 +287,25 @@ def test_other_media_types_are_refused(server, sort):
         server.url + GENERATE, content=b'{"prompt": "red"}', headers={"content-type": sort}
     )
     assert error_of(response, 415)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "gzip, gzip", "br"])
+def test_compressed_bodies_are_refused_in_words(server, coding):
+    head = {"content-type": "application/json", "content-encoding": coding}
+    body = gzip.compress(b'{"prompt": "red"}')
+    response = httpx.post(server.url + GENERATE, content=body, headers=head)
+    error = error_of(response, 415)
+    assert error["message"] == (
+        f"the body is compressed (Content-Encoding: {coding!r}), and this server reads none that is. "
+        "Next: send it as it is, without that header"
+    )
+    assert error["code"] == "unsupported_content_encoding"
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_a_body_that_says_that_it_is_not_compressed_is_read(server):
+    head = {"content-type": "application/json", "content-encoding": "identity"}
+    assert httpx.post(server.url + GENERATE, content=b'{"prompt": "red"}', headers=head).is_success
 
 
 def test_a_request_that_takes_too_long_ends():
