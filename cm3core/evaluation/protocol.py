@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular
+from cm3core.json_text import parse_json
 from cm3core.recipe import recipe_from_yaml
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def read_protocol(path: Path) -> Protocol:
     if not path.is_file():
         raise DataError(place, "there is no such file", "see `cm3 eval protocols`")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(place, f"is not JSON ({error})", "correct the file") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(place, f"can't be read ({error})", "correct the file") from error
+    values = parse_json(text, place, "correct the file")
     return protocol_of(values, place)
 
 
