@@ -25,7 +25,8 @@ from cm3plugins.datasets.tokens import storage as storages
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
-from squares import PARTS
+from s3_environment import s3_environment
+from squares import PARTS, encode_squares
 
 PLUGIN = str(PARTS / "train_parts.py")
 SQUARES = str(PARTS / "squares.yaml")
@@ -65,43 +66,12 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "out"
-    assert (
-        main(
-            [
-                "--plugin",
-                PLUGIN,
-                "data",
-                "encode",
-                SQUARES,
-                "-o",
-                str(out),
-                "--shard-size",
-                "3",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
-    return out
+    return encode_squares(tmp_path_factory.mktemp("encoded") / "out")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def keys(server: Server) -> Iterator[None]:
-    import s3fs
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": server.address,
-            "AWS_MAX_ATTEMPTS": "1",
-        }.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        # tries are counted here, not in the libraries below
-        patch.setattr(s3fs.S3FileSystem, "retries", 1)
+    with s3_environment(server.address, "nobody", "nothing"):
         yield
 
 
