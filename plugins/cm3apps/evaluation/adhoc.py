@@ -71,7 +71,7 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
             (
                 f"{score.name}{label}",
                 f"{score.value:.6g}{spread}",
-                f"n={score.num}, {arrow}",
+                f"n={score.num}, {arrow}" + (f"; {score.note}" if score.note else ""),
                 f"#{key}",
             )
         )

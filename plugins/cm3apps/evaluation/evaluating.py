@@ -295,6 +295,8 @@ class Evaluation:
                     "hash": key,
                     "measurement": own,
                 }
+                if score.note:
+                    row["note"] = score.note
                 if score.name in one.floor:
                     row["real_against_real"] = one.floor[score.name]
                 if score.name in one.beside:

@@ -73,6 +73,8 @@ def lines(scores: Mapping[str, Any]) -> list[str]:
             note += f", real against real {floor:.4g}"
         for name, value in one.get("beside", {}).items():
             note += f", {name} {value:.4g}"
+        if one.get("note"):
+            note += f"; {one['note']}"
         rows.append((one["name"], f"{one['value']:.4g}{spread}", note, f"{protocol}#{one['hash']}"))
     return aligned(rows)
 

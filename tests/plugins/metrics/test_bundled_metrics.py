@@ -31,6 +31,19 @@ class TestFID(MetricContract):
         return [(moved, {"fid": 9.0}), (larger, {"fid": 8 / 3})]
 
 
+def test_fid_of_no_more_pictures_than_features_says_that_it_is_mostly_bias() -> None:
+    """The covariance of N samples has rank N - 1 at most."""
+    rng = np.random.default_rng(0)
+    for num, note in (
+        (3, "mostly bias: 3 pictures of 3 features, kid is unbiased"),
+        (4, ""),
+    ):
+        metric = metrics.FIDConfig().build()
+        metric.update(batch(features=rng.normal(size=(num, 3))))
+        metric.update(batch(reference_features=rng.normal(size=(9, 3))))
+        assert [score.note for score in metric.result()] == [note]
+
+
 class TestKID(MetricContract):
     config = metrics.KIDConfig(num_subsets=3, subset_size=2)
 

@@ -139,6 +139,8 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
         beside = [f"{name} {value:.4g}" for name, value in one.get("beside", {}).items()]
         if one.get("real_against_real") is not None:
             beside.append(f"real against real {one['real_against_real']:.4g}")
+        if one.get("note"):
+            beside.append(str(one["note"]))
         arrow = "higher" if one["higher_is_better"] else "lower"
         rows.append(
             (
