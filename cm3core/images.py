@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 256 << 20
 #: Formats that are read. Others run interpreters (EPS) or code that nobody fuzzes.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Endings of pictures' names that promise another format than the one that is written, PNG.
-_OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".svg")
+OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".svg")
 
 # What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
 # bug and is not caught.
@@ -230,7 +230,7 @@ def check_writable_png(path: str | Path) -> None:
     """
     check_writable(path)
     suffix = Path(path).suffix
-    if suffix.lower() in _OTHER_SUFFIXES:
+    if suffix.lower() in OTHER_SUFFIXES:
         raise FileError(
             str(path),
             f"ends in {suffix}, and pictures are written as PNG",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
 from cm3core.files import read_text, write_text
+from cm3core.json_text import parse_json
 
 if TYPE_CHECKING:
     from cm3core.model.turns import Part, ReplyPicture, Turn
@@ -56,10 +57,7 @@ def turns_in(
     """
     from cm3core.model.turns import ReplyPicture, Turn
 
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(place, f"is not JSON ({error})", _FORM) from error
+    value = parse_json(text, place, _FORM)
     messages = value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list):
         raise DataError(place, "has no list 'messages'", _FORM)

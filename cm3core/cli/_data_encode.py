@@ -118,8 +118,11 @@ def run(args: Namespace) -> int:
     part = Part(index - 1, number)
     was_finished = encoder.is_finished
     with make_bar(
-        total=encoder.num_documents(part), desc="encoding", unit=" documents", disable=args.quiet or None
-    ) as bar:  # fmt: skip
+        total=encoder.num_documents(part),
+        desc="encoding",
+        unit=" documents",
+        disable=args.quiet or None,
+    ) as bar:
         if args.processes == 1 or was_finished:
             encoder.encode(part, bar.update)
         else:
@@ -239,7 +242,10 @@ def _text_tokenizer(
 def _in_processes(args: Namespace, encoder: Encoder, part: Part, bar: Any) -> None:
     """Start processes with a part of the part each, and wait for them."""
     number = args.processes
-    commands = [_command(args, part.index + one * part.number, part.number * number, one) for one in range(number)]  # fmt: skip
+    commands = [
+        _command(args, part.index + one * part.number, part.number * number, one)
+        for one in range(number)
+    ]
     threads = str(max(1, (os.cpu_count() or 1) // number))
     environment = {
         "OMP_NUM_THREADS": threads,
@@ -305,10 +311,15 @@ def _command(args: Namespace, index: int, number: int, process: int) -> list[str
         *(sys.executable, "-m", "cm3core.cli._encode_worker"),
         *(item for file in args.plugin for item in ("--plugin", str(file))),
         *("data", "encode", "--quiet"),
-        *(item for key, value in options.items() if value is not None for item in (key, str(value))),
+        *(
+            item
+            for key, value in options.items()
+            if value is not None
+            for item in (key, str(value))
+        ),
         *([] if args.target is None else [args.target]),
         *args.overrides,
-    ]  # fmt: skip
+    ]
 
 
 def _print(args: Namespace, manifest: Manifest, registry: Registry) -> None:

@@ -74,6 +74,9 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
             None: overrides alone.
         overrides: further overrides.
         registry: the components.
+
+    Raises:
+        DataError: the target is nothing that is known, or a picture.
     """
     from cm3core.recipe import compose, list_recipes
 
@@ -93,7 +96,21 @@ def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) 
                 "is not a file, folder, recipe or data set",
                 close_match(target, known),
             )
+        _check_no_picture(target)
     return compose(target, overrides, registry=registry)
+
+
+def _check_no_picture(target: str) -> None:
+    """Raise `DataError` for a single picture, which is neither a recipe nor a data set."""
+    from cm3core.images import OTHER_SUFFIXES
+
+    path = Path(target)
+    if path.suffix.lower() in (".png", *OTHER_SUFFIXES):
+        raise DataError(
+            target,
+            "is a picture, and a data set is a folder or a file that names pictures",
+            f"give its folder, with a caption beside each picture: {path.parent}",
+        )
 
 
 def count_of(number: int, noun: str) -> str:

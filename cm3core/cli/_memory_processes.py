@@ -15,9 +15,17 @@ if TYPE_CHECKING:
 #: Arguments that are paths, and those that a helper needs besides.
 PATHS = ("out",)
 _VALUES = (
-    "target", "overrides", "embedder", "image_tokenizer", "model", "device", "shard_size",
-    "id_prefix", "part", "processes",
-)  # fmt: skip
+    "target",
+    "overrides",
+    "embedder",
+    "image_tokenizer",
+    "model",
+    "device",
+    "shard_size",
+    "id_prefix",
+    "part",
+    "processes",
+)
 
 
 def helpers_of(args: Namespace) -> list[Callable[[], subprocess.Popen[bytes]]]:

@@ -57,9 +57,15 @@ def svg_of(pixels: PixelArray) -> str:
     few = smooth.quantize(_COLOURS, Pillow.Quantize.MAXCOVERAGE, 8, dither=Pillow.Dither.NONE)
     solid = np.dstack([np.asarray(few.convert("RGB")), np.where(alpha > 127, 255, 0)])
     text: str = vtracer.convert_raw_image_to_svg(
-        png_bytes(solid.astype(np.uint8)), img_format="png", colormode="color", mode="spline",
-        filter_speckle=3 * times, color_precision=8, layer_difference=0, corner_threshold=60,
+        png_bytes(solid.astype(np.uint8)),
+        img_format="png",
+        colormode="color",
+        mode="spline",
+        filter_speckle=3 * times,
+        color_precision=8,
+        layer_difference=0,
+        corner_threshold=60,
         path_precision=1,
-    )  # fmt: skip
+    )
     box = f'viewBox="0 0 {width * times} {height * times}"'
     return _SIZE.sub(rf'<svg\1 width="{width}" height="{height}" {box}', text, count=1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3core.cli import registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED
 from cm3core.errors import DataError, FileError
+from cm3core.json_text import parse_json
 from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -184,12 +185,7 @@ def _record(given: str | None, task: Task, components: Components) -> dict[str, 
                     f"can't be read ({error})",
                     "give a JSON object, or its file",
                 ) from error
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                "--record", f"is no JSON ({error})", 'write e.g. {"question": "What is it?"}'
-            ) from error
+        values = parse_json(text, "--record", 'write e.g. {"question": "What is it?"}')
         if not isinstance(values, dict):
             raise DataError("--record", "is no JSON object", 'write e.g. {"caption": "a bell"}')
         if unknown := sorted(set(values) - set(task.fields)):

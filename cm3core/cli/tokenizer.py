@@ -324,7 +324,8 @@ def _score_lines(
     found = reconstruction_scores(images_NHWC, reconstructed_NHWC, config, extractor)
     return [
         f"{name:10}  {score.value:.4g}"
-        f" ({'higher' if score.higher_is_better else 'lower'} is better)\n"
+        f" ({'higher' if score.higher_is_better else 'lower'} is better"
+        f"{f'; {score.note}' if score.note else ''})\n"
         for name, score in found
     ]
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular
+from cm3core.json_text import parse_json
 from cm3core.recipe import recipe_from_yaml
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def read_protocol(path: Path) -> Protocol:
     if not path.is_file():
         raise DataError(place, "there is no such file", "see `cm3 eval protocols`")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(place, f"is not JSON ({error})", "correct the file") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(place, f"can't be read ({error})", "correct the file") from error
+    values = parse_json(text, place, "correct the file")
     return protocol_of(values, place)
 
 
@@ -160,11 +162,19 @@ def _check(values: Mapping[str, Any], place: str) -> None:
     rules = (
         ("name", isinstance(name, str) and bool(_NAME.fullmatch(name)), "a word of a-z, 0-9, ._-"),
         ("title", isinstance(title, str), "a text"),
-        ("task", isinstance(task, dict) and isinstance(task.get("name"), str), 'an object with a "name"'),
-        ("size", size is None or (_whole(size) and SIZES[0] <= size <= SIZES[1]), f"null or {SIZES[0]} to {SIZES[1]}"),
+        (
+            "task",
+            isinstance(task, dict) and isinstance(task.get("name"), str),
+            'an object with a "name"',
+        ),
+        (
+            "size",
+            size is None or (_whole(size) and SIZES[0] <= size <= SIZES[1]),
+            f"null or {SIZES[0]} to {SIZES[1]}",
+        ),
         ("seed", seed is None or (_whole(seed) and 0 <= seed < 2**62), "a whole number, 0 or more"),
         ("scores", isinstance(scores, list) and all(map(_is_score, scores)), _SCORES),
-    )  # fmt: skip
+    )
     for key, holds, rule in rules:
         if not holds:
             raise DataError(f"{place}: {key}", f"must be {rule}", "correct the file")

@@ -27,14 +27,16 @@ def check_score(config: MetricConfig, extractor_config: ExtractorConfig | None) 
     other = sorted(columns - _PIXELS - _FEATURES)
     if other:
         raise DataError(
-            f"metric {type(metric).__name__}", f"needs {', '.join(other)}, which reconstructions don't have",
+            f"metric {type(metric).__name__}",
+            f"needs {', '.join(other)}, which reconstructions don't have",
             "choose one that compares pictures, or two sets of features",
-        )  # fmt: skip
+        )
     if columns & _FEATURES and extractor_config is None:
         raise DataError(
-            f"metric {type(metric).__name__}", "compares features, and no extractor is given",
+            f"metric {type(metric).__name__}",
+            "compares features, and no extractor is given",
             "add extractor=NAME to --score",
-        )  # fmt: skip
+        )
 
 
 def reconstruction_scores(

@@ -83,6 +83,8 @@ class Score:
         spread: its standard error or its spread over subsets, which the metric's docstring says; None
             where there is none.
         per_sample: sample -> its own value, where the score is a mean of them.
+        note: what a reader must know of this value, in a few words; printed beside it. A metric says so
+            where samples suffice for a figure and not for a meaning; what has no figure is refused.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Score:
     higher_is_better: bool
     spread: float | None = None
     per_sample: Mapping[int, float] = field(default_factory=dict, repr=False)
+    note: str = ""
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from cm3core.document import (
     Codes,
     Document,
@@ -30,12 +28,13 @@ from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Failed, Request, candidate_seed
 from cm3core.generation.prepare import SHORTEN
 from cm3core.model.chains import Chain, Step, run_chains
+from cm3core.model.conversation_texts import ConversationTexts
 from cm3core.model.drawing import Drawing
 from cm3core.model.jobs import Done
-from cm3core.model.loaded import Picture, check_length, check_prompt, sampler_of, seen, text_hole
+from cm3core.model.loaded import Picture, check_length, sampler_of, seen, text_hole
 from cm3core.model.options import sampler_keys
 from cm3core.model.results import GeneratedImage
-from cm3core.model.tasks import CONVERSATION, conversing_task, named_task
+from cm3core.model.tasks import conversing_task
 from cm3core.model.turns import (
     ANSWERS,
     Answer,
@@ -44,7 +43,6 @@ from cm3core.model.turns import (
     ReplyPicture,
     ReplyReady,
     Turn,
-    as_text,
     beginnings,
     most_that_fit,
     turns_of,
@@ -90,7 +88,7 @@ class ReplyOptions:
         return cls(**own, sampling=sampler_keys(rest))
 
 
-class Chatting(Drawing, Writing):
+class Chatting(Drawing, Writing, ConversationTexts):
     """A model that converses."""
 
     def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
@@ -310,9 +308,12 @@ class Chatting(Drawing, Writing):
             [job], _ = self.caption_jobs([_pixels_or_file(shown[-1])], **options)
         else:
             earlier, read = self.conversation_read(
-                task, [(turn.role, turn.text.strip()) for turn in turns],
-                max_tokens=asked.max_tokens, truncate=asked.truncate, force=asked.force,
-            )  # fmt: skip
+                task,
+                [(turn.role, turn.text.strip()) for turn in turns],
+                max_tokens=asked.max_tokens,
+                truncate=asked.truncate,
+                force=asked.force,
+            )
             options |= {"task": task, "max_tokens": asked.max_tokens}
             job, _ = self.ask_job(_pixels_or_file(shown[-1]), earlier, **options)
         completions: list[Completion] = []
@@ -331,64 +332,6 @@ class Chatting(Drawing, Writing):
         nats = made.log_probability
         left_out = len(turns) - 1 - read
         return Reply((part,), asked.seed, "length" if cut else "stop", read, left_out, nats)
-
-    def conversation_read(
-        self,
-        task: str,
-        said: Sequence[tuple[str, str]],
-        *,
-        max_tokens: int | None = None,
-        truncate: bool = False,
-        force: bool = False,
-        place: str = CONVERSATION,
-    ) -> tuple[str, int]:
-        """A conversation as the text that a task of conversations reads, and how many of the turns
-        before the last one it holds.
-
-        Args:
-            task: its name.
-            said: (role, text) of each turn, the last one the user's; those without text are left out.
-            max_tokens: of the answer.
-            truncate: leave out the oldest turns that don't fit; without, all are read, and a text that
-                is too long is refused.
-            place: what the conversation is called in a refusal.
-
-        Raises:
-            GenerationError: several turns are too long.
-        """
-        kept = [(role, text) for role, text in said[:-1] if text]
-        number = len(kept)
-
-        def text_of(number: int) -> str:
-            return as_text([*kept[len(kept) - number :], said[-1]])
-
-        if truncate:
-            some = beginnings([role for role, _ in kept])
-            number = most_that_fit(
-                some, lambda one: self._is_read(task, text_of(one), max_tokens, force)
-            )
-        elif kept:
-            step = "shorten them, or leave out the oldest turns (truncate)"
-            prompt = self._asked_about(task, text_of(number), max_tokens, force)
-            check_prompt(self, place, prompt, truncate=False, next_step=step)
-        return text_of(number), number
-
-    def _asked_about(self, task: str, text: str, max_tokens: int | None, force: bool) -> Document:
-        """The prompt about a conversation; the picture, which has always one length, is blank."""
-        grid = self.components.image_tokenizer.grid
-        blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
-        chosen = named_task(self, task, force=force)
-        fields = {"image": blank, CONVERSATION: text}
-        return chosen.prompt(fields, max_tokens=text_hole(self.recipe, max_tokens).max_tokens)
-
-    def _is_read(self, task: str, text: str, max_tokens: int | None, force: bool) -> bool:
-        """Whether a conversation, and an answer to it, are short enough."""
-        prompt = self._asked_about(task, text, max_tokens, force)
-        try:
-            check_prompt(self, CONVERSATION, prompt, truncate=False)
-        except GenerationError:
-            return False
-        return self.engine.fits(Request(prompt))
 
 
 def _is_text(segments: list[Segment]) -> bool:

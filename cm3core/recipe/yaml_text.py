@@ -17,6 +17,7 @@ from cm3core.errors import RecipeError
 #: What the constructors of YAML's scalars raise when a text lacks the form of its tag
 #: (`!!int x`), or a number has more digits than Python converts.
 _SCALAR_ERRORS = (ValueError, KeyError, AttributeError)
+_INTEGER = "tag:yaml.org,2002:int"
 #: Bits of an integer: what a float can hold. Python writes larger ones only up to a limit.
 _MAX_BITS = 1023
 
@@ -29,11 +30,14 @@ def mapping_of(text: str, label: str) -> dict[Any, Any]:
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
+        _check_bases(node, label, has_lines=True)
         loaded = (
             OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
             if node is None or isinstance(node, yaml.MappingNode)
             else None
         )
+    except RecipeError:  # a ValueError too
+        raise
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise RecipeError(
@@ -69,7 +73,10 @@ def value_of(argument: str, place: str) -> Any:
         RecipeError: the value is not YAML, or one that no recipe can hold; `place` names it.
     """
     try:
+        _check_bases(yaml.compose(argument.partition("=")[2], yaml.SafeLoader), place)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
+    except RecipeError:  # a ValueError too
+        raise
     except yaml.YAMLError as error:
         raise RecipeError(place, "the value is not valid YAML", "put it in quotes") from error
     except OmegaConfBaseException as error:
@@ -81,6 +88,41 @@ def value_of(argument: str, place: str) -> Any:
             place, f"the value can't be read: {_reason(error)}", "correct the value"
         ) from error
     return values
+
+
+def _check_bases(
+    node: yaml.Node | None, place: str, *, has_lines: bool = False, seen: set[int] | None = None
+) -> None:
+    """Raise `RecipeError` for an integer that YAML 1.1 reads otherwise than people do: a leading zero
+    makes it octal (010 is 8), colons sexagesimal (16:9 is 969).
+
+    `seen` has the nodes that were looked at: an alias may lead back to one.
+    """
+    seen = set() if seen is None else seen
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        inner = [one for pair in node.value for one in pair]
+    else:
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+    for one in inner:
+        _check_bases(one, place, has_lines=has_lines, seen=seen)
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _INTEGER:
+        return
+    text: str = node.value
+    digits = text.replace("_", "").lstrip("+-")
+    octal = digits[:1] == "0" and digits.isdecimal() and int(digits, 8) != int(digits)
+    if not octal and ":" not in digits:
+        return
+    value = yaml.SafeLoader("").construct_yaml_int(node)
+    sign = "-" if text[0] == "-" else ""
+    raise RecipeError(
+        f"{place}, line {node.start_mark.line + 1}" if has_lines else place,
+        f"has {text}, which YAML reads as the {'octal' if octal else 'base-60'} number {value}",
+        f"write {f'{sign}{int(digits)} or ' if octal else ''}{value}, "
+        f"or '{text}' in quotes for a text",
+    )
 
 
 def bad_interpolation(label: str, error: OmegaConfBaseException) -> RecipeError:

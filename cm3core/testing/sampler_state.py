@@ -9,6 +9,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from cm3core.interfaces.sampler_state import (
 )
 from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.testing._laws import Contract
+from cm3core.testing._threads import at_once
 
 #: Grid of the pictures drawn, and number of image codes.
 GRID, NUM_CODES = (2, 3), 9
@@ -75,6 +77,18 @@ class StateLaws(Contract[Sampler]):
         for name, value in again.values().items():
             assert torch.equal(value, before[name])
         assert run.steps(again, everyone, range(run.length)) == drawn
+
+    def law_threads_do_not_disturb_each_other(self, data: st.DataObject) -> None:
+        """Two threads that draw at once, each for its own requests, draw what each draws alone: a server
+        has several batches."""
+        runs = [_Run(self.subject, data) for _ in range(2)]
+
+        def drawn(run: _Run) -> list[list[int]]:
+            everyone = list(range(run.n))
+            return run.steps(run.start(everyone), everyone, range(run.length))
+
+        alone = [drawn(run) for run in runs]
+        assert at_once(*(partial(drawn, run) for run in runs)) == alone
 
 
 class _Run:

@@ -73,9 +73,14 @@ class Draw:
         }
 
     def draw(
-        self, prompt: str, number: int, seed: int, guidance_scale: float = 0.0, candidates: int = 0,
+        self,
+        prompt: str,
+        number: int,
+        seed: int,
+        guidance_scale: float = 0.0,
+        candidates: int = 0,
         server: str = SERVER,
-    ) -> tuple[torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor]:
         """0 leaves guidance and candidates to the model's recipe."""
         body: dict[str, Any] = {"prompt": prompt, "n": number, "seed": seed}
         if guidance_scale:

@@ -104,3 +104,16 @@ def test_no_source_file_is_too_long() -> None:
     }
     assert len(lengths) > 300
     assert {path: number for path, number in lengths.items() if number > MOST_LINES} == {}
+
+
+def test_what_the_formatter_skips_says_why() -> None:
+    """A table may be easier to read than what the formatter makes of it; a reason says so."""
+    bare = re.compile(r"#\s*fmt:\s*(skip|off)\s*$")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in texts()
+        if path.suffix == ".py"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert found == []

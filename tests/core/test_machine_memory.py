@@ -65,11 +65,13 @@ def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't "
-                     "allocate memory: you tried to allocate 17179869184 bytes.\nmore"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't "
+            "allocate memory: you tried to allocate 17179869184 bytes.\nmore"
+        ),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     ],
-)  # fmt: skip
+)
 def test_refused_memory_is_an_error_with_a_next_step(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,14 +27,23 @@ def kill(tmp_path: Path, seed: int, kills: int, commands: tuple[str, ...]) -> li
     report = tmp_path / "report.json"
     arguments = [one for name in commands for one in ("--command", name)]
     done = subprocess.run(
-        [sys.executable, str(HERE / "kill.py"), "--seed", str(seed), "--kills", str(kills),
-         "--report", str(report), *arguments],
+        [
+            sys.executable,
+            str(HERE / "kill.py"),
+            "--seed",
+            str(seed),
+            "--kills",
+            str(kills),
+            "--report",
+            str(report),
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         timeout=1200,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         check=False,
-    )  # fmt: skip
+    )
     assert report.exists(), done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(report.read_text())
     return found

@@ -162,8 +162,14 @@ def _timed(metric: str, step: str, num: int, dimension: int, call: Callable[[], 
         tracemalloc.stop()
     left_out = drawing if isinstance(drawing, float) else 0.0
     return Timing(
-        metric, step, num, dimension, round(wall - left_out, 3), round(processor - left_out, 3), round(peak / 1e6, 1)
-    )  # fmt: skip
+        metric,
+        step,
+        num,
+        dimension,
+        round(wall - left_out, 3),
+        round(processor - left_out, 3),
+        round(peak / 1e6, 1),
+    )
 
 
 def _json(rows: list[Timing]) -> str:
@@ -173,8 +179,10 @@ def _json(rows: list[Timing]) -> str:
     import numpy as np
 
     environment = {
-        "machine": platform.machine(), "python": platform.python_version(), "numpy": np.__version__,
-    }  # fmt: skip
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
     return (
         json.dumps({"environment": environment, "results": [asdict(row) for row in rows]}, indent=1)
         + "\n"

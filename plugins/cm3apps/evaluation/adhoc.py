@@ -54,8 +54,10 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
             )
         if extractor_config is None:
             raise DataError(
-                f"metric {args.metric!r}", "has no extractor for the pictures", "give one (--extractor), e.g. lite1"
-            )  # fmt: skip
+                f"metric {args.metric!r}",
+                "has no extractor for the pictures",
+                "give one (--extractor), e.g. lite1",
+            )
         extractor = extractor_config.build()
         measurement["extractor"] = extractor.fingerprint
         label = f"-{extractor.label}"
@@ -69,7 +71,7 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
             (
                 f"{score.name}{label}",
                 f"{score.value:.6g}{spread}",
-                f"n={score.num}, {arrow}",
+                f"n={score.num}, {arrow}" + (f"; {score.note}" if score.note else ""),
                 f"#{key}",
             )
         )
@@ -81,9 +83,10 @@ def _set(values: dict[str, dict[str, Any]], setting: str) -> None:
     section, _, name = key.partition(".")
     if not equals or section not in ("metric", "extractor") or not name or section not in values:
         raise DataError(
-            f"--set {setting}", "is not metric.KEY=VALUE or extractor.KEY=VALUE of what is given",
+            f"--set {setting}",
+            "is not metric.KEY=VALUE or extractor.KEY=VALUE of what is given",
             "write e.g. --set metric.subset_size=200",
-        )  # fmt: skip
+        )
     place = values[section]
     *parents, last = name.split(".")
     for parent in parents:
@@ -106,8 +109,10 @@ def _texts(metric: Metric, path: Path) -> dict[str, Any]:
             references.append(_text(row, "references", list))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{path}, line {len(references) + 1}", f"is no sample ({error})", 'write {"text": "...", "references": ["..."]}'
-        ) from error  # fmt: skip
+            f"{path}, line {len(references) + 1}",
+            f"is no sample ({error})",
+            'write {"text": "...", "references": ["..."]}',
+        ) from error
     if not texts:
         raise DataError(
             str(path), "holds no sample", 'write {"text": "...", "references": ["..."]}'
@@ -135,9 +140,10 @@ def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> 
     lossy = {name: [f for f in own if f.suffix.lower() in _LOSSY] for name, own in folders.items()}
     if lossy["features"] and not lossy["reference_features"]:
         raise DataError(
-            str(lossy["features"][0]), "is compressed with loss, which moves the scores, and the others are not",
+            str(lossy["features"][0]),
+            "is compressed with loss, which moves the scores, and the others are not",
             "save the pictures as PNG when they are generated",
-        )  # fmt: skip
+        )
     hashes = {name: sorted(map(sha256_file, files)) for name, files in folders.items()}
     if hashes["features"] == hashes["reference_features"]:
         raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")
@@ -161,9 +167,10 @@ def _files(folder: Path, minimum: int) -> list[Path]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if len(files) < minimum:
         raise DataError(
-            str(folder), f"holds {len(files)} pictures, the metric needs {minimum} or more",
+            str(folder),
+            f"holds {len(files)} pictures, the metric needs {minimum} or more",
             "add pictures, or lower the number, if a key of the metric decides it (cm3 describe metric/NAME)",
-        )  # fmt: skip
+        )
     return files
 
 
@@ -171,7 +178,8 @@ def _of_size(path: Path, size: tuple[int, ...], first: Path) -> Any:
     pixels = open_image(path)
     if pixels.shape != size:
         raise DataError(
-            str(path), f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first.name} {size[1]} x {size[0]}",
+            str(path),
+            f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first.name} {size[1]} x {size[0]}",
             "bring all pictures of a folder to one size: scaling moves the scores",
-        )  # fmt: skip
+        )
     return pixels

@@ -36,9 +36,10 @@ def bounding_pictures(
     for sample in made.task.samples:
         if sample.picture is None:
             raise DataError(
-                f"sample {sample.key!r}", "has no real picture, which the metric compares with",
+                f"sample {sample.key!r}",
+                "has no real picture, which the metric compares with",
                 "remove the metric from the protocol",
-            )  # fmt: skip
+            )
         real.append(sample.picture)
     yield REAL, real
     if model is None:

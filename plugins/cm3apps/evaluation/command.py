@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.card import command as card
-from cm3core.cli import (
-    add_device,
-    add_precision,
-    real_number,
-    registry_of,
-    whole_number,
-)
+from cm3core.cli import add_device, add_precision, real_number, registry_of, whole_number
 from cm3core.errors import CM3Error
 
 EXAMPLE = """examples:
@@ -266,9 +260,14 @@ def _run(args: Namespace) -> int:
     model = None
     if not args.pictures:
         model = load(
-            args.names[0], registry=registry, device=args.device, num_threads=args.threads,
-            precision=args.precision, trust_plugins=args.trust_plugins, bank=args.bank,
-        )  # fmt: skip
+            args.names[0],
+            registry=registry,
+            device=args.device,
+            num_threads=args.threads,
+            precision=args.precision,
+            trust_plugins=args.trust_plugins,
+            bank=args.bank,
+        )
         if args.memory_split is not None:
             model = model.with_memory(split=args.memory_split)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])

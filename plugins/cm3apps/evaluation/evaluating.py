@@ -154,9 +154,10 @@ class Evaluation:
         )
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise DataError(
-                str(self.out), "holds an evaluation of another model, protocol or setting",
+                str(self.out),
+                "holds an evaluation of another model, protocol or setting",
                 "name another folder (-o)",
-            )  # fmt: skip
+            )
         write_text(path, text)
 
     def _makes_something(self, scored: list[Scored]) -> bool:
@@ -220,9 +221,10 @@ class Evaluation:
                 )
         if rows and same == len(rows):
             raise DataError(
-                str(self.pictures or self.out), "holds the reference pictures themselves",
+                str(self.pictures or self.out),
+                "holds the reference pictures themselves",
                 "name the folder of the generated pictures",
-            )  # fmt: skip
+            )
 
     def _score(self, scored: list[Scored], made: Made) -> None:
         active = [one for one in scored if not one.skipped]
@@ -263,8 +265,13 @@ class Evaluation:
                     one.beside.setdefault(score.name, {})[name] = score.value
 
     def _write(
-        self, scored: list[Scored], made: Made, model: dict[str, Any], checks: dict[str, Any], seconds: float
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        scored: list[Scored],
+        made: Made,
+        model: dict[str, Any],
+        checks: dict[str, Any],
+        seconds: float,
+    ) -> dict[str, Any]:
         measurement = {
             "task": self.task.measurement,
             "size": self.protocol.size,
@@ -279,8 +286,17 @@ class Evaluation:
             own = one.measurement(self.task)
             key = measurement_hash(measurement, own)
             for score in one.metric.result():
-                row = {"name": one.name(score), "value": score.value, "spread": score.spread, "num": score.num,
-                       "higher_is_better": score.higher_is_better, "hash": key, "measurement": own}  # fmt: skip
+                row = {
+                    "name": one.name(score),
+                    "value": score.value,
+                    "spread": score.spread,
+                    "num": score.num,
+                    "higher_is_better": score.higher_is_better,
+                    "hash": key,
+                    "measurement": own,
+                }
+                if score.note:
+                    row["note"] = score.note
                 if score.name in one.floor:
                     row["real_against_real"] = one.floor[score.name]
                 if score.name in one.beside:
@@ -289,8 +305,14 @@ class Evaluation:
                 for index, value in score.per_sample.items():
                     sample = samples.setdefault(index, self._line(index))
                     sample.setdefault("scores", {})[one.name(score)] = value
-        result = {"format": FORMAT, "protocol": {"name": self.protocol.name, "sha256": self.protocol.sha256},
-                  "measurement": measurement, "model": model, "leakage": checks, "scores": rows}  # fmt: skip
+        result = {
+            "format": FORMAT,
+            "protocol": {"name": self.protocol.name, "sha256": self.protocol.sha256},
+            "measurement": measurement,
+            "model": model,
+            "leakage": checks,
+            "scores": rows,
+        }
         write_text(
             self.out / "samples.jsonl",
             "".join(json.dumps(samples[index]) + "\n" for index in sorted(samples)),

@@ -156,8 +156,10 @@ def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
         found = readers[what](path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise DataError(
-            str(path), f"is not what {what}'s scorer writes ({type(error).__name__}: {error})", "name that file"
-        ) from error  # fmt: skip
+            str(path),
+            f"is not what {what}'s scorer writes ({type(error).__name__}: {error})",
+            "name that file",
+        ) from error
     if not found:
         raise DataError(
             str(path), f"holds no scores of {what}", "name the file that its scorer wrote"

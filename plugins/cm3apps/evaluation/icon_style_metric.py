@@ -63,9 +63,10 @@ class IconStyleMetric(Metric):
         for target in columns["targets"]:
             if not {"set", "style"} <= set(target):
                 raise DataError(
-                    "a sample", "states no set and style of an icon",
+                    "a sample",
+                    "states no set and style of an icon",
                     "use a data set of icons, or remove the metric icon_style",
-                )  # fmt: skip
+                )
         found = _classifier(self._image_size).classify(columns["pictures"])
         for index, own, target in zip(indices, found, columns["targets"], strict=True):
             wanted = (target["set"], target["style"])
@@ -83,9 +84,13 @@ class IconStyleMetric(Metric):
         from cm3plugins.metrics.collecting import mean_score
 
         return [
-            mean_score(name, {i: own[place] for i, own in sorted(self._right.items())}, higher_is_better=True)
+            mean_score(
+                name,
+                {i: own[place] for i, own in sorted(self._right.items())},
+                higher_is_better=True,
+            )
             for place, name in enumerate(NAMES)
-        ]  # fmt: skip
+        ]
 
 
 @cache

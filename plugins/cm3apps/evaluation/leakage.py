@@ -71,7 +71,7 @@ def check_memory(
         "documents": len(memory),
         "compared_by_appearance": by_appearance,
         "leaks": [list(leak) for leak in leaks],
-    }  # fmt: skip
+    }
     if leaks and not allowed:
         shown = "; ".join(f"{own} and {key} ({why})" for own, key, why in leaks[:3])
         raise DataError(

@@ -208,10 +208,9 @@ def take_pictures(made: Made, folder: Path) -> None:
         if pixels.shape != size:
             raise DataError(
                 str(places[index]),
-                f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first} "
-                f"{size[1]} x {size[0]}",
+                f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first} {size[1]} x {size[0]}",
                 "bring all pictures to one size: scaling moves the scores",
-            )  # fmt: skip
+            )
         path = made.picture_path(index)
         save_png(path, pixels, {"prompt": made.task.samples[index].prompt})
         made.add(index, {"picture": f"{PICTURES}/{path.name}", "sha256": sha256_file(path)})

@@ -168,8 +168,12 @@ def _value(name: str, made: Made, place: int, size: int | None) -> Any:
 
 
 def _likelihoods(
-    model: Model, samples: Sequence[Sample], places: range, columns: set[str], advance: Callable[[int], Any]
-) -> dict[str, list[Any]]:  # fmt: skip
+    model: Model,
+    samples: Sequence[Sample],
+    places: range,
+    columns: set[str],
+    advance: Callable[[int], Any],
+) -> dict[str, list[Any]]:
     """Columns of the model's own probabilities, nothing prepended."""
     given: dict[str, list[Any]] = {name: [] for name in columns}
     for start in range(places.start, places.stop, _BATCH):
@@ -210,9 +214,10 @@ def choices_of(samples: Sequence[Sample], place: int) -> list[str]:
     others = list(dict.fromkeys(one.prompt for one in samples if one.prompt != own))
     if len(others) < NUM_CHOICES - 1:
         raise DataError(
-            "the samples", f"have {len(others) + 1} different captions, ranking takes {NUM_CHOICES}",
+            "the samples",
+            f"have {len(others) + 1} different captions, ranking takes {NUM_CHOICES}",
             "measure more samples, or remove the metric choice",
-        )  # fmt: skip
+        )
     chosen = rng.choice(len(others), NUM_CHOICES - 1, replace=False)
     return [own, *(others[int(index)] for index in chosen)]
 

@@ -73,6 +73,8 @@ def lines(scores: Mapping[str, Any]) -> list[str]:
             note += f", real against real {floor:.4g}"
         for name, value in one.get("beside", {}).items():
             note += f", {name} {value:.4g}"
+        if one.get("note"):
+            note += f"; {one['note']}"
         rows.append((one["name"], f"{one['value']:.4g}{spread}", note, f"{protocol}#{one['hash']}"))
     return aligned(rows)
 
@@ -117,17 +119,24 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         )
         more = f", and {len(unequal) - _MOST_NAMED} more" if len(unequal) > _MOST_NAMED else ""
         raise DataError(
-            "the two evaluations", f"were measured differently: {shown}{more}",
+            "the two evaluations",
+            f"were measured differently: {shown}{more}",
             "evaluate both by one protocol, with the same files",
-        )  # fmt: skip
+        )
     rows = [("", _short(one["model"]["name"]), _short(other["model"]["name"]), "difference", "")]
     for name in common:
         a, b = ours[name], theirs[name]
         better = (b["value"] > a["value"]) == b["higher_is_better"] and a["value"] != b["value"]
         verdict = "equal" if a["value"] == b["value"] else "better" if better else "worse"
         rows.append(
-            (name, f"{a['value']:.4g}", f"{b['value']:.4g}", f"{b['value'] - a['value']:+.4g} {verdict}", f"#{a['hash']}")
-        )  # fmt: skip
+            (
+                name,
+                f"{a['value']:.4g}",
+                f"{b['value']:.4g}",
+                f"{b['value'] - a['value']:+.4g} {verdict}",
+                f"#{a['hash']}",
+            )
+        )
     differ = differences(one["model"], other["model"])
     return [
         *aligned(rows),

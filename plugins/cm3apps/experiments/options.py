@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_device, add_precision, registry_of, whole_number
+from cm3core.cli import (
+    add_device,
+    add_overrides,
+    add_precision,
+    add_training_precision,
+    registry_of,
+    whole_number,
+)
+from cm3core.errors import CM3Error, close_match
 
 if TYPE_CHECKING:
     from cm3core.model import Model
@@ -73,14 +82,7 @@ def add_model_options(
         metavar="SHA256",
         help="run the plugin file in the checkpoint that has this hash; read it first",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path(out),
-        metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
-    )
+    _add_out(parser, out)
 
 
 def loaded(args: Namespace) -> Model:
@@ -108,11 +110,7 @@ def typed(
         choices: option -> what was chosen.
         more: words of the experiment's own options.
     """
-    words = [
-        "cm3",
-        *(word for path in args.plugin for word in ("--plugin", str(path))),
-        *("experiment", name, args.model, "--num", str(args.num)),
-    ]
+    words = [*begun(args, name), args.model, "--num", str(args.num)]
     for option, chosen in choices.items():
         words += [option, *chosen] if chosen else []
     words += ["--seed", str(args.seed), *more]
@@ -125,6 +123,95 @@ def typed(
     for trusted in args.trust_plugins:
         words += ["--trust-plugin", trusted]
     return [*words, "-o", str(args.out)]
+
+
+def add_training_options(
+    parser: ArgumentParser,
+    arms: Collection[str],
+    default: Sequence[str] | None,
+    *,
+    recipe: str,
+    out: str,
+) -> None:
+    """Add what is trained, by which recipe, how often, and where the results go.
+
+    Args:
+        parser: of a command.
+        arms: the ways of training that are compared.
+        default: some of them; None: all.
+        recipe: the default one.
+        out: the default folder.
+    """
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        default=list(arms if default is None else default),
+        metavar="ARM",
+        help=f"arms to train: {', '.join(arms)} "
+        f"(default: {'all' if default is None else ' '.join(default)})",
+    )
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=whole_number(0, 2**63 - 1),
+        default=[0],
+        metavar="N",
+        help="each arm is trained with each seed (default: 0)",
+    )
+    parser.add_argument(
+        "--recipe", default=recipe, help="the recipe to train by (default: %(default)s)"
+    )
+    _add_out(parser, out)
+    add_device(parser, "where the decoders are trained and run")
+    add_training_precision(parser)
+    add_overrides(parser)
+
+
+def check_arms(place: str, given: Iterable[str], arms: Collection[str]) -> None:
+    """Raise `CM3Error` for an arm that is none of the experiment's."""
+    for arm in given:
+        if arm not in arms:
+            raise CM3Error(
+                place,
+                f"there is no arm {arm!r}; {close_match(arm, arms)}",
+                f"use some of {', '.join(arms)}",
+            )
+
+
+def typed_training(args: Namespace, name: str, own: Sequence[str]) -> str:
+    """The whole command with `add_training_options`, so that readers of a report can repeat it.
+
+    Args:
+        args: parsed.
+        name: the experiment's.
+        own: words of the experiment's own options.
+    """
+    words = [
+        *begun(args, name),
+        *("--recipe", args.recipe, "--arms", *args.arms, "--seeds", *map(str, args.seeds)),
+        *own,
+        *("-o", str(args.out)),
+        *([] if args.device is None else ["--device", args.device]),
+        *args.overrides,
+    ]
+    return shlex.join(words)
+
+
+def begun(args: Namespace, name: str) -> list[str]:
+    """The first words of an experiment's command."""
+    plugins = (word for path in args.plugin for word in ("--plugin", str(path)))
+    return ["cm3", *plugins, "experiment", name]
+
+
+def _add_out(parser: ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar="FOLDER",
+        help="folder of all results (default: %(default)s)",
+    )
 
 
 def each_once(values: Sequence[str]) -> tuple[str, ...]:

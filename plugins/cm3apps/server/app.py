@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm3apps.server import chat_api, conditions_api, images_api, requests, sets_api
+from cm3apps.server import chat_api, conditions_api, field_tables, images_api, sets_api
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
@@ -47,7 +47,7 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
     return [
         Endpoint(
             "/v1/images/generations",
-            requests.generation_fields(limits),
+            field_tables.generation_fields(limits),
             lambda client, values, _: images_api.generations(workshop, client, values),
             limits,
             metrics,
@@ -55,7 +55,7 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
         ),
         Endpoint(
             "/v1/images/edits",
-            requests.edit_fields(limits),
+            field_tables.edit_fields(limits),
             lambda client, values, files: images_api.edits(workshop, client, values, files),
             limits,
             metrics,
@@ -80,7 +80,7 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
         ),
         Endpoint(
             "/v1/chat/completions",
-            requests.chat_fields(limits),
+            field_tables.chat_fields(limits),
             lambda client, values, _: chat_api.completions(workshop, client, values),
             limits,
             metrics,
@@ -152,8 +152,12 @@ class _Reading:
     async def health(self, _: Request) -> Response:
         """Whether the server works."""
         pool, queue = self.workshop.pool, self.workshop.queue
-        state = {"status": "ok", "models": pool.loaded, "waiting": queue.waiting,
-                 "in_flight": queue.in_flight}  # fmt: skip
+        state = {
+            "status": "ok",
+            "models": pool.loaded,
+            "waiting": queue.waiting,
+            "in_flight": queue.in_flight,
+        }
         return JSONResponse(state)
 
     async def metrics_text(self, _: Request) -> Response:

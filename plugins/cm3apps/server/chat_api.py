@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.server import turns_api
 from cm3apps.server.abilities import in_turns, task_of
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.fields import Field
 from cm3apps.server.images_api import document, facts_of
 from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_of_base64
-from cm3apps.server.requests import check_sampling, generation_options
+from cm3apps.server.sampling_options import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
 from cm3core.model.turns import SPEAKERS, Turn
@@ -120,7 +120,7 @@ def _parts(content: Any, name: str, limits: Limits) -> list[str | Upload]:
 
 
 def _wrong(place: str, cause: str) -> APIError:
-    return APIError(400, f"{place}: {cause}", param="messages", code="invalid_value")
+    return invalid_value(place, cause, "messages")
 
 
 def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
@@ -129,16 +129,12 @@ def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
     if modalities is None:
         return turn.picture is None
     if not modalities or any(one not in ("text", "image") for one in modalities):
-        raise APIError(
-            400, 'modalities: must be ["image"] or ["text"], or both', param="modalities",
-            code="invalid_value",
-        )  # fmt: skip
+        raise invalid_value("modalities", 'must be ["image"] or ["text"], or both')
     wanted = "image" in modalities
     if not wanted and turn.picture is None:
-        raise APIError(
-            400, "messages: there is no picture, and this model writes only about pictures",
-            param="messages", code="invalid_value",
-        )  # fmt: skip
+        raise invalid_value(
+            "messages", "there is no picture, and this model writes only about pictures"
+        )
     return wanted
 
 

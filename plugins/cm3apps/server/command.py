@@ -89,14 +89,18 @@ def configure(parser: ArgumentParser) -> None:
         "for them: what they make then is meaningless",
     )
     parser.add_argument(
-        "--threads", type=whole_number(1, 4096), metavar="N",
+        "--threads",
+        type=whole_number(1, 4096),
+        metavar="N",
         help="CPU threads of a decoder (default: 1 for a small one, else the number of cores)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "int4"],
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "int8", "int4"],
         help="precision of the decoders' weights (default: bf16 where it is multiplied and hardly changes "
         "predictions: on a GPU, for large decoders on a CPU; else as stored)",
-    )  # fmt: skip
+    )
     add_device(parser, "where the decoders and the image tokenizers run")
     parser.add_argument(
         "--trust-plugin",
@@ -114,25 +118,36 @@ def add_limits(parser: ArgumentParser) -> None:
     """The limits that a deployment may want to change."""
     for option, most, default, text in (
         ("--max-models", 1000, 2, "models in memory at once; the least recently used is dropped"),
-        ("--at-once", 4096, 32, "results and candidates that are generated at once, over all clients"),
+        (
+            "--at-once",
+            4096,
+            32,
+            "results and candidates that are generated at once, over all clients",
+        ),
         ("--queue", 100_000, 64, "requests that may wait; more are refused with 429"),
         ("--max-n", 1000, 10, "results of one request"),
         ("--max-candidates", 4096, 16, "candidates for each result"),
         ("--max-body", 4096, 32, "MiB of a request's body"),
         ("--max-pixels", 64, 16, "million pixels of a picture that is sent"),
-    ):  # fmt: skip
+    ):
         parser.add_argument(
-            option, type=whole_number(1, most), default=default, metavar="N",
+            option,
+            type=whole_number(1, most),
+            default=default,
+            metavar="N",
             help=f"{text} (default: %(default)s)",
-        )  # fmt: skip
+        )
     for option, default, text in (
         ("--timeout", 300, "seconds that a request may take, waiting included"),
         ("--drain", 30, "seconds that requests may take to finish after SIGTERM"),
     ):
         parser.add_argument(
-            option, type=real_number(0, 86_400, above=True), default=default, metavar="S",
+            option,
+            type=real_number(0, 86_400, above=True),
+            default=default,
+            metavar="S",
             help=f"{text} (default: %(default)s)",
-        )  # fmt: skip
+        )
 
 
 def run(args: Namespace) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.fields import Field, shown
 from cm3apps.server.pictures import from_url
 from cm3core.boxes import Boxes
@@ -25,12 +25,21 @@ BOX_FORM = '{"label": "bell", "box": [x0, y0, x1, y1]}'
 def condition_fields() -> tuple[Field, ...]:
     """Of a generation."""
     return (
-        Field(name="boxes", sort="list", most=MOST_BOXES, ours=True,
-              help=f"objects and where they are: [{BOX_FORM}] in parts of the picture from 0 to 1, "
-              "for a model that was tuned for object_to_image"),
-        Field(name="condition", sort="object", ours=True,
-              help=f"a picture of a structure to follow: {FORM}, for a model that was tuned for structure"),
-    )  # fmt: skip
+        Field(
+            name="boxes",
+            sort="list",
+            most=MOST_BOXES,
+            ours=True,
+            help=f"objects and where they are: [{BOX_FORM}] in parts of the picture from 0 to 1, "
+            "for a model that was tuned for object_to_image",
+        ),
+        Field(
+            name="condition",
+            sort="object",
+            ours=True,
+            help=f"a picture of a structure to follow: {FORM}, for a model that was tuned for structure",
+        ),
+    )
 
 
 def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[str, Any]] | None:
@@ -92,4 +101,4 @@ def _structure(condition: dict[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 def _wrong(place: str, cause: str, param: str = "condition") -> APIError:
-    return APIError(400, f"{place}: {cause}", param=param, code="invalid_value")
+    return invalid_value(place, cause, param)

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError
 from cm3apps.server.http import SEED, Reply, answer_to, body_of, disconnected
-from cm3apps.server.requests import MOST_RANDOM
+from cm3apps.server.sampling_options import MOST_RANDOM
 from cm3apps.server.streaming import Event
 
 if TYPE_CHECKING:
@@ -37,7 +37,18 @@ Call: TypeAlias = Callable[[dict[str, Any], bytes], AsyncGenerator[Message, None
 #: Servers that may be lost over one request: it may be the request that ends them.
 MOST_LOST = 2
 #: Of a request's scope, what a server reads.
-SENT = ("type", "asgi", "http_version", "method", "scheme", "path", "query_string", "headers", "client", "server")  # fmt: skip
+SENT = (
+    "type",
+    "asgi",
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "query_string",
+    "headers",
+    "client",
+    "server",
+)
 
 
 class ServerLost(Exception):
@@ -105,24 +116,34 @@ class Door:
                         return
                     except ServerLost as error:
                         logger.warning(
-                            "%s %s: its server is gone (%s)%s", scope["method"], scope["path"],
-                            error, "; it is done again" if lost < MOST_LOST else "",
-                        )  # fmt: skip
+                            "%s %s: its server is gone (%s)%s",
+                            scope["method"],
+                            scope["path"],
+                            error,
+                            "; it is done again" if lost < MOST_LOST else "",
+                        )
                         reply.begin_again()
         except TimeoutError:
             raise APIError(
-                504, f"the answer took more than {self.limits.seconds:g} s",
-                type="server_error", code="timeout",
-            ) from None  # fmt: skip
+                504,
+                f"the answer took more than {self.limits.seconds:g} s",
+                type="server_error",
+                code="timeout",
+            ) from None
         except ServersBusy as error:
             raise APIError(
-                429, "all servers are busy; try again in 5 s", type="rate_limit_error",
-                code="rate_limit_exceeded", headers={"Retry-After": "5"},
-            ) from error  # fmt: skip
+                429,
+                "all servers are busy; try again in 5 s",
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": "5"},
+            ) from error
         raise APIError(
-            503, f"{MOST_LOST + 1} servers ended in the middle of this request; their logs say why",
-            type="server_error", code="servers_lost",
-        )  # fmt: skip
+            503,
+            f"{MOST_LOST + 1} servers ended in the middle of this request; their logs say why",
+            type="server_error",
+            code="servers_lost",
+        )
 
 
 class Relayed(Reply):

@@ -46,6 +46,20 @@ class APIError(Exception):
         }
 
 
+def invalid_value(place: str, cause: str, param: str | None = None) -> APIError:
+    """The error of a field with a wrong value.
+
+    Args:
+        place: the field, or a place in it, as in "boxes[0].label".
+        cause: what is wrong there.
+        param: the field itself, where the place is in it.
+
+    >>> invalid_value("boxes[0]", "is empty", "boxes").body["error"]["message"]
+    'boxes[0]: is empty'
+    """
+    return APIError(400, f"{place}: {cause}", param=param or place, code="invalid_value")
+
+
 def of_model(error: CM3Error) -> APIError:
     """The error of a request that the model refused: the message is the framework's own.
 

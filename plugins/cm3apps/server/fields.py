@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, invalid_value
 
 Sort: TypeAlias = Literal["text", "whole", "number", "flag", "choice", "object", "list", "picture"]
 #: Characters of a wrong value that a message repeats.
@@ -63,7 +63,7 @@ class Field:
         if wanted is not None and not isinstance(value, wanted):
             raise self._wrong(value, _NAMES[self.sort])
         if self.sort == "list" and len(value) > self.most:
-            raise _invalid(
+            raise invalid_value(
                 self.name, f"has {len(value)} items, at most {self.most:.0f} are allowed"
             )
         return value
@@ -79,7 +79,7 @@ class Field:
         return number
 
     def _wrong(self, value: Any, wanted: str) -> APIError:
-        return _invalid(self.name, f"is {shown(value)}, must be {wanted}")
+        return invalid_value(self.name, f"is {shown(value)}, must be {wanted}")
 
     def from_form(self, value: str) -> Any:
         """The value of a form's field, which is always a text, as JSON would have it."""
@@ -102,15 +102,17 @@ def _limit(value: float) -> str:
 
 def _text(name: str, value: Any, most: float) -> str:
     if not isinstance(value, str):
-        raise _invalid(name, f"is {shown(value)}, must be a string")
+        raise invalid_value(name, f"is {shown(value)}, must be a string")
     if len(value) > most:
-        raise _invalid(name, f"has {len(value):,} characters, at most {most:,.0f} are allowed")
+        raise invalid_value(name, f"has {len(value):,} characters, at most {most:,.0f} are allowed")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _invalid(name, f"has half a character at {error.start} (a lone surrogate)") from None
+        raise invalid_value(
+            name, f"has half a character at {error.start} (a lone surrogate)"
+        ) from None
     if "\0" in value:
-        raise _invalid(name, f"has a NUL character at {value.index(chr(0))}")
+        raise invalid_value(name, f"has a NUL character at {value.index(chr(0))}")
     return value
 
 
@@ -133,10 +135,6 @@ def shown(value: Any) -> str:
     except ValueError:  # more digits than Python converts
         return "a number with thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}'..."
-
-
-def _invalid(name: str, cause: str) -> APIError:
-    return APIError(400, f"{name}: {cause}", param=name, code="invalid_value")
 
 
 def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.fields import Field
 from cm3apps.server.pictures import Upload
 
@@ -58,9 +58,11 @@ async def form_values(
         if isinstance(value, UploadFile):
             if field is None or field.sort != "picture":
                 raise APIError(
-                    400, f"{name[:60]}: no file is taken here", param=name[:60],
+                    400,
+                    f"{name[:60]}: no file is taken here",
+                    param=name[:60],
                     code="unknown_parameter",
-                )  # fmt: skip
+                )
             own = uploads.setdefault(name, [])
             place = name if not own else f"{name}[{len(own)}]"
             own.append(Upload(await value.read(), place))
@@ -69,9 +71,7 @@ async def form_values(
             if isinstance(owner, dict):
                 owner[inside[2]] = Field(name=key, sort="object", help="").from_form(value)
         elif field is not None and field.sort == "picture":
-            raise APIError(
-                400, f"{name}: is a text, must be a file", param=name, code="invalid_value"
-            )
+            raise invalid_value(name, "is a text, must be a file")
         else:
             values[name] = value if field is None else field.from_form(value)
     await form.close()

@@ -89,8 +89,12 @@ class Guard:
         client = (scope.get("client") or ("unknown",))[0]
         logger.info("%s %s refused: %s", client, scope["method"], refusal.message)
         body = json.dumps(refusal.body).encode()
-        head = {"content-type": "application/json", "content-length": str(len(body)),
-                "connection": "close", **refusal.headers}  # fmt: skip
+        head = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            **refusal.headers,
+        }
         await protected(
             {
                 "type": "http.response.start",

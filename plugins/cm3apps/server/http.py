@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError, internal, of_model
-from cm3apps.server.fields import Field, json_object, read
+from cm3apps.server.fields import Field, json_object, read, shown
 from cm3apps.server.forms import form_values
 from cm3apps.server.pictures import Upload
 from cm3apps.server.streaming import DONE, Event
@@ -90,6 +90,7 @@ class Endpoint:
             raise APIError(
                 415, f"the body must be {' or '.join(accepted)}", code="unsupported_media_type"
             )
+        check_encoding(headers)
         body = await body_of(headers, receive, self.limits)
         if sort == "application/json":
             return read(self.fields, await asyncio.to_thread(json_object, body)), {}
@@ -158,8 +159,11 @@ class Reply:
         try:
             first = await anext(events)
             self.status, self._streams = 200, True
-            head = [(b"content-type", b"text/event-stream; charset=utf-8"),
-                    (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]  # fmt: skip
+            head = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-store"),
+                (b"x-accel-buffering", b"no"),
+            ]
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
             await self._piece(first.encode())
             async for event in events:
@@ -183,11 +187,28 @@ class Reply:
 
     async def _whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.status = status
-        head = {"content-type": "application/json", "cache-control": "no-store",
-                "content-length": str(len(body)), **headers}  # fmt: skip
+        head = {
+            "content-type": "application/json",
+            "cache-control": "no-store",
+            "content-length": str(len(body)),
+            **headers,
+        }
         pairs = [(key.lower().encode(), value.encode()) for key, value in head.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def check_encoding(headers: Headers) -> None:
+    """Raise `APIError` for a compressed body: what it grows to is known only when it has grown."""
+    given = ", ".join(headers.getlist("content-encoding")).strip()
+    if given.lower() not in ("", "identity"):
+        raise APIError(
+            415,
+            f"the body is compressed (Content-Encoding: {shown(given)}), and this server reads none "
+            "that is. Next: send it as it is, without that header",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 async def body_of(headers: Headers, receive: Receive, limits: Limits) -> bytes:

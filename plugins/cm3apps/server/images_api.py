@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.abilities import task_of
 from cm3apps.server.conditions import condition_of
-from cm3apps.server.errors import APIError
-from cm3apps.server.pictures import Output, Upload, metadata_of, text_of_base64
-from cm3apps.server.requests import (
-    Wish,
-    check_sampling,
-    generation_options,
+from cm3apps.server.errors import APIError, invalid_value
+from cm3apps.server.pictures import (
+    Output,
+    Upload,
     mask_of,
+    metadata_of,
     pictures_of,
-    with_quality,
+    text_of_base64,
 )
+from cm3apps.server.sampling_options import check_sampling, generation_options, with_quality
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside, in_order, transparent
+from cm3apps.server.wish import Wish
 
 if TYPE_CHECKING:
     from cm3core.document import BoolArray, PixelArray
@@ -60,9 +61,11 @@ async def edits(
     sort = "edit" if mask is None else "fill"
     if sort == "edit" and "prompt" not in values:
         raise APIError(
-            400, "prompt: is missing: an instruction, since there is no mask", param="prompt",
+            400,
+            "prompt: is missing: an instruction, since there is no mask",
+            param="prompt",
             code="missing_required_parameter",
-        )  # fmt: skip
+        )
     return await _answer(workshop, client, values, sort, pixels, mask, "image_edit")
 
 
@@ -73,9 +76,11 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
         return None if alpha is None or not (alpha == 0).any() else transparent(alpha)
     if alpha is None:
         raise APIError(
-            400, "mask: has no transparency (alpha); what is fully transparent there is filled",
-            param="mask", code="invalid_image",
-        )  # fmt: skip
+            400,
+            "mask: has no transparency (alpha); what is fully transparent there is filled",
+            param="mask",
+            code="invalid_image",
+        )
     if alpha.shape != pixels.shape[:2]:
         raise APIError(
             400,
@@ -86,9 +91,11 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
         )
     if not (alpha == 0).any():
         raise APIError(
-            400, "mask: is nowhere fully transparent, so there is nothing to fill", param="mask",
+            400,
+            "mask: is nowhere fully transparent, so there is nothing to fill",
+            param="mask",
             code="invalid_image",
-        )  # fmt: skip
+        )
     return transparent(alpha)
 
 
@@ -105,9 +112,7 @@ async def _answer(
     name = workshop.pool.name_of(values.get("model"))
     number = values.get("n", 1)
     if values.get("partial_images") and not values.get("stream"):
-        raise APIError(
-            400, "partial_images: needs stream", param="partial_images", code="invalid_value"
-        )
+        raise invalid_value("partial_images", "needs stream")
     options = await aside(generation_options, values, workshop.limits)
     async with workshop.pool.use(name) as loaded:  # its facts
         model = loaded.model

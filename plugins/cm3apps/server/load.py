@@ -124,8 +124,11 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m cm3apps.server.load", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m cm3apps.server.load",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("url")
     parser.add_argument("--clients", type=whole_number(1, 1000), nargs="+", default=[1, 8])
     parser.add_argument("--requests", type=whole_number(1, 1_000_000), default=16)
@@ -148,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args.url, clients, args.requests, args.prompt, args.partial_images, args.candidates
             )
             first = load.throughput if first is None else first
-            print(f"| {clients} | {load.throughput:.2f} | {load.throughput / first:.2f} | "
-                  f"{load.latency(0.5):.2f} | {load.latency(0.95):.2f} |", flush=True)  # fmt: skip
+            print(
+                f"| {clients} | {load.throughput:.2f} | {load.throughput / first:.2f} | "
+                f"{load.latency(0.5):.2f} | {load.latency(0.95):.2f} |",
+                flush=True,
+            )
     except CM3Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -19,17 +19,24 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "cm3_requests", "Answered requests; status 499: the client went away",
-            ["route", "status"], registry=self.registry,
-        )  # fmt: skip
+            "cm3_requests",
+            "Answered requests; status 499: the client went away",
+            ["route", "status"],
+            registry=self.registry,
+        )
         self._seconds = Histogram(
-            "cm3_request_seconds", "From a request's arrival to the end of its answer",
-            ["route"], registry=self.registry, buckets=_BUCKETS,
-        )  # fmt: skip
+            "cm3_request_seconds",
+            "From a request's arrival to the end of its answer",
+            ["route"],
+            registry=self.registry,
+            buckets=_BUCKETS,
+        )
         self._results = Counter(
-            "cm3_results", "Finished results: drawn, filled and edited pictures, captions, answers",
-            ["sort"], registry=self.registry,
-        )  # fmt: skip
+            "cm3_results",
+            "Finished results: drawn, filled and edited pictures, captions, answers",
+            ["sort"],
+            registry=self.registry,
+        )
 
     def watch(self, queue: FairQueue, pool: ModelPool) -> None:
         """Show the state of the queue and of the models."""

@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 import cm3core
-from cm3apps.server.errors import APIError, in_one_line
+from cm3apps.server.errors import APIError, in_one_line, invalid_value
 from cm3core import images
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -72,9 +72,11 @@ def from_url(url: Any, place: str) -> Upload:
     head, comma, data = url[len(_PREFIX) :].partition(",")
     if not comma or not head.endswith(";base64"):
         raise APIError(
-            400, f"{place}: is not base64 (data:image/png;base64,...)", param=place,
+            400,
+            f"{place}: is not base64 (data:image/png;base64,...)",
+            param=place,
             code="invalid_image_url",
-        )  # fmt: skip
+        )
     return from_base64(data, place)
 
 
@@ -86,6 +88,32 @@ def from_base64(data: str, place: str) -> Upload:
         raise APIError(
             400, f"{place}: is not base64 ({error})", param=place, code="invalid_base64"
         ) from None
+
+
+def pictures_of(values: Mapping[str, Any], uploads: Mapping[str, Sequence[Upload]]) -> list[Upload]:
+    """The pictures of an edit: files of the form, or `images` of JSON."""
+    found = [*uploads.get("image", ())]
+    if "image" in values:
+        found.append(_referred(values["image"], "image"))
+    for place, one in enumerate(values.get("images", [])):
+        found.append(_referred(one, f"images[{place}]"))
+    return found
+
+
+def mask_of(values: Mapping[str, Any], uploads: Mapping[str, Sequence[Upload]]) -> Upload | None:
+    """The mask of an edit."""
+    if "mask" in values:
+        return _referred(values["mask"], "mask")
+    return next(iter(uploads.get("mask", ())), None)
+
+
+def _referred(value: Any, place: str) -> Upload:
+    if isinstance(value, dict) and "file_id" in value:
+        raise invalid_value(
+            place,
+            "file_id names a stored file, and this server stores none; send the picture itself",
+        )
+    return from_url(value.get("image_url") if isinstance(value, dict) else value, place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,9 +120,12 @@ class ModelPool:
         except CM3Error as error:
             logger.error("model %s can't be loaded: %s", name, error)
             raise APIError(
-                503, f"the model {name!r} can't be loaded now; the server's log says why",
-                param="model", type="server_error", code="model_not_available",
-            ) from error  # fmt: skip
+                503,
+                f"the model {name!r} can't be loaded now; the server's log says why",
+                param="model",
+                type="server_error",
+                code="model_not_available",
+            ) from error
         self.loads += 1
         logger.info("model %s is loaded", name)
         return AsyncModel(model)

@@ -258,9 +258,7 @@ class Doors:
         self._engine = engine.options(stream=True)
         opened = {*FILES, "/docs", "/openapi.json", "/healthz"}
         names = None if token is not None else {*LOOPBACK, *map(str.lower, hosts)}
-        guarded = Guard(
-            Door(self._call, limits), token=token, hosts=names, open_paths=opened
-        )  # fmt: skip
+        guarded = Guard(Door(self._call, limits), token=token, hosts=names, open_paths=opened)
         self._app = guarded if token is not None else LocalOnly(guarded)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -10,13 +10,15 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import invalid_value
+from cm3apps.server.field_tables import sampling_fields
 from cm3apps.server.fields import Field, shown
 from cm3apps.server.images_api import Answer, Reply
 from cm3apps.server.pictures import Output, text_of_base64
-from cm3apps.server.requests import Wish, check_sampling, generation_options, sampling_fields
+from cm3apps.server.sampling_options import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside
+from cm3apps.server.wish import Wish
 from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
 
 if TYPE_CHECKING:
@@ -32,20 +34,45 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
     """`POST /v1/sets`."""
     text = limits.prompt_characters
     return (
-        Field(name="things", sort="list", most=limits.at_once, required=True, ours=True,
-              help='what the pictures show, one each: ["bell", "house", "key"]'),
-        Field(name="style", sort="text", most=text, ours=True,
-              help="put behind each thing, after a comma"),
-        Field(name="formats", sort="list", most=len(FORMATS), ours=True,
-              help=f"what the zip holds of each picture, of {', '.join(FORMATS)}; png by default"),
+        Field(
+            name="things",
+            sort="list",
+            most=limits.at_once,
+            required=True,
+            ours=True,
+            help='what the pictures show, one each: ["bell", "house", "key"]',
+        ),
+        Field(
+            name="style",
+            sort="text",
+            most=text,
+            ours=True,
+            help="put behind each thing, after a comma",
+        ),
+        Field(
+            name="formats",
+            sort="list",
+            most=len(FORMATS),
+            ours=True,
+            help=f"what the zip holds of each picture, of {', '.join(FORMATS)}; png by default",
+        ),
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
-        Field(name="size", sort="text", most=20,
-              help="auto, the model's own size, or WIDTHxHEIGHT in its aspect ratio"),
+        Field(
+            name="size",
+            sort="text",
+            most=20,
+            help="auto, the model's own size, or WIDTHxHEIGHT in its aspect ratio",
+        ),
         Field(name="stream", sort="flag", help="answer with server-sent events"),
-        Field(name="partial_images", sort="whole", least=0, most=256,
-              help="with stream: pictures of the rows finished so far, before each final one"),
+        Field(
+            name="partial_images",
+            sort="whole",
+            least=0,
+            most=256,
+            help="with stream: pictures of the rows finished so far, before each final one",
+        ),
         *sampling_fields(limits),
-    )  # fmt: skip
+    )
 
 
 async def sets(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
@@ -53,9 +80,7 @@ async def sets(workshop: Workshop, client: str, values: Mapping[str, Any]) -> An
     things = _things(values["things"], workshop.limits)
     formats = _formats(values.get("formats", ["png"]))
     if values.get("partial_images") and not values.get("stream"):
-        raise APIError(
-            400, "partial_images: needs stream", param="partial_images", code="invalid_value"
-        )
+        raise invalid_value("partial_images", "needs stream")
     name = workshop.pool.name_of(values.get("model"))
     options = await aside(generation_options, values, workshop.limits)
     async with workshop.pool.use(name) as loaded:  # its facts
@@ -89,28 +114,23 @@ def _things(given: Sequence[Any], limits: Limits) -> list[str]:
         for place, one in enumerate(given)
     ]
     if not all(things):
-        raise APIError(
-            400, f"things[{things.index('')}]: is empty", param="things", code="invalid_value"
-        )
+        raise invalid_value(f"things[{things.index('')}]", "is empty", "things")
     if not things:
-        raise APIError(400, "things: is empty; name some", param="things", code="invalid_value")
+        raise invalid_value("things", "is empty; name some")
     return things
 
 
 def _formats(given: Sequence[Any]) -> tuple[str, ...]:
     for one in given:
         if one not in FORMATS:
-            raise APIError(
-                400, f"formats: has {shown(one)}, must be some of {', '.join(FORMATS)}",
-                param="formats", code="invalid_value",
-            )  # fmt: skip
+            raise invalid_value(
+                "formats", f"has {shown(one)}, must be some of {', '.join(FORMATS)}"
+            )
     if "svg" in given and not can_trace():
-        raise APIError(
-            400,
-            "formats: svg needs the package vtracer on the server. Next: pip install 'cm3leon[svg]' "
+        raise invalid_value(
+            "formats",
+            "svg needs the package vtracer on the server. Next: pip install 'cm3leon[svg]' "
             "there, or leave svg out",
-            param="formats",
-            code="invalid_value",
         )
     return tuple(one for one in FORMATS if one in given) or ("png",)
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import invalid_value
 from cm3apps.server.fields import shown
 from cm3apps.server.pictures import Output, from_url, text_of_base64
 from cm3core.config.schema import to_plain
@@ -77,12 +77,7 @@ class Structures:
         offered = [one["name"] for one in self.offered(model)]
         if name not in offered:
             known = ", ".join(offered) or "none: the packages that draw them are not installed"
-            raise APIError(
-                400,
-                f"condition: is {shown(name)}, must be one of {known}",
-                param="condition",
-                code="invalid_value",
-            )
+            raise invalid_value("condition", f"is {shown(name)}, must be one of {known}")
         pixels = from_url(values["image_url"], "image_url").pixels(limits.picture_pixels)
         condition, feature = self.of(model, name)
         seen = fit(condition.draw(_smaller(pixels)), model.image_size)

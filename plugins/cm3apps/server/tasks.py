@@ -17,7 +17,7 @@ import numpy as np
 
 from cm3apps.server.abilities import refuse_untuned, task_of
 from cm3apps.server.drawn import DrawnPictures
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import invalid_value
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
@@ -126,12 +126,10 @@ class Workshop:
             each = options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
             weight = number * each
             if weight > self.limits.at_once:
-                raise APIError(
-                    400,
-                    f"n: {number} results of {each} candidates are {weight}, at most "
+                raise invalid_value(
+                    "n",
+                    f"{number} results of {each} candidates are {weight}, at most "
                     f"{self.limits.at_once} are generated for one request",
-                    param="n",
-                    code="invalid_value",
                 )
             async with self.queue.place(client, weight):
                 try:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import invalid_value
 from cm3apps.server.pictures import Output, metadata_of, text_of_base64
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Growing, Workshop, aside, rows_of
@@ -37,10 +37,7 @@ def wanted(modalities: object) -> str:
     if not isinstance(modalities, list) or not modalities:
         modalities = [None]
     if any(one not in ("text", "image") for one in modalities):
-        raise APIError(
-            400, 'modalities: must be ["image"] or ["text"], or both', param="modalities",
-            code="invalid_value",
-        )  # fmt: skip
+        raise invalid_value("modalities", 'must be ["image"] or ["text"], or both')
     return "any" if len(set(modalities)) == 2 else str(modalities[0])
 
 
@@ -64,9 +61,7 @@ async def completions(
     """
     for option, field in NOT_HERE.items():
         if option in options:
-            raise APIError(
-                400, f"{field}: a reply of this model has none", param=field, code="invalid_value"
-            )
+            raise invalid_value(field, "a reply of this model has none")
     answer = wanted(values.get("modalities"))
     most = values.get("max_completion_tokens", values.get("max_tokens"))
     options |= {"answer": answer, "truncate": bool(values.get("truncate"))}

@@ -5,7 +5,6 @@ What is wrong with a value is a `DataError` that names the record and the key.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
+from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     existing,
@@ -55,10 +55,11 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, or is not JSON.
+        DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, or is not JSON, or an object
+            in it has a key twice.
     """
     check_size(path)
-    return parse_json(str(path), read_utf8(path, str(path)))
+    return parse_json(read_utf8(path, str(path)), str(path))
 
 
 def check_size(path: Path) -> None:
@@ -69,14 +70,6 @@ def check_size(path: Path) -> None:
             f"has {size:,} bytes, a file of annotations has at most {MAX_ANNOTATION_BYTES:,}",
             "split it",
         )
-
-
-def parse_json(place: str, content: str) -> Any:
-    """The value of a JSON text; raises `DataError` if it is none."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(place, f"is not JSON: {error}", "correct it") from error
 
 
 def object_of(place: str, value: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ alone: a record stays in its split whatever other records are added or removed.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from cm3core.interfaces.dataset import (
     Provenance,
     SkippedRecord,
 )
+from cm3core.json_text import parse_json
 from cm3plugins.datasets.picture_index import PictureIndex, index_path
 
 if TYPE_CHECKING:
@@ -354,9 +354,9 @@ def json_lines(place: str, content: str) -> Iterator[tuple[str, dict[str, Any]] 
             continue
         here = f"{place}:{number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield DataError(here, f"is not JSON: {error}", "correct the line")
+            values = parse_json(line, here, "correct the line")
+        except DataError as error:
+            yield error
             continue
         if isinstance(values, dict):
             yield here, values

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
+from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -176,9 +176,10 @@ def _with_captions_file(
             texts, own = captions_of(values["text"], place), stated(place, values)
             if own != Provenance() and own != stating.setdefault(name, own):
                 raise DataError(
-                    place, f"states another licence, source or attribution of {name!r} than an earlier row",
+                    place,
+                    f"states another licence, source or attribution of {name!r} than an earlier row",
                     "state them once for each picture",
-                )  # fmt: skip
+                )
             captions.setdefault(name, []).extend(texts)
         except DataError as error:
             yield skipped(error)
@@ -228,10 +229,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
 
 def _json_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]] | DataError]:
     """One object that maps pictures to captions, or a list of objects."""
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(str(path), f"is not JSON: {error}", "correct the file") from error
+    values = parse_json(content, str(path), "correct the file")
     if isinstance(values, dict):
         for name, text in values.items():
             yield f"{path}: {name}", {"image": name, "text": text}

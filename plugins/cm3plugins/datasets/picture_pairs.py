@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cm3core.errors import DataError
 from cm3core.files import user_path
+from cm3core.json_text import parse_json
 from cm3plugins.datasets.annotations import (
     Numbered,
     name_in,
     object_of,
-    parse_json,
     read_json,
     text_in,
 )
@@ -139,7 +139,7 @@ def _prompt(pictures: PicturesOfLines, place: str, name: str) -> tuple[str, dict
         raise DataError(ascii(place), "is no path", "correct the name of the folder")
     check_inside(path, pictures.inside, place)
     content = read_utf8(path, place, MAX_TEXT_BYTES)
-    return place, object_of(place, parse_json(place, content))
+    return place, object_of(place, parse_json(content, place))
 
 
 def _magicbrush(config: PicturePairsConfig, index: PictureIndex) -> Records:

@@ -42,9 +42,10 @@ def stated(place: str, values: dict[str, Any]) -> Provenance:
     for key, value in given.items():
         if not isinstance(value, str) or not value.strip() or not is_unicode(value):
             raise DataError(
-                place, f"{key!r} is {type_name(value)}, not a text with content",
+                place,
+                f"{key!r} is {type_name(value)}, not a text with content",
                 "write a text, such as an SPDX name for the licence, or leave it out",
-            )  # fmt: skip
+            )
     licences = {given.pop(key) for key in _SPELLINGS if key in given}
     if len(licences) > 1:
         raise DataError(
@@ -92,8 +93,9 @@ class LicenceFiles:
         licences = list(dict.fromkeys(one.strip() for one in _LICENCE.findall(text)))
         if len(licences) > 1:
             raise DataError(
-                str(path), f"states {len(licences)} licences: {', '.join(licences)}",
+                str(path),
+                f"states {len(licences)} licences: {', '.join(licences)}",
                 "write one SPDX expression, such as MIT OR Apache-2.0",
-            )  # fmt: skip
+            )
         people = ", ".join(dict.fromkeys(one.strip() for one in _COPYRIGHT.findall(text)))
         return Provenance(licences[0], "", people) if licences else Provenance(attribution=people)

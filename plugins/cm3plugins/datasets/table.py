@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from cm3core.errors import DataError, RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
-from cm3plugins.datasets.annotations import check_size, checked_text, name_in, parse_json, text_in
+from cm3core.json_text import parse_json
+from cm3plugins.datasets.annotations import check_size, checked_text, name_in, text_in
 from cm3plugins.datasets.file_source import (
     FileSource,
     FileSourceConfig,
@@ -273,7 +274,7 @@ def _json_rows(path: Path) -> Iterator[Row | DataError]:
                 place, values = line
                 yield Row(place.rpartition(":")[2], place, values)
         return
-    for number, row in enumerate(parse_json(str(path), content)):
+    for number, row in enumerate(parse_json(content, str(path))):
         place = f"{path}, record {number}"
         yield (
             Row(str(number), place, row)

@@ -23,6 +23,7 @@ from typing import IO, Any, ClassVar
 from cm3core.errors import DataError
 from cm3core.files import check_regular, user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -138,12 +139,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
             )
         if isinstance(text, dict):
             raise DataError(f"{place}.json", text["cause"], "write UTF-8 JSON")
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{place}.json", f"is not JSON: {error}", "correct it, or add a .txt"
-            ) from error
+        values = parse_json(text, f"{place}.json", "correct it, or add a .txt")
         found = [name for name in self.caption_keys if isinstance(values, dict) and name in values]
         if not found:
             cause = f"has no key {' or '.join(map(repr, self.caption_keys))}"

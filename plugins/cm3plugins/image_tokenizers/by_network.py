@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
 #: Pixels per forward pass on a GPU: 16 pictures of 256 px.
 _BATCH_PIXELS_ON_GPU = 16 * 256 * 256
+_flags_lock = Lock()
 
 
 class CodeNetwork(Protocol):
@@ -131,10 +134,15 @@ class NetworkTokenizer(ImageTokenizer):
         return self._network.entries().detach().to("cpu", copy=True)
 
 
-def _exact_products(device: torch.device) -> AbstractContextManager[Any]:
-    """Context without TF32, which convolutions of a GPU use by default."""
+@contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Context without TF32, which convolutions of a GPU use by default.
+
+    cuDNN's flags are the process's: threads take turns, or one would restore what another has set.
+    """
     if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False
-    )
+        yield
+        return
+    flags = {"enabled": torch.backends.cudnn.enabled, "deterministic": True, "allow_tf32": False}
+    with _flags_lock, torch.backends.cudnn.flags(**flags):
+        yield

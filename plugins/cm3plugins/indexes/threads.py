@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from threading import Condition
 from types import ModuleType
 
 #: At least this many queries are searched by matrix products, fewer one by one (measured at 64 and
@@ -27,10 +27,14 @@ def num_threads() -> int:
 
 @contextmanager
 def faiss_calls(dimension: int, *, one_by_one: bool = False) -> Iterator[ModuleType]:
-    """faiss, for calls from this thread with `num_threads()` threads.
+    """faiss, for calls from this thread with `num_threads()` threads. Not to be nested.
 
     From `_MIN_BATCH` queries on it uses matrix products. By its own rule (from 1.15 on) 200 queries
     of 512 numbers are searched one by one, which takes five times as long.
+
+    faiss has one rule for the whole process. So calls of several threads run side by side where they
+    want the same one, and one after the other where not: changed within a search, it would change
+    the last bits of the results.
 
     Args:
         dimension: numbers per vector.
@@ -40,20 +44,52 @@ def faiss_calls(dimension: int, *, one_by_one: bool = False) -> Iterator[ModuleT
     import faiss
 
     faiss.omp_set_num_threads(num_threads())
-    rule = _blas_rule()
-    if one_by_one:
-        faiss.cvar.distance_compute_blas_threshold = 2**31 - 1
-    elif rule > 1000:  # a count of numbers; before 1.15, a count of queries, 20 by default
-        faiss.cvar.distance_compute_blas_threshold = _MIN_BATCH * dimension
-    try:
+    with _rule.held(2**31 - 1 if one_by_one else _MIN_BATCH * dimension, exactly=one_by_one):
         yield faiss
-    finally:
-        faiss.cvar.distance_compute_blas_threshold = rule
 
 
-@cache
-def _blas_rule() -> int:
-    """The default of faiss."""
-    import faiss
+class _Rule:
+    """The size from which faiss uses matrix products: those who want the same one hold it together."""
 
-    return int(faiss.cvar.distance_compute_blas_threshold)
+    def __init__(self) -> None:
+        self._change = Condition()
+        self._default: int | None = None
+        self._held = self._num = 0
+
+    @contextmanager
+    def held(self, size: int, *, exactly: bool) -> Iterator[None]:
+        """Wait until nobody holds another size, and hold this one.
+
+        Args:
+            size: a count of numbers.
+            exactly: whether it holds for a faiss that counts queries too (before 1.15), whose default
+                of 20 is fine otherwise.
+        """
+        import faiss
+
+        with self._change:
+            if self._default is None:
+                self._default = int(faiss.cvar.distance_compute_blas_threshold)
+            wanted = size if exactly or self._default > 1000 else self._default
+            self._change.wait_for(lambda: not self._num or self._held == wanted)
+            self._held, self._num = wanted, self._num + 1
+            faiss.cvar.distance_compute_blas_threshold = wanted
+        try:
+            yield
+        finally:
+            with self._change:
+                self._num -= 1
+                if not self._num:
+                    faiss.cvar.distance_compute_blas_threshold = self._default
+                    self._change.notify_all()
+
+
+_rule = _Rule()
+
+
+def _after_fork() -> None:
+    global _rule
+    _rule = _Rule()  # threads of the parent that held it are not here
+
+
+os.register_at_fork(after_in_child=_after_fork)

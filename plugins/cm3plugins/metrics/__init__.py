@@ -26,7 +26,8 @@ class FIDConfig(MetricConfig):
     """Frechet distance of the features of pictures and of reference pictures.
 
     Biased for few pictures: scores of different numbers of pictures can't be compared, and below
-    some thousands it is mostly bias. With the extractor `inception` it is the Frechet inception
+    some thousands it is mostly bias. Where a set has no more pictures than features, the score says so,
+    since its covariance is singular. With the extractor `inception` it is the Frechet inception
     distance (FID); with another one only its formula is the same.
 
     Args:

@@ -37,10 +37,14 @@ _TOKEN = re.compile(
 _CLITIC = re.compile(r"(n't|'(?:s|m|d|ll|re|ve))$")
 #: Two words that are written as one.
 _JOINED = {
-    "cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na"),
-    "gimme": ("gim", "me"), "lemme": ("lem", "me"),
-}  # fmt: skip
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "€": "$", "£": "#"})  # fmt: skip
+    "cannot": ("can", "not"),
+    "gonna": ("gon", "na"),
+    "gotta": ("got", "ta"),
+    "wanna": ("wan", "na"),
+    "gimme": ("gim", "me"),
+    "lemme": ("lem", "me"),
+}
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "€": "$", "£": "#"})
 
 
 def caption_words(text: str) -> list[str]:

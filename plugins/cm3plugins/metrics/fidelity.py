@@ -59,9 +59,10 @@ class SSIMMetric(PairMetric):
     def _of(self, one: PixelArray, other: PixelArray) -> float:
         if min(one.shape[:2]) < _WINDOW:
             raise DataError(
-                "a picture", f"is {list(one.shape[:2])}, SSIM's window {_WINDOW} x {_WINDOW}",
+                "a picture",
+                f"is {list(one.shape[:2])}, SSIM's window {_WINDOW} x {_WINDOW}",
                 "measure larger pictures",
-            )  # fmt: skip
+            )
         return ssim(one, other)
 
     def _result(self) -> Sequence[Score]:

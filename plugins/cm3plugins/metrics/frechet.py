@@ -52,6 +52,11 @@ class GaussianSums:
         self._sum_D += sum_D
         self._sum_DD += sum_DD
 
+    @property
+    def num_features(self) -> int:
+        """Numbers of a picture: D."""
+        return len(self._sum_D)
+
     def gaussian(self) -> tuple[Array, Array]:
         """Mean [D] and covariance [D, D], divided by num - 1."""
         mean_D = self._sum_D / self.num
@@ -106,4 +111,14 @@ class FrechetMetric(Metric):
     def _result(self) -> Sequence[Score]:
         made, real = (self._sums[group] for group in self.needs)
         distance = frechet_distance(*made.gaussian(), *real.gaussian())
-        return [Score("fid", distance, made.num, higher_is_better=False)]
+        num, num_features = min(made.num, real.num), made.num_features
+        note = f"mostly bias: {num:,} pictures of {num_features:,} features, kid is unbiased"
+        return [
+            Score(
+                "fid",
+                distance,
+                made.num,
+                higher_is_better=False,
+                note=note if num <= num_features else "",
+            )
+        ]

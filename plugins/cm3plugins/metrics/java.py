@@ -30,15 +30,20 @@ def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None =
             "java", "is not installed", "install a Java runtime (Debian: default-jre-headless)"
         )
     done = subprocess.run(
-        [java, *arguments], input=given, cwd=folder, capture_output=True, check=False, encoding="utf-8",
+        [java, *arguments],
+        input=given,
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
         errors="replace",
-    )  # fmt: skip
+    )
     if done.returncode:
         raise DataError(
             f"java {' '.join(arguments)}"[:_MOST_SHOWN],
             f"failed: {_reason(done.stderr) or f'exit code {done.returncode}'}",
             "see the program's own instructions",
-        )  # fmt: skip
+        )
     return done.stdout
 
 

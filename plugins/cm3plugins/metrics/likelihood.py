@@ -55,9 +55,11 @@ class ChoiceMetric(ValueMetric):
 
     def _result(self) -> Sequence[Score]:
         return [
-            mean_score(name, {i: 100 * own[place] for i, own in self.values.items()}, higher_is_better=True)
+            mean_score(
+                name, {i: 100 * own[place] for i, own in self.values.items()}, higher_is_better=True
+            )
             for place, name in enumerate(("choice_accuracy", "choice_mrr"))
-        ]  # fmt: skip
+        ]
 
 
 class CodebookMetric(Metric):
@@ -89,5 +91,10 @@ class CodebookMetric(Metric):
         share = self._counts[self._counts > 0] / max(1, self._counts.sum())
         return [
             Score("codebook_usage", float((self._counts > 0).mean()), self._num, True),
-            Score("codebook_perplexity", float(np.exp(-(share * np.log(share)).sum())), self._num, True),
-        ]  # fmt: skip
+            Score(
+                "codebook_perplexity",
+                float(np.exp(-(share * np.log(share)).sum())),
+                self._num,
+                True,
+            ),
+        ]

@@ -111,9 +111,10 @@ class LPIPSMetric(PairMetric):
         least = self._backbone.least_side
         if min(one.shape[:2]) < least:
             raise DataError(
-                "a picture", f"is {one.shape[1]} x {one.shape[0]} pixels, this network needs {least} a side",
+                "a picture",
+                f"is {one.shape[1]} x {one.shape[0]} pixels, this network needs {least} a side",
                 "measure larger pictures",
-            )  # fmt: skip
+            )
         pixels = torch.from_numpy(np.stack([one, other])).permute(0, 3, 1, 2).float() / 127.5 - 1
         shift, scale = (torch.tensor(x)[:, None, None] for x in (_SHIFT, _SCALE))
         x_2CHW, total, heads = (pixels - shift) / scale, 0.0, iter(self._heads)
@@ -139,11 +140,17 @@ def load_lpips(network: str, backbone: Path, heads: Path) -> LPIPSMetric:
     tensors = _tensors(backbone, step)
     weights = [
         (
-            _tensor(tensors, f"features.{one.place}.weight", (one.num_out, one.num_in, one.kernel, one.kernel), backbone, step),
+            _tensor(
+                tensors,
+                f"features.{one.place}.weight",
+                (one.num_out, one.num_in, one.kernel, one.kernel),
+                backbone,
+                step,
+            ),
             _tensor(tensors, f"features.{one.place}.bias", (one.num_out,), backbone, step),
         )
         for one in known.layers
-    ]  # fmt: skip
+    ]
     step = f"get {network}.pth of {HEADS_ARE}"
     tensors = _tensors(heads, step)
     compared = [one.num_out for one in known.layers if one.compared]

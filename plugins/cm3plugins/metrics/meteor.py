@@ -129,6 +129,7 @@ def porter_stemmer() -> Callable[[str], str]:
 
 def _unlike(jar: Path, found: str) -> DataError:
     return DataError(
-        str(jar), f"answered {found[:80]!r}, which METEOR 1.5 does not",
+        str(jar),
+        f"answered {found[:80]!r}, which METEOR 1.5 does not",
         "use the meteor-1.5.jar of https://www.cs.cmu.edu/~alavie/METEOR or of pycocoevalcap",
-    )  # fmt: skip
+    )

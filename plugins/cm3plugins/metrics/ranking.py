@@ -40,17 +40,22 @@ class JudgeMetric(ValueMetric):
         real_CD = np.asarray(sample["candidate_features"], np.float32)
         if len(real_CD) < LEAST_CANDIDATES:
             raise DataError(
-                "a sample", f"has {len(real_CD)} candidates, the judge needs {LEAST_CANDIDATES} or more",
+                "a sample",
+                f"has {len(real_CD)} candidates, the judge needs {LEAST_CANDIDATES} or more",
                 "use a data set of more things, or remove the metric judge",
-            )  # fmt: skip
+            )
         distances_C = distances(one_D, real_CD, centred=self._centred)
         return tuple(100 * chance_among_first(distances_C, k) for k in KS)
 
     def _result(self) -> Sequence[Score]:
         return [
-            mean_score(f"judge_r{k}", {i: own[place] for i, own in self.values.items()}, higher_is_better=True)
+            mean_score(
+                f"judge_r{k}",
+                {i: own[place] for i, own in self.values.items()},
+                higher_is_better=True,
+            )
             for place, k in enumerate(KS)
-        ]  # fmt: skip
+        ]
 
 
 def distances(one_D: Floats, real_CD: Floats, *, centred: bool) -> Floats:

@@ -83,6 +83,8 @@ def open_spice(jar: Path, memory_gb: int) -> SPICEMetric:
     check_jar(jar, "jar", f"get {_JAR_IS}")
     for name in PARSER:
         check_jar(
-            jar.parent / "lib" / name, "jar", f"copy {' and '.join(PARSER)} from {_PARSER_IS} to {jar.parent / 'lib'}"
-        )  # fmt: skip
+            jar.parent / "lib" / name,
+            "jar",
+            f"copy {' and '.join(PARSER)} from {_PARSER_IS} to {jar.parent / 'lib'}",
+        )
     return SPICEMetric(jar, memory_gb)

@@ -73,9 +73,10 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
     """
     if len(people) < 2:
         raise DataError(
-            "answers of people", f"are {len(people)}, the formula compares each with the others",
+            "answers of people",
+            f"are {len(people)}, the formula compares each with the others",
             "give all of them, ten in VQA's files",
-        )  # fmt: skip
+        )
     answer, given = _stripped(answer), [_stripped(one) for one in people]
     if len(set(given)) > 1:
         answer, given = normalised(answer), [normalised(one) for one in given]

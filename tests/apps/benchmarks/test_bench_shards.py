@@ -43,7 +43,9 @@ def test_what_the_package_decodes_is_what_was_written(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("webdataset", reason="compares with webdataset: pip install webdataset")
     out = tmp_path / "out.json"
-    assert main(["bench", "shards", "--num", "32", "--codes", "8", "--runs", "2", "-o", str(out)]) == 0  # fmt: skip
+    assert (
+        main(["bench", "shards", "--num", "32", "--codes", "8", "--runs", "2", "-o", str(out)]) == 0
+    )
     said = capsys.readouterr().out
     figures = r" +[\d.,]+ \([\d.,]+ to [\d.,]+\)"
     one = rf"  cm3{figures} documents/s\n  webdataset{figures} documents/s\n  ratio{figures}\n"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +18,7 @@ from cm3apps.convert.janus.names import DEEPSEEK, TRANSFORMERS, decoder_tensors,
 from cm3core.cli.main import main
 from cm3core.document import ImageHole, Text
 from tiny_deepseek import PROCESSOR, config_of, of_transformers, write_deepseek
-from tiny_janus import BOS, NUM_CODES, PAD, text_tokenizer, write_janus
+from tiny_janus import BOS, NUM_CODES, check_drawn, text_tokenizer, write_janus
 
 FORMS: dict[str, dict[str, Any]] = {
     "one": {"files": 1},
@@ -66,27 +65,7 @@ def test_both_forms_make_one_model(both: Converted, name: str) -> None:
 def test_pictures_are_transformers(both: Converted) -> None:
     """Drawn from DeepSeek's files at temperature 0: each code that of transformers' own loop, and pixels
     to one level."""
-    theirs, tokenizer = both.theirs, text_tokenizer()
-    config = theirs.generation_config
-    config.generation_kwargs = {"boi_token_id": tokenizer.token_to_id("<begin_of_image>")}
-    config.bos_token_id = tokenizer.token_to_id(BOS)
-    config.pad_token_id = tokenizer.token_to_id(PAD)
-    prompt = f"{BOS}<|User|>: a red apple\n\n<|Assistant|>:<begin_of_image>"
-    ids = torch.tensor([tokenizer.encode(prompt).ids])
-    codes = theirs.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        generation_mode="image",
-        do_sample=False,
-        guidance_scale=5,
-    )
-    model = cm3core.load(both.folder / "of-three")
-    [own] = model.generate("a red apple", 1, sampling={"temperature": 0.0})
-    assert own.codes.codes.tolist() == codes[0].tolist()
-    with torch.no_grad():
-        pixels = theirs.decode_image_tokens(codes)[0]
-    shown = (pixels.clamp(-1, 1) + 1) * 127.5
-    assert (torch.from_numpy(own.pixels.astype(np.float32)) - shown).abs().max() < 1
+    check_drawn(cm3core.load(both.folder / "of-three"), both.theirs, "a red apple")
 
 
 def test_roles_are_those_of_the_first_janus(both: Converted, tmp_path: Path) -> None:

@@ -5,47 +5,35 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import Emu3ForConditionalGeneration
 
 import cm3core
 from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.model import Model
 from cm3plugins.samplers.config import CFGSamplerConfig
-from tiny_emu3 import GRID, NUM_CODES, Ids, ids_of, with_other_names, write_baai, write_transformers
-
-SIZE = ["--resolution", "8", "--width", "12"]
-
-
-class Converted(NamedTuple):
-    """A model in all forms."""
-
-    folder: Path
-    model: Model
-    theirs: Emu3ForConditionalGeneration
-    tokenizer: Tokenizer
-    ids: Ids
+from tiny_emu3 import (
+    GRID,
+    NUM_CODES,
+    SIZE,
+    Converted,
+    converted,
+    with_other_names,
+    write_baai,
+)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    folder = tmp_path_factory.mktemp("emu3")
-    theirs = write_transformers(folder / "hf")
-    assert main(["convert", str(folder / "hf"), "-o", str(folder / "own"), *SIZE]) == 0
-    tokenizer = Tokenizer.from_file(str(folder / "hf" / "tokenizer.json"))
-    model = cm3core.load(folder / "own")
-    return Converted(folder, model, theirs, tokenizer, ids_of(tokenizer))
+    return converted(tmp_path_factory.mktemp("emu3"))
 
 
 def logits(both: Converted, ids: list[int]) -> Tensor:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from tokenizers import Tokenizer
 from transformers import (
-    Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
     Emu3Processor,
     PreTrainedTokenizerFast,
@@ -22,35 +20,17 @@ from cm3apps.server.abilities import able
 from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.errors import GenerationError
-from cm3core.model import Model
 from cm3core.model.tasks import task_for
-from tiny_emu3 import GRID, NUM_CODES, Ids, ids_of, write_transformers
+from tiny_emu3 import GRID, NUM_CODES, SIZE, Converted, converted
 
 #: BAAI's template (`Emu3Processor.__init__`), with transformers' mark of a picture.
 TEMPLATE = "You are a helpful assistant. USER: <image>{}. ASSISTANT:"
 CODES = np.random.default_rng(3).integers(0, NUM_CODES, GRID[0] * GRID[1]).astype(np.int32)
 
 
-class Converted(NamedTuple):
-    """A model in both forms."""
-
-    folder: Path
-    model: Model
-    theirs: Emu3ForConditionalGeneration
-    tokenizer: Tokenizer
-    ids: Ids
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    folder = tmp_path_factory.mktemp("emu3")
-    theirs = write_transformers(folder / "hf")
-    size = ["--resolution", "8", "--width", "12"]
-    own = ["convert", str(folder / "hf"), "-o", str(folder / "own"), "--chat", *size]
-    assert main(own) == 0
-    tokenizer = Tokenizer.from_file(str(folder / "hf" / "tokenizer.json"))
-    model = cm3core.load(folder / "own")
-    return Converted(folder, model, theirs, tokenizer, ids_of(tokenizer))
+    return converted(tmp_path_factory.mktemp("emu3"), "--chat")
 
 
 def processed(both: Converted, question: str) -> list[int]:
@@ -135,8 +115,7 @@ def test_the_commands_run(both: Converted, tmp_path: Path, capsys: Any) -> None:
 
 def test_emu3_gen_only_draws(both: Converted, tmp_path: Path) -> None:
     out = tmp_path / "gen"
-    size = ["--resolution", "8", "--width", "12"]
-    assert main(["convert", str(both.folder / "hf"), "-o", str(out), *size]) == 0
+    assert main(["convert", str(both.folder / "hf"), "-o", str(out), *SIZE]) == 0
     model = cm3core.load(out)
     assert able(model, ()) == ["draw"]
     prompt = model.components.serializer.prompt((Text("a red apple"), ImageHole())).tokens

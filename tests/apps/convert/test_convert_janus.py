@@ -22,7 +22,16 @@ from cm3core.errors import CM3Error
 from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.model import Model
-from tiny_janus import BOS, NUM_CODES, NUM_TEXT, PAD, SIDE, text_tokenizer, write_janus
+from tiny_janus import (
+    NUM_CODES,
+    NUM_TEXT,
+    PAD,
+    SIDE,
+    check_drawn,
+    template,
+    text_tokenizer,
+    write_janus,
+)
 
 GREEDY = {"temperature": 0.0, "text_temperature": 0.0}
 
@@ -42,13 +51,6 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     assert (folder / "hf" / "model.safetensors.index.json").is_file()
     assert main(["convert", str(folder / "hf"), "-o", str(folder / "own"), "--to", "cm3"]) == 0
     return Converted(folder, cm3core.load(folder / "own"), theirs)
-
-
-def template(request: str, answer: str = "<begin_of_image>") -> list[int]:
-    """Ids of the tokenizer itself of Janus' whole prompt."""
-    text = f"{BOS}<|User|>: {request}\n\n<|Assistant|>:{answer}"
-    ids: list[int] = text_tokenizer().encode(text).ids
-    return ids
 
 
 def test_prompts_are_the_template(both: Converted) -> None:
@@ -97,29 +99,8 @@ def test_logits_are_transformers_at_each_step(both: Converted) -> None:
 
 def test_guided_pictures_are_transformers(both: Converted) -> None:
     """At temperature 0, each code is that of transformers' own loop, and so are the pixels."""
-    theirs = both.theirs
-    theirs.generation_config.generation_kwargs = {
-        "boi_token_id": text_tokenizer().token_to_id("<begin_of_image>")
-    }
-    theirs.generation_config.bos_token_id = text_tokenizer().token_to_id(BOS)
-    theirs.generation_config.pad_token_id = text_tokenizer().token_to_id(PAD)
-    different = set()
-    for words in ("a red apple", "a blue bell on a table"):
-        ids = torch.tensor([template(words)])
-        expected = theirs.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_mode="image",
-            do_sample=False,
-            guidance_scale=5,
-        )
-        [picture] = both.model.generate(words, 1, sampling=GREEDY)
-        assert picture.codes.codes.tolist() == expected[0].tolist()
-        with torch.no_grad():
-            pixels = theirs.decode_image_tokens(expected)[0]
-        shown = (pixels.clamp(-1, 1) + 1) * 127.5
-        assert (torch.from_numpy(picture.pixels.astype(np.float32)) - shown).abs().max() < 1
-        different.add(tuple(expected[0].tolist()))
+    prompts = ("a red apple", "a blue bell on a table")
+    different = {tuple(check_drawn(both.model, both.theirs, words)) for words in prompts}
     assert len(different) == 2
 
 

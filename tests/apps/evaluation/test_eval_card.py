@@ -27,21 +27,41 @@ from cm3core.plugins import load_registry
 REGISTRY = load_registry()
 WEIGHTS = "ab" * 32
 SCORE = {
-    "name": "judge_r1-lite1", "value": 40.0, "spread": 13.1, "num": 3, "higher_is_better": True,
-    "hash": "0123456789ab", "measurement": {"metric": {"name": "judge"}},
+    "name": "judge_r1-lite1",
+    "value": 40.0,
+    "spread": 13.1,
+    "num": 3,
+    "higher_is_better": True,
+    "hash": "0123456789ab",
+    "measurement": {"metric": {"name": "judge"}},
     "beside": {"real": 100.0, "copied": 33.333},
-}  # fmt: skip
+}
 
 
 def facts(**changed: Any) -> ModelFacts:
     row = {"licence": "MIT", "source": "npm <b>", "attribution": "me | you", "documents": 7}
     given: dict[str, Any] = {
-        "name": "runs/mine", "recipe": "icons", "recipe_hash": "f00", "weights_sha256": WEIGHTS,
-        "components": {"decoder": "cm3leon"}, "num_parameters": 1000, "num_bytes": 4_400_000,
-        "image_size": (64, 64), "num_codes": 64, "codebook_size": 4096, "context_length": 512,
-        "max_text_tokens": 32, "steps": 10, "tokens": 5000, "seconds": 7200.0, "tasks": (),
-        "data_set": "icons", "split": "train", "trained_on": [row], "retrieves_from": [row],
-    }  # fmt: skip
+        "name": "runs/mine",
+        "recipe": "icons",
+        "recipe_hash": "f00",
+        "weights_sha256": WEIGHTS,
+        "components": {"decoder": "cm3leon"},
+        "num_parameters": 1000,
+        "num_bytes": 4_400_000,
+        "image_size": (64, 64),
+        "num_codes": 64,
+        "codebook_size": 4096,
+        "context_length": 512,
+        "max_text_tokens": 32,
+        "steps": 10,
+        "tokens": 5000,
+        "seconds": 7200.0,
+        "tasks": (),
+        "data_set": "icons",
+        "split": "train",
+        "trained_on": [row],
+        "retrieves_from": [row],
+    }
     return ModelFacts(**(given | changed))
 
 
@@ -54,10 +74,17 @@ def evaluation(folder: Path, weights: str = WEIGHTS, **changed: Any) -> Path:
     ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
-        "format": "cm3 scores 1", "protocol": {"name": "toy-v1", "sha256": "c0ffee" * 10}, "measurement": {},
-        "model": {"weights_sha256": weights, "sampler": {"name": "cfg", "temperature": 0.5}, "num_retrieved": 1},
-        "leakage": {}, "scores": [SCORE, {"name": "fid", "skipped": "no file"}],
-    }  # fmt: skip
+        "format": "cm3 scores 1",
+        "protocol": {"name": "toy-v1", "sha256": "c0ffee" * 10},
+        "measurement": {},
+        "model": {
+            "weights_sha256": weights,
+            "sampler": {"name": "cfg", "temperature": 0.5},
+            "num_retrieved": 1,
+        },
+        "leakage": {},
+        "scores": [SCORE, {"name": "fid", "skipped": "no file"}],
+    }
     (folder / "scores.json").write_text(json.dumps(values | changed))
     return folder
 
@@ -67,13 +94,18 @@ def measurement(folder: Path, weights: str = WEIGHTS) -> Path:
     drawn = {"pixels": {"r1": 0.25, "r5": 0.5}, "set_and_style": 0.5, "style": 0.6, "finish": 0.7}
     mean = {"mean": 1.7, "error": 0.02}
     comp = {
-        "num": 48, "nats": {"none": mean}, "gain": {}, "found": {"none": {"same_thing": 0.0}},
+        "num": 48,
+        "nats": {"none": mean},
+        "gain": {},
+        "found": {"none": {"same_thing": 0.0}},
         "pictures": {"real": drawn, "drawn-none": drawn},
-    }  # fmt: skip
+    }
     figures = {
-        "model": {"weights_sha256": weights, "step": 10}, "num": 48, "splits": {"comp": comp},
+        "model": {"weights_sha256": weights, "step": 10},
+        "num": 48,
+        "splits": {"comp": comp},
         "style_classifier": {"set_and_style": 0.8, "style": 0.9, "finish": 0.95},
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(figures))
     return folder
@@ -119,9 +151,11 @@ def test_what_a_card_says(tmp_path: Path) -> None:
 def test_a_card_of_tasks(tmp_path: Path) -> None:
     rows = {"copied": {"R@5": 0.5}, "drawn": {"R@5": 0.75, "finish": 0.9}}
     figures = {
-        "model": {"weights_sha256": WEIGHTS, "step": 10}, "num": 24, "tasks": ["edit"],
+        "model": {"weights_sha256": WEIGHTS, "step": 10},
+        "num": 24,
+        "tasks": ["edit"],
         "found": {"edit": {"unseen": {"num": 24, "figures": rows}}},
-    }  # fmt: skip
+    }
     (tmp_path / "figures.json").write_text(json.dumps(figures))
     lines = text_of(read_result(tmp_path, WEIGHTS)).splitlines()
     for line in (

@@ -42,9 +42,14 @@ def test_geneval_has_a_folder_a_prompt(finished: Path, tmp_path: Path) -> None:
     out = export("geneval", finished, tmp_path / "out")
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert names == [
-        "00000/grid.png", "00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png",
-        "00001/grid.png", "00001/metadata.jsonl", "00001/samples/0000.png",
-    ]  # fmt: skip
+        "00000/grid.png",
+        "00000/metadata.jsonl",
+        "00000/samples/0000.png",
+        "00000/samples/0001.png",
+        "00001/grid.png",
+        "00001/metadata.jsonl",
+        "00001/samples/0000.png",
+    ]
     assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == {"prompt": "two / cats"}
     assert open_image(out / "00000" / "samples" / "0001.png")[0, 0, 0] == 100
 
@@ -57,14 +62,20 @@ def test_other_layouts(finished: Path, tmp_path: Path) -> None:
     assert grid[::4, ::4].tolist() == [[0, 100], [0, 100]]
     bench = export("t2i-compbench", finished, tmp_path / "bench")
     assert sorted(path.name for path in (bench / "samples").iterdir()) == [
-        "a red dog_000000.png", "a red dog_000002.png", "two   cats_000001.png"
-    ]  # fmt: skip
+        "a red dog_000000.png",
+        "a red dog_000002.png",
+        "two   cats_000001.png",
+    ]
     with np.load(export("adm-npz", finished, tmp_path / "adm.npz")) as file:
         assert (file["arr_0"].shape, file["arr_0"].dtype) == ((3, 4, 4, 3), np.uint8)
     entries = yaml.safe_load(export("hub", finished, tmp_path / "hub.yaml").read_text())
     assert entries == [
-        {"dataset": {"id": "p", "task_id": "kid-lite1"}, "value": 0.5, "notes": "cm3leon, measurement abc, n=3"}
-    ]  # fmt: skip
+        {
+            "dataset": {"id": "p", "task_id": "kid-lite1"},
+            "value": 0.5,
+            "notes": "cm3leon, measurement abc, n=3",
+        }
+    ]
 
 
 def test_what_is_not_exported(finished: Path, tmp_path: Path) -> None:
@@ -86,10 +97,22 @@ FILES: list[tuple[str, str, dict[str, str]]] = [
         '{"tag": "colors", "correct": true}\n{"tag": "colors", "correct": false}\n{"tag": "counting", "correct": true}\n',
         {"geneval colors": "0.5", "geneval counting": "1", "geneval": "0.75"},
     ),
-    ("t2i-compbench", '[{"question_id": 0, "answer": "0.25"}, {"question_id": 1, "answer": "0.75"}]', {"t2i-compbench": "0.5"}),
-    ("adm", "warming up\nInception Score: 12.5\nFID: 7.25\nsFID: 5\n", {"is": "12.5", "fid-adm": "7.25", "sfid-adm": "5"}),
-    ("dpg", "Image path: out\n\tx - y: 86.125\nDPG-Bench score: 74.65\n", {"dpg x - y": "86.12", "dpg DPG-Bench score": "74.65"}),
-]  # fmt: skip
+    (
+        "t2i-compbench",
+        '[{"question_id": 0, "answer": "0.25"}, {"question_id": 1, "answer": "0.75"}]',
+        {"t2i-compbench": "0.5"},
+    ),
+    (
+        "adm",
+        "warming up\nInception Score: 12.5\nFID: 7.25\nsFID: 5\n",
+        {"is": "12.5", "fid-adm": "7.25", "sfid-adm": "5"},
+    ),
+    (
+        "dpg",
+        "Image path: out\n\tx - y: 86.125\nDPG-Bench score: 74.65\n",
+        {"dpg x - y": "86.12", "dpg DPG-Bench score": "74.65"},
+    ),
+]
 
 
 @pytest.mark.parametrize(("what", "text", "found"), FILES)
@@ -133,6 +156,9 @@ def test_two_folders_are_scored(
     assert shown.startswith("kid-pixels2  ")
     assert "n=6, lower is better  #" in shown
     pixels, score = ["--metric", "fid", "--extractor", "pixels"], ["eval", "score"]
+    assert main([*score, str(one), str(other), *pixels, "--set", "extractor.side=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "lower is better; mostly bias: 5 pictures of 12 features, kid is unbiased  #" in shown
     mixed = folder_of(folder_of(tmp_path / "c", 3, 2), 2, 3, size=9)
     lossy = folder_of(tmp_path / "d", 3, 4)
     (lossy / "2.png").rename(lossy / "2.jpg")
@@ -161,9 +187,12 @@ def test_two_folders_are_scored(
         ([*score, str(one), *pixels], "OTHERS: is not given"),
         ([*score, str(one), str(one), *pixels], "holds the same pictures as"),
         ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
-        ([*score, str(lossy), str(other), *pixels], "2.jpg: is compressed with loss, which moves the scores"),
+        (
+            [*score, str(lossy), str(other), *pixels],
+            "2.jpg: is compressed with loss, which moves the scores",
+        ),
         ([*score, str(one), str(tmp_path / "x"), *pixels], "is no folder"),
-    ):  # fmt: skip
+    ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
 

@@ -48,18 +48,28 @@ TASK = Task(
     "documents",
     "pictures",
     [
-        Sample(f"thing/{i}", f"red {i}", partial(reference, i), f"image:own{i}", candidates=partial(candidates, i))
+        Sample(
+            f"thing/{i}",
+            f"red {i}",
+            partial(reference, i),
+            f"image:own{i}",
+            candidates=partial(candidates, i),
+        )
         for i in range(NUM)
     ],
     {},
-)  # fmt: skip
+)
 
 
 def evaluate(out: Path, task: Task = TASK, **changed: Any) -> dict[str, Any]:
     values = {
-        "format": "cm3 protocol 1", "name": "toy-v1", "title": "a toy", "size": 8, "task": {"name": "x"},
+        "format": "cm3 protocol 1",
+        "name": "toy-v1",
+        "title": "a toy",
+        "size": 8,
+        "task": {"name": "x"},
         "scores": [{"metric": {"name": "judge"}, "extractor": BLURRED}],
-    }  # fmt: skip
+    }
     toy = toy_model()
     toy.components.memory = Colours()
     given: dict[str, Any] = {"model": toy, "label": "toy", "options": {"num_retrieved": 1}}
@@ -168,9 +178,14 @@ def test_a_model_of_icons_is_ranked_and_classified(
     for name, value in {"NUM_TRAINED": 64, "NUM_HELD_OUT": 8, "EPOCHS": 1}.items():
         monkeypatch.setattr(style_classifier, name, value)
     tiny = [
-        "dataset.things_share=0.005", "image_tokenizer=patches", "image_tokenizer.resolution=64",
-        "text_tokenizer.vocab_size=300", "decoder.num_layers=1", "decoder.d_model=32", "decoder.num_heads=1",
-    ]  # fmt: skip
+        "dataset.things_share=0.005",
+        "image_tokenizer=patches",
+        "image_tokenizer.resolution=64",
+        "text_tokenizer.vocab_size=300",
+        "decoder.num_layers=1",
+        "decoder.d_model=32",
+        "decoder.num_heads=1",
+    ]
     recipe = compose("icons", tiny, registry=REGISTRY)
     components = build(recipe, REGISTRY, stage="train")
     components.decoder.module.eval()
@@ -184,8 +199,12 @@ def test_a_model_of_icons_is_ranked_and_classified(
         "scores"
     ]
     assert [row["name"] for row in rows] == [
-        "judge_r1-blurred32", "judge_r5-blurred32", "icon_set_and_style", "icon_style", "icon_finish"
-    ]  # fmt: skip
+        "judge_r1-blurred32",
+        "judge_r5-blurred32",
+        "icon_set_and_style",
+        "icon_style",
+        "icon_finish",
+    ]
     assert all({"real", "reconstructed"} <= set(row["beside"]) for row in rows)
     assert rows[0]["beside"]["real"] == rows[1]["beside"]["real"] == 100
     assert (

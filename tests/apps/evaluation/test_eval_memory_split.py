@@ -52,8 +52,11 @@ def test_a_split_without_the_references_is_searched_and_recorded(
     scores = json.loads((tmp_path / "held-out" / "scores.json").read_text())
     assert scores["model"]["memory_split"] == "train"
     assert scores["leakage"] == {
-        "retrieves": True, "documents": 185, "compared_by_appearance": True, "leaks": [],
-    }  # fmt: skip
+        "retrieves": True,
+        "documents": 185,
+        "compared_by_appearance": True,
+        "leaks": [],
+    }
     # the measurement is the same, whatever is searched
     assert "memory" not in json.dumps([scores["measurement"], scores["scores"][0]["measurement"]])
     capsys.readouterr()

@@ -28,9 +28,12 @@ def picture(seed: int) -> Any:
 
 def protocol(metric: str) -> Any:
     values = {
-        "format": "cm3 protocol 1", "name": "toy-v1", "title": "", "task": {"name": "x"},
+        "format": "cm3 protocol 1",
+        "name": "toy-v1",
+        "title": "",
+        "task": {"name": "x"},
         "scores": [{"metric": {"name": metric}}],
-    }  # fmt: skip
+    }
     return protocol_of(values, "toy")
 
 
@@ -57,8 +60,9 @@ def test_the_most_probable_answer() -> None:
 def test_answers_are_ranked_as_a_protocol(tmp_path: Path) -> None:
     people = ("red",) * 10
     samples = [
-        Sample(str(i), f"what {i}?", partial(picture, i), f"p{i}", people, choices=ANSWERS) for i in range(3)
-    ]  # fmt: skip
+        Sample(str(i), f"what {i}?", partial(picture, i), f"p{i}", people, choices=ANSWERS)
+        for i in range(3)
+    ]
     task, model = Task("vqa", "answers", samples, {}), toy_model(max_text_tokens=60)
     evaluation = Evaluation(
         protocol("vqa"), task, load_registry(), tmp_path, model=model, options=NOTHING
@@ -75,8 +79,9 @@ def test_answers_are_ranked_as_a_protocol(tmp_path: Path) -> None:
 
 def test_captions_are_ranked_without_writing_any(tmp_path: Path) -> None:
     samples = [
-        Sample(str(i), "", partial(picture, i), f"p{i}", choices=("red", "dog", "2 cats")) for i in range(4)
-    ]  # fmt: skip
+        Sample(str(i), "", partial(picture, i), f"p{i}", choices=("red", "dog", "2 cats"))
+        for i in range(4)
+    ]
     task, model = Task("captions", "captions", samples, {}), toy_model()
     scores = Evaluation(
         protocol("choice"), task, load_registry(), tmp_path, model=model, options=NOTHING

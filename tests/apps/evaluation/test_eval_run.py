@@ -87,8 +87,14 @@ def test_all_scores_and_samples_are_there(tmp_path: Path) -> None:
     scores = evaluate(tmp_path / "a")
     names = [row["name"] for row in scores["scores"]]
     assert names == [
-        "image_nats", "text_nats", "choice_accuracy", "choice_mrr", "kid-pixels4", "fid-pixels4", "psnr"
-    ]  # fmt: skip
+        "image_nats",
+        "text_nats",
+        "choice_accuracy",
+        "choice_mrr",
+        "kid-pixels4",
+        "fid-pixels4",
+        "psnr",
+    ]
     rows = [
         json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()
     ]
@@ -100,6 +106,9 @@ def test_all_scores_and_samples_are_there(tmp_path: Path) -> None:
     assert own == pytest.approx(scores["scores"][-1]["value"])
     assert read_scores(tmp_path / "a") == json.loads(json.dumps(scores))
     shown = lines(scores)
+    note = f"mostly bias: {NUM} pictures of 48 features, kid is unbiased"
+    assert [row.get("note") for row in scores["scores"]] == [None] * 5 + [note, None]
+    assert note in shown[5]
     assert all(
         f"toy-v1#{row['hash']}" in line for row, line in zip(scores["scores"], shown, strict=True)
     )
@@ -244,8 +253,9 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         Evaluation(scores, task, REGISTRY, tmp_path / "a", **given).run()
     found = Evaluation(scores, task, REGISTRY, tmp_path / "b", skip_missing=True, **given).run()
     assert found["scores"][0] == {
-        "name": "meteor", "skipped": "the package 'snowballstemmer' is not installed"
-    }  # fmt: skip
+        "name": "meteor",
+        "skipped": "the package 'snowballstemmer' is not installed",
+    }
     assert found["scores"][1]["name"] == "rouge_l"
     # what was written is a file of texts for another metric
     again = str(tmp_path / "b" / "samples.jsonl")
@@ -330,9 +340,17 @@ def test_published_figures_stand_beside_ours() -> None:
     }
     table = beside_paper([ours, small])
     assert [line.split("  ")[0] for line in table] == [
-        "model", "CM3leon-7B, 2 documents", "Re-Imagen", "CM3leon-7B, 1 document", "ours (ours)", "Parti",
-        "Muse", "CM3leon-7B, no document", "Stable Diffusion", "small (ours)",
-    ]  # fmt: skip
+        "model",
+        "CM3leon-7B, 2 documents",
+        "Re-Imagen",
+        "CM3leon-7B, 1 document",
+        "ours (ours)",
+        "Parti",
+        "Muse",
+        "CM3leon-7B, no document",
+        "Stable Diffusion",
+        "small (ours)",
+    ]
     assert "n/a: other measure" in table[-1]
 
 
@@ -344,9 +362,13 @@ def test_captions_and_answers_are_written_and_scored(tmp_path: Path) -> None:
         ]
         task = Task("texts", makes, own, {})  # type: ignore[arg-type]  # of the two
         scores = Evaluation(
-            protocol([{"metric": {"name": metric}}], size=None), task, REGISTRY, tmp_path / makes,
-            model=toy_model(max_text_tokens=40), options={"num_retrieved": 0},
-        ).run()  # fmt: skip
+            protocol([{"metric": {"name": metric}}], size=None),
+            task,
+            REGISTRY,
+            tmp_path / makes,
+            model=toy_model(max_text_tokens=40),
+            options={"num_retrieved": 0},
+        ).run()
         assert scores["scores"][0]["num"] == NUM
         row = json.loads((tmp_path / makes / "samples.jsonl").read_text().splitlines()[0])
         assert isinstance(row["text"], str)

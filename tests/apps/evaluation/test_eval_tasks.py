@@ -51,25 +51,44 @@ def coco(tmp_path: Path) -> Path:
         {
             "dataset": "coco",
             "images": [
-                {"filepath": "val2014", "filename": names[i], "cocoid": i, "imgid": k, "sentids": [],
-                 "split": "test" if k % 2 else "val",
-                 "sentences": [{"raw": f"A {i}.", "tokens": ["a", str(i)]}, {"raw": "B", "tokens": ["b"]}]}
+                {
+                    "filepath": "val2014",
+                    "filename": names[i],
+                    "cocoid": i,
+                    "imgid": k,
+                    "sentids": [],
+                    "split": "test" if k % 2 else "val",
+                    "sentences": [
+                        {"raw": f"A {i}.", "tokens": ["a", str(i)]},
+                        {"raw": "B", "tokens": ["b"]},
+                    ],
+                }
                 for k, i in enumerate(ids)
             ],
         },
-    )  # fmt: skip
+    )
     write(
         folder / "annotations" / "questions.json",
         {"questions": [{"image_id": i, "question": "What?", "question_id": 1000 * i} for i in ids]},
     )
     write(
         folder / "annotations" / "answers.json",
-        {"annotations": [
-            {"question_id": 1000 * i, "image_id": i, "question_type": "what", "answer_type": "other",
-             "answers": [{"answer": f"{i}", "answer_confidence": "yes", "answer_id": k} for k in range(10)]}
-            for i in ids
-        ]},
-    )  # fmt: skip
+        {
+            "annotations": [
+                {
+                    "question_id": 1000 * i,
+                    "image_id": i,
+                    "question_type": "what",
+                    "answer_type": "other",
+                    "answers": [
+                        {"answer": f"{i}", "answer_confidence": "yes", "answer_id": k}
+                        for k in range(10)
+                    ],
+                }
+                for i in ids
+            ]
+        },
+    )
     return folder
 
 
@@ -149,15 +168,31 @@ def test_answers_to_rank(coco: Path) -> None:
 def test_what_is_missing_is_named(coco: Path, tmp_path: Path) -> None:
     step = "COCO's files are published at https://cocodataset.org/#download"
     for values, data, message in (
-        ({"name": "coco"}, None, f"this protocol: needs COCO's files\n  next: give their folder (--data); {step}"),
+        (
+            {"name": "coco"},
+            None,
+            f"this protocol: needs COCO's files\n  next: give their folder (--data); {step}",
+        ),
         ({"name": "coco"}, tmp_path / "x", "x: is no folder"),
-        ({"name": "coco", "num": 7}, coco, "captions_val2014.json: has 6 samples, the protocol takes 7"),
-        ({"name": "coco", "annotations": "none.json"}, coco, f"none.json: there is no such file\n  next: {step}"),
-        ({"name": "coco", "nmu": 7}, coco, "task.nmu: the task 'coco' has no such key\n  next: did you mean 'num'?"),
+        (
+            {"name": "coco", "num": 7},
+            coco,
+            "captions_val2014.json: has 6 samples, the protocol takes 7",
+        ),
+        (
+            {"name": "coco", "annotations": "none.json"},
+            coco,
+            f"none.json: there is no such file\n  next: {step}",
+        ),
+        (
+            {"name": "coco", "nmu": 7},
+            coco,
+            "task.nmu: the task 'coco' has no such key\n  next: did you mean 'num'?",
+        ),
         ({"name": "coco", "num": 0}, coco, "protocol: task.num: is 0\n  next: use 1 or more"),
         ({"name": "coco", "num": "x"}, coco, "protocol: task.num: is 'x'"),
         ({"name": "cocoo"}, coco, "protocol: task.name: is 'cocoo'\n  next: did you mean 'coco'?"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError) as caught:
             open_(values, data)
         assert message in str(caught.value)

@@ -55,9 +55,13 @@ def test_it_is_a_notebook_without_outputs():
 def test_every_cell_runs_and_shows_its_picture(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
-        input=json.dumps(sources()), capture_output=True, text=True, cwd=tmp_path, timeout=600,
+        input=json.dumps(sources()),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=600,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "IPYTHONDIR": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout.splitlines()[-1])
     assert not any("error" in one for one in shown), shown

@@ -14,7 +14,17 @@ from cm3core.errors import MissingPackageError
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
 pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
 
-BENCH = ["bench", "retrieval", "--num", "1000", "--quick", "--index", "ivf", "--postgres", "--no-loader"]  # fmt: skip
+BENCH = [
+    "bench",
+    "retrieval",
+    "--num",
+    "1000",
+    "--quick",
+    "--index",
+    "ivf",
+    "--postgres",
+    "--no-loader",
+]
 
 
 @pytest.fixture

@@ -60,8 +60,12 @@ def test_a_bank_goes_there_and_comes_back(place, postgres, tmp_path, capsys):
         json.loads(line) for line in (tmp_path / "out/metadata.jsonl").read_text().splitlines()
     ]
     assert lines[3] == {
-        "id": "d3", "licence": "MIT", "source": "a shop", "attribution": "Ann", "style": "ink",
-    }  # fmt: skip
+        "id": "d3",
+        "licence": "MIT",
+        "source": "a shop",
+        "attribution": "Ann",
+        "style": "ink",
+    }
     assert lines[4]["licence"] == "CC0-1.0"
     assert main(["postgres", "push", "out", "--quiet", *place]) == 0
     assert "0 added; already there: 10" in capsys.readouterr().out
@@ -158,9 +162,19 @@ def test_a_model_draws_from_it(place, postgres, tmp_path, capsys):
     assert main([*push, *place]) == 0
     keys = ["retriever.database=cm3", f"retriever.schema={place[3]}"]
     draw = [
-        "generate", "red square", "--n", "1", "--num-retrieved", "1", "--retriever", "pgvector",
-        "-o", "out", *model, *(word for key in keys for word in ("--set", key)),
-    ]  # fmt: skip
+        "generate",
+        "red square",
+        "--n",
+        "1",
+        "--num-retrieved",
+        "1",
+        "--retriever",
+        "pgvector",
+        "-o",
+        "out",
+        *model,
+        *(word for key in keys for word in ("--set", key)),
+    ]
     assert main(draw) == 0
     with Pictures.open(next((tmp_path / "out").glob("*.png"))) as picture:
         assert json.loads(picture.info["retrieved"]) == ["red.png"]

@@ -1,4 +1,4 @@
-"""A browser for the tests of the page."""
+"""A browser for the tests of the page, and a server of models with different abilities."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from toy_server import Served, served, toy, tuned
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +19,16 @@ def browser() -> Iterator[Any]:
         running = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """A server of models with different tasks; a file whose tests need another has its own."""
+    models = {
+        "toy": toy(),
+        "tuned": tuned(),
+        "answers": tuned({"answer": "vqa"}),
+        "places": tuned({"draw": "t2i", "place": "object_to_image"}),
+    }
+    with served(models, most_models=4) as running:
+        yield running

@@ -82,9 +82,12 @@ def test_a_client_that_goes_away_frees_its_rows_at_once(stream, caplog):
         httpx.get(server.url + "/studio/facts")
         pool, queue = server.workshop.pool, server.workshop.queue
         body = {"prompt": "red", "n": 10, "stream": stream, "partial_images": 3 if stream else 0}
-        with httpx.Client(timeout=30) as client, client.stream(
-            "POST", server.url + GENERATE, json=body
-        ) if stream else _sent(server.url, body) as answer:  # fmt: skip
+        with (
+            httpx.Client(timeout=30) as client,
+            client.stream("POST", server.url + GENERATE, json=body)
+            if stream
+            else _sent(server.url, body) as answer,
+        ):
             if stream:
                 lines = answer.iter_lines()
                 next(lines)

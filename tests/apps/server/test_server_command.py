@@ -62,8 +62,14 @@ def test_models_that_are_not_there_or_named_twice(capsys):
 
 
 def test_models_are_named():
-    args = Namespace(model=["x=bundled:emoji64", "bundled:emoji64"], plugin=[], threads=None,
-                     precision="auto", trust_plugins=[], at_once=8)  # fmt: skip
+    args = Namespace(
+        model=["x=bundled:emoji64", "bundled:emoji64"],
+        plugin=[],
+        threads=None,
+        precision="auto",
+        trust_plugins=[],
+        at_once=8,
+    )
     assert list(openers_of(args)) == ["x", "bundled:emoji64"]
 
 
@@ -96,8 +102,11 @@ def test_packages_that_are_missing(capsys, monkeypatch):
 def test_the_command_serves_the_default_model():
     with subprocess.Popen(
         [sys.executable, "-m", "cm3core.cli.main", "serve", "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
-    ) as process:  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    ) as process:
         assert process.stdout is not None
         url = process.stdout.readline().removeprefix("cm3 serve: ").strip()
         facts = httpx.get(url + "studio/facts", timeout=60).json()

@@ -8,8 +8,8 @@ import pytest
 
 from cm3apps.server import errors, facts, fields, guard
 from cm3apps.server.errors import APIError
+from cm3apps.server.field_tables import chat_fields, edit_fields, generation_fields
 from cm3apps.server.fields import Field, json_object, read
-from cm3apps.server.requests import chat_fields, edit_fields, generation_fields
 from cm3apps.server.settings import Limits
 
 TABLE = (
@@ -40,23 +40,58 @@ def test_values_are_read():
         ({"prompt": None}, "prompt: is missing", "missing_required_parameter"),
         ({"prompt": 3}, "prompt: is 3, must be a string", "invalid_value"),
         ({"prompt": "abcdef"}, "prompt: has 6 characters, at most 5 are allowed", "invalid_value"),
-        ({"prompt": "a\ud800"}, "prompt: has half a character at 1 (a lone surrogate)", "invalid_value"),
+        (
+            {"prompt": "a\ud800"},
+            "prompt: has half a character at 1 (a lone surrogate)",
+            "invalid_value",
+        ),
         ({"prompt": "a\0"}, "prompt: has a NUL character at 1", "invalid_value"),
         ({"prompt": "a", "n": 0}, "n: is 0, must be a whole number from 1 to 10", "invalid_value"),
-        ({"prompt": "a", "n": True}, "n: is true, must be a whole number from 1 to 10", "invalid_value"),
-        ({"prompt": "a", "n": 1.5}, "n: is 1.5, must be a whole number from 1 to 10", "invalid_value"),
-        ({"prompt": "a", "n": "2"}, "n: is '2', must be a whole number from 1 to 10", "invalid_value"),
+        (
+            {"prompt": "a", "n": True},
+            "n: is true, must be a whole number from 1 to 10",
+            "invalid_value",
+        ),
+        (
+            {"prompt": "a", "n": 1.5},
+            "n: is 1.5, must be a whole number from 1 to 10",
+            "invalid_value",
+        ),
+        (
+            {"prompt": "a", "n": "2"},
+            "n: is '2', must be a whole number from 1 to 10",
+            "invalid_value",
+        ),
         ({"prompt": "a", "scale": 3}, "scale: is 3, must be a number from 0 to 2", "invalid_value"),
-        ({"prompt": "a", "scale": []}, "scale: is a list, must be a number from 0 to 2", "invalid_value"),
+        (
+            {"prompt": "a", "scale": []},
+            "scale: is a list, must be a number from 0 to 2",
+            "invalid_value",
+        ),
         ({"prompt": "a", "stream": 1}, "stream: is 1, must be true or false", "invalid_value"),
-        ({"prompt": "a", "format": "gif"}, "format: is 'gif', must be one of png, webp", "invalid_value"),
-        ({"prompt": "a", "format": {}}, "format: is an object, must be one of png, webp", "invalid_value"),
+        (
+            {"prompt": "a", "format": "gif"},
+            "format: is 'gif', must be one of png, webp",
+            "invalid_value",
+        ),
+        (
+            {"prompt": "a", "format": {}},
+            "format: is an object, must be one of png, webp",
+            "invalid_value",
+        ),
         ({"prompt": "a", "sampling": 1}, "sampling: is 1, must be an object", "invalid_value"),
-        ({"prompt": "a", "documents": [1, 2, 3]}, "documents: has 3 items, at most 2 are allowed", "invalid_value"),
-        ({"prompt": "a", "nn": 1},
-         "unknown parameter: 'nn'; known: documents, format, n, prompt, sampling, scale, stream", "unknown_parameter"),
+        (
+            {"prompt": "a", "documents": [1, 2, 3]},
+            "documents: has 3 items, at most 2 are allowed",
+            "invalid_value",
+        ),
+        (
+            {"prompt": "a", "nn": 1},
+            "unknown parameter: 'nn'; known: documents, format, n, prompt, sampling, scale, stream",
+            "unknown_parameter",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_values(body, message, code):
     with pytest.raises(APIError) as caught:
         read(TABLE, body)

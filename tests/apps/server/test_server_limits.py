@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import json
 import socket
 import struct
@@ -25,8 +26,17 @@ URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    limits = Limits(body_bytes=300_000, body_seconds=0.5, picture_pixels=10_000, pictures=3, side=64,
-                    prompt_characters=40, number=4, candidates=3, at_once=6)  # fmt: skip
+    limits = Limits(
+        body_bytes=300_000,
+        body_seconds=0.5,
+        picture_pixels=10_000,
+        pictures=3,
+        side=64,
+        prompt_characters=40,
+        number=4,
+        candidates=3,
+        at_once=6,
+    )
     with served(limits=limits) as running:
         yield running
 
@@ -57,35 +67,57 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"prompt": "x" * 41}, "prompt: has 41 characters, at most 40 are allowed"),
         ({"prompt": "x", "n": 5}, "n: is 5, must be a whole number from 1 to 4"),
         ({"prompt": "x", "candidates": 4}, "candidates: is 4, must be a whole number from 1 to 3"),
-        ({"prompt": "x", "n": 4, "candidates": 2},
-         "n: 4 results of 2 candidates are 8, at most 6 are generated for one request"),
-        ({"prompt": "x", "size": "128x128"},
-         "size: is '128x128', must be auto, 8x8 (the model's own), or another size in this aspect ratio "
-         "with sides of at most 64"),
-        ({"prompt": "x", "size": "8x16"},
-         "size: is '8x16', must be auto, 8x8 (the model's own), or another size in this aspect ratio "
-         "with sides of at most 64"),
+        (
+            {"prompt": "x", "n": 4, "candidates": 2},
+            "n: 4 results of 2 candidates are 8, at most 6 are generated for one request",
+        ),
+        (
+            {"prompt": "x", "size": "128x128"},
+            "size: is '128x128', must be auto, 8x8 (the model's own), or another size in this aspect ratio "
+            "with sides of at most 64",
+        ),
+        (
+            {"prompt": "x", "size": "8x16"},
+            "size: is '8x16', must be auto, 8x8 (the model's own), or another size in this aspect ratio "
+            "with sides of at most 64",
+        ),
         ({"prompt": "x", "partial_images": 2}, "partial_images: needs stream"),
-        ({"prompt": "x", "background": "transparent", "output_format": "jpeg"},
-         "background: JPEG can't be transparent; use png or webp"),
-        ({"prompt": "x", "sampling": {"negative_prompt": "y"}, "negative_prompt": "z"},
-         "sampling: negative_prompt is also given by itself"),
-        ({"prompt": "x", "sampling": {"null_prompt": "/etc/passwd"}},
-         "sampler.null_prompt: is '/etc/passwd', not 'mask' or 'mask_no_retrieved'"),
-        ({"prompt": "x", "sampling": {"bank": "/etc"}},
-         "sampling: 'bank' is '/etc', only numbers, flags and choices can be set in a request"),
-        ({"prompt": "x", "sampling": {"inner": {"bank": "/etc"}}},
-         "sampling: 'inner' is an object, only numbers, flags and choices can be set in a request"),
-        ({"prompt": "x", "documents": [{"text": "red"}]},
-         'documents[0]: must be {"image_url": "data:...", "text": "..."}'),
-        ({"prompt": "x", "documents": [{"text": "red", "image_url": "http://127.0.0.1/a.png"}]},
-         "documents[0].image_url: is not a data: URL; this server never fetches addresses. Next: send the "
-         "picture itself, as data:image/png;base64,..."),
-        ({"prompt": "x", "documents": [{"text": "red", "image_url": "file:///etc/passwd"}]},
-         "documents[0].image_url: is not a data: URL; this server never fetches addresses. Next: send the "
-         "picture itself, as data:image/png;base64,..."),
+        (
+            {"prompt": "x", "background": "transparent", "output_format": "jpeg"},
+            "background: JPEG can't be transparent; use png or webp",
+        ),
+        (
+            {"prompt": "x", "sampling": {"negative_prompt": "y"}, "negative_prompt": "z"},
+            "sampling: negative_prompt is also given by itself",
+        ),
+        (
+            {"prompt": "x", "sampling": {"null_prompt": "/etc/passwd"}},
+            "sampler.null_prompt: is '/etc/passwd', not 'mask' or 'mask_no_retrieved'",
+        ),
+        (
+            {"prompt": "x", "sampling": {"bank": "/etc"}},
+            "sampling: 'bank' is '/etc', only numbers, flags and choices can be set in a request",
+        ),
+        (
+            {"prompt": "x", "sampling": {"inner": {"bank": "/etc"}}},
+            "sampling: 'inner' is an object, only numbers, flags and choices can be set in a request",
+        ),
+        (
+            {"prompt": "x", "documents": [{"text": "red"}]},
+            'documents[0]: must be {"image_url": "data:...", "text": "..."}',
+        ),
+        (
+            {"prompt": "x", "documents": [{"text": "red", "image_url": "http://127.0.0.1/a.png"}]},
+            "documents[0].image_url: is not a data: URL; this server never fetches addresses. Next: send the "
+            "picture itself, as data:image/png;base64,...",
+        ),
+        (
+            {"prompt": "x", "documents": [{"text": "red", "image_url": "file:///etc/passwd"}]},
+            "documents[0].image_url: is not a data: URL; this server never fetches addresses. Next: send the "
+            "picture itself, as data:image/png;base64,...",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_generation_beyond_the_limits(server, body, message):
     error = error_of(server.post(**body), 400)
     assert error["message"].startswith(message[:150])
@@ -104,17 +136,26 @@ def test_strings_are_set_only_where_they_are_choices(server):
         ([("image", b"GIF89a, or not")], "image: is not a picture"),
         ([("image", PICTURE[:60])], "image: can't be read as a picture"),
         ([("image", bomb())], "image: has more than 10,000 pixels"),
-        ([("image", png(np.zeros((101, 100, 3), np.uint8)))], "image: 100 x 101 pixels, more than 10,000"),
+        (
+            [("image", png(np.zeros((101, 100, 3), np.uint8)))],
+            "image: 100 x 101 pixels, more than 10,000",
+        ),
         ([("image", PICTURE), ("mask", bomb())], "mask: has more than 10,000 pixels"),
         ([("image", PICTURE), ("mask", PICTURE)], "mask: has no transparency (alpha)"),
-        ([("image", PICTURE), ("mask", mask(8, 4, (0, 0, 2, 2)))], "mask: is 4x8, the picture 8x8; make them equal"),
-        ([("image", PICTURE), ("mask", mask(8, 8, (0, 0, 0, 0)))], "mask: is nowhere fully transparent"),
+        (
+            [("image", PICTURE), ("mask", mask(8, 4, (0, 0, 2, 2)))],
+            "mask: is 4x8, the picture 8x8; make them equal",
+        ),
+        (
+            [("image", PICTURE), ("mask", mask(8, 8, (0, 0, 0, 0)))],
+            "mask: is nowhere fully transparent",
+        ),
         ([("image[]", PICTURE), ("image[]", PICTURE)], "image: 2 pictures were sent"),
         ([("image", PICTURE)] * 5, "the body is not a form (Too many files"),
         ([("prompt", PICTURE)], "prompt: no file is taken here"),
         ([("evil", PICTURE)], "evil: no file is taken here"),
     ],
-)  # fmt: skip
+)
 def test_pictures_that_are_refused(server, files, message):
     sent = [(name, (f"../../{name}.png", data)) for name, data in files]
     form = {"prompt": "red"} if sent else {}
@@ -163,19 +204,40 @@ def test_json_edits_and_their_references(server):
         (["x"], "messages[0]: must be an object whose role is one of"),
         ([{"role": "king", "content": "x"}], "messages[0]: must be an object whose role is one of"),
         ([{"role": "user", "content": ""}], "messages: the user's last message is empty"),
-        ([{"role": "user", "content": 3}], "messages[0].content: must be a string or a list of parts"),
+        (
+            [{"role": "user", "content": 3}],
+            "messages[0].content: must be a string or a list of parts",
+        ),
         ([{"role": "user", "content": "x" * 41}], "messages[0].content: has 41 characters"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "messages[0].content[0]: must be"),
         ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "messages[0].content: is 3"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]}],
-         "messages[0].content[0].image_url: is not a data: URL"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}] * 4}],
-         "messages[0]: more than 3 pictures were sent"),
-        ([{"role": "user", "content": [{"type": "text", "text": "why?"},
-                                       {"type": "image_url", "image_url": {"url": URL}}]}],
-         "the model is not known to be tuned to answer questions"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}],
+                }
+            ],
+            "messages[0].content[0].image_url: is not a data: URL",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}] * 4}],
+            "messages[0]: more than 3 pictures were sent",
+        ),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "why?"},
+                        {"type": "image_url", "image_url": {"url": URL}},
+                    ],
+                }
+            ],
+            "the model is not known to be tuned to answer questions",
+        ),
     ],
-)  # fmt: skip
+)
 def test_chats_that_are_refused(server, messages, message):
     response = server.post(CHAT, messages=messages)
     assert error_of(response, 400)["message"].startswith(message)
@@ -196,9 +258,9 @@ def test_modalities(server):
 def test_a_body_that_is_too_long_is_not_read(server):
     long = json.dumps({"prompt": "x" * 400_000})
     head = {"content-type": "application/json"}
-    assert error_of(httpx.post(server.url + GENERATE, content=long, headers=head), 413)["message"] == (
-        "the body has more than 300,000 bytes"
-    )  # fmt: skip
+    assert error_of(httpx.post(server.url + GENERATE, content=long, headers=head), 413)[
+        "message"
+    ] == ("the body has more than 300,000 bytes")
 
     def pieces() -> Iterator[bytes]:  # no length is announced
         for _ in range(40):
@@ -227,15 +289,35 @@ def test_other_media_types_are_refused(server, sort):
     assert error_of(response, 415)["code"] == "unsupported_media_type"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "gzip, gzip", "br"])
+def test_compressed_bodies_are_refused_in_words(server, coding):
+    head = {"content-type": "application/json", "content-encoding": coding}
+    body = gzip.compress(b'{"prompt": "red"}')
+    response = httpx.post(server.url + GENERATE, content=body, headers=head)
+    error = error_of(response, 415)
+    assert error["message"] == (
+        f"the body is compressed (Content-Encoding: {coding!r}), and this server reads none that is. "
+        "Next: send it as it is, without that header"
+    )
+    assert error["code"] == "unsupported_content_encoding"
+    assert response.headers["accept-encoding"] == "identity"
+
+
+def test_a_body_that_says_that_it_is_not_compressed_is_read(server):
+    head = {"content-type": "application/json", "content-encoding": "identity"}
+    assert httpx.post(server.url + GENERATE, content=b'{"prompt": "red"}', headers=head).is_success
+
+
 def test_a_request_that_takes_too_long_ends():
     with served({"toy": toy(0.1)}, limits=Limits(seconds=0.3)) as server:
         error = error_of(server.post(prompt="red"), 504)
         assert (error["message"], error["code"]) == ("the answer took more than 0.3 s", "timeout")
         server.until(lambda: server.workshop.queue.in_flight == 0)
         with httpx.stream(
-            "POST", server.url + GENERATE,
+            "POST",
+            server.url + GENERATE,
             json={"prompt": "red", "stream": True, "partial_images": 3},
-        ) as stream:  # fmt: skip
+        ) as stream:
             assert stream.status_code == 200
             lines = list(stream.iter_lines())
         assert lines[0] == "event: image_generation.partial_image"
@@ -277,8 +359,13 @@ def test_pages_of_other_sites_may_not_ask(server):
 
 def test_other_names_for_this_machine_are_refused(server):
     port = server.url.rpartition(":")[2]
-    for name, status in (("evil.example", 403), (f"evil.example:{port}", 403), ("", 403),
-                         (f"localhost:{port}", 200), ("[::1]", 200)):  # fmt: skip
+    for name, status in (
+        ("evil.example", 403),
+        (f"evil.example:{port}", 403),
+        ("", 403),
+        (f"localhost:{port}", 200),
+        ("[::1]", 200),
+    ):
         response = httpx.get(server.url + "/v1/models", headers={"host": name})
         assert response.status_code == status, name
     with served(allowed_hosts=("Studio.example",)) as named:

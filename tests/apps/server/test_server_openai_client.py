@@ -23,9 +23,12 @@ openai = pytest.importorskip("openai", reason="the package openai is not install
 @pytest.fixture(scope="module")
 def process() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        [sys.executable, "-m", "toy_server"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "toy_server"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=with_fixtures(),
-    ) as server:  # fmt: skip
+    ) as server:
         yield server
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
@@ -157,9 +160,13 @@ def test_documents_are_given_by_hand(client):
     url = "data:image/png;base64," + base64.b64encode(png(picture(8, 8))).decode()
     answer = client.images.generate(
         prompt="red",
-        extra_body={"seed": 3, "documents": [{"image_url": url, "text": "my red"}],
-                    "num_retrieved": 0, "return_documents": True},
-    )  # fmt: skip
+        extra_body={
+            "seed": 3,
+            "documents": [{"image_url": url, "text": "my red"}],
+            "num_retrieved": 0,
+            "return_documents": True,
+        },
+    )
     expected = toy_model().generate("red", 1, seed=3, context=[(picture(8, 8), "my red")])[0]
     assert (pixels_of(answer.data[0].b64_json) == expected.pixels).all()
     assert [one["text"] for one in answer.data[0].documents] == ["my red"]
@@ -194,9 +201,11 @@ def test_chat_captions_a_picture(client, stream):
     url = "data:image/png;base64," + base64.b64encode(png(picture(8, 8))).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}]
     answer = client.chat.completions.create(
-        model="toy", messages=[{"role": "user", "content": content}], stream=stream,
+        model="toy",
+        messages=[{"role": "user", "content": content}],
+        stream=stream,
         extra_body={"seed": 7},
-    )  # fmt: skip
+    )
     text = (
         "".join(chunk.choices[0].delta.content or "" for chunk in answer)
         if stream

@@ -184,12 +184,17 @@ def test_a_picture_is_described(browser, server):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"not a picture", "can't be read as a picture"), (b"x" * (2 << 20), "This file has 2 MiB; at most 1")],
-)  # fmt: skip
+    [
+        (b"not a picture", "can't be read as a picture"),
+        (b"x" * (2 << 20), "This file has 2 MiB; at most 1"),
+    ],
+)
 def test_broken_and_huge_files(browser, server, data, message):
     with opened(browser, server) as page:
-        for view, field, status in (("Edit", "#edit-file", "#edit-status"),
-                                    ("Look", "#look-file", "#look-status")):  # fmt: skip
+        for view, field, status in (
+            ("Edit", "#edit-file", "#edit-status"),
+            ("Look", "#look-file", "#look-status"),
+        ):
             page.click(f"#tabs >> text={view}")
             upload(page, field, data)
             says(page, status, message)

@@ -91,9 +91,13 @@ class Toy(Replica):
 
 def scope_of(path: str = GENERATE, seed: int = 7) -> dict[str, Any]:
     return {
-        "type": "http", "method": "POST", "path": path, "query_string": b"", SEED: seed,
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        SEED: seed,
         "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
-    }  # fmt: skip
+    }
 
 
 async def replica_of(seconds: float = 0.0) -> Toy:
@@ -160,9 +164,13 @@ def replicas(folder: Path, home: Path, **arguments: Any) -> Iterator[tuple[str, 
     environment = {**with_fixtures(), "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(
         [sys.executable, "-m", "toy_replicas", str(folder), json.dumps(given)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment, start_new_session=True,
-    ) as process:  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
         try:
             assert process.stdout is not None
             assert process.stdin is not None

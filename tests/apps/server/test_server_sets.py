@@ -55,8 +55,9 @@ def test_a_set_is_pictures_a_grid_and_a_zip(server):
     files = files_of(answer)
     ends = (".png", "-transparent.png", ".svg")
     assert list(files) == [
-        *(name + end for name in ("red", "green", "Red-2") for end in ends), "grid.png",
-    ]  # fmt: skip
+        *(name + end for name in ("red", "green", "Red-2") for end in ends),
+        "grid.png",
+    ]
     assert (open_image(files["green.png"]) == own[1].pixels).all()
     assert open_alpha(files["green-transparent.png"]) is not None
     assert files["green.svg"].startswith(b"<?xml")
@@ -91,15 +92,23 @@ def test_a_set_grows(server):
         ({"things": ["red", 3]}, "things[1]: is 3, must be a string"),
         ({"things": ["x" * 41]}, "things[0]: has 41 characters, at most 40 are allowed"),
         ({"things": ["x"] * 5}, "things: has 5 items, at most 4 are allowed"),
-        ({"things": ["a", "b", "c"], "candidates": 2},
-         "n: 3 results of 2 candidates are 6, at most 4 are generated for one request"),
-        ({"things": ["red"], "formats": ["gif"]}, "formats: has 'gif', must be some of png, transparent, svg"),
-        ({"things": ["red"], "formats": [[]]}, "formats: has a list, must be some of png, transparent, svg"),
+        (
+            {"things": ["a", "b", "c"], "candidates": 2},
+            "n: 3 results of 2 candidates are 6, at most 4 are generated for one request",
+        ),
+        (
+            {"things": ["red"], "formats": ["gif"]},
+            "formats: has 'gif', must be some of png, transparent, svg",
+        ),
+        (
+            {"things": ["red"], "formats": [[]]},
+            "formats: has a list, must be some of png, transparent, svg",
+        ),
         ({"things": ["red"], "partial_images": 2}, "partial_images: needs stream"),
         ({"things": ["red"], "n": 2}, "unknown parameter: 'n'"),
         ({"things": ["red"], "style": "a style that is long"}, "prompt: is 25 tokens long"),
     ],
-)  # fmt: skip
+)
 def test_sets_that_are_wrong(server, body, message):
     refused = server.post(SETS, **body)
     assert refused.status_code == 400, refused.text

@@ -200,13 +200,28 @@ def test_a_structure_is_followed(server):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"boxes": [{"label": "a"}]}, 'boxes[0]: must be {"label": "bell", "box": [x0, y0, x1, y1]}'),
+        (
+            {"boxes": [{"label": "a"}]},
+            'boxes[0]: must be {"label": "bell", "box": [x0, y0, x1, y1]}',
+        ),
         ({"boxes": [BELL, "bell"]}, 'boxes[1]: must be {"label": "bell", "box": [x0, y0, x1, y1]}'),
         ({"boxes": [BELL | {"box": [0, 0, 1]}]}, "boxes[0]: must be"),
-        ({"boxes": [BELL | {"box": [0, 0, 1, 1.5]}]}, "boxes[0]: its box is '[0, 0, 1, 1.5]', must be numbers from"),
-        ({"boxes": [BELL | {"box": [0, 0, 1, True]}]}, "boxes[0]: its box is '[0, 0, 1, True]', must be"),
-        ({"boxes": [BELL | {"box": [0.5, 0, 0.5, 1]}]}, "boxes[0]: its box is empty: x0 must be less than x1"),
-        ({"boxes": [BELL | {"box": [0, 0, 0.0001, 1]}]}, "boxes: are too small to be seen; draw them larger"),
+        (
+            {"boxes": [BELL | {"box": [0, 0, 1, 1.5]}]},
+            "boxes[0]: its box is '[0, 0, 1, 1.5]', must be numbers from",
+        ),
+        (
+            {"boxes": [BELL | {"box": [0, 0, 1, True]}]},
+            "boxes[0]: its box is '[0, 0, 1, True]', must be",
+        ),
+        (
+            {"boxes": [BELL | {"box": [0.5, 0, 0.5, 1]}]},
+            "boxes[0]: its box is empty: x0 must be less than x1",
+        ),
+        (
+            {"boxes": [BELL | {"box": [0, 0, 0.0001, 1]}]},
+            "boxes: are too small to be seen; draw them larger",
+        ),
         ({"boxes": [BELL | {"label": " "}]}, "boxes[0].label: is empty; name the object"),
         ({"boxes": [BELL | {"label": 3}]}, "boxes[0].label: is 3, must be a string"),
         ({"boxes": [BELL] * 33}, "boxes: has 33 items, at most 32 are allowed"),
@@ -214,11 +229,17 @@ def test_a_structure_is_followed(server):
         ({"condition": {}}, 'condition: must be {"image_url": "data:...", "feature": "edges"}'),
         ({"condition": {"image_url": URL, "file": "/etc"}}, "condition: must be"),
         ({"condition": {"image_url": URL, "feature": ""}}, "condition.feature: is empty; say what"),
-        ({"condition": {"image_url": "http://x.example/a.png"}}, "condition.image_url: is not a data: URL"),
-        ({"condition": {"image_url": "data:image/png;base64,AAAA"}}, "condition.image_url: is not a picture"),
+        (
+            {"condition": {"image_url": "http://x.example/a.png"}},
+            "condition.image_url: is not a data: URL",
+        ),
+        (
+            {"condition": {"image_url": "data:image/png;base64,AAAA"}},
+            "condition.image_url: is not a picture",
+        ),
         ({"boxes": [BELL | {"label": "x" * 200}]}, "task place: is "),
     ],
-)  # fmt: skip
+)
 def test_conditions_that_are_wrong(server, body, message):
     refused = server.post(model="tuned", prompt="red", **body)
     assert refused.status_code == 400, refused.text
@@ -228,12 +249,18 @@ def test_conditions_that_are_wrong(server, body, message):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"boxes": [BELL]}, "draw objects at boxes: what it made would mean nothing; leave out boxes, or "
-         "serve a model that was tuned for object_to_image"),
-        ({"condition": {"image_url": URL}}, "draw by a picture of a structure: what it made would mean "
-         "nothing; leave out condition, or serve a model that was tuned for structure"),
+        (
+            {"boxes": [BELL]},
+            "draw objects at boxes: what it made would mean nothing; leave out boxes, or "
+            "serve a model that was tuned for object_to_image",
+        ),
+        (
+            {"condition": {"image_url": URL}},
+            "draw by a picture of a structure: what it made would mean "
+            "nothing; leave out condition, or serve a model that was tuned for structure",
+        ),
     ],
-)  # fmt: skip
+)
 def test_conditions_need_a_model_that_was_tuned_for_them(server, body, message):
     refused = server.post(model="plain", prompt="red", **body)
     assert refused.json()["error"] == {

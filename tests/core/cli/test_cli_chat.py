@@ -63,8 +63,10 @@ def test_one_reply(chat: Chat, own: Path, tmp_path: Path, capsys: Any) -> None:
     }
     assert chat(*asked) == 0
     printed = capsys.readouterr().out
-    assert printed.split() == "".join(c if c.isprintable() or c in "\n" else "\ufffd"
-                                      for c in reply.text).split()  # fmt: skip
+    assert (
+        printed.split()
+        == "".join(c if c.isprintable() or c in "\n" else "\ufffd" for c in reply.text).split()
+    )
     assert not (tmp_path / "cm3-out").exists() or not list((tmp_path / "cm3-out").iterdir())
 
 

@@ -107,6 +107,20 @@ def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFi
     )
 
 
+@pytest.mark.parametrize("action", ["validate", "show", "encode"])
+@pytest.mark.parametrize("name", ["0.png", "x.SVG"])
+def test_a_picture_is_no_data_set(
+    action: str, name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "pictures" / "x.SVG").write_text("<svg/>")
+    rest = ["-o", "shards"] if action == "encode" else []
+    assert main(["data", action, f"pictures/{name}", *rest]) == 2
+    assert capsys.readouterr().err == (
+        f"error: pictures/{name}: is a picture, and a data set is a folder or a file that names pictures\n"
+        "  next: give its folder, with a caption beside each picture: pictures\n"
+    )
+
+
 def test_validate_is_quiet_when_all_is_well(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

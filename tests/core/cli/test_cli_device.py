@@ -19,20 +19,61 @@ from cm3core.recipe import compose
 
 #: Commands that run no network on a device: they read, write, compare, search or count.
 NO_NETWORK = {
-    "adapter merge", "tokenizer train-text", "data validate", "data show", "icons build",
-    "memory remove", "memory merge", "memory stat", "provenance", "task list", "task show",
-    "recipe list", "recipe show", "recipe check", "recipe memory", "recipe diff", "kinds", "describe",
-    "completion", "plugin list", "plugin new", "plugin check", "convert", "eval compare", "eval table",
-    "bench shards", "postgres init", "postgres index", "postgres push", "postgres pull", "postgres remove",
-    "postgres stat", "eval card", "eval protocols", "eval prompts", "eval export", "eval import", "bench retrieval",
-}  # fmt: skip
+    "adapter merge",
+    "tokenizer train-text",
+    "data validate",
+    "data show",
+    "icons build",
+    "memory remove",
+    "memory merge",
+    "memory stat",
+    "provenance",
+    "task list",
+    "task show",
+    "recipe list",
+    "recipe show",
+    "recipe check",
+    "recipe memory",
+    "recipe diff",
+    "kinds",
+    "describe",
+    "completion",
+    "plugin list",
+    "plugin new",
+    "plugin check",
+    "convert",
+    "eval compare",
+    "eval table",
+    "bench shards",
+    "postgres init",
+    "postgres index",
+    "postgres push",
+    "postgres pull",
+    "postgres remove",
+    "postgres stat",
+    "eval card",
+    "eval protocols",
+    "eval prompts",
+    "eval export",
+    "eval import",
+    "bench retrieval",
+}
 #: Networks of metrics run on the CPU.
 ON_THE_CPU = {"eval score", "bench metrics"}
 #: These run networks whose precision is their own, or measure all of them.
 OWN_PRECISION = {
-    "tokenizer eval", "upscale", "upscaler eval", "data encode", "memory build", "memory add", "memory recall",
-    "embedder train", "embedder eval", "bench kernels", "bench precision",
-}  # fmt: skip
+    "tokenizer eval",
+    "upscale",
+    "upscaler eval",
+    "data encode",
+    "memory build",
+    "memory add",
+    "memory recall",
+    "embedder train",
+    "embedder eval",
+    "bench kernels",
+    "bench precision",
+}
 
 
 def commands() -> Iterator[tuple[str, set[str]]]:

@@ -79,17 +79,23 @@ def test_a_set_is_named_for_its_things_and_zipped(cm3, model, tmp_path, capsys):
     pytest.importorskip("vtracer", reason="the package vtracer is not installed")
     out, again = tmp_path / "out", tmp_path / "again"
     for folder in (out, again):
-        assert cm3(
-            *("generate", "red", "Red", "green", "--style", "line", "--n", 1, "--seed", 7),
-            *("--transparent", "--svg", "--zip", "-o", folder),
-        ) == 0  # fmt: skip
+        assert (
+            cm3(
+                *("generate", "red", "Red", "green", "--style", "line", "--n", 1, "--seed", 7),
+                *("--transparent", "--svg", "--zip", "-o", folder),
+            )
+            == 0
+        )
     assert str(out / "set.zip") in capsys.readouterr().out
     with zipfile.ZipFile(out / "set.zip") as archive:
         assert archive.namelist() == [
-            *(f"{name}{end}" for name in ("red", "Red-2", "green")
-              for end in (".png", "-transparent.png", ".svg")),
+            *(
+                f"{name}{end}"
+                for name in ("red", "Red-2", "green")
+                for end in (".png", "-transparent.png", ".svg")
+            ),
             "grid.png",
-        ]  # fmt: skip
+        ]
         assert archive.read("green.svg") == (out / "002.svg").read_bytes()
         archive.extractall(tmp_path / "files")
     expected = model.generate(["red, line", "Red, line", "green, line"], 1, seed=7)

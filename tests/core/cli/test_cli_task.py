@@ -93,7 +93,7 @@ def test_a_file_of_a_record(cm3, tmp_path) -> None:
             "answer",
         ),
         ("task show vqa --record nowhere.json", "error: --record nowhere.json: can't be read ("),
-        ("task show vqa --record '{'", "error: --record: is no JSON ("),
+        ("task show vqa --record '{'", "error: --record: is not JSON: "),
         (
             """task show vqa --record '{"question": ""}'""",
             "error: --record: has an empty field 'question'",

@@ -37,8 +37,18 @@ def encode(*arguments: str) -> int:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cm3core.cli.main", "--plugin", PLUGIN, "data", "encode", SQUARES,
-            "--quiet", *arguments]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "cm3core.cli.main",
+        "--plugin",
+        PLUGIN,
+        "data",
+        "encode",
+        SQUARES,
+        "--quiet",
+        *arguments,
+    ]
 
 
 def environment() -> dict[str, str]:
@@ -113,8 +123,14 @@ def test_duplicates_by_hand(place: Path, duplicates: str, kept: str) -> None:
 
 
 def test_what_is_left_out_is_counted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["dataset=jsonl", f"dataset.path={records(place)}", "dataset.split=all",
-             "text_tokenizer=byte", "--splits", "all"]  # fmt: skip
+    given = [
+        "dataset=jsonl",
+        f"dataset.path={records(place)}",
+        "dataset.split=all",
+        "text_tokenizer=byte",
+        "--splits",
+        "all",
+    ]
     assert encode("-o", "out", *given) == 0
     assert capsys.readouterr().out == (
         "out: split all: 4 documents, 0.0 MB in 1 shard; left out: 2 duplicates, 1 unusable record\n"
@@ -138,8 +154,12 @@ def test_pictures_that_do_not_decode_are_counted(place: Path) -> None:
     at = spoiled.index(b"IDAT")
     spoiled[at + 8 : at + 40] = bytes(32)
     length = int.from_bytes(spoiled[at - 4 : at], "big")
-    spoiled[at + 4 + length : at + 8 + length] = zlib.crc32(spoiled[at : at + 4 + length]).to_bytes(4, "big")  # fmt: skip
-    write(place / "p", {"0.png": picture(0), "0.txt": "good", "1.png": bytes(spoiled), "1.txt": "bad"})  # fmt: skip
+    spoiled[at + 4 + length : at + 8 + length] = zlib.crc32(spoiled[at : at + 4 + length]).to_bytes(
+        4, "big"
+    )
+    write(
+        place / "p", {"0.png": picture(0), "0.txt": "good", "1.png": bytes(spoiled), "1.txt": "bad"}
+    )
     given = ["dataset=folder", "dataset.path=p", "dataset.valid=0", "text_tokenizer=byte"]
     assert encode("-o", "out", *given) == 0
     split = manifest("out").splits["train"]
@@ -166,8 +186,11 @@ def test_processes_that_are_killed(place: Path) -> None:
     arguments = ("-o", "out", "--shard-size", "2", "--processes", "2")
     for moment in (0.5, 2.0, 3.0):
         running = subprocess.Popen(
-            command(*arguments), env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
-        )  # fmt: skip
+            command(*arguments),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(moment)
         running.send_signal(signal.SIGKILL)
         running.wait()
@@ -176,7 +199,9 @@ def test_processes_that_are_killed(place: Path) -> None:
                 break
             time.sleep(0.1)
         assert not alive(running.pid)
-    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        command(*arguments), env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert files(Path("out")) == files(Path("whole"))
 

@@ -73,8 +73,13 @@ def test_traced_pictures_and_zips_go_with_their_pictures(cm3: Command, tmp_path:
     for number in range(3):
         (out / f"{number:03d}.svg").write_text("<svg/>")
     assert [path.name for path in earlier_pictures(out)] == [
-        "000.png", "000.svg", "001.png", "001.svg", "grid.png", "set.zip"
-    ]  # fmt: skip
+        "000.png",
+        "000.svg",
+        "001.png",
+        "001.svg",
+        "grid.png",
+        "set.zip",
+    ]
     assert cm3("generate", "red", "--n", 1, "-o", out) == 0
     assert names(out) == ["000.png", "002.svg", "grid.png"]
 

@@ -17,10 +17,18 @@ OWN = str(Path(cm3core.__file__).parent / "training" / "loader.py")
     ("category", "file", "printed"),
     [
         (UserWarning, OWN, "note: 1 of 10 documents were too long\n"),
-        (DeprecationWarning, OWN, f"{OWN}:7: DeprecationWarning: 1 of 10 documents were too long\n"),
-        (UserWarning, "/x/torch/a.py", "/x/torch/a.py:7: UserWarning: 1 of 10 documents were too long\n"),
+        (
+            DeprecationWarning,
+            OWN,
+            f"{OWN}:7: DeprecationWarning: 1 of 10 documents were too long\n",
+        ),
+        (
+            UserWarning,
+            "/x/torch/a.py",
+            "/x/torch/a.py:7: UserWarning: 1 of 10 documents were too long\n",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_warning_as_it_is_printed(
     monkeypatch: pytest.MonkeyPatch, category: type[Warning], file: str, printed: str
 ) -> None:

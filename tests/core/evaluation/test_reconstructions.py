@@ -78,7 +78,9 @@ def test_the_command(
     assert main([*command, "--score", *pixels, "--score", "metric=ssim"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["4", "PSNR", "SSIM", "fid-pixels2", "ssim"]
-    assert lines[3].endswith("(lower is better)")
+    assert lines[3].endswith(
+        "(lower is better; mostly bias: 4 pictures of 12 features, kid is unbiased)"
+    )
     for wrong, message in (
         (["metric=vqa"], "which reconstructions don't have"),
         (["extractor=pixels"], "--score extractor=pixels: names no metric"),

@@ -85,9 +85,18 @@ def test_refused_warned_or_passed() -> None:
     with pytest.raises(RecipeError) as caught:
         check_training_fits(tiny, MachineMemory(needed - 1, "this machine"))
     text = str(caught.value)
-    for part in ("weights", "gradients", "optimizer", "activations", "program and data",
-                 "this machine has", "train.batch_rows (now 64", "decoder.context_length",
-                 "activation_checkpointing=true", "CM3_MEMORY_GB"):  # fmt: skip
+    for part in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "program and data",
+        "this machine has",
+        "train.batch_rows (now 64",
+        "decoder.context_length",
+        "activation_checkpointing=true",
+        "CM3_MEMORY_GB",
+    ):
         assert part in text
     with pytest.raises(RecipeError, match=r"lower decoder\.num_layers, decoder\.d_model"):
         check_training_fits(

@@ -110,7 +110,10 @@ def test_large_codebooks_have_four_bytes_a_code() -> None:
     assert stored((PICTURE,), codebook_size=1 << 17).document() == (Codes(CODES["k"], GRID),)
 
 
-@given(st.lists(st.lists(st.text(min_size=1), min_size=1, max_size=4), min_size=1, max_size=3), st.integers(0, 99))  # fmt: skip
+@given(
+    st.lists(st.lists(st.text(min_size=1), min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 99),
+)
 def test_alternatives_are_drawn_as_a_data_set_of_files_draws_them(
     texts: list[list[str]], seed: int
 ) -> None:

@@ -325,12 +325,18 @@ def test_several_save_while_they_go_on(tmp_path: Path) -> None:
             case(tmp_path / "replicas", 4, *SHARED, *behind, steps=last),
             case(tmp_path / "copies", 2, *behind, steps=last),
             case(
-                tmp_path / "killed", 2, *SHARED, *behind, steps=last, name="kill", pause=4.0,
+                tmp_path / "killed",
+                2,
+                *SHARED,
+                *behind,
+                steps=last,
+                name="kill",
+                pause=4.0,
                 kill=[1, 10],
             ),
             case(tmp_path / "killed", 1, *behind, steps=last, name="end"),
         ],
-    )  # fmt: skip
+    )
     for name in ("shared", "replicas", "copies", "end"):
         assert set(reports[name]["codes"]) == {0}, reports[name]
         assert_same_run(tmp_path / "whole", tmp_path / ("killed" if name == "end" else name))

@@ -262,7 +262,9 @@ def test_one_bad_caption_of_several_costs_no_picture(root: Path) -> None:
 
 def test_a_panoptic_png_of_another_size_and_of_another_picture(root: Path) -> None:
     pngs = root / "coco/annotations/panoptic_val2017"
-    draw_formats.save(pngs / f"{139:012d}.png", draw_formats.drawing("red", (0, 0, 9, 9)).crop((0, 0, 9, 9)))  # fmt: skip
+    draw_formats.save(
+        pngs / f"{139:012d}.png", draw_formats.drawing("red", (0, 0, 9, 9)).crop((0, 0, 9, 9))
+    )
     draw_formats.save(pngs / f"{285:012d}.png", draw_formats.drawing("red", (0, 0, 9, 9), "black"))
     source = coco(root, "segmentation", "panoptic_val2017.json")
     [(_, cause, _)] = found(source, root)
@@ -353,8 +355,20 @@ def test_a_chat_about_one_picture_has_one(root: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "bad"),
     [
-        (["0000009", ["1"]], ("/seeds.json, entry 2, 0000009/prompt.json", "can't be read: No such file or directory")),
-        (["0000000", ["9"]], ("/seeds.json, entry 2: source {root}/instruct_pix2pix/0000000/9_0.jpg", "there is no such file")),
+        (
+            ["0000009", ["1"]],
+            (
+                "/seeds.json, entry 2, 0000009/prompt.json",
+                "can't be read: No such file or directory",
+            ),
+        ),
+        (
+            ["0000000", ["9"]],
+            (
+                "/seeds.json, entry 2: source {root}/instruct_pix2pix/0000000/9_0.jpg",
+                "there is no such file",
+            ),
+        ),
         (["0000000"], ("/seeds.json, entry 2", "is not [name, [seed, ...]]")),
         ([], ("/seeds.json, entry 2", "is not [name, [seed, ...]]")),
         (["0", []], ("/seeds.json, entry 2", "is not [name, [seed, ...]]")),
@@ -362,7 +376,7 @@ def test_a_chat_about_one_picture_has_one(root: Path) -> None:
         (5, ("/seeds.json, entry 2", "is not [name, [seed, ...]]")),
         (["../../x", ["1"]], ("/seeds.json, entry 2, ../../x/prompt.json", OUTSIDE)),
     ],
-)  # fmt: skip
+)
 def test_instruct_pix2pix(root: Path, entry: Any, bad: tuple[str, str]) -> None:
     changed(root / "instruct_pix2pix/seeds.json", lambda file: file.append(entry))
     source = pairs(root, "instruct_pix2pix", "instruct_pix2pix")

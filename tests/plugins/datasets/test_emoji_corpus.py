@@ -85,8 +85,12 @@ def test_counts(corpus: EmojiCorpus) -> None:
         "unseen": 300,
     }
     assert Counter(entry.style for entry in corpus.entries) == {
-        "noto": 1671, "noto-v1": 1178, "fluent": 1592, "twemoji": 1652, "emojione": 1132,
-    }  # fmt: skip
+        "noto": 1671,
+        "noto-v1": 1178,
+        "fluent": 1592,
+        "twemoji": 1652,
+        "emojione": 1132,
+    }
     assert len({entry.id for entry in corpus.entries}) == 7225
     assert (
         len({entry.concept for entry in corpus.entries})

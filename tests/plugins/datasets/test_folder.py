@@ -249,6 +249,26 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
     )
 
 
+def test_a_picture_that_is_named_twice_is_not_given_the_last_caption(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(), "captions.json": '{"a.png": "a bee", "a.png": "a wasp"}'})
+    with pytest.raises(DataError) as caught:
+        folder(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/captions.json: has the key 'a.png' twice in one object\n"
+        "  next: keep one of the two"
+    )
+
+
+def test_a_line_with_a_key_twice_is_skipped(tmp_path: Path) -> None:
+    lines = (
+        '{"image": "a.png", "text": "a bee", "text": "a wasp"}\n{"image": "b.png", "text": "x"}\n'
+    )
+    write(tmp_path, {"a.png": picture(), "b.png": picture(1), "captions.jsonl": lines})
+    source = folder(tmp_path)
+    assert list(source.texts()) == ["x"]
+    assert source.skipped[0].cause == "has the key 'text' twice in one object"
+
+
 def test_special_and_endless_files_are_skipped_without_being_read(tmp_path: Path) -> None:
     """A link to a device never ends, a pipe blocks, and a sparse file is as large as it likes."""
     names = ["device", "huge", "long", "pipe"]

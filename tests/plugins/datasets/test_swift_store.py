@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from cm3core.cli.main import main
 from cm3core.errors import DataError
 from cm3core.plugins import load_registry
 from cm3core.training.loop import train
@@ -22,38 +21,24 @@ from cm3plugins.datasets.tokens import storage as storages
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
-from squares import PARTS, squares, weights
+from s3_environment import s3_environment
+from squares import PARTS, encode_squares, squares, weights
 from swift_server import KEY, SECRET, SwiftServer
 
 pytestmark = pytest.mark.slow
-PLUGIN, SQUARES = str(PARTS / "train_parts.py"), str(PARTS / "squares.yaml")
 MIB = 2**20
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "out"
-    assert main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--shard-size", "3", "--quiet"]) == 0  # fmt: skip
-    return out
+    return encode_squares(tmp_path_factory.mktemp("encoded") / "out")
 
 
 @pytest.fixture
-def store(swift: SwiftServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[SwiftServer]:
+def store(swift: SwiftServer) -> Iterator[SwiftServer]:
     """The server, and the environment that names it."""
-    s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": swift.address,
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    # tries are counted here, not in the libraries below
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield swift
-    s3fs.S3FileSystem.clear_instance_cache()
+    with s3_environment(swift.address, KEY, SECRET):
+        yield swift
 
 
 def files() -> Any:
@@ -127,10 +112,19 @@ def test_a_run_from_the_store_that_is_killed_within_an_epoch(
         recipe = squares(
             registry,
             tmp_path / "codes",
-            ["dataset=tokens", f"dataset.path={path}", "dataset.shuffle_shards=1", "dataset.tries=3",
-             f"dataset.cache_dir={tmp_path / name / 'cache'}", "train.steps=10", "data.pack=false",
-             "train.validation_splits=[]", "data.num_streams=2", "train.checkpoint_every_steps=1"],
-        )  # fmt: skip
+            [
+                "dataset=tokens",
+                f"dataset.path={path}",
+                "dataset.shuffle_shards=1",
+                "dataset.tries=3",
+                f"dataset.cache_dir={tmp_path / name / 'cache'}",
+                "train.steps=10",
+                "data.pack=false",
+                "train.validation_splits=[]",
+                "data.num_streams=2",
+                "train.checkpoint_every_steps=1",
+            ],
+        )
         return weights(train(recipe, tmp_path / name, registry, progress=False))
 
     asked: list[str] = []

@@ -25,7 +25,8 @@ from cm3plugins.datasets.tokens import storage as storages
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
-from squares import PARTS
+from s3_environment import s3_environment
+from squares import PARTS, encode_squares
 
 PLUGIN = str(PARTS / "train_parts.py")
 SQUARES = str(PARTS / "squares.yaml")
@@ -65,27 +66,12 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("encoded") / "out"
-    assert main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--shard-size", "3", "--quiet"]) == 0  # fmt: skip
-    return out
+    return encode_squares(tmp_path_factory.mktemp("encoded") / "out")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def keys(server: Server) -> Iterator[None]:
-    import s3fs
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": server.address,
-            "AWS_MAX_ATTEMPTS": "1",
-        }.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        # tries are counted here, not in the libraries below
-        patch.setattr(s3fs.S3FileSystem, "retries", 1)
+    with s3_environment(server.address, "nobody", "nothing"):
         yield
 
 
@@ -124,10 +110,15 @@ def test_training_from_a_store(bucket: str, shards: Path, tmp_path: Path) -> Non
     for path in (str(shards), bucket):
         recipe = compose(
             SQUARES,
-            ["dataset=tokens", f"dataset.path={path}", "dataset.shuffle_shards=2", "data.num_streams=2",
-             f"dataset.cache_dir={tmp_path}"],
+            [
+                "dataset=tokens",
+                f"dataset.path={path}",
+                "dataset.shuffle_shards=2",
+                "data.num_streams=2",
+                f"dataset.cache_dir={tmp_path}",
+            ],
             registry=registry,
-        )  # fmt: skip
+        )
         loaders.append(Preparation(build(recipe, registry, stage="train"), progress=False).loader())
     for _ in range(20):
         left, right = map(next, loaders)
@@ -139,11 +130,19 @@ def test_a_run_fetches_only_what_it_trains_on(bucket: str, tmp_path: Path) -> No
     registry = load_registry([PARTS / "train_parts.py"])
     recipe = compose(
         SQUARES,
-        ["dataset=tokens", f"dataset.path={bucket}", "dataset.shuffle_shards=1", "train.steps=1",
-         f"dataset.cache_dir={tmp_path / 'cache'}", "train.validation_splits=[]", "train.batch_rows=1",
-         "data.pack=false", "train.licences=[unknown]"],
+        [
+            "dataset=tokens",
+            f"dataset.path={bucket}",
+            "dataset.shuffle_shards=1",
+            "train.steps=1",
+            f"dataset.cache_dir={tmp_path / 'cache'}",
+            "train.validation_splits=[]",
+            "train.batch_rows=1",
+            "data.pack=false",
+            "train.licences=[unknown]",
+        ],
         registry=registry,
-    )  # fmt: skip
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ahead, "follow", lambda *_: None)
         result = train(recipe, tmp_path / "run", registry, progress=False)
@@ -277,16 +276,24 @@ def test_a_trained_text_tokenizer_is_fetched(server: Server, tmp_path: Path) -> 
     registry = load_registry([PARTS / "train_parts.py"])
     trained = ["text_tokenizer=bpe", "text_tokenizer.vocab_size=300"]
     out = tmp_path / "out"
-    assert main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--quiet", *trained]) == 0  # fmt: skip
+    assert (
+        main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--quiet", *trained])
+        == 0
+    )
     files = s3fs.S3FileSystem()
     files.mkdir("tokenizers")
     files.put(str(out), "tokenizers/out", recursive=True)
     shutil.rmtree(out)
     recipe = compose(
         SQUARES,
-        ["dataset=tokens", "dataset.path=s3://tokenizers/out", f"dataset.cache_dir={tmp_path}", *trained],
+        [
+            "dataset=tokens",
+            "dataset.path=s3://tokenizers/out",
+            f"dataset.cache_dir={tmp_path}",
+            *trained,
+        ],
         registry=registry,
-    )  # fmt: skip
+    )
     components = build(recipe, registry, stage="train")
     source = components.source
     assert isinstance(source, TokensSource)

@@ -61,8 +61,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CM3_CACHE", str(root / "cache"))
         write_pictures(root / "pictures")
-        encode("-o", str(root / "out"), "--shard-size", "4", *TEXTS, "dataset=folder",
-               f"dataset.path={root / 'pictures'}")  # fmt: skip
+        encode(
+            "-o",
+            str(root / "out"),
+            "--shard-size",
+            "4",
+            *TEXTS,
+            "dataset=folder",
+            f"dataset.path={root / 'pictures'}",
+        )
     return root / "out"
 
 
@@ -327,8 +334,25 @@ def test_a_trained_text_tokenizer_comes_with_the_shards(registry: Registry, tmp_
     their texts would be another."""
     trained = ("text_tokenizer=bpe", "text_tokenizer.vocab_size=300", "text_tokenizer.path=null")
     out = tmp_path / "out"
-    assert main(["--plugin", PLUGIN, "data", "encode", SQUARES, "-o", str(out), "--quiet",
-                 "--duplicates", "pictures", *trained[:2], "dataset.num_documents=41"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "--plugin",
+                PLUGIN,
+                "data",
+                "encode",
+                SQUARES,
+                "-o",
+                str(out),
+                "--quiet",
+                "--duplicates",
+                "pictures",
+                *trained[:2],
+                "dataset.num_documents=41",
+            ]
+        )
+        == 0
+    )
     recipe = compose(
         SQUARES,
         ["dataset=tokens", f"dataset.path={out}", *trained, "decoder.context_length=80"],

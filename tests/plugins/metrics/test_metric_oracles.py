@@ -114,9 +114,13 @@ def test_precision_and_recall_equal_torch_fidelity() -> None:
     )
     theirs = pytest.importorskip("torch_fidelity.metric_prc", reason="torch-fidelity is the oracle")
     answer = theirs.prc_features_to_metric(
-        torch.from_numpy(made), torch.from_numpy(real), prc_neighborhood=3, prc_batch_size=50,
-        save_cpu_ram=False, verbose=False,
-    )  # fmt: skip
+        torch.from_numpy(made),
+        torch.from_numpy(real),
+        prc_neighborhood=3,
+        prc_batch_size=50,
+        save_cpu_ram=False,
+        verbose=False,
+    )
     assert answer["precision"] == pytest.approx(found["precision"])
     assert answer["recall"] == pytest.approx(found["recall"])
 
@@ -191,7 +195,13 @@ def test_ssim_equals_torchmetrics() -> None:
     # torchmetrics also counts places at the border, which it pads
     inside = pytest.importorskip("skimage.metrics", reason="scikit-image is the oracle")
     exact = inside.structural_similarity(
-        one, other, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
-    )  # fmt: skip
+        one,
+        other,
+        channel_axis=2,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=255,
+    )
     assert ssim(one, other) == pytest.approx(exact, abs=1e-4)
     assert ssim(one, other) == pytest.approx(float(wanted), abs=0.02)

@@ -23,8 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from cm3apps.benchmarks.decode.engine import GATE_BATCH, GATE_TOKENS, DecodeProvider
-from cm3apps.benchmarks.decode.workload import PROMPT_TOKENS, SEED, Setup, decode_case, prompts_of
-from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P, chain
+from cm3apps.benchmarks.decode.workload import (
+    PROMPT_TOKENS,
+    SEED,
+    Setup,
+    code_drawer,
+    decode_case,
+    prompts_of,
+)
+from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3core.interfaces.benchmark import Case, Inputs, Verdict, Where, compiling_refusal
 
 #: Ids of the text vocabulary: specials, then bytes.
@@ -252,20 +259,11 @@ class LlamaGenProvider(TransformersProvider):
             keyword: StaticCache(config=model.config, max_cache_len=PROMPT_TOKENS + tokens),
             "use_cache": True,
         }
-        weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(n, 2)
-        sampling = {
-            "rows": weights,
-            "weights": weights,
-            "alpha_n": None,
-            "top_k_n": True,
-            "top_p_n": torch.full((n,), TOP_P, device=device),
-        }
+        draw = code_drawer(n, device)
         codes = torch.empty(n, num_steps, dtype=torch.int64, device=device)
         hidden_SW = model(input_ids=ids_S, **cache).last_hidden_state[:, -1]
         for place in range(num_steps):
-            code_n1 = torch.multinomial(
-                chain({"logits": head(hidden_SW), **sampling}, torch.float32), 1
-            )
+            code_n1 = draw(head(hidden_SW))
             codes[:, place] = code_n1[:, 0]
             if place + 1 < num_steps:
                 ids_S1 = (NUM_TEXT + code_n1).repeat(2, 1)

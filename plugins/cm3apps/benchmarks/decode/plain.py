@@ -26,8 +26,8 @@ from cm3apps.benchmarks.decode.engine import (
     RandomModel,
     requests_of,
 )
-from cm3apps.benchmarks.decode.workload import Setup, decode_case
-from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_P, chain
+from cm3apps.benchmarks.decode.workload import Setup, code_drawer, decode_case
+from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
 from cm3core.interfaces.benchmark import Case, Inputs, Verdict, Where
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
@@ -110,14 +110,7 @@ class PlainLoop(DecodeProvider):
         n, D = S // 2, size.width // size.num_heads
         shape = (size.num_layers, S, size.num_heads, P + tokens, D)
         cache = tuple(torch.zeros(shape, dtype=self.dtype, device=device) for _ in range(2))
-        weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(n, 2)
-        sampling = {
-            "rows": weights,
-            "weights": weights,
-            "alpha_n": None,
-            "top_k_n": True,
-            "top_p_n": torch.full((n,), TOP_P, device=device),
-        }
+        draw = code_drawer(n, device)
         first, codes = self.model.vocabulary.image.start, []
         new_ST, length = ids_SP.to(device), 0
         for _ in range(tokens):
@@ -128,8 +121,7 @@ class PlainLoop(DecodeProvider):
                 mixed = logits_SR.float()
                 code_n1 = (GUIDANCE * mixed[:n] + (1 - GUIDANCE) * mixed[n:]).argmax(1)[:, None]
             else:
-                probabilities = chain({"logits": logits_SR, **sampling}, torch.float32)
-                code_n1 = torch.multinomial(probabilities, 1)
+                code_n1 = draw(logits_SR)
             codes.append(code_n1)
             new_ST = (first + code_n1).repeat(2, 1)
         return torch.cat(codes, dim=1).cpu()

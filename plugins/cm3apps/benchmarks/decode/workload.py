@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cm3apps.benchmarks.decode.sizes import Size
+from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_P, chain
 from cm3core.interfaces.benchmark import Case
 
 #: Tokens of a conditional prompt: a text of bytes between two special tokens. Of our unconditional
@@ -128,3 +130,23 @@ def grid_of(tokens: int) -> tuple[int, int]:
     """
     rows = next(rows for rows in range(int(tokens**0.5), 0, -1) if tokens % rows == 0)
     return rows, tokens // rows
+
+
+def code_drawer(num: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What a plain loop draws with: guidance over both streams, top-k and top-p by a sort, `multinomial`.
+
+    Returns logits [2 num, R], all conditional rows first -> a code of each picture, int64 [num, 1].
+    """
+    weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(num, 2)
+    sampling = {
+        "rows": weights,
+        "weights": weights,
+        "alpha_n": None,
+        "top_k_n": True,
+        "top_p_n": torch.full((num,), TOP_P, device=device),
+    }
+
+    def draw(logits_SR: Tensor) -> Tensor:
+        return torch.multinomial(chain({"logits": logits_SR, **sampling}, torch.float32), 1)
+
+    return draw

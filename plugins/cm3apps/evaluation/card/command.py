@@ -66,9 +66,10 @@ def run(args: Namespace) -> int:
     """Write or check."""
     if (args.out is None) == (args.check is None):
         raise CM3Error(
-            "cm3 eval card", "neither -o nor --check is given" if args.out is None else "-o and --check are given",
+            "cm3 eval card",
+            "neither -o nor --check is given" if args.out is None else "-o and --check are given",
             "give -o FILE to write a card, or --check FILE",
-        )  # fmt: skip
+        )
     from cm3core.model import load
 
     registry = registry_of(args)

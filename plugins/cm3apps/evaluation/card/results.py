@@ -80,16 +80,18 @@ def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
         model = found.figures["model"]
     else:
         raise DataError(
-            str(folder), f"holds neither {SCORES} nor {FIGURES}",
+            str(folder),
+            f"holds neither {SCORES} nor {FIGURES}",
             "name the folder of a finished `cm3 eval`, `cm3 experiment icons` or `tasks`",
-        )  # fmt: skip
+        )
     stated = model.get("weights_sha256") if isinstance(model, dict) else None
     if stated != weights_sha256:
         told = f"the weights {stated[:12]}..." if isinstance(stated, str) else "no model's weights"
         raise DataError(
-            str(folder), f"is of {told}, the model has {weights_sha256[:12]}...",
+            str(folder),
+            f"is of {told}, the model has {weights_sha256[:12]}...",
             "measure this model, and name that folder",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -125,8 +127,14 @@ def _figures(path: Path) -> dict[str, Any]:
             assert figures["splits"]
             assert figures["style_classifier"]
     except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError,
-    ) as error:  # fmt: skip
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
         raise DataError(
             str(path), "is not what `cm3 experiment icons` or `tasks` writes", "measure again"
         ) from error

@@ -57,13 +57,26 @@ def card_text(
     """
     head = ["---", f"license: {json.dumps(licence.lower())}"] if licence else ["---"]
     lines = [
-        *head, "library_name: cm3leon", "pipeline_tag: text-to-image", "---", mark(facts.weights_sha256), "",
-        f"# {code(facts.name)}", "", *_model(facts, licence), *_figures(facts, results),
-        *_pictures(results, sheets), *_data(facts), *_training(facts, machine), *_limits(facts, notes),
-        "## This card", "",
+        *head,
+        "library_name: cm3leon",
+        "pipeline_tag: text-to-image",
+        "---",
+        mark(facts.weights_sha256),
+        "",
+        f"# {code(facts.name)}",
+        "",
+        *_model(facts, licence),
+        *_figures(facts, results),
+        *_pictures(results, sheets),
+        *_data(facts),
+        *_training(facts, machine),
+        *_limits(facts, notes),
+        "## This card",
+        "",
         f"Written by {code(command)} for the weights with the SHA-256 {code(facts.weights_sha256)};",
-        f"{code('cm3 eval card MODEL --check CARD.md')} says whether a model still has these weights.", "",
-    ]  # fmt: skip
+        f"{code('cm3 eval card MODEL --check CARD.md')} says whether a model still has these weights.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -77,13 +90,19 @@ def _model(facts: ModelFacts, licence: str | None) -> list[str]:
     tasks = ", ".join(map(code, facts.tasks)) if facts.tasks else "none"
     rows = [
         ("recipe", f"{code(facts.recipe)}, hash {code(facts.recipe_hash)}"),
-        ("parameters", f"{facts.num_parameters:,} in the decoder; a file of {_bytes(facts.num_bytes)}"),
-        ("pictures", f"{width} x {height} pixels, {facts.num_codes} codes of {facts.codebook_size:,}"),
+        (
+            "parameters",
+            f"{facts.num_parameters:,} in the decoder; a file of {_bytes(facts.num_bytes)}",
+        ),
+        (
+            "pictures",
+            f"{width} x {height} pixels, {facts.num_codes} codes of {facts.codebook_size:,}",
+        ),
         ("sequence", f"{facts.context_length:,} tokens; {facts.max_text_tokens} of a text"),
         ("components", ", ".join(components)),
         ("tasks that it was tuned for", tasks),
         ("licence of the weights", plain(licence) if licence else "not stated"),
-    ]  # fmt: skip
+    ]
     return [*_table(("", ""), rows), ""]
 
 
@@ -98,11 +117,13 @@ def _figures(facts: ModelFacts, results: Sequence[Evaluated | Measured]) -> list
             tasks = result.experiment == "tasks"
             own = task_lines(result.figures) if tasks else figure_lines(result.figures)
             lines += [
-                f"### `cm3 experiment {result.experiment}`", "",
+                f"### `cm3 experiment {result.experiment}`",
+                "",
                 f"{result.figures['num']} {'records' if tasks else 'pictures'} of a split at most, the same ones for "
-                "every model.", "",
+                "every model.",
+                "",
                 *(f"###{line[2:]}" if line.startswith("## ") else line for line in own),
-            ]  # fmt: skip
+            ]
     return lines
 
 
@@ -118,19 +139,32 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
         beside = [f"{name} {value:.4g}" for name, value in one.get("beside", {}).items()]
         if one.get("real_against_real") is not None:
             beside.append(f"real against real {one['real_against_real']:.4g}")
+        if one.get("note"):
+            beside.append(str(one["note"]))
         arrow = "higher" if one["higher_is_better"] else "lower"
         rows.append(
-            (code(one["name"]), f"{one['value']:.4g}{spread}", arrow, plain(", ".join(beside)), code(one["hash"]))
-        )  # fmt: skip
+            (
+                code(one["name"]),
+                f"{one['value']:.4g}{spread}",
+                arrow,
+                plain(", ".join(beside)),
+                code(one["hash"]),
+            )
+        )
     sha256 = str(scores["protocol"]["sha256"])[:SHOWN]
     head = ("score", "value", "better", "read against", "measurement")
     leaks = scores.get("leakage", {}).get("leaks") or []
     warning = [f"Its memory held {len(leaks)} of the reference pictures.", ""] if leaks else []
     return [
-        f"### {plain(result.protocol)}", "",
+        f"### {plain(result.protocol)}",
+        "",
         f"Protocol {code(f'{result.protocol}#{sha256}')}: {code(f'cm3 eval run {facts.name} {result.protocol}')};",
-        f"{_how(scores['model'])}.", "", *warning, *_table(head, rows), "",
-    ]  # fmt: skip
+        f"{_how(scores['model'])}.",
+        "",
+        *warning,
+        *_table(head, rows),
+        "",
+    ]
 
 
 def _how(model: Mapping[str, Any]) -> str:
@@ -166,10 +200,12 @@ def _pictures(results: Sequence[Evaluated | Measured], sheets: Mapping[str, str]
 def _data(facts: ModelFacts) -> list[str]:
     number = sum(row["documents"] for row in facts.trained_on)
     lines = [
-        "## Data", "",
-        f"Trained on {number:,} documents of the data set {code(facts.data_set)}, split {code(facts.split)}:", "",
+        "## Data",
+        "",
+        f"Trained on {number:,} documents of the data set {code(facts.data_set)}, split {code(facts.split)}:",
+        "",
         *_sources(facts.trained_on),
-    ]  # fmt: skip
+    ]
     if not facts.retrieves_from:
         return [*lines, "It retrieves nothing.", ""]
     if list(facts.retrieves_from) == list(facts.trained_on):
@@ -200,10 +236,12 @@ def _training(facts: ModelFacts, machine: str | None) -> list[str]:
     place = plain(machine) if machine else "a machine that was not stated"
     flops = 6 * facts.num_parameters * facts.tokens
     return [
-        "## Training", "",
+        "## Training",
+        "",
         f"{facts.steps:,} steps, {facts.tokens:,} tokens, {time} on {place}; about {flops:.1e} floating-point",
-        "operations (six a parameter and token).", "",
-    ]  # fmt: skip
+        "operations (six a parameter and token).",
+        "",
+    ]
 
 
 def _limits(facts: ModelFacts, notes: str) -> list[str]:
@@ -215,7 +253,7 @@ def _limits(facts: ModelFacts, notes: str) -> list[str]:
         f"only edited. Larger pictures than {width} x {height} pixels are enlarged ones.",
         f"Only the first {facts.max_text_tokens} tokens of a text are read.",
         "No filter looks at prompts or pictures.",
-    ]  # fmt: skip
+    ]
     if facts.retrieves_from:
         rows.append(
             "Pictures may follow a prepended document closely; `cm3 provenance PICTURE` names it with its licence."

@@ -71,9 +71,10 @@ class Task:
         for sample in self.samples:
             if sample.candidates is None:
                 raise DataError(
-                    f"task {self.name!r}", "has no other real pictures among which one could be ranked",
+                    f"task {self.name!r}",
+                    "has no other real pictures among which one could be ranked",
                     "remove the metric judge",
-                )  # fmt: skip
+                )
             found.append(sample.candidates())
         return found
 

@@ -9,7 +9,6 @@ FOLDER/val2014/COCO_val2014_000000000042.jpg
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.images import fit, open_image
+from cm3core.json_text import parse_json
 
 _WHERE = "COCO's files are published at https://cocodataset.org/#download"
 
@@ -121,9 +121,10 @@ def open_vqa(
     missing = [one["question_id"] for one in asked if one["question_id"] not in answers]
     if missing:
         raise DataError(
-            str(paths[1]), f"has no answers to question {missing[0]} of {paths[0].name}",
+            str(paths[1]),
+            f"has no answers to question {missing[0]} of {paths[0].name}",
             "use the two files of one release",
-        )  # fmt: skip
+        )
     for name, own in answers.items():
         _check_texts(own, "answer", f"{paths[1]}, question {name}")
     choices = _most_frequent(list(answers.values()), keys["ranked"], paths[1])
@@ -192,9 +193,10 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise DataError(str(path), "there is no such file", _WHERE)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(str(path), f"is not JSON ({error})", f"replace it; {_WHERE}") from error
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(str(path), f"can't be read ({error})", f"replace it; {_WHERE}") from error
+    return parse_json(text, str(path), f"replace it; {_WHERE}")
 
 
 def _list(values: Any, name: str, path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:

@@ -68,9 +68,10 @@ def _source(
     if keys["dataset"] is None:
         if model is None or model.recipe.dataset is None:
             raise DataError(
-                "protocol: task.dataset", "is null, and there is no model whose data set it could be",
+                "protocol: task.dataset",
+                "is null, and there is no model whose data set it could be",
                 "name a data set",
-            )  # fmt: skip
+            )
         source: DocumentSource = model.components.split(keys["split"])
         config = replace(model.recipe.dataset, split=keys["split"])
         return source, config, {"dataset": source.fingerprint}

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from pathlib import Path
 
-from cm3apps.experiments.options import each_once
+from cm3apps.experiments.options import add_training_options, check_arms, each_once, typed_training
 from cm3apps.experiments.tasks.settings import SPLITS, TASKS
 from cm3apps.experiments.tuning.arms import ARMS, TuningSettings
 from cm3core.cli import (
-    add_device,
-    add_overrides,
-    add_training_precision,
     real_number,
     registry_of,
     training_precision,
     whole_number,
 )
-from cm3core.errors import CM3Error, close_match
 
 PLACE = "cm3 experiment tuning"
 EXAMPLE = """examples:
@@ -42,24 +36,6 @@ def configure(parser: ArgumentParser) -> None:
         default="bundled:icons64",
         metavar="MODEL",
         help="the model that is tuned: a run, a checkpoint, an exported model, or PLUGIN:NAME (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--recipe", default="icons-tuned", help="the recipe to tune by (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--arms",
-        nargs="+",
-        default=list(ARMS),
-        metavar="ARM",
-        help=f"arms to train: {', '.join(ARMS)} (default: all)",
-    )
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=whole_number(0, 2**63 - 1),
-        default=[0],
-        metavar="N",
-        help="each arm is trained with each seed (default: 0)",
     )
     parser.add_argument(
         "--minutes",
@@ -107,17 +83,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar=("ARM", "KEY=VALUE"),
         help="a change of the recipe for one arm; may be given again",
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        default=Path("cm3-tuning"),
-        metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
-    )
-    add_device(parser, "where the decoders are trained and run")
-    add_training_precision(parser)
-    add_overrides(parser)
+    add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
     parser.set_defaults(run=run)
 
 
@@ -126,13 +92,7 @@ def run(args: Namespace) -> int:
     own: dict[str, list[str]] = {}
     for arm, override in args.own:
         own.setdefault(arm, []).append(override)
-    for arm in [*args.arms, *own]:
-        if arm not in ARMS:
-            raise CM3Error(
-                PLACE,
-                f"there is no arm {arm!r}; {close_match(arm, ARMS)}",
-                f"use some of {', '.join(ARMS)}",
-            )
+    check_arms(PLACE, [*args.arms, *own], ARMS)
     from cm3apps.experiments.tuning.experiment import TuningExperiment
 
     args.overrides += training_precision(args)
@@ -165,17 +125,16 @@ def run(args: Namespace) -> int:
 
 
 def _typed(args: Namespace) -> str:
-    """The whole command, so that readers of the report can repeat it."""
-    words = [
-        "cm3",
-        *(word for path in args.plugin for word in ("--plugin", str(path))),
-        *("experiment", "tuning", "--base", args.base, "--recipe", args.recipe),
-        *("--arms", *args.arms, "--seeds", *map(str, args.seeds)),
-        *("--minutes", f"{args.minutes:g}", "--documents", str(args.documents)),
+    own = [
+        *(
+            "--base",
+            args.base,
+            "--minutes",
+            f"{args.minutes:g}",
+            "--documents",
+            str(args.documents),
+        ),
         *("--num", str(args.num), "--splits", *args.splits, "--tasks", *args.tasks),
         *(word for one in args.own for word in ("--set", *one)),
-        *("-o", str(args.out)),
-        *([] if args.device is None else ["--device", args.device]),
-        *args.overrides,
     ]
-    return shlex.join(words)
+    return typed_training(args, "tuning", own)

@@ -51,9 +51,12 @@ class AnnotationFile:
         for place, values in found._each("image", list_in(str(path), whole, "images")):
             if (name := str(values["id"])) in found.images:
                 found.problems.append(
-                    DataError(place, f"its id {name} is also that of {found.images[name][0]}",
-                              "keep one of the two")
-                )  # fmt: skip
+                    DataError(
+                        place,
+                        f"its id {name} is also that of {found.images[name][0]}",
+                        "keep one of the two",
+                    )
+                )
             else:
                 found.images[name] = place, values
         for place, values in found._each("annotation", list_in(str(path), whole, "annotations")):
@@ -61,9 +64,12 @@ class AnnotationFile:
                 found.annotations[name].append((place, values))
             else:
                 found.problems.append(
-                    DataError(place, f"is about the picture {name}, which 'images' has not",
-                              "add the picture, or remove the annotation")
-                )  # fmt: skip
+                    DataError(
+                        place,
+                        f"is about the picture {name}, which 'images' has not",
+                        "add the picture, or remove the annotation",
+                    )
+                )
         for place, values in found._each("category", whole.get("categories") or []):
             try:
                 found.categories[str(values["id"])] = _category(place, values)

@@ -50,8 +50,12 @@ class InceptionExtractor(Extractor):
         step = f"get {FILE_NAME} from {PUBLISHED}"
         if not path.is_file():
             raise CheckpointError(
-                str(path), f"there is no such file; its sha256 is {sha256}" if sha256 else "there is no such file", step
-            )  # fmt: skip
+                str(path),
+                f"there is no such file; its sha256 is {sha256}"
+                if sha256
+                else "there is no such file",
+                step,
+            )
         found = sha256_file(path)
         if sha256 is not None and found != sha256:
             raise CheckpointError(
@@ -116,10 +120,11 @@ def _is_torchscript(path: Path) -> bool:
 def _tensors(path: Path, step: str) -> dict[str, Tensor]:
     if _is_torchscript(path):
         raise CheckpointError(
-            str(path), "is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors "
+            str(path),
+            "is a TorchScript archive, such as NVIDIA's inception-2015-12-05.pt: what its tensors "
             "mean is said by the program in it, and programs in files are never run",
             f"{step}: it is the same network, and resize: clean scales as clean-fid does",
-        )  # fmt: skip
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

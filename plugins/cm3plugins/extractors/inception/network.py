@@ -19,8 +19,13 @@ class Convolution(nn.Module):
     """Convolution without bias, batch normalisation, ReLU."""
 
     def __init__(
-        self, num_in: int, num_out: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
-    ) -> None:  # fmt: skip
+        self,
+        num_in: int,
+        num_out: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(num_in, num_out, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(num_out, eps=0.001)

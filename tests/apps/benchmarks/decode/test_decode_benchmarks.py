@@ -181,7 +181,7 @@ def test_baselines_out_of_range_or_stuck_fail(monkeypatch: pytest.MonkeyPatch) -
 def test_the_llamagen_loop_is_guided_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all but the most probable code filtered away it is greedy, and equals a recomputation
     without a cache."""
-    monkeypatch.setattr(baselines, "TOP_P", 1e-9)
+    monkeypatch.setattr(workload, "TOP_P", 1e-9)
     provider = baselines.LlamaGenProvider(SETUP)
     case = decode_case(SETUP, 12, batch=2)
     drawn = provider.prepare(case, {})()

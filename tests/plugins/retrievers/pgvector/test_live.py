@@ -352,9 +352,21 @@ def test_passwords_are_taken_from_the_environment_and_shown_nowhere(
         if "PGPASSWORD" not in variables:
             monkeypatch.delenv("PGPASSWORD")
         code = main(
-            ["postgres", "stat", "--schema", config.schema, "--host", str(postgres.folder),
-             "--database", "cm3", "--user", "reader", "--retry-seconds", "0"]
-        )  # fmt: skip
+            [
+                "postgres",
+                "stat",
+                "--schema",
+                config.schema,
+                "--host",
+                str(postgres.folder),
+                "--database",
+                "cm3",
+                "--user",
+                "reader",
+                "--retry-seconds",
+                "0",
+            ]
+        )
         said = capsys.readouterr()
         for word in ("correct horse", "wrong battery"):
             assert word not in said.out + said.err

@@ -1,0 +1,44 @@
+"""JSON that users bring, and a key that is twice in an object."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cm3core.errors import DataError
+from cm3core.json_text import parse_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_it_reads_what_python_writes(value: object) -> None:
+    assert parse_json(json.dumps(value), "x") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "cause", "next_step"),
+    [
+        (
+            '{"a.png": "x", "b": 1, "a.png": "y"}',
+            "has the key 'a.png' twice in one object",
+            "keep one of the two",
+        ),
+        ('[{"a": {"é": 1, "\\u00e9": 1}}]', "has the key '\\xe9' twice in one object", None),
+        ("{", "is not JSON: Expecting property name enclosed in double quotes", "correct it"),
+        ("[" * 100_000, "is not JSON: maximum recursion depth exceeded", "correct it"),
+    ],
+)
+def test_what_is_wrong_is_named(content: str, cause: str, next_step: str | None) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_json(content, "captions.json")
+    assert caught.value.place == "captions.json"
+    assert caught.value.cause.startswith(cause)
+    assert caught.value.next_step == (next_step or "keep one of the two")
