@@ -86,6 +86,8 @@ class Reference:
         image = self._vocabulary.image
         predicted = zip((image, None), self._hidden, self._read_by(other), strict=True)
         for ids, exact_NE, other_NE in predicted:
+            if not len(exact_NE):
+                continue
             # a few at a time: of some models one position has 180,000 ids
             size = max(1, MOST_LOGITS // (self._vocabulary.size if ids is None else len(image)))
             for exact_nE, other_nE in zip(exact_NE.split(size), other_NE.split(size), strict=True):

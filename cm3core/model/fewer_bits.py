@@ -15,7 +15,13 @@ import numpy as np
 from cm3core import images
 from cm3core.document import Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
-from cm3core.generation.agreement import MOST_DIVERGENCE, MOST_TOKENS, MOST_UNASKED, Reference
+from cm3core.generation.agreement import (
+    LEAST_SAME,
+    MOST_DIVERGENCE,
+    MOST_TOKENS,
+    MOST_UNASKED,
+    Reference,
+)
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -94,7 +100,10 @@ def _first_that_passes(
         if found.passes_unasked:
             told(f"precision {precision}, which this machine multiplies faster: {found}")
             return made
-        told(f"precision {precision} is not taken: {found} (at most {MOST_UNASKED} nats)")
+        told(
+            f"precision {precision} is not taken: {found} "
+            f"(at most {MOST_UNASKED} nats, {LEAST_SAME:.0%})"
+        )
         del made  # the next arrangement needs no memory beside this one
     return None
 
