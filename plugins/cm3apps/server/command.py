@@ -94,8 +94,9 @@ def configure(parser: ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--precision", default="auto", choices=["auto", "fp32", "bf16", "int8", "int4"],
-        help="precision of the decoders' weights (default: bf16 where it is multiplied and hardly changes "
-        "predictions: on a GPU, for large decoders on a CPU; else as stored)",
+        help="precision of the decoders' weights (default, auto: bf16 on a GPU that multiplies it; on a CPU, for "
+        "large decoders that are stored in float32, the first of int8 and bf16 that the CPU multiplies and that "
+        "hardly changes predictions; else as stored)",
     )  # fmt: skip
     add_device(parser, "where the decoders and the image tokenizers run")
     parser.add_argument(

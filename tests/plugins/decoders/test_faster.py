@@ -20,9 +20,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
         (LARGE_DECODER, FP32, False, True, ("bf16",)),  # AMX, where int8 was not measured
         (LARGE_DECODER, FP32, True, False, ("int8",)),  # VNNI alone
         (LARGE_DECODER, FP32, False, False, ()),
-        (LARGE_DECODER, BF16, True, True, ("int8",)),  # converted models: bf16 is as stored
-        (LARGE_DECODER, BF16, True, False, ()),  # the gate would multiply bf16 without instructions
-        (LARGE_DECODER, BF16, False, True, ()),
+        (LARGE_DECODER, BF16, True, True, ()),  # converted models: as they were published
         (LARGE_DECODER, FP16, True, True, ()),
     ],
 )
