@@ -294,7 +294,8 @@ class Decoder(ABC):
     def faster_precisions(self) -> tuple[str, ...]:
         """Return precisions that are faster here than that of the stored weights, the fastest first.
 
-        "auto" takes the first that hardly changes the model's predictions. The default: none."""
+        `cm3core.load(precision="auto")` takes the first that hardly changes the model's predictions, which it
+        measures. The default: none."""
         return ()
 
     def for_inference(self, precision: str = "auto") -> InferenceDecoder:

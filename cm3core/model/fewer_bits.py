@@ -7,7 +7,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,13 @@ import numpy as np
 from cm3core import images
 from cm3core.document import Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
-from cm3core.generation.agreement import MOST_DIVERGENCE, MOST_TOKENS, agreement
+from cm3core.generation.agreement import (
+    LEAST_SAME,
+    MOST_DIVERGENCE,
+    MOST_TOKENS,
+    MOST_UNASKED,
+    Reference,
+)
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -46,7 +52,7 @@ def arranged(
     Args:
         decoder: with its weights.
         precision: see `Decoder.for_inference`. "auto": the first of the decoder's
-            `faster_precisions` that passes the gate, else as stored.
+            `faster_precisions` that passes a stricter gate, else as stored.
         sequences: those of the gate, made when they are needed.
         vocabulary: the decoder's.
         told: called with a line that says what was measured and chosen.
@@ -55,8 +61,8 @@ def arranged(
         GenerationError: the precision changes predictions too much, or is not supported.
     """
     if precision in MEASURED:
-        made = decoder.for_inference(precision)
-        found = agreement(exact(decoder), made, sequences(), vocabulary)
+        made = decoder.for_inference(precision)  # first: what is not supported is refused at once
+        found = Reference(exact(decoder), sequences(), vocabulary).agreement(made)
         if not found.passes:
             raise GenerationError(
                 f"precision {precision}",
@@ -65,15 +71,41 @@ def arranged(
             )
         told(f"precision {precision}: {found}")
         return made
-    if precision == "auto":
-        for faster in decoder.faster_precisions():
-            made = decoder.for_inference(faster)
-            found = agreement(exact(decoder), made, sequences(), vocabulary)
-            if found.passes:
-                told(f"precision {faster}, which this machine multiplies faster: {found}")
-                return made
-            told(f"precision as stored, not {faster}: it would be {found}")
+    if precision == "auto" and (candidates := decoder.faster_precisions()):
+        faster = _first_that_passes(decoder, candidates, sequences, vocabulary, told)
+        if faster is not None:
+            return faster
+        told("precision as stored")
     return decoder.for_inference(precision)
+
+
+def _first_that_passes(
+    decoder: Decoder,
+    candidates: Sequence[str],
+    sequences: Callable[[], list[TokenSequence]],
+    vocabulary: Vocabulary,
+    told: Callable[[str], None],
+) -> InferenceDecoder | None:
+    """The decoder in the first of these precisions that hardly changes its predictions; see
+    `arranged`."""
+    # before anything is arranged: that gives mapped pages back, which this would read again
+    reference = Reference(exact(decoder), sequences(), vocabulary)
+    for precision in candidates:
+        try:
+            made = decoder.for_inference(precision)
+        except GenerationError as refused:  # such as too little memory; nobody asked for it
+            told(f"precision {precision} is not taken: {refused.cause}")
+            continue
+        found = reference.agreement(made)
+        if found.passes_unasked:
+            told(f"precision {precision}, which this machine multiplies faster: {found}")
+            return made
+        told(
+            f"precision {precision} is not taken: {found} "
+            f"(at most {MOST_UNASKED} nats, {LEAST_SAME:.0%})"
+        )
+        del made  # the next arrangement needs no memory beside this one
+    return None
 
 
 def exact(decoder: Decoder) -> InferenceDecoder:

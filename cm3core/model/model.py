@@ -63,7 +63,10 @@ def load(
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
         device: of the decoder and the image tokenizer. None: the GPU when there is one.
-        num_threads, precision, max_rows: see `Engine`.
+        num_threads, max_rows: see `Engine`.
+        precision: of the decoder's weights for generation: "fp32", "bf16", "int8", "int4"; the last two are
+            refused where they change predictions. "auto": the first of the decoder's
+            `faster_precisions` that hardly does, else as `Decoder.for_inference`.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
 
     Raises:

@@ -98,8 +98,8 @@ def configure(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
-        help="precision of the decoders' weights (default: bf16 where it is multiplied and hardly changes "
-        "predictions: on a GPU, for large decoders on a CPU; else as stored)",
+        help="precision of the decoders' weights (default: the fastest that the machine multiplies and "
+        "that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a CPU; else as stored)",
     )
     add_device(parser, "where the decoders and the image tokenizers run")
     parser.add_argument(

@@ -40,6 +40,7 @@ from cm3plugins.decoders.cm3leon.products import (
     why_not,
     with_activation,
 )
+from cm3plugins.decoders.faster import LARGE_DECODER
 
 _log = logging.getLogger("cm3plugins")
 
@@ -48,8 +49,6 @@ _log = logging.getLogger("cm3plugins")
 NUM_HEADS = 4
 
 
-#: Parameters of a decoder from which reading its weights takes most of a step on a CPU.
-LARGE_DECODER = 30_000_000
 #: Part of the machine's memory that weights may take in another arrangement than their file's. Larger
 #: ones are read as they are mapped, which is slower.
 ARRANGED_SHARE = 0.65
@@ -86,14 +85,6 @@ class TrainedParts(Protocol):
     def head_weight(self) -> Tensor: ...
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor: ...
-
-
-def faster_precisions(decoder: TrainedParts) -> tuple[str, ...]:
-    """See `Decoder.faster_precisions`: of a decoder that is too large for a CPU's caches, bfloat16."""
-    weight = decoder.head_weight()
-    wide = weight.device.type == "cpu" and weight.dtype == torch.float32
-    large = sum(one.numel() for one in decoder.parameters()) >= LARGE_DECODER
-    return ("bf16",) if wide and large and cpu_multiplies_bf16() else ()
 
 
 class PackedInference(InferenceDecoder):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, TokenSequence
-from cm3core.generation.agreement import MOST_TOKENS, Agreement, agreement
+from cm3core.generation.agreement import MOST_TOKENS, Agreement, Reference
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 VOCABULARY = CM3LeonVocabulary(6, 4, num_sentinels=1)
@@ -42,7 +42,7 @@ def sequence(tokens: list[int], cells: list[int]) -> TokenSequence:
 def compared(exact_VR: torch.Tensor, other_VR: torch.Tensor, one: TokenSequence) -> Agreement:
     exact: Any = Table(exact_VR)
     other: Any = Table(other_VR)
-    return agreement(exact, other, [one], VOCABULARY)
+    return Reference(exact, [one], VOCABULARY).agreement(other)
 
 
 def test_two_texts_and_a_code_by_hand() -> None:
@@ -90,4 +90,35 @@ def test_long_sequences_are_cut_and_none_is_no_proof() -> None:
     long = sequence([0] * (3 * MOST_TOKENS), [NO_CELL] * (3 * MOST_TOKENS))
     assert compared(table_VR, table_VR, long).num == MOST_TOKENS - 1
     table: Any = Table(table_VR)
-    assert not agreement(table, table, [], VOCABULARY).passes
+    assert not Reference(table, [], VOCABULARY).agreement(table).passes
+
+
+def test_a_few_logits_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact_VR, other_VR = torch.randn(2, VOCABULARY.size, VOCABULARY.size, generator=generator)
+    codes = list(VOCABULARY.image)
+    one = sequence([0, 1, 2, 3, 4, *codes], [NO_CELL] * 5 + list(range(len(codes))))
+    whole = compared(exact_VR, other_VR, one)
+    monkeypatch.setattr("cm3core.generation.agreement.MOST_LOGITS", 2 * len(codes))
+    by_parts = compared(exact_VR, other_VR, one)
+    assert by_parts.num == whole.num == 8
+    assert by_parts.divergence == pytest.approx(whole.divergence, rel=1e-5)
+    assert (by_parts.same, by_parts.same_where_sure) == (whole.same, whole.same_where_sure)
+
+
+def test_the_exact_predictions_are_read_once() -> None:
+    table: Any = Table(torch.zeros(VOCABULARY.size, VOCABULARY.size))
+    calls: list[int] = []
+    table.allocate_cache = lambda num_rows, max_length: calls.append(max_length)
+    reference = Reference(table, [sequence([0, 1, 2], [NO_CELL] * 3)], VOCABULARY)
+    other: Any = Table(table.table_VR)
+    assert reference.agreement(other).passes_unasked
+    assert reference.agreement(other).passes_unasked
+    assert calls == [2]
+
+
+def test_what_nobody_asked_for_may_change_less() -> None:
+    assert Agreement(0.01, 1.0, 0.98, 10).passes_unasked
+    assert not Agreement(0.0101, 1.0, 1.0, 10).passes_unasked
+    assert Agreement(0.05, 1.0, 1.0, 10).passes
+    assert not Agreement(0.0, 1.0, 0.97, 10).passes_unasked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 
 import cm3core
 from cm3core.errors import GenerationError
+from cm3core.generation.agreement import Agreement, Reference
 from cm3core.interfaces.decoder import Decoder
 from cm3core.model import Model
 from cm3core.model.fewer_bits import arranged, drawing, held_out
-from cm3plugins.decoders import packed
+from cm3plugins.decoders import faster
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +55,98 @@ def test_a_small_decoder_stays_as_stored(model: Model) -> None:
     assert told == []
 
 
-def test_auto_takes_bfloat16_where_the_cpu_multiplies_it_and_predictions_stay(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if decoders were large from one parameter on, on a CPU that multiplies bytes and bfloat16."""
+    monkeypatch.setattr(faster, "LARGE_DECODER", 1)
+    monkeypatch.setattr(faster, "cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(faster, "rounds_inputs", lambda device: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return monkeypatch
+
+
+def test_auto_takes_int8_where_the_cpu_multiplies_bytes_and_predictions_stay(
+    model: Model, large: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "LARGE_DECODER", 1)
-    monkeypatch.setattr(packed, "cpu_multiplies_bf16", lambda: True)
     made, told = taken(model, "auto")
-    assert made.dtype == torch.bfloat16
-    assert told[0].startswith("precision bf16, which this machine multiplies faster: 0.0")
-    monkeypatch.setattr("cm3core.generation.agreement.MOST_DIVERGENCE", 0.0)
+    assert made.precision == "int8"
+    assert len(told) == 1
+    assert told[0].startswith("precision int8, which this machine multiplies faster: 0.0")
+    assert told[0].endswith(
+        " nats a token from the exact predictions, 100.0% of sure tokens the same"
+    )
+
+
+def test_auto_falls_to_bf16_and_to_what_is_stored(model: Model, large: pytest.MonkeyPatch) -> None:
+    agreements = {
+        "int8": Agreement(0.0101, 0.9, 1.0, 10),
+        "bf16": Agreement(0.0002, 1.0, 1.0, 10),
+    }
+    large.setattr(Reference, "agreement", lambda self, other: agreements[other.precision])
+    refused = (
+        "precision int8 is not taken: 0.0101 nats a token from the exact predictions, 100.0% of sure "
+        "tokens the same (at most 0.01 nats, 98%)"
+    )
+    made, told = taken(model, "auto")
+    assert made.precision == "bf16"
+    assert told == [
+        refused,
+        "precision bf16, which this machine multiplies faster: 0.0002 nats a token from the exact "
+        "predictions, 100.0% of sure tokens the same",
+    ]
+    agreements["bf16"] = Agreement(0.0002, 0.9, 0.97, 10)
     made, told = taken(model, "auto")
     assert made.dtype == torch.float32
-    assert told[0].startswith("precision as stored, not bf16: it would be 0.0")
-    monkeypatch.setattr(packed, "cpu_multiplies_bf16", lambda: False)
-    assert taken(model, "auto")[1] == []
+    assert told == [
+        refused,
+        "precision bf16 is not taken: 0.0002 nats a token from the exact predictions, 97.0% of sure "
+        "tokens the same (at most 0.01 nats, 98%)",
+        "precision as stored",
+    ]
+
+
+def test_auto_goes_on_where_a_precision_is_refused(model: Model, large: pytest.MonkeyPatch) -> None:
+    decoder = model.components.decoder
+    real = type(decoder).for_inference
+
+    def without_room(self: Decoder, precision: str = "auto") -> Any:
+        if precision == "int8":
+            raise GenerationError("precision", "takes 7.0 GB", "use int4")
+        return real(self, precision)
+
+    large.setattr(type(decoder), "for_inference", without_room)
+    made, told = taken(model, "auto")
+    assert made.precision == "bf16"
+    assert told[0] == "precision int8 is not taken: takes 7.0 GB"
+    with pytest.raises(GenerationError, match=r"takes 7\.0 GB"):  # who asks is refused
+        taken(model, "int8")
+
+
+def test_arrangements_that_are_not_taken_are_gone_before_the_next(
+    model: Model, large: pytest.MonkeyPatch
+) -> None:
+    decoder = model.components.decoder
+    real = type(decoder).for_inference
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def counted(self: Decoder, precision: str = "auto") -> Any:
+        alive.append(sum(one() is not None for one in made))
+        arrangement = real(self, precision)
+        if precision != "stored":  # which has no memory of its own
+            made.append(weakref.ref(arrangement))
+        return arrangement
+
+    large.setattr(type(decoder), "for_inference", counted)
+    large.setattr(Reference, "agreement", lambda self, other: Agreement(1.0, 0.0, 0.0, 10))
+    gc.disable()
+    try:
+        kept, told = taken(model, "auto")
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]  # in place, int8, bf16, as stored
+    assert kept.dtype == torch.float32
+    assert told[-1] == "precision as stored"
 
 
 def test_harm_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

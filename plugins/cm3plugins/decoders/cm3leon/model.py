@@ -24,7 +24,7 @@ from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.products import layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
-from cm3plugins.decoders.packed import faster_precisions
+from cm3plugins.decoders.faster import faster_precisions
 from cm3plugins.decoders.transformer import TransformerDecoder
 
 

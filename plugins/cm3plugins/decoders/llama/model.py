@@ -24,12 +24,12 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
 from cm3plugins.decoders.codebook_start import codebook_rows
+from cm3plugins.decoders.faster import faster_precisions
 from cm3plugins.decoders.llama.block import Block, RMSNorm, Turned
 from cm3plugins.decoders.llama.codes import CodeEmbedding, CodeHead, by_head, table_rows
 from cm3plugins.decoders.llama.inference import LlamaInference
 from cm3plugins.decoders.llama.rotary import GridRotary, Rotary, SequenceRotary
 from cm3plugins.decoders.llama.settings import LlamaSettings
-from cm3plugins.decoders.packed import faster_precisions
 from cm3plugins.decoders.transformer import Context, TransformerDecoder
 
 
