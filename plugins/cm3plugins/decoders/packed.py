@@ -54,10 +54,6 @@ NUM_HEADS = 4
 ARRANGED_SHARE = 0.65
 
 
-#: Parameters from which products are compiled for this CPU; see `cm3kernels.few_rows`.
-COMPILED_FROM = LARGE_DECODER
-
-
 def _automatic(weight: Tensor) -> torch.dtype:
     """bfloat16 on a CUDA device that multiplies it: half the bytes a token. Else as stored, and
     float32 in place of bfloat16 on a CPU that has no instructions for it."""
@@ -71,6 +67,16 @@ def _automatic(weight: Tensor) -> torch.dtype:
 def compiled_folder() -> Path:
     """Where libraries that were compiled for this machine are kept."""
     return cache_directory() / "compiled"
+
+
+def can_compile() -> bool:
+    """Whether products can be compiled for this machine; if not, the reason is logged."""
+    try:
+        library(compiled_folder())
+    except Unavailable as reason:
+        _log.info("products are torch's, slower than compiled ones: %s", reason)
+        return False
+    return True
 
 
 class TrainedParts(Protocol):
@@ -96,6 +102,9 @@ class PackedInference(InferenceDecoder):
         num_layers, num_heads, head_dim: its sizes; `num_heads` counts those of queries.
         num_key_heads: heads of keys and values, a divisor of `num_heads`. None: as many.
     """
+
+    #: Parameters of a decoder from which its products are compiled for this CPU.
+    compiled_from: int = LARGE_DECODER
 
     def __init__(
         self,
@@ -159,21 +168,16 @@ class PackedInference(InferenceDecoder):
         self.reset()
 
     def _compiled(self) -> str | None:
-        """ "bf16" or "int8" where products are compiled: the decoder is large, and the CPU and the
+        """ "bf16" or "int8" where products are compiled: the decoder is large enough, and the CPU and the
         system allow it. float32 stays torch's, whose results don't depend on a compiler."""
         precision = "int8" if self.precision == "int8" else "bf16"
         if not self.on_cpu or self.in_place or self.precision == "int4":
             return None
         if precision == "bf16" and self.weight_dtype != torch.bfloat16:
             return None
-        if sum(one.numel() for one in self._owner.parameters()) < COMPILED_FROM:
+        if sum(one.numel() for one in self._owner.parameters()) < self.compiled_from:
             return None
-        try:
-            library(compiled_folder())
-        except Unavailable as reason:
-            _log.info("products are torch's, slower than compiled ones: %s", reason)
-            return None
-        return precision
+        return precision if can_compile() else None
 
     def reset(self) -> None:
         """Take the decoder's current weights."""

@@ -49,7 +49,10 @@ def test_int8_passes_and_says_how_well(model: Model) -> None:
     assert told[0].endswith("of sure tokens the same")
 
 
-def test_a_small_decoder_stays_as_stored(model: Model) -> None:
+def test_a_small_decoder_stays_as_stored_where_nothing_is_compiled(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CM3_NATIVE", "0")
     made, told = taken(model, "auto")
     assert made.dtype == torch.float32
     assert told == []

@@ -16,6 +16,7 @@ from cm3core.testing.decoder import DecoderContract
 from cm3kernels.few_rows import refusal
 from cm3leon_parts import SDPA, TINY, build
 from cm3plugins.decoders import packed
+from cm3plugins.decoders.cm3leon import inference as inference_module
 from cm3plugins.decoders.cm3leon import pool
 from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
@@ -130,7 +131,7 @@ def test_compiled_precisions_are_those_of_torch(
     decoder = build(replace(TINY, d_model=48))
     found = {}
     for compiled_from in (0, 10**9):
-        monkeypatch.setattr(packed, "COMPILED_FROM", compiled_from)
+        monkeypatch.setattr(inference_module, "COMPILED_FROM", compiled_from)
         inference = decoder.for_inference(precision)
         assert inference.compiled == (precision if compiled_from == 0 else None)
         cache = inference.allocate_cache(1, 8)
@@ -140,7 +141,7 @@ def test_compiled_precisions_are_those_of_torch(
         found[compiled_from] = inference.logits(hidden).float()
     spread = decoder.for_inference("fp32").logits(hidden.float()).std()
     assert (found[0] - found[10**9]).abs().max() < 0.05 * spread
-    monkeypatch.setattr(packed, "COMPILED_FROM", 0)
+    monkeypatch.setattr(inference_module, "COMPILED_FROM", 0)
     monkeypatch.setenv("CM3_NATIVE", "0")
     torch_only = decoder.for_inference(precision)
     assert torch_only.compiled is None

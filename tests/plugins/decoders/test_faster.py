@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import cm3core
 from cm3plugins.decoders import faster
-from cm3plugins.decoders.faster import LARGE_DECODER, faster_on_cpu, faster_precisions
+from cm3plugins.decoders.cm3leon import model
+from cm3plugins.decoders.faster import (
+    COMPILED_FROM,
+    COMPILED_INT8_FROM,
+    LARGE_DECODER,
+    faster_on_cpu,
+    faster_precisions,
+)
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -16,7 +25,7 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
     ("parameters", "stored", "bytes_too", "bf16_too", "expected"),
     [
         (LARGE_DECODER, FP32, True, True, ("int8", "bf16")),
-        (LARGE_DECODER - 1, FP32, True, True, ()),  # the bundled models: as they are, bit for bit
+        (LARGE_DECODER - 1, FP32, True, True, ()),
         (LARGE_DECODER, FP32, False, True, ("bf16",)),  # AMX, where int8 was not measured
         (LARGE_DECODER, FP32, True, False, ("int8",)),  # VNNI alone
         (LARGE_DECODER, FP32, False, False, ()),
@@ -30,12 +39,29 @@ def test_the_rule(
     assert faster_on_cpu(parameters, stored, bytes_too=bytes_too, bf16_too=bf16_too) == expected
 
 
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        (COMPILED_FROM - 1, ()),
+        (COMPILED_FROM, ("bf16",)),
+        (COMPILED_INT8_FROM - 1, ("bf16",)),
+        (COMPILED_INT8_FROM, ("int8", "bf16")),
+    ],
+)
+def test_the_rule_where_all_layers_are_one_call(parameters: int, expected: tuple[str, ...]) -> None:
+    rule = partial(faster_on_cpu, parameters, bytes_too=True, bf16_too=True, in_one_call=True)
+    assert rule(FP32) == expected
+    assert rule(BF16) == ()
+
+
 def test_a_decoder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = cm3core.load("bundled:emoji64", device="cpu").components.decoder
     monkeypatch.setattr(faster, "rounds_inputs", lambda device: True)
     monkeypatch.setattr(faster, "cpu_multiplies_bf16", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert decoder.faster_precisions() == ()
+    for possible, expected in ((False, ()), (True, ("bf16",))):
+        monkeypatch.setattr(model, "can_compile", lambda possible=possible: possible)
+        assert decoder.faster_precisions() == expected
     monkeypatch.setattr(faster, "LARGE_DECODER", 1)
     assert decoder.faster_precisions() == ("int8", "bf16")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)

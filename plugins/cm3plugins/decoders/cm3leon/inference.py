@@ -18,6 +18,7 @@ from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.products import add_product, layer_norm, normed
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
+from cm3plugins.decoders.faster import COMPILED_FROM
 from cm3plugins.decoders.packed import NUM_HEADS, PackedInference, TrainedParts
 
 __all__ = ["NUM_HEADS", "CM3LeonInference", "TrainedDecoder"]
@@ -41,12 +42,15 @@ class CM3LeonInference(PackedInference):
 
     def __init__(self, decoder: TrainedDecoder, precision: str = "auto") -> None:
         self.decoder, config = decoder, decoder.config
+        head_dim = config.d_model // config.num_heads
+        if DecoderStep.takes(head_dim):
+            self.compiled_from = COMPILED_FROM
         super().__init__(
             decoder,
             precision,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
-            head_dim=config.d_model // config.num_heads,
+            head_dim=head_dim,
         )
 
     def take_layers(self) -> None:

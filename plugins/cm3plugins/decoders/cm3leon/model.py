@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
+from cm3kernels.few_rows import DecoderStep
 from cm3plugins.decoders.cm3leon.block import Block
 from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
 from cm3plugins.decoders.cm3leon.products import layer_norm
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 from cm3plugins.decoders.faster import faster_precisions
+from cm3plugins.decoders.packed import can_compile
 from cm3plugins.decoders.transformer import TransformerDecoder
 
 
@@ -92,7 +94,8 @@ class CM3LeonDecoder(TransformerDecoder):
         return layer_norm(x_BTE)
 
     def faster_precisions(self) -> tuple[str, ...]:
-        return faster_precisions(self)
+        head_dim = self.config.d_model // self.config.num_heads
+        return faster_precisions(self, lambda: DecoderStep.takes(head_dim) and can_compile())
 
     def arranged(self, precision: str) -> CM3LeonInference:
         return CM3LeonInference(self, precision)
