@@ -80,10 +80,22 @@ def test_auto_takes_int8_where_the_cpu_multiplies_bytes_and_predictions_stay(
     )
 
 
+def test_auto_says_nothing_of_changes_that_nobody_sees(
+    model: Model, large: pytest.MonkeyPatch
+) -> None:
+    for divergence, number in ((0.0005, 0), (0.00051, 1)):
+        found = Agreement(divergence, 1.0, 1.0, 10)
+        large.setattr(Reference, "agreement", lambda self, other, found=found: found)
+        made, told = taken(model, "auto")
+        assert (made.precision, len(told)) == ("int8", number)
+        _, told = taken(model, "int8")
+        assert len(told) == 1, "who asks for it is told"
+
+
 def test_auto_falls_to_bf16_and_to_what_is_stored(model: Model, large: pytest.MonkeyPatch) -> None:
     agreements = {
         "int8": Agreement(0.0101, 0.9, 1.0, 10),
-        "bf16": Agreement(0.0002, 1.0, 1.0, 10),
+        "bf16": Agreement(0.0006, 1.0, 1.0, 10),
     }
     large.setattr(Reference, "agreement", lambda self, other: agreements[other.precision])
     refused = (
@@ -94,15 +106,15 @@ def test_auto_falls_to_bf16_and_to_what_is_stored(model: Model, large: pytest.Mo
     assert made.precision == "bf16"
     assert told == [
         refused,
-        "precision bf16, which this machine multiplies faster: 0.0002 nats a token from the exact "
+        "precision bf16, which this machine multiplies faster: 0.0006 nats a token from the exact "
         "predictions, 100.0% of sure tokens the same",
     ]
-    agreements["bf16"] = Agreement(0.0002, 0.9, 0.97, 10)
+    agreements["bf16"] = Agreement(0.0006, 0.9, 0.97, 10)
     made, told = taken(model, "auto")
     assert made.dtype == torch.float32
     assert told == [
         refused,
-        "precision bf16 is not taken: 0.0002 nats a token from the exact predictions, 97.0% of sure "
+        "precision bf16 is not taken: 0.0006 nats a token from the exact predictions, 97.0% of sure "
         "tokens the same (at most 0.01 nats, 98%)",
         "precision as stored",
     ]
