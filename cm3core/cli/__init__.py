@@ -55,9 +55,8 @@ def add_precision(parser: ArgumentParser) -> None:
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
         help="precision of the decoder's weights for generation; int8 and int4 are refused where they "
-        "change predictions (default, auto: bf16 on a GPU that multiplies it; on a CPU, for a "
-        "large decoder that is stored in float32, the first of int8 and bf16 that the CPU multiplies and that "
-        "hardly changes predictions; else as stored)",
+        "change predictions (default, auto: the fastest that the machine multiplies and that hardly changes "
+        "predictions: bf16 on a GPU, int8 or bf16 on a CPU; else as stored)",
     )
 
 
