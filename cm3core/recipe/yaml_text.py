@@ -6,6 +6,7 @@ OmegaConf reads it, with interpolations unresolved. The text may come from anyon
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -73,7 +74,8 @@ def value_of(argument: str, place: str) -> Any:
         RecipeError: the value is not YAML, or one that no recipe can hold; `place` names it.
     """
     try:
-        _check_bases(yaml.compose(argument.partition("=")[2], yaml.SafeLoader), place)
+        with suppress(yaml.reader.ReaderError):  # characters that are no text are named later
+            _check_bases(yaml.compose(argument.partition("=")[2], yaml.SafeLoader), place)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
     except RecipeError:  # a ValueError too
         raise
