@@ -81,6 +81,7 @@ def evaluation(folder: Path, weights: str = WEIGHTS, **changed: Any) -> Path:
             "weights_sha256": weights,
             "sampler": {"name": "cfg", "temperature": 0.5},
             "num_retrieved": 1,
+            "memory_split": "train",
         },
         "leakage": {},
         "scores": [SCORE, {"name": "fid", "skipped": "no file"}],
@@ -135,7 +136,7 @@ def test_what_a_card_says(tmp_path: Path) -> None:
     for line in (
         "| `judge_r1-lite1` | 40 \u00b1 13 | higher | real 100, copied 33.33 | `0123456789ab` |",
         "| `fid` | n/a |  | no file |  |",
-        "Protocol `toy-v1#c0ffeec0ffee`: `cm3 eval run runs/mine toy-v1`;",
+        "Protocol `toy-v1#c0ffeec0ffee`: `cm3 eval run runs/mine toy-v1 --memory-split train`;",
         "sampler `cfg`, temperature 0.5, 1 document prepended.",
         "| 7 | MIT | npm &#60;b&#62; | me &#124; you |",
         "10 steps, 5,000 tokens, 2.0 hours on a laptop; about 3.0e+07 floating-point",

@@ -155,10 +155,15 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
     head = ("score", "value", "better", "read against", "measurement")
     leaks = scores.get("leakage", {}).get("leaks") or []
     warning = [f"Its memory held {len(leaks)} of the reference pictures.", ""] if leaks else []
+    # a model that draws with all of its data set is refused without it
+    split = scores["model"].get("memory_split")
+    command = f"cm3 eval run {facts.name} {result.protocol}" + (
+        f" --memory-split {split}" if split else ""
+    )
     return [
         f"### {plain(result.protocol)}",
         "",
-        f"Protocol {code(f'{result.protocol}#{sha256}')}: {code(f'cm3 eval run {facts.name} {result.protocol}')};",
+        f"Protocol {code(f'{result.protocol}#{sha256}')}: {code(command)};",
         f"{_how(scores['model'])}.",
         "",
         *warning,
