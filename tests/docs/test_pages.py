@@ -37,6 +37,8 @@ PAGES = sorted(
     - set(map(Path, LEFT_OUT))
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]+)?\)")
+#: Pages whose blocks use the default model and its memory.
+OF_THE_DEFAULT_MODEL = ("tuning.md",)
 
 
 class PageRunner:
@@ -101,9 +103,16 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_folder(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    cache_of_all: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    page = getattr(getattr(request.node, "callspec", None), "params", {}).get("page")
+    shared = page is not None and page.name in OF_THE_DEFAULT_MODEL
+    monkeypatch.setenv("CM3_CACHE", str(cache_of_all if shared else tmp_path / "cache"))
     before, threads = set(sys.modules), torch.get_num_threads()
     yield
     torch.set_num_threads(threads)  # a page may measure on one

@@ -217,10 +217,14 @@ def test_their_own_tests_pass_where_they_are_installed(
 
 
 def test_what_their_readmes_show_works(
-    environment: Path, run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: Path,
+    run: Callable[..., str],
+    tmp_path: Path,
+    cache_of_all: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One process for all commands: each alone would import torch."""
-    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CM3_CACHE", str(cache_of_all))
     commands = [
         command
         for folder in FOLDERS
