@@ -96,14 +96,8 @@ def test_all_stages_and_again(
     }
     report = (out / "report.md").read_text()
     typed = [
-        "cm3",
-        *arguments[:5],
-        "--seeds",
-        "0",
-        *arguments[5:11],
-        "--recipe",
-        "retrieval-gain",
-        *arguments[11:],
+        *("cm3", *arguments[:2], "--recipe", "retrieval-gain"),
+        *(*arguments[2:5], "--seeds", "0", *arguments[5:]),
     ]
     assert f"`{shlex.join(typed)}`" in report, "who reads it can repeat it"
     assert set(dense["drawn"]) == {"comp", "unseen"}

@@ -89,7 +89,7 @@ def test_all_stages_and_again(
     with monkeypatch.context() as patch:
         patch.setattr(experiment, "train", stopped)
         assert main([*short, *out]) == 130
-    assert "resume with: cm3 experiment tuning --base" in capsys.readouterr().err
+    assert "resume with: cm3 experiment tuning --recipe" in capsys.readouterr().err
     assert main([*short, *out]) == 0
     first = json.loads((tmp_path / "out" / "figures.json").read_text())
     with monkeypatch.context() as patch:  # nothing of it is done again

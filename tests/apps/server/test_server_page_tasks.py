@@ -105,7 +105,7 @@ def test_a_conversation_keeps_its_turns_and_pictures(browser, server):
         assert [one["role"] for one in second] == ["user", "assistant", "user"]
         assert second[0] == first[0]
         answer = page.locator("#answers q").first.text_content()
-        assert second[1]["content"] == answer
+        assert second[1]["content"].strip() == answer.strip()  # none is shown at the end
         page.select_option("#answer-with", "image")
         ask(page, "make it blue", 3)
         edited = page.locator("#answers .card img").get_attribute("src")

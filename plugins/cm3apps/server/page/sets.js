@@ -29,11 +29,15 @@ async function draw(event, actions) {
   if (!body.things.length) { refuse("Name some things, one a line.", status); $("things").focus(); return; }
   $("set-whole").hidden = true;
   const { things, style, formats: _, ...rest } = body;
+  let isTold = false;
   run({
     path: SETS, body: { ...body, partial_images: 64 }, words: things, actions, kept: EMPTY,
     view: { status, cards: $("set-cards"), button: $("draw-set"), stopper: $("set-stop") },
     entryOf: (picture) => ({ sort: "draw", words: picture.prompt, request: { ...rest, prompt: picture.prompt } }),
-    onevent: (one) => tellWords($("set-words"), one.unknown_words, $("things")),
+    onevent: (one) => {
+      if (!isTold) tellWords($("set-words"), one.unknown_words, $("things"));
+      isTold = true;
+    },
     onwhole: (whole) => showWhole(whole, body),
   });
 }

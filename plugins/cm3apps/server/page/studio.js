@@ -112,12 +112,13 @@ async function draw(event, seed = null) {
 
 async function drawWith(path, body, sort, view, kept, words, field) {
   const own = await given(body);
-  let isFirst = true;
+  let isFirst = true, isTold = false;
   run({
     path, body: { ...body, partial_images: 64, return_documents: true }, words: Array(body.n).fill(body.prompt), view, kept, actions,
     entryOf: (picture) => ({ sort, ...own, words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
     onevent: (one) => {
-      tellWords(words, one.unknown_words, field);
+      if (!isTold) tellWords(words, one.unknown_words, field);  // once: a later event would show again what was replaced
+      isTold = true;
       if (sort !== "draw" || !one.documents) return;
       if (isFirst) { if (one.task) $("documents").hidden = true; else showDocuments(one.documents); }
       if (one.index === 0) lastSeed = one.seed;
