@@ -61,8 +61,8 @@ def faster_on_cpu(
     """What a decoder generates faster with on a CPU than as it is stored, the fastest first.
 
     A step reads every weight for a few rows, so that bytes decide where there are instructions for
-    them, and weights are too many for the caches: int8 takes 0.50 to 0.88 of the time of bf16 with 2,
-    8 and 16 rows, see docs/decoding.md.
+    them, and weights are too many for the caches. docs/decoding.md has tokens a second by size and the
+    command that measures them.
 
     Args:
         parameters: of the decoder.
