@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from cm3core.interfaces.contract import broken, shown
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
     from cm3core.interfaces.embedder import Embedder
+
+#: A part of a query's picture, (x0, y0, x1, y1) in the coordinates of `cm3core.boxes`.
+Region: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(kw_only=True)
@@ -87,6 +90,8 @@ class Retrieved:
     #: Whether it is of the sort that the retriever prefers; preferred results come before all
     #: others, whatever the scores.
     preferred: bool = field(default=True, compare=False)
+    #: The part of the query's picture that it was found for; None: the whole query.
+    region: Region | None = field(default=None, compare=False)
 
 
 class Retriever(ABC):
@@ -104,6 +109,17 @@ class Retriever(ABC):
         """Return each query's results, best first, at most `num_retrieved`.
 
         None of them `is_excluded` by `exclude[i]`."""
+
+    @property
+    def max_parts(self) -> int:
+        """The most documents that `retrieve_parts` finds for a query; 0: it looks at no parts."""
+        return 0
+
+    def _retrieve_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        """Return each query's results of `retrieve_parts`, each with its `region`."""
+        return [[] for _ in queries]
 
     def exact(self) -> Retriever:
         """Return the same retriever without approximation: itself, unless its search may miss."""
@@ -156,6 +172,35 @@ class Retriever(ABC):
             )
         for found, names in zip(results, banned, strict=True):
             self._check_found(found, num_retrieved, names)
+        return results
+
+    def retrieve_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]] | None = None
+    ) -> list[list[Retrieved]]:
+        """Return the nearest document of each part of a query's picture, where it shows several things.
+
+        Such a query has these in front instead of what `retrieve` finds for the whole of it: their texts with
+        the parts' boxes (`cm3core.prepending`). In the order of the parts; one document may be found for two.
+        Empty for a query without a picture, or whose picture is best taken as one thing.
+
+        Args:
+            queries, exclude: see `retrieve`.
+
+        Raises:
+            PluginError: `_retrieve_parts` returned something else than it must.
+        """
+        banned = [frozenset(names) for names in exclude or [()] * len(queries)]
+        assert len(banned) == len(queries)
+        if not self.max_parts or not queries:
+            return [[] for _ in queries]
+        results = self._retrieve_parts(queries, banned)
+        law = "results_name_memory_documents_once"
+        if len(results) != len(queries):
+            raise broken(self, law, f"it returned {len(results)} lists for {len(queries)} queries")
+        for found, names in zip(results, banned, strict=True):
+            self._check_found(found, self.max_parts, names)
+            if any(one.region is None for one in found):
+                raise broken(self, law, "a document that it found for a part has no region")
         return results
 
     def _check_found(self, found: object, num_retrieved: int, names: Collection[str]) -> None:

@@ -63,6 +63,10 @@ class TaskSource(DocumentSource):
         pictures = tuple(one for one in prompt if isinstance(one, (Image, Codes)))
         return pictures or tuple(one for one in prompt if isinstance(one, Text))
 
+    def content_keys(self, index: int) -> frozenset[str]:
+        """Also those of the record, which may be made of more than its document shows."""
+        return super().content_keys(index) | self.source.content_keys(self._indices[index])
+
     def group(self, index: int) -> str:
         return self.source.group(self._indices[index])
 

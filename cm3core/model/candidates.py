@@ -45,6 +45,7 @@ class Plan:
         reranker: chooses among them; None when there is only one.
         num_retrieved: None: the recipe's number, or none when there is a `context`.
         context: (pixels of the model's size, text) prepended by hand.
+        exclude: ids of documents that are not retrieved.
     """
 
     loaded: Loaded
@@ -53,6 +54,7 @@ class Plan:
     reranker: Reranker | None
     num_retrieved: int | None
     context: list[tuple[PixelArray, str]]
+    exclude: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -78,7 +80,15 @@ class Plan:
             for place, text in texts:
                 next_step = SHORTEN if truncate is None else SHORTEN_OR_TRUNCATE
                 check_length(loaded, place, text, next_step=next_step)
-        return cls(loaded, sampler, number, chooser, options.num_retrieved, context)
+        return cls(
+            loaded,
+            sampler,
+            number,
+            chooser,
+            options.num_retrieved,
+            context,
+            frozenset(options.exclude),
+        )
 
     def augmented(
         self, requests: Sequence[Request], queries: Sequence[Document]
@@ -86,7 +96,7 @@ class Plan:
         """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
         asked = [replace(request, sampler=self.sampler) for request in requests]
         retrieval = Retrieval(self.loaded)
-        return retrieval.augment(asked, queries, self.num_retrieved, self.context)
+        return retrieval.augment(asked, queries, self.num_retrieved, self.context, self.exclude)
 
     def job(
         self,

@@ -8,7 +8,7 @@ two in one place; everything after it is typed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import Any
@@ -31,6 +31,7 @@ class GenerationOptions:
     num_candidates: int | None = None
     reranker: str | None = None
     sampler: str | None = None
+    exclude: Collection[str] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -58,6 +59,8 @@ def _check_type(name: str, value: object) -> None:
         wanted = "a whole number or None"
     elif name in ("reranker", "sampler") and not (value is None or isinstance(value, str)):
         wanted = "a name or None"
+    elif name == "exclude" and (isinstance(value, str) or not isinstance(value, Collection)):
+        wanted = "a list of documents' ids"
     if wanted:
         raise GenerationError(name, f"is {value!r}, must be {wanted}", "correct the value")
 

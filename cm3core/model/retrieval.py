@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.model.loaded import Loaded
 from cm3core.model.results import RetrievedDocument
 from cm3core.plugins.marks import default_name
+from cm3core.prepending import prepended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +160,7 @@ class Retrieval:
         queries: Sequence[Document],
         num_retrieved: int | None,
         context: Sequence[tuple[PixelArray, str]],
+        exclude: Collection[str] = (),
     ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
         """Each request with its documents prepended, and these documents as results show them.
 
@@ -171,6 +173,7 @@ class Retrieval:
             queries: the query of each request.
             num_retrieved: None: the recipe's number, or none when `context` is given.
             context: (pixels of the model's size, text) prepended by hand, first of all.
+            exclude: ids of documents that are not retrieved.
         """
         number = self._number(num_retrieved, bool(context))
         by_hand = [
@@ -182,11 +185,14 @@ class Retrieval:
         ]
         result, left_out = [], 0
         engine = self.loaded.engine
-        for request, found in zip(requests, self._retrieve(requests, queries, number), strict=True):
+        retrieved = self._retrieve(requests, queries, number, exclude)
+        for request, found in zip(requests, retrieved, strict=True):
+            of_parts = bool(found) and found[0].region is not None
+            most = len(by_hand) + (len(found) if of_parts else number)
             chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
             asked = _pictures(request.document)
             for rank, one in enumerate(found):
-                if len(chosen) == len(by_hand) + number:
+                if len(chosen) == most:
                     break
                 try:
                     document, shown = self._retrieved(one)
@@ -223,10 +229,14 @@ class Retrieval:
         return result
 
     def _retrieve(
-        self, requests: Sequence[Request], queries: Sequence[Document], number: int
+        self,
+        requests: Sequence[Request],
+        queries: Sequence[Document],
+        number: int,
+        exclude: Collection[str],
     ) -> list[list[Retrieved]]:
         """The nearest documents of the memory for each query, best first; for requests with pictures some
-        more, of which `augment` leaves out those that show the same.
+        more, of which `augment` leaves out those that show the same. Or those of its picture's parts.
         """
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
@@ -234,11 +244,12 @@ class Retrieval:
             return found
         retriever = self.components.retriever
         assert retriever is not None
-        own = [content_keys(requests[place].document) for place in asked]
+        own = [content_keys(requests[place].document).union(exclude) for place in asked]
+        of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
         results_of = retriever.retrieve([queries[place] for place in asked], number + spare, own)
-        for place, results in zip(asked, results_of, strict=True):
-            found[place] = results
+        for place, results, parts in zip(asked, results_of, of_parts, strict=True):
+            found[place] = parts or results
         return found
 
     def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
@@ -249,6 +260,7 @@ class Retrieval:
         picture = next(
             (segment for segment in document if isinstance(segment, (Image, Codes))), None
         )
+        document = prepended(document, found.region)
         return self.loaded.coded(document), RetrievedDocument(
             found.id, found.score, text_of(document), self._shown(picture)
         )

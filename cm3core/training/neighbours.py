@@ -2,7 +2,7 @@
 
 Training only looks them up.
 
-Legend: N documents, R ranks kept.
+Legend: N documents, R numbers kept of each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from cm3core.training.code_cache import NOTHING, CodeCache, sharded_rows
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
-    from cm3core.interfaces.retriever import Retriever, RetrieverConfig
+    from cm3core.interfaces.retriever import Region, Retriever, RetrieverConfig
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
 _VERSION = 3
+#: Numbers that are kept of a document found for a part: its index, and the part's box.
+_PART = 5
 #: Keys of a retriever that don't affect its results: how many results are used, and where the
 #: inputs come from.
 _NOT_RESULTS = (
@@ -63,6 +65,11 @@ class Neighbours(Protocol):
 
     def neighbours(self, index: int) -> list[int]:
         """Indices into the memory for document `index`, best first."""
+        ...
+
+    def parts(self, index: int) -> list[tuple[int, Region]]:
+        """Of a document whose picture shows several things: for each its index into the memory, and where it
+        is. Prepended instead of `neighbours`; empty for all others."""
         ...
 
 
@@ -136,12 +143,13 @@ class NeighbourTable:
         progress: bool = True,
         shard_size: int = 1024,
     ) -> None:
-        num_ranks = settings.num_ranks
+        num_ranks, max_parts = settings.num_ranks, retriever.max_parts
+        self._num_ranks = num_ranks
         name = settings.name(source)
         self.folder = cache_folder("neighbours", name, root=cache_dir)
 
         def retrieve(start: int, stop: int) -> IntArray:
-            rows = np.full((stop - start, num_ranks), NOTHING, np.int32)
+            rows = np.full((stop - start, num_ranks + _PART * max_parts), NOTHING, np.int32)
             places = [
                 index
                 for index in range(start, stop)
@@ -154,12 +162,17 @@ class NeighbourTable:
             found = retriever.retrieve(queries, num_ranks, own)
             for place, results in zip(places, found, strict=True):
                 rows[place - start, : len(results)] = [result.index for result in results]
+            if max_parts:
+                of_parts = retriever.retrieve_parts(queries, own)
+                for place, results in zip(places, of_parts, strict=True):
+                    flat = [value for one in results for value in (one.index, *(one.region or ()))]
+                    rows[place - start, num_ranks : num_ranks + len(flat)] = flat
             return rows
 
         self._rows_NR = sharded_rows(
             self.folder,
             len(source),
-            num_ranks,
+            num_ranks + _PART * max_parts,
             np.int32,
             retrieve,
             shard_size=shard_size,
@@ -173,8 +186,13 @@ class NeighbourTable:
 
     def neighbours(self, index: int) -> list[int]:
         """Indices into the memory for document `index`, best first; at most `num_ranks`."""
-        row: list[int] = self._rows_NR[index].tolist()
+        row: list[int] = self._rows_NR[index, : self._num_ranks].tolist()
         return [found for found in row if found != NOTHING]
+
+    def parts(self, index: int) -> list[tuple[int, Region]]:
+        """See `Neighbours.parts`."""
+        rows = self._rows_NR[index, self._num_ranks :].reshape(-1, _PART).tolist()
+        return [(found, (x0, y0, x1, y1)) for found, x0, y0, x1, y1 in rows if found != NOTHING]
 
 
 def own_names(

@@ -17,11 +17,13 @@ import numpy.typing as npt
 
 from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence
 from cm3core.errors import DataError, DocumentError
+from cm3core.prepending import prepended
 from cm3core.sequence.infill import TOKENS_PER_SPAN
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
     from cm3core.interfaces.objective import MaskingObjective
+    from cm3core.interfaces.retriever import Region
     from cm3core.sequence.serialize import Serializer
     from cm3core.training.code_cache import CodeCache
     from cm3core.training.neighbours import Neighbours
@@ -65,6 +67,8 @@ class RetrievedDocuments:
             if self.random_num_retrieved
             else self.num_retrieved
         )
+        if parts := self.neighbours.parts(index):  # all that the picture shows, or nothing
+            return [self._part(*part, rng) for part in parts] if number else []
         found = self._usable(index)
         chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]
         return [self._document(place, rng) for place in chosen]
@@ -73,6 +77,8 @@ class RetrievedDocuments:
         """The best `num_retrieved`, best first, with canonical captions."""
         if self.num_retrieved == 0:
             return []
+        if parts := self.neighbours.parts(index):
+            return [self._part(*part, None) for part in parts]
         return [self._document(place, None) for place in self._usable(index)[: self.num_retrieved]]
 
     def _usable(self, index: int) -> list[int]:
@@ -82,6 +88,9 @@ class RetrievedDocuments:
             return found
         usable_N = self.codes.usable_N
         return [place for place in found if usable_N[place]]
+
+    def _part(self, place: int, region: Region, captions: np.random.Generator | None) -> Document:
+        return prepended(self.memory.document(place, captions), region)
 
     def _document(self, place: int, captions: np.random.Generator | None) -> Document:
         document = self.memory.document(place, captions)

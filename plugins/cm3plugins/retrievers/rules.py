@@ -51,6 +51,10 @@ class RuleConfig(RetrieverConfig):
             (the paper's), or "same": a text with texts, a picture with pictures, which finds more where
             the embedder's texts and pictures are far apart. A memory bank or a database keeps one vector a
             document, of both, and is always searched by that.
+        parts: with compare "same", a picture that shows several things is also searched by its parts, at most
+            this many: those that empty rows and columns separate, where the memory explains them better
+            than the whole. The nearest document's text and the part's box are then prepended for each of
+            them. 0: pictures are one thing. A memory bank or a database is searched by whole pictures.
         max_similarity: documents more similar to the query are skipped; None skips none. The paper
             skips those above 0.9 as near-duplicates, in CLIP's space over photographs. In drawings
             of few concepts the useful documents (the same thing in another style) are exactly the
@@ -68,11 +72,15 @@ class RuleConfig(RetrieverConfig):
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
     query: str = "text"
     compare: Literal["both", "same"] = "both"
+    parts: int = 0
     max_similarity: float | None = None
     min_similarity: float | None = None
     max_redundancy: float | None = None
     prefer_both: bool = False
-    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"search_depth": (1, 2**31 - 1)}
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "search_depth": (1, 2**31 - 1),
+        "parts": (0, 64),
+    }
 
     search_depth: int = 1024
     cache: bool = True
@@ -94,6 +102,12 @@ class RuleConfig(RetrieverConfig):
                     f"is {value}, and a similarity is a cosine",
                     "use -1 to 1, or null",
                 )
+        if self.parts and (self.compare != "same" or self.query == "both"):
+            raise RecipeError(
+                "retriever.parts",
+                f"is {self.parts}, and a part of a picture can only be compared with pictures",
+                "add retriever.compare=same and retriever.query=text, or use 0",
+            )
         if (
             self.max_similarity is not None
             and self.min_similarity is not None

@@ -9,8 +9,8 @@ Legend: Q searches, W results of each, M documents of the memory, P those that h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,20 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.bank import VectorRows
-from cm3core.document import Document
+from cm3core.document import Document, Image, PixelArray
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.memory_vectors import embed_part, memory_vectors
 from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
-from cm3plugins.retrievers.strategy import FloatArray
+from cm3plugins.retrievers.regions import KNOWN, cropped, explained, parts_of, seen
+from cm3plugins.retrievers.strategy import FloatArray, query_parts
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index import VectorIndex
+
+#: Queries whose parts are searched for at once.
+_QUERIES = 256
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,63 @@ class SamePartRetriever(RuleRetriever):
             rows = VectorRows.of(np.ascontiguousarray(vectors_ME[rows_P]))
             self._parts[name] = _Part(open_index(rows, None, None), rows_P)
 
+    @property
+    def max_parts(self) -> int:
+        """See `RuleConfig.parts`."""
+        return self._config.parts
+
+    def _retrieve_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        found: list[list[Retrieved]] = []
+        for start in range(0, len(queries), _QUERIES):
+            some = slice(start, start + _QUERIES)
+            found += self._of_parts(queries[some], exclude[some])
+        return found
+
+    def _of_parts(
+        self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
+    ) -> list[list[Retrieved]]:
+        """As `_retrieve_parts`, of few queries: the crops of all are searched for at once."""
+        squares = [self._square(query) for query in queries]
+        trees = [
+            None if square is None else parts_of(square, self._config.parts) for square in squares
+        ]
+        cut = [place for place, tree in enumerate(trees) if tree is not None and tree.children]
+        nearest: dict[int, list[Retrieved | None]] = {place: [] for place in cut}
+
+        def search(places: Sequence[int], which: slice) -> None:
+            """The nearest document of each of the chosen nodes."""
+            asked = [(place, node) for place in places for node in trees[place].nodes()[which]]
+            crops = [cropped(squares[place], node) for place, node in asked]
+            found = (
+                self._retrieve(crops, 1, [exclude[place] for place, _ in asked]) if asked else []
+            )
+            for (place, _), own in zip(asked, found, strict=True):
+                nearest[place].append(own[0] if own else None)
+
+        search(cut, slice(1))
+        # most pictures of one thing are known as a whole, and need no more searches
+        unknown = [place for place in cut if _score(nearest[place][0]) < KNOWN]
+        search(unknown, slice(1, None))
+        results: list[list[Retrieved]] = [[] for _ in queries]
+        for place in unknown:
+            tree = trees[place]
+            nodes = tree.nodes()
+            scores = [_score(own) for own in nearest[place]]
+            chosen = explained(tree, scores, self._config.parts)
+            if len(chosen) > 1:
+                results[place] = [
+                    replace(nearest[place][node], region=nodes[node].region) for node in chosen
+                ]
+        return results
+
+    def _square(self, query: Document) -> PixelArray | None:
+        """The picture that a query is searched by, as it is cut; None if it is searched by text."""
+        [(found_by, asked)] = query_parts(query, self._config.query)[:1]
+        pictures = [part for part in asked if isinstance(part, Image)]
+        return seen(pictures[0].load()) if found_by == "image" and len(pictures) == 1 else None
+
     def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
         vectors_NE = np.empty((len(documents), self._embedder.dimension), np.float32)
         for name in self._parts:
@@ -100,6 +162,10 @@ class SamePartRetriever(RuleRetriever):
 
     def _is_preferred(self, index: int) -> bool:
         return all(part.vector(index) is not None for part in self._parts.values())
+
+
+def _score(found: Retrieved | None) -> float:
+    return -1.0 if found is None else found.score
 
 
 def _rows_at(rows_P: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

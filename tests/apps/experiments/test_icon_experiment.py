@@ -215,6 +215,9 @@ def test_nats_are_those_of_the_validation_in_training(model: Model, tmp_path: Pa
         def neighbours(self, index: int) -> list[int]:
             return [versions[index]] if index in versions else []
 
+        def parts(self, index: int) -> list[tuple[int, Region]]:
+            return []
+
     everything = components.split("all")
     position = {everything.document(i): i for i in range(len(everything))}
     versions = {

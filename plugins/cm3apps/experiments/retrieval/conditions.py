@@ -31,6 +31,7 @@ from cm3core.training.validation import UnmaskedObjective, measured_loss, spread
 
 if TYPE_CHECKING:
     from cm3core.build import Components
+    from cm3core.interfaces.retriever import Region
 
 #: Prepended documents, at most.
 MOST = 3
@@ -67,6 +68,10 @@ class _Itself:
     def neighbours(self, index: int) -> list[int]:
         """See `cm3core.training.neighbours.Neighbours`."""
         return [index]
+
+    def parts(self, index: int) -> list[tuple[int, Region]]:
+        """See `cm3core.training.neighbours.Neighbours`."""
+        return []
 
 
 class Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,12 +56,13 @@ def find(setting: Setting, split: str) -> Measured:
     indices = chosen(source, setting.num)
     records = [source.record(index) for index in indices]
     pictures = [_seen(setting, record["image"].load()) for record in records]
+    excluded = [own_names(source, index) for index in indices]
     told = asking.texts(
         setting.model,
         f"find, {split}",
         [
-            partial(_asked, setting, picture, record["phrase"], "grounding")
-            for picture, record in zip(pictures, records, strict=True)
+            partial(_asked, setting, picture, record["phrase"], "grounding", own)
+            for picture, record, own in zip(pictures, records, excluded, strict=True)
         ],
     )
     wanted = [record["objects"].seen()[0][1] for record in records]
@@ -105,14 +106,15 @@ def _answered(
     records = [source.record(index) for index in indices]
     pictures = [_seen(setting, record["image"].load()) for record in records]
     white = np.full_like(pictures[0], 255)
+    excluded = [own_names(source, index) for index in indices]
 
     def ask(shown: Sequence[PixelArray], what: str) -> list[str]:
         return asking.texts(
             setting.model,
             f"{task}, {what}, {split}",
             [
-                partial(_asked, setting, picture, record[key], task)
-                for picture, record in zip(shown, records, strict=True)
+                partial(_asked, setting, picture, record[key], task, own)
+                for picture, record, own in zip(shown, records, excluded, strict=True)
             ],
         )
 
@@ -222,8 +224,10 @@ def styles(text: str) -> str:
     return " ".join(word for word in re.findall(r"[\w-]+", text) if word in STYLE_WORDS)
 
 
-def _asked(setting: Setting, picture: PixelArray, question: str, task: str) -> asking.Made:
-    job, total = setting.model.ask_job(picture, question, task=task)
+def _asked(
+    setting: Setting, picture: PixelArray, question: str, task: str, exclude: Collection[str]
+) -> asking.Made:
+    job, total = setting.model.ask_job(picture, question, task=task, exclude=exclude)
     return [job], total
 
 

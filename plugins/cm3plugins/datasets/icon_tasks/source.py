@@ -225,6 +225,14 @@ class Scenes(IconRecords):
 
         return Image(f"icon-scene-{self.icons.corpus.data_sha256[:16]}-{size}px/{digest}", load)
 
+    def content_keys(self, index: int) -> frozenset[str]:
+        """The icons' too: what a scene is made of would be found for its parts."""
+        return super().content_keys(index).union(*self._icon_keys(index))
+
+    def _icon_keys(self, index: int) -> list[frozenset[str]]:
+        """The content keys of each icon of a scene."""
+        return [self.icons.content_keys(one.icon) for one in self.placed(index)]
+
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         placed = self.placed(index)
         return {
@@ -261,6 +269,10 @@ class Questions(Scenes):
         if index < self._num_icons:
             return str(self.entries[self.pool[index][0]].id)
         return super().id(index - self._num_icons)
+
+    def _icon_keys(self, index: int) -> list[frozenset[str]]:
+        number = index - self._num_icons
+        return [] if number < 0 else super()._icon_keys(number)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         rng = np.random.default_rng(index) if rng is None else rng
