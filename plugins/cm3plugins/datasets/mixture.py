@@ -142,6 +142,11 @@ class MixtureConfig(DocumentSourceConfig):
             for task in ([self.tasks[name]] if name in self.tasks else part.retrieving_tasks())
         ]
 
+    def structures(self) -> list[str]:
+        return list(
+            dict.fromkeys(name for part in self.parts.values() for name in part.structures())
+        )
+
     def memory_config(self) -> DocumentSourceConfig:
         return self if self.memory is None else self.parts[self.memory]
 

@@ -97,6 +97,9 @@ class TableSourceConfig(FileSourceConfig):
                     f"dataset.constants.{name}", "is a column, too", "keep one of the two"
                 )
 
+    def structures(self) -> list[str]:
+        return [self.constants["feature"]] if "feature" in self.constants else []
+
     def build(self) -> TableSource:
         """Scan the file; new and changed pictures are read once (not decoded).
 
