@@ -16,7 +16,7 @@ from cm3core.build import build
 from cm3core.checkpoint import find_checkpoint, read_tasks
 from cm3core.document import Image, MaskedSequence, Text
 from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
-from cm3core.interfaces import DocumentSourceConfig
+from cm3core.interfaces import DocumentSourceConfig, SkippedRecord
 from cm3core.interfaces.task_source import TaskSource
 from cm3core.model import load
 from cm3core.plugins import load_registry
@@ -186,6 +186,12 @@ def test_parts_without_records() -> None:
     assert str(error.value).startswith(
         "dataset.parts.a: has no usable record; the first bad one is record"
     )
+    # records that were bad before are not why a task can use none
+    broken = SkippedRecord("a.png", "is broken", "mend it")
+    some = type("Some", (ListSource,), {"skipped": [broken]})([(Text("a"),)])
+    first, second = TaskSource(some, QuestionConfig().build()).skipped
+    assert first.cause == "has no field 'image'"
+    assert second == broken
     with pytest.raises(DataError, match=r"dataset\.parts\.b: its share is less than one of the 8"):
         MixtureConfig(parts={"a": Few(), "b": Few()}, weights={"b": 0.001}, clip=[0.0, 3.0]).build()
 
