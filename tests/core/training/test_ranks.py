@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,6 @@ SHARED = ["--shard", "2"]
 MUON = ["train.optimizer=muon"]
 LORA = ["tune.method=lora", "tune.rank=4", "tune.parameters=[embed_tokens]"]
 HEAD = ["tune.method=head"]
-#: Process 1 finds a CPU without bfloat16, as `auto` does.
 FP32 = [1, "cm3core.training.start:choose_precision", (None, "fp32")]
 
 Report = dict[str, Any]
@@ -219,27 +219,15 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
 def test_machines_that_differ(quick: tuple[Path, dict[str, Report]]) -> None:
     """Each would wait for what the others don't do, or compute otherwise without a word."""
     _, reports = quick
-    expected = {
-        "shares": ("has --shard 2, and", "has not given", "start all with the same --shard"),
-        "precision": (
-            "has precision fp32, and",
-            "has bf16",
-            "set train.precision to fp32 or bf16: auto asks each machine",
-        ),
-        "devices": (
-            "is on a GPU on",
-            "and process 0 on a CPU on",
-            "write --device cpu or --device cuda: without it, a machine whose GPUs can't be used takes "
-            "its CPU",
-        ),
+    causes = {
+        "shares": r"--shard 2, and process 0 on .* has not given\n  next: start all with the same",
+        "precision": r"precision fp32, and process 0 on .* has bf16\n  next: set train.precision to fp32",
+        "devices": r"on a GPU on .*, and process 0 on a CPU on .*\n  next: write --device cpu or",
     }
-    for name, (cause, other, step) in expected.items():
+    for name, cause in causes.items():
         assert reports[name]["codes"] == [2, 2], reports[name]
         shown = reports[name]["printed"][0]
-        assert shown.startswith("error: process 1 of 2"), name
-        assert cause in shown, name
-        assert other in shown, name
-        assert shown.endswith(f"next: {step}\n"), name
+        assert re.match(rf"error: process 1 of 2.*: (has|is) {cause}", shown), shown
 
 
 def test_processes_tune_in_part_with_a_decoder_each(quick: tuple[Path, dict[str, Report]]) -> None:
