@@ -38,7 +38,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         torch.ones(1, device=chosen).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # AssertionError: a torch built without CUDA
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
         raise DeviceError(
             f"device {str(wanted)!r}",
             f"can't be used here ({reason})",

@@ -128,7 +128,9 @@ def _opened(
             if not decode:
                 return convert(image)
             image.load()
-            return convert(ImageOps.exif_transpose(image))
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format  # of the copy it is None
+            return convert(upright)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -178,15 +180,12 @@ def _alpha_of(image: Pillow.Image) -> NDArray[np.uint8] | None:
 
 
 def _to_rgb(image: Pillow.Image) -> PixelArray | None:
-    """Return RGB pixels; None for a mode without an agreed range (floating point)."""
-    if image.mode.startswith("I"):  # 16-bit grey; some readers return it as 32-bit numbers
-        values = np.asarray(image).astype(np.int64)
-        grey = np.clip(
-            values // 257 if values.size and values.max() > 255 else values, 0, 255
-        ).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
+    """Return RGB pixels; None for a mode without an agreed range (floating point, 32 bits)."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         return None
+    if image.mode.startswith("I"):  # 16-bit grey, which readers of other formats return as "I", too
+        grey = (np.asarray(image).astype(np.int64) // 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if _has_alpha(image):
         layer = image.convert("RGBA")
         white = Pillow.new("RGBA", layer.size, (255, 255, 255, 255))

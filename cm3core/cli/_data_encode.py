@@ -250,7 +250,8 @@ def _in_processes(args: Namespace, encoder: Encoder, part: Part, bar: Any) -> No
     environment = {
         "OMP_NUM_THREADS": threads,
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
+        # what it imports is what is imported here
+        "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
     }
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -308,7 +309,8 @@ def _command(args: Namespace, index: int, number: int, process: int) -> list[str
         "--device": device,
     }
     return [
-        *(sys.executable, "-m", "cm3core.cli._encode_worker"),
+        # -P: not also what lies in the current folder, such as the data's own grp.py
+        *(sys.executable, "-P", "-m", "cm3core.cli._encode_worker"),
         *(item for file in args.plugin for item in ("--plugin", str(file))),
         *("data", "encode", "--quiet"),
         *(

@@ -41,7 +41,8 @@ def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
     values |= {name: str(getattr(args, name)) for name in PATHS}
     values |= {"plugin": [str(path) for path in args.plugin], "share": share}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cm3core.cli._memory_helper"],
+        # -P: not also what lies in the current folder, such as the data's own grp.py
+        [sys.executable, "-P", "-m", "cm3core.cli._memory_helper"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         # what it imports is what is imported here

@@ -63,6 +63,11 @@ class DocumentSourceConfig(ComponentConfig):
         itself."""
         return self
 
+    def structures(self) -> list[str]:
+        """Return what its records call the structures that they show (the field `feature` of tasks such
+        as `structure`), as far as its keys say it; by default nothing."""
+        return []
+
     @property
     def has_turns(self) -> bool:
         """Whether its documents are conversations whose turns are marked

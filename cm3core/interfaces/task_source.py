@@ -82,6 +82,8 @@ class TaskSource(DocumentSource):
 
     @property
     def skipped(self) -> list[SkippedRecord]:
+        if not self._indices:  # messages name the first: that is why there is none
+            return [*self._skipped, *self.source.skipped]
         return [*self.source.skipped, *self._skipped]
 
     @property

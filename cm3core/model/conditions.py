@@ -10,6 +10,7 @@ from cm3core.config.components import all_parts
 from cm3core.config.overrides import with_options
 from cm3core.errors import GenerationError
 from cm3core.interfaces.condition import Condition, ConditionConfig
+from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.task import fields_of_type
 from cm3core.model.loaded import pixels_of, seen
 from cm3core.plugins.built import built
@@ -25,7 +26,8 @@ GivenCondition: TypeAlias = Sequence[Any]
 def condition_config(
     loaded: Loaded, name: str, settings: Mapping[str, Any] | None = None
 ) -> ConditionConfig:
-    """The config of a condition: the one that the model was trained with, else the default one.
+    """The config of a condition: the one that the model was trained with, else the default one. One that
+    doesn't say what the structure is called, such as `as_is`, calls it as training did.
 
     Args:
         loaded: the model.
@@ -34,7 +36,8 @@ def condition_config(
 
     Raises:
         PluginError: no plugin provides it.
-        GenerationError, RecipeError: it has no such key, or a value can't be used.
+        GenerationError, RecipeError: it has no such key, a value can't be used, or training had several
+            structures, and nothing says which this is.
     """
     config_class = loaded.components.registry.config_class(
         "condition", name, place=f"condition {name!r}"
@@ -48,7 +51,30 @@ def condition_config(
     ]
     config = trained[0] if trained else _default(config_class, name)
     assert isinstance(config, ConditionConfig)
-    return with_options(config, dict(settings or {}))
+    given = dict(settings or {})
+    if config.feature == ConditionConfig.feature and "feature" not in given:
+        given |= _trained_words(loaded, name)
+    return with_options(config, given)
+
+
+def trained_structures(loaded: Loaded) -> list[str]:
+    """What the documents of the model's training called structures, as far as its data set says it."""
+    data = loaded.recipe.dataset
+    return data.structures() if isinstance(data, DocumentSourceConfig) else []
+
+
+def _trained_words(loaded: Loaded, name: str) -> dict[str, str]:
+    """The words of training for a condition that has none of its own, such as a picture as it is."""
+    words = trained_structures(loaded)
+    if len(words) > 1:
+        raise GenerationError(
+            f"condition {name!r}",
+            "may be any structure, and the model was tuned to draw after several: "
+            + ", ".join(words),
+            f"say which it is: --set condition.feature={words[0]!r} "
+            f'(from Python a third value, {{"feature": {words[0]!r}}})',
+        )
+    return {"feature": words[0]} if words else {}
 
 
 def _default(config_class: type[Any], name: str) -> Any:
@@ -92,6 +118,10 @@ def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
         )
     name, source = given[0], given[1]
     condition, feature = open_condition(loaded, name, given[2] if len(given) == 3 else None)
+    if (words := trained_structures(loaded)) and feature not in words:
+        loaded.told(
+            f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}"
+        )
     drawn = condition.draw(source if condition.draws_from == "text" else pixels_of(source))
     picture = loaded.encode([seen(loaded, drawn)])[0]
     return {

@@ -59,7 +59,8 @@ class Loaded:
 
     #: The words of the training texts; None: not known.
     words: TrainingWords | None = None
-    #: Called with a line on the precision that was measured and chosen; the default logs it.
+    #: Called with a line that a user should know: the precision that was measured and chosen, a structure
+    #: that training had not; the default logs it.
     told: Callable[[str], None] = staticmethod(_log.info)
 
     def __init__(

@@ -7,10 +7,13 @@ only continues documents, what is asked for comes last.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cm3core.document import Codes
+import numpy as np
+
+from cm3core.document import Codes, Image, MaskedText, Text
 from cm3core.errors import GenerationError, PluginError, close_match
 from cm3core.interfaces.task import (
     Blank,
@@ -28,8 +31,6 @@ from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cm3core.model.loaded import Loaded
     from cm3core.plugins.registry import Registry
 
@@ -284,6 +285,44 @@ def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, 
     if picture is not None:
         record[fields_of_type(task, task.given, "image")[0]] = picture
     return record
+
+
+#: Draws of a task's wording in which a text is looked for.
+_WORDINGS = 8
+#: Stands for a text in a task's wording: a character that nobody writes.
+_MARK = "\ue000"
+
+
+def without_wording(task: Task, text: str) -> str:
+    """The field in a text that repeats the task's wording, else the text: "bell" of "Where is the bell?",
+    which a task that asks "Where is the {phrase}?" would otherwise ask "Where is the Where is the bell??".
+
+    Args:
+        task: what is asked for.
+        text: what the user wrote.
+    """
+    no_picture = Image(
+        "", lambda: np.zeros((1, 1, 3), np.uint8)
+    )  # whatever it is, the words are the same
+    record = dict.fromkeys(fields_of_type(task, task.given, "image"), no_picture)
+    record |= record_of(task, _MARK, None)
+    if set(task.given) - set(record):
+        return text
+    for seed in range(_WORDINGS):
+        rng = None if seed == 0 else np.random.default_rng(seed)
+        for segment in task.prompt(record, rng):
+            parts = segment.parts if isinstance(segment, MaskedText) else (segment,)
+            for part in parts:
+                words = part.text if isinstance(part, Text) else part
+                if not isinstance(words, str) or _MARK not in words:
+                    continue
+                before, after = (re.escape(side.strip()) for side in words.split(_MARK, 1))
+                found = before and re.fullmatch(
+                    f"{before}\\s+(.+?)\\s*(?:{after})?", text.strip(), re.IGNORECASE | re.DOTALL
+                )
+                if found:
+                    return found[1]
+    return text
 
 
 def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:

@@ -15,7 +15,13 @@ from cm3core.model.jobs import Job
 from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
-from cm3core.model.tasks import question_task, record_of, task_for, tuned_with_documents
+from cm3core.model.tasks import (
+    question_task,
+    record_of,
+    task_for,
+    tuned_with_documents,
+    without_wording,
+)
 
 
 class Writing(Loaded):
@@ -49,6 +55,7 @@ class Writing(Loaded):
         """The job of `ask`, and the maximum number of tokens it generates."""
         if template is None:
             chosen = task_for(self, "ask", task, force=force)
+            question = without_wording(chosen, question)
         else:
             chosen = question_task(template)
         check_text(self, "question", question, truncate=True)

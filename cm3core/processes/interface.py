@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Next step where processes differ.
+SAME = "install the same versions, and give all machines the same recipe, data and folders"
+
 
 class Processes:
     """One process, and the interface to several.
@@ -73,8 +76,9 @@ class Processes:
         read. An error in the first one is raised in all."""
         return nullcontext()
 
-    def check_same(self, values: Mapping[str, str]) -> None:
-        """Raise `ProcessError`, in all, where a named value differs between processes."""
+    def check_same(self, values: Mapping[str, str], step: str = SAME) -> None:
+        """Raise `ProcessError`, in all, where a named value differs between processes; `step`: what to do
+        then."""
 
     def only_first_talks(self) -> AbstractContextManager[None]:
         """Context in which the others print nothing on stderr: notes and warnings are the same."""

@@ -88,6 +88,7 @@ def started_processes(
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
         store = dist.PrefixStore(f"cm3/{restarts}", store)
+        _check_device_kinds(store, place, "GPU" if on_gpu else "CPU")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=dist.PrefixStore("groups", store),
@@ -98,6 +99,8 @@ def started_processes(
         group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else dist.group.WORLD
         # of a thread that writes checkpoints while this one trains
         aside = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    except CM3Error:  # which are ValueErrors
+        raise
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
             f"process {place.rank} of {place.world_size} on {socket.gethostname()}",
@@ -129,6 +132,23 @@ def started_processes(
             RESUME,
         ) from error
     dist.destroy_process_group()
+
+
+def _check_device_kinds(store: Any, place: _Place, own: str) -> None:
+    """Raise `ProcessError`, in all, unless all processes are on GPUs or all on CPUs: they would wait in
+    groups that the others don't have."""
+    store.set(f"device/{place.rank}", f"{own} on {socket.gethostname()}")
+    keys = [f"device/{rank}" for rank in range(place.world_size)]
+    store.wait(keys, TIMEOUT)
+    kinds = [kind.decode() for kind in store.multi_get(keys)]
+    for rank, kind in enumerate(kinds):
+        if kind.split()[0] != kinds[0].split()[0]:
+            raise ProcessError(
+                f"process {rank} of {place.world_size}",
+                f"is on a {kind}, and process 0 on a {kinds[0]}",
+                "write --device cpu or --device cuda: without it, a machine whose GPUs can't be used "
+                "takes its CPU",
+            )
 
 
 def _own_device(device: str | None, place: _Place) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cm3core.errors import CM3Error, ProcessError
-from cm3core.processes.interface import Processes
+from cm3core.processes.interface import SAME, Processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +117,7 @@ class TorchProcesses(Processes):
             self._hear(key)
             yield
 
-    def check_same(self, values: Mapping[str, str]) -> None:
+    def check_same(self, values: Mapping[str, str], step: str = SAME) -> None:
         found = self.all_of((socket.gethostname(), dict(values)))
         first_host, wanted = found[0]
         for rank, (host, own) in enumerate(found):
@@ -127,8 +127,7 @@ class TorchProcesses(Processes):
                         f"process {rank} of {self.world_size} on {host}",
                         f"has {name} {own.get(name, 'nothing')}, and process 0 on {first_host} has "
                         f"{wanted.get(name, 'nothing')}",
-                        "install the same versions, and give all machines the same recipe, data and "
-                        "folders",
+                        step,
                     )
 
     @contextmanager

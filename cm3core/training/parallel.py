@@ -253,7 +253,8 @@ def parallel_of(
         dtype: of products; None: float32.
         machine: the memory of the device; of a CPU, what all processes of the machine share.
         shard: S; None: the fewest of 1, the processes of a machine, and all, with which training
-            fits the device by `cm3 recipe memory`; 1 where the decoder is tuned in part.
+            fits the device of each process by `cm3 recipe memory`; 1 where the decoder is tuned in
+            part.
 
     Raises:
         RecipeError: S doesn't divide the number of processes, or exceeds 1 where the decoder is tuned
@@ -279,7 +280,8 @@ def parallel_of(
             )
         shard = 1
     if shard is None:
-        shard = _fewest(recipe, processes, machine, on_cpu=device.type == "cpu", bf16=bool(dtype))
+        own = _fewest(recipe, processes, machine, on_cpu=device.type == "cpu", bf16=bool(dtype))
+        shard = max(processes.all_of(own))  # what fits the smallest machine
     return Replicated() if shard == 1 else Sharded(processes, shard, device, dtype)
 
 

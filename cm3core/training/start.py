@@ -59,6 +59,14 @@ def start(
     if recipe.attention is not None:
         recipe.attention.check_training(chosen.type)
     dtype, reason = choose_precision(recipe.train.precision, chosen)
+    processes.check_same(
+        {"precision": "fp32" if dtype is None else "bf16"},
+        "set train.precision to fp32 or bf16: auto asks each machine",
+    )
+    processes.check_same(
+        {"--shard": "not given" if shard is None else str(shard)},
+        "start all with the same --shard",
+    )
     machine, on_cpu = device_memory(chosen)
     if on_cpu:
         machine = machine.shared(processes.num_local)

@@ -51,6 +51,12 @@ def test_a_model_s_device_is_tried_out() -> None:
     with pytest.raises(DeviceError) as caught:
         load(device="cuda:99")
     assert str(caught.value).startswith("device 'cuda:99': can't be used here (")
+    with pytest.raises(DeviceError) as caught:
+        choose_device("meta")
+    assert str(caught.value) == (
+        "device 'meta': can't be used here (Tensor.item() cannot be called on meta tensors)\n"
+        "  next: use cpu, or cuda on a machine with a GPU"
+    )
 
 
 def test_keys_and_values_share_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:

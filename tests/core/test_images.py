@@ -61,6 +61,19 @@ def test_sixteen_bits_become_eight() -> None:
     assert open_image(file_of(image))[0, :, 0].tolist() == [0, 1, 255, 128]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_a_dark_picture_of_sixteen_bits_is_dark(kind) -> None:
+    """Its scale is that of its format, not of its brightest pixel."""
+    image = Pillow.fromarray(np.asarray([[0, 200, 255]], np.uint16))
+    assert open_image(file_of(image, kind))[0, :, 0].tolist() == [0, 0, 0]
+
+
+def test_numbers_of_32_bits_have_no_agreed_range() -> None:
+    image = Pillow.fromarray(np.asarray([[0, 1_000_000]], np.int32))
+    with pytest.raises(DataError, match="has pixels that are not 8 or 16 bit numbers"):
+        open_image(file_of(image, "TIFF"), "x.tif")
+
+
 def test_grey_with_alpha_and_cmyk() -> None:
     assert open_image(file_of(Pillow.new("LA", (1, 1), (0, 0)))).tolist() == [[[255, 255, 255]]]
     assert open_image(file_of(Pillow.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"))[0, 0].tolist() == [

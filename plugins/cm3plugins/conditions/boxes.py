@@ -46,7 +46,8 @@ class BoxPicture(Condition):
                     f"({x0}, {y0}) -> ({x1}, {y1}) is empty or outside of 0 to {MAX_COORDINATE}",
                     "give two corners, the upper left one first",
                 )
-            left, top = round(x0 * scale), round(y0 * scale)
+            # a thin box at the right or lower edge keeps the last pixel
+            left, top = (min(round(start * scale), self.size - 1) for start in (x0, y0))
             right, bottom = max(round(x1 * scale), left + 1), max(round(y1 * scale), top + 1)
             frames.append((label, (left, top, right - 1, bottom - 1)))
         # what is not of the form is left out by `boxes_in`, for a model's texts; a user is told

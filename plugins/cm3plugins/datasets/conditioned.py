@@ -51,6 +51,9 @@ class ConditionedConfig(DocumentSourceConfig):
     def splits(self) -> tuple[str, ...]:  # type: ignore[override]  # those of the data set inside
         return self.source.splits
 
+    def structures(self) -> list[str]:
+        return [self.condition.feature]
+
     def build(self) -> ConditionedSource:
         """Return the data set.
 

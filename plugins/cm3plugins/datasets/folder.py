@@ -268,6 +268,10 @@ def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
                 "begin the file with a line such as "
                 f"{'image<tab>text' if path.suffix == '.tsv' else 'image,text'}",
             )
+        if twice := [name for name in ("image", "text") if header.count(name) > 1]:
+            raise DataError(
+                f"{path}:1", f"has two columns {twice[0]!r}", "give each a name of its own"
+            )
         for row in table:
             here = f"{path}:{table.line_num}"
             if len(row) == len(header):

@@ -2,17 +2,19 @@
 
 An epoch has as many documents as the parts together. Part d has n_d of the N records, and a share p_d of
 the epoch; its resampling ratio r_d = p_d N / n_d is kept within `clip` (CM3leon: 0.3 to 3), and the other
-shares give way. Parts come in an order of low discrepancy: any beginning of an epoch has each part's share,
-to one document. A part's records come in a random order, each once before any comes again, over all epochs.
+shares give way. Any beginning of an epoch has each part's share, to one document. A part's records come in a
+random order, each once before any comes again, over all epochs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -29,14 +31,13 @@ from cm3core.interfaces.dataset import (
 )
 from cm3core.interfaces.task import TaskConfig
 from cm3core.interfaces.task_source import TaskSource
+from cm3plugins.datasets.mixture_order import counts_of, drawn_records, part_order
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
 
-#: Most parts, and the steps in which shares are found: each halves the error.
-_MAX_PARTS, _NUM_HALVINGS = 1000, 200
-#: Separates the random streams of the parts' orders from all others.
-_ORDER = 7
+#: Most parts.
+_MAX_PARTS = 1000
 
 
 @dataclass(kw_only=True)
@@ -141,6 +142,11 @@ class MixtureConfig(DocumentSourceConfig):
             for task in ([self.tasks[name]] if name in self.tasks else part.retrieving_tasks())
         ]
 
+    def structures(self) -> list[str]:
+        return list(
+            dict.fromkeys(name for part in self.parts.values() for name in part.structures())
+        )
+
     def memory_config(self) -> DocumentSourceConfig:
         return self if self.memory is None else self.parts[self.memory]
 
@@ -184,12 +190,14 @@ class MixtureConfig(DocumentSourceConfig):
     def _shares(
         self, sources: Mapping[str, DocumentSource], weights: Sequence[float]
     ) -> list[float]:
-        """Shares before they are clipped, not normalised."""
+        """Shares before they are clipped, the largest 1."""
         power = {"proportional": 1.0, "temperature": 1 / self.temperature, "explicit": 0.0}
-        return [
-            weight * len(source) ** power[self.sampling]
+        # as logarithms: 100,000 records to the power of 1 / 0.01 are no number
+        logs = [
+            math.log(weight) + power[self.sampling] * math.log(len(source))
             for source, weight in zip(sources.values(), weights, strict=True)
         ]
+        return [math.exp(log - max(logs)) for log in logs]
 
 
 def _why_empty(source: DocumentSource, split: str) -> tuple[str, str]:
@@ -332,66 +340,19 @@ class MixtureSource(DocumentSource):
             [source.content_fingerprint for source in self.sources],
         )
 
+    @cached_property
+    def _part_order(self) -> npt.NDArray[np.int64]:
+        return part_order(self.counts_D)
+
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """See `DocumentSource.epoch_order`; as long as the mixture."""
-        parts_N = part_order(self.counts_D)
+        parts_N = self._part_order
         order = np.empty(len(parts_N), np.int64)
         for part, count in enumerate(self.counts_D.tolist()):
             first = epoch * count
             records = drawn_records(len(self.sources[part]), first, first + count, (seed, part))
             order[parts_N == part] = self._starts[part] + records
         return order
-
-
-def counts_of(
-    sizes: Sequence[int], shares: Sequence[float], clip: tuple[float, float]
-) -> npt.NDArray[np.int64]:
-    """Documents of each part in an epoch of sum(sizes), int64 [D].
-
-    The ratios are clip(s * share / size) with the one s that fills the epoch.
-
-    >>> counts_of([90, 10], [1.0, 1.0], (0.3, 3.0)).tolist()  # 50 of 10 would be five times
-    [70, 30]
-    """
-    sizes_D, shares_D = np.asarray(sizes, np.float64), np.asarray(shares, np.float64)
-    total, wanted_D = int(sizes_D.sum()), shares_D / shares_D.sum() * sizes_D.sum() / sizes_D
-
-    def filled(scale: float) -> npt.NDArray[np.float64]:
-        return np.asarray(np.clip(scale * wanted_D, *clip) * sizes_D)
-
-    low, high = 0.0, max(1.0, clip[1]) / float(wanted_D.min())
-    for _ in range(_NUM_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if filled(middle).sum() < total else (low, middle)
-    exact_D = filled(high)
-    counts_D = np.floor(exact_D + 1e-9).astype(np.int64)
-    missing = total - int(counts_D.sum())
-    counts_D[np.argsort(counts_D - exact_D, kind="stable")[:missing]] += 1
-    return counts_D
-
-
-def part_order(counts_D: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The part of each document of an epoch, int64 [N], each part spread evenly.
-
-    >>> part_order(np.array([4, 2])).tolist()
-    [0, 1, 0, 0, 1, 0]
-    """
-    places = np.concatenate([(np.arange(count) + 0.5) / count for count in counts_D.tolist()])
-    parts = np.repeat(np.arange(len(counts_D)), counts_D)
-    ordered: npt.NDArray[np.int64] = parts[np.argsort(places, kind="stable")]
-    return ordered
-
-
-def drawn_records(
-    size: int, start: int, stop: int, seeds: tuple[int, ...]
-) -> npt.NDArray[np.int64]:
-    """The records `start` to `stop` of an endless series of permutations of `size` records."""
-    runs = []
-    for number in range(start // size, (stop - 1) // size + 1):
-        rng = np.random.default_rng(np.random.SeedSequence((*seeds, number), spawn_key=(_ORDER,)))
-        first = number * size
-        runs.append(rng.permutation(size)[max(start - first, 0) : stop - first])
-    return np.concatenate(runs)
 
 
 def _joined(names: Sequence[str], fingerprints: Sequence[str]) -> str:

@@ -74,6 +74,9 @@ class PicturePairsConfig(FileSourceConfig):
     feature: str = "edges"
     allow_outside: bool = False
 
+    def structures(self) -> list[str]:
+        return [self.feature] if self.format == "controlnet" else []
+
     def scan(self, index: PictureIndex) -> Records:
         """Records in the order of the file."""
         return _SCANS[self.format](self, index)

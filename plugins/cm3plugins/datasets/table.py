@@ -1,4 +1,4 @@
-"""Data set `table`: a CSV, JSON or Parquet file of records and pictures, its columns mapped to fields.
+"""Data set `table`: a CSV, TSV, JSON or Parquet file of records and pictures, its columns mapped to fields.
 
 Reads what others write as it is: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`, its
 Parquet files with pictures inside, or any table of paths and texts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class TableSourceConfig(FileSourceConfig):
     """A table of records with pictures, its columns mapped to the fields of a task.
 
     Args:
-        path: a .csv file with a header, a JSON file with a list of objects or one object a line, or a
+        path: a .csv or .tsv file with a header, a JSON file with a list of objects or one object a line, or a
             .parquet file (extra `parquet`); or a folder with such a file called metadata, or with
             .parquet files.
         columns: field -> column. A text may be a list of alternatives, of which training draws one.
@@ -62,7 +63,7 @@ class TableSourceConfig(FileSourceConfig):
             their records are skipped.
     """
 
-    reads: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
+    reads: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".parquet")
 
     path: str
     columns: dict[str, str]
@@ -95,6 +96,9 @@ class TableSourceConfig(FileSourceConfig):
                 raise RecipeError(
                     f"dataset.constants.{name}", "is a column, too", "keep one of the two"
                 )
+
+    def structures(self) -> list[str]:
+        return [self.constants["feature"]] if "feature" in self.constants else []
 
     def build(self) -> TableSource:
         """Scan the file; new and changed pictures are read once (not decoded).
@@ -187,6 +191,8 @@ def picture_of(place: str, value: object, name: str, pictures: PicturesOfLines) 
 
 def _texts(place: str, column: str, value: object) -> tuple[str, ...]:
     """A column's text, or its alternatives."""
+    if isinstance(value, float) and math.isnan(value):  # what tables have in empty cells of numbers
+        value = ""
     values = value if isinstance(value, list) else [value]
     texts = tuple(str(one).strip() for one in values if isinstance(one, (str, int, float)))
     if len(texts) < len(values) or not texts or not all(texts):
@@ -229,7 +235,7 @@ def rows(
     """The rows of a file, or what is wrong with one; of Parquet the given columns alone.
 
     Args:
-        path: .csv, .parquet, or JSON of any name.
+        path: .csv, .tsv, .parquet, or JSON of any name.
         columns: those that are needed.
         index: of pictures in Parquet files.
         prefix: of the rows' numbers.
@@ -239,24 +245,29 @@ def rows(
     if kind == ".parquet":
         for number, values in parquet_rows(path, columns, index):
             yield Row(f"{prefix}{number}", f"{path}, row {number}", values)
-    elif kind == ".csv":
-        yield from _csv_rows(path)
+    elif kind in (".csv", ".tsv"):
+        yield from _csv_rows(path, columns, "," if kind == ".csv" else "\t")
     else:
         yield from _json_rows(path)
 
 
-def _csv_rows(path: Path) -> Iterator[Row | DataError]:
-    reader = csv.DictReader(io.StringIO(read_utf8(path, str(path)), newline=""), strict=True)
+def _csv_rows(path: Path, wanted: list[str], delimiter: str) -> Iterator[Row | DataError]:
+    content = io.StringIO(read_utf8(path, str(path)), newline="")
+    reader = csv.DictReader(content, delimiter=delimiter, strict=True)
     try:
+        header = list(reader.fieldnames or ())
+        if twice := [name for name in wanted if header.count(name) > 1]:
+            raise DataError(
+                f"{path}, line 1", f"has two columns {twice[0]!r}", "give each a name of its own"
+            )
         for row in reader:
             number = str(reader.line_num)
             place = f"{path}, line {number}"
             if None in row:  # cells without a column: a text with a comma, cut there
-                columns = len(reader.fieldnames or ())
                 yield DataError(
                     place,
-                    f"has {columns + len(row[None])} fields, the header has {columns}",
-                    "put texts with commas in quotes",
+                    f"has {len(header) + len(row[None])} fields, the header has {len(header)}",
+                    f"put texts with {'commas' if delimiter == ',' else 'tabs'} in quotes",
                 )
             else:
                 yield Row(number, place, row)
@@ -267,7 +278,9 @@ def _csv_rows(path: Path) -> Iterator[Row | DataError]:
 def _json_rows(path: Path) -> Iterator[Row | DataError]:
     content = read_utf8(path, str(path))
     if not content.lstrip().startswith("["):
-        for line in json_lines(str(path), content):
+        for number, line in enumerate(json_lines(str(path), content)):
+            if number == 0 and isinstance(line, DataError):
+                _check_no_object(path, content)
             if isinstance(line, DataError):
                 yield line
             else:
@@ -281,3 +294,16 @@ def _json_rows(path: Path) -> Iterator[Row | DataError]:
             if isinstance(row, dict)
             else DataError(place, f"is {type_name(row)}, not an object", "write {...}")
         )
+
+
+def _check_no_object(path: Path, content: str) -> None:
+    """Raise `DataError` if the whole file is one object: each of its lines would be a bad record."""
+    try:
+        parse_json(content, str(path))
+    except DataError:
+        return
+    raise DataError(
+        str(path),
+        "is one object, not records",
+        "write a list of the records, [{...}, ...], or one a line",
+    )

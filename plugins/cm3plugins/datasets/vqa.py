@@ -84,13 +84,15 @@ class VQAConfig(FileSourceConfig):
                     raise DataError(
                         place, f"has no answers in {answers}", "give them, or remove the question"
                     )
+                picture = _picture(place, values, subtype, pictures)
+                _check_picture(place, values, *annotation)
                 yield FoundRecord(
                     own,
                     place,
                     (
-                        _picture(place, values, subtype, pictures),
+                        picture,
                         (text_in(place, values, "question"),),
-                        _answers(*annotation, drawn=self.answer == "drawn"),
+                        _answers(*annotation, problems, drawn=self.answer == "drawn"),
                     ),
                     provenance,
                     names=("image", "question", "answer"),
@@ -126,21 +128,39 @@ def _by_question(path: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], lis
     return found, problems
 
 
-def _answers(place: str, values: dict[str, Any], *, drawn: bool) -> tuple[str, ...]:
-    """The answers, those that are the most frequent one first."""
-    given = [
-        text_in(
-            f"{place}, answer {number}", object_of(f"{place}, answer {number}", value), "answer"
+def _check_picture(place: str, question: dict[str, Any], own: str, answers: dict[str, Any]) -> None:
+    """Raise `DataError` for answers that say that they are about another picture."""
+    about, asked = answers.get("image_id"), question.get("image_id")
+    if about is not None and str(about) != str(asked):
+        raise DataError(
+            own,
+            f"is about the picture {about}, its question ({place}) about {asked}",
+            "give the answers of this question",
         )
-        for number, value in enumerate(list_in(place, values, "answers"))
-    ]
+
+
+def _answers(
+    place: str, values: dict[str, Any], problems: list[DataError], *, drawn: bool
+) -> tuple[str, ...]:
+    """The answers, those that are the most frequent one first; bad ones are added to the problems."""
+    given: list[str] = []
+    bad: list[DataError] = []
+    for number, value in enumerate(list_in(place, values, "answers")):
+        here = f"{place}, answer {number}"
+        try:
+            given.append(text_in(here, object_of(here, value), "answer"))
+        except DataError as error:
+            bad.append(error)
     stated = values.get("multiple_choice_answer")
     if isinstance(stated, str) and stated.strip():
         most = checked_text(place, "multiple_choice_answer", stated.strip())
     elif given:
         most = Counter(given).most_common(1)[0][0]
+    elif bad:
+        raise bad[0]
     else:
         raise DataError(place, "its 'answers' is empty", "give them, or remove the question")
+    problems += bad
     if not drawn or most not in given:
         return (most,)
     return tuple(sorted(given, key=lambda answer: answer != most))

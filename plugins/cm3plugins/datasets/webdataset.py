@@ -248,6 +248,7 @@ def read_shard(path: Path) -> dict[str, Any]:
     check_regular(path, str(path))
     records: dict[str, dict[str, Any]] = {}
     problems: list[tuple[str, str]] = []
+    dotted: dict[str, str] = {}
     with (
         path.open("rb") as file,
         make_bar(
@@ -274,7 +275,7 @@ def read_shard(path: Path) -> dict[str, Any]:
                     if member.offset_data + member.size > bar.total:
                         raise tarfile.ReadError("unexpected end of data")
                     if member.isreg() and not member.issparse():
-                        _add_member(file, member, records, problems)
+                        _add_member(file, member, records, problems, dotted)
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                     bar.update(min(end, bar.total) - bar.n)
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
@@ -292,6 +293,16 @@ def read_shard(path: Path) -> dict[str, Any]:
                         "make it again, or copy it again",
                     )
                 )
+    # beside a picture of the key it is a member of another kind, such as a mask
+    problems += [
+        (
+            f"{_printable(name)} is left out: a record's key ends at the first dot, and {_printable(key)!r} "
+            "has no other picture or text",
+            "rename it, and the members that belong to it, without dots in the key",
+        )
+        for key, name in dotted.items()
+        if key not in records
+    ]
     return {"records": records, "problems": problems}
 
 
@@ -300,14 +311,18 @@ def _add_member(
     member: tarfile.TarInfo,
     records: dict[str, dict[str, Any]],
     problems: list[tuple[str, str]],
+    dotted: dict[str, str],
 ) -> None:
-    """Add a member to its record: text as it is, a picture as its place and facts."""
+    """Add a member to its record: text as it is, a picture as its place and facts. A picture with a dot in
+    its name before the suffix goes into `dotted`: its key -> the first such name."""
     from cm3core.images import check_file_bytes
 
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
     key, suffix = (f"{folder}/{stem}" if folder else stem), dot + suffix.lower()
     if not stem or suffix not in (*SUFFIXES, ".txt", ".json"):
+        if stem and suffix.endswith(SUFFIXES):
+            dotted.setdefault(key, member.name)
         return  # other members (.cls, .npy, macOS's ._files) are ignored
     record = records.setdefault(key, {})
     if suffix in record:

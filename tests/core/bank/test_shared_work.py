@@ -133,6 +133,9 @@ def test_the_command_with_processes_and_parts(tmp_path, monkeypatch, capsys):
     common = ["--model", "bundled:emoji64", "--shard-size", "8", "--quiet", "train.num_threads=1"]
     build = ["memory", "build", "texts.jsonl", *common, "-o"]
     assert main([*build, "one"]) == 0
+    (tmp_path / "grp.py").write_text(
+        "raise SystemExit('a helper runs what lies beside the data')\n"
+    )
     assert main([*build, "three", "--processes", "3"]) == 0
     assert "ended early" not in capsys.readouterr().err
     assert files(tmp_path / "one") == files(tmp_path / "three")

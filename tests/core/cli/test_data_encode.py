@@ -206,6 +206,14 @@ def test_processes_that_are_killed(place: Path) -> None:
     assert files(Path("out")) == files(Path("whole"))
 
 
+@pytest.mark.slow
+def test_processes_run_nothing_that_lies_in_the_current_folder(place: Path) -> None:
+    """It may be the data's, which anybody may have made: `tarfile` imports `grp`."""
+    (place / "grp.py").write_text("open('was_run', 'w')\n")
+    assert encode("-o", "out", "--shard-size", "3", "--processes", "2") == 0
+    assert not (place / "was_run").exists()
+
+
 def alive(session: int) -> bool:
     """Whether a process of the session is running."""
     for status in Path("/proc").glob("[0-9]*/stat"):

@@ -16,7 +16,11 @@ from cm3core.model import Model
 from cm3core.model.conditions import condition_config
 from cm3core.model.tuned import TunedTasks
 from cm3plugins.conditions.config import BoxesConfig, CannyConfig, ConditionConfig
+from cm3plugins.datasets.coco.config import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig
+from cm3plugins.datasets.mixture import MixtureConfig
+from cm3plugins.datasets.picture_pairs import PicturePairsConfig
+from cm3plugins.datasets.table import TableSourceConfig
 from cm3plugins.tasks.bundled import CaptionConfig, StructureConfig
 from toy_model import picture, toy_model
 
@@ -105,6 +109,54 @@ def test_the_condition_is_the_one_of_training() -> None:
     section: ConditionConfig = BoxesConfig(size=99)
     tuned.recipe = replace(tuned.recipe, condition=section)
     assert condition_config(tuned, "boxes") == section
+
+
+def pairs(feature: str) -> PicturePairsConfig:
+    return PicturePairsConfig(format="controlnet", path="pairs", feature=feature)
+
+
+def tuned_on(*data: DocumentSourceConfig) -> Model:
+    tuned = toy_model(max_text_tokens=60)
+    mixed = MixtureConfig(parts={str(number): part for number, part in enumerate(data)})
+    tuned.recipe = replace(tuned.recipe, dataset=data[0] if len(data) == 1 else mixed)
+    return tuned
+
+
+def test_a_picture_as_it_is_has_the_words_of_training() -> None:
+    """Pairs of a data set have no condition of the same name, whose words could be taken."""
+    given = ("as_is", picture(16, 16))
+    plain = TableSourceConfig(path="t.csv", columns={"caption": "text"}, pictures=[])
+    poses = COCOConfig(form="pose", path="poses.json", pictures="pictures")
+    for data in (pairs("my scribbles"), replace(plain, constants={"feature": "my scribbles"})):
+        assert asked(tuned_on(data), given)[0] == Text("Make high quality image from my scribbles")
+    assert asked(tuned_on(plain, poses), given)[0] == Text(
+        "Make high quality image from human pose"
+    )
+    assert asked(tuned_on(plain), given)[0] == Text("Make high quality image from a structure")
+    both = tuned_on(pairs("my scribbles"), poses)
+    with pytest.raises(GenerationError) as error:
+        asked(both, given)
+    assert str(error.value) == (
+        "condition 'as_is': may be any structure, and the model was tuned to draw after several: my "
+        "scribbles, human pose\n"
+        "  next: say which it is: --set condition.feature='my scribbles' (from Python a third value, "
+        "{\"feature\": 'my scribbles'})"
+    )
+    chosen = (*given, {"feature": "human pose"})
+    assert asked(both, chosen)[0] == Text("Make high quality image from human pose")
+
+
+def test_a_structure_that_training_had_not_is_told() -> None:
+    told: list[str] = []
+    tuned = tuned_on(pairs("scribbles"))
+    tuned.told = told.append
+    asked(tuned, ("canny", picture(16, 16)))
+    assert told == [
+        "the model was tuned to draw after 'scribbles', and not after 'canny edge features'"
+    ]
+    asked(tuned, ("canny", picture(16, 16), {"feature": "scribbles"}))
+    asked(tuned, ("as_is", picture(16, 16)))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,12 @@ from cm3core.document import Codes, ImageHole, Text
 from cm3core.errors import DataError, GenerationError
 from cm3core.model import AsyncModel, ImageReady
 from cm3core.model.tuned import TunedTasks
-from cm3plugins.tasks.bundled import ObjectsConfig, QuestionConfig, StructureConfig
+from cm3plugins.tasks.bundled import (
+    GroundingConfig,
+    ObjectsConfig,
+    QuestionConfig,
+    StructureConfig,
+)
 from toy_model import picture, toy_model
 
 OBJECTS = {"caption": "a bell", "objects": "bell at (0, 0) -> (9, 9)"}
@@ -35,6 +40,32 @@ def test_the_prompt_is_the_tasks_own(tuned):
     assert total == 2 * 16
     assert first.requests[0].seed == 3
     assert second.requests[0].seed != 3
+
+
+@pytest.mark.parametrize("layout", ["answer_last", "paper"])
+@pytest.mark.parametrize(
+    ("asked", "phrase"),
+    [
+        ("bell", "bell"),
+        ("Where is the bell?", "bell"),
+        ("where is the old bell", "old bell"),
+        ("Find the bell.", "bell"),
+        ("Is there a bell?", "Is there a bell?"),
+        ("Where is the", "Where is the"),
+    ],
+)
+def test_a_question_in_the_tasks_own_words_is_not_worded_twice(layout, asked, phrase):
+    """A task that asks "Where is the {phrase}?" is given the phrase, or the question that it makes of it."""
+    model = toy_model(max_text_tokens=120)
+    model.tasks = TunedTasks({"grounding": GroundingConfig(layout=layout)})
+    made, _ = model.ask_job(picture(8, 8), asked, task="grounding")
+    wanted, _ = model.ask_job(picture(8, 8), phrase, task="grounding")
+    task = GroundingConfig(layout=layout).build()
+    [codes] = [one for one in made.requests[0].document if isinstance(one, Codes)]
+    assert made.requests[0].document == wanted.requests[0].document
+    record = {"image": codes, "phrase": phrase}
+    most = model.recipe.data.max_text_tokens
+    assert any(made.requests[0].document == task.prompt(record, max_tokens=n) for n in range(most))
 
 
 def test_events_are_those_of_do(tuned):

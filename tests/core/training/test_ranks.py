@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ SHARED = ["--shard", "2"]
 MUON = ["train.optimizer=muon"]
 LORA = ["tune.method=lora", "tune.rank=4", "tune.parameters=[embed_tokens]"]
 HEAD = ["tune.method=head"]
+FP32 = [1, "cm3core.training.start:choose_precision", (None, "fp32")]
 
 Report = dict[str, Any]
 Case = tuple[str, int, list[str], dict[str, Any]]
@@ -127,6 +129,9 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rep
         case(folder / "shards", 1, *MUON, name="shards, then one"),
         case(folder / "versions", 2, versions=1),
         case(folder / "rows", 3),
+        case(folder / "shares", 2, arguments=[1, *SHARED]),
+        case(folder / "precision", 2, "train.precision=bf16", answer=FP32),
+        case(folder / "devices", 2, answer=[1, "cm3core.processes.launched:_own_device", "cuda:0"]),
         tuning(folder, "lora of one", 1, *LORA),
         tuning(folder, "lora", 2, *LORA, steps=3),
         tuning(folder, "lora", 1, *LORA, name="lora, then one"),
@@ -209,6 +214,20 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
         "",
         "",
     ]
+
+
+def test_machines_that_differ(quick: tuple[Path, dict[str, Report]]) -> None:
+    """Each would wait for what the others don't do, or compute otherwise without a word."""
+    _, reports = quick
+    causes = {
+        "shares": r"--shard 2, and process 0 on .* has not given\n  next: start all with the same",
+        "precision": r"precision fp32, and process 0 on .* has bf16\n  next: set train.precision to fp32",
+        "devices": r"on a GPU on .*, and process 0 on a CPU on .*\n  next: write --device cpu or",
+    }
+    for name, cause in causes.items():
+        assert reports[name]["codes"] == [2, 2], reports[name]
+        shown = reports[name]["printed"][0]
+        assert re.match(rf"error: process 1 of 2.*: (has|is) {cause}", shown), shown
 
 
 def test_processes_tune_in_part_with_a_decoder_each(quick: tuple[Path, dict[str, Report]]) -> None:

@@ -196,6 +196,13 @@ def test_a_box_is_drawn_where_its_text_says(x0: int, y0: int, width: int, height
     assert np.array_equal(drawn, expected)
 
 
+def test_a_thin_box_at_an_edge_is_drawn() -> None:
+    text = "bell at (254, 0) -> (255, 255), key at (0, 254) -> (100, 255)"
+    drawn = BoxesConfig(size=64).build().draw(text)
+    assert drawn[30, 63].tolist() == list(colour_of("bell"))
+    assert drawn[63, 10].tolist() == list(colour_of("key"))
+
+
 def test_smaller_boxes_are_in_front_and_labels_keep_their_colours() -> None:
     text = "bell at (10, 10) -> (20, 20), Wall at (0, 0) -> (255, 255)"
     drawn = BoxesConfig().build().draw(text)

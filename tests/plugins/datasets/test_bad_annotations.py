@@ -450,6 +450,37 @@ def test_vqa(root: Path) -> None:
     ]
 
 
+def test_one_bad_answer_of_several(root: Path) -> None:
+    """It is left out and named; the question keeps the others."""
+    answers = "vqa/v2_mscoco_val2014_annotations.json"
+    before = len(vqa(root))
+    changed(root / answers, lambda file: file["annotations"][0]["answers"][1].update(answer=" "))
+    source = vqa(root)
+    assert len(source) == before
+    assert found(source, root) == [
+        (
+            f"{answers}, annotation 0, answer 1",
+            "its 'answer' is empty",
+            "write it, or remove the record",
+        )
+    ]
+
+
+def test_answers_about_another_picture(root: Path) -> None:
+    """Numbers of questions that were mixed up would teach the answers of other pictures."""
+    answers = "vqa/v2_mscoco_val2014_annotations.json"
+    questions = "vqa/v2_OpenEnded_mscoco_val2014_questions.json"
+    asked = json.loads((root / questions).read_text())["questions"][0]["image_id"]
+    changed(root / answers, annotation(0, image_id=asked + 1))
+    assert found(vqa(root), root) == [
+        (
+            f"{answers}, annotation 0",
+            f"is about the picture {asked + 1}, its question ({questions}, question 0) about {asked}",
+            "give the answers of this question",
+        )
+    ]
+
+
 def test_what_is_outside_is_not_read_unless_it_is_allowed(root: Path) -> None:
     outside = root.parent / "outside.jpg"
     shutil.copy(root / "llava/images/red.jpg", outside)

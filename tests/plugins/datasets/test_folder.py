@@ -249,6 +249,12 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
     )
 
 
+def test_captions_file_with_a_column_twice(tmp_path: Path) -> None:
+    write(tmp_path, {"a.png": picture(), "captions.tsv": "image\ttext\ttext\na.png\ta\tb\n"})
+    with pytest.raises(DataError, match=r"captions\.tsv:1: has two columns 'text'"):
+        folder(tmp_path)
+
+
 def test_a_picture_that_is_named_twice_is_not_given_the_last_caption(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(), "captions.json": '{"a.png": "a bee", "a.png": "a wasp"}'})
     with pytest.raises(DataError) as caught:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core.errors import RecipeError
+from cm3core.errors import DataError, RecipeError
 from cm3core.images import save_png
 from cm3core.interfaces import TaskSource
 from cm3core.testing.dataset import DocumentSourceContract
@@ -89,6 +89,51 @@ def test_edits_in_a_list_with_alternatives(tmp_path: Path) -> None:
     tuned = TaskSource(source, EditConfig().build())
     drawn = {tuned.document(0, np.random.default_rng(seed))[2].text for seed in range(20)}
     assert drawn == {"x", "y"}
+
+
+def test_tabs(tmp_path: Path) -> None:
+    """With a byte order mark and CRLF, as spreadsheets write them; commas need no quotes."""
+    imagefolder(tmp_path)
+    path = tmp_path / "t.tsv"
+    path.write_bytes(b"\xef\xbb\xbffile_name\ttext\r\n0.png\ta bell, red\r\n1.png\ta\tb\r\n")
+    source = table(path, columns=COLUMNS)
+    assert [source.record(place)["caption"] for place in range(len(source))] == ["a bell, red"]
+    [bad] = source.skipped
+    assert (bad.place, bad.cause) == (f"{path}, line 3", "has 3 fields, the header has 2")
+    assert bad.next_step == "put texts with tabs in quotes"
+
+
+def test_a_column_twice(tmp_path: Path) -> None:
+    """Which of the two is meant can't be known."""
+    path = imagefolder(tmp_path)
+    path.write_text("file_name,text,text\n0.png,one,two\n")
+    with pytest.raises(DataError) as error:
+        table(path, columns=COLUMNS)
+    assert str(error.value) == (
+        f"{path}, line 1: has two columns 'text'\n  next: give each a name of its own"
+    )
+    assert len(table(path, columns={"image": "file_name"})) == 1  # it is not asked for
+
+
+def test_a_number_that_is_none_is_empty(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", 0)
+    rows = [{"image": "0.png", "n": number} for number in (1, 2.5, float("nan"))]
+    (tmp_path / "n.json").write_text(json.dumps(rows))
+    source = table(tmp_path / "n.json", columns={"image": "image", "caption": "n"})
+    assert [source.record(place)["caption"] for place in range(len(source))] == ["1", "2.5"]
+    assert [one.cause for one in source.skipped] == ["its column 'n' is empty, not a text"]
+
+
+def test_an_object_of_records(tmp_path: Path) -> None:
+    """One message, not one for each line."""
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps({"data": [{"image": "0.png", "text": "a"}]}, indent=1))
+    with pytest.raises(DataError) as error:
+        table(path, columns={"image": "image", "caption": "text"})
+    assert str(error.value) == (
+        f"{path}: is one object, not records\n"
+        "  next: write a list of the records, [{...}, ...], or one a line"
+    )
 
 
 @pytest.mark.parametrize(

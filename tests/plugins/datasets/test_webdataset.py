@@ -54,6 +54,31 @@ def test_tar_by_hand(tmp_path: Path) -> None:
         assert np.array_equal(source.document(0)[1].load(), np.asarray(expected))
 
 
+def test_a_dot_in_a_key_is_named(tmp_path: Path) -> None:
+    """`2023.05.png` is `.05.png` of the record `2023`, as webdataset has it: not lost without a word."""
+    path = write_tar(
+        tmp_path / "0.tar",
+        {
+            "x/2023.05.png": picture(1),
+            "x/2023.05.txt": "may",
+            "x/2023.06.PNG": picture(2),
+            "a.mask.png": picture(3),
+            "a.png": picture(4),
+            "a.txt": "with a mask",
+            "b.depth.npy": "",
+        },
+    )
+    source = shards(path)
+    assert [source.id(i) for i in range(len(source))] == ["a"]
+    (lost,) = source.skipped
+    assert (lost.place, lost.cause, lost.next_step) == (
+        str(path),
+        "x/2023.05.png is left out: a record's key ends at the first dot, and 'x/2023' has no other "
+        "picture or text",
+        "rename it, and the members that belong to it, without dots in the key",
+    )
+
+
 def test_keys_do_not_depend_on_where_a_picture_lies(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(1), "a.txt": "a"})
     write_tar(tmp_path / "0.tar", {"k.txt": "t", "k.png": picture(1)})

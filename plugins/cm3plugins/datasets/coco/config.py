@@ -60,6 +60,9 @@ class COCOConfig(FileSourceConfig):
                     "leave it out, or choose another dataset.form",
                 )
 
+    def structures(self) -> list[str]:
+        return [self.feature or FEATURES[self.form]] if self.form in FEATURES else []
+
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """Records in the order of the file's pictures."""
         from cm3plugins.datasets.coco.records import records

@@ -64,6 +64,11 @@ class IconTasksConfig(DocumentSourceConfig):
             f"use one of {', '.join(self.splits)}",
         )
 
+    def structures(self) -> list[str]:
+        from cm3plugins.datasets.icon_tasks.source import OUTLINE
+
+        return [OUTLINE] if self.form == "structure" else []
+
     def build(self) -> DocumentSource:
         """Return the records.
 

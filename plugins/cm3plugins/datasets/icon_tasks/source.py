@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Begin what changes an outline into a version that it is the structure of.
 _FILLS = ("make it filled", "make it duotone", "make it colour")
+#: What the form "structure" calls its conditions.
+OUTLINE = "an outline"
 
 
 class Settings(Protocol):
@@ -169,7 +171,7 @@ class Structures(IconRecords):
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         pair = self.pairs[index]
         return {
-            "feature": "an outline",
+            "feature": OUTLINE,
             "condition": self.picture(pair.source),
             "caption": caption(self.entries[pair.target], rng),
             "image": self.picture(pair.target),
