@@ -10,7 +10,7 @@ Legend: Q searches, W results of each, M documents of the memory, P those that h
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +23,8 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.memory_vectors import embed_part, memory_vectors
+from cm3plugins.retrievers.regions import KNOWN, Part, cropped, explained, parts_of, seen
 from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
-from cm3plugins.retrievers.regions import KNOWN, cropped, explained, parts_of, seen
 from cm3plugins.retrievers.strategy import FloatArray, query_parts
 
 if TYPE_CHECKING:
@@ -46,6 +46,27 @@ class _Part:
         place = int(np.searchsorted(self.rows_P, row))
         there = place < len(self.rows_P) and self.rows_P[place] == row
         return self.index.vectors.row(place) if there else None
+
+
+@dataclass(eq=False)
+class _CutQuery:
+    """A query whose picture can be cut.
+
+    Args:
+        square: the picture, see `regions.seen`.
+        nodes: of its tree, the whole first.
+        exclude: names that must not be found.
+        nearest: for each node that was searched for, in their order, its nearest document.
+    """
+
+    square: PixelArray
+    nodes: list[Part]
+    exclude: Collection[str]
+    nearest: list[Retrieved | None] = field(default_factory=list)
+
+    def scores(self) -> list[float]:
+        """How similar the nearest documents are."""
+        return [-1.0 if found is None else found.score for found in self.nearest]
 
 
 class SamePartRetriever(RuleRetriever):
@@ -91,38 +112,35 @@ class SamePartRetriever(RuleRetriever):
         self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
     ) -> list[list[Retrieved]]:
         """As `_retrieve_parts`, of few queries: the crops of all are searched for at once."""
-        squares = [self._square(query) for query in queries]
-        trees = [
-            None if square is None else parts_of(square, self._config.parts) for square in squares
-        ]
-        cut = [place for place, tree in enumerate(trees) if tree is not None and tree.children]
-        nearest: dict[int, list[Retrieved | None]] = {place: [] for place in cut}
-
-        def search(places: Sequence[int], which: slice) -> None:
-            """The nearest document of each of the chosen nodes."""
-            asked = [(place, node) for place in places for node in trees[place].nodes()[which]]
-            crops = [cropped(squares[place], node) for place, node in asked]
-            found = (
-                self._retrieve(crops, 1, [exclude[place] for place, _ in asked]) if asked else []
-            )
-            for (place, _), own in zip(asked, found, strict=True):
-                nearest[place].append(own[0] if own else None)
-
-        search(cut, slice(1))
+        cut: dict[int, _CutQuery] = {}
+        for place, (query, own) in enumerate(zip(queries, exclude, strict=True)):
+            square = self._square(query)
+            tree = None if square is None else parts_of(square, self._config.parts)
+            if square is not None and tree is not None and tree.children:
+                cut[place] = _CutQuery(square, tree.nodes(), own)
+        self._search_nodes(list(cut.values()), slice(1))
         # most pictures of one thing are known as a whole, and need no more searches
-        unknown = [place for place in cut if _score(nearest[place][0]) < KNOWN]
-        search(unknown, slice(1, None))
+        unknown = {place: one for place, one in cut.items() if one.scores()[0] < KNOWN}
+        self._search_nodes(list(unknown.values()), slice(1, None))
         results: list[list[Retrieved]] = [[] for _ in queries]
-        for place in unknown:
-            tree = trees[place]
-            nodes = tree.nodes()
-            scores = [_score(own) for own in nearest[place]]
-            chosen = explained(tree, scores, self._config.parts)
+        for place, one in unknown.items():
+            chosen = explained(one.nodes[0], one.scores(), self._config.parts)
             if len(chosen) > 1:
                 results[place] = [
-                    replace(nearest[place][node], region=nodes[node].region) for node in chosen
+                    replace(found, region=one.nodes[number].region)
+                    for number in chosen
+                    if (found := one.nearest[number]) is not None
                 ]
         return results
+
+    def _search_nodes(self, queries: Sequence[_CutQuery], which: slice) -> None:
+        """Find the nearest document of each of the chosen nodes."""
+        asked = [(query, node) for query in queries for node in query.nodes[which]]
+        if asked:
+            crops = [cropped(query.square, node) for query, node in asked]
+            results = self._retrieve(crops, 1, [query.exclude for query, _ in asked])
+            for (query, _), found in zip(asked, results, strict=True):
+                query.nearest.append(found[0] if found else None)
 
     def _square(self, query: Document) -> PixelArray | None:
         """The picture that a query is searched by, as it is cut; None if it is searched by text."""
@@ -162,10 +180,6 @@ class SamePartRetriever(RuleRetriever):
 
     def _is_preferred(self, index: int) -> bool:
         return all(part.vector(index) is not None for part in self._parts.values())
-
-
-def _score(found: Retrieved | None) -> float:
-    return -1.0 if found is None else found.score
 
 
 def _rows_at(rows_P: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

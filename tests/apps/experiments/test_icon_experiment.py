@@ -19,6 +19,7 @@ from cm3apps.experiments.results import ResultFolder
 from cm3core.build import build
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error
+from cm3core.interfaces.retriever import Region
 from cm3core.model import Model
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
