@@ -12,6 +12,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3core.model import Model
 from cm3core.model.jobs import results
+from cm3core.model.results import GeneratedText
 from cm3core.progress import make_bar
 
 #: What a call that makes jobs returns: the jobs, and the number of tokens that they generate.
@@ -25,7 +26,12 @@ def pictures(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> Pi
 
 def texts(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> list[str]:
     """The text of each call."""
-    return [one.text for one in _run(model, what, calls)]
+    return [one.text for one in written(model, what, calls)]
+
+
+def written(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> list[GeneratedText]:
+    """What each call writes, with what was in front."""
+    return _run(model, what, calls)
 
 
 def _run(model: Model, what: str, calls: Sequence[Callable[[], Made]]) -> list[Any]:

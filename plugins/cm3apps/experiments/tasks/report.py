@@ -51,6 +51,7 @@ ROWS = {
     "another": "those of another record",
     "most frequent": "the most frequent answer of the kind in training",
     "white": "the model, shown a white picture",
+    "by parts": "a rule, by the texts that are retrieved for the parts of the picture",
     "first retrieved": "the caption of the picture that is retrieved first",
     "drawn": "**drawn**",
     "told": "**told**",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cm3apps.experiments.tasks import asking
+from cm3apps.experiments.tasks import asking, by_parts
 from cm3apps.experiments.tasks.drawn import Measured, Row, Setting
 from cm3apps.experiments.tasks.records import chosen, records_of
 from cm3apps.experiments.tasks.structures import iou
@@ -19,6 +19,7 @@ from cm3core.document import Image, PixelArray, text_of
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.model import Model
+from cm3core.model.results import GeneratedText
 from cm3core.training.neighbours import own_names
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
@@ -57,7 +58,7 @@ def find(setting: Setting, split: str) -> Measured:
     records = [source.record(index) for index in indices]
     pictures = [_seen(setting, record["image"].load()) for record in records]
     excluded = [own_names(source, index) for index in indices]
-    told = asking.texts(
+    results = asking.written(
         setting.model,
         f"find, {split}",
         [
@@ -65,6 +66,7 @@ def find(setting: Setting, split: str) -> Measured:
             for picture, record, own in zip(pictures, records, excluded, strict=True)
         ],
     )
+    told = [one.text for one in results]
     wanted = [record["objects"].seen()[0][1] for record in records]
     found = [boxes_in(text)[:1] for text in told]
     boxes = [own[0][1] if own else None for own in found]
@@ -76,7 +78,16 @@ def find(setting: Setting, split: str) -> Measured:
             "IoU above 0.5": float(np.mean([value > 0.5 for value in ious])),
         }
 
-    figures = {"another": of([*wanted[1:], wanted[0]]), "told": of(boxes)}
+    figures = {"another": of([*wanted[1:], wanted[0]])}
+    in_front = [[own.text for own in one.retrieved] for one in results]
+    if any(in_front):
+        figures["by parts"] = of(
+            [
+                by_parts.box_of(record["phrase"], texts)
+                for record, texts in zip(records, in_front, strict=True)
+            ]
+        )
+    figures["told"] = of(boxes)
     rows: list[Row] = [
         (f"{record['phrase']}: {text}", [picture, None, None])
         for record, picture, text in zip(records, pictures, told, strict=True)
@@ -108,8 +119,8 @@ def _answered(
     white = np.full_like(pictures[0], 255)
     excluded = [own_names(source, index) for index in indices]
 
-    def ask(shown: Sequence[PixelArray], what: str) -> list[str]:
-        return asking.texts(
+    def ask(shown: Sequence[PixelArray], what: str) -> list[GeneratedText]:
+        return asking.written(
             setting.model,
             f"{task}, {what}, {split}",
             [
@@ -118,12 +129,19 @@ def _answered(
             ],
         )
 
-    told = ask(pictures, "asked")
+    asked = ask(pictures, "asked")
+    told = [one.text for one in asked]
     given = {
         "most frequent": most_frequent(setting, source, key, records),
-        "white": ask([white] * len(records), "a white picture"),
-        "told": told,
+        "white": [one.text for one in ask([white] * len(records), "a white picture")],
     }
+    by_rule = [
+        by_parts.answer(record[key], [own.text for own in one.retrieved])
+        for record, one in zip(records, asked, strict=True)
+    ]
+    if any(by_rule):
+        given["by parts"] = by_rule
+    given["told"] = told
     kinds = [kind_of(record[key]) for record in records]
     figures: dict[str, dict[str, float]] = {}
     for name, answers in given.items():
