@@ -106,6 +106,7 @@ class Model(Chatting, AnyDocuments):
         seed                0..2**63-1; the same seed gives the same results
         num_retrieved       number of documents to retrieve from the model's memory and prepend; None: the recipe's
                             number (none when `context` is given)
+        exclude             ids of documents of the memory that are not retrieved
         context             (picture, text) pairs of your own, prepended before all retrieved documents
         num_candidates      results generated for each one returned, which the reranker chooses; None: for pictures of
                             a caption `generate.num_candidates`, for edits and texts 1
