@@ -42,6 +42,21 @@ def run(args: Namespace) -> int:
     return train_and_report(args, recipe_of, ["tune", shlex.quote(args.model)])
 
 
+def _refuse_unread(overrides: list[str], method: str) -> None:
+    """Refuse keys of adapters on the command line of a run without: all weights would be trained, in silence."""
+    from cm3core.recipe.layers import COMMAND_LINE
+    from cm3core.recipe.sections import ADAPTERS
+
+    for one in overrides:
+        key = one.partition("=")[0]
+        if key in ("tune.rank", "tune.alpha", "tune.dropout", "tune.rank_stabilised"):
+            raise RecipeError(
+                f"{COMMAND_LINE}: {key}",
+                f"is given, and the method {method!r} doesn't read it",
+                f"add tune.method={' or '.join(ADAPTERS)}, or leave it out",
+            )
+
+
 def tuning_recipe(model: str, name: str, overrides: list[str], registry: Registry) -> Recipe:
     """The recipe of a run that tunes a model: the model's own, but for what the recipe says.
 
@@ -61,6 +76,8 @@ def tuning_recipe(model: str, name: str, overrides: list[str], registry: Registr
         )
     folder = find_checkpoint(find_model(model, registry))
     recipe = compose_on_model(folder, name, overrides, registry)
+    if not recipe.tune.adapts:
+        _refuse_unread(overrides, recipe.tune.method)
     # absolute, so that the run finds its base from wherever it is used
     start_from = model if model in registry.models() else str(Path(model).absolute())
     return replace(recipe, train=replace(recipe.train, start_from=start_from))

@@ -110,6 +110,11 @@ def test_an_adapter_from_pairs_to_a_whole_model(
             "error: command line: tune.method: is 'lorra'",
         ),
         (
+            ["tune", "base", "pairs.yaml", "tune.rank=64"],
+            "error: command line: tune.rank: is given, and the method 'full' doesn't read it\n"
+            "  next: add tune.method=lora or dora, or leave it out\n",
+        ),
+        (
             ["tune", "base", "pairs.yaml", "tune.method=lora", "tune.targets=[q_porj]"],
             "error: tune.targets: 'q_porj' is no module of this decoder\n"
             "  next: did you mean 'q_proj'?\n",
