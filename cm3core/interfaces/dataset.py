@@ -265,6 +265,12 @@ class DocumentSource(ABC):
             self._content_fingerprint = digest.hexdigest()
         return self._content_fingerprint
 
+    @property
+    def documents_fingerprint(self) -> str:
+        """Hash of the documents themselves, each at its place, and not of how often training draws them; names
+        what is found for each. By default `content_fingerprint`."""
+        return self.content_fingerprint
+
     def texts(self) -> Iterator[str]:
         """Yield all canonical texts, for training a text tokenizer.
 

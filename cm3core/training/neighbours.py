@@ -108,7 +108,7 @@ class NeighbourSettings:
         asked = [
             _VERSION,
             self.fingerprint,
-            source.content_fingerprint,
+            source.documents_fingerprint,
             self.num_ranks,
             self.text_only,
             [self.query_dropout, self.seed] if self.query_dropout else None,

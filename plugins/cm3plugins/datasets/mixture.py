@@ -332,13 +332,21 @@ class MixtureSource(DocumentSource):
     @property
     def content_fingerprint(self) -> str:
         shares = [f"{count}" for count in self.counts_D.tolist()]
-        memory = (
-            [] if self._retrieving is None else [f"memory={','.join(sorted(self._retrieving))}"]
-        )
         return _joined(
-            [*self._names, *shares, *memory],
+            [*self._names, *shares, *self._memory_name()],
             [source.content_fingerprint for source in self.sources],
         )
+
+    @property
+    def documents_fingerprint(self) -> str:
+        return _joined(
+            [*self._names, *self._memory_name()],
+            [source.documents_fingerprint for source in self.sources],
+        )
+
+    def _memory_name(self) -> list[str]:
+        """Which parts have documents in front."""
+        return [] if self._retrieving is None else [f"memory={','.join(sorted(self._retrieving))}"]
 
     @cached_property
     def _part_order(self) -> npt.NDArray[np.int64]:

@@ -214,12 +214,17 @@ def test_one_part_is_the_memory() -> None:
     assert other.memory_config() is drawn
     crossed = other.build()
     assert [crossed.retrieves(index) for index in range(8)] == [False] * 4 + [True] * 4
-    assert crossed.content_fingerprint != source.content_fingerprint
+    assert crossed.documents_fingerprint != source.documents_fingerprint
     alone = MixtureConfig(parts={"a": drawn, "b": Few()})
     assert alone.memory_config() is alone
     assert all(alone.build().retrieves(index) for index in range(8))
     # neighbours are kept on disk by this name
-    assert source.content_fingerprint != alone.build().content_fingerprint
+    assert source.documents_fingerprint != alone.build().documents_fingerprint
+    weighted = MixtureConfig(
+        parts={"a": drawn, "b": Few()}, memory="a", sampling="explicit", weights={"a": 1, "b": 2}
+    ).build()
+    assert weighted.content_fingerprint != source.content_fingerprint, "a resumed run must notice"
+    assert weighted.documents_fingerprint == source.documents_fingerprint
 
 
 def test_only_that_part_has_documents_in_front(tmp_path) -> None:
