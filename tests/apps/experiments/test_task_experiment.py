@@ -108,7 +108,7 @@ def test_all_tasks_and_a_resumed_run(
 
     resumed = [*command, "--tasks", "edit", "find", "-o", str(tmp_path / "resumed")]
     with monkeypatch.context() as patch:
-        patch.setattr(asking, "texts", stopped)
+        patch.setattr(asking, "written", stopped)
         assert main(resumed) == 130
     assert "resume with: cm3 experiment tasks tiny" in capsys.readouterr().err
     assert main(resumed) == 0
