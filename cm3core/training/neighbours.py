@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -116,18 +116,70 @@ class NeighbourSettings:
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
 
 
-class NeighbourTable:
-    """The memory documents that a retriever finds for each document of a source.
-
-    They are sorted, best first, and never include the document itself.
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """The documents of a source as queries of a retriever.
 
     Args:
         retriever: over the memory.
         source: N documents, whose canonical forms are the queries.
         settings: how it is queried.
-        cache_dir: where caches are kept; None: `files.cache_directory()`.
         codes: of the source's pictures, by which a memory of codes identifies a document. Documents
             with unreadable pictures, and empty ones, have no neighbours.
+    """
+
+    retriever: Retriever
+    source: DocumentSource
+    settings: NeighbourSettings
+    codes: CodeCache | None = None
+
+    @property
+    def width(self) -> int:
+        """R."""
+        return self.settings.num_ranks + _PART * self.retriever.max_parts
+
+    def rows(self, indices: Sequence[int]) -> IntArray:
+        """What is found for documents, int32 [len(indices), R]: indices into the memory, best first, then of each
+        part of a picture the index and the box."""
+        source, num_ranks = self.source, self.settings.num_ranks
+        rows = np.full((len(indices), self.width), NOTHING, np.int32)
+        asked = [
+            (row, index)
+            for row, index in enumerate(indices)
+            if source.retrieves(index)
+            and (self.codes is None or self.codes.usable_N[index])
+            and source.content_keys(index)
+        ]
+        own = [own_names(source, index, self.codes) for _, index in asked]
+        queries = [self.settings.query(source, index) for _, index in asked]
+        found = self.retriever.retrieve(queries, num_ranks, own)
+        for (row, _), results in zip(asked, found, strict=True):
+            rows[row, : len(results)] = [result.index for result in results]
+        if self.retriever.max_parts:
+            of_parts = self.retriever.retrieve_parts(queries, own)
+            for (row, _), results in zip(asked, of_parts, strict=True):
+                flat = [value for one in results for value in (one.index, *(one.region or ()))]
+                rows[row, num_ranks : num_ranks + len(flat)] = flat
+        return rows
+
+    def neighbours(self, row_R: IntArray) -> list[int]:
+        """See `Neighbours.neighbours`; of a row."""
+        return [found for found in row_R[: self.settings.num_ranks].tolist() if found != NOTHING]
+
+    def parts(self, row_R: IntArray) -> list[tuple[int, Region]]:
+        """See `Neighbours.parts`; of a row."""
+        rows = row_R[self.settings.num_ranks :].reshape(-1, _PART).tolist()
+        return [(found, (x0, y0, x1, y1)) for found, x0, y0, x1, y1 in rows if found != NOTHING]
+
+
+class NeighbourTable:
+    """The memory documents that a retriever finds for each document of a source, kept on disk.
+
+    They are sorted, best first, and never include the document itself.
+
+    Args:
+        retriever, source, settings, codes: see `Queries`.
+        cache_dir: where caches are kept; None: `files.cache_directory()`.
         progress: show a bar while retrieving.
         shard_size: number of documents queried at once.
     """
@@ -143,38 +195,15 @@ class NeighbourTable:
         progress: bool = True,
         shard_size: int = 1024,
     ) -> None:
-        num_ranks, max_parts = settings.num_ranks, retriever.max_parts
-        self._num_ranks = num_ranks
+        queries = self._queries = Queries(retriever, source, settings, codes)
         name = settings.name(source)
         self.folder = cache_folder("neighbours", name, root=cache_dir)
-
-        def retrieve(start: int, stop: int) -> IntArray:
-            rows = np.full((stop - start, num_ranks + _PART * max_parts), NOTHING, np.int32)
-            places = [
-                index
-                for index in range(start, stop)
-                if source.retrieves(index)
-                and (codes is None or codes.usable_N[index])
-                and source.content_keys(index)
-            ]
-            own = [own_names(source, index, codes) for index in places]
-            queries = [settings.query(source, index) for index in places]
-            found = retriever.retrieve(queries, num_ranks, own)
-            for place, results in zip(places, found, strict=True):
-                rows[place - start, : len(results)] = [result.index for result in results]
-            if max_parts:
-                of_parts = retriever.retrieve_parts(queries, own)
-                for place, results in zip(places, of_parts, strict=True):
-                    flat = [value for one in results for value in (one.index, *(one.region or ()))]
-                    rows[place - start, num_ranks : num_ranks + len(flat)] = flat
-            return rows
-
         self._rows_NR = sharded_rows(
             self.folder,
             len(source),
-            num_ranks + _PART * max_parts,
+            queries.width,
             np.int32,
-            retrieve,
+            lambda start, stop: queries.rows(range(start, stop)),
             shard_size=shard_size,
             title="neighbours",
             unit="document",
@@ -185,14 +214,40 @@ class NeighbourTable:
         return len(self._rows_NR)
 
     def neighbours(self, index: int) -> list[int]:
-        """Indices into the memory for document `index`, best first; at most `num_ranks`."""
-        row: list[int] = self._rows_NR[index, : self._num_ranks].tolist()
-        return [found for found in row if found != NOTHING]
+        """See `Neighbours.neighbours`; at most `num_ranks`."""
+        return self._queries.neighbours(self._rows_NR[index])
 
     def parts(self, index: int) -> list[tuple[int, Region]]:
         """See `Neighbours.parts`."""
-        rows = self._rows_NR[index, self._num_ranks :].reshape(-1, _PART).tolist()
-        return [(found, (x0, y0, x1, y1)) for found, x0, y0, x1, y1 in rows if found != NOTHING]
+        return self._queries.parts(self._rows_NR[index])
+
+
+class NeighboursOnDemand:
+    """The same, of documents as they are asked for: few of a large source, as in validation.
+
+    Args:
+        queries: the documents.
+    """
+
+    def __init__(self, queries: Queries) -> None:
+        self._queries = queries
+        self._rows: dict[int, IntArray] = {}
+
+    def __len__(self) -> int:
+        return len(self._queries.source)
+
+    def _row(self, index: int) -> IntArray:
+        if index not in self._rows:
+            [self._rows[index]] = self._queries.rows([index])
+        return self._rows[index]
+
+    def neighbours(self, index: int) -> list[int]:
+        """See `Neighbours.neighbours`."""
+        return self._queries.neighbours(self._row(index))
+
+    def parts(self, index: int) -> list[tuple[int, Region]]:
+        """See `Neighbours.parts`."""
+        return self._queries.parts(self._row(index))
 
 
 def own_names(

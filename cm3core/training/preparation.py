@@ -21,7 +21,13 @@ from cm3core.processes import Processes
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.code_cache import CodeCache
 from cm3core.training.loader import BatchLoader
-from cm3core.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
+from cm3core.training.neighbours import (
+    NeighbourSettings,
+    NeighboursOnDemand,
+    NeighbourTable,
+    Queries,
+    retriever_fingerprint,
+)
 from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 
 
@@ -125,13 +131,17 @@ class Preparation:
             seed=self.recipe.train.seed,
             text_only=not training,
         )
-        neighbours = NeighbourTable(
-            components.retriever,
-            source,
-            settings,
-            self.cache_dir,
-            codes=codes,
-            progress=self.progress,
+        neighbours = (
+            NeighbourTable(
+                components.retriever,
+                source,
+                settings,
+                self.cache_dir,
+                codes=codes,
+                progress=self.progress,
+            )
+            if training  # else few documents of it are measured
+            else NeighboursOnDemand(Queries(components.retriever, source, settings, codes))
         )
         return RetrievedDocuments(
             neighbours,

@@ -18,7 +18,9 @@ from cm3core.testing.retriever import ListSource
 from cm3core.training.code_cache import CodeCache
 from cm3core.training.neighbours import (
     NeighbourSettings,
+    NeighboursOnDemand,
     NeighbourTable,
+    Queries,
     retriever_fingerprint,
     with_words_left_out,
 )
@@ -34,6 +36,19 @@ def test_neighbours_are_computed_once_and_never_oneself(tmp_path: Path) -> None:
         assert table.neighbours(8) == [9, 0, 1]
     few = NeighbourTable(Following(Numbers(2)), Numbers(2), settings, tmp_path, progress=False)
     assert few.neighbours(0) == [1]
+
+
+def test_few_documents_are_searched_for_alone(tmp_path: Path) -> None:
+    """As validation does: the same neighbours as those of the table, and no others are searched for."""
+    source, settings = Numbers(10), NeighbourSettings("f", num_ranks=3)
+    table = NeighbourTable(Following(source), source, settings, tmp_path, progress=False)
+    retriever = Following(source)
+    few = NeighboursOnDemand(Queries(retriever, source, settings))
+    assert len(few) == 10
+    for index in (8, 3, 8):
+        assert few.neighbours(index) == table.neighbours(index)
+        assert few.parts(index) == table.parts(index) == []
+    assert retriever.queries == 2
 
 
 class Stopping(Following):
