@@ -8,22 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import cm3core
 from cm3core.document import Codes, Image
 from cm3core.model import Model
 from cm3core.model.retrieval import _pictures, _shows
+from few_icons import model_over_few_icons
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    """With a memory of few icons: on an empty cache all 100,000 would be encoded."""
-    loaded = cm3core.load("bundled:icons64-tuned", num_threads=1)
-    mixture = type(loaded.recipe.dataset)
-    memory_config = mixture.memory_config
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            mixture, "memory_config", lambda self: replace(memory_config(self), things_share=0.02)
-        )
+    with model_over_few_icons() as loaded:
         yield loaded
 
 

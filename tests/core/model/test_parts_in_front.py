@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import cm3core
 from cm3core.boxes import boxes_in
 from cm3core.document import Image, PixelArray
 from cm3core.errors import GenerationError
 from cm3core.model import Model
+from few_icons import model_over_few_icons
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
-    """With a memory of few icons, searched by parts."""
-    loaded = cm3core.load("bundled:icons64-tuned", num_threads=1)
-    mixture = type(loaded.recipe.dataset)
-    memory_config = mixture.memory_config
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            mixture, "memory_config", lambda self: replace(memory_config(self), things_share=0.02)
-        )
+    with model_over_few_icons() as loaded:
         yield loaded.with_memory(parts=4)
 
 
