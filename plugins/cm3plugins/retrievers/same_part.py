@@ -129,7 +129,9 @@ class SamePartRetriever(RuleRetriever):
                 results[place] = [
                     replace(found, region=one.nodes[number].region)
                     for number in chosen
+                    # what is prepended is the text
                     if (found := one.nearest[number]) is not None
+                    and self._is_preferred(found.index)
                 ]
         return results
 
