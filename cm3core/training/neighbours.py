@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region, Retriever, RetrieverConfig
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
-_VERSION = 4
+_VERSION = 5
 #: Numbers that are kept of a document found for a part: its index, and the part's box.
 _PART = 5
 #: Keys of a retriever that don't affect its results: how many results are used, and where the

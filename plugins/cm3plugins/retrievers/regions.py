@@ -24,6 +24,8 @@ SIDE = 128
 _INK = 48
 #: The share of the side below which a part is no thing.
 _SMALLEST = 0.12
+#: Around a part's ink, pixels of `SIDE`.
+_MARGIN_PIXELS = 4
 #: A picture whose nearest document is more similar than this is one thing.
 KNOWN = 0.8
 #: How much better the parts must be explained than the whole, so that a thing of several strokes is not cut.
@@ -73,16 +75,23 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
         square: uint8 [SIDE, SIDE, 3].
         most: no deeper than it takes for this many parts.
     """
-    border = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]]).astype(np.int16)
-    background = np.median(border, axis=0)
-    ink = np.abs(square.astype(np.int16) - background).max(2) > _INK
+    ink = np.abs(square.astype(np.int16) - _background(square)).max(2) > _INK
     return _cut(ink, (0, 0, square.shape[1], square.shape[0]), (most - 1).bit_length())
 
 
 def cropped(square: PixelArray, part: Part) -> Document:
-    """A document of a part's pixels."""
+    """A document of a part's pixels, in the middle of a square of the background.
+
+    An embedder sees the largest centred square: of a long part that would be its middle, and of ink that touches the border,
+    it would not know which is the background.
+    """
     x0, y0, x1, y1 = part.box
-    pixels = np.ascontiguousarray(square[y0:y1, x0:x1])
+    width, height = x1 - x0, y1 - y0
+    side = max(width, height) + 2 * _MARGIN_PIXELS
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[:] = _background(square).astype(np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    pixels[top : top + height, left : left + width] = square[y0:y1, x0:x1]
     return (Image(f"part {part.box}", lambda: pixels),)
 
 
@@ -114,6 +123,12 @@ def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
     if len(chosen) > most:
         return [0]
     return [number[id(part)] for part in sorted(chosen, key=lambda part: part.box)]
+
+
+def _background(square: PixelArray) -> npt.NDArray[np.float64]:
+    """The border's median colour, [3]."""
+    border = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]])
+    return np.median(border, axis=0)
 
 
 def _cut(ink_HW: npt.NDArray[np.bool_], within: Box, depth: int) -> Part | None:

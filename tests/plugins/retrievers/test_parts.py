@@ -19,7 +19,7 @@ from cm3core.testing.retriever import HashEmbedder, ListSource
 from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
 from cm3core.training.sequences import RetrievedDocuments
 from cm3plugins.retrievers import DenseRetrieverConfig
-from cm3plugins.retrievers.regions import SIDE, Part, explained, parts_of
+from cm3plugins.retrievers.regions import SIDE, Part, cropped, explained, parts_of
 from numbered_documents import Following, Numbers
 
 RED, GREEN, BOTH = (255, 0, 0), (0, 255, 0), (255, 255, 0)
@@ -38,7 +38,7 @@ def shown(pixels: PixelArray) -> Image:
 
 
 class Colours(HashEmbedder):
-    """A picture is the red and green of its first pixel."""
+    """A picture is the most red and the most green of it."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -47,7 +47,7 @@ class Colours(HashEmbedder):
         return np.array([[len(text), 1] for text in texts], np.float32)
 
     def _embed_images(self, images: Sequence[PixelArray]) -> Any:
-        return np.array([image[0, 0, :2] for image in images], np.float32)
+        return np.array([image.max((0, 1))[:2] for image in images], np.float32)
 
 
 UPPER, LOWER = (8, 8, 56, 56), (72, 64, 120, 120)
@@ -68,6 +68,22 @@ def test_a_picture_is_cut_at_its_widest_gaps() -> None:
     dot = parts_of(scene((UPPER, RED), ((72, 64, 80, 72), RED)), 4)
     assert dot is not None
     assert not dot.children, "a dot is no thing"
+
+
+def test_a_part_is_searched_for_whole_and_on_its_background() -> None:
+    """A bar of 60 x 20 pixels is what an embedder sees of it, which looks at the centred square."""
+    bar = (8, 8, 68, 28)
+    square = scene((bar, RED))
+    square[10:12, 10:12] = GREEN  # at its end
+    [picture] = cropped(square, Part(bar))
+    assert isinstance(picture, Image)
+    seen = picture.load()
+    assert seen.shape == (68, 68, 3)
+    assert np.array_equal(seen[24:44, 4:64], square[8:28, 8:68])
+    around = seen.copy()
+    around[24:44, 4:64] = 0
+    assert not around.any()
+    assert np.array_equal(np.unique(cropped(255 - square, Part(bar))[0].load()[:24]), [255])
 
 
 def test_a_cut_must_explain_more_than_the_whole() -> None:
@@ -114,7 +130,6 @@ MEMORY: list[Document] = [
 
 
 def by_parts(**settings: Any) -> Any:
-    # a crop's first pixel is its block's, a whole memory picture's is black: embedded by the block
     memory = [
         (text, shown(scene(((0, 0, 48, 48), colour))))
         for (text, _), colour in zip(MEMORY, (RED, GREEN), strict=True)
@@ -124,7 +139,7 @@ def by_parts(**settings: Any) -> Any:
 
 
 def test_each_part_finds_its_document() -> None:
-    """The whole's first pixel is yellow, (1, 1) / sqrt(2): its best cosine is 0.71, the parts' 1."""
+    """The whole is red and green, (1, 1) / sqrt(2): its best cosine is 0.71, that of two of its parts 1."""
     retriever = by_parts()
     query = (shown(scene((UPPER, BOTH), ((8, 72, 56, 120), RED), (LOWER, GREEN))),)
     [found] = retriever.retrieve_parts([query])
