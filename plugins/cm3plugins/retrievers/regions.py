@@ -75,7 +75,8 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
         square: uint8 [SIDE, SIDE, 3].
         most: no deeper than it takes for this many parts.
     """
-    ink = np.abs(square.astype(np.int16) - _background(square)).max(2) > _INK
+    far = np.abs(square.astype(np.float32) - _background(square)) > _INK
+    ink = far[..., 0] | far[..., 1] | far[..., 2]  # four times as fast as any() along so short an axis
     return _cut(ink, (0, 0, square.shape[1], square.shape[0]), (most - 1).bit_length())
 
 
@@ -125,10 +126,10 @@ def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
     return [number[id(part)] for part in sorted(chosen, key=lambda part: part.box)]
 
 
-def _background(square: PixelArray) -> npt.NDArray[np.float64]:
+def _background(square: PixelArray) -> npt.NDArray[np.float32]:
     """The border's median colour, [3]."""
     border = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]])
-    return np.median(border, axis=0)
+    return np.median(border, axis=0).astype(np.float32)
 
 
 def _cut(ink_HW: npt.NDArray[np.bool_], within: Box, depth: int) -> Part | None:
