@@ -15,6 +15,7 @@ import cm3core.model
 from cm3apps.experiments.icons import style_classifier
 from cm3apps.experiments.tasks import asking, told
 from cm3apps.experiments.tasks.experiment import TaskExperiment, tasks_of
+from cm3apps.experiments.tasks.report import table
 from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.experiments.tasks.structures import edge_f1, frame_of, ink, ink_ious, iou
 from cm3apps.experiments.tasks.told import kind_of, names, styles
@@ -94,7 +95,8 @@ def test_all_tasks_and_a_resumed_run(
         assert found[task]["real"]["IoU"] == 1.0
         assert found[task]["real"]["R@5"] > 0.8, "icons are found in their boxes"
     assert found["find"]["another"]["IoU"] < 1.0
-    assert set(found["answer"]) == {"most frequent", "white", "told"}
+    assert set(found["answer"]) == {"questions", "most frequent", "white", "told"}
+    assert sum(found["answer"]["questions"].values()) == 2 * found["answer"]["questions"]["all"]
     assert found["enlarge"]["real"]["R@1"] == 1.0
     assert set(found["enlarge"]) == {"real", "reconstructed", "enlarged", "edsr", "drawn"}
     assert found["enlarge"]["enlarged"]["PSNR"] > found["enlarge"]["drawn"]["PSNR"] > 0
@@ -201,3 +203,18 @@ def test_kinds_of_questions() -> None:
     assert kind_of("Is it crossed out?") == "slash"
     assert kind_of("Is it outline?") == "is it"
     assert kind_of("What is it? Assistant: a bell User: How many things are there?") == "how many"
+
+
+def test_a_table_has_one_column_for_a_kind_in_all_splits() -> None:
+    def split(number: int, told: float) -> dict[str, Any]:
+        figures = {"questions": {"all": 9, "what": number}, "told": {"all": 0.5, "what": told}}
+        return {"num": 9, "figures": figures}
+
+    assert table({"comp": split(4, 0.25), "unseen": split(5, 0.6)}) == [
+        "| split | records | | all | what |",
+        "| --- | --- | --- | --- | --- |",
+        "| comp | 9 | number of questions | 9 | 4 |",
+        "| comp | 9 | **told** | 0.50 | 0.25 |",
+        "| unseen | 9 | number of questions | 9 | 5 |",
+        "| unseen | 9 | **told** | 0.50 | 0.60 |",
+    ]

@@ -29,7 +29,7 @@ TITLES = {
     "find": ("Finding", "IoU of the box that is told."),
     "answer": (
         "Answers",
-        "Exactly right, after VQA's normalisation; by kind of question (number of questions).",
+        "Exactly right, after VQA's normalisation; of all, and by kind of question.",
     ),
     "chat": ("Second answers in a chat", "As above."),
     "caption": (
@@ -49,6 +49,7 @@ ROWS = {
     "enlarged": "the small pictures, enlarged by Lanczos: what is given",
     "edsr": "the small pictures, enlarged by EDSR (`cm3 upscale`) and reduced to the size",
     "another": "those of another record",
+    "questions": "number of questions",
     "most frequent": "the most frequent answer of the kind in training",
     "white": "the model, shown a white picture",
     "by parts": "a rule, by the texts that are retrieved for the parts of the picture",
@@ -108,6 +109,11 @@ def table(splits: dict[str, Any]) -> list[str]:
     ]
     for split, own in splits.items():
         for name, values in own["figures"].items():
-            cells = [f"{values[one]:.2f}" if one in values else "" for one in columns]
+            cells = [_cell(values[one]) if one in values else "" for one in columns]
             lines.append(f"| {plain(split)} | {own['num']} | {ROWS[name]} | {' | '.join(cells)} |")
     return lines
+
+
+def _cell(value: float) -> str:
+    """A share with two digits, a number of questions as it is."""
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

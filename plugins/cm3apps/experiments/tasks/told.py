@@ -143,7 +143,10 @@ def _answered(
         given["by parts"] = by_rule
     given["told"] = told
     kinds = [kind_of(record[key]) for record in records]
-    figures: dict[str, dict[str, float]] = {}
+    of_kind = Counter(kinds)
+    figures: dict[str, dict[str, float]] = {
+        "questions": {"all": len(kinds), **{kind: of_kind[kind] for kind in KINDS if of_kind[kind]}}
+    }
     for name, answers in given.items():
         right = [
             normalised(one) == normalised(record["answer"])
@@ -153,7 +156,7 @@ def _answered(
         for kind in KINDS:
             own = [value for value, other in zip(right, kinds, strict=True) if other == kind]
             if own:
-                figures[name][f"{kind} ({len(own)})"] = float(np.mean(own))
+                figures[name][kind] = float(np.mean(own))
     rows: list[Row] = [
         (
             f"{record[key].rpartition('User: ')[2]} {text} ({record['answer']})",
