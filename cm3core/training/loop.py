@@ -167,7 +167,8 @@ def _loop(
             state.tokens += num_tokens
             if state.step % section.log_every_steps == 0:
                 _log(state)
-            if validation.splits and state.step % section.validate_every_steps == 0:
+            validated = validation.splits and state.step % section.validate_every_steps == 0
+            if validated:
                 _validate(state, validation)
             for callback in callbacks:
                 callback(state)
@@ -182,9 +183,8 @@ def _loop(
             if due and state.progress < 1:
                 (saver.begin if section.save_in_background else saver.save)()
                 last_save = time.monotonic()
-            _count_time(
-                state, num_tokens, fetched - started, computed - fetched, time.monotonic() - started
-            )
+            all_s = time.monotonic() - started - (state.validation_s if validated else 0.0)
+            _count_time(state, num_tokens, fetched - started, computed - fetched, all_s)
             bar.update()
             if stopped:
                 break
@@ -293,6 +293,7 @@ def _validate(state: TrainState, validation: Validation) -> None:
     def forward(batch: TrainingBatch) -> Tensor:
         return batch_loss(state, state.components.decoder.hidden_states, batch, 0.0)[1]
 
+    begin = time.monotonic()
     state.decoder.eval()
     with torch.no_grad():  # FSDP keeps tensors that inference mode would mark
         values = validation.measure(forward)
@@ -301,3 +302,4 @@ def _validate(state: TrainState, validation: Validation) -> None:
     if values:
         state.log.write(state.step, values)
         state.metrics.update(values)
+    state.validation_s = time.monotonic() - begin

@@ -67,7 +67,9 @@ class TrainState:
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
     speed: SpeedMeter = field(default_factory=SpeedMeter)
     steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
-    #: Seconds since the last log: waiting for data, computing the step, everything.
+    #: Seconds that the last validation took.
+    validation_s: float = 0.0
+    #: Seconds since the last log: waiting for data, computing the step, everything but validation.
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0)
     )
@@ -83,8 +85,11 @@ class TrainState:
         if self.schedule.minutes is not None:
             return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
         assert self.schedule.steps is not None
-        rate = self.steps_speed.rate
-        return (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
+        rate, every = self.steps_speed.rate, self.recipe.train.validate_every_steps
+        # one after every so many steps, and one at the end
+        validations = -(-self.schedule.steps // every) - self.step // every
+        left_s = (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
+        return left_s + validations * self.validation_s
 
     def autocast(self) -> Any:
         """The autocast context for forward passes."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cm3core.errors import CheckpointError
 from cm3core.training.metrics import MetricsLog, SpeedMeter, read_metrics
+from cm3core.training.state import TrainState
 
 
 def test_speed_by_hand() -> None:
@@ -164,3 +168,21 @@ def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}], "half a line is no line"
+
+
+def test_the_time_left_counts_validations() -> None:
+    """1,100 steps left at 2 a second, and the validations after steps 1,000, 1,500 and 1,900, the last."""
+    meter = SpeedMeter()
+    meter.add(2, 1.0)
+    state: Any = SimpleNamespace(
+        schedule=SimpleNamespace(minutes=None, steps=1900),
+        step=800,
+        steps_speed=meter,
+        validation_s=40.0,
+        recipe=SimpleNamespace(train=SimpleNamespace(validate_every_steps=500)),
+    )
+    assert TrainState.seconds_left.__get__(state) == 1100 / 2 + 3 * 40.0
+    state.step = 1900
+    assert TrainState.seconds_left.__get__(state) == 40.0, "the last one is still to come"
+    state.steps_speed = SpeedMeter()
+    assert TrainState.seconds_left.__get__(state) == math.inf
