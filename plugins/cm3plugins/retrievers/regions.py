@@ -76,7 +76,9 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
         most: no deeper than it takes for this many parts.
     """
     far = np.abs(square.astype(np.float32) - _background(square)) > _INK
-    ink = far[..., 0] | far[..., 1] | far[..., 2]  # four times as fast as any() along so short an axis
+    ink = (
+        far[..., 0] | far[..., 1] | far[..., 2]
+    )  # four times as fast as any() along so short an axis
     return _cut(ink, (0, 0, square.shape[1], square.shape[0]), (most - 1).bit_length())
 
 

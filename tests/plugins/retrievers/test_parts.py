@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.retriever import Retrieved
-from cm3core.prepending import prepended
+from cm3core.prepending import part_in, prepended
 from cm3core.testing.retriever import HashEmbedder, ListSource
 from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
 from cm3core.training.sequences import RetrievedDocuments
@@ -172,8 +172,16 @@ def test_a_document_without_text_says_nothing_about_a_part() -> None:
 
 
 def test_a_part_is_prepended_as_its_text_at_its_box() -> None:
-    assert prepended(MEMORY[1], (1, 2, 30, 40)) == (Text("a key, filled at (1, 2) -> (30, 40)"),)
+    assert prepended(MEMORY[1], (1, 2, 30, 40)) == (Text("at (1, 2) -> (30, 40): a key, filled"),)
     assert prepended(MEMORY[1], None) is MEMORY[1]
+    assert part_in("a key, filled at (1, 2) -> (30, 40)") is None
+
+
+@given(st.tuples(*[st.integers(0, 255)] * 4), st.text())
+def test_a_prepended_part_is_read_back(region: tuple[int, int, int, int], text: str) -> None:
+    [told] = prepended((Text(text),), region)
+    assert isinstance(told, Text)
+    assert part_in(told.text) == (region, text)
 
 
 def test_parts_are_compared_with_pictures_only() -> None:
@@ -228,13 +236,13 @@ def test_training_prepends_all_parts_or_nothing(tmp_path: Path) -> None:
         assert table.parts(2) == []
         assert table.neighbours(2) == [3, 4, 0]
     documents = RetrievedDocuments(table, source, None, num_retrieved=1, random_num_retrieved=True)
-    wanted = [(Text("number 4 at (1, 0) -> (9, 9)"),), (Text("number 0 at (2, 0) -> (9, 9)"),)]
+    wanted = [(Text("at (1, 0) -> (9, 9): number 4"),), (Text("at (2, 0) -> (9, 9): number 0"),)]
     assert documents.best(3) == wanted
     drawn = [documents.draw(3, np.random.default_rng(seed)) for seed in range(20)]
     assert {len(one) for one in drawn} == {0, 2}
     for one in drawn:  # in the order of the parts, with other captions
-        boxes = [text_of(document).partition(" at ")[2] for document in one]
-        assert boxes in ([], ["(1, 0) -> (9, 9)", "(2, 0) -> (9, 9)"])
+        boxes = [text_of(document).partition(": ")[0] for document in one]
+        assert boxes in ([], ["at (1, 0) -> (9, 9)", "at (2, 0) -> (9, 9)"])
 
 
 def test_a_part_without_a_box_is_a_defect_of_the_retriever() -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cm3core.boxes import MAX_COORDINATE, boxes_in
+from cm3core.boxes import MAX_COORDINATE
+from cm3core.prepending import part_in
 
 Box = tuple[int, int, int, int]
 
@@ -16,10 +17,10 @@ _NUMBERS = ("none", "one", "two", "three", "four")
 def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
     """Where a thing is, by the first text that names it.
 
-    >>> box_of("bell", ["key at (0, 0) -> (9, 9)", "filled bell, lucide at (1, 2) -> (3, 4)"])
+    >>> box_of("bell", ["at (0, 0) -> (9, 9): key", "at (1, 2) -> (3, 4): filled bell, lucide"])
     (1, 2, 3, 4)
     """
-    for label, box in _found(texts):
+    for box, label in filter(None, map(part_in, texts)):
         if _names(label, phrase):
             return box
     return None
@@ -28,32 +29,23 @@ def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
 def answer(question: str, texts: Sequence[str]) -> str:
     """How many, which is where, whether it is there; "" for all other questions and without a text of a part.
 
-    >>> front = ["key at (0, 0) -> (99, 99)", "bell at (130, 4) -> (230, 90)"]
+    >>> front = ["at (0, 0) -> (99, 99): key", "at (130, 4) -> (230, 90): bell"]
     >>> [answer(one, front) for one in ("How many things are there?", "Where is the bell?", "Is there a lock?")]
     ['two', 'upper right', 'no']
     """
-    found = _found(texts)
+    found = list(filter(None, map(part_in, texts)))
     if not found:
         return ""
     if question.startswith("How many"):
         return _NUMBERS[len(found)] if len(found) < len(_NUMBERS) else ""
     if asked := re.fullmatch(r"Is there a (.+)\?", question):
-        return "yes" if any(_names(label, asked[1]) for label, _ in found) else "no"
+        return "yes" if any(_names(label, asked[1]) for _, label in found) else "no"
     if asked := re.fullmatch(r"Where is the (.+)\?", question):
-        for label, (x0, y0, x1, y1) in found:
+        for (x0, y0, x1, y1), label in found:
             if _names(label, asked[1]):
                 across = "left" if x0 + x1 < MAX_COORDINATE else "right"
                 return f"{'upper' if y0 + y1 < MAX_COORDINATE else 'lower'} {across}"
     return ""
-
-
-def _found(texts: Sequence[str]) -> list[tuple[str, Box]]:
-    """The texts of parts, as (text, box)."""
-    found: list[tuple[str, Box]] = []
-    for text in texts:
-        if parts := boxes_in(text)[-1:]:
-            found.append((text[: text.rindex(" at (")], parts[0][1]))
-    return found
 
 
 def _names(label: str, name: str) -> bool:
