@@ -51,16 +51,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def cache_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that all workers share, for tests that use the default model: to make the codes and
-    vectors of its memory, 100,000 icons, takes minutes."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    return folder / "cache-of-all"
-
-
-@pytest.fixture(scope="session")
 def fixtures() -> Path:
     """The committed test data."""
     return FIXTURES

@@ -12,6 +12,7 @@ import types
 import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 from cm3core.config.component_fields import component_field, is_kind_base
 from cm3core.errors import PluginError
@@ -30,10 +31,19 @@ class WrongTypeError(Exception):
         self.value, self.expected = value, expected
 
 
+#: What `hints` found: each time the plugins are looked for it is asked for every class, and to resolve
+#: the annotations took most of that time. Weak, for classes of plugin files that are read again.
+_HINTS: WeakKeyDictionary[type[Any], dict[str, Any]] = WeakKeyDictionary()
+
+
 def hints(config_class: type[Any]) -> dict[str, Any]:
     """Return field name -> resolved annotation, in field order, without class variables."""
-    resolved = typing.get_type_hints(config_class)
-    return {item.name: resolved[item.name] for item in init_fields(config_class)}
+    if config_class not in _HINTS:
+        resolved = typing.get_type_hints(config_class)
+        _HINTS[config_class] = {
+            item.name: resolved[item.name] for item in init_fields(config_class)
+        }
+    return dict(_HINTS[config_class])
 
 
 def init_fields(config_class: type[Any]) -> list[Field[Any]]:

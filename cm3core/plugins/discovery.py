@@ -123,8 +123,8 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
 
     Of two with one name, the first is used: ours, so that none takes its place. Nothing is
     imported."""
-    for point in sorted(entry_points(group=GROUP), key=_sort_key):
-        distribution, version = _distribution(point)
+    points = [(point, *_distribution(point)) for point in entry_points(group=GROUP)]
+    for point, distribution, version in sorted(points, key=_sort_key):
         yield (
             PluginInfo(
                 point.name,
@@ -141,13 +141,13 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
         )
 
 
-def _sort_key(point: EntryPoint) -> tuple[str, bool, str, str]:
-    distribution = _distribution(point)[0]
+def _sort_key(candidate: tuple[EntryPoint, str, str]) -> tuple[str, bool, str, str]:
+    point, distribution, _ = candidate
     return point.name, distribution != DISTRIBUTION, distribution, point.value
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    """Return name and version of the distribution that declares the entry point."""
+    """Return name and version of the distribution that declares the entry point; reads its metadata."""
     return (
         (point.dist.name, point.dist.version)
         if point.dist is not None

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cm3core.cli.main import main
+from few_icons import few_icons_in_memory
 
 ROOT = Path(__file__).parents[2]
 #: Where pages lie (a source distribution has no git to ask): every Markdown file of the repository
@@ -37,8 +38,8 @@ PAGES = sorted(
     - set(map(Path, LEFT_OUT))
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]+)?\)")
-#: Pages whose blocks use the default model and its memory.
-OF_THE_DEFAULT_MODEL = ("tuning.md",)
+#: Pages whose blocks search the memory of the default model.
+WITH_ITS_MEMORY = [Path("docs/tuning.md")]
 
 
 class PageRunner:
@@ -103,16 +104,9 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    cache_of_all: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[None]:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    page = getattr(getattr(request.node, "callspec", None), "params", {}).get("page")
-    shared = page is not None and page.name in OF_THE_DEFAULT_MODEL
-    monkeypatch.setenv("CM3_CACHE", str(cache_of_all if shared else tmp_path / "cache"))
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     before, threads = set(sys.modules), torch.get_num_threads()
     yield
     torch.set_num_threads(threads)  # a page may measure on one
@@ -128,6 +122,18 @@ def own_folder(
 def test_blocks_run(
     page: Path, read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    runner = PageRunner(page.stem, capsys)
+    with few_icons_in_memory():
+        for block in read_blocks(ROOT / page):
+            runner.run(block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_ITS_MEMORY, ids=str)
+def test_blocks_run_with_the_whole_memory(
+    page: Path, read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a reader runs them first: all icons are encoded, which takes minutes."""
     runner = PageRunner(page.stem, capsys)
     for block in read_blocks(ROOT / page):
         runner.run(block)

@@ -76,6 +76,12 @@ def clean(new_environment: Callable[[], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mypy keeps: most of a run is torch's and numpy's types, the same in every environment."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+@pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
     """Runs a command of the clean environment, elsewhere than in the checkout, and returns what it
     prints."""

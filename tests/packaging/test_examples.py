@@ -220,11 +220,11 @@ def test_what_their_readmes_show_works(
     environment: Path,
     run: Callable[..., str],
     tmp_path: Path,
-    cache_of_all: Path,
+    fixtures: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One process for all commands: each alone would import torch."""
-    monkeypatch.setenv("CM3_CACHE", str(cache_of_all))
+    """One process for all commands: each alone would import torch. The default model's memory has few icons."""
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     commands = [
         command
         for folder in FOLDERS
@@ -232,11 +232,14 @@ def test_what_their_readmes_show_works(
     ]
     assert len(commands) >= 2 * len(FOLDERS)
     script = (
-        "import json, shlex, sys\nfrom cm3core.cli.main import main\n"
-        "for command in json.loads(sys.argv[1]):\n    print('$', command)\n"
-        "    if main(shlex.split(command)[1:]):\n        sys.exit(1)\n"
+        "import json, shlex, sys\nsys.path.append(sys.argv[2])\n"
+        "from cm3core.cli.main import main\nfrom few_icons import few_icons_in_memory\n"
+        "with few_icons_in_memory():\n"
+        "    for command in json.loads(sys.argv[1]):\n        print('$', command)\n"
+        "        if main(shlex.split(command)[1:]):\n            sys.exit(1)\n"
     )
-    shown = run(environment, "python", "-c", script, json.dumps(commands), cwd=tmp_path)
+    arguments = ("-c", script, json.dumps(commands), str(fixtures))
+    shown = run(environment, "python", *arguments, cwd=tmp_path)
     assert "verdict: exact" in shown
     assert "retrieved 1: " in shown
     assert re.search(r"^sqlite-search: \d+ ok$", shown, re.MULTILINE)

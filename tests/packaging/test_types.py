@@ -318,7 +318,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mypy_says(clean: Path, project: Path) -> Callable[[str], list[str]]:
+def mypy_says(clean: Path, project: Path, mypy_cache: Path) -> Callable[[str], list[str]]:
     """Lines of `mypy --strict` about a file of the project, against the installed wheel. One run
     sees all files."""
     if importlib.util.find_spec("mypy") is None:
@@ -335,7 +335,7 @@ def mypy_says(clean: Path, project: Path) -> Callable[[str], list[str]]:
         "--config-file",
         "",
         "--cache-dir",
-        str(project / "cache"),
+        str(mypy_cache),
         ".",
     ]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)

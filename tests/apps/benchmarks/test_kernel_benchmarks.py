@@ -150,14 +150,14 @@ def test_a_compiled_provider_is_compiled_for_every_case(monkeypatch: pytest.Monk
     monkeypatch.setattr(
         op,
         "cases",
-        lambda where: [Case(f"n{n}", {"n": n}, torch.float32, 8 * n, n) for n in range(1, 13)],
+        lambda where: [Case(f"n{n}", {"n": n}, torch.float32, 8 * n, n) for n in range(1, 10)],
     )
     monkeypatch.setattr(
         op, "inputs", lambda case, where, seed: {"x": torch.ones(case.parameters["n"])}
     )
     rows = runner.run_op(op, at("cpu", "full"), measure.CPUStopwatch(0.0, 1), LIMITS)
-    assert [row["status"] for row in rows] == ["ok"] * 12
-    assert graphs == [torch.Size([n]) for n in range(1, 13)]
+    assert [row["status"] for row in rows] == ["ok"] * 9
+    assert graphs == [torch.Size([n]) for n in range(1, 10)]
 
 
 class FakeCUDA(measure.AbsentCUDA):
