@@ -25,6 +25,10 @@ _SPECIAL = "is a device, a pipe or a socket, not a regular file"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: The next step where a disk is full.
+FREE_SPACE = "free space on that disk"
+#: Bytes that a disk with room takes.
+_A_LITTLE = 1 << 16
 #: What a file system says that can't give a file its blocks in advance.
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -47,9 +51,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.touch()
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
-        except OSError as error:
-            if error.errno in _DISK_ERRORS:
-                raise not_written(target, error) from error
+        except CM3Error:
+            raise
+        except Exception as error:
+            if (cause := _disk_error(error, temporary)) is not None:
+                raise not_written(target, cause) from error
             raise
         try:
             _take_place(temporary, target, mode)
@@ -159,6 +165,23 @@ def check_not_input(out: str | Path, *inputs: str | Path) -> None:
             raise FileError(str(out), "is the file that is read", "name another file to write")
 
 
+def _disk_error(error: Exception, file: Path) -> OSError | None:
+    """The disk's error behind what went wrong while a file was being written; None: it was something else.
+
+    Libraries in C++ and Rust have errors of their own for a full disk, which don't say so, or only in
+    words: the file is asked for a little more, to hear it from the system."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error if error.errno in _DISK_ERRORS else None
+    try:
+        with file.open("ab") as more:
+            more.write(bytes(_A_LITTLE))
+            more.flush()
+            os.fsync(more.fileno())
+    except OSError as found:
+        return found if found.errno in _DISK_ERRORS else None
+    return None
+
+
 def _take_place(temporary: Path, target: Path, mode: int) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
@@ -169,11 +192,7 @@ def _take_place(temporary: Path, target: Path, mode: int) -> None:
 
 def not_written(path: Path, error: OSError) -> FileError:
     """Return the error that states why a path could not be written."""
-    step = (
-        "free space on that disk"
-        if error.errno in _DISK_ERRORS
-        else "name a place where you may write"
-    )
+    step = FREE_SPACE if error.errno in _DISK_ERRORS else "name a place where you may write"
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
 

@@ -7,6 +7,7 @@ shown, and `--quiet` silences all of them.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,7 +22,12 @@ def make_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """tqdm's bar, disabled inside `no_bars` and where its file (default: stderr) is no terminal."""
     if not bars_shown(options.get("file")):
         options["disable"] = True
-    return tqdm(iterable, **options)
+    bar = tqdm(iterable, **options)
+    if not bar.disable:
+        # tqdm reads the clock of the wall: a bar would stand still for as long as that is set back
+        bar._time = time.monotonic
+        bar.start_t = bar.last_print_t = time.monotonic()
+    return bar
 
 
 def bars_shown(file: Any = None) -> bool:

@@ -43,6 +43,7 @@ from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, sha256_file, sync_directory
 from cm3core.interfaces.dataset import Provenance
+from cm3core.npy import save_array
 
 #: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
 TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
@@ -124,8 +125,7 @@ def write_shard(
     try:
         temporary.mkdir()
         for name, array in arrays.items():
-            with (temporary / name).open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+            save_array(temporary / name, array)
         (temporary / DOCUMENTS).write_bytes(b"".join(lines))
         info = ShardInfo(
             len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_device, registry_of, whole_number
 from cm3core.cli._dataset import count_of, limit_threads, recipe_of
-from cm3core.errors import CM3Error, DataError, ProcessError, RecipeError
+from cm3core.errors import CM3Error, DataError, FileError, ProcessError, RecipeError
+from cm3core.files import FREE_SPACE
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -108,6 +109,17 @@ def _part(text: str) -> tuple[int, int]:
 
 def run(args: Namespace) -> int:
     """Encode what this call is for; returns the exit code."""
+    try:
+        return _run(args)
+    except FileError as error:
+        if error.next_step != FREE_SPACE:
+            raise
+        raise FileError(
+            error.place, error.cause, f"{FREE_SPACE}; the same command resumes"
+        ) from error
+
+
+def _run(args: Namespace) -> int:
     from cm3core.progress import make_bar
     from cm3core.token_shards import Part
 

@@ -16,7 +16,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.extractor import Extractor, FeatureArray
-from cm3core.npy import load_array
+from cm3core.npy import load_array, save_array
 
 #: Pictures whose features are one file: 1 MB of 2,048 features.
 CHUNK = 128
@@ -60,8 +60,8 @@ def _cached(pixels: Sequence[PixelArray], extractor: Extractor, folder: Path) ->
     if found is not None and found.shape == shape and np.isfinite(found).all():
         return found
     features_ND = extractor.extract(pixels)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, features_ND, allow_pickle=False)
+    with atomic_path(path) as temporary:
+        save_array(temporary, features_ND)
     return features_ND
 
 

@@ -20,7 +20,7 @@ from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_cod
 from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
-from cm3core.npy import load_array
+from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 from cm3core.token_shards.encoding import encoded_pictures
 
@@ -81,8 +81,8 @@ def sharded_rows(
 
 
 def _write(path: Path, rows: npt.NDArray[Any]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, rows)
+    with atomic_path(path) as temporary:
+        save_array(temporary, rows)
 
 
 def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:

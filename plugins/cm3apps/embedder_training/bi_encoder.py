@@ -30,7 +30,7 @@ from cm3apps.embedder_training.contrastive import (
 )
 from cm3core.devices import choose_device
 from cm3core.files import atomic_path, cache_folder
-from cm3core.npy import load_array
+from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
@@ -172,8 +172,8 @@ def _blocks(
         block = _read(path, (stop - start, width))
         if block is None:
             block = compute(start, stop).half().cpu().numpy()
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, block, allow_pickle=False)
+            with atomic_path(path) as temporary:
+                save_array(temporary, block)
         blocks.append(torch.from_numpy(block))
     return torch.cat(blocks)
 

@@ -19,6 +19,7 @@ import torch
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path, check_writable, make_folder, write_text
+from cm3core.npy import save_array
 
 if TYPE_CHECKING:
     from cm3core.model import Model
@@ -74,8 +75,8 @@ class ResultFolder:
         path = self.folder / PARTS / f"{name}.npy"
         if not path.is_file():
             drawn = draw()
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.save(file, drawn, allow_pickle=False)
+            with atomic_path(path) as temporary:
+                save_array(temporary, drawn)
         pictures: PixelArray = np.load(path, allow_pickle=False)
         return pictures
 

@@ -20,6 +20,7 @@ from cm3apps.judge.features import FeatureArray, efficientnet_features
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path
+from cm3core.npy import save_array
 from cm3core.progress import make_bar
 
 
@@ -94,5 +95,5 @@ def _minilm(texts: Sequence[str]) -> FeatureArray:
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
+    with atomic_path(path) as temporary:
+        save_array(temporary, array)

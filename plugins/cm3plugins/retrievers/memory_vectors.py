@@ -20,7 +20,7 @@ from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3core.npy import load_array
+from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 
 #: Documents embedded at once: their pictures, of any size, are in memory together.
@@ -74,8 +74,8 @@ def memory_vectors(
             file=sys.stderr,
         )
     if cache:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, vectors_ME, allow_pickle=False)
+        with atomic_path(path) as temporary:
+            save_array(temporary, vectors_ME)
     return vectors_ME
 
 

@@ -13,6 +13,7 @@ from usearch.index import Index
 
 from cm3core.progress import make_bar
 from cm3plugins.indexes.threads import num_threads
+from cm3plugins.indexes.writing import check_whole
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
 
@@ -91,6 +92,7 @@ class UsearchEngine(Engine):
     def write(self, native: Any, path: Path) -> None:
         """Write usearch's file format."""
         native.save(str(path))
+        check_whole(path, native.serialized_length)
 
     def read(self, path: Path) -> Any:
         """Memory-mapped."""

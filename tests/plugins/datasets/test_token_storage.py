@@ -4,7 +4,9 @@ HTTP, with everything that goes wrong between the two."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from cm3core.build import build
 from cm3core.checkpoint.layout import WORDS
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error, DataError, MissingPackageError
+from cm3core.files import write_bytes
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.training.loop import train
@@ -233,6 +236,21 @@ def test_a_cache_with_a_limit(bucket: str, tmp_path: Path) -> None:
         held = [one for one in (tmp_path / "shards").glob("??/*") if len(one.name) == 64]
         assert sum(one.stat().st_size for one in held) <= 50_000
     assert source.document(0), "what is open stays readable"
+
+
+def test_a_clock_that_was_set_back_costs_nothing_fresh(tmp_path: Path) -> None:
+    """What was used while the clock was a year ahead ages from now on, and does not outlive what is used."""
+    storage = ObjectStorage("memory://", tmp_path, 250, 1)
+    ahead, fresh = (tmp_path / (name * 2) / (name * 64) for name in "ab")
+    for path in (ahead, fresh):
+        write_bytes(path, bytes(100))
+    now = time.time()
+    os.utime(ahead, (now + 365 * 86400, now + 365 * 86400))
+    storage._make_room(50)
+    assert ahead.stat().st_mtime <= time.time()
+    os.utime(ahead, (now - 60, now - 60))  # a minute passes
+    storage._make_room(100)
+    assert (ahead.is_file(), fresh.is_file()) == (False, True)
 
 
 def test_a_cached_shard_that_the_disk_changed_is_fetched_again(bucket: str, tmp_path: Path) -> None:

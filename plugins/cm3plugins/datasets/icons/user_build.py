@@ -29,7 +29,7 @@ from cm3core.files import (
     make_folder,
     write_bytes,
 )
-from cm3core.npy import load_array
+from cm3core.npy import load_array, save_array
 from cm3plugins.datasets.icons.attribution import attribution_of
 from cm3plugins.datasets.icons.comparison import (
     EMPTY,
@@ -212,6 +212,6 @@ def _kept_small(svgs: Sequence[str], folder: Path, title: str) -> NDArray[np.flo
     if kept.shape == (len(svgs), SIDE * SIDE) and kept.dtype == np.float32:
         return kept
     small_ND = small_pictures(svgs, f"drawing {title}")
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, small_ND)
+    with atomic_path(path) as temporary:
+        save_array(temporary, small_ND)
     return small_ND

@@ -189,12 +189,17 @@ class ObjectStorage(Storage):
         """Delete the files not used for longest until `num_bytes` more are within the limit."""
         if self.max_bytes is None:
             return
+        now = time.time()
         found = []
         for path in self.cache.glob("??/*"):
             with contextlib.suppress(OSError):
                 if len(path.name) == 64:
                     status = path.stat()
-                    found.append((status.st_mtime, status.st_size, path))
+                    if (
+                        status.st_mtime > now
+                    ):  # used before the clock was set back: ages from now on
+                        os.utime(path)
+                    found.append((min(status.st_mtime, now), status.st_size, path))
         total = sum(size for _, size, _ in found) + num_bytes
         for _, size, path in sorted(found):
             if total <= self.max_bytes:

@@ -22,6 +22,7 @@ import numpy as np
 from cm3core.errors import RecipeError
 from cm3core.progress import make_bar
 from cm3plugins.indexes.threads import faiss_calls
+from cm3plugins.indexes.writing import write_faiss
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
 
@@ -87,7 +88,7 @@ class FaissEngine(Engine):
 
     def write(self, native: Any, path: Path) -> None:
         """Write faiss's file format."""
-        _faiss().write_index(native, str(path))
+        write_faiss(native, path)
 
     def read(self, path: Path) -> Any:
         """Memory-mapped."""

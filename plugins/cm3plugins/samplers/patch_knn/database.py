@@ -29,6 +29,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.progress import make_bar
 from cm3plugins.indexes.kept import kept_index
 from cm3plugins.indexes.threads import faiss_calls
+from cm3plugins.indexes.writing import write_faiss
 from cm3plugins.samplers.patch_knn.places import AROUND, CountArray, PlaceArray, places_of
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def _open(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase
     def build(path: Path) -> Mapping[str, Any]:
         places_ML, count_M = places_of(memory, tokenizer, max_places)
         native = _index(places_ML, count_M, codebook_Vd)
-        _faiss().write_index(native, str(path))
+        write_faiss(native, path)
         return {
             "places": int(count_M.sum()),
             "distinct": len(places_ML),
