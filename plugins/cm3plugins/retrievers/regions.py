@@ -131,7 +131,8 @@ def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
 def _background(square: PixelArray) -> npt.NDArray[np.float32]:
     """The border's median colour, [3]."""
     border = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]])
-    return np.median(border, axis=0).astype(np.float32)
+    median: npt.NDArray[np.float32] = np.median(border, axis=0).astype(np.float32)
+    return median
 
 
 def _cut(ink_HW: npt.NDArray[np.bool_], within: Box, depth: int) -> Part | None:
