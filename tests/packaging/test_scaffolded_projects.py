@@ -146,7 +146,7 @@ def test_each_fits_the_installed_version(projects: Projects) -> None:
     "kinds", [CHECKED, pytest.param(WRITTEN, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_they_are_in_order(kinds: list[str], projects: Projects) -> None:
-    """The command of a project's CI; without the laws, which are its tests."""
+    """The command of a project's CI; without the laws, which are its tests and the one check that `--quick` leaves out."""
     answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in kinds))
     ends = [text.splitlines()[-1] for _, text in answers.values()]
     assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in kinds]

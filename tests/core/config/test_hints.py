@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import typing
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -48,9 +48,8 @@ def test_a_class_that_nobody_else_has_goes() -> None:
 
 
 def test_what_could_not_be_resolved_is_tried_again() -> None:
-    @dataclass
-    class Config:
-        size: Later = 3  # type: ignore[name-defined]  # noqa: F821  # not there yet
+    Config = make_dataclass("Config", [("size", "Later", 3)])
+    Config.__module__ = __name__
 
     with pytest.raises(NameError):
         schema.hints(Config)

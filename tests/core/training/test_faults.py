@@ -88,7 +88,7 @@ def jumping_clock(folder: Path) -> Iterator[dict[str, str]]:
     """Variables for processes whose clock on the wall jumps while they run; the one of intervals does not, as
     when a clock is set."""
     found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
-    if not found:
+    if not found:  # .ci/run installs it where it can; the machine's own clock must not be set
         pytest.skip("libfaketime is not installed (apt-get install libfaketime)")
     file, stopped = folder / "clock", threading.Event()
 

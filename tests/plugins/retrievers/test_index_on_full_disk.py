@@ -15,14 +15,18 @@ VECTORS = np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)
 
 
 def by_faiss(path: Path) -> None:
-    faiss = pytest.importorskip("faiss")
+    import faiss
+
     native = faiss.IndexFlatIP(16)
     native.add(VECTORS)
     write_faiss(native, path)
 
 
 def by_usearch(path: Path) -> None:
-    native = pytest.importorskip("usearch.index").Index(ndim=16)
+    index = pytest.importorskip(
+        "usearch.index", reason="needs usearch: pip install 'cm3leon[usearch]'"
+    )
+    native = index.Index(ndim=16)
     native.add(np.arange(len(VECTORS)), VECTORS, threads=1)
     native.save(str(path))
     check_whole(path, native.serialized_length)
