@@ -53,7 +53,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
         except CM3Error:
             raise
-        except Exception as error:  # of a full disk libraries raise errors of any type; others go on
+        except Exception as error:  # a full disk gives errors of any type; others go on
             if (cause := _disk_error(error, temporary)) is not None:
                 raise not_written(target, cause) from error
             raise
