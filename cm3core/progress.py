@@ -1,4 +1,5 @@
-"""Progress bars, for terminals only: a pipe or a log file gets no control characters.
+"""Progress bars on terminals, and a line a minute anywhere else: a pipe or a log file gets no control
+characters, and still says that long work goes on.
 
 Every bar of the framework and its plugins is made by `make_bar`, so that one place decides where bars are
 shown, and `--quiet` silences all of them.
@@ -15,19 +16,73 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+#: Seconds between two lines where there is no bar; what is done sooner writes none.
+SECONDS_BETWEEN_LINES = 60.0
 _silenced = 0
 
 
 def make_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
-    """tqdm's bar, disabled inside `no_bars` and where its file (default: stderr) is no terminal."""
-    if not bars_shown(options.get("file")):
+    """tqdm's bar; where its file (default: stderr) is no terminal, a line a minute; disabled inside `no_bars`."""
+    file = sys.stderr if options.get("file") is None else options["file"]
+    if _silenced or file is None:
         options["disable"] = True
+    elif not file.isatty():
+        options["disable"] = bool(options.get("disable"))  # tqdm's None: "on terminals alone"
+        lines: tqdm[T] = _Lines(iterable, **{**options, **_Lines.rate(), "file": file})
+        return lines
     bar = tqdm(iterable, **options)
     if not bar.disable:
         # tqdm reads the clock of the wall: a bar would stand still for as long as that is set back
         bar._time = time.monotonic
         bar.start_t = bar.last_print_t = time.monotonic()
     return bar
+
+
+class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
+    """A bar that writes lines."""
+
+    monitor_interval = 0  # no thread: a line is late by no more than one step of the work
+    _written = 0.0
+
+    @staticmethod
+    def rate() -> dict[str, float]:
+        """Options of tqdm under which it looks at the clock at each step."""
+        return {"mininterval": min(1.0, SECONDS_BETWEEN_LINES), "miniters": 1}
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._written = self._started = time.monotonic()
+        super().__init__(*args, **options)
+        self._time = time.monotonic
+        if not self.disable:
+            self.start_t = self.last_print_t = self._started
+
+    def display(self, *_: Any, **__: Any) -> None:
+        """Write a line, if it is time for one."""
+        now = time.monotonic()
+        if now - self._written < SECONDS_BETWEEN_LINES:
+            return
+        self._written = now
+        self.fp.write(f"{self._line(now - self._started)}\n")
+        self.fp.flush()
+
+    def _line(self, elapsed_s: float) -> str:
+        """As in "neighbours: 130,048 of 641,612, 20%, 12:10 left"."""
+        parts = [f"{self.n:,.0f}"]
+        if self.total:
+            parts = [f"{self.n:,.0f} of {self.total:,.0f}", f"{100 * self.n / self.total:.0f}%"]
+            if done := self.n - self.initial:
+                left = max(0, round(elapsed_s * (self.total - self.n) / done))
+                parts.append(f"{left // 60}:{left % 60:02d} left")
+        if self.postfix:
+            parts.append(str(self.postfix))
+        unit = "" if self.unit == "it" else self.unit.strip()
+        what = (self.desc or "").strip().removesuffix(":") or unit
+        return f"{what}: {', '.join(parts)}" if what else ", ".join(parts)
+
+    def close(self) -> None:
+        """End without a word: what comes next says that this is done."""
+        self.sp = None  # what tqdm would write its last state by
+        super().close()
 
 
 def bars_shown(file: Any = None) -> bool:

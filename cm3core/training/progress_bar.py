@@ -6,11 +6,8 @@ import math
 import sys
 import time
 
-from cm3core.progress import bars_shown, make_bar
+from cm3core import progress
 from cm3core.training.state import TrainState
-
-#: Seconds between two lines where there is no bar.
-SECONDS_BETWEEN_LINES = 60.0
 
 
 class ProgressBar:
@@ -21,7 +18,7 @@ class ProgressBar:
 
     def __init__(self, state: TrainState, show: bool) -> None:
         self.state = state
-        self._writes_lines = show and not bars_shown()
+        self._writes_lines = show and not progress.bars_shown()
         self._last_line = time.monotonic()
         by_clock = state.schedule.minutes is not None
         total = (
@@ -29,10 +26,10 @@ class ProgressBar:
             if state.schedule.minutes is not None
             else state.schedule.steps
         )
-        self.bar = make_bar(
+        self.bar = progress.make_bar(
             total=total,
             initial=min(self._now(), total or 0),
-            disable=not show,
+            disable=not show or self._writes_lines,
             desc=state.recipe.name,
             mininterval=0.5,
             unit="s" if by_clock else "step",
@@ -54,8 +51,9 @@ class ProgressBar:
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update(max(0.0, min(self._now(), self.bar.total) - self.bar.n))
 
-        if self._writes_lines and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
+        now = time.monotonic()
+        if self._writes_lines and now - self._last_line >= progress.SECONDS_BETWEEN_LINES:
+            self._last_line = now
             print(
                 f"{state.recipe.name}: step {state.step:,}, {100 * state.progress:.0f}%, {shown}",
                 file=sys.stderr,

@@ -1,4 +1,4 @@
-"""Bars measure time by the clock that nobody sets."""
+"""Bars measure time by the clock that nobody sets, and are lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cm3core.progress import make_bar
+from cm3core.progress import make_bar, no_bars
 
 
 class Terminal(io.StringIO):
@@ -15,9 +15,16 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_goes_on_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    file, clock = Terminal(), [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the clock says, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_bar_goes_on_when_the_clock_is_set_back(clock: list[float]) -> None:
+    file = Terminal()
     with make_bar(total=100, file=file, mininterval=0.5) as bar:
         for _ in range(10):
             clock[0] += 1
@@ -29,3 +36,39 @@ def test_a_bar_goes_on_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatc
 def test_a_bar_that_is_not_shown_needs_no_clock() -> None:
     bar = make_bar(range(3), disable=True)
     assert list(bar) == [0, 1, 2]
+
+
+def test_a_file_gets_a_line_a_minute(clock: list[float]) -> None:
+    file = io.StringIO()
+    with make_bar(total=1200, initial=200, desc="  neighbours", unit="document", file=file) as bar:
+        for _ in range(10):
+            clock[0] += 20
+            bar.update(100)
+    assert file.getvalue().splitlines() == [  # 100 in 20 seconds
+        "neighbours: 500 of 1,200, 42%, 2:20 left",
+        "neighbours: 800 of 1,200, 67%, 1:20 left",
+        "neighbours: 1,100 of 1,200, 92%, 0:20 left",
+    ]
+
+
+def test_lines_of_an_iterable_of_no_length(clock: list[float]) -> None:
+    file = io.StringIO()
+    for _ in make_bar(iter(range(4)), unit=" texts", file=file, disable=None):
+        clock[0] += 40
+    with make_bar(file=file) as bar:
+        clock[0] += 60
+        bar.set_postfix_str("12 unreadable", refresh=False)
+        bar.update(2345)
+    assert file.getvalue().splitlines() == ["texts: 2", "texts: 4", "2,345, 12 unreadable"]
+
+
+def test_quick_and_silenced_work_writes_no_lines(clock: list[float]) -> None:
+    file = io.StringIO()
+    for _ in make_bar(range(50), desc="all", file=file):
+        clock[0] += 1
+    with no_bars():
+        for _ in make_bar(range(50), desc="all", file=file):
+            clock[0] += 100
+    for _ in make_bar(range(50), desc="all", file=file, disable=True):
+        clock[0] += 100
+    assert file.getvalue() == ""

@@ -88,10 +88,11 @@ def test_bars_are_for_terminals() -> None:
 def test_a_log_file_gets_a_line_a_minute(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cm3core.training.progress_bar.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     assert main(arguments) == 0
-    lines = capfd.readouterr().err.splitlines()
-    assert [line.partition(",")[0] for line in lines[1:]] == ["squares: step 1", "squares: step 2"]
+    lines = [line.partition(",")[0] for line in capfd.readouterr().err.splitlines()]
+    assert "image codes: 20 of 20" in lines
+    assert lines[-2:] == ["squares: step 1", "squares: step 2"]
     assert ProgressBar.__doc__ is not None
 
 
