@@ -18,7 +18,7 @@ from cm3core.images import fit
 from cm3core.interfaces import TaskSource
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3plugins.datasets.icon_tasks import FORMS, IconTasksConfig
-from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, pairs_of, style_change
+from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, kind_of, pairs_of, style_change
 from cm3plugins.datasets.icon_tasks.questions import about_icon, about_scene
 from cm3plugins.datasets.icon_tasks.scenes import Placed, boxes, draw, scene
 from cm3plugins.datasets.icon_tasks.source import blurred, halved
@@ -218,6 +218,28 @@ def test_a_form_without_records() -> None:
     assert str(error.value) == (
         "dataset: no record of the form 'edit' is in split 'train'\n"
         "  next: raise dataset.things_share"
+    )
+
+
+def test_changes_choose_among_the_pairs() -> None:
+    shares = {
+        changes: IconTasksConfig(form="edit", changes=changes, things_share=0.05).build()
+        for changes in ("all", "style", "badge")
+    }
+    both = shares["style"].pairs, shares["badge"].pairs
+    assert shares["all"].pairs == [*both[0], *both[1]]
+    assert {pair.instruction for pair in both[1]} <= {
+        word for two in BADGES.values() for word in two
+    }
+    assert all(kind_of(pair) == "style" for pair in both[0])
+    assert len({source.fingerprint for source in shares.values()}) == 3
+
+
+def test_changes_of_another_form() -> None:
+    with pytest.raises(RecipeError) as error:
+        IconTasksConfig(form="scene", changes="badge").check()
+    assert str(error.value) == (
+        "dataset.changes: is 'badge'\n  next: leave it out: of the form 'scene' nothing is changed"
     )
 
 

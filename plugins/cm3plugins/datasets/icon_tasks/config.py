@@ -17,6 +17,7 @@ Form: TypeAlias = Literal[
     "edit", "structure", "scene", "grounding", "question", "chat", "super_resolution"
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
+Changes: TypeAlias = Literal["all", "style", "badge"]
 
 
 @dataclass(kw_only=True)
@@ -34,6 +35,7 @@ class IconTasksConfig(DocumentSourceConfig):
             question about an icon and its answer, then another, fields image, conversation, answer;
             "super_resolution": an icon of half the side, enlarged again, and the icon, fields source,
             target.
+        changes: of the form "edit": the pairs that differ in style, in a badge (one in fourteen), or all.
         path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
         things_share: take this share of things, chosen by a hash of their names, for trials.
         num_scenes: number of scenes in the split.
@@ -48,6 +50,7 @@ class IconTasksConfig(DocumentSourceConfig):
         "image_size": (16, 2**14),
     }
     form: Form = "edit"
+    changes: Changes = "all"
     path: str | None = None
     things_share: float = 1.0
     num_scenes: int = 20_000
@@ -62,6 +65,12 @@ class IconTasksConfig(DocumentSourceConfig):
             self.split,
             self.split in self.splits,
             f"use one of {', '.join(self.splits)}",
+        )
+        check_value(
+            "dataset.changes",
+            self.changes,
+            self.changes == "all" or self.form == "edit",
+            f"leave it out: of the form {self.form!r} nothing is changed",
         )
 
     def structures(self) -> list[str]:

@@ -34,6 +34,15 @@ class Pair(NamedTuple):
     instruction: str
 
 
+def kind_of(pair: Pair) -> str:
+    """What a pair differs in.
+
+    >>> kind_of(Pair(0, 1, "make it filled")), kind_of(Pair(0, 1, "remove the slash"))
+    ('style', 'badge')
+    """
+    return "style" if pair.instruction.startswith("make it ") else "badge"
+
+
 def pairs_of(entries: Sequence[IconEntry]) -> list[Pair]:
     """All pairs of a corpus, in its order. Names with the same words and style in a set are told apart
     by nothing, so only the first of them is taken."""

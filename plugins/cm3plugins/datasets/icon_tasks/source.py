@@ -15,7 +15,7 @@ from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
 from cm3plugins.datasets.conversations import ASSISTANT, USER
 from cm3plugins.datasets.icon_tasks import questions, scenes
-from cm3plugins.datasets.icon_tasks.pairs import Pair, pairs_of
+from cm3plugins.datasets.icon_tasks.pairs import Pair, kind_of, pairs_of
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.config import IconSourceConfig
 from cm3plugins.datasets.icons.splits import unit_hash
@@ -45,6 +45,10 @@ class Settings(Protocol):
     @property
     def form(self) -> str:
         """Which form."""
+
+    @property
+    def changes(self) -> str:
+        """Which pairs."""
 
 
 #: By corpus, split, share of things and size of the picture: the scenes by number, which a process draws
@@ -108,6 +112,8 @@ class IconRecords(DocumentSource):
     def fingerprint(self) -> str:
         keys = [self.icons.fingerprint, self.config.form, self.config.split]
         keys += [str(self.config.things_share), str(self.config.num_scenes), str(len(self))]
+        if self.config.changes != "all":
+            keys.append(self.config.changes)
         return hashlib.sha256(" ".join(keys).encode()).hexdigest()
 
 
@@ -120,7 +126,8 @@ class Edits(IconRecords):
             [
                 pair
                 for pair in _pairs_of(self.icons.corpus)
-                if self.is_in(pair.target, config.split)
+                if config.changes in ("all", kind_of(pair))
+                and self.is_in(pair.target, config.split)
                 and self.is_in(pair.source, config.split, "train")
             ]
         )
