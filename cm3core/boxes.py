@@ -17,6 +17,20 @@ MAX_COORDINATE = 255
 _OBJECT = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |\.?$)")
 
 
+def quarter_of(box: tuple[float, float, float, float], side: float = MAX_COORDINATE) -> str:
+    """In which quarter of a square picture the middle of a box is, in words.
+
+    Args:
+        box: (x0, y0, x1, y1).
+        side: of the picture, in the box's units.
+
+    >>> quarter_of((10, 12, 40, 44)), quarter_of((130, 140, 200, 250))
+    ('upper left', 'lower right')
+    """
+    x0, y0, x1, y1 = box
+    return f"{'upper' if y0 + y1 < side else 'lower'} {'left' if x0 + x1 < side else 'right'}"
+
+
 @dataclass(frozen=True)
 class Boxes:
     """Objects in a picture, in pixels of the picture as it is stored.

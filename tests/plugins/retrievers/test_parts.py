@@ -172,7 +172,9 @@ def test_a_document_without_text_says_nothing_about_a_part() -> None:
 
 
 def test_a_part_is_prepended_as_its_text_at_its_box() -> None:
-    assert prepended(MEMORY[1], (1, 2, 30, 40)) == (Text("at (1, 2) -> (30, 40): a key, filled"),)
+    assert prepended(MEMORY[1], (1, 2, 30, 40)) == (
+        Text("at (1, 2) -> (30, 40), upper left: a key, filled"),
+    )
     assert prepended(MEMORY[1], None) is MEMORY[1]
     assert part_in("a key, filled at (1, 2) -> (30, 40)") is None
 
@@ -236,13 +238,14 @@ def test_training_prepends_all_parts_or_nothing(tmp_path: Path) -> None:
         assert table.parts(2) == []
         assert table.neighbours(2) == [3, 4, 0]
     documents = RetrievedDocuments(table, source, None, num_retrieved=1, random_num_retrieved=True)
-    wanted = [(Text("at (1, 0) -> (9, 9): number 4"),), (Text("at (2, 0) -> (9, 9): number 0"),)]
+    places = ["at (1, 0) -> (9, 9), upper left", "at (2, 0) -> (9, 9), upper left"]
+    wanted = [(Text(f"{places[0]}: number 4"),), (Text(f"{places[1]}: number 0"),)]
     assert documents.best(3) == wanted
     drawn = [documents.draw(3, np.random.default_rng(seed)) for seed in range(20)]
     assert {len(one) for one in drawn} == {0, 2}
     for one in drawn:  # in the order of the parts, with other captions
         boxes = [text_of(document).partition(": ")[0] for document in one]
-        assert boxes in ([], ["at (1, 0) -> (9, 9)", "at (2, 0) -> (9, 9)"])
+        assert boxes in ([], places)
 
 
 def test_a_part_without_a_box_is_a_defect_of_the_retriever() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cm3core.boxes import MAX_COORDINATE
+from cm3core.boxes import quarter_of
 from cm3core.prepending import part_in
 
 Box = tuple[int, int, int, int]
@@ -17,7 +17,7 @@ _NUMBERS = ("none", "one", "two", "three", "four")
 def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
     """Where a thing is, by the first text that names it.
 
-    >>> box_of("bell", ["at (0, 0) -> (9, 9): key", "at (1, 2) -> (3, 4): filled bell, lucide"])
+    >>> box_of("bell", ["at (0, 0) -> (9, 9), upper left: key", "at (1, 2) -> (3, 4), upper left: filled bell"])
     (1, 2, 3, 4)
     """
     for box, label in filter(None, map(part_in, texts)):
@@ -29,7 +29,7 @@ def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
 def answer(question: str, texts: Sequence[str]) -> str:
     """How many, which is where, whether it is there; "" for all other questions and without a text of a part.
 
-    >>> front = ["at (0, 0) -> (99, 99): key", "at (130, 4) -> (230, 90): bell"]
+    >>> front = ["at (0, 0) -> (99, 99), upper left: key", "at (130, 4) -> (230, 90), upper right: bell"]
     >>> [answer(one, front) for one in ("How many things are there?", "Where is the bell?", "Is there a lock?")]
     ['two', 'upper right', 'no']
     """
@@ -41,10 +41,9 @@ def answer(question: str, texts: Sequence[str]) -> str:
     if asked := re.fullmatch(r"Is there a (.+)\?", question):
         return "yes" if any(_names(label, asked[1]) for _, label in found) else "no"
     if asked := re.fullmatch(r"Where is the (.+)\?", question):
-        for (x0, y0, x1, y1), label in found:
+        for box, label in found:
             if _names(label, asked[1]):
-                across = "left" if x0 + x1 < MAX_COORDINATE else "right"
-                return f"{'upper' if y0 + y1 < MAX_COORDINATE else 'lower'} {across}"
+                return quarter_of(box)
     return ""
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cm3core.boxes import quarter_of
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ def about_scene(
         name = str(rng.choice(names)) if there else absent()
         return f"Is there a {name}?", _yes(name in names)
     place = int(rng.integers(len(placed)))
-    [x0, y0, x1, y1] = placed[place].box
-    where = f"{'upper' if y0 + y1 < size else 'lower'} {'left' if x0 + x1 < size else 'right'}"
-    return f"Where is the {names[place]}?", where
+    return f"Where is the {names[place]}?", quarter_of(placed[place].box, size)
 
 
 def _yes(holds: bool) -> str:
