@@ -7,10 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-# Importing the tests and what they need leaves millions of objects that live until the end. Looking
-# through them for garbage again and again took a third of the collection's time.
-gc.disable()
-
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # threads that spin on two cores slow each other a hundredfold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -39,6 +35,9 @@ settings.register_profile(
     "cm3", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("cm3")
+# Importing the tests and what they need leaves millions of objects that live until the end. Looking
+# through them for garbage again and again took a third of the collection's time.
+gc.disable()
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
