@@ -65,3 +65,12 @@ def pytest_collection_finish() -> None:
 def fixtures() -> Path:
     """The committed test data."""
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where products of few rows are compiled, by one process of a run for all: it takes seconds. A
+    cache of a test's own, or of a process that it starts, gets a link `compiled` to it."""
+    folder = tmp_path_factory.getbasetemp().parent / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -22,9 +22,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by processes of a run and by runs: compiling takes seconds."""
-    return tmp_path_factory.getbasetemp().parent / "compiled"
+def folder(compiled: Path) -> Path:
+    return compiled
 
 
 def rounded(x: Tensor, precision: str) -> Tensor:
