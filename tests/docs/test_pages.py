@@ -104,8 +104,10 @@ def matches(expected: str, printed: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "compiled").symlink_to(compiled)
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     before, threads = set(sys.modules), torch.get_num_threads()
     yield

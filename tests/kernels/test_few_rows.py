@@ -22,9 +22,8 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by processes of a run and by runs: compiling takes seconds."""
-    return tmp_path_factory.getbasetemp().parent / "compiled"
+def folder(compiled: Path) -> Path:
+    return compiled
 
 
 def rounded(x: Tensor, precision: str) -> Tensor:
@@ -199,7 +198,14 @@ def test_what_is_refused(folder: Path) -> None:
 
 
 @needs_instructions
+def test_a_process_that_has_it_compiles_it_in_no_other_folder(folder: Path, tmp_path: Path) -> None:
+    assert few_rows.library(folder) is few_rows.library(tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+
+
+@needs_instructions
 def test_a_compiler_that_fails_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_in_use", [])  # a process that has it asks no compiler
     compiler = tmp_path / "cc"
     for script, reason in (
         ("exit 1", "the compiler .* fails: no message"),

@@ -221,10 +221,13 @@ def test_what_their_readmes_show_works(
     run: Callable[..., str],
     tmp_path: Path,
     fixtures: Path,
+    compiled: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One process for all commands: each alone would import torch. The default model's memory has few icons."""
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "compiled").symlink_to(compiled)
     commands = [
         command
         for folder in FOLDERS

@@ -33,6 +33,10 @@ LONGEST_COMPILATION = 300
 SWITCH = "CM3_NATIVE"
 
 
+#: The library of this process, once it is loaded: it is the same in every folder.
+_in_use: list[ctypes.CDLL] = []
+
+
 class Unavailable(Exception):
     """Why the library can't be used here."""
 
@@ -55,17 +59,21 @@ def refusal() -> str | None:
 
 
 def library(folder: Path) -> ctypes.CDLL:
-    """The library, compiled if `folder` doesn't have it. A process tries that once.
+    """The library, compiled if `folder` doesn't have it.
+
+    A process tries that once a folder, until it has the library.
 
     Raises:
         Unavailable: it can't be compiled or loaded, with the reason.
     """
     if (reason := refusal()) is not None:
         raise Unavailable(reason)
-    found = _tried(folder)
-    if isinstance(found, str):
-        raise Unavailable(found)
-    return found
+    if not _in_use:
+        found = _tried(folder)
+        if isinstance(found, str):
+            raise Unavailable(found)
+        _in_use.append(found)
+    return _in_use[0]
 
 
 @functools.cache
