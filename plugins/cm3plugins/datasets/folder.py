@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cm3core.bank.memory_bank import is_bank
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
 from cm3core.json_text import parse_json
@@ -96,6 +95,8 @@ class FolderSourceConfig(FileSourceConfig):
 
 def _other_reader(folder: Path) -> str | None:
     """The next step for a folder without pictures that holds the files of another data set."""
+    from cm3core.bank.memory_bank import is_bank
+
     if is_bank(folder):
         return "it is a memory bank, which 'cm3 memory merge' joins with others"
     if any(folder.glob("*.tar")):
