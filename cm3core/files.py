@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from cm3core._unfinished import remove_unfinished as remove_unfinished
 from cm3core._unfinished import temporary_folder
 from cm3core.errors import CM3Error, DataError, FileError
 from cm3core.user_folders import cache_directory as cache_directory
@@ -193,6 +194,9 @@ def _take_place(temporary: Path, target: Path, mode: int) -> None:
 def not_written(path: Path, error: OSError) -> FileError:
     """Return the error that states why a path could not be written."""
     step = FREE_SPACE if error.errno in _DISK_ERRORS else "name a place where you may write"
+    if error.errno not in _DISK_ERRORS and path.is_relative_to(cache_directory()):
+        # nobody named it, so that it is not known how another is named
+        step = "set CM3_CACHE to a folder where you may write"
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
 
@@ -229,7 +233,9 @@ def check_writable(path: str | Path, *, folder: bool = False) -> None:
     if nearest != target and not nearest.is_dir():
         cause = f"can't be written ({nearest} is a file)"
     elif not os.access(nearest if nearest.is_dir() else nearest.parent, os.W_OK | os.X_OK):
-        cause = f"can't be written (no permission in {nearest})"
+        read_only = nearest.exists() and os.statvfs(nearest).f_flag & os.ST_RDONLY
+        why = f"{nearest} is on a read-only disk" if read_only else f"no permission in {nearest}"
+        cause = f"can't be written ({why})"
     if cause:
         raise FileError(str(path), cause, "name a place where you may write")
 

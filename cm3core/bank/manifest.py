@@ -7,6 +7,7 @@ folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.files import read_text, write_text
 
 FORMAT = 1
@@ -137,6 +138,8 @@ class Manifest:
             raise _no_bank(folder) from error
         except NotADirectoryError as error:
             raise _no_bank(folder) from error
+        except PermissionError as error:
+            raise refused(path, error) from error
         except (OSError, ValueError, RecursionError) as error:
             raise damaged(path, f"can't be read ({error})") from error
         if not isinstance(values, dict) or not isinstance(values.get("format"), int):
@@ -159,6 +162,26 @@ def damaged(path: Path, cause: str) -> DataError:
         str(path),
         cause,
         "copy the bank again from its source, or rebuild it: cm3 memory build",
+    )
+
+
+#: What helps when the system refuses to open or read a file.
+_REMEDIES = {
+    errno.EMFILE: "close other files of this process, or raise the limit (ulimit -n)",
+    errno.ENFILE: "close programs, or raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: "free memory, or raise the limit of maps (vm.max_map_count)",
+    errno.EACCES: "give yourself the permission to read it (chmod, chown)",
+    errno.EPERM: "give yourself the permission to read it (chmod, chown)",
+    errno.EIO: "check the disk before anything else is written to it",
+}
+
+
+def refused(path: Path, error: OSError) -> FileError:
+    """The error of a bank's file that the system does not let be opened or read."""
+    return FileError(
+        str(path),
+        f"can't be read now ({error.strerror or error}); nothing is wrong with the bank itself",
+        _REMEDIES.get(error.errno or 0, "correct that, then give the same command again"),
     )
 
 

@@ -12,7 +12,6 @@ Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from cm3core.bank.manifest import (
     Manifest,
     ShardInfo,
     StoredFile,
+    refused,
 )
 from cm3core.bank.mapping import map_array, map_bytes
 from cm3core.bank.vector_rows import FloatArray
@@ -168,17 +168,6 @@ def _is_stored(path: Path, file: StoredFile) -> bool:
     return path.is_file() and sha256_file(path) == file.sha256
 
 
-#: What helps when the system refuses to open or read a file.
-_REMEDIES = {
-    errno.EMFILE: "close other files of this process, or raise the limit (ulimit -n)",
-    errno.ENFILE: "close programs, or raise the system's limit of open files (fs.file-max)",
-    errno.ENOMEM: "free memory, or raise the limit of maps (vm.max_map_count)",
-    errno.EACCES: "give yourself the permission to read it (chmod, chown)",
-    errno.EPERM: "give yourself the permission to read it (chmod, chown)",
-    errno.EIO: "check the disk before anything else is written to it",
-}
-
-
 class Shard:
     """A shard that is there: files of the right sizes and shapes, memory-mapped.
 
@@ -232,11 +221,7 @@ class Shard:
         disk) says nothing about the bank."""
         if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
             return self.damaged(name, f"can't be read ({error.strerror})")
-        return FileError(
-            str(self.folder / name),
-            f"can't be read now ({error.strerror or error}); nothing is wrong with the bank itself",
-            _REMEDIES.get(error.errno or 0, "correct that, then give the same command again"),
-        )
+        return refused(self.folder / name, error)
 
     def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         try:

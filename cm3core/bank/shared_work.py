@@ -24,12 +24,13 @@ from cm3core.bank.manifest import WORK, ShardInfo, shard_of
 from cm3core.bank.shard import BankDocument, Shard, write_shard
 from cm3core.bank.tools import Tools
 from cm3core.bank.writing import remove_unfinished_shards
-from cm3core.errors import DataError
+from cm3core.errors import CM3Error, DataError
 from cm3core.files import make_folder, read_text, write_text
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.progress import make_bar
 
-#: Starts a process that calls `cm3core.bank.help_build`.
+#: Starts a process that calls `cm3core.bank.help_build`. If its output is piped, that is the error it fails with, and
+#: no more than a pipe holds.
 Helper = Callable[[], "subprocess.Popen[bytes]"]
 _PLAN = "plan.txt"
 #: Seconds between looks at what helpers have done.
@@ -73,11 +74,12 @@ class ShardWork:
             unit="document",
             disable=None if progress else True,
         ) as bar:
+            failed: list[_Failed] = []
             if helpers:
-                self._share(helpers, bar)
+                failed = self._share(helpers, bar)
                 bar.reset()
             for start in self._starts():
-                info, own = self._finished(start) or self._make(start, bar)
+                info, own = self._finished(start) or self._rest(start, bar, failed)
                 if info is not None:
                     shards.append(info)
                 skipped += own
@@ -98,8 +100,21 @@ class ShardWork:
                 if self._finished(start) is None:
                     self._make(start, bar)
 
-    def _share(self, helpers: Sequence[Helper], bar: Any) -> None:
-        """Make every n-th shard while helpers make the others, and wait for them."""
+    def _rest(
+        self, start: int, bar: Any, failed: list[_Failed]
+    ) -> tuple[ShardInfo | None, list[SkippedRecord]]:
+        """Make a shard that helpers left, and say once why they did, unless it is what happens here too."""
+        try:
+            made = self._make(start, bar)
+        except CM3Error as error:
+            _say([one for one in failed if one.error != str(error)])
+            raise
+        _say(failed)
+        failed.clear()
+        return made
+
+    def _share(self, helpers: Sequence[Helper], bar: Any) -> list[_Failed]:
+        """Make every n-th shard while helpers make the others, and wait for them. Returns those that failed."""
         with _running(helpers) as processes:
             for start in self._starts()[:: 1 + len(helpers)]:
                 if self._finished(start) is None:
@@ -108,13 +123,11 @@ class ShardWork:
                 time.sleep(_LOOK)
                 done = len(list((self.folder / WORK).glob("*.json"))) * self.shard_size
                 bar.update(min(done, len(self.wanted)) - bar.n)
-            failed = [process.returncode for process in processes if process.returncode]
-        if failed:
-            tqdm.write(
-                f"note: {len(failed)} of {len(helpers)} other processes ended early (exit code "
-                f"{failed[0]}); what they left is made by this one",
-                file=sys.stderr,
-            )
+            return [
+                _Failed(len(helpers), process.returncode, _told(process))
+                for process in processes
+                if process.returncode
+            ]
 
     def _starts(self) -> range:
         return range(0, len(self.wanted), self.shard_size)
@@ -165,6 +178,31 @@ class ShardWork:
             shutil.rmtree(work)
         make_folder(work)
         write_text(path, self.plan)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """One of `number` helpers that ended with an exit code; `error`: what it told, "" if nothing."""
+
+    number: int
+    code: int
+    error: str
+
+
+def _told(process: subprocess.Popen[bytes]) -> str:
+    """The error that a helper ended with."""
+    return "" if process.stdout is None else process.stdout.read().decode(errors="replace")
+
+
+def _say(failed: Sequence[_Failed]) -> None:
+    """A note on helpers that failed, with the error of the first that told one."""
+    if failed:
+        told = next((one.error for one in failed if one.error), f"exit code {failed[0].code}")
+        tqdm.write(
+            f"note: {len(failed)} of {failed[0].number} other processes ended early ({told.splitlines()[0]}); "
+            "what they left is made by this one",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

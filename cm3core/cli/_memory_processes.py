@@ -44,7 +44,7 @@ def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
         # -P: not also what lies in the current folder, such as the data's own grp.py
         [sys.executable, "-P", "-m", "cm3core.cli._memory_helper"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,  # for one line, see `_memory_helper`
         # what it imports is what is imported here
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
     )

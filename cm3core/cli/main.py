@@ -19,6 +19,7 @@ from cm3core.cli import OVERRIDE
 from cm3core.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
 from cm3core.cli._hints import override_hint
 from cm3core.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
+from cm3core.cli._stdout import flush, lost_output
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
 
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        flush()
+        return code
     except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
         sys.stderr.close()
         return 0
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
         # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
         if interrupts is not None and interrupts.received:
             return _interrupted()
-        failure = failure_of(error)
+        failure = lost_output(error) or failure_of(error)
         if failure is None:
             raise
         print_error(failure, arguments)

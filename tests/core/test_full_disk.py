@@ -144,7 +144,7 @@ def test_token_shards(
 
 @pytest.mark.slow
 def test_a_bank_by_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path or "." for path in sys.path))
@@ -158,12 +158,14 @@ def test_a_bank_by_two_processes(
     whole = files(tmp_path / "whole")
     with small_disk(tmp_path / "disk") as disk:
         filler = leave_room(disk, 150)
-        capsys.readouterr()
+        capfd.readouterr()
         assert build(disk / "bank", 2) == 2
-        assert capsys.readouterr().err.endswith(
+        told = capfd.readouterr().err  # also what the other process writes
+        assert told.endswith(
             f"error: {disk}/bank: can't be written (No space left on device); what is in it stays as it "
             "was\n  next: free space on that disk, then run the same command again: it resumes\n"
         )
+        assert told.count("No space left on device") == 1
         filler.unlink()
         assert build(disk / "bank", 2) == 0
         assert files(disk / "bank") == whole

@@ -18,7 +18,7 @@ import torch
 
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3core.files import atomic_path, check_writable, make_folder, write_text
+from cm3core.files import atomic_path, check_writable, make_folder, remove_unfinished, write_text
 from cm3core.npy import save_array
 
 if TYPE_CHECKING:
@@ -52,14 +52,15 @@ class ResultFolder:
         path = folder / SETTINGS
         if path.is_file():
             _check_same(folder, _read_json(path), wanted)
-        elif folder.is_dir() and any(folder.iterdir()):
+        elif folder.is_dir() and not _is_begun(folder):
             raise CM3Error(
                 str(folder),
                 "is not empty, and holds no results of this experiment",
                 "name another folder with -o",
             )
-        make_folder(folder / PARTS)
+        make_folder(folder)
         write_text(path, json.dumps(wanted, indent=1) + "\n")
+        make_folder(folder / PARTS)
 
     def figures(self, name: str, measure: Callable[[], Any]) -> Any:
         """The figures `name`, measured unless they are there."""
@@ -79,6 +80,16 @@ class ResultFolder:
                 save_array(temporary, drawn)
         pictures: PixelArray = np.load(path, allow_pickle=False)
         return pictures
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder holds no more than what a full disk or a kill leaves before the settings are
+    written: the same command goes on there."""
+    remove_unfinished(folder)
+    return all(
+        path.name == PARTS and path.is_dir() and not any(path.iterdir())
+        for path in folder.iterdir()
+    )
 
 
 def _check_same(folder: Path, found: Any, wanted: dict[str, Any]) -> None:

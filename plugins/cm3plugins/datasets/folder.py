@@ -42,6 +42,7 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.picture_index import PictureIndex
 from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES
+from cm3plugins.datasets.separators import check_separator
 from cm3plugins.datasets.stated_licences import LicenceFiles, stated
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
@@ -65,15 +66,20 @@ class FolderSourceConfig(FileSourceConfig):
     allow_outside: bool = False
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
-        """Pictures in the order of their paths, then problems of the captions file."""
+        """Folders that are not searched, pictures in the order of their paths, then problems of the captions
+        file."""
         folder = existing(self.path, folder=True)
-        names = sorted(_picture_names(folder))
+        unsearched: list[DataError] = []
+        names = sorted(_picture_names(folder, unsearched))
         if not any(name.lower().endswith(SUFFIXES) for name in names):
+            if unsearched:
+                raise unsearched[0]
             raise DataError(
                 f"dataset.path {folder}",
                 f"holds no picture ({', '.join(SUFFIXES)})",
                 _other_reader(folder) or "correct dataset.path",
             )
+        yield from map(skipped, unsearched)
         found = [name for name in CAPTION_FILES if (folder / name).is_file()]
         if len(found) > 1:
             raise DataError(
@@ -82,12 +88,17 @@ class FolderSourceConfig(FileSourceConfig):
         inside = boundary(folder, self.allow_outside)
         if found:
             check_inside(folder / found[0], inside, str(folder / found[0]))
-            return _with_captions_file(folder, names, folder / found[0], index, inside)
-        return _with_texts_beside(folder, names, index, inside)
+            yield from _with_captions_file(folder, names, folder / found[0], index, inside)
+        else:
+            yield from _with_texts_beside(folder, names, index, inside)
 
 
 def _other_reader(folder: Path) -> str | None:
     """The next step for a folder without pictures that holds the files of another data set."""
+    from cm3core.bank.memory_bank import is_bank
+
+    if is_bank(folder):
+        return "it is a memory bank, which 'cm3 memory merge' joins with others"
     if any(folder.glob("*.tar")):
         return f"read its tars: dataset=webdataset dataset.path={folder}"
     if found := next(iter(sorted(folder.glob("*.jsonl"))), None):
@@ -97,16 +108,44 @@ def _other_reader(folder: Path) -> str | None:
     return None
 
 
-def _picture_names(folder: Path) -> Iterator[str]:
+def _picture_names(folder: Path, unsearched: list[DataError]) -> Iterator[str]:
     """Paths of the pictures inside `folder`, with `/`.
 
-    Hidden files and folders are left out; kinds that are not read are included, to be reported.
+    Hidden files and folders are left out; kinds that are not read are included, to be reported. To
+    `unsearched` is added what is wrong with a folder whose pictures are not found: it can't be read, or is a
+    link to one elsewhere (what a link inside leads to is found where it lies).
     """
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+
+    def unreadable(error: OSError) -> None:
+        unsearched.append(
+            DataError(
+                _shown(error.filename),
+                f"can't be read: {error.strerror}",
+                "correct its permissions, or remove it",
+            )
+        )
+
+    real = os.path.realpath(folder)
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in folders:
+            path = Path(parent) / name
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(real):
+                unsearched.append(
+                    DataError(
+                        _shown(path),
+                        "is a link to a folder elsewhere, which is not searched for pictures",
+                        "copy the folder to this place, or remove the link",
+                    )
+                )
         for name in files:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES + UNREAD_SUFFIXES):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _shown(path: str | Path) -> str:
+    """A path in a message, with what is not UTF-8 replaced."""
+    return str(path).encode(errors="replace").decode()
 
 
 def _record(
@@ -119,9 +158,7 @@ def _record(
 ) -> FoundRecord:
     place = str(folder / name)
     if not is_unicode(name):
-        raise DataError(
-            place.encode(errors="replace").decode(), "its file name is not valid UTF-8", "rename it"
-        )
+        raise DataError(_shown(place), "its file name is not valid UTF-8", "rename it")
     check_inside(folder / name, inside, place)
     return FoundRecord(name, place, (captions, index.picture(folder / name, place)), provenance)
 
@@ -261,6 +298,7 @@ def _table_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]
     )
     try:
         header = [name.strip() for name in next(table, [])]
+        check_separator(f"{path}:1", header, ("image", "text"), table.dialect.delimiter)
         if missing := [name for name in ("image", "text") if name not in header]:
             raise DataError(
                 f"{path}:1",

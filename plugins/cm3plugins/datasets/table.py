@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -34,6 +34,7 @@ from cm3plugins.datasets.file_source import (
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.parquet import ParquetPicture, parquet_rows
 from cm3plugins.datasets.picture_index import PictureIndex, index_path
+from cm3plugins.datasets.separators import check_separator
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,11 +123,12 @@ class TableSourceConfig(FileSourceConfig):
                 raise row
             return self._found(row, pictures)
 
+        first: dict[str, str] = {}
         wanted = [*self.columns.values(), *self.provenance.values()]
         wanted += [] if self.id_column is None else [self.id_column]
         for path in files:
             prefix = f"{path.stem}-" if len(files) > 1 else ""
-            yield from found_or_skipped(rows(path, wanted, index, prefix), find)
+            yield from grouped(found_or_skipped(rows(path, wanted, index, prefix), find), first)
 
     def _found(self, row: Row, pictures: PicturesOfLines) -> FoundRecord:
         place, values = row.place, row.values
@@ -176,6 +178,26 @@ class TableSource(FileSource):
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """The fields of a record, and the constants."""
         return {**self._constants, **super().record(index, rng)}
+
+
+def grouped(
+    records: Iterator[FoundRecord | SkippedRecord], first: dict[str, str]
+) -> Iterator[FoundRecord | SkippedRecord]:
+    """The records, those that share a picture in one group: that of the first of them, whose id names it.
+    Otherwise a picture of several rows would be learnt in one split and held out in the other.
+
+    Args:
+        records: those of a file.
+        first: a picture's key -> its group, of the files before; added to.
+    """
+    for record in records:
+        if isinstance(record, FoundRecord):
+            keys = [part.key for part in record.parts if not isinstance(part, tuple)]
+            group = next((first[key] for key in keys if key in first), record.id)
+            for key in keys:
+                first.setdefault(key, group)
+            record = replace(record, group=group)
+        yield record
 
 
 def picture_of(place: str, value: object, name: str, pictures: PicturesOfLines) -> Picture:
@@ -256,6 +278,7 @@ def _csv_rows(path: Path, wanted: list[str], delimiter: str) -> Iterator[Row | D
     reader = csv.DictReader(content, delimiter=delimiter, strict=True)
     try:
         header = list(reader.fieldnames or ())
+        check_separator(f"{path}, line 1", header, wanted, delimiter)
         if twice := [name for name in wanted if header.count(name) > 1]:
             raise DataError(
                 f"{path}, line 1", f"has two columns {twice[0]!r}", "give each a name of its own"

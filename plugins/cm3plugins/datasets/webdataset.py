@@ -45,6 +45,10 @@ MAX_SHARDS = 100_000
 MAX_HEADER_BYTES = 1 << 20
 
 
+_LINK = "a link, which holds no bytes of its own"
+_NO_LINK = "make the tar again with what links lead to: tar --dereference --hard-dereference"
+
+
 @dataclass(kw_only=True)
 class WebDatasetSourceConfig(FileSourceConfig):
     """Tar shards; ids are the records' keys.
@@ -276,6 +280,10 @@ def read_shard(path: Path) -> dict[str, Any]:
                         raise tarfile.ReadError("unexpected end of data")
                     if member.isreg() and not member.issparse():
                         _add_member(file, member, records, problems, dotted)
+                    elif (member.islnk() or member.issym()) and _is_read(member.name):
+                        problems.append(
+                            (f"{_printable(member.name)} is left out: it is {_LINK}", _NO_LINK)
+                        )
                     end = member.offset_data + -(-member.size // BLOCK) * BLOCK
                     bar.update(min(end, bar.total) - bar.n)
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
@@ -306,6 +314,12 @@ def read_shard(path: Path) -> dict[str, Any]:
     return {"records": records, "problems": problems}
 
 
+def _is_read(name: str) -> bool:
+    """Whether a member of this name is a part of a record."""
+    stem, dot, suffix = name.rpartition("/")[2].partition(".")
+    return bool(stem) and dot + suffix.lower() in (*SUFFIXES, ".txt", ".json")
+
+
 def _add_member(
     file: IO[bytes],
     member: tarfile.TarInfo,
@@ -319,8 +333,15 @@ def _add_member(
 
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
+    if not stem and dot + suffix.lower() in SUFFIXES:
+        problems.append(
+            (
+                f"{_printable(member.name)} is left out: it has no key, the name up to the first dot",
+                f"give it and its caption a name, such as 000{dot}{suffix}",
+            )
+        )
     key, suffix = (f"{folder}/{stem}" if folder else stem), dot + suffix.lower()
-    if not stem or suffix not in (*SUFFIXES, ".txt", ".json"):
+    if not _is_read(member.name):
         if stem and suffix.endswith(SUFFIXES):
             dotted.setdefault(key, member.name)
         return  # other members (.cls, .npy, macOS's ._files) are ignored

@@ -18,7 +18,7 @@ from cm3apps.experiments.icons.settings import CONDITIONS, IconSettings
 from cm3apps.experiments.results import ResultFolder
 from cm3core.build import build
 from cm3core.cli.main import main
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, FileError
 from cm3core.interfaces.retriever import Region
 from cm3core.model import Model
 from cm3core.plugins import load_registry
@@ -27,6 +27,7 @@ from cm3core.training.preparation import Preparation
 from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
 from cm3core.training.validation import UnmaskedObjective
 from cm3plugins.datasets.icons.corpus import IconEntry
+from small_disk import leave_room, small_disk
 
 TINY = [
     "dataset.things_share=0.005",
@@ -138,6 +139,27 @@ def test_another_measurement_is_not_overwritten(
     assert _run(tmp_path / "mine", *more) == 2
     assert "is not empty, and holds no results of this experiment" in capsys.readouterr().err
     assert (tmp_path / "mine" / "report.md").read_text() == "my own"
+
+
+def test_a_folder_whose_settings_could_not_be_written_is_begun_again(tmp_path: Path) -> None:
+    """A full disk left an empty folder of parts, which was taken for something else's."""
+    settings = IconSettings(2, ("comp",), (), ())
+    with small_disk(tmp_path / "disk") as disk:
+        filler = leave_room(disk, 0)
+        with pytest.raises(FileError) as raised:
+            ResultFolder(disk / "out", {}, settings)
+        assert str(raised.value) == (
+            f"{disk}/out/settings.json: can't be written (No space left on device)\n"
+            "  next: free space on that disk"
+        )
+        filler.unlink()
+        (disk / "out" / "parts").mkdir()  # as earlier versions left it
+        ResultFolder(disk / "out", {}, settings)
+        assert {path.name for path in (disk / "out").iterdir()} == {"parts", "settings.json"}
+    (tmp_path / "mine" / "parts").mkdir(parents=True)
+    (tmp_path / "mine" / "parts" / "a.txt").touch()
+    with pytest.raises(CM3Error, match="is not empty, and holds no results of this experiment"):
+        ResultFolder(tmp_path / "mine", {}, settings)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from cm3core.bank import MemoryBank, Tools, remove_documents
 from cm3core.bank.manifest import MANIFEST, Manifest
 from cm3core.bank.shard import SHARDS, BankDocument, write_shard
 from cm3core.document import Codes
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 from cm3core.testing.retriever import HashEmbedder
 
 
@@ -202,3 +203,19 @@ def test_a_shard_is_written_as_given(tmp_path):
     assert bank.document(0)[0].codes.tolist() == [0, 1, 2, 100_000]
     assert bank.content_keys(0) == {"k"}
     assert bank.vectors.row(0).tolist() == vector.tolist()
+
+
+def test_a_manifest_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    """The system's refusal is pretended: root is refused nothing."""
+    built(tmp_path / "bank", 2)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("cm3core.bank.manifest.read_text", refused)
+    with pytest.raises(FileError) as raised:
+        MemoryBank.open(tmp_path / "bank")
+    assert str(raised.value) == (
+        f"{tmp_path}/bank/manifest.json: can't be read now (Permission denied); nothing is wrong with the "
+        "bank itself\n  next: give yourself the permission to read it (chmod, chown)"
+    )

@@ -17,8 +17,9 @@ from built_banks import built, contents, files
 from cm3core.bank import MemoryBank, build_bank, help_build, merge_banks
 from cm3core.bank.building import wanted_of
 from cm3core.bank.manifest import MANIFEST, WORK
+from cm3core.bank.shared_work import ShardWork
 from cm3core.cli.main import main
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
 
 HELP = """
 import sys
@@ -28,11 +29,11 @@ help_build(source(10), sys.argv[1], tools(), (int(sys.argv[2]), int(sys.argv[3])
 """
 
 
-def started(*command) -> subprocess.Popen:
+def started(*command, stdout: int = subprocess.DEVNULL) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
@@ -163,3 +164,67 @@ def test_wrong_parts(text, capsys):
     assert (
         f"cm3 memory build: argument --part: is {text!r}, must be I/N with I from 1 to N, such as 1/8"
     ) in capsys.readouterr().err
+
+
+TOLD = "print('x: is full\\n  next: make room', end=''); raise SystemExit(2)"
+
+
+def failing(folder: Path, error: str | None, capsys) -> str:
+    """What a build says whose only helper tells `TOLD`, and which fails itself with `error`, if that is given."""
+    script = folder / "told.py"
+    script.write_text(TOLD)
+
+    def helper():
+        return subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def build():
+        build_bank(
+            source(10), folder / "bank", tools(), shard_size=2, helpers=[helper], progress=False
+        )
+
+    if error is None:
+        build()
+        return capsys.readouterr().err
+    whole, made = ShardWork._make, []
+
+    def make(self, start, bar):
+        """Fails at the first shard that the helper left, after its own three."""
+        made.append(start)
+        if len(made) > 3:
+            raise FileError("x", error, "make room")
+        return whole(self, start, bar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardWork, "_make", make)
+        with pytest.raises(FileError):
+            build()
+    assert made == [0, 4, 8, 2]
+    return capsys.readouterr().err
+
+
+def test_why_a_helper_failed_is_said_unless_it_is_why_the_build_does(tmp_path, capsys):
+    note = "note: 1 of 1 other processes ended early (x: is full); what they left is made by this one\n"
+    for name, error, said in (("a", "is full", ""), ("b", "is on fire", note), ("c", None, note)):
+        (tmp_path / name).mkdir()
+        assert failing(tmp_path / name, error, capsys) == said
+    whole = built(tmp_path / "whole", 10, shard_size=2)
+    assert files(tmp_path / "c" / "bank") == files(whole.folder)
+
+
+def test_a_helper_tells_its_error_alone(tmp_path):
+    """On its output, without what a plugin prints, and not beside the command's own errors."""
+    (tmp_path / "noisy.py").write_text("import os\nprint('noise')\nos.system('echo more')\n")
+    helper = started("-m", "cm3core.cli._memory_helper", stdout=subprocess.PIPE)
+    values = {"out": "bank", "plugin": [str(tmp_path / "noisy.py")], "share": 1, "processes": 2}
+    helper.stdin.write(json.dumps(values).encode() + b"\n")
+    helper.stdin.flush()
+    assert helper.wait(120) == 2
+    assert sorted(helper.stderr.read().split()) == [b"more", b"noise"]
+    assert helper.stdout.read().decode() == (
+        f"plugin 'noisy' ({tmp_path / 'noisy.py'}): states no CM3_API\n"
+        "  next: write `CM3_API = 1` in its module"
+    )
+    for stream in (helper.stdin, helper.stdout, helper.stderr):
+        stream.close()

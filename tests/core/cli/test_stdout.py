@@ -1,14 +1,17 @@
-"""While plugins are described, stdout goes to stderr, for children too; afterwards it is back."""
+"""While plugins are described, stdout goes to stderr, for children too; afterwards it is back. A stdout that can't be
+written is an error of its own."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from cm3core.cli._stdout import stdout_to_stderr
+from cm3core.cli._stdout import lost_output, stdout_to_stderr
 
 
 def print_in_every_way(what: str) -> None:
@@ -49,3 +52,36 @@ def test_a_closed_stdout_is_left_closed() -> None:
         [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "meanwhile\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_is_full(unbuffered: str) -> None:
+    """As when it is redirected to a file on a full disk: at once, or when the command is done."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
+        done = subprocess.run(
+            [sys.executable, "-m", "cm3core.cli.main", "recipe", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": unbuffered,
+                "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+            },
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: standard output: can't be written (No space left on device)\n"
+        "  next: free space on that disk\n"
+    )
+
+
+def test_another_file_that_is_full_is_not_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    assert lost_output(OSError(errno.ENOSPC, "No space left on device")) is None
+    assert lost_output(OSError(errno.ENOSPC, "No space left on device", "a.png")) is None
+    assert lost_output(ValueError("another")) is None
+    capfd.readouterr()
+    print("still there")
+    assert capfd.readouterr().out == "still there\n"

@@ -284,3 +284,40 @@ def test_patterns_of_too_many_tars_are_refused_without_being_expanded(pattern: s
 def test_a_pattern_may_have_many_braces() -> None:
     assert expand_braces("{1..1}" * 2000) == ["1" * 2000]
     assert expand_braces("{2..1}.tar") == []
+
+
+def test_members_without_a_key_and_links_are_named(tmp_path: Path) -> None:
+    """They were left out without a word, and a picture that is a link made its record one without."""
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in {
+            "a.png": picture(1),
+            "a.txt": b"one",
+            ".jpg": picture(2, "JPEG"),
+            "x/.PNG": picture(2),
+            "x/.txt": b"its text",
+            "._a.png": b"what macOS adds",
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, kind in {
+            "b.png": tarfile.LNKTYPE,
+            "b.txt": tarfile.SYMTYPE,
+            "b.npy": tarfile.LNKTYPE,
+            "._b.png": tarfile.SYMTYPE,
+        }.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.png"
+            tar.addfile(member)
+    source = shards(path)
+    assert list(source.texts()) == ["one"]
+    key = "is left out: it has no key, the name up to the first dot"
+    link = "is left out: it is a link, which holds no bytes of its own"
+    make = "make the tar again with what links lead to: tar --dereference --hard-dereference"
+    assert found(source, tmp_path) == [
+        ("0.tar", f".jpg {key}", "give it and its caption a name, such as 000.jpg"),
+        ("0.tar", f"x/.PNG {key}", "give it and its caption a name, such as 000.PNG"),
+        ("0.tar", f"b.png {link}", make),
+        ("0.tar", f"b.txt {link}", make),
+    ]
