@@ -30,7 +30,7 @@ class RetrieverConfig(ComponentConfig):
         num_retrieved: maximum number of documents prepended to a query (paper: 3 in training, 1 or
             2 at inference).
         random_num_retrieved: in training, draw 0..num_retrieved for each sequence, so that prompts
-            without documents work.
+            without documents work. Of a picture's n parts 0..n are drawn, and any but 0 is all of them.
         num_ranks: in training, documents are drawn from this many best results, so that a query is
             seen in several contexts.
         bank: folder of a memory bank (`cm3 memory build`) to retrieve from. None: the training

@@ -46,7 +46,8 @@ class RetrievedDocuments:
         memory: the documents to retrieve from; may be the source itself.
         codes: of the memory's pictures; None: its documents hold codes (a memory bank).
         num_retrieved: maximum number of documents prepended.
-        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`.
+        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; of a picture's n parts
+            from 0 to n, where any but 0 stands for all of them.
     """
 
     neighbours: Neighbours
@@ -62,12 +63,10 @@ class RetrievedDocuments:
         """
         if self.num_retrieved == 0:
             return []
-        number = (
-            int(rng.integers(0, self.num_retrieved + 1))
-            if self.random_num_retrieved
-            else self.num_retrieved
-        )
-        if parts := self.neighbours.parts(index):  # all that the picture shows, or nothing
+        parts = self.neighbours.parts(index)
+        most = len(parts) or self.num_retrieved
+        number = int(rng.integers(0, most + 1)) if self.random_num_retrieved else most
+        if parts:  # all that the picture shows, or nothing
             return [self._part(*part, rng) for part in parts] if number else []
         found = self._usable(index)
         chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]

@@ -239,7 +239,30 @@ def test_changes_of_another_form() -> None:
     with pytest.raises(RecipeError) as error:
         IconTasksConfig(form="scene", changes="badge").check()
     assert str(error.value) == (
-        "dataset.changes: is 'badge'\n  next: leave it out: of the form 'scene' nothing is changed"
+        "dataset.changes: is 'badge'\n  next: leave it out: it chooses pairs of the form 'edit', not of 'scene'"
+    )
+
+
+def test_where_alone_is_asked_about_the_same_scenes() -> None:
+    settings = {"form": "question", "things_share": 0.02, "num_scenes": 8}
+    every, source = (IconTasksConfig(**settings, asks=asks).build() for asks in ("all", "where"))
+    assert len(source) == 8
+    for index in range(8):
+        asked, same = source.record(index), every.record(len(every) - 8 + index)
+        assert asked["image"].key == same["image"].key
+        assert asked["question"].startswith("Where is the ")
+        assert asked["answer"] in {
+            f"{y} {x}" for y in ("upper", "lower") for x in ("left", "right")
+        }
+        assert source.content_keys(index) == every.content_keys(len(every) - 8 + index)
+    assert source.fingerprint != every.fingerprint
+
+
+def test_asks_of_another_form() -> None:
+    with pytest.raises(RecipeError) as error:
+        IconTasksConfig(form="chat", asks="where").check()
+    assert str(error.value) == (
+        "dataset.asks: is 'where'\n  next: leave it out: it chooses questions of the form 'question', not of 'chat'"
     )
 
 

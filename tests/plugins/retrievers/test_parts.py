@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +242,12 @@ def test_training_prepends_all_parts_or_nothing(tmp_path: Path) -> None:
     places = ["at (1, 0) -> (9, 9), upper left", "at (2, 0) -> (9, 9), upper left"]
     wanted = [(Text(f"{places[0]}: number 4"),), (Text(f"{places[1]}: number 0"),)]
     assert documents.best(3) == wanted
-    drawn = [documents.draw(3, np.random.default_rng(seed)) for seed in range(20)]
+    drawn = [documents.draw(3, np.random.default_rng(seed)) for seed in range(300)]
     assert {len(one) for one in drawn} == {0, 2}
+    # of two parts none, one or two are drawn, and one stands for both
+    assert sum(not one for one in drawn) == pytest.approx(100, abs=35)  # four standard errors
+    whole = replace(documents, random_num_retrieved=False)
+    assert all(len(whole.draw(3, np.random.default_rng(seed))) == 2 for seed in range(20))
     for one in drawn:  # in the order of the parts, with other captions
         boxes = [text_of(document).partition(": ")[0] for document in one]
         assert boxes in ([], places)

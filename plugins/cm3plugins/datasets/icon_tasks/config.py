@@ -18,6 +18,7 @@ Form: TypeAlias = Literal[
 ]
 FORMS: tuple[Form, ...] = get_args(Form)
 Changes: TypeAlias = Literal["all", "style", "badge"]
+Asks: TypeAlias = Literal["all", "where"]
 
 
 @dataclass(kw_only=True)
@@ -36,6 +37,7 @@ class IconTasksConfig(DocumentSourceConfig):
             "super_resolution": an icon of half the side, enlarged again, and the icon, fields source,
             target.
         changes: of the form "edit": the pairs that differ in style, in a badge (one in fourteen), or all.
+        asks: of the form "question": all kinds, or where a thing of a scene is alone.
         path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
         things_share: take this share of things, chosen by a hash of their names, for trials.
         num_scenes: number of scenes in the split.
@@ -51,6 +53,7 @@ class IconTasksConfig(DocumentSourceConfig):
     }
     form: Form = "edit"
     changes: Changes = "all"
+    asks: Asks = "all"
     path: str | None = None
     things_share: float = 1.0
     num_scenes: int = 20_000
@@ -70,7 +73,13 @@ class IconTasksConfig(DocumentSourceConfig):
             "dataset.changes",
             self.changes,
             self.changes == "all" or self.form == "edit",
-            f"leave it out: of the form {self.form!r} nothing is changed",
+            f"leave it out: it chooses pairs of the form 'edit', not of {self.form!r}",
+        )
+        check_value(
+            "dataset.asks",
+            self.asks,
+            self.asks == "all" or self.form == "question",
+            f"leave it out: it chooses questions of the form 'question', not of {self.form!r}",
         )
 
     def structures(self) -> list[str]:

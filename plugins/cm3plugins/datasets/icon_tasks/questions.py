@@ -48,8 +48,13 @@ def about_scene(
         there = bool(rng.integers(2))
         name = str(rng.choice(names)) if there else absent()
         return f"Is there a {name}?", _yes(name in names)
-    place = int(rng.integers(len(placed)))
-    return f"Where is the {names[place]}?", quarter_of(placed[place].box, size)
+    return where(placed, size, rng)
+
+
+def where(placed: Sequence[Placed], size: int, rng: np.random.Generator) -> tuple[str, str]:
+    """A question where a thing of a scene is, and the quarter."""
+    one = placed[int(rng.integers(len(placed)))]
+    return f"Where is the {one.name}?", quarter_of(one.box, size)
 
 
 def _yes(holds: bool) -> str:

@@ -50,6 +50,10 @@ class Settings(Protocol):
     def changes(self) -> str:
         """Which pairs."""
 
+    @property
+    def asks(self) -> str:
+        """Which questions."""
+
 
 #: By corpus, split, share of things and size of the picture: the scenes by number, which a process draws
 #: up once for all forms.
@@ -112,8 +116,7 @@ class IconRecords(DocumentSource):
     def fingerprint(self) -> str:
         keys = [self.icons.fingerprint, self.config.form, self.config.split]
         keys += [str(self.config.things_share), str(self.config.num_scenes), str(len(self))]
-        if self.config.changes != "all":
-            keys.append(self.config.changes)
+        keys += [one for one in (self.config.changes, self.config.asks) if one != "all"]
         return hashlib.sha256(" ".join(keys).encode()).hexdigest()
 
 
@@ -265,11 +268,11 @@ class Grounding(Scenes):
 
 
 class Questions(Scenes):
-    """Questions about the icons of the split, then about scenes."""
+    """Questions about the icons of the split, then about scenes; or about scenes alone."""
 
     @cached_property
     def _num_icons(self) -> int:
-        return len(self.pool)
+        return len(self.pool) if self.config.asks == "all" else 0
 
     def __len__(self) -> int:
         return self._num_icons + self.config.num_scenes
@@ -296,9 +299,11 @@ class Questions(Scenes):
                 return self.pool[int(rng.integers(len(self.pool)))][1]
 
             image = self.scene_picture(number)
-            question, answer = questions.about_scene(
-                self.placed(number), self.config.image_size, absent, rng
-            )
+            placed, size = self.placed(number), self.config.image_size
+            if self.config.asks == "where":
+                question, answer = questions.where(placed, size, rng)
+            else:
+                question, answer = questions.about_scene(placed, size, absent, rng)
         return {"image": image, "question": question, "answer": answer}
 
 
