@@ -278,6 +278,17 @@ def test_a_panoptic_png_of_another_size_and_of_another_picture(root: Path) -> No
     )
 
 
+def test_a_panoptic_picture_without_segments_has_nothing_to_draw_after(root: Path) -> None:
+    path = root / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    before = len(coco(root, "segmentation", "panoptic_val2017.json"))
+    content["annotations"][0]["segments_info"] = []
+    path.write_text(json.dumps(content))
+    source = coco(root, "segmentation", "panoptic_val2017.json")
+    assert len(source) == before - 1
+    assert not source.skipped
+
+
 def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"from": side, "value": value} for side, value in turns]
 

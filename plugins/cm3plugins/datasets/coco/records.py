@@ -212,7 +212,7 @@ class _Forms:
     def _segmentation(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
         if self.segments is not None:
             for own_place, values in shown.annotations:
-                yield self._panoptic(shown, own_place, values)
+                yield from self._panoptic(shown, own_place, values)
             return
         segments, categories = [], []
         for own_place, values in shown.annotations:
@@ -229,7 +229,9 @@ class _Forms:
         )
         yield self._condition(shown, place, drawn, categories)
 
-    def _panoptic(self, shown: Shown, place: str, values: dict[str, Any]) -> FoundRecord:
+    def _panoptic(
+        self, shown: Shown, place: str, values: dict[str, Any]
+    ) -> Iterator[FoundRecord | SkippedRecord]:
         assert self.segments is not None
         png = self.segments.picture(place, values.get("file_name"), "file_name")
         if (png.width, png.height) != (shown.picture.width, shown.picture.height):
@@ -249,11 +251,13 @@ class _Forms:
             if isinstance(own, bool) or not isinstance(own, int):
                 raise DataError(here, f"its 'id' is {own!r}, not a number", "correct it")
             numbers[own] = categories[-1].number
+        if not categories:
+            return
         drawn = shapes.drawn(
             ["panoptic", png.key, sorted(numbers.items())],
             lambda: shapes.draw_panoptic(png.load(), numbers, png.place),
         )
-        return self._condition(shown, place, drawn, categories)
+        yield self._condition(shown, place, drawn, categories)
 
     def _pose(self, shown: Shown, place: str) -> Iterator[FoundRecord | SkippedRecord]:
         people: list[tuple[shapes.Joint, ...]] = []
