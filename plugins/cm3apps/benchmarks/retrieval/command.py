@@ -24,6 +24,7 @@ EXAMPLE = """examples:
   cm3 bench retrieval --quick
   cm3 bench retrieval --threads 2 -o results/retrieval.json
   cm3 bench retrieval --num 100000 --index ivf --postgres --no-loader
+  cm3 bench retrieval --quick --index ivf --lancedb --qdrant --no-loader
   cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
 PLACE = "cm3 bench retrieval"
 #: Number of documents, and of queries of each modality.
@@ -66,6 +67,11 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lancedb", action="store_true", help="the same with LanceDB, if it is installed"
+    )
+    parser.add_argument(
+        "--qdrant",
+        action="store_true",
+        help="the same with Qdrant's engine in this process, if qdrant-edge-py is installed",
     )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
     parser.add_argument(
@@ -113,7 +119,9 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
 
-    engines.check_engines(args.dimension, postgres=args.postgres, lancedb=args.lancedb)
+    engines.check_engines(
+        args.dimension, postgres=args.postgres, lancedb=args.lancedb, qdrant=args.qdrant
+    )
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     where = Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")
@@ -146,17 +154,17 @@ def _run(args: Namespace, indexes: list[str]) -> int:
         # a killed run leaves gigabytes, which the next one removes
         with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
             runner.run_bank(bank, extent, indexes, changed)
-            if args.postgres or args.lancedb:
-                with tempfile.TemporaryDirectory(dir=bank.parent) as lance:
-                    engines.run_engines(
-                        bank,
-                        Towers(extent.num, extent.dimension),
-                        indexes,
-                        extent.num_queries,
-                        postgres=args.postgres,
-                        lancedb=Path(lance) if args.lancedb else None,
-                        done=changed,
-                    )
+            if args.postgres or args.lancedb or args.qdrant:
+                engines.run_engines(
+                    bank,
+                    Towers(extent.num, extent.dimension),
+                    indexes,
+                    extent.num_queries,
+                    postgres=args.postgres,
+                    lancedb=args.lancedb,
+                    qdrant=args.qdrant,
+                    done=changed,
+                )
         if not args.no_loader:
             changed(runner.loader_part(registry_of(args), quick=args.quick))
     finally:  # Ctrl-C keeps the results so far

@@ -2,31 +2,38 @@
 of them in turn, so that a busy machine slows all alike. Times are wall clock, since a server works in
 other processes.
 
-    postgres   the retriever `pgvector` over the database that libpq's variables name (PGHOST, ...)
-    lancedb    the package lancedb called directly, tables in a folder, IVF with an HNSW graph in each list
+    postgres          the retriever `pgvector` over the database that libpq's variables name (PGHOST, ...)
+    lancedb, qdrant   what runs in this process: `embedded.py`
 
 Legend: Q queries, W results a query, E numbers of a vector.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cm3apps.benchmarks.retrieval import embedded
+from cm3apps.benchmarks.retrieval.embedded import Ask, Row
+from cm3apps.benchmarks.retrieval.runner import NEAREST
 from cm3apps.benchmarks.retrieval.synthetic import (
+    FILTERS,
     MODALITIES,
     TableEmbedder,
     Towers,
     query_documents,
+    styles_of,
 )
 from cm3core.bank import MemoryBank
 from cm3core.document import Document
-from cm3core.errors import CM3Error, DatabaseError, MissingPackageError
+from cm3core.errors import DatabaseError
 from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.flat import FlatIndex
@@ -36,32 +43,27 @@ if TYPE_CHECKING:
     from cm3plugins.retrievers.index.base import RowArray
     from cm3plugins.retrievers.pgvector.memory import SharedMemory
 
-Row = dict[str, Any]
-#: How many are asked for, of which recall is computed; queries of a batch; documents of a style, one in
-#: so many, by which searches are filtered; the style asked for.
-NEAREST, BATCH, NUM_STYLES, STYLE = 4, 256, 100, "style 7"
+#: Queries of a batch.
+BATCH = 256
 #: The schema that is made, and removed afterwards.
 SCHEMA = "cm3_bench"
 
 
-def styles_of(number: int) -> str:
-    """The style of a document of the bank."""
-    return f"style {number % NUM_STYLES}"
-
-
-def check_engines(dimension: int, *, postgres: bool, lancedb: bool) -> None:
+def check_engines(dimension: int, *, postgres: bool, lancedb: bool, qdrant: bool) -> None:
     """Refuse before long work what would fail after it.
 
     Args:
         dimension: E.
-        postgres, lancedb: which will be measured.
+        postgres, lancedb, qdrant: which will be measured.
 
     Raises:
         MissingPackageError: a package is not installed.
         DatabaseError: the server can't be reached, has no pgvector, or indexes no such vectors.
     """
     if lancedb:
-        _lancedb()
+        embedded.lancedb_packages()
+    if qdrant:
+        embedded.qdrant_package()
     with _schema(postgres) as options:
         if options is None:
             return
@@ -86,54 +88,74 @@ def run_engines(
     num_queries: int,
     *,
     postgres: bool,
-    lancedb: Path | None,
+    lancedb: bool,
+    qdrant: bool,
     done: Callable[[Row], None],
 ) -> None:
     """Fill the databases, ask the queries of each and of the bank's own indexes.
 
     Args:
-        folder: a bank of `synthetic.write_bank`.
+        folder: a bank of `synthetic.write_bank`; what runs in this process writes beside it, and is
+            removed afterwards.
         towers: its vectors.
         indexes: types of local indexes that are kept there, or built.
         num_queries: of each modality.
-        postgres: measure pgvector.
-        lancedb: an empty folder, to measure LanceDB in; None: leave it out.
+        postgres, lancedb, qdrant: which are measured.
         done: called with each row.
     """
     bank = MemoryBank.open(folder)
     vectors_QE = towers.queries(num_queries)
     embedder, documents = TableEmbedder(vectors_QE), query_documents(num_queries)
-    exact_QW = FlatIndex(bank.vectors).search(vectors_QE, NEAREST)[1]
-    ours = np.flatnonzero([styles_of(row) == STYLE for row in range(len(bank))])
-    filtered_QW = ours[FlatIndex(_rows(bank.vectors.take(ours))).search(vectors_QE, NEAREST)[1]]
+    exact_QWs = {name: _exact(bank, vectors_QE, styles) for name, styles in FILTERS.items()}
     asked: list[Document] = [*documents["text"], *documents["image"]]
-    engines: dict[str, Callable[[list[int]], list[list[int]]]] = {}
-    exact = dict.fromkeys(indexes, exact_QW)
+    engines: dict[str, Ask] = {}
+    exact = dict.fromkeys(indexes, exact_QWs[""])
     for name in indexes:
         engines[name] = _by(DenseRetrieverConfig(index=name).build(bank, embedder).retrieve, asked)
-    with _schema(postgres) as options:
+
+    def add(
+        engine: str, asking: Callable[[Sequence[str]], Ask], filters: Iterable[str] = FILTERS
+    ) -> None:
+        for name in filters:
+            engines[engine + name], exact[engine + name] = asking(FILTERS[name]), exact_QWs[name]
+
+    with ExitStack() as stack:
+        files = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
+        options = stack.enter_context(_schema(postgres))
         if options is not None:
             memory, row = fill_postgres(options, bank)
             done(row)
             from cm3plugins.retrievers.pgvector import PgvectorRetrieverConfig
 
-            for name, chosen in (("pgvector", []), ("pgvector, one style", [STYLE])):
-                config = PgvectorRetrieverConfig(schema=SCHEMA, styles=chosen)
-                retriever = config.build(memory, embedder)
-                engines[name] = _by(retriever.retrieve, asked)
-                exact[name] = filtered_QW if chosen else exact_QW
-        if lancedb is not None:
-            table, row = fill_lancedb(lancedb, bank)
+            def by_postgres(styles: Sequence[str]) -> Ask:
+                config = PgvectorRetrieverConfig(schema=SCHEMA, styles=list(styles))
+                return _by(config.build(memory, embedder).retrieve, asked)
+
+            add("pgvector", by_postgres)
+        if lancedb:
+            table, row = embedded.fill_lancedb(files / "lancedb", bank)
             done(row)
-            for name, condition in (("lancedb", None), ("lancedb, one style", STYLE)):
-                engines[name] = _by_lance(table, vectors_QE, condition)
-                exact[name] = exact_QW if condition is None else filtered_QW
+            add("lancedb", partial(embedded.ask_lancedb, table, vectors_QE))
+        if qdrant:
+            shard, row = stack.enter_context(embedded.filled_qdrant(files / "qdrant", bank))
+            done(row)
+            ask = partial(embedded.ask_qdrant, shard, vectors_QE)
+            add("qdrant", ask)
+            add("qdrant by ACORN", partial(ask, acorn=True), [", ten styles"])
         for row in measured(engines, exact, num_queries):
             done(row)
 
 
+def _exact(bank: MemoryBank, vectors_QE: VectorArray, styles: Sequence[str]) -> RowArray:
+    """The nearest rows [Q, `NEAREST`] of those that are of one of the styles; of all, if there are none."""
+    if not styles:
+        return FlatIndex(bank.vectors).search(vectors_QE, NEAREST)[1]
+    own = np.flatnonzero([styles_of(row) in styles for row in range(len(bank))])
+    return own[FlatIndex(_rows(bank.vectors.take(own))).search(vectors_QE, NEAREST)[1]]
+
+
 def measured(
-    engines: Mapping[str, Callable[[list[int]], list[list[int]]]],
+    engines: Mapping[str, Ask],
     exact: Mapping[str, RowArray],
     num_queries: int,
 ) -> Iterator[Row]:
@@ -173,7 +195,7 @@ def measured(
 def _by(
     retrieve: Callable[[Sequence[Document], int], list[list[Retrieved]]],
     documents: Sequence[Document],
-) -> Callable[[list[int]], list[list[int]]]:
+) -> Ask:
     return lambda places: [
         [one.index for one in found]
         for found in retrieve([documents[at] for at in places], NEAREST)
@@ -245,77 +267,3 @@ def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
         "file_bytes": whole,
         "index_bytes": index,
     }
-
-
-def _lancedb() -> tuple[Any, Any]:
-    """The packages lancedb and pyarrow."""
-    try:
-        import lancedb
-        import pyarrow
-    except ImportError as error:
-        raise MissingPackageError(
-            "cm3 bench retrieval --lancedb",
-            "the packages 'lancedb' and 'pyarrow' are not both installed",
-            "pip install lancedb pyarrow",
-        ) from error
-    return lancedb, pyarrow
-
-
-def fill_lancedb(folder: Path, bank: MemoryBank) -> tuple[Any, Row]:
-    """The same in LanceDB, without codes and texts."""
-    lancedb, pyarrow = _lancedb()
-    if any(folder.iterdir()):
-        raise CM3Error("cm3 bench retrieval --lancedb", f"{folder} is not empty", "name another")
-    dimension = bank.manifest.dimension
-    kind = pyarrow.list_(pyarrow.float32(), dimension)
-
-    def batches() -> Iterator[Any]:
-        for start, block in bank.vectors.blocks(8192):
-            numbers = range(start, start + len(block))
-            flat = pyarrow.array(np.ascontiguousarray(block).reshape(-1))
-            yield pyarrow.record_batch(
-                [
-                    pyarrow.array(numbers, pyarrow.int64()),
-                    pyarrow.array([styles_of(number) for number in numbers]),
-                    pyarrow.FixedSizeListArray.from_arrays(flat, type=kind),
-                ],
-                names=["number", "style", "vector"],
-            )
-
-    begin = time.perf_counter()
-    schema = pyarrow.schema(
-        [("number", pyarrow.int64()), ("style", pyarrow.string()), ("vector", kind)]
-    )
-    table = lancedb.connect(folder).create_table("documents", batches(), schema=schema)
-    pushed = time.perf_counter()
-    table.create_index(metric="dot", index_type="IVF_HNSW_SQ")
-    table.create_scalar_index("style")
-    built = time.perf_counter()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    index = sum(path.stat().st_size for path in folder.rglob("_indices/**/*") if path.is_file())
-    return table, {
-        "part": "filled",
-        "engine": f"LanceDB {lancedb.__version__}",
-        "push_s": pushed - begin,
-        "index_s": built - pushed,
-        "file_bytes": size,
-        "index_bytes": index,
-    }
-
-
-def _by_lance(
-    table: Any, vectors_QE: VectorArray, style: str | None
-) -> Callable[[list[int]], list[list[int]]]:
-    """Its search with the same number of candidates ranked by full vectors as pgvector's (64)."""
-
-    def ask(places: list[int]) -> list[list[int]]:
-        found = []
-        for at in places:
-            query = table.search(vectors_QE[at]).distance_type("dot").nprobes(20).ef(200)
-            if style is not None:
-                query = query.where(f"style = '{style}'", prefilter=True)
-            rows = query.refine_factor(16).limit(NEAREST).select(["number", "_distance"]).to_arrow()
-            found.append(rows["number"].to_pylist())
-        return found
-
-    return ask

@@ -36,6 +36,23 @@ GRID, CODEBOOK = (16, 16), 1024
 SHARD_ROWS = 32_768
 SEED = 20_240_229
 MODALITIES = ("text", "image")
+#: Styles of documents; what a search asks for, by the end of an engine's name: one document of ten and one
+#: of a hundred passes.
+NUM_STYLES = 100
+FILTERS: dict[str, list[str]] = {
+    "": [],
+    ", ten styles": [f"style {number}" for number in range(10)],
+    ", one style": ["style 7"],
+}
+
+
+def styles_of(number: int) -> str:
+    """The style of a document of the bank.
+
+    >>> styles_of(1207)
+    'style 7'
+    """
+    return f"style {number % NUM_STYLES}"
 
 
 class Towers:
