@@ -255,11 +255,8 @@ def test_ruff_finds_nothing(projects: Projects) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_mypy_finds_nothing(projects: Projects, mypy_cache: Path) -> None:
+def test_mypy_finds_nothing(projects: Projects, mypy: list[str]) -> None:
     """Strict, all kinds in one run."""
-    pytest.importorskip(
-        "mypy", reason="mypy comes with the extra dev, which a user's test run need not have"
-    )
     folders = [
         str(path)
         for name in projects.folders()
@@ -267,18 +264,5 @@ def test_mypy_finds_nothing(projects: Projects, mypy_cache: Path) -> None:
         if path.is_dir() and (path.name == "tests" or path.name.startswith("cm3_"))
     ]
     assert len(folders) == 2 * len(WRITTEN)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--cache-dir",
-            str(mypy_cache),
-            *folders,
-        ],
-        cwd=projects.folder,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([*mypy, *folders], cwd=projects.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
