@@ -27,21 +27,24 @@ def dense_attention(
     offset_B: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The oracle: one query and head at a time over the visible keys, in the inputs' dtype.
+    """The oracle: one query at a time over the visible keys, in the inputs' dtype.
 
     Slow on purpose.
     """
     B, T, H, D = q_BTHD.shape
-    group = H // k_BSKD.shape[2]
+    K = k_BSKD.shape[2]
+    starts = None if kv_start_BT is None else kv_start_BT.tolist()
+    offsets = None if offset_B is None else offset_B.tolist()
     out = []
     for b in range(B):
         for i in range(T):
-            first = 0 if kv_start_BT is None else int(kv_start_BT[b, i])
-            stop = i + 1 + (0 if offset_B is None else int(offset_B[b]))
-            for h in range(H):
-                k_SD, v_SD = k_BSKD[b, first:stop, h // group], v_BSKD[b, first:stop, h // group]
-                scores_S = k_SD @ q_BTHD[b, i, h] * (D**-0.5 if scale is None else scale)
-                out.append(scores_S.softmax(0) @ v_SD)  # no visible keys: an empty sum, zeros
+            first = 0 if starts is None else starts[b][i]
+            stop = i + 1 + (0 if offsets is None else offsets[b])
+            k_KSD = k_BSKD[b, first:stop].transpose(0, 1)
+            v_KSD = v_BSKD[b, first:stop].transpose(0, 1)
+            q_KGD = q_BTHD[b, i].view(K, H // K, D)  # neighbouring heads share a head of keys
+            scores_KGS = q_KGD @ k_KSD.mT * (D**-0.5 if scale is None else scale)
+            out.append(scores_KGS.softmax(-1) @ v_KSD)  # no visible keys: an empty sum, zeros
     return torch.stack(out).view(B, T, H, D)
 
 

@@ -51,9 +51,9 @@ def main() -> int:
     root = Path(os.path.realpath(tempfile.mkdtemp(prefix="cm3-kill-")))
     try:
         (root / "base").mkdir()
-        base.make(root / "base")
+        shared = base.make(root / "base")
         chosen = [(name, WRITERS[name]) for name in options.command or WRITERS]
-        outcomes = disturb_all(chosen, root / "base", root, options.seed, options.kills)
+        outcomes = disturb_all(chosen, shared, root, options.seed, options.kills)
         if options.report is not None:
             options.report.write_text(json.dumps([vars(one) for one in outcomes]))
         return 1 if any(one.wrong or one.litter for one in outcomes) else 0

@@ -3,41 +3,29 @@ them."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from fuzzing.prepared import Done, Prepared, alone
 
 HERE = Path(__file__).parent
 #: Of the default run. Failures found with other seeds become tests of what failed.
 SEED = 1
 
 
-def fuzz(tmp_path: Path, *arguments: str) -> str:
+def fuzz(run: Callable[..., Done], tmp_path: Path, *arguments: str) -> str:
     """What the fuzzer prints; it must find nothing."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "__main__.py"),
-            "--out",
-            str(tmp_path / "failures"),
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    out = ("--out", str(tmp_path / "failures"))
+    done = run(HERE / "__main__.py", *out, *arguments, tmp=tmp_path, seconds=900)
+    assert done.code == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_no_case_breaks_a_law(tmp_path: Path) -> None:
-    shown = fuzz(tmp_path, "--seed", str(SEED), "--cases", "6", "--minutes", "10")
+def test_no_case_breaks_a_law(prepared: Prepared, tmp_path: Path) -> None:
+    shown = fuzz(prepared.run, tmp_path, "--seed", str(SEED), "--cases", "6", "--minutes", "10")
     counts = dict(re.findall(r"^(\w+) +(\d+) cases, 0 failures", shown, re.M))
     assert len(counts) == 10, shown
     assert set(counts.values()) == {"6"}
@@ -47,4 +35,4 @@ def test_no_case_breaks_a_law(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_more_cases_break_no_law(tmp_path: Path) -> None:
-    fuzz(tmp_path, "--seed", str(SEED + 1), "--cases", "12", "--minutes", "10")
+    fuzz(alone, tmp_path, "--seed", str(SEED + 1), "--cases", "12", "--minutes", "10")

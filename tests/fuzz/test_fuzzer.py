@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +15,10 @@ from fuzzing import argument_cases, recipe_cases, requests, spoiled_pictures
 from fuzzing.annotation_cases import annotations
 from fuzzing.case import Case, saved
 from fuzzing.data_cases import manifests, tars
+from fuzzing.prepared import Prepared
 
 PROGRAM = """
 import os, sys
-sys.path.insert(0, {fixtures!r})
 from pathlib import Path
 from fuzzing import sandbox
 from fuzzing.case import Case
@@ -69,23 +67,16 @@ for name in sys.argv[1:]:
 """
 
 
-def test_every_law_is_checked(tmp_path: Path) -> None:
-    fixtures = str(Path(__file__).parents[1] / "fixtures")
-    program = PROGRAM.format(
-        fixtures=fixtures, outside=str(tmp_path / "elsewhere"), root=str(tmp_path / "root")
+def test_every_law_is_checked(prepared: Prepared, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        PROGRAM.format(outside=str(tmp_path / "elsewhere"), root=str(tmp_path / "root"))
     )
     names = (
         "fine traceback code unclear hang signal memory outside input litter temporary disk smaller"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *names.split()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = prepared.run(program, *names.split(), tmp=tmp_path, seconds=120)
+    assert done.code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split("|")[:2] for line in lines[:-1]] == [
         ["fine", "0"],

@@ -4,15 +4,14 @@ repeated ends as if nothing had happened. `kill.py` has more kills."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fuzzing.argument_cases import leaves
+from fuzzing.prepared import Done, Prepared, alone
 from fuzzing.writers import READERS, TESTED_ELSEWHERE, WRITERS
 
 HERE = Path(__file__).parent
@@ -22,28 +21,14 @@ SLOW = tuple(name for name, writer in WRITERS.items() if writer.slow)
 REST = tuple(name for name in WRITERS if name not in (*QUICK, *SLOW))
 
 
-def kill(tmp_path: Path, seed: int, kills: int, commands: tuple[str, ...]) -> list[dict[str, Any]]:
+def kill(
+    run: Callable[..., Done], tmp_path: Path, seed: int, kills: int, commands: tuple[str, ...]
+) -> list[dict[str, Any]]:
     """What `kill.py` reports of each command."""
     report = tmp_path / "report.json"
     arguments = [one for name in commands for one in ("--command", name)]
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(HERE / "kill.py"),
-            "--seed",
-            str(seed),
-            "--kills",
-            str(kills),
-            "--report",
-            str(report),
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        check=False,
-    )
+    options = ("--seed", str(seed), "--kills", str(kills), "--report", str(report))
+    done = run(HERE / "kill.py", *options, *arguments, tmp=tmp_path, seconds=1200)
     assert report.exists(), done.stdout + done.stderr
     found: list[dict[str, Any]] = json.loads(report.read_text())
     return found
@@ -70,23 +55,22 @@ def test_every_command_that_writes_is_killed() -> None:
             )
 
 
-def test_kills_lose_nothing(tmp_path: Path) -> None:
-    check(kill(tmp_path, 1, 2, QUICK), QUICK)
+def test_kills_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
+    check(kill(prepared.run, tmp_path, 1, 2, QUICK), QUICK)
 
 
 @pytest.mark.slow
 def test_kills_of_other_commands_lose_nothing(tmp_path: Path) -> None:
-    check(kill(tmp_path, 2, 2, REST), REST)
+    check(kill(alone, tmp_path, 2, 2, REST), REST)
 
 
 @pytest.mark.slow
-def test_kills_of_long_commands_lose_nothing(tmp_path: Path) -> None:
-    check(kill(tmp_path, 3, 2, SLOW), SLOW)
+def test_kills_of_long_commands_lose_nothing(prepared: Prepared, tmp_path: Path) -> None:
+    check(kill(prepared.run, tmp_path, 3, 2, SLOW), SLOW)
 
 
 PROGRAM = """
-import json, sys, random
-sys.path.insert(0, {fixtures!r})
+import json, random
 from pathlib import Path
 import cm3core.cli.main
 from fuzzing.killing import disturb
@@ -124,18 +108,12 @@ print(json.dumps(result))
 """
 
 
-def test_what_a_kill_damages_is_found(tmp_path: Path) -> None:
+def test_what_a_kill_damages_is_found(prepared: Prepared, tmp_path: Path) -> None:
     """A command that writes in place, one that can't be repeated, and one that ends otherwise."""
-    program = PROGRAM.format(fixtures=str(HERE.parent / "fixtures"), root=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(root=str(tmp_path)))
+    done = prepared.run(program, tmp=tmp_path, seconds=120)
+    assert done.code == 0, done.stderr
     wrong = json.loads(done.stdout)
     moment = "at change 2 of 2"
     damage = f"killed {moment}: out.json is damaged: JSONDecodeError: Expecting value: line 1 column 4 (char 3)"

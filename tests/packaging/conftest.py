@@ -4,6 +4,7 @@ folder share."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,6 +14,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+#: Builds wheels of folders as pip does, in one process: pip starts three for each.
+BUILD = """import os, sys
+from hatchling.build import build_wheel
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    build_wheel(sys.argv[1])
+"""
+#: Nine tenths of what mypy reads are packages that no type of ours comes from.
+UNREAD = """[mypy]
+[mypy-torch._inductor.*,torch._dynamo.*,torch._functorch.*,torch._higher_order_ops.*,torch._export.*,torch._numpy.*]
+follow_imports = skip
+[mypy-torch.distributed.*,torch.distributions.*,torch.fx.*,torch.ao.*,torch.export.*,torch.onnx.*]
+follow_imports = skip
+[mypy-matplotlib.*,IPython.*,prompt_toolkit.*]
+follow_imports = skip
+"""
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +40,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., list[Path]]:
+    """Builds the wheels of folders into another folder, without network; the wheels, by name."""
+
+    def run_hatchling(out: Path, *folders: Path) -> list[Path]:
+        command = [sys.executable, "-c", BUILD, str(out), *map(str, folders)]
+        subprocess.run(command, check=True, capture_output=True)
+        return sorted(out.glob("*.whl"))
+
+    return run_hatchling
 
 
 @pytest.fixture(scope="session")
@@ -48,37 +77,51 @@ def install() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def new_environment(
+def clean(
     wheel: Path, install: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], Path]:
-    """Makes fresh environments with the wheel installed; they see this environment's packages
-    behind their own, by a line of a .pth (the .pth files there, of editable installs, are not
-    read). Returns the folder of commands of each."""
+) -> Path:
+    """An environment with nothing but the wheel; it sees this environment's packages behind its own,
+    by a line of a .pth (the .pth files there, of editable installs, are not read). Its folder of
+    commands."""
+    folder = tmp_path_factory.mktemp("clean")
+    venv.create(folder / "venv", symlinks=True)
+    commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    install(commands, wheel)
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(
+        "".join(f"{path}\n" for path in sys.path if path.endswith("-packages"))
+    )
+    return commands
+
+
+@pytest.fixture(scope="session")
+def new_environment(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes fresh environments like `clean`, for more to be installed: copies, since pip takes seconds
+    to install and compile the wheel. Returns the folder of commands of each."""
 
     def make() -> Path:
-        folder = tmp_path_factory.mktemp("clean")
-        venv.create(folder / "venv", symlinks=True)
-        commands = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
-        install(commands, wheel)
-        (packages,) = (folder / "venv").glob("lib/python*/site-packages")
-        (packages / "dependencies.pth").write_text(
-            "".join(f"{path}\n" for path in sys.path if path.endswith("-packages"))
-        )
+        folder = tmp_path_factory.mktemp("more")
+        shutil.copytree(clean.parent, folder / "venv", symlinks=True)
+        commands = folder / "venv" / clean.name
+        script = (commands / "cm3").read_text()
+        assert str(clean) in script, "it names the interpreter that runs it"
+        (commands / "cm3").write_text(script.replace(str(clean), str(commands)))
         return commands
 
     return make
 
 
 @pytest.fixture(scope="session")
-def clean(new_environment: Callable[[], Path]) -> Path:
-    """An environment with nothing but the wheel."""
-    return new_environment()
-
-
-@pytest.fixture(scope="session")
-def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What mypy keeps: most of a run is torch's and numpy's types, the same in every environment."""
-    return tmp_path_factory.mktemp("mypy")
+def mypy(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command `mypy --strict`, without settings of a project. It keeps what it has read: most of a
+    run is torch's and numpy's types, the same in every environment."""
+    pytest.importorskip(
+        "mypy", reason="mypy comes with the extra dev, which a user's test run need not have"
+    )
+    folder = tmp_path_factory.mktemp("mypy")
+    (folder / "mypy.ini").write_text(UNREAD)
+    options = ["--config-file", str(folder / "mypy.ini"), "--cache-dir", str(folder / "cache")]
+    return [sys.executable, "-m", "mypy", "--strict", *options]
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tokenize
 import tomllib
 import zipfile
@@ -23,6 +21,15 @@ FOLDERS = sorted(path.parent for path in (ROOT / "examples" / "plugins").glob("*
 NAMES = [folder.name for folder in FOLDERS]
 #: Lines of code that an example may have: it is to be read in one sitting.
 MOST_LINES, MOST_BYTES = 150, 2_000_000
+#: As many examples of a law as in the tests of the bundled components, and garbage is looked for as there.
+CONFTEST = """import gc
+from hypothesis import settings
+settings.register_profile("cm3", deadline=None, max_examples=25)
+settings.load_profile("cm3")
+def pytest_collection_finish():
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+"""
 #: What stands above the blocks of a README whose commands are run here, and not by tests/docs.
 RUN_HERE = "<!-- not run: tests/packaging/test_examples.py runs it -->"
 
@@ -89,20 +96,14 @@ def commands_in(page: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def wheels(
+    build: Callable[..., list[Path]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Each example's wheel, built from a copy."""
-    built = {}
-    for folder in FOLDERS:
-        copy, out = tmp_path_factory.mktemp("source") / folder.name, tmp_path_factory.mktemp("dist")
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        subprocess.run(
-            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)],
-            cwd=copy,
-            check=True,
-            capture_output=True,
-        )
-        (built[folder.name],) = out.glob("*.whl")
-    return built
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    copies = [shutil.copytree(folder, source / folder.name, ignore=ignored) for folder in FOLDERS]
+    return dict(zip(NAMES, build(out, *copies), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +209,7 @@ def test_they_are_found(environment: Path, run: Callable[..., str]) -> None:
 def test_their_own_tests_pass_where_they_are_installed(
     environment: Path, run: Callable[..., str], tmp_path: Path
 ) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
     for folder in FOLDERS:
         shutil.copytree(folder / "tests", tmp_path / folder.name)
     options = ("-q", "-p", "no:cacheprovider", "--import-mode=importlib")

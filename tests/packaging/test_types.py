@@ -318,24 +318,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mypy_says(clean: Path, project: Path, mypy_cache: Path) -> Callable[[str], list[str]]:
+def mypy_says(clean: Path, project: Path, mypy: list[str]) -> Callable[[str], list[str]]:
     """Lines of `mypy --strict` about a file of the project, against the installed wheel. One run
     sees all files."""
-    if importlib.util.find_spec("mypy") is None:
-        pytest.skip("mypy is not installed: pip install 'cm3leon[dev]'")
     command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--strict",
+        *mypy,
         "--no-error-summary",
         "--hide-error-context",
         "--python-executable",
         str(clean / "python"),
-        "--config-file",
-        "",
-        "--cache-dir",
-        str(mypy_cache),
         ".",
     ]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
