@@ -190,6 +190,7 @@ def _loop(
                 break
         if not stopped:
             if validation.splits and state.step % section.validate_every_steps:
+                saver.save()  # the last validation may take minutes, in which a kill must cost nothing
                 _validate(state, validation)
             if state.step % section.log_every_steps and state.seconds["all"] > 0:
                 _log(state)

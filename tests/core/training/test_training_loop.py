@@ -216,6 +216,31 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(
     assert newest.name == "step-00000003"
 
 
+def test_a_kill_in_the_last_validation_costs_no_steps(
+    registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [
+        "train.steps=5",
+        "train.validate_every_steps=100",
+        "train.checkpoint_every_steps=null",
+    ]
+    recipe = squares(registry, cache, overrides)
+
+    def killed(*_: object) -> None:
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_validate", killed)
+        with pytest.raises(KeyError):
+            train(recipe, tmp_path, registry, progress=False)
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "step-00000005"
+    result = train(recipe, tmp_path, registry, progress=False)
+    assert result.checkpoint == newest
+    assert result.was_finished
+
+
 def test_command_line(
     registry: Registry,
     cache: Path,
