@@ -65,6 +65,9 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm comes without types
         self.fp.write(f"{self._line(now - self._started)}\n")
         self.fp.flush()
 
+    def clear(self, *_: Any, **__: Any) -> None:
+        """Nothing: `tqdm.write` clears a bar before a note, and would write a carriage return."""
+
     def _line(self, elapsed_s: float) -> str:
         """As in "neighbours: 130,048 of 641,612, 20%, 12:10 left"."""
         parts = [f"{self.n:,.0f}"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 
 import pytest
+from tqdm import tqdm
 
 from cm3core.progress import make_bar, no_bars
 
@@ -60,6 +62,16 @@ def test_lines_of_an_iterable_of_no_length(clock: list[float]) -> None:
         bar.set_postfix_str("12 unreadable", refresh=False)
         bar.update(2345)
     assert file.getvalue().splitlines() == ["texts: 2", "texts: 4", "2,345, 12 unreadable"]
+
+
+def test_a_note_beside_lines_has_no_control_characters(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with make_bar(total=9, desc="all") as bar:  # to stderr, as notes are
+        clock[0] += 60
+        bar.update(3)
+        tqdm.write("note: one is left out", file=sys.stderr)
+    assert capsys.readouterr().err == "all: 3 of 9, 33%, 2:00 left\nnote: one is left out\n"
 
 
 def test_quick_and_silenced_work_writes_no_lines(clock: list[float]) -> None:
