@@ -240,6 +240,9 @@ def write_pictures(
 
     number = each * len(prompts)
     shown: list[list[GeneratedImage]] = [[] for _ in prompts]
+    sources: list[
+        dict[tuple[str, ...], GeneratedImage]
+    ] = []  # by the documents in front, of each prompt
     written = 0
     sorts: list[list[tuple[str, Path]]] = []  # what is behind a name, and the file
     try:
@@ -248,9 +251,14 @@ def write_pictures(
                 remove_earlier_pictures(args.out)
             place, candidate = divmod(written, each)
             with tqdm.external_write_mode():
-                if args.show_retrieved and candidate == 0:
-                    print(picture.prompt)
+                if candidate == 0:
+                    sources.append({})
+                documents = tuple(one.id for one in picture.retrieved)
+                if args.show_retrieved and documents not in sources[-1]:
+                    if candidate == 0:
+                        print(picture.prompt)
                     show_retrieved(picture.retrieved)
+                sources[-1].setdefault(documents, picture)
                 show_choice(picture.choice)
             facts = metadata(
                 model,
@@ -292,8 +300,9 @@ def write_pictures(
         write_retrieved(
             args.out,
             [
-                Retrieval(own[0].prompt, query_pixels, own[0].retrieved, "", own[0].pixels)
-                for own in shown
+                Retrieval(one.prompt, query_pixels, one.retrieved, "", one.pixels)
+                for own in sources
+                for one in own.values()
             ],
         )
     grid = args.out / "grid.png"

@@ -31,6 +31,7 @@ from cm3core.generation.events import (
     TextGrown,
     TokensDrawn,
     candidate_seed,
+    turn_of,
     wrong_request,
 )
 from cm3core.generation.prepare import Preparer
@@ -58,6 +59,7 @@ __all__ = [
     "TokensDrawn",
     "candidate_seed",
     "candidates",
+    "turn_of",
 ]
 
 

@@ -170,11 +170,23 @@ class Cancelled(Event):
     """The request was cancelled; its rows are free."""
 
 
-def candidate_seed(seed: int, index: int) -> int:
+#: Seeds from here on are of candidates but the first; users choose smaller ones.
+_DERIVED = 2**62
+#: Turns that a seed can carry: a multiple of any count up to 8, which then takes turns evenly.
+_TURNS = 840
+
+
+def candidate_seed(seed: int, index: int, turn: int = 0) -> int:
     """Seed of candidate `index` of a request.
 
     The first k candidates are the same for any number of candidates. Candidate 0 has the request's
-    own seed, so that a picture's seed alone reproduces it.
+    own seed, so that a picture's seed alone reproduces it. All others are at least 2**62.
+
+    Args:
+        seed: of the request, 0 to 2**63 - 1.
+        index: 0 or more.
+        turn: what `turn_of` finds in the seed, modulo 840: whose turn it was among the documents that may be in
+            front, for one. Candidate 0 carries none.
 
     >>> candidate_seed(7, 0), candidate_seed(7, 1) == candidate_seed(7, 1), candidate_seed(7, 1) == candidate_seed(8, 1)
     (7, True, False)
@@ -183,7 +195,17 @@ def candidate_seed(seed: int, index: int) -> int:
         raise GenerationError("seed", f"is {seed}", "use 0 to 2**63 - 1")
     if index == 0:
         return seed
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+    drawn = int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0])
+    return _DERIVED + drawn % (_DERIVED // _TURNS) * _TURNS + turn % _TURNS
+
+
+def turn_of(seed: int) -> int:
+    """The turn that a seed of `candidate_seed` carries, 0 to 839; 0 of a seed that a user chose.
+
+    >>> turn_of(7), turn_of(candidate_seed(7, 5)), turn_of(candidate_seed(7, 5, turn=3))
+    (0, 0, 3)
+    """
+    return 0 if seed < _DERIVED else (seed - _DERIVED) % _TURNS
 
 
 def wrong_request(number: int, error: Exception) -> GenerationError:

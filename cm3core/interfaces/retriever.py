@@ -38,6 +38,11 @@ class RetrieverConfig(ComponentConfig):
         query_dropout: in training, probability of dropping each word of a query's text, so that a
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
+        num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
+            documents, so that they differ as these do: the first has the best in front, the second the second
+            best, and so on. 1: all have the best.
+        alternative_margin: no document takes a turn whose score is less than the best one's by more than
+            this share of it.
     """
 
     kind: ClassVar[str] = "retriever"
@@ -49,12 +54,16 @@ class RetrieverConfig(ComponentConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
+        "num_alternatives": (1, 2**10),
+        "alternative_margin": (0.0, 1.0),
     }
     num_retrieved: int = 1
     random_num_retrieved: bool = True
     num_ranks: int = 8
     bank: str | None = None
     query_dropout: float = 0.0
+    num_alternatives: int = 1
+    alternative_margin: float = 0.05
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
-from cm3core.generation.engine import Completion, Request, candidate_seed
+from cm3core.generation.engine import Completion, Request, candidate_seed, turn_of
 from cm3core.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3core.interfaces.reranker import Candidate
 from cm3core.model.jobs import Job
 from cm3core.model.loaded import Loaded, check_length, sampler_of, seen
 from cm3core.model.options import GenerationOptions
-from cm3core.model.results import Choice, GeneratedImage, RetrievedDocument
-from cm3core.model.retrieval import Retrieval
+from cm3core.model.results import Choice, GeneratedImage
+from cm3core.model.retrieval import Augmented, Retrieval
 from cm3core.plugins.built import built
 
 if TYPE_CHECKING:
@@ -91,33 +91,42 @@ class Plan:
         )
 
     def augmented(
-        self, requests: Sequence[Request], queries: Sequence[Document]
-    ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
+        self,
+        requests: Sequence[Request],
+        queries: Sequence[Document],
+        *,
+        num_alternatives: int = 1,
+    ) -> list[list[Augmented]]:
         """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
         asked = [replace(request, sampler=self.sampler) for request in requests]
-        retrieval = Retrieval(self.loaded)
-        return retrieval.augment(asked, queries, self.num_retrieved, self.context, self.exclude)
+        return Retrieval(self.loaded).augment(
+            asked,
+            queries,
+            self.num_retrieved,
+            self.context,
+            self.exclude,
+            num_alternatives=num_alternatives,
+        )
 
     def job(
         self,
-        request: Request,
+        alternatives: Sequence[Augmented],
         make: Make[T],
         *,
-        first: int = 0,
+        place: int = 0,
     ) -> Job[T]:
         """The job of one result.
 
-        Its candidates are numbers `first`, `first` + 1, ... of the request. `make` gets the chosen
-        completion, its seed, how it was chosen, and what decodes its pictures.
+        Result number `place` of a request takes the next alternative in turn, for all its candidates.
+        `make` gets the chosen completion, its seed, how it was chosen, and what decodes its pictures.
         """
-        requests = [
-            replace(
-                request,
-                seed=candidate_seed(request.seed, index),
-                sampler=self.sampler.for_candidate(index),
-            )
-            for index in range(first, first + self.num_candidates)
-        ]
+        requests = []
+        turn = place if len(alternatives) > 1 else 0  # else seeds would differ for nothing
+        for index in range(place * self.num_candidates, (place + 1) * self.num_candidates):
+            seed = candidate_seed(alternatives[0][0].seed, index, turn)
+            request, _ = alternative_of(alternatives, seed)
+            sampler = self.sampler.for_candidate(index)
+            requests.append(replace(request, seed=seed, sampler=sampler))
 
         def finish(completions: Sequence[Completion]) -> T:
             decoded: dict[int, tuple[Codes, PixelArray]] = {}  # by the identity of the codes
@@ -153,6 +162,14 @@ class Plan:
             )
 
         return Job(requests, finish)
+
+
+def alternative_of(alternatives: Sequence[Augmented], seed: int) -> Augmented:
+    """The alternative whose turn it is, which a candidate's seed carries.
+
+    So a picture's seed alone also says what was prepended to it.
+    """
+    return alternatives[turn_of(seed) % len(alternatives)]
 
 
 def reranker(loaded: Loaded, name: str | None = None) -> Reranker:

@@ -19,7 +19,7 @@ from cm3core.document import (
 )
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Request
-from cm3core.model.candidates import Decode, Make, Plan, upscaler
+from cm3core.model.candidates import Decode, Make, Plan, alternative_of, upscaler
 from cm3core.model.conditions import GivenCondition, with_condition
 from cm3core.model.crop import Box, CentreCrop, region
 from cm3core.model.jobs import Done, Job
@@ -39,9 +39,9 @@ from cm3core.model.results import (
     ImageReady,
     InfilledImage,
     InfillReady,
-    RetrievedDocument,
     Scored,
 )
+from cm3core.model.retrieval import Augmented
 from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, task_for
 from cm3core.plugins.marks import marked
 
@@ -86,15 +86,20 @@ class Drawing(Loaded):
             for document in documents:
                 check_prompt(self, f"task {task or method}", document, truncate=truncate)
         requests = [Request(document, seed=seed, truncate=truncate) for document in documents]
-        augmented = plan.augmented(requests, [(Text(text),) for text in prompts])
+        retriever = self.recipe.retriever
+        augmented = plan.augmented(
+            requests,
+            [(Text(text),) for text in prompts],
+            num_alternatives=1 if retriever is None else retriever.num_alternatives,
+        )
         enlarger = upscaler(self, upscale)
         jobs = (
             plan.job(
-                request,
-                _image_maker(self, text, retrieved, enlarger),
-                first=place * plan.num_candidates,
+                alternatives,
+                _image_maker(self, text, alternatives, enlarger),
+                place=place,
             )
-            for text, (request, retrieved) in zip(prompts, augmented, strict=True)
+            for text, alternatives in zip(prompts, augmented, strict=True)
             for place in range(number)
         )
         num_codes = self.components.serializer.num_codes
@@ -134,13 +139,11 @@ class Drawing(Loaded):
         shown = self.encode([seen(self, picture)])[0]
         document = chosen.prompt(record_of(chosen, instruction, shown))
         check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
-        [(request, retrieved)] = plan.augmented(
+        [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
-        make = _image_maker(self, instruction, retrieved, upscaler(self, upscale))
-        jobs = (
-            plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
-        )
+        make = _image_maker(self, instruction, alternatives, upscaler(self, upscale))
+        jobs = (plan.job(alternatives, make, place=place) for place in range(number))
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
     def task_jobs(
@@ -182,13 +185,11 @@ class Drawing(Loaded):
         plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
         document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
         check_prompt(self, f"task {task}", document, truncate=truncate)
-        [(request, retrieved)] = plan.augmented(
+        [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
         )
-        make = _image_maker(self, prompt, retrieved, upscaler(self, upscale))
-        jobs = (
-            plan.job(request, make, first=place * plan.num_candidates) for place in range(number)
-        )
+        make = _image_maker(self, prompt, alternatives, upscaler(self, upscale))
+        jobs = (plan.job(alternatives, make, place=place) for place in range(number))
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
     def infill_job(
@@ -212,10 +213,11 @@ class Drawing(Loaded):
         first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
         given = GenerationOptions.of({**options, "seed": seed})
         plan = Plan.of(self, given, truncate=truncate)
-        [(request, retrieved)] = plan.augmented(
+        [alternatives] = plan.augmented(
             [Request((first, codes), seed=seed, truncate=truncate)],
             [() if text is None else (Text(text),)],
         )
+        [(_, retrieved)] = alternatives
         rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
         around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
@@ -238,7 +240,7 @@ class Drawing(Loaded):
 
         num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
         total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
-        return plan.job(request, make), total
+        return plan.job(alternatives, make), total
 
 
 def editing_sampler(recipe: Recipe, registry: Registry) -> str | None:
@@ -294,7 +296,7 @@ def _num_images(loaded: Loaded, asked: int | None) -> int:
 def _image_maker(
     loaded: Loaded,
     prompt: str,
-    retrieved: tuple[RetrievedDocument, ...],
+    alternatives: Sequence[Augmented],
     enlarger: Upscaler | None,
 ) -> Make[GeneratedImage]:
     """A function that makes a picture of its chosen completion."""
@@ -308,7 +310,7 @@ def _image_maker(
             pixels,
             prompt,
             seed,
-            retrieved,
+            alternative_of(alternatives, seed)[1],
             codes,
             completion.log_probability,
             choice,

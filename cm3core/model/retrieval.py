@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cm3core.build import Components
-    from cm3core.interfaces.retriever import Retrieved
+    from cm3core.interfaces.retriever import Region, Retrieved
     from cm3core.recipe import Recipe
 
+#: A request with its documents in front, and these as results show them.
+Augmented: TypeAlias = tuple[Request, tuple[RetrievedDocument, ...]]
+#: A document in front of a prompt, as codes and as results show it.
+_Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 
 #: Documents that are retrieved in excess, in place of those that show a request's own picture.
 _SPARE = 4
@@ -153,6 +157,7 @@ class Retrieval:
 
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, self.recipe, self.components = loaded, loaded.recipe, loaded.components
+        self._read: dict[tuple[int, Region | None], _Prepended | None] = {}
 
     def augment(
         self,
@@ -161,8 +166,11 @@ class Retrieval:
         num_retrieved: int | None,
         context: Sequence[tuple[PixelArray, str]],
         exclude: Collection[str] = (),
-    ) -> list[tuple[Request, tuple[RetrievedDocument, ...]]]:
-        """Each request with its documents prepended, and these documents as results show them.
+        *,
+        num_alternatives: int = 1,
+    ) -> list[list[Augmented]]:
+        """Each request with its documents prepended, and these documents as results show them; then the
+        alternatives, with another of the best documents in front.
 
         An empty query retrieves nothing, and no request gets a document with its own picture. A
         document that can't be read is left out, with a note. As in training, the first documents
@@ -174,9 +182,10 @@ class Retrieval:
             num_retrieved: None: the recipe's number, or none when `context` is given.
             context: (pixels of the model's size, text) prepended by hand, first of all.
             exclude: ids of documents that are not retrieved.
+            num_alternatives: at most this many for each request, 1 or more.
         """
         number = self._number(num_retrieved, bool(context))
-        by_hand = [
+        by_hand: list[_Prepended] = [
             (
                 (Text(text), self.loaded.encode([pixels])[0]),
                 RetrievedDocument(f"context {place}", None, text, pixels),
@@ -184,41 +193,15 @@ class Retrieval:
             for place, (pixels, text) in enumerate(context)
         ]
         result, left_out = [], 0
-        engine = self.loaded.engine
-        retrieved = self._retrieve(requests, queries, number, exclude)
+        retrieved = self._retrieve(requests, queries, number, num_alternatives - 1, exclude)
         for request, found in zip(requests, retrieved, strict=True):
-            of_parts = bool(found) and found[0].region is not None
-            most = len(by_hand) + (len(found) if of_parts else number)
-            chosen: list[tuple[Document, RetrievedDocument]] = list(by_hand)
-            asked = _pictures(request.document)
-            for rank, one in enumerate(found):
-                if len(chosen) == most:
-                    break
-                try:
-                    document, shown = self._retrieved(one)
-                    # a memory of pictures knows them by other names than their codes
-                    if any(_shows(document, picture) for picture in asked):
-                        continue
-                    chosen.append((document, shown))
-                except DataError as error:
-                    tqdm.write(
-                        f"note: retrieved document {one.id} is left out: {error.place}: "
-                        f"{error.cause}",
-                        file=sys.stderr,
-                    )
-                    continue
-                if not engine.fits(
-                    replace(request, retrieved=[document for document, _ in chosen])
-                ):
-                    chosen.pop()
-                    left_out = max(left_out, min(len(found), number) - rank)
-                    break
-            result.append(
-                (
-                    replace(request, retrieved=[document for document, _ in chosen]),
-                    tuple(shown for _, shown in chosen),
-                )
-            )
+            alternatives = []
+            for first in self._firsts(found, num_alternatives):
+                in_order = [found[first], *found[:first], *found[first + 1 :]] if found else []
+                augmented, without = self._with(request, by_hand, in_order, number)
+                alternatives.append(augmented)
+                left_out = max(left_out, without)
+            result.append(alternatives)
         if left_out:
             tqdm.write(
                 f"note: the decoder's context of {self.components.decoder.context_length} tokens "
@@ -228,15 +211,57 @@ class Retrieval:
             )
         return result
 
+    def _with(
+        self, request: Request, by_hand: list[_Prepended], found: list[Retrieved], number: int
+    ) -> tuple[Augmented, int]:
+        """The request with the first documents that fit, and how many of `number` have no room."""
+        of_parts = bool(found) and found[0].region is not None
+        most = len(by_hand) + (len(found) if of_parts else number)
+        chosen, left_out = list(by_hand), 0
+        asked = _pictures(request.document)
+        for rank, one in enumerate(found):
+            if len(chosen) == most:
+                break
+            if (prepended := self._retrieved(one)) is None:
+                continue
+            # a memory of pictures knows them by other names than their codes
+            if any(_shows(prepended[0], picture) for picture in asked):
+                continue
+            chosen.append(prepended)
+            if not self.loaded.engine.fits(
+                replace(request, retrieved=[document for document, _ in chosen])
+            ):
+                chosen.pop()
+                left_out = min(len(found), number) - rank
+                break
+        return (
+            replace(request, retrieved=[document for document, _ in chosen]),
+            tuple(shown for _, shown in chosen),
+        ), left_out
+
+    def _firsts(self, found: list[Retrieved], most: int) -> list[int]:
+        """Positions of the documents that take turns in front: those that are nearly as near as the first."""
+        if most == 1 or not found or found[0].region is not None:
+            return [0]
+        assert self.recipe.retriever is not None
+        best, margin = found[0], self.recipe.retriever.alternative_margin
+        return [
+            place
+            for place, one in enumerate(found[:most])
+            if (one.found_by, one.preferred) == (best.found_by, best.preferred)
+            and best.score - one.score <= margin * abs(best.score)
+        ]
+
     def _retrieve(
         self,
         requests: Sequence[Request],
         queries: Sequence[Document],
         number: int,
+        more: int,
         exclude: Collection[str],
     ) -> list[list[Retrieved]]:
-        """The nearest documents of the memory for each query, best first; for requests with pictures some
-        more, of which `augment` leaves out those that show the same. Or those of its picture's parts.
+        """The nearest documents of the memory for each query, best first, and so many more; for requests with
+        pictures some more, of which `_with` leaves out those that show the same. Or those of its picture's parts.
         """
         found: list[list[Retrieved]] = [[] for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
@@ -247,13 +272,29 @@ class Retrieval:
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
-        results_of = retriever.retrieve([queries[place] for place in asked], number + spare, own)
+        results_of = retriever.retrieve(
+            [queries[place] for place in asked], number + more + spare, own
+        )
         for place, results, parts in zip(asked, results_of, of_parts, strict=True):
             found[place] = parts or results
         return found
 
-    def _retrieved(self, found: Retrieved) -> tuple[Document, RetrievedDocument]:
-        """A document of the memory, as codes and as results show it."""
+    def _retrieved(self, found: Retrieved) -> _Prepended | None:
+        """A document of the memory, as codes and as results show it; None, with a note: it can't be read."""
+        key = found.index, found.region
+        if key not in self._read:
+            try:
+                self._read[key] = self._document(found)
+            except DataError as error:
+                tqdm.write(
+                    f"note: retrieved document {found.id} is left out: {error.place}: "
+                    f"{error.cause}",
+                    file=sys.stderr,
+                )
+                self._read[key] = None
+        return self._read[key]
+
+    def _document(self, found: Retrieved) -> _Prepended:
         retriever = self.components.retriever
         assert retriever is not None
         document = retriever.memory.document(found.index)

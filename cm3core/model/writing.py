@@ -14,7 +14,8 @@ from cm3core.model.candidates import Decode, Plan
 from cm3core.model.jobs import Job
 from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
 from cm3core.model.options import GenerationOptions
-from cm3core.model.results import Choice, GeneratedText, RetrievedDocument
+from cm3core.model.results import Choice, GeneratedText
+from cm3core.model.retrieval import Augmented
 from cm3core.model.tasks import (
     question_task,
     record_of,
@@ -90,19 +91,19 @@ def _text_jobs(
     augmented = plan.augmented(requests, [(image_of(pixels),) for pixels in shown])
     [response] = task.responses
 
-    def job(
-        record: dict[str, Any], request: Request, retrieved: tuple[RetrievedDocument, ...]
-    ) -> Job[GeneratedText]:
+    def job(record: dict[str, Any], alternatives: Sequence[Augmented]) -> Job[GeneratedText]:
+        [(_, retrieved)] = alternatives
+
         def make(
             completion: Completion, seed: int, choice: Choice | None, _: Decode
         ) -> GeneratedText:
             text = str(task.answer(record, completion.document)[response])
             return GeneratedText(text, seed, retrieved, completion.log_probability, choice)
 
-        return plan.job(request, make)
+        return plan.job(alternatives, make)
 
     total = len(requests) * plan.num_candidates * (hole.max_tokens or 0)
-    jobs = [job(record, *one) for record, one in zip(records, augmented, strict=True)]
+    jobs = [job(record, one) for record, one in zip(records, augmented, strict=True)]
     return jobs, total
 
 
