@@ -23,7 +23,7 @@ from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
 from cm3core.model.loaded import Loaded
-from toy_model import picture
+from toy_model import FirstRetriever, picture
 
 
 def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys):
@@ -59,6 +59,26 @@ def test_generate_writes_pictures_with_their_story(cm3, model, tmp_path, capsys)
     assert json.loads(facts["retrieved"]) == ["red", "green"]
     again = model.generate("blue", 1, seed=int(facts["seed"]), guidance_scale=1.2)[0]
     assert np.array_equal(images.open_image(out / "003.png"), again.pixels)
+
+
+def test_documents_that_take_turns_are_shown_once_each(cm3, model, tmp_path, monkeypatch, capsys):
+    """Three pictures, two of which have the same in front: a line and a row of the sheet for each document."""
+    monkeypatch.setitem(vars(model.components), "memory", FirstRetriever.memory)
+    turns = ("num_retrieved=1", "num_alternatives=2", "alternative_margin=0.3")
+    options = [part for key in turns for part in ("--set", f"retriever.{key}")]
+    rows: list[str] = []
+    monkeypatch.setattr(
+        "cm3core.cli.generate.write_retrieved",
+        lambda _, shown: rows.extend(one.retrieved[0].id for one in shown),
+    )
+    wanted = ("generate", "red", "blue", "--n", 3, "-o", tmp_path, "--show-retrieved", *options)
+    assert cm3(*wanted) == 0
+    printed = [one for one in capsys.readouterr().out.splitlines() if ".png" not in one]
+    own = ["  retrieved 1: red (1.000) 'red'", "  retrieved 1: green (0.750) 'green'"]
+    assert printed == ["red", *own, "blue", *own]
+    assert rows == ["red", "green"] * 2
+    facts = [images.read_png_metadata(tmp_path / f"{place:03d}.png") for place in range(3)]
+    assert [json.loads(one["retrieved"]) for one in facts] == [["red"], ["green"], ["red"]]
 
 
 def test_drawings_are_cut_out_and_traced(cm3, model, tmp_path, capsys):
