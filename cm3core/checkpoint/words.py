@@ -17,12 +17,14 @@ from cm3core.files import read_text
 MAX_TEXTS = 2_000_000
 # Thai, Lao, Myanmar, Khmer, kana and ideographs: scripts that don't put spaces between words
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_])+")
+# Emoji and other pictographs, of which one says what a word says
+_PICTOGRAPHS = r"\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
+_WORD = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|(?:(?![{_UNSPACED}{_PICTOGRAPHS}])[^\W_])+")
 
 
 def words_of(text: str) -> list[str]:
-    """Words in order, letters and digits only, without regard to case; scripts without spaces by
-    character.
+    """Words in order, letters and digits only, without regard to case; scripts without spaces and
+    pictographs by character.
 
     >>> words_of("Bell-off, Größe 2")
     ['bell', 'off', 'grösse', '2']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from cm3core.cli._model import printable
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.model.model import Model
-    from cm3core.model.results import RetrievedDocument
+    from cm3core.model.results import GeneratedImage, RetrievedDocument
 
 FILE = "retrieved.png"
 #: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
@@ -45,6 +46,27 @@ def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
         print(f"  retrieved {place + 1}: {printable(document.id)}{score} {document.text!r}")
     if not retrieved:
         print("  retrieved: nothing")
+
+
+def report_unlike(model: Model, picture: GeneratedImage) -> None:
+    """Say that no retrieved text has a word of what was asked for: then the thing is seldom drawn.
+
+    What stands behind a comma is style. Where a word is unknown, that was said, and may be why.
+    """
+    from cm3core.checkpoint.words import words_of
+
+    asked = picture.prompt.split(",")[0]
+    texts = [document.text for document in picture.retrieved if document.text]
+    words = set(words_of(asked))
+    if not texts or not words or model.unknown_words(asked):
+        return
+    if words.isdisjoint(word for text in texts for word in words_of(text)):
+        found = ", ".join(map(repr, texts))
+        print(
+            f"note: what was retrieved for {picture.prompt!r} has none of its words: {found}; "
+            "it may not be drawn, try fewer or other words",
+            file=sys.stderr,
+        )
 
 
 def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:

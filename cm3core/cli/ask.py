@@ -19,7 +19,8 @@ from cm3core.cli._model import (
 from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
 
 HELP = "answer a question about a picture"
-EXAMPLE = """  cm3 ask picture.png "What colour is the apple?" --model runs/tuned --force
+EXAMPLE = """  cm3 ask picture.png "What is it?"
+  cm3 ask picture.png "What colour is the apple?" --model runs/tuned
   cm3 ask picture.png "What is it?" --template "Question: {question} The answer is {answer}." --force --max-tokens 8"""
 
 

@@ -24,7 +24,7 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
-from cm3core.cli._retrieved import Retrieval, show_retrieved, write_retrieved
+from cm3core.cli._retrieved import Retrieval, report_unlike, show_retrieved, write_retrieved
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder
 
@@ -239,10 +239,10 @@ def write_pictures(
     from cm3core import images
 
     number = each * len(prompts)
+    names_things = query_pixels is None  # an instruction names none
     shown: list[list[GeneratedImage]] = [[] for _ in prompts]
-    sources: list[
-        dict[tuple[str, ...], GeneratedImage]
-    ] = []  # by the documents in front, of each prompt
+    # of each prompt, the first picture by the documents in front
+    sources: list[dict[tuple[str, ...], GeneratedImage]] = []
     written = 0
     sorts: list[list[tuple[str, Path]]] = []  # what is behind a name, and the file
     try:
@@ -259,6 +259,8 @@ def write_pictures(
                         print(picture.prompt)
                     show_retrieved(picture.retrieved)
                 sources[-1].setdefault(documents, picture)
+                if names_things and candidate == 0:
+                    report_unlike(model, picture)
                 show_choice(picture.choice)
             facts = metadata(
                 model,

@@ -295,8 +295,13 @@ def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
 
 
 def seen(loaded: Loaded, picture: Picture) -> PixelArray:
-    """A picture as the model sees it."""
-    return images.fit(pixels_of(picture), loaded.image_size)
+    """A picture as the model sees it; of a file in which there is nothing to see, say so."""
+    pixels = images.fit(pixels_of(picture), loaded.image_size)
+    if isinstance(picture, (str, Path)) and (pixels == pixels[0, 0]).all():
+        loaded.told(
+            f"{picture}: is one colour all over, as the model sees it; white is put behind what is transparent"
+        )
+    return pixels
 
 
 def pixels_of(picture: Picture) -> PixelArray:

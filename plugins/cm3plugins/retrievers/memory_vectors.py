@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -51,6 +52,7 @@ def memory_vectors(
             return np.asarray(cached)
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
+    _prepare_pictures(memory, part)
     with make_bar(
         total=len(memory), desc="embedding the memory", unit="document", disable=len(memory) <= 256
     ) as bar:
@@ -77,6 +79,16 @@ def memory_vectors(
         with atomic_path(path) as temporary:
             save_array(temporary, vectors_ME)
     return vectors_ME
+
+
+def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
+    """Load the first picture: some corpora draw all of theirs then, minutes that a bar of its own shows, and
+    that an estimate of embedding must not count."""
+    if len(memory) and part != "text":
+        with suppress(DataError):  # embedding counts what can't be read, and names the first
+            for segment in memory.document(0):
+                if isinstance(segment, Image):
+                    segment.load()
 
 
 def _part_of(document: Document, part: str | None) -> Document:

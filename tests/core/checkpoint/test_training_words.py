@@ -20,6 +20,7 @@ def test_words_by_hand():
     assert words_of("Bell-off, Größe_2! «ёж» 鐘の音 ไทย") == [
         *("bell", "off", "grösse", "2", "ёж", "鐘", "の", "音", "ไ", "ท", "ย"),
     ]
+    assert words_of("a🚀, ☂\ufe0f 👩\u200d🚀 5★!") == ["a", "🚀", "☂", "👩", "🚀", "5", "★"]
     known = TrainingWords.of(["red bell, outline", "Red apple"])
     assert known.words == {"red", "bell", "outline", "apple"}
     assert list(known.unknown("a RED zebra, zebra with bells")) == ["a", "zebra", "with", "bells"]

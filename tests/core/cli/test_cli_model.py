@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli._picture_set import file_names
+from cm3core.cli._retrieved import report_unlike
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
 from cm3core.model.loaded import Loaded
+from cm3core.model.results import RetrievedDocument
 from toy_model import FirstRetriever, picture
 
 
@@ -382,3 +385,29 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     assert capsys.readouterr().err == note
     assert cm3("generate", "Red, green", "-o", tmp_path / "c", "--n", 1) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):
+    """Words behind a comma are style; a word that is unknown was named already."""
+
+    def said(prompt, *texts):
+        documents = tuple(RetrievedDocument("d0", None, text, None) for text in texts)
+        made = replace(model.generate("red", 1)[0], prompt=prompt, retrieved=documents)
+        report_unlike(model, made)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(
+        model, "words", TrainingWords.of(["a photo of a dog, kitten, outline, gif"])
+    )
+    assert said("kitten, outline", "gif, outline", "folder 5") == (
+        "note: what was retrieved for 'kitten, outline' has none of its words: 'gif, outline', 'folder 5'; "
+        "it may not be drawn, try fewer or other words\n"
+    )
+    for prompt, *texts in (
+        ("a photo of a dog", "folder", "Dog, filled"),
+        ("kiten, outline", "gif"),  # unknown
+        ("kitten",),  # nothing was retrieved
+        ("kitten", ""),  # a picture without a text
+        (", outline", "gif"),
+    ):
+        assert said(prompt, *texts) == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -70,3 +71,22 @@ def test_the_engine_follows_the_decoders_weights(model):
         weight.copy_(kept)
     assert not np.array_equal(before.codes.codes, changed.codes.codes)
     assert np.array_equal(before.codes.codes, model.generate("red", 1, seed=1)[0].codes.codes)
+
+
+def test_a_file_in_which_there_is_nothing_to_see_is_told(model, monkeypatch, tmp_path):
+    """A white drawing on nothing is white on white; pixels in an array are what the caller made them."""
+    told: list[str] = []
+    monkeypatch.setattr(model, "told", told.append)
+    clear = PIL.Image.new("RGBA", (16, 16), (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (4, 4, 12, 12))
+    clear.save(tmp_path / "white.png")
+    model.caption(tmp_path / "white.png")
+    assert told == [
+        f"{tmp_path}/white.png: is one colour all over, as the model sees it; white is put behind what is "
+        "transparent"
+    ]
+    clear.paste((0, 0, 0, 255), (4, 4, 12, 12))
+    clear.save(tmp_path / "black.png")
+    model.caption(tmp_path / "black.png")
+    model.caption(np.full((8, 8, 3), 255, np.uint8))
+    assert len(told) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, ClassVar
 
 import numpy as np
@@ -528,3 +529,36 @@ def test_vectors_of_another_memory_are_an_internal_error():
     index = FlatIndex(VectorRows.of(np.zeros((3, 8), np.float32)))
     with pytest.raises(AssertionError):
         VectorRetriever(DenseRetrieverConfig(), ListSource(words("a", "b")), HashEmbedder(), index)
+
+
+def test_the_estimate_of_embedding_leaves_out_the_drawing_before_it(monkeypatch, capsys):
+    """320 documents, a second each; all pictures are drawn with the first one, in ten minutes. The first line
+    is due after a minute."""
+    now, drawn = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def draw():
+        if not drawn:
+            now[0] += 600
+        drawn.append(True)
+        return np.full((2, 2, 3), 9, np.uint8)
+
+    class SlowEmbedder(HashEmbedder):
+        def _embed_texts(self, texts):
+            now[0] += len(texts)
+            return super()._embed_texts(texts)
+
+    memory = ListSource([(Text(f"{row} 1"), Image(f"p{row}", draw)) for row in range(320)])
+    memory_vectors(memory, SlowEmbedder(), cache=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "embedding the memory: 64 of 320, 20%, 4:16 left"
+
+
+def test_a_first_picture_that_cannot_be_read_is_only_noted(capsys):
+    def broken():
+        raise DataError("p1", "is torn", "replace it")
+
+    memory = ListSource([(Image("p1", broken),), *words("0 1")])
+    vectors = memory_vectors(memory, TableEmbedder(), cache=False)
+    np.testing.assert_array_equal(vectors, [[0, 0], [0, 1]])
+    assert "1 documents of the memory can't be embedded" in capsys.readouterr().err
