@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from cm3core.errors import CM3Error
 
@@ -80,9 +80,7 @@ class CommandParser(argparse.ArgumentParser):
         """Raise `CM3Error` instead of printing and exiting."""
         raise CM3Error(self.prog, message, f"see `{self.prog} --help`")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Print help or a version. argparse's own loses what can't be written without a word, and exits with 0."""
         if message:
-            file = file or sys.stderr
-            file.write(message)
-            file.flush()
+            print(message, end="", file=file or sys.stderr, flush=True)

@@ -194,8 +194,8 @@ class Database:
                     "let an administrator run CREATE EXTENSION vector in that database, then repeat"
                 )
             return DatabaseError(self.place, f"refuses: {cause}", step)
-        if (step := _STEPS.get(error.sqlstate or "")) is not None:
-            return DatabaseError(self.place, f"refuses: {cause}", step)
+        if error.sqlstate in _STEPS:
+            return DatabaseError(self.place, f"refuses: {cause}", _STEPS[error.sqlstate])
         # with libpq's variables, which may be what is wrong
         place = self._place(os.environ)
         if passing and _TAKEN.search(cause):
