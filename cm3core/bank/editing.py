@@ -197,7 +197,7 @@ def merge_banks(
                         bar.update(len(shard))
                     shards += own
             if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
-                shutil.copytree(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
+                _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
             banks[0].manifest.with_shards(tuple(shards)).write(temporary)
             temporary.rename(target)
             sync_directory(target.parent)
@@ -241,10 +241,19 @@ def _later_duplicates(banks: Sequence[MemoryBank]) -> list[set[int]]:
 
 def _copy(shard: Shard, target: Path) -> None:
     """Copy a shard, and see that what arrives is what was written once."""
-    shutil.copytree(shard.folder, target / SHARDS / shard.info.name, dirs_exist_ok=True)
+    _copy_files(shard.folder, target / SHARDS / shard.info.name)
     for name, file in shard.info.files.items():
         path = target / SHARDS / shard.info.name / name
         if sha256_file(path) != file.sha256:
             raise shard.damaged(name, "is not what was written: its SHA-256 differs")
         with path.open("rb+") as copy:
             os.fsync(copy.fileno())
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy a folder. `shutil.copytree` goes on after a full disk, and raises one error that lists all files."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)

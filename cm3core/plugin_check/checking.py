@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cm3core.errors import PluginError, close_match
+from cm3core.errors import FileError, PluginError, close_match
 from cm3core.plugin_check.targets import Target, find_targets
 from cm3core.plugin_check.verdicts import Report, Verdict
 from cm3core.plugin_check.worker import Request
@@ -324,12 +324,27 @@ def _ask(part: str, request: Request, timeout: float, options: Sequence[str] = (
                     answer.returncode = process.wait(timeout)
             finally:
                 _end(process)
+        if answer.returncode:
+            _check_room(folder)
         answer.output = (folder / "output").read_text(encoding="utf-8", errors="replace")
         answered = folder / "answer"
         if answered.is_file():
             lines = answered.read_text(encoding="utf-8").splitlines(keepends=True)
             answer.lines = [json.loads(line) for line in lines if line.endswith("\n")]
     return answer
+
+
+def _check_room(folder: Path) -> None:
+    """Raise `FileError` where the disk of temporary files is full: a plugin is not to blame for that, and what the
+    process wrote of it is lost, too."""
+    try:
+        (folder / "room").write_bytes(bytes(4096))
+    except OSError as error:
+        raise FileError(
+            str(folder.parent),
+            f"can't be written ({error.strerror or error})",
+            "free space on that disk, or set TMPDIR to a folder on another one",
+        ) from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -103,9 +103,12 @@ def train(
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
         saver = Saver(state)
         try:
-            checkpoint = finished or _loop(
-                state, saver, progress, [*_drawing(state), *callbacks], command
-            )
+            validation = Validation(state.preparation, progress=progress, processes=state.processes)
+            if finished is None:
+                functions = [*_drawing(state), *callbacks]
+                checkpoint = _loop(state, saver, validation, progress, functions, command)
+            else:
+                checkpoint = _end(state, saver, validation, finished)
         finally:
             saver.close()
             state.log.close()
@@ -149,10 +152,14 @@ def _threads(number: int | None) -> Iterator[None]:
 
 
 def _loop(
-    state: TrainState, saver: Saver, progress: bool, callbacks: Sequence[Callback], command: str
+    state: TrainState,
+    saver: Saver,
+    validation: Validation,
+    progress: bool,
+    callbacks: Sequence[Callback],
+    command: str,
 ) -> Path:
     section, processes = state.recipe.train, state.processes
-    validation = Validation(state.preparation, progress=progress, processes=processes)
     hidden_states = state.components.decoder.hidden_states
     last_save, begin = time.monotonic(), time.monotonic() - state.elapsed_s
     stopped = False
@@ -188,18 +195,43 @@ def _loop(
             bar.update()
             if stopped:
                 break
-        if not stopped:
-            if validation.splits and state.step % section.validate_every_steps:
-                saver.save()  # the last validation may take minutes, in which a kill must cost nothing
-                _validate(state, validation)
-            if state.step % section.log_every_steps and state.seconds["all"] > 0:
-                _log(state)
-        checkpoint = saver.save()
+        checkpoint = saver.save() if stopped else _end(state, saver, validation)
     if stopped and state.progress < 1:
         raise TrainingInterrupted(
             f"stopped at step {state.step}, saved in {checkpoint}; to resume: {command}"
         )
     return checkpoint
+
+
+def _end(
+    state: TrainState, saver: Saver, validation: Validation, saved: Path | None = None
+) -> Path:
+    """Do what the end of a run still lacks, and return its checkpoint.
+
+    The last validation may take minutes, so the steps are saved before it and before the last record of losses:
+    a run that was killed in them, or stopped before, gets them when it is started again. `saved` is then its
+    checkpoint; None: there is none yet.
+    """
+    saved = saved or saver.save()
+    processes = state.processes
+    recorded = _recorded(state) if processes.is_first else None
+    if validation.splits and processes.any(
+        recorded is not None and not any(name.startswith("validation/") for name in recorded)
+    ):
+        _validate(state, validation)
+    if processes.any(recorded is not None and "train/learning_rate" not in recorded):
+        rate = state.recipe.train.learning_rate  # of the last step; a checkpoint does not have it
+        multiplier = state.schedule.multiplier(state.step - 1, state.elapsed_s)
+        state.metrics.setdefault("train/learning_rate", multiplier * rate)
+        _log(state)
+    return saved
+
+
+def _recorded(state: TrainState) -> set[str]:
+    """The names of all that is recorded of the current step."""
+    return {
+        name for line in read_metrics(state.out_dir) if line["step"] == state.step for name in line
+    }
 
 
 def _step(

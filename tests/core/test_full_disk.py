@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from built_banks import built
 from cm3core.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
@@ -140,6 +141,21 @@ def test_token_shards(
             assert encode(disk / "out") == 0
             assert files(disk / "out") == whole
     assert len(places) > 2
+
+
+def test_banks_that_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    banks = [str(built(tmp_path / str(start), 40, start).folder) for start in (0, 40)]
+    assert main(["memory", "merge", *banks, "-o", str(tmp_path / "whole")]) == 0
+    with small_disk(tmp_path / "disk") as disk:
+        for kib in (0, 40, 150):
+            filler = leave_room(disk, kib)
+            capsys.readouterr()
+            assert main(["memory", "merge", *banks, "-o", str(disk / "out")]) == 2
+            assert capsys.readouterr().err.endswith(f"error: {full(disk / 'out')}\n")
+            assert files(disk).keys() == {"filler"}
+        filler.unlink()
+        assert main(["memory", "merge", *banks, "-o", str(disk / "out")]) == 0
+        assert files(disk / "out") == files(tmp_path / "whole")
 
 
 @pytest.mark.slow

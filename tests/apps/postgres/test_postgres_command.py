@@ -15,6 +15,7 @@ from built_banks import built, contents
 from cm3core.bank import MemoryBank, build_bank
 from cm3core.cli.main import main
 from cm3core.document import Text
+from small_disk import leave_room, small_disk
 
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
 pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
@@ -71,6 +72,25 @@ def test_a_bank_goes_there_and_comes_back(place, postgres, tmp_path, capsys):
     assert "0 added; already there: 10" in capsys.readouterr().out
     assert main(["postgres", "pull", "-o", "mit", "--licence", "MIT", "--quiet", *place]) == 0
     assert [MemoryBank.open("mit").id(0), len(MemoryBank.open("mit"))] == ["d3", 1]
+
+
+def test_a_pull_on_a_full_disk(place, tmp_path, capsys):
+    built(tmp_path / "bank", 40)
+    assert main(["postgres", "init", "bank", *place]) == 0
+    assert main(["postgres", "push", "bank", "--quiet", *place]) == 0
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        filler = leave_room(disk, 24)
+        capsys.readouterr()
+        pull = ["postgres", "pull", "-o", "disk/out", "--shard-size", "4", "--quiet", *place]
+        assert main(pull) == 2
+        assert capsys.readouterr().err == (
+            "error: disk/out: can't be written (No space left on device)\n"
+            "  next: free space on that disk\n"
+        )
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+        filler.unlink()
+        assert main(pull) == 0
+        assert MemoryBank.open("disk/out").fingerprint == MemoryBank.open("bank").fingerprint
 
 
 def test_stat_and_remove(place, tmp_path, capsys):

@@ -55,12 +55,22 @@ def test_a_closed_stdout_is_left_closed() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_stdout_that_is_full(unbuffered: str) -> None:
-    """As when it is redirected to a file on a full disk: at once, or when the command is done."""
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [
+        (["recipe", "list"], ""),
+        (["recipe", "list"], "1"),
+        (["--help"], ""),
+        (["--version"], "1"),
+        (["data", "encode", "--help"], ""),
+    ],
+)
+def test_a_stdout_that_is_full(command: list[str], unbuffered: str) -> None:
+    """As when it is redirected to a file on a full disk: at once, or when the command is done. argparse prints
+    help by itself."""
     with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
         done = subprocess.run(
-            [sys.executable, "-m", "cm3core.cli.main", "recipe", "list"],
+            [sys.executable, "-m", "cm3core.cli.main", *command],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -216,29 +216,69 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(
     assert newest.name == "step-00000003"
 
 
-def test_a_kill_in_the_last_validation_costs_no_steps(
-    registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["_validate", "_log"])
+def test_a_run_that_was_killed_at_its_end_gets_what_it_lacks(
+    moment: str, registry: Registry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No step is lost; the validation and losses of the last step are those of an undisturbed run, and the same
+    command once more adds nothing."""
     overrides = [
-        "train.steps=5",
+        "train.steps=7",
         "train.validate_every_steps=100",
         "train.checkpoint_every_steps=null",
     ]
     recipe = squares(registry, cache, overrides)
+    undisturbed = train(recipe, tmp_path / "whole", registry, progress=False)
 
-    def killed(*_: object) -> None:
-        raise KeyError("killed")
+    def killed(state: TrainState, *rest: object) -> None:
+        if state.step == 7:
+            raise KeyError("killed")
+        original(state, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_validate", killed)
+        original = getattr(train_module, moment)
+        patch.setattr(train_module, moment, killed)
         with pytest.raises(KeyError):
-            train(recipe, tmp_path, registry, progress=False)
-    newest = latest_checkpoint(tmp_path)
+            train(recipe, tmp_path / "killed", registry, progress=False)
+    newest = latest_checkpoint(tmp_path / "killed")
     assert newest is not None
-    assert newest.name == "step-00000005"
-    result = train(recipe, tmp_path, registry, progress=False)
-    assert result.checkpoint == newest
-    assert result.was_finished
+    assert newest.name == "step-00000007"
+    for _ in range(2):
+        result = train(recipe, tmp_path / "killed", registry, progress=False)
+        assert result.checkpoint == newest
+        assert result.was_finished
+        assert_same_records(tmp_path / "killed", tmp_path / "whole")
+        assert weights(result) == weights(undisturbed)
+
+
+def assert_same_records(left: Path, right: Path) -> None:
+    """All that two runs recorded but times and the last gradient's norm, which no checkpoint keeps."""
+    times = ("elapsed_s", "tokens_per_second", "seconds_left", "time/data", "time/other")
+    ours, theirs = (
+        [
+            {
+                name: value
+                for name, value in line.items()
+                if name not in (*times, "train/gradient_norm")
+            }
+            for line in read_metrics(folder)
+        ]
+        for folder in (left, right)
+    )
+    assert ours == theirs
+    assert any("validation/held/image_loss" in line for line in ours)
+
+
+def test_a_stop_at_the_last_step_leaves_the_validation_to_the_same_command(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    overrides = ["train.steps=7", "train.validate_every_steps=100"]
+    recipe = squares(registry, cache, overrides)
+    train(recipe, tmp_path / "whole", registry, progress=False)
+    train(recipe, tmp_path / "stopped", registry, progress=False, callbacks=[stop_at(7)])
+    assert not any("validation/held/loss" in line for line in read_metrics(tmp_path / "stopped"))
+    train(recipe, tmp_path / "stopped", registry, progress=False)
+    assert_same_records(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_command_line(

@@ -32,6 +32,14 @@ _REFUSED = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|"
     r"permission denied|definition of service|\binvalid |is not permitted"
 )
+#: Refusals of a connection where others have all that the server, or the role, may have.
+_TAKEN = re.compile(r"too many (clients|connections)|remaining connection slots")
+#: Next step for refusals of a statement, by state.
+_STEPS = {
+    "57014": "raise statement_timeout of that user or database, then repeat",
+    "53100": "free space on the server's disk, then repeat",
+    "25006": "name the server that is written to, not its copy, or a user who may write; then repeat",
+}
 
 
 class Database:
@@ -121,8 +129,12 @@ class Database:
                 application_name="cm3leon",
                 client_encoding="UTF8",
             )
-            with suppress(psycopg.ProgrammingError):  # the extension is not there yet
-                register_vector(connection)
+            try:
+                with suppress(psycopg.ProgrammingError):  # the extension is not there yet
+                    register_vector(connection)
+            except psycopg.Error:  # its statements may be refused, too
+                connection.close()
+                raise
             self._connection = connection
         return self._connection
 
@@ -158,7 +170,8 @@ class Database:
     def _is_lost(self, error: psycopg.Error) -> bool:
         """Whether there is no connection, and a new one may help."""
         if self._connection is None:
-            return _REFUSED.search(str(error)) is None
+            # with a state, the server has answered
+            return error.sqlstate is None and _REFUSED.search(str(error)) is None
         return self._connection.closed or self._connection.broken
 
     def _drop(self) -> None:
@@ -175,11 +188,23 @@ class Database:
                 self.place, "holds no memory", "make it: cm3 postgres init BANK, with the same keys"
             )
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
-            return DatabaseError(
-                self.place, f"refuses: {cause}", "grant the user that right, or name another user"
-            )
+            step = "grant the user that right, or name another user"
+            if "create extension" in cause:
+                step = (
+                    "let an administrator run CREATE EXTENSION vector in that database, then repeat"
+                )
+            return DatabaseError(self.place, f"refuses: {cause}", step)
+        if error.sqlstate in _STEPS:
+            return DatabaseError(self.place, f"refuses: {cause}", _STEPS[error.sqlstate])
         # with libpq's variables, which may be what is wrong
         place = self._place(os.environ)
+        if passing and _TAKEN.search(cause):
+            return DatabaseError(
+                place,
+                f"has no free connection, tried for {self.options.retry_seconds:g} s ({cause})",
+                "close others, or raise max_connections or the role's limit; retriever.retry_seconds "
+                "waits longer",
+            )
         if passing:
             return DatabaseError(
                 place,

@@ -170,9 +170,15 @@ def pull(
             memory.manifest.with_shards(tuple(shards)).write(temporary)
             temporary.rename(target)
             sync_directory(target.parent)
-    except OSError as error:
+    except (OSError, FileError) as error:
+        # a shard's names the folder that is removed, and work that resumes: this begins anew
+        reason = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(reason, OSError):
+            raise
         raise FileError(
-            str(target), f"can't be written ({error.strerror or error})", "free space on that disk"
+            str(target),
+            f"can't be written ({reason.strerror or reason})",
+            "free space on that disk",
         ) from error
     return MemoryBank.open(target)
 

@@ -1,0 +1,118 @@
+"""What a server refuses, and what is said of it: rights, limits, and a disk that is full."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import pytest
+
+from bank_parts import source, tools
+from cm3core.errors import DatabaseError
+from small_disk import small_disk
+
+pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
+pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
+
+from cm3plugins.retrievers.pgvector.memory import SharedMemory
+from shared_memories import add, encoded, new_config, new_memory, vector_document
+
+
+def refusal(options, monkeypatch, **settings):
+    """What is said where a user's statements have these settings."""
+    given = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    monkeypatch.setenv("PGOPTIONS", given)
+    with pytest.raises(DatabaseError) as error:
+        add(options.open_memory(), encoded(source(3)))
+    monkeypatch.delenv("PGOPTIONS")
+    return str(error.value)
+
+
+def test_statements_that_are_refused_say_what_to_do(postgres, monkeypatch):
+    """At once: to wait for the server, or to correct its name, helps nobody."""
+    config, memory = new_memory(postgres, retry_seconds=60.0)
+    begin = time.monotonic()
+    # so short that the first statement of a connection runs out of it
+    assert refusal(config, monkeypatch, statement_timeout=1) == (
+        f"{memory.place}: refuses: canceling statement due to statement timeout\n"
+        "  next: raise statement_timeout of that user or database, then repeat"
+    )
+    assert refusal(config, monkeypatch, default_transaction_read_only="on") == (
+        f"{memory.place}: refuses: cannot execute SELECT FOR UPDATE in a read-only transaction\n"
+        "  next: name the server that is written to, not its copy, or a user who may write; then repeat"
+    )
+    assert time.monotonic() - begin < 60
+    add(memory, encoded(source(3)))
+
+
+def test_a_user_who_may_not_make_the_extension(postgres):
+    postgres.sql("CREATE DATABASE bare", database="postgres")
+    postgres.sql("CREATE ROLE plain LOGIN")
+    postgres.sql("GRANT CREATE ON DATABASE bare TO plain")
+    try:
+        with pytest.raises(DatabaseError) as error:
+            create(new_config(postgres, database="bare", user="plain"))
+        assert str(error.value).endswith(
+            ': refuses: permission denied to create extension "vector"\n'
+            "  next: let an administrator run CREATE EXTENSION vector in that database, then repeat"
+        )
+        postgres.sql("CREATE EXTENSION vector", database="bare")
+        create(new_config(postgres, database="bare", user="plain"))
+    finally:
+        postgres.sql("DROP DATABASE bare WITH (FORCE)", database="postgres")
+        postgres.sql("DROP ROLE plain", database="postgres")
+
+
+def test_no_free_connection(postgres):
+    config, memory = new_memory(postgres, retry_seconds=0.3)
+    postgres.sql("CREATE ROLE crowd LOGIN CONNECTION LIMIT 0")
+    try:
+        limited = new_config(postgres, user="crowd", retry_seconds=0.3)
+        limited.schema = config.schema
+        with pytest.raises(DatabaseError) as error:
+            limited.open_memory()
+        said = str(error.value)
+        assert ": has no free connection, tried for 0.3 s (" in said
+        assert 'too many connections for role "crowd")' in said
+        assert said.endswith(
+            "\n  next: close others, or raise max_connections or the role's limit; "
+            "retriever.retry_seconds waits longer"
+        )
+    finally:
+        postgres.sql("DROP ROLE crowd")
+        memory.close()
+
+
+def create(config):
+    SharedMemory.create(config, tools().manifest, {}).close()
+
+
+def test_the_servers_disk_is_full(postgres, tmp_path):
+    """A tablespace on a disk of its own: nothing half is added, and the same call adds all once there is room."""
+    config, memory = new_memory(postgres, index=False)
+    place = postgres.folder / "small"
+    with small_disk(place, 256):
+        shutil.chown(place, (postgres.data).owner())
+        postgres.sql(f"CREATE TABLESPACE small LOCATION '{place}'")
+        try:
+            table = f"{config.schema}.documents"
+            postgres.sql(f"ALTER TABLE {table} SET TABLESPACE small")
+            documents = [
+                vector_document(
+                    f"d{i}", (1, i, 0, 0, 0, 0, 0, 0), "".join(map(chr, range(33, 900)))
+                )
+                for i in range(300)
+            ]
+            with pytest.raises(DatabaseError) as error:
+                add(memory, documents)
+            assert str(error.value).startswith(f"{memory.place}: refuses: could not extend file ")
+            assert str(error.value).endswith(
+                "No space left on device\n  next: free space on the server's disk, then repeat"
+            )
+            assert memory.num_documents == 0
+            postgres.sql(f"ALTER TABLE {table} SET TABLESPACE pg_default")
+            add(memory, documents)
+            assert memory.num_documents == 300
+        finally:
+            postgres.sql(f"DROP SCHEMA {config.schema} CASCADE")
+            postgres.sql("DROP TABLESPACE small")
