@@ -73,9 +73,8 @@ def test_describing_and_composing_import_nothing_heavy() -> None:
     assert run(script, " ".join(HEAVY)).split() == []
 
 
-@pytest.mark.slow
 def test_import_contracts(tmp_path: Path) -> None:
-    """`lint-imports`: the contracts stand in pyproject.toml. (It is also one of the static checks.)"""
+    """`lint-imports`: the contracts stand in pyproject.toml."""
     script = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
         [sys.executable, "-c", script, "--cache-dir", str(tmp_path)],
