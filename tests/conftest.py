@@ -32,7 +32,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
-    "cm3", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
+    "cm3", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("cm3")
 # Importing the tests and what they need leaves millions of objects that live until the end. Looking

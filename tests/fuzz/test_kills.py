@@ -16,7 +16,7 @@ from fuzzing.writers import READERS, TESTED_ELSEWHERE, WRITERS
 
 HERE = Path(__file__).parent
 #: Quick ones, of every sort: a run, pictures, a memory bank, a new project.
-QUICK = ("train", "generate", "tokenizer train-text", "upscale", "memory merge", "plugin new")
+QUICK = ("train", "generate", "tokenizer train-text", "memory merge", "plugin new")
 SLOW = tuple(name for name, writer in WRITERS.items() if writer.slow)
 REST = tuple(name for name in WRITERS if name not in (*QUICK, *SLOW))
 

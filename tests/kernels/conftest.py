@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from forked_sources import ForkedSources
+
 HERE = Path(__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # set by tests/conftest.py before anything imports Triton
@@ -90,28 +92,18 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture
-def run_guarded() -> RunGuarded:
+@pytest.fixture(scope="session")
+def run_guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGuarded]:
     """Run source in a separate process, interpreted, with `torch` and `guarded` imported; the
     caller checks `returncode`.
 
-    A violation ends that process: `returncode == -signal.SIGSEGV`. Costs about three seconds: put
-    an op's cases into one call.
+    A violation ends that process: `returncode == -signal.SIGSEGV`.
     """
-
-    def run(body: str) -> subprocess.CompletedProcess[str]:
-        head = (
-            f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport torch\nimport "
-            "interpreter_bf16\n"
-            "from guard_page import guarded\ninterpreter_bf16.install()\n"
-        )
-        environ = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", head + body],
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+    head = (
+        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport torch\nimport interpreter_bf16\n"
+        "import interpreter_speed\nfrom guard_page import guarded\n"
+        "interpreter_bf16.install()\ninterpreter_speed.install()\n"
+    )
+    sources = ForkedSources(head, tmp_path_factory.mktemp("guarded"), {"TRITON_INTERPRET": "1"})
+    yield sources.run
+    sources.close()

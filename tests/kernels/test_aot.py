@@ -34,11 +34,12 @@ def recorded(**changes: int) -> dict[str, Any]:
     return {"op.kernel.d64": {"sm_90": {"registers": 100, "spill": 0, "shared": 50_000, **changes}}}
 
 
-def test_all_kernels_are_within_their_budget() -> None:
+@pytest.mark.parametrize("always", ["nothing", pytest.param("kernel", marks=pytest.mark.slow)])
+def test_all_kernels_are_within_their_budget(always: str) -> None:
     """The one expensive test: about a second for each entry and target that is compiled, in two
     processes. An entry whose fingerprint is the recorded one is not compiled again, except
-    for one of each kernel."""
-    command = [sys.executable, "-m", "cm3kernels.aot", "--changed"]
+    for one of each kernel among the slow tests."""
+    command = [sys.executable, "-m", "cm3kernels.aot", "--changed", always]
     done = subprocess.run(command, env=COMPILING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, (
         f"{done.stdout}\n{done.stderr[-3000:]}\n"
@@ -229,6 +230,9 @@ def test_only_what_is_the_same_needs_no_compiling() -> None:
     budget = aot.as_budget([Result(entry.name, "sm_90", USAGE) for entry in entries], entries)
     # the first of a kernel is always compiled
     assert aot.unchanged(entries, budget) == [Result("second", "sm_90", USAGE)]
+    assert aot.unchanged(entries, budget, always="nothing") == [
+        Result(name, "sm_90", USAGE) for name in ("first", "second")
+    ]
     for change in ({"num_warps": 8}, {"num_stages": 3}, {"div16": ("x",)}):
         assert aot.unchanged([entries[0], entry_of("second", "source", **change)], budget) == []
     KERNELS["source"].cache_key = "edited"

@@ -1,5 +1,5 @@
 """Types of a downstream project: what a plugin and a program see of the installed wheel, by mypy
---strict and by pyright."""
+--strict (slow: most of it is reading torch's types) and by pyright."""
 
 from __future__ import annotations
 
@@ -343,6 +343,7 @@ def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
         } <= set(archive.namelist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["my_plugin", "program"])
 def test_mypy_strict_has_nothing_against_it(
     name: str, mypy_says: Callable[[str], list[str]]
@@ -350,6 +351,7 @@ def test_mypy_strict_has_nothing_against_it(
     assert mypy_says(name) == []
 
 
+@pytest.mark.slow
 def test_mypy_finds_what_is_wrong(mypy_says: Callable[[str], list[str]]) -> None:
     found = {}
     for line in mypy_says("wrong"):

@@ -2,7 +2,7 @@
 
     python -m cm3kernels.aot             compile all entries, compare with budget.json
     python -m cm3kernels.aot --changed   compile only what differs from the record, and one entry of
-                                         each kernel
+                                         each kernel (`--changed nothing`: without these)
     python -m cm3kernels.aot --write     record what the kernels need now
     python -m cm3kernels.aot --only attention --show
                                          some entries, with the instructions found; compares nothing

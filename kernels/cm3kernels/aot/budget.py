@@ -40,17 +40,21 @@ def read_budget(path: Path = BUDGET) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
-def unchanged(entries: Sequence[AotEntry], recorded: Mapping[str, Any]) -> list[Result]:
+def unchanged(
+    entries: Sequence[AotEntry], recorded: Mapping[str, Any], *, always: str = "kernel"
+) -> list[Result]:
     """The recorded results of entries that need not be compiled: same fingerprint, and not the
     first entry of a kernel function, which is always compiled.
 
     Args:
         entries: all entries, sorted.
         recorded: the budget's "entries", of exactly this version of Triton.
+        always: "nothing" leaves out those first entries, too.
     """
     found, seen = [], set()
     for entry in entries:
-        targets, first = recorded.get(entry.name, {}), id(entry.kernel) not in seen
+        targets = recorded.get(entry.name, {})
+        first = always == "kernel" and id(entry.kernel) not in seen
         seen.add(id(entry.kernel))
         wanted = [f"sm_{arch}" for arch in entry.archs]
         if not first and all(

@@ -38,7 +38,13 @@ def line(result: Result, *, show_instructions: bool = False) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns 1 when something is over its budget."""
     parser = argparse.ArgumentParser(prog="python -m cm3kernels.aot", description=DESCRIPTION)
-    parser.add_argument("--changed", action="store_true", help="skip entries that are as recorded")
+    parser.add_argument(
+        "--changed",
+        nargs="?",
+        const="kernel",
+        choices=("kernel", "nothing"),
+        help="skip entries that are as recorded, except for one of each kernel (or nothing)",
+    )
     parser.add_argument("--write", action="store_true", help="record what the kernels need now")
     parser.add_argument(
         "--only",
@@ -62,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [entry for entry in entries if args.only in entry.name]
     before = budget.get(series, {}).get("entries", {})
     same_version = budget.get(series, {}).get("triton") == triton_version()
-    results = unchanged(chosen, before) if args.changed and same_version else []
+    results = (
+        unchanged(chosen, before, always=args.changed) if args.changed and same_version else []
+    )
     known = {result.name for result in results}
     print(HEADING)
     for result in run(

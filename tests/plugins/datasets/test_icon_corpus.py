@@ -150,12 +150,12 @@ def test_parts_of_compose_are_seen_but_never_together(
 
 
 def test_near_duplicates_are_on_one_side_on_a_sample(corpus: IconCorpus) -> None:
-    """Two sets: no held-out thing almost looks like another thing of train."""
+    """Half of two sets: no held-out thing almost looks like another thing of train."""
     chosen = [
         index
         for index, entry in enumerate(corpus.entries)
         if entry.set_name in ("lucide", "octicon")
-    ]
+    ][::2]
     grey_NHW = np.stack([corpus.render(index, 64).min(2) for index in chosen])
     assert len(np.unique(grey_NHW, axis=0)) == len(chosen)
     small_ND = shrink(grey_NHW).astype(np.float64)

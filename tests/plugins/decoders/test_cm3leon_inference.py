@@ -45,7 +45,7 @@ class SharingDecoder(CM3LeonDecoder):
 
 class TestSharedSegments(DecoderContract):
     attention = SDPA
-    max_examples = 40
+    max_examples = 20
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ class TestCompiledSteps(DecoderContract):
 
 
 class TestCompiledStepsOverSegments(TestCompiledSteps):
-    max_examples = 40
+    max_examples = 20
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:

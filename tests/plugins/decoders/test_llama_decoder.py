@@ -83,7 +83,7 @@ class SharingLlama(LlamaDecoder):
 
 class TestGroupedSegments(DecoderContract):
     attention = SDPA
-    max_examples = 30
+    max_examples = 15
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:

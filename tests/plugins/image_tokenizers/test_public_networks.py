@@ -177,8 +177,17 @@ def emu3_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("names", ["emu3", "transformers", "whole model"])
-@pytest.mark.parametrize("halvings", [1, 2])
+@pytest.mark.parametrize(
+    ("names", "halvings"),
+    [
+        ("emu3", 1),
+        ("transformers", 2),
+        ("whole model", 1),
+        pytest.param("emu3", 2, marks=pytest.mark.slow),
+        pytest.param("transformers", 1, marks=pytest.mark.slow),
+        pytest.param("whole model", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_emu3_equals_transformers(tmp_path: Path, names: str, halvings: int) -> None:
     theirs = emu3(halvings=halvings)
     state = dict(theirs.state_dict())

@@ -45,23 +45,29 @@ class TestCM3Leon(LayoutContract):
     config = CM3LeonLayoutConfig()
 
 
-class TestChameleon(LayoutContract):
+class FewerExamples(LayoutContract):
+    """The same laws again."""
+
+    max_examples = 20
+
+
+class TestChameleon(FewerExamples):
     config = ChameleonLayoutConfig()
 
 
-class TestLumina(LayoutContract):
+class TestLumina(FewerExamples):
     config = LuminaLayoutConfig()
 
 
-class TestEmu3(LayoutContract):
+class TestEmu3(FewerExamples):
     config = Emu3LayoutConfig()
 
 
-class TestEmu3Chat(LayoutContract):
+class TestEmu3Chat(FewerExamples):
     config = Emu3LayoutConfig(answer=" ASSISTANT:")
 
 
-class TestLlamaGen(LayoutContract):
+class TestLlamaGen(FewerExamples):
     """Texts stand for classes, and are never generated."""
 
     config = LlamaGenLayoutConfig()

@@ -32,19 +32,25 @@ class TestCM3(ObjectiveContract):
     config = CM3ObjectiveConfig(lambda_spans=3.0)
 
 
-class TestCM3OnBoxes(ObjectiveContract):
+class FewerExamples(ObjectiveContract):
+    """The same laws again."""
+
+    max_examples = 10
+
+
+class TestCM3OnBoxes(FewerExamples):
     config = CM3ObjectiveConfig(segment_mask_probability=0.0, box_mask_probability=1.0)
 
 
-class TestCM3WithoutSentinelLoss(ObjectiveContract):
+class TestCM3WithoutSentinelLoss(FewerExamples):
     config = CM3ObjectiveConfig(mask_sentinel_loss=False, retrieved_loss_weight=0.1)
 
 
-class TestCausal(ObjectiveContract):
+class TestCausal(FewerExamples):
     config = CausalObjectiveConfig()
 
 
-class TestFIM(ObjectiveContract):
+class TestFIM(FewerExamples):
     config = FIMObjectiveConfig()
 
 

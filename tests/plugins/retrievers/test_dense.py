@@ -26,6 +26,9 @@ def own_cache(tmp_path, monkeypatch):
 
 
 class DenseContract(RetrieverContract):
+    """Few examples: five classes have the same laws."""
+
+    max_examples = 10
     settings: ClassVar[dict[str, Any]] = {}
 
     def over(self, memory):

@@ -38,21 +38,27 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
 
 
-class TestAroundCFG(SamplerContract):
+class AroundContract(SamplerContract):
+    """Few examples: four classes have the same laws."""
+
+    max_examples = 10
+
+
+class TestAroundCFG(AroundContract):
     config = PatchKNNSamplerConfig(share=0.5)
 
 
-class TestAroundTopP(SamplerContract):
+class TestAroundTopP(AroundContract):
     config = PatchKNNSamplerConfig(
         share=1.0, inner=TopPSamplerConfig(), combine="nearest", neighbours=5
     )
 
 
-class TestAroundAMixture(SamplerContract):
+class TestAroundAMixture(AroundContract):
     config = PatchKNNSamplerConfig(share=0.3, inner=MixtureSamplerConfig())
 
 
-class TestAroundAnotherThatRemembers(SamplerContract):
+class TestAroundAnotherThatRemembers(AroundContract):
     config = PatchKNNSamplerConfig(share=0.3, inner=MirostatConfig())
 
 

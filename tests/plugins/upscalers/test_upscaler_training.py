@@ -217,9 +217,10 @@ config(replace(QUICK, checkpoint_every_steps=5)).train(tiles(), {out!r}, image_t
 """
 
 
+@pytest.mark.slow
 def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
     """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run
-    when resumed."""
+    when resumed. (Image tokenizers save and resume by the same code, which is tested by default.)"""
     training = replace(QUICK, checkpoint_every_steps=5)
     whole = train(tmp_path / "whole", 60, training)
     out = tmp_path / "killed"

@@ -26,7 +26,7 @@ class TestSQLite(RetrieverContract):
 
 class TestWithoutStems(RetrieverContract):
     config = SQLiteRetrieverConfig(stem=False)
-    max_examples = 10
+    max_examples = 5
 
 
 def built(tmp_path, texts=TEXTS, **keys):

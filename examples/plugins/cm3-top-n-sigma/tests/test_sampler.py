@@ -22,7 +22,7 @@ class TestTopNSigma(SamplerContract):
 
 class TestUnguided(SamplerContract):
     config = TopNSigmaConfig(guidance_scale=1.0)
-    max_examples = 25
+    max_examples = 10
 
 
 def drawn(logits, plan, weights, count=200):
