@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ class RetrieverConfig(ComponentConfig):
         query_dropout: in training, probability of dropping each word of a query's text, so that a
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
+        query_leaves_out: phrases of a prompt that name nothing, such as "a photo of", which are left out of its
+            query, not of the prompt, where another word follows. For memories whose texts have none of them: to
+            embedders of words and to BM25, what is rare weighs most. Case doesn't matter.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
             documents, so that they differ as these do: the first has the best in front, the second the second
             best, and so on. 1: all have the best.
@@ -62,18 +66,36 @@ class RetrieverConfig(ComponentConfig):
     num_ranks: int = 8
     bank: str | None = None
     query_dropout: float = 0.0
+    query_leaves_out: list[str] = field(default_factory=list)
     num_alternatives: int = 1
     alternative_margin: float = 0.05
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""
         super().check()
+        if any(not one.split() for one in self.query_leaves_out):
+            raise RecipeError(
+                "retriever.query_leaves_out", "has a phrase without a word", "remove it"
+            )
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",
                 f"is {self.query_dropout}, and it is a share of the words",
                 "use 0 or more and less than 1; the paper's is 0.2",
             )
+
+    def asked(self, text: str) -> str:
+        """What a prompt asks the memory for: the text without `query_leaves_out`.
+
+        >>> class Words(RetrieverConfig): ...
+        >>> Words(query_leaves_out=["photo of", "a"]).asked("A photo of a dog with a hat, filled a")
+        'dog with hat, filled a'
+        """
+        phrases = sorted((one.split() for one in self.query_leaves_out), key=len, reverse=True)
+        if not phrases:
+            return text
+        one_of = "|".join(r"\s+".join(map(re.escape, words)) for words in phrases if words)
+        return re.sub(rf"(?<!\w)(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
 
     def open_memory(self) -> DocumentSource:
         """Return the documents of a retriever that has a memory of its own (`own_memory`)."""

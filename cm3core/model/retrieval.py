@@ -267,8 +267,15 @@ class Retrieval:
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
             return found
-        retriever = self.components.retriever
+        retriever, config = self.components.retriever, self.recipe.retriever
         assert retriever is not None
+        assert config is not None
+        queries = [
+            tuple(
+                Text(config.asked(part.text)) if isinstance(part, Text) else part for part in query
+            )
+            for query in queries
+        ]
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
