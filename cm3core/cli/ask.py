@@ -13,6 +13,7 @@ from cm3core.cli._model import (
     printable,
     progress_bar,
     refuse_untuned,
+    report_unknown_words,
     show_choice,
     task_options,
 )
@@ -50,6 +51,7 @@ def run(args: Namespace) -> int:
     refuse_untuned(args, "ask", "questions")
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
     model = open_model(args)
+    report_unknown_words(model, [args.question])
     with progress_bar("answering") as progress:
         answer = model.ask(
             args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options

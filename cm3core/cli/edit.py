@@ -12,6 +12,7 @@ from cm3core.cli._model import (
     open_model,
     progress_bar,
     refuse_untuned,
+    report_unknown_words,
     task_options,
 )
 from cm3core.cli._retrieved import seen
@@ -53,6 +54,7 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     from cm3core.model.drawing import editing_sampler
 
     model = open_model(args)
+    report_unknown_words(model, [args.instruction])
     with progress_bar("generating") as progress:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options

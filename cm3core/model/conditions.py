@@ -123,7 +123,12 @@ def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
             f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}"
         )
     drawn = condition.draw(source if condition.draws_from == "text" else pixels_of(source))
-    picture = loaded.encode([seen(loaded, drawn)])[0]
+    pixels = seen(loaded, drawn)
+    if (pixels == pixels[0, 0]).all():
+        loaded.told(
+            f"the structure that {name!r} draws of what is given is blank, and so may be what is drawn after it"
+        )
+    picture = loaded.encode([pixels])[0]
     return {
         fields_of_type(task, task.given, "text")[0]: feature,
         fields_of_type(task, task.given, "image")[0]: picture,

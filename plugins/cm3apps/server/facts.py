@@ -59,19 +59,23 @@ def examples_of(texts: Sequence[str]) -> list[str]:
 
 
 def things_of(texts: Sequence[str], styles: Sequence[str]) -> list[str]:
-    """Examples of what the texts show, without a style at their end, each once.
+    """Examples of what the texts show, without a style at their end, each once; where enough have several texts,
+    those that have most: what is known best.
 
     >>> things_of(["a cat, line style", "a cat, flat", "a dog"], ["line style"])
     ['a cat', 'a cat, flat', 'a dog']
     """
-    plain: dict[str, None] = {}
+    plain: Counter[str] = Counter()
     others: dict[str, None] = {}
     for text in texts:
         thing = next((start for start, end in _parts(text) if end in styles), None)
         if thing is None:
             others[text] = None
         else:
-            plain[thing] = None
+            plain[thing] += 1
+    known = [thing for thing, number in plain.most_common() if number > 1]
+    if len(known) >= NUM_EXAMPLES:
+        return known[:NUM_EXAMPLES]
     # a text with a style that is not among the styles is a poor example of a thing
     return examples_of(list(plain if len(plain) >= NUM_EXAMPLES else plain | others))
 

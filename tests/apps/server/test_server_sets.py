@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cm3apps.server import sets_api
+from cm3apps.server import facts, sets_api
 from cm3apps.server.settings import Limits
 from cm3core.images import open_alpha, open_image
 from toy_model import toy_model
@@ -39,6 +39,16 @@ def files_of(answer: dict[str, Any]) -> dict[str, bytes]:
 
 def pixels_of(text: str) -> np.ndarray[Any, Any]:
     return open_image(base64.b64decode(text))
+
+
+def test_examples_of_things_are_those_with_most_texts():
+    styles = ["filled", "line"]
+    twice = [f"{thing}, {style}" for style in styles for thing in "abcdefghijklm"]
+    texts = ["rare, line", "m, other", *twice]
+    assert facts.things_of(texts, styles) == list("abcdefghijkl")
+    # where few have several, some of all, evenly spread
+    few = [f"{number}, line" for number in range(24)] + ["5, filled"]
+    assert facts.things_of(few, styles) == [str(number) for number in range(0, 24, 2)]
 
 
 @needs_tracer

@@ -385,6 +385,14 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     assert capsys.readouterr().err == note
     assert cm3("generate", "Red, green", "-o", tmp_path / "c", "--n", 1) == 0
     assert capsys.readouterr().err == ""
+    images.save_png(tmp_path / "x.png", picture(8, 8))
+    asked = ("ask", tmp_path / "x.png", "red zebra?", "--template", "{question}{answer}", "--force")
+    for call in (
+        ("edit", tmp_path / "x.png", "red zebra", "-o", tmp_path / "d", "--force", "--truncate"),
+        asked,
+    ):
+        assert cm3(*call) == 0
+        assert capsys.readouterr().err == ("note: in none of the model's training texts: 'zebra'\n")
 
 
 def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):

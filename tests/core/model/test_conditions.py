@@ -159,6 +159,16 @@ def test_a_structure_that_training_had_not_is_told() -> None:
     assert len(told) == 1
 
 
+def test_a_blank_structure_is_told() -> None:
+    told: list[str] = []
+    tuned = tuned_on(pairs("canny edge features"))
+    tuned.told = told.append
+    asked(tuned, ("canny", np.full((16, 16, 3), 255, np.uint8)))
+    assert told == [
+        "the structure that 'canny' draws of what is given is blank, and so may be what is drawn after it"
+    ]
+
+
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
     [
