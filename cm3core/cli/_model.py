@@ -263,12 +263,13 @@ def metadata(
     seed: int,
     retrieved: Sequence[RetrievedDocument],
     choice: Choice | None = None,
+    sampler: str = "",
 ) -> dict[str, str]:
-    """A PNG's metadata: enough to generate it again."""
+    """A PNG's metadata: enough to generate it again. `sampler`: that of a picture which knows it."""
     from cm3core.config.schema import to_plain
 
-    sampler = args.sampler or model.recipe.component_names.get("sampler", "")
-    config = model.sampler_config(args.sampler, **settings_of(args.settings, "sampler"))
+    sampler = sampler or args.sampler or model.recipe.component_names.get("sampler", "")
+    config = model.sampler_config(sampler or None, **settings_of(args.settings, "sampler"))
     chosen = (
         {}
         if choice is None

@@ -51,16 +51,12 @@ def run(args: Namespace) -> int:
 
 
 def _run(args: Namespace, options: dict[str, Any]) -> int:
-    from cm3core.model.drawing import editing_sampler
-
     model = open_model(args)
     report_unknown_words(model, [args.instruction])
     with progress_bar("generating") as progress:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options
         )
-    if args.sampler is None:  # `Model.edit`'s default, for the pictures' metadata
-        args.sampler = editing_sampler(model.recipe, model.components.registry)
     return write_pictures(
         args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)
     )

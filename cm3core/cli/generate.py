@@ -269,6 +269,7 @@ def write_pictures(
                 seed=picture.seed,
                 retrieved=picture.retrieved,
                 choice=picture.choice,
+                sampler=picture.sampler,
             )
             stem = f"{written:0{max(3, len(str(number - 1)))}d}"
             images.save_png(args.out / f"{stem}.png", picture.pixels, facts)

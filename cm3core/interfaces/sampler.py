@@ -156,6 +156,8 @@ class SamplerConfig(ComponentConfig):
     #: Whether it is made for editing a picture by an instruction (`Model.edit`, `cm3 edit`). A
     #: subclass inherits the value, but is chosen for editing only if it sets it itself.
     edits: ClassVar[bool] = False
+    #: Whether it is made for drawing after a structure (`condition`, `cm3 generate --condition`), as `edits` is.
+    structures: ClassVar[bool] = False
 
     def build(self) -> Sampler:
         """Return the sampler."""

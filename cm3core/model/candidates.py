@@ -41,6 +41,7 @@ class Plan:
     Args:
         loaded: the model.
         sampler: samples all candidates.
+        sampler_name: its name.
         num_candidates: candidates for each result.
         reranker: chooses among them; None when there is only one.
         num_retrieved: None: the recipe's number, or none when there is a `context`.
@@ -50,6 +51,7 @@ class Plan:
 
     loaded: Loaded
     sampler: Sampler
+    sampler_name: str
     num_candidates: int
     reranker: Reranker | None
     num_retrieved: int | None
@@ -83,6 +85,7 @@ class Plan:
         return cls(
             loaded,
             sampler,
+            options.sampler or loaded.recipe.component_names.get("sampler", ""),
             number,
             chooser,
             options.num_retrieved,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from cm3core.model.results import (
     Scored,
 )
 from cm3core.model.retrieval import Augmented
-from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, task_for
+from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, serves, task_for
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Drawing(Loaded):
         shared: Record = {}
         if condition is not None:
             shared = with_condition(self, chosen, condition)
-            options = {"num_retrieved": 0, **options}
+            sampler = sampler_for("structures", self.recipe, self.components.registry)
+            options = {"num_retrieved": 0, "sampler": sampler, **options}
         given = GenerationOptions.of({**options, "seed": seed})
         plan = Plan.of(self, given, truncate=truncate)
         documents = [chosen.prompt({**shared, **record_of(chosen, text, None)}) for text in prompts]
@@ -96,7 +97,7 @@ class Drawing(Loaded):
         jobs = (
             plan.job(
                 alternatives,
-                _image_maker(self, text, alternatives, enlarger),
+                _image_maker(plan, text, alternatives, enlarger),
                 place=place,
             )
             for text, alternatives in zip(prompts, augmented, strict=True)
@@ -129,7 +130,7 @@ class Drawing(Loaded):
         check_text(self, "instruction", instruction, truncate=truncate)
         number = _num_images(self, num_images)
         if sampler is None:
-            sampler = editing_sampler(self.recipe, self.components.registry)
+            sampler = sampler_for("edits", self.recipe, self.components.registry)
         given = GenerationOptions.of(
             {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
         )
@@ -142,7 +143,7 @@ class Drawing(Loaded):
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
-        make = _image_maker(self, instruction, alternatives, upscaler(self, upscale))
+        make = _image_maker(plan, instruction, alternatives, upscaler(self, upscale))
         jobs = (plan.job(alternatives, make, place=place) for place in range(number))
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
@@ -182,13 +183,15 @@ class Drawing(Loaded):
             )
         number = _num_images(self, num_images)
         given = {"num_retrieved": 0, **options, "seed": seed}
+        if given.get("sampler") is None and (role := _ROLES.get(serves(self, task))) is not None:
+            given["sampler"] = sampler_for(role, self.recipe, self.components.registry)
         plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
         document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
         check_prompt(self, f"task {task}", document, truncate=truncate)
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
         )
-        make = _image_maker(self, prompt, alternatives, upscaler(self, upscale))
+        make = _image_maker(plan, prompt, alternatives, upscaler(self, upscale))
         jobs = (plan.job(alternatives, make, place=place) for place in range(number))
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
@@ -243,15 +246,22 @@ class Drawing(Loaded):
         return plan.job(alternatives, make), total
 
 
-def editing_sampler(recipe: Recipe, registry: Registry) -> str | None:
-    """Name of the sampler that `edit_jobs` uses when none is named.
+#: What a sampler may be made for, a mark of `SamplerConfig`, by the method that a task serves.
+Role: TypeAlias = Literal["edits", "structures"]
+_ROLES: Mapping[str, Role] = {"edit": "edits", "structure": "structures"}
 
-    One made for editing (`SamplerConfig.edits`): the recipe's if it is, else the first by name.
-    None: use the recipe's, because it is made for editing or because no sampler is.
+
+def sampler_for(role: Role, recipe: Recipe, registry: Registry) -> str | None:
+    """Name of the sampler that is used for edits or after structures when none is named.
+
+    One made for that (`SamplerConfig.edits`, `.structures`), the first by name. None: the recipe's, because it is
+    made for one of the two, which both guide by a picture, or because no sampler is.
     """
-    if recipe.sampler is not None and recipe.sampler.edits:
+    if recipe.sampler is not None and any(
+        getattr(recipe.sampler, mark) for mark in _ROLES.values()
+    ):
         return None
-    return next(iter(marked(registry, "sampler", "edits")), None)
+    return next(iter(marked(registry, "sampler", role)), None)
 
 
 def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
@@ -294,7 +304,7 @@ def _num_images(loaded: Loaded, asked: int | None) -> int:
 
 
 def _image_maker(
-    loaded: Loaded,
+    plan: Plan,
     prompt: str,
     alternatives: Sequence[Augmented],
     enlarger: Upscaler | None,
@@ -315,6 +325,7 @@ def _image_maker(
             completion.log_probability,
             choice,
             None if enlarger is None else enlarger.upscale(pixels),
+            plan.sampler_name,
         )
 
     return make

@@ -214,7 +214,8 @@ class Model(Chatting, AnyDocuments):
                 upscaler (True) or another one (its name). condition: what to draw after, a name and
                 what it is drawn from: `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40,
                 44)")`, or with keys as a third; for models tuned on structures. Nothing is then
-                retrieved unless `num_retrieved` is given.
+                retrieved unless `num_retrieved` is given, and the default sampler is one made for
+                structures if a plugin provides it (bundled: `structure_cfg`).
 
         Returns:
             `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.

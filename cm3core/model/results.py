@@ -65,6 +65,8 @@ class GeneratedImage:
         log_probability: nats, see `Completion`.
         choice: how it was chosen; None when it was the only candidate.
         upscaled: the enlarged picture, uint8; None when not requested.
+        sampler: name of the sampler that drew it: the model's, another one that was asked for, or the one that the
+            model's methods take for edits and for structures.
     """
 
     pixels: PixelArray
@@ -75,6 +77,7 @@ class GeneratedImage:
     log_probability: float
     choice: Choice | None = None
     upscaled: PixelArray | None = None
+    sampler: str = ""
 
     def _repr_png_(self) -> bytes:
         """The picture, enlarged if it was; notebooks show it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -88,14 +88,17 @@ def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
     return task
 
 
+def serves(loaded: Loaded, name: str) -> Method | Literal[""]:
+    """The method that a task of the model is for; "" for one that is used from Python only."""
+    config = loaded.tasks.configs.get(name)
+    own: Method | Literal[""] = "" if config is None else vars(type(config)).get("serves", "")
+    return own
+
+
 def serving_task(loaded: Loaded, method: Method) -> str | None:
     """The name of the model's first task that serves a method; None: it was tuned for none."""
     return next(
-        (
-            name
-            for name, one in loaded.tasks.configs.items()
-            if vars(type(one)).get("serves") == method
-        ),
+        (name for name, one in loaded.tasks.configs.items() if serves(loaded, name) == method),
         None,
     )
 

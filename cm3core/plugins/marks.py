@@ -1,6 +1,6 @@
 """Find components by marks of their config classes, so that the core knows none by name.
 
-The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and
+The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and `.structures`, and
 `DocumentSourceConfig.reads`."""
 
 from __future__ import annotations

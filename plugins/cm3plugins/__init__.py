@@ -149,7 +149,12 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
-    from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
+    from cm3plugins.samplers.config import (
+        CFGSamplerConfig,
+        EditCFGSamplerConfig,
+        StructureCFGSamplerConfig,
+        TopPSamplerConfig,
+    )
     from cm3plugins.samplers.contrastive import (
         CDKSamplerConfig,
         ContrastiveSamplerConfig,
@@ -164,6 +169,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         "chameleon": ChameleonSamplerConfig,
         "contrastive": ContrastiveSamplerConfig,
         "edit_cfg": EditCFGSamplerConfig,
+        "structure_cfg": StructureCFGSamplerConfig,
         "mixture": MixtureSamplerConfig,
         "patch_knn": PatchKNNSamplerConfig,
         "retrieval_cfg": RetrievalCFGSamplerConfig,

@@ -167,6 +167,8 @@ def metadata_of(
     from cm3core.model.results import GeneratedImage
 
     text = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
+    if isinstance(picture, GeneratedImage) and picture.sampler:
+        sampler = picture.sampler
     config = model.sampler_config(sampler, **sampling)
     name = sampler or model.recipe.component_names.get("sampler", "")
     facts = {

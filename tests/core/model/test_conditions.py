@@ -14,14 +14,21 @@ from cm3core.errors import DataError, GenerationError, PluginError
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.model import Model
 from cm3core.model.conditions import condition_config
+from cm3core.model.jobs import results
 from cm3core.model.tuned import TunedTasks
+from cm3core.plugins import PluginInfo
 from cm3plugins.conditions.config import BoxesConfig, CannyConfig, ConditionConfig
 from cm3plugins.datasets.coco.config import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.datasets.picture_pairs import PicturePairsConfig
 from cm3plugins.datasets.table import TableSourceConfig
-from cm3plugins.tasks.bundled import CaptionConfig, StructureConfig
+from cm3plugins.samplers.config import (
+    EditCFGSamplerConfig,
+    StructureCFGSamplerConfig,
+    TopPSamplerConfig,
+)
+from cm3plugins.tasks.bundled import CaptionConfig, EditConfig, StructureConfig
 from toy_model import picture, toy_model
 
 
@@ -157,6 +164,37 @@ def test_a_structure_that_training_had_not_is_told() -> None:
     asked(tuned, ("canny", picture(16, 16), {"feature": "scribbles"}))
     asked(tuned, ("as_is", picture(16, 16)))
     assert len(told) == 1
+
+
+def test_structures_and_edits_have_samplers_of_their_own() -> None:
+    """Unless one is named; what is drawn says by which, and repeats by that."""
+    tuned = toy_model(max_text_tokens=60)
+    samplers = {
+        "edit_cfg": EditCFGSamplerConfig,
+        "structure_cfg": StructureCFGSamplerConfig,
+        "top_p": TopPSamplerConfig,
+    }
+    info = PluginInfo("samplers", "1", "here")
+    tuned.components.registry.add(info, {"sampler": samplers}, {})
+    given = ("canny", picture(16, 16))
+    drawn, edited = tuned.generate("red", 1, condition=given), tuned.edit(picture(), "red", 1)
+    named = tuned.generate("red", 1, condition=given, sampler="top_p")
+    plain = tuned.generate("red", 1)
+    made = [drawn, edited, named, plain]
+    assert [one[0].sampler for one in made] == ["structure_cfg", "edit_cfg", "top_p", "cfg"]
+    again = tuned.generate("red", 1, condition=given, sampler="structure_cfg")
+    assert np.array_equal(again[0].pixels, drawn[0].pixels)
+    other = tuned.generate("red", 1, condition=given, picture_guidance_scale=1.0, guidance_scale=1)
+    assert not np.array_equal(other[0].pixels, drawn[0].pixels)
+    # the same by the task's name
+    tuned.tasks = TunedTasks({"mine": StructureConfig(), "change": EditConfig()})
+    record = {"feature": "canny edge features", "condition": given[1], "caption": "red"}
+    jobs, _ = tuned.task_jobs("mine", record, "red", 1)
+    [image] = results(tuned.engine, jobs)
+    assert image.sampler == "structure_cfg"
+    jobs, _ = tuned.task_jobs("change", {"source": picture(), "instruction": "red"}, "red", 1)
+    [image] = results(tuned.engine, jobs)
+    assert image.sampler == "edit_cfg"
 
 
 def test_a_blank_structure_is_told() -> None:

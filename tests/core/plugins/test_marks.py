@@ -12,7 +12,7 @@ from cm3core.cli._dataset import reader_of
 from cm3core.errors import PluginError
 from cm3core.interfaces import DocumentSourceConfig, RetrieverConfig, SamplerConfig
 from cm3core.interfaces.dataset import FOLDER
-from cm3core.model.drawing import editing_sampler
+from cm3core.model.drawing import sampler_for
 from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.plugins.marks import default_name, marked
 from cm3core.recipe import Recipe
@@ -57,6 +57,7 @@ def test_the_bundled_ones() -> None:
     }
     assert defaults == {"retriever": "dense", "text_tokenizer": "bpe", "upscaler": "edsr"}
     assert marked(registry, "sampler", "edits") == {"edit_cfg": True}
+    assert marked(registry, "sampler", "structures") == {"structure_cfg": True}
     silent = [
         name
         for name in registry.names("retriever")
@@ -71,9 +72,13 @@ def test_a_plugins_take_the_role_and_what_derives_from_them_does_not() -> None:
     )
     assert default_name(registry, "retriever", place="bank") == "near"
     bare = Recipe(name="bare")
-    assert editing_sampler(bare, registry) == "r"
-    assert editing_sampler(Recipe(name="own", sampler=Rewriter()), registry) is None
-    assert editing_sampler(bare, registry_of()) is None
+    assert sampler_for("edits", bare, registry) == "r"
+    assert sampler_for("structures", bare, registry) is None
+    own = Recipe(name="own", sampler=Rewriter())
+    assert sampler_for("edits", own, registry) is None
+    assert sampler_for("structures", own, load_registry()) is None, "it guides by pictures, too"
+    assert sampler_for("structures", bare, load_registry()) == "structure_cfg"
+    assert sampler_for("edits", bare, registry_of()) is None
 
 
 def test_a_name_of_several_plugins_is_written_in_full() -> None:

@@ -244,7 +244,15 @@ def test_guidance_and_plausibility_by_hand():
 
 
 def test_plausibility_is_on_unless_switched_off():
-    for name in ("cfg", "edit_cfg", "retrieval_cfg", "cd_k", "contrastive", "mixture"):
+    for name in (
+        "cfg",
+        "edit_cfg",
+        "structure_cfg",
+        "retrieval_cfg",
+        "cd_k",
+        "contrastive",
+        "mixture",
+    ):
         filters = load_registry().config_class("sampler", name)().build().plan("image").filters
         assert filters.plausible_top_p < 1 or filters.plausible_alpha > 0, name
 
