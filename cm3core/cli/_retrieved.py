@@ -78,30 +78,32 @@ def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
 
 
 def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
-    """A row per query: the query, the prepended documents with their scores, the result.
+    """A row per query: the query, the prepended documents with their scores, the result; then the documents and
+    results of those behind it with the same query.
 
     Returns uint8 [height, width, 3].
     """
     from cm3core.images import grid
 
     most = max(len(one.retrieved) for one in retrievals)
-    pictures, words = [], []
-    for one in retrievals:
+    pictures: list[list[PixelArray | None]] = []
+    words: list[list[str]] = []
+    for place, one in enumerate(retrievals):
         nothing = most - len(one.retrieved)
+        if not place or one.query != retrievals[place - 1].query:
+            pictures.append([one.query_pixels])
+            words.append([_cut(one.query)])
         own = [document.pixels for document in one.retrieved]
-        pictures.append([one.query_pixels, *own, *[None] * nothing, one.result_pixels])
-        words.append(
-            [
-                _cut(text)
-                for text in (one.query, *map(_label, one.retrieved), *[""] * nothing, one.result)
-            ]
-        )
+        pictures[-1] += [*own, *[None] * nothing, one.result_pixels]
+        texts = (*map(_label, one.retrieved), *[""] * nothing, one.result)
+        words[-1] += [_cut(text) for text in texts]
+    widest = max(map(len, pictures))
+    pictures = [row + [None] * (widest - len(row)) for row in pictures]
+    words = [row + [""] * (widest - len(row)) for row in words]
     heights = [pixels.shape[0] for row in pictures for pixels in row if pixels is not None]
-    headings = [
-        "query",
-        *(f"retrieved {place + 1}" for place in range(most)),
-        "result" if most else "result, nothing retrieved",
-    ]
+    found = [f"retrieved {place + 1}" for place in range(most)]
+    result = "result" if most else "result, nothing retrieved"
+    headings = ["query", *[*found, result] * ((widest - 1) // (most + 1))]
     return grid(
         pictures,
         captions=words,

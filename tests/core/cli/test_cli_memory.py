@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,3 +282,11 @@ def test_the_sheet_has_a_place_for_everything() -> None:
     assert retrieved_sheet([Retrieval("two", red, [], "a text", None)]).shape[1] == 6 + 2 * (
         128 + 6
     )
+    # results of one query are side by side, each behind its document
+    one, other = (Retrieval("one", None, [found], "", red) for found in (by_hand, text))
+    alone = retrieved_sheet([one])
+    both = retrieved_sheet([one, other])
+    assert both.shape[1] == 6 + 5 * (128 + 6)
+    two_rows = retrieved_sheet([one, replace(other, query="two"), one])
+    assert two_rows.shape[1] == alone.shape[1]
+    assert two_rows.shape[0] > both.shape[0] + alone.shape[0]
