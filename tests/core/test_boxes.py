@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cm3core.boxes import Boxes, boxes_in, text_of_boxes
@@ -21,6 +21,7 @@ def test_by_hand() -> None:
     assert Boxes((("bell", (0, 0, 40, 50)),), (100, 200)).text == ""
 
 
+@example(8, 14, (0.0, 0.0, 0.203125, 0.5))
 @given(
     st.integers(8, 60),
     st.integers(8, 60),
@@ -41,6 +42,12 @@ def test_boxes_follow_crop_and_resize(height: int, width: int, place: tuple[floa
         return
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     around = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    if (
+        not found
+    ):  # what is beside the visible square is blurred into its edge, by less than a pixel
+        shown = around[2] - around[0], around[3] - around[1]
+        assert min(shown) <= 256 / min(height, width)
+        return
     [(_, box)] = found
     # resampling blurs an edge by up to half a pixel of the original
     assert np.abs(np.array(box) - around).max() <= 3 + 256 / min(height, width)

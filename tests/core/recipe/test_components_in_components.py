@@ -127,7 +127,7 @@ def test_values_may_refer_to_others(registry: Registry) -> None:
         (
             ["retriever.parts.words.k2=3"],
             "command line: retriever.parts.words.k2: the retriever 'bm25' at "
-            "retriever.parts.words has no key 'k2'\n  next: known: b, bank, k1, ",
+            "retriever.parts.words has no key 'k2'\n  next: known: alternative_margin, b, bank, k1, ",
         ),
         (
             ["retriever.parts.words.name=bm52"],
