@@ -48,7 +48,9 @@ def start(folder: Path, turns: int) -> subprocess.Popen[str]:
 
 
 def hidden(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob(".*"))
+    # unlike rglob, which fails on a folder that goes while it looks
+    names = (name for _, *both in os.walk(folder) for own in both for name in own)
+    return sorted(name for name in names if name.startswith("."))
 
 
 def kill(process: subprocess.Popen[str]) -> None:
