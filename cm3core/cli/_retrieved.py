@@ -90,7 +90,13 @@ def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
     words: list[list[str]] = []
     for place, one in enumerate(retrievals):
         nothing = most - len(one.retrieved)
-        if not place or one.query != retrievals[place - 1].query:
+        before = retrievals[place - 1] if place else None
+        # pictures of one name in two folders are two queries
+        if (
+            before is None
+            or one.query != before.query
+            or one.query_pixels is not before.query_pixels
+        ):
             pictures.append([one.query_pixels])
             words.append([_cut(one.query)])
         own = [document.pixels for document in one.retrieved]

@@ -287,6 +287,9 @@ def test_the_sheet_has_a_place_for_everything() -> None:
     alone = retrieved_sheet([one])
     both = retrieved_sheet([one, other])
     assert both.shape[1] == 6 + 5 * (128 + 6)
+    # two pictures of one name are two queries
+    named = [Retrieval("x.png", red.copy(), [by_hand], "", red) for _ in range(2)]
+    assert retrieved_sheet(named).shape[1] == alone.shape[1]
     two_rows = retrieved_sheet([one, replace(other, query="two"), one])
     assert two_rows.shape[1] == alone.shape[1]
     assert two_rows.shape[0] > both.shape[0] + alone.shape[0]
