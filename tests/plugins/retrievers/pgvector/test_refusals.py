@@ -32,11 +32,12 @@ def test_statements_that_are_refused_say_what_to_do(postgres, monkeypatch):
     """At once: to wait for the server, or to correct its name, helps nobody."""
     config, memory = new_memory(postgres, retry_seconds=60.0)
     begin = time.monotonic()
-    # so short that the first statement of a connection runs out of it
-    assert refusal(config, monkeypatch, statement_timeout=1) == (
-        f"{memory.place}: refuses: canceling statement due to statement timeout\n"
-        "  next: raise statement_timeout of that user or database, then repeat"
-    )
+    # another client's lock, so that a statement takes longer than it may on a server of any speed
+    with postgres.locked(f"{config.schema}.documents"):
+        assert refusal(config, monkeypatch, statement_timeout=200) == (
+            f"{memory.place}: refuses: canceling statement due to statement timeout\n"
+            "  next: raise statement_timeout of that user or database, then repeat"
+        )
     assert refusal(config, monkeypatch, default_transaction_read_only="on") == (
         f"{memory.place}: refuses: cannot execute SELECT FOR UPDATE in a read-only transaction\n"
         "  next: name the server that is written to, not its copy, or a user who may write; then repeat"
