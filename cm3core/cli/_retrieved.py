@@ -53,14 +53,13 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 
     What stands behind a comma is style. Where a word is unknown, that was said, and may be why.
     """
-    from cm3core.checkpoint.words import words_of
+    from cm3core.model.queries import shares_a_word
 
-    asked = picture.prompt.split(",")[0]
+    thing = model.thing_asked_for(picture.prompt)
     texts = [document.text for document in picture.retrieved if document.text]
-    words = set(words_of(asked))
-    if not texts or not words or model.unknown_words(asked):
+    if not texts or model.unknown_words(thing):
         return
-    if words.isdisjoint(word for text in texts for word in words_of(text)):
+    if not any(shares_a_word(thing, text) for text in texts):
         found = ", ".join(map(repr, texts))
         print(
             f"note: what was retrieved for {picture.prompt!r} has none of its words: {found}; "

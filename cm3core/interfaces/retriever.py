@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -42,6 +42,15 @@ class RetrieverConfig(ComponentConfig):
         query_leaves_out: phrases of a prompt that name nothing, such as "a photo of", which are left out of its
             query, not of the prompt, where another word follows. For memories whose texts have none of them: to
             embedders of words and to BM25, what is rare weighs most. Case doesn't matter.
+        query_replaces: words and phrases of a prompt, and what is asked for in the query instead, such as
+            `puppy: dog`: for what the memory's texts call by another name. Case doesn't matter.
+        query_singular: a word of a prompt that no training text has is asked for in the singular, where one has that:
+            to an embedder of words, "cats" is as far from "cat" as any other word. English.
+        search_for_words: in generation, where the best document has no word of the thing that a prompt names, the
+            best of this many that has one is taken instead, if there is one: what an embedder of words makes of
+            words that it hardly knows is near to anything, and the rarest word counts most. The thing stands
+            before the first comma. 0: the best one is taken.
+        thing_ends_at: words such as "with", before the first of which the thing stands, too.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
             documents, so that they differ as these do: the first has the best in front, the second the second
             best, and so on. 1: all have the best.
@@ -58,6 +67,7 @@ class RetrieverConfig(ComponentConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
+        "search_for_words": (0, 2**20),
         "num_alternatives": (1, 2**10),
         "alternative_margin": (0.0, 1.0),
     }
@@ -67,16 +77,26 @@ class RetrieverConfig(ComponentConfig):
     bank: str | None = None
     query_dropout: float = 0.0
     query_leaves_out: list[str] = field(default_factory=list)
+    query_replaces: dict[str, str] = field(default_factory=dict)
+    query_singular: bool = False
+    search_for_words: int = 0
+    thing_ends_at: list[str] = field(default_factory=list)
     num_alternatives: int = 1
     alternative_margin: float = 0.05
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""
         super().check()
-        if any(not one.split() for one in self.query_leaves_out):
-            raise RecipeError(
-                "retriever.query_leaves_out", "has a phrase without a word", "remove it"
-            )
+        for name in ("query_leaves_out", "thing_ends_at"):
+            if any(not one.split() for one in getattr(self, name)):
+                raise RecipeError(f"retriever.{name}", "has a phrase without a word", "remove it")
+        for asked, instead in self.query_replaces.items():
+            if not (asked.split() and instead.split()):
+                raise RecipeError(
+                    "retriever.query_replaces",
+                    f"replaces {asked!r} by {instead!r}, and one of them has no word",
+                    "remove it, or use query_leaves_out",
+                )
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",
@@ -85,17 +105,40 @@ class RetrieverConfig(ComponentConfig):
             )
 
     def asked(self, text: str) -> str:
-        """What a prompt asks the memory for: the text without `query_leaves_out`.
+        """What a prompt asks the memory for: the text with `query_replaces` and without `query_leaves_out`.
 
         >>> class Words(RetrieverConfig): ...
         >>> Words(query_leaves_out=["photo of", "a"]).asked("A photo of a dog with a hat, filled a")
         'dog with hat, filled a'
+        >>> Words(query_replaces={"puppy": "dog"}).asked("Puppy, filled")
+        'dog, filled'
         """
-        phrases = sorted((one.split() for one in self.query_leaves_out), key=len, reverse=True)
-        if not phrases:
-            return text
-        one_of = "|".join(r"\s+".join(map(re.escape, words)) for words in phrases if words)
-        return re.sub(rf"(?<!\w)(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
+        if self.query_replaces:
+            other = {
+                " ".join(words.casefold().split()): instead
+                for words, instead in self.query_replaces.items()
+            }
+            # a pattern that ignores case takes a few letters for others that casefold() keeps apart
+            text = re.sub(
+                rf"(?<!\w)(?:{_one_of(other)})(?!\w)",
+                lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
+                text,
+                flags=re.IGNORECASE,
+            )
+        if self.query_leaves_out:
+            one_of = _one_of(self.query_leaves_out)
+            text = re.sub(rf"(?<!\w)(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
+        return text
+
+    def thing(self, text: str) -> str:
+        """What a prompt names, without what it says of it: see `thing_ends_at`.
+
+        >>> class Words(RetrieverConfig): ...
+        >>> Words(thing_ends_at=["with"]).thing("dog with a hat, filled"), Words().thing("dog, filled")
+        ('dog', 'dog')
+        """
+        ends = rf"|(?<=\w)\s+(?:{_one_of(self.thing_ends_at)})(?!\w)" if self.thing_ends_at else ""
+        return re.split(f",{ends}", text, maxsplit=1, flags=re.IGNORECASE)[0]
 
     def open_memory(self) -> DocumentSource:
         """Return the documents of a retriever that has a memory of its own (`own_memory`)."""
@@ -104,6 +147,12 @@ class RetrieverConfig(ComponentConfig):
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
         """Return a retriever over `memory`. `embedder` is the recipe's, None if it has none."""
         raise NotImplementedError
+
+
+def _one_of(phrases: Iterable[str]) -> str:
+    """A pattern that matches the longest of these phrases, with any spaces between its words."""
+    longest_first = sorted((one.split() for one in phrases), key=len, reverse=True)
+    return "|".join(r"\s+".join(map(re.escape, words)) for words in longest_first if words)
 
 
 @dataclass(frozen=True)

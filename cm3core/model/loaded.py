@@ -29,6 +29,7 @@ from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
 from cm3core.model.fewer_bits import arranged, held_out
+from cm3core.model.queries import in_singular
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent
@@ -89,6 +90,22 @@ class Loaded:
         if self.words is None:
             return {}
         return {word: self.words.nearest(word) for word in self.words.unknown(text)}
+
+    def query_text(self, prompt: str, *, known_plurals: bool = False) -> str:
+        """What a prompt asks the memory for: see `query_replaces`, `query_leaves_out` and `query_singular` of
+        `RetrieverConfig`; `known_plurals`: in the singular even where training texts have the plural."""
+        config = self.recipe.retriever
+        if config is None:
+            return prompt
+        if config.query_singular and self.words is not None:
+            prompt = in_singular(prompt, self.words.words, known_plurals=known_plurals)
+        return config.asked(prompt)
+
+    def thing_asked_for(self, prompt: str) -> str:
+        """What of `query_text` names the thing: what stands behind a comma is style, see also `thing_ends_at` of
+        `RetrieverConfig`."""
+        config = self.recipe.retriever
+        return self.query_text(prompt.split(",")[0] if config is None else config.thing(prompt))
 
     @cached_property
     def recipe_hash(self) -> str:

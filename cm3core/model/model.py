@@ -27,13 +27,13 @@ from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import box_below, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, pixels_of
+from cm3core.model.memory import with_memory
 from cm3core.model.results import (
     GeneratedImage,
     GeneratedImages,
     GeneratedText,
     InfilledImage,
 )
-from cm3core.model.retrieval import with_memory
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.discovery import load_registry
 

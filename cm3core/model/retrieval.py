@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
 from cm3core import images
-from cm3core.bank import Memory, memory_of
-from cm3core.bank_tools import config_of
-from cm3core.config.components import needs_of
-from cm3core.config.overrides import with_options
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Request
-from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.model.loaded import Loaded
+from cm3core.model.queries import shares_a_word, with_a_word
 from cm3core.model.results import RetrievedDocument
-from cm3core.plugins.marks import default_name
 from cm3core.prepending import prepended
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cm3core.build import Components
     from cm3core.interfaces.retriever import Region, Retrieved
-    from cm3core.recipe import Recipe
 
 #: A request with its documents in front, and these as results show them.
 Augmented: TypeAlias = tuple[Request, tuple[RetrievedDocument, ...]]
@@ -40,111 +31,6 @@ _Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 _SPARE = 4
 #: Share of a picture's codes that must be known for it to be recognised.
 _KNOWN = 0.5
-
-
-def with_memory(
-    recipe: Recipe,
-    components: Components,
-    bank: str | Path | None,
-    settings: Mapping[str, Any],
-    retriever: str | None = None,
-    split: str | None = None,
-) -> tuple[Recipe, Components]:
-    """A recipe and its components with another memory or another way to search it.
-
-    See `Model.with_memory`. Decoder and tokenizers stay the same objects, and so does the embedder
-    if its config does not change.
-    """
-    names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
-    has_none = config is None or not config.retrieves
-    had_its_own = config is not None and config.own_memory
-    if has_none and bank is None and retriever is None:
-        raise GenerationError(
-            "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
-        )
-    if retriever is not None:
-        wanted = retriever
-    elif has_none:
-        wanted = default_name(components.registry, "retriever", place="bank")
-    else:
-        wanted = names["retriever"]
-    if config is None or wanted != names["retriever"]:
-        shared = (
-            {}
-            if config is None or has_none
-            else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
-        )
-        place = "bank" if retriever is None else "retriever"
-        config_class = cast(
-            "type[RetrieverConfig]",
-            components.registry.config_class("retriever", wanted, place=place),
-        )
-        if config_class.own_memory:
-            shared.pop("bank", None)
-        config = config_class(**shared)
-        names["retriever"] = wanted
-    config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
-    if split is not None:
-        _check_split(recipe, split, config.bank)
-    if embedder is None and "embedder" in needs_of(config):
-        memory = memory_of(config)
-        if isinstance(memory, Memory):
-            maker = memory.manifest.embedder
-            names["embedder"] = maker.name
-            embedder = config_of(components.registry, "embedder", maker, place=memory.place)
-    if embedder is None and "embedder" in needs_of(config):
-        raise GenerationError(
-            "retriever",
-            f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
-            "name a memory bank (bank), which records its embedder, or another retriever",
-        )
-    recipe = replace(
-        recipe,
-        retriever=config,
-        embedder=embedder,
-        component_names=names,
-        generate=replace(
-            recipe.generate,
-            retrieve=True,
-            memory_split=recipe.generate.memory_split if split is None else split,
-        ),
-    )
-    changed = replace(
-        components,
-        recipe=recipe,
-        memory_split=components.memory_split if split is None else split,
-    )
-    kept = (
-        "source",
-        *(("embedder",) if embedder is components.recipe.embedder else ()),
-        *(
-            ("memory",)
-            if bank is None and split is None and not (config.own_memory or had_its_own)
-            else ()
-        ),
-    )
-    for name in kept:
-        if name in vars(components):
-            setattr(changed, name, getattr(components, name))
-    # an unusable bank is reported now, not at the first picture
-    assert changed.retriever is not None
-    return recipe, changed
-
-
-def _check_split(recipe: Recipe, split: str, bank: str | None) -> None:
-    if bank is not None:
-        raise GenerationError(
-            "split",
-            f"{split!r} is a split of the data set, and the memory bank {bank} is retrieved from",
-            "leave one of the two out",
-        )
-    known = recipe.dataset.memory_config().splits if recipe.dataset else ()
-    if split not in known:
-        raise GenerationError(
-            "split",
-            f"the model's data set has no split {split!r}",
-            f"use one of {', '.join(known)}" if known else "name a memory bank (bank)",
-        )
 
 
 class Retrieval:
@@ -270,12 +156,16 @@ class Retrieval:
         retriever, config = self.components.retriever, self.recipe.retriever
         assert retriever is not None
         assert config is not None
-        queries = [
-            tuple(
-                Text(config.asked(part.text)) if isinstance(part, Text) else part for part in query
-            )
-            for query in queries
-        ]
+        prompts, queries = (
+            queries,
+            [
+                tuple(
+                    Text(self.loaded.query_text(part.text)) if isinstance(part, Text) else part
+                    for part in query
+                )
+                for query in queries
+            ],
+        )
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
@@ -284,7 +174,38 @@ class Retrieval:
         )
         for place, results, parts in zip(asked, results_of, of_parts, strict=True):
             found[place] = parts or results
+        if config.search_for_words:
+            excluded = dict(zip(asked, own, strict=True))
+            self._search_for_words(prompts, found, number + more + spare, excluded)
         return found
+
+    def _search_for_words(
+        self,
+        prompts: Sequence[Document],
+        found: list[list[Retrieved]],
+        number: int,
+        exclude: Mapping[int, Collection[str]],
+    ) -> None:
+        """Replace what was found for texts where the best document has no word of the thing, in place."""
+        retriever, config = self.components.retriever, self.recipe.retriever
+        assert retriever is not None
+        assert config is not None
+        unlike: dict[int, tuple[str, str]] = {}
+        for place, results in enumerate(found):
+            if results and all(isinstance(part, Text) for part in prompts[place]):
+                prompt = text_of(prompts[place])
+                best = text_of(retriever.memory.document(results[0].index))
+                thing = self.loaded.thing_asked_for(prompt)
+                if not shares_a_word(thing, best):
+                    query = self.loaded.query_text(prompt, known_plurals=True)
+                    unlike[place] = query, thing
+        if not unlike:
+            return
+        depth = max(number, config.search_for_words)
+        own = [exclude[place] for place in unlike]
+        better = with_a_word(retriever, list(unlike.values()), number, own, depth)
+        for place, results in zip(unlike, better, strict=True):
+            found[place] = results or found[place]
 
     def _retrieved(self, found: Retrieved) -> _Prepended | None:
         """A document of the memory, as codes and as results show it; None, with a note: it can't be read."""

@@ -47,6 +47,40 @@ def test_the_last_word_stays_and_no_word_is_made(words: list[str]) -> None:
     assert FirstRetrieverConfig().asked(prompt) == prompt
 
 
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("a Puppy, filled", "dog, filled"),
+        ("CELL  phone", "mobile phone"),
+        ("cell, phone", "room, phone"),  # the words are apart
+        ("cell", "room"),  # the longest phrase is taken, and then its part
+        ("puppys", "puppys"),  # inside words it is none
+        ("puppy-puppy", "dog-dog"),
+        ("dog of the a puppy", "dog of dog"),
+        ("jug of the brook", "amphora of river"),  # what is put in is read like the prompt
+    ],
+)
+def test_other_names(prompt: str, asked: str) -> None:
+    names = {
+        "puppy": "dog",
+        "cell": "room",
+        "Cell phone": "mobile phone",
+        "jug of the": "amphora of the",
+    }
+    config = FirstRetrieverConfig(
+        query_leaves_out=["a", "the"], query_replaces={**names, "brook": "river"}
+    )
+    assert config.asked(prompt) == asked
+
+
+@given(st.text(), st.dictionaries(st.text(min_size=1).filter(str.split), st.just("x"), max_size=3))
+def test_any_text_and_any_names(prompt: str, names: dict[str, str]) -> None:
+    asked = FirstRetrieverConfig(query_replaces=names).asked(prompt)
+    assert bool(asked) == bool(prompt)
+    if not names:
+        assert asked == prompt
+
+
 def test_the_prompt_itself_is_whole(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     queries: list[object] = []
 
@@ -62,9 +96,19 @@ def test_the_prompt_itself_is_whole(model: Model, monkeypatch: pytest.MonkeyPatc
     assert Text("a red") in job.requests[0].document
 
 
-def test_a_phrase_without_a_word_is_refused() -> None:
+@pytest.mark.parametrize("names", [{" ": "dog"}, {"puppy": ""}])
+def test_a_name_without_a_word_is_refused(names: dict[str, str]) -> None:
+    [(asked, instead)] = names.items()
     with pytest.raises(RecipeError) as error:
-        FirstRetrieverConfig(query_leaves_out=["a", " "]).check()
+        FirstRetrieverConfig(query_replaces=names).check()
     assert str(error.value) == (
-        "retriever.query_leaves_out: has a phrase without a word\n  next: remove it"
+        f"retriever.query_replaces: replaces {asked!r} by {instead!r}, and one of them has no word\n"
+        "  next: remove it, or use query_leaves_out"
     )
+
+
+@pytest.mark.parametrize("key", ["query_leaves_out", "thing_ends_at"])
+def test_a_phrase_without_a_word_is_refused(key: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        FirstRetrieverConfig(**{key: ["a", " "]}).check()
+    assert str(error.value) == f"retriever.{key}: has a phrase without a word\n  next: remove it"

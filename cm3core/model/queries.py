@@ -1,0 +1,98 @@
+"""What a prompt asks the memory for, and which documents have a word of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from cm3core.checkpoint.words import words_of
+from cm3core.document import Document, Text, text_of
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.retriever import Retrieved, Retriever
+
+#: Shorter words end in an s that is seldom a plural's: gas, bus.
+_PLURAL = 4
+
+
+def in_singular(text: str, known: Collection[str], *, known_plurals: bool = False) -> str:
+    """A text in which each plural whose singular is known is that, unless the plural is known, too.
+
+    Args:
+        text: in English.
+        known: words, as `words_of` gives them.
+        known_plurals: these as well.
+
+    >>> in_singular("two Cats, wolves and glasses", {"two", "cat", "wolf", "glass", "glasses"})
+    'two cat, wolf and glasses'
+    """
+
+    def form(found: re.Match[str]) -> str:
+        word = found[0].casefold()
+        if word in known and not known_plurals:
+            return found[0]
+        return next((one for one in _singulars(word) if one in known), found[0])
+
+    return re.sub(r"[^\W\d_]+", form, text)
+
+
+def shares_a_word(thing: str, text: str) -> bool:
+    """Whether a text has a word of another; a plural is the same word. True where that has no words.
+
+    >>> shares_a_word("bird cage", "birds, filled"), shares_a_word("bird", "cat, outline")
+    (True, False)
+    """
+    asked = _forms(thing)
+    return not asked or not asked.isdisjoint(_forms(text))
+
+
+def with_a_word(
+    retriever: Retriever,
+    queries: Sequence[tuple[str, str]],
+    number: int,
+    exclude: Sequence[Collection[str]],
+    depth: int,
+) -> list[list[Retrieved]]:
+    """For each query the best documents that share a word with its thing, of the `depth` nearest; empty: none does.
+
+    Args:
+        retriever: searches the memory.
+        queries: each a text and the thing that it names.
+        number: of documents at most.
+        exclude: names of documents that must not be found, for each query.
+        depth: at least `number`.
+    """
+    asked: list[Document] = [(Text(query),) for query, _ in queries]
+    found = retriever.retrieve(asked, depth, exclude)
+    return [
+        [
+            one
+            for one in results
+            if shares_a_word(thing, text_of(retriever.memory.document(one.index)))
+        ][:number]
+        for (_, thing), results in zip(queries, found, strict=True)
+    ]
+
+
+def _forms(text: str) -> set[str]:
+    words = words_of(text)
+    return {*words, *(one for word in words for one in _singulars(word))}
+
+
+def _singulars(word: str) -> Iterator[str]:
+    """What an English word may be the plural of, the likeliest first.
+
+    >>> list(_singulars("wolves")), list(_singulars("buses")), list(_singulars("glass"))
+    (['wolf', 'wolfe', 'wolv', 'wolve'], ['bus', 'buse'], [])
+    """
+    if len(word) < _PLURAL or not word.endswith("s") or word.endswith("ss"):
+        return
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("ves"):
+        yield word[:-3] + "f"
+        yield word[:-3] + "fe"
+    if word.endswith("es"):
+        yield word[:-2]
+    yield word[:-1]
