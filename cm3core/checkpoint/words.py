@@ -19,6 +19,8 @@ MAX_TEXTS = 2_000_000
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 # Emoji and other pictographs, of which one says what a word says
 _PICTOGRAPHS = r"\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
+#: Shorter words end in an s that is seldom a plural's: gas, bus.
+_PLURAL = 4
 _WORD = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|(?:(?![{_UNSPACED}{_PICTOGRAPHS}])[^\W_])+")
 
 
@@ -30,6 +32,24 @@ def words_of(text: str) -> list[str]:
     ['bell', 'off', 'grösse', '2']
     """
     return _WORD.findall(text.casefold())
+
+
+def singulars_of(word: str) -> Iterator[str]:
+    """What an English word may be the plural of, the likeliest first.
+
+    >>> list(singulars_of("wolves")), list(singulars_of("buses")), list(singulars_of("glass"))
+    (['wolf', 'wolfe', 'wolv', 'wolve'], ['bus', 'buse'], [])
+    """
+    if len(word) < _PLURAL or not word.endswith("s") or word.endswith("ss"):
+        return
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("ves"):
+        yield word[:-3] + "f"
+        yield word[:-3] + "fe"
+    if word.endswith("es"):
+        yield word[:-2]
+    yield word[:-1]
 
 
 @dataclass(frozen=True)
@@ -73,7 +93,10 @@ class TrainingWords:
         yield from dict.fromkeys(word for word in words_of(text) if word not in self.words)
 
     def nearest(self, word: str) -> str | None:
-        """The known word that is spelled most like `word`; None if none is close."""
+        """The known word that is the singular of `word`, or spelled most like it; None if none is close."""
+        for one in singulars_of(word):
+            if one in self.words:
+                return one
         alike = (own for own in self.words if abs(len(own) - len(word)) <= 2)
         return next(iter(difflib.get_close_matches(word, sorted(alike), n=1, cutoff=0.8)), None)
 

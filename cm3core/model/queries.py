@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from cm3core.checkpoint.words import words_of
+from cm3core.checkpoint.words import singulars_of, words_of
 from cm3core.document import Document, Text, text_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Retrieved, Retriever
-
-#: Shorter words end in an s that is seldom a plural's: gas, bus.
-_PLURAL = 4
 
 
 def in_singular(text: str, known: Collection[str], *, known_plurals: bool = False) -> str:
@@ -32,7 +29,7 @@ def in_singular(text: str, known: Collection[str], *, known_plurals: bool = Fals
         word = found[0].casefold()
         if word in known and not known_plurals:
             return found[0]
-        return next((one for one in _singulars(word) if one in known), found[0])
+        return next((one for one in singulars_of(word) if one in known), found[0])
 
     return re.sub(r"[^\W\d_]+", form, text)
 
@@ -77,22 +74,4 @@ def with_a_word(
 
 def _forms(text: str) -> set[str]:
     words = words_of(text)
-    return {*words, *(one for word in words for one in _singulars(word))}
-
-
-def _singulars(word: str) -> Iterator[str]:
-    """What an English word may be the plural of, the likeliest first.
-
-    >>> list(_singulars("wolves")), list(_singulars("buses")), list(_singulars("glass"))
-    (['wolf', 'wolfe', 'wolv', 'wolve'], ['bus', 'buse'], [])
-    """
-    if len(word) < _PLURAL or not word.endswith("s") or word.endswith("ss"):
-        return
-    if word.endswith("ies"):
-        yield word[:-3] + "y"
-    if word.endswith("ves"):
-        yield word[:-3] + "f"
-        yield word[:-3] + "fe"
-    if word.endswith("es"):
-        yield word[:-2]
-    yield word[:-1]
+    return {*words, *(one for word in words for one in singulars_of(word))}

@@ -27,6 +27,8 @@ def test_words_by_hand():
     assert [known.nearest(word) for word in ("bells", "aple", "zebra", "")] == [
         *("bell", "apple", None, None)
     ]
+    # the singular, not what is spelled more alike
+    assert TrainingWords.of(["applets", "apple"]).nearest("apples") == "apple"
 
 
 @given(st.lists(st.text()))
