@@ -51,6 +51,8 @@ class RetrieverConfig(ComponentConfig):
             words that it hardly knows is near to anything, and the rarest word counts most. The thing stands
             before the first comma. 0: the best one is taken.
         thing_ends_at: words such as "with", before the first of which the thing stands, too.
+        unless_asked_for: in generation, documents with one of these words come after those that are nearly as near
+            (`alternative_margin`) and have none, unless the prompt has the word: what a model draws badly.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
             documents, so that they differ as these do: the first has the best in front, the second the second
             best, and so on. 1: all have the best.
@@ -81,13 +83,14 @@ class RetrieverConfig(ComponentConfig):
     query_singular: bool = False
     search_for_words: int = 0
     thing_ends_at: list[str] = field(default_factory=list)
+    unless_asked_for: list[str] = field(default_factory=list)
     num_alternatives: int = 1
     alternative_margin: float = 0.05
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""
         super().check()
-        for name in ("query_leaves_out", "thing_ends_at"):
+        for name in ("query_leaves_out", "thing_ends_at", "unless_asked_for"):
             if any(not one.split() for one in getattr(self, name)):
                 raise RecipeError(f"retriever.{name}", "has a phrase without a word", "remove it")
         for asked, instead in self.query_replaces.items():

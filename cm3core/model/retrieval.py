@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cm3core import images
+from cm3core.checkpoint.words import words_of
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Request
@@ -129,14 +130,17 @@ class Retrieval:
         """Positions of the documents that take turns in front: those that are nearly as near as the first."""
         if most == 1 or not found or found[0].region is not None:
             return [0]
+        kind = found[0].found_by, found[0].preferred
+        alike = [one for one in found if (one.found_by, one.preferred) == kind]
+        best = max(alike, key=lambda one: one.score)
+        return [place for place, one in enumerate(found[:most]) if self._is_near(one, best)]
+
+    def _is_near(self, one: Retrieved, best: Retrieved) -> bool:
+        """Whether a document is nearly as near as the best one."""
         assert self.recipe.retriever is not None
-        best, margin = found[0], self.recipe.retriever.alternative_margin
-        return [
-            place
-            for place, one in enumerate(found[:most])
-            if (one.found_by, one.preferred) == (best.found_by, best.preferred)
-            and best.score - one.score <= margin * abs(best.score)
-        ]
+        margin = self.recipe.retriever.alternative_margin
+        alike = (one.found_by, one.preferred) == (best.found_by, best.preferred)
+        return alike and best.score - one.score <= margin * abs(best.score)
 
     def _retrieve(
         self,
@@ -168,7 +172,8 @@ class Retrieval:
         )
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
-        spare = _SPARE if any(_pictures(requests[place].document) for place in asked) else 0
+        has_pictures = any(_pictures(requests[place].document) for place in asked)
+        spare = _SPARE if has_pictures or config.unless_asked_for else 0
         results_of = retriever.retrieve(
             [queries[place] for place in asked], number + more + spare, own
         )
@@ -177,7 +182,34 @@ class Retrieval:
         if config.search_for_words:
             excluded = dict(zip(asked, own, strict=True))
             self._search_for_words(prompts, found, number + more + spare, excluded)
+        for place in asked if config.unless_asked_for else ():
+            if found[place] and all(isinstance(part, Text) for part in queries[place]):
+                found[place] = self._unasked_last(text_of(queries[place]), found[place])
         return found
+
+    def _unasked_last(self, query: str, found: list[Retrieved]) -> list[Retrieved]:
+        """The documents that are nearly as near as the best, those first that have no word of `unless_asked_for` that
+        the query has not; then the others."""
+        retriever, config = self.components.retriever, self.recipe.retriever
+        assert retriever is not None
+        assert config is not None
+        near = [one for one in found if self._is_near(one, found[0])]
+        unasked = [
+            words
+            for words in map(set, map(words_of, config.unless_asked_for))
+            if not words <= set(words_of(query))
+        ]
+        last = [
+            one
+            for one in near
+            for words in [set(words_of(text_of(retriever.memory.document(one.index))))]
+            if any(these <= words for these in unasked)
+        ]
+        return [
+            *(one for one in near if one not in last),
+            *last,
+            *(one for one in found if one not in near),
+        ]
 
     def _search_for_words(
         self,

@@ -107,7 +107,7 @@ def test_a_name_without_a_word_is_refused(names: dict[str, str]) -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["query_leaves_out", "thing_ends_at"])
+@pytest.mark.parametrize("key", ["query_leaves_out", "thing_ends_at", "unless_asked_for"])
 def test_a_phrase_without_a_word_is_refused(key: str) -> None:
     with pytest.raises(RecipeError) as error:
         FirstRetrieverConfig(**{key: ["a", " "]}).check()

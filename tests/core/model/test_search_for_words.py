@@ -101,6 +101,45 @@ def test_how_many_are_searched(searching: Model, monkeypatch: pytest.MonkeyPatch
     assert in_front(searching, "a green bird") == ["green"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "margin", "found"),
+    [
+        ("a bird", 0.05, "red"),  # green is too far behind
+        ("a bird", 0.3, "green"),
+        ("a red bird", 0.3, "red"),  # asked for
+        ("a bird, Red", 0.3, "red"),
+    ],
+)
+def test_what_was_not_asked_for_comes_last(
+    model: Model, monkeypatch: pytest.MonkeyPatch, prompt: str, margin: float, found: str
+) -> None:
+    """The scores are 1, 0.75 and 0.5."""
+    retriever = model.recipe.retriever
+    assert retriever is not None
+    monkeypatch.setattr(retriever, "num_retrieved", 1)
+    monkeypatch.setattr(retriever, "alternative_margin", margin)
+    assert in_front(model, prompt) == ["red"]
+    monkeypatch.setattr(retriever, "unless_asked_for", ["red", "light blue"])
+    assert in_front(model, prompt) == [found]
+
+
+def test_what_was_not_asked_for_takes_its_turn_last(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = model.recipe.retriever
+    assert retriever is not None
+    for key, value in (
+        ("num_retrieved", 1),
+        ("num_alternatives", 3),
+        ("alternative_margin", 0.3),
+        ("unless_asked_for", ["red"]),
+    ):
+        monkeypatch.setattr(retriever, key, value)
+    jobs, _ = model.image_jobs("a bird", 4)
+    first = [texts(one.retrieved[0])[0] for job in jobs for one in job.requests]
+    assert first == ["green", "red", "green", "red"]  # blue is too far behind
+
+
 def test_unknown_plurals_are_asked_for_in_the_singular(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
