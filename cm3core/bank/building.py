@@ -22,7 +22,7 @@ from cm3core.bank.memory_bank import MemoryBank, is_bank
 from cm3core.bank.shard import SHARDS
 from cm3core.bank.shared_work import Helper, ShardWork
 from cm3core.bank.tools import Tools, save_tokenizer
-from cm3core.bank.writing import tidy, writing
+from cm3core.bank.writing import telling, tidy, writing
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
@@ -135,7 +135,8 @@ def help_build(
     folder = user_path(folder)
     wanted = wanted_of(source, shard_size, part)
     plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
-    ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix).help(share)
+    with telling(folder):
+        ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix).help(share)
 
 
 def wanted_of(

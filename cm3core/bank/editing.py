@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from cm3core.bank.building import duplicate_ids
 from cm3core.bank.manifest import Manifest, ShardInfo
 from cm3core.bank.memory_bank import MemoryBank
 from cm3core.bank.shard import SHARDS, Shard, write_shard
-from cm3core.bank.writing import tidy, writing
+from cm3core.bank.writing import AGAIN, is_of, tidy, writing
 from cm3core.errors import DataError, FileError
 from cm3core.files import (
     check_writable,
     make_folder,
     new_place,
+    not_written,
     sha256_file,
     sync_directory,
     user_path,
@@ -73,8 +75,7 @@ def remove_documents(
     folder = user_path(folder)
     # before anything is written into a folder that is none
     MemoryBank.open(folder, skip_damaged=damaged)
-    with writing(folder):
-        tidy(folder, Manifest.read(folder))
+    with writing(folder, AGAIN), _tidied(folder):
         bank = MemoryBank.open(folder, skip_damaged=damaged)
         found = bank.find(names)
         missing = [name for name in dict.fromkeys(names) if name not in found]
@@ -95,13 +96,22 @@ def remove_documents(
             lost = {info.name for info in Manifest.read(folder).shards} - {
                 shard.info.name for shard in bank.shards
             }
-            manifest = bank.manifest.with_shards(tuple(shards))
-            manifest.write(folder)
-            if not delete:
+            if not delete:  # first: what the manifest does not name is deleted
                 _set_aside(folder, lost)
-            tidy(folder, manifest)
+            bank.manifest.with_shards(tuple(shards)).write(folder)
     aside = folder / SET_ASIDE if num_damaged and not delete else None
     return RemoveReport(len(found), missing, num_damaged, len(bank) - len(found), aside)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Delete what is not of the bank, now and at the end: where the disk was full, what was written in
+    vain keeps no room."""
+    tidy(folder, Manifest.read(folder))
+    try:
+        yield
+    finally:
+        tidy(folder, Manifest.read(folder))
 
 
 def _set_aside(folder: Path, shards: Collection[str]) -> None:
@@ -116,8 +126,11 @@ def _set_aside(folder: Path, shards: Collection[str]) -> None:
         while target.exists():
             number += 1
             target = target.with_name(f"{name}-{number}")
-        source.rename(target)
-        sync_directory(target.parent)
+        try:
+            source.rename(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise not_written(target, error) from error
 
 
 def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
@@ -181,31 +194,47 @@ def merge_banks(
         )
     try:
         with new_place(target) as temporary:
-            make_folder(temporary / SHARDS)
-            shards: list[ShardInfo] = []
-            with make_bar(
-                total=sum(map(len, banks)),
-                desc="merging",
-                unit="document",
-                disable=None if progress else True,
-            ) as bar:
-                for bank, indices in zip(banks, removed, strict=True):
-                    own = _without(temporary, bank, indices)
-                    for shard in bank.shards:
-                        if shard.info in own:
-                            _copy(shard, temporary)
-                        bar.update(len(shard))
-                    shards += own
-            if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
-                _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
-            banks[0].manifest.with_shards(tuple(shards)).write(temporary)
+            _write_merged(temporary, target, banks, removed, progress)
             temporary.rename(target)
             sync_directory(target.parent)
     except OSError as error:
-        raise FileError(
-            str(target), f"can't be written ({error.strerror or error})", "free space on that disk"
-        ) from error
+        raise not_written(target, error) from error
     return MemoryBank.open(target)
+
+
+def _write_merged(
+    temporary: Path,
+    target: Path,
+    banks: Sequence[MemoryBank],
+    removed: Sequence[Collection[int]],
+    progress: bool,
+) -> None:
+    """Write the bank of several, each without some documents, into a folder that becomes `target`."""
+    make_folder(temporary / SHARDS)
+    shards: list[ShardInfo] = []
+    bar = make_bar(
+        total=sum(map(len, banks)),
+        desc="merging",
+        unit="document",
+        disable=None if progress else True,
+    )
+    try:
+        with bar:
+            for bank, indices in zip(banks, removed, strict=True):
+                own = _without(temporary, bank, indices)
+                for shard in bank.shards:
+                    if shard.info in own:
+                        _copy(shard, temporary)
+                    bar.update(len(shard))
+                shards += own
+        if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
+            _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
+        banks[0].manifest.with_shards(tuple(shards)).write(temporary)
+    except FileError as error:
+        if not is_of(error, temporary):
+            raise
+        # the folder that it names is gone by the time that it is read
+        raise FileError(str(target), error.cause, error.next_step) from error
 
 
 def _check_same_tools(banks: Sequence[MemoryBank]) -> None:

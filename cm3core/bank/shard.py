@@ -41,7 +41,7 @@ from cm3core.bank.mapping import map_array, map_bytes
 from cm3core.bank.vector_rows import FloatArray
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
-from cm3core.files import make_folder, sha256_file, sync_directory
+from cm3core.files import make_folder, not_written, sha256_file, sync_directory
 from cm3core.interfaces.dataset import Provenance
 from cm3core.npy import save_array
 
@@ -142,11 +142,7 @@ def write_shard(
             sync_directory(bank / SHARDS)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise FileError(
-            str(bank),
-            f"can't be written ({error.strerror or error}); what is in it stays as it was",
-            "free space on that disk, then run the same command again: it resumes",
-        ) from error
+        raise not_written(bank, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -3,6 +3,7 @@ left."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +12,23 @@ from pathlib import Path
 from cm3core._unfinished import remove_unfinished
 from cm3core.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3core.bank.shard import SHARDS, WRITING
-from cm3core.errors import DataError
-from cm3core.files import check_links, check_writable, locked, make_folder
+from cm3core.errors import DataError, FileError
+from cm3core.files import FREE_SPACE, check_links, check_writable, locked, make_folder
 
 LOCK = ".lock"
+#: The next step where a disk is full, and an interrupted command goes on; where it does all again.
+RESUMES = f"{FREE_SPACE}, then run the same command again: it resumes"
+AGAIN = f"{FREE_SPACE}, then run the same command again"
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path, step: str = RESUMES) -> Iterator[None]:
     """Change a bank; another process that does is refused meanwhile. The lock goes with the
     process, however that ends.
+
+    Args:
+        folder: the bank's.
+        step: see `telling`.
 
     Raises:
         DataError: another process is at it.
@@ -31,9 +39,31 @@ def writing(folder: Path) -> Iterator[None]:
     busy = DataError(
         str(folder), "another process is changing this memory bank", "wait until it is done"
     )
-    with locked(folder / LOCK, busy):
+    with telling(folder, step), locked(folder / LOCK, busy):
         check_links(folder)
         yield
+
+
+@contextmanager
+def telling(folder: Path, step: str = RESUMES) -> Iterator[None]:
+    """Where the disk is full, say of the bank what becomes of it, and not which of its inner files
+    was next. `step`: what to do then.
+
+    Raises:
+        FileError: the disk is full.
+    """
+    try:
+        yield
+    except FileError as error:
+        if error.next_step != FREE_SPACE or not is_of(error, folder):
+            raise
+        cause = f"{error.cause}; what is in it stays as it was"
+        raise FileError(str(folder), cause, step) from error
+
+
+def is_of(error: FileError, folder: Path) -> bool:
+    """Whether what could not be written is of this folder, and not of a cache elsewhere."""
+    return Path(os.path.realpath(error.place)).is_relative_to(os.path.realpath(folder))
 
 
 def tidy(folder: Path, manifest: Manifest) -> None:

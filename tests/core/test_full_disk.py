@@ -4,6 +4,7 @@ goes on once there is room."""
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from built_banks import built
+from bank_parts import source, tools
+from built_banks import built, contents
+from cm3core.bank import MemoryBank, add_documents, merge_banks, remove_documents
 from cm3core.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
@@ -156,6 +159,69 @@ def test_banks_that_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str
         filler.unlink()
         assert main(["memory", "merge", *banks, "-o", str(disk / "out")]) == 0
         assert files(disk / "out") == files(tmp_path / "whole")
+
+
+def test_banks_that_are_merged_without_duplicates(tmp_path: Path) -> None:
+    """Shards that lose documents are written again, in a place that is gone when the error is read."""
+    banks = [built(tmp_path / str(start), 8, start).folder for start in (0, 5)]
+    with small_disk(tmp_path / "disk") as disk:
+        for kib in (0, 40, 68):  # its folder, a shard, the manifest
+            leave_room(disk, kib)
+            with pytest.raises(FileError) as raised:
+                merge_banks(banks, disk / "out", skip_duplicates=True, progress=False)
+            assert str(raised.value) == full(disk / "out")
+            assert files(disk).keys() == {"filler"}
+
+
+AGAIN = "next: free space on that disk, then run the same command again"
+
+
+def no_room(bank: Path, step: str) -> str:
+    return f"{bank}: can't be written (No space left on device); what is in it stays as it was\n  {step}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        (
+            lambda bank: add_documents(bank, source(20, 50), tools(), shard_size=4, progress=False),
+            f"{AGAIN}: it resumes",
+        ),
+        (lambda bank: remove_documents(bank, [f"d{i}" for i in range(0, 24, 3)]), AGAIN),
+    ],
+    ids=["add", "remove"],
+)
+def test_a_bank_that_is_changed(
+    change: Callable[[Path], object], step: str, tmp_path: Path
+) -> None:
+    """Whichever file is the first without room, the bank is what it was, and then what it was to be."""
+    before = built(tmp_path / "bank", 24).folder
+    after = tmp_path / "after"
+    shutil.copytree(before, after)
+    change(after)
+    for kib in range(0, 1000, 36):
+        with small_disk(tmp_path / "disk", 1024) as disk:
+            bank = disk / "bank"
+            shutil.copytree(before, bank)
+            filler = leave_room(disk, kib)
+            room = os.statvfs(disk).f_bavail
+            told = []
+            try:
+                change(bank)
+            except FileError as error:
+                told.append(str(error))
+            if told:
+                assert told == [no_room(bank, step)]
+                assert contents(MemoryBank.open(bank)) == contents(MemoryBank.open(before))
+                if step == AGAIN:  # nothing goes on from what was written
+                    assert os.statvfs(disk).f_bavail == room
+                filler.unlink()
+                change(bank)
+            assert files(bank) == files(after)
+            if not told:
+                break
+    assert 100 < kib < 900, "from no room to enough"
 
 
 @pytest.mark.slow

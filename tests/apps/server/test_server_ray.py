@@ -1,5 +1,5 @@
-"""The server by Ray Serve: what is refused before Ray is asked, a replica alone, and two of them, one of
-which is killed under load."""
+"""The server by Ray Serve: what is refused before Ray is asked, a replica alone, and two of them that are
+killed, or taken away, under load."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,8 +157,12 @@ def test_a_replica_whose_engine_has_stopped_is_unwell():
 
 
 @contextmanager
-def replicas(folder: Path, home: Path, **arguments: Any) -> Iterator[tuple[str, list[int]]]:
-    """The address, and the process ids of the replicas."""
+def replicas(
+    folder: Path, home: Path, **arguments: Any
+) -> Iterator[tuple[str, list[int], Callable[[], None]]]:
+    """The address, the process ids of the replicas, and what takes the application away."""
+    folder.mkdir()
+    home.mkdir()
     given = {"seconds": 0.05, "arguments": arguments}
     # Ray writes into the user's home folder
     environment = {**with_fixtures(), "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
@@ -175,7 +179,16 @@ def replicas(folder: Path, home: Path, **arguments: Any) -> Iterator[tuple[str, 
             assert process.stdout is not None
             assert process.stdin is not None
             lines = (line for line in process.stdout if line.startswith("http://"))
-            yield next(lines).strip(), [int(path.name) for path in folder.iterdir()]
+
+            def take_away() -> None:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                while process.stdout.readline() != "deleted\n":
+                    assert process.poll() is None
+
+            yield next(lines).strip(), [int(path.name) for path in folder.iterdir()], take_away
             process.stdin.close()
             assert process.wait(120) == 0
         finally:
@@ -208,37 +221,74 @@ def drawn_in_a_stream(url: str, seed: int) -> list[str]:
     return [found[place] for place in range(2)]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'cm3leon[ray]'")
-def test_a_replica_that_is_killed_under_load_loses_no_request(tmp_path: Path):
-    """SIGKILL to one of two: every request is answered, with the pictures of one server that nothing
-    happened to; and Ray starts another one."""
-    folder, home = tmp_path / "replicas", tmp_path / "home"
-    folder.mkdir()
-    home.mkdir()
+def drawn_by_one() -> list[list[str]]:
+    """What a server that nothing happens to draws with the seeds 0 to 11."""
     with served() as one:
-        expected = [
+        return [
             [item["b64_json"] for item in one.post(prompt="red", seed=seed, n=2).json()["data"]]
             for seed in range(12)
         ]
+
+
+def drawn_by_all(pool: ThreadPoolExecutor, url: str) -> list[Future[list[str]]]:
+    """48 requests that are under way, a third of them streams; four are answered."""
+    work = [
+        pool.submit(drawn_in_a_stream if number % 3 == 0 else draw, url, number % 12)
+        for number in range(48)
+    ]
+    while sum(one.done() for one in work) < 4:
+        time.sleep(0.01)
+    return work
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'cm3leon[ray]'")
+@pytest.mark.parametrize("killed", [1, 2])
+def test_replicas_that_are_killed_under_load_lose_no_request(killed: int, tmp_path: Path) -> None:
+    """SIGKILL to one of two, or both: every request is answered, with the pictures of one server that
+    nothing happened to; and Ray starts others."""
+    folder, expected = tmp_path / "replicas", drawn_by_one()
     with (
-        replicas(folder, home, min_replicas=2, at_once=8, cpus=0.5) as (url, pids),
+        replicas(folder, tmp_path / "home", min_replicas=2, at_once=8, cpus=0.5) as (url, pids, _),
         ThreadPoolExecutor(16) as pool,
     ):
         assert len(pids) == 2
         assert httpx.get(url + "/v1/models", timeout=60).json()["data"][0]["id"] == "toy"
-        work = [
-            pool.submit(drawn_in_a_stream if number % 3 == 0 else draw, url, number % 12)
-            for number in range(48)
-        ]
-        while sum(one.done() for one in work) < 4:
-            time.sleep(0.01)
-        os.kill(pids[0], signal.SIGKILL)
+        work = drawn_by_all(pool, url)
+        for pid in pids[:killed]:
+            os.kill(pid, signal.SIGKILL)
         assert not all(one.done() for one in work)
         for number, one in enumerate(work):
             assert one.result(300) == expected[number % 12], number
         end = time.monotonic() + 180
-        while len(list(folder.iterdir())) < 3:
+        while len(list(folder.iterdir())) < 2 + killed:
             assert time.monotonic() < end, "no other replica was started"
             time.sleep(0.1)
         assert httpx.get(url + "/healthz", timeout=60).json() == {"status": "ok"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install 'cm3leon[ray]'")
+def test_an_application_that_is_taken_away_answers_what_is_under_way(tmp_path: Path) -> None:
+    """Those that came before are answered right, those that come after with 404: none loses its connection."""
+    expected = drawn_by_one()
+    with (
+        replicas(
+            tmp_path / "replicas",
+            tmp_path / "home",
+            **{"min_replicas": 2, "at_once": 8, "cpus": 0.5, "drain": 60},
+        ) as (url, _, take_away),
+        ThreadPoolExecutor(16) as pool,
+    ):
+        work = drawn_by_all(pool, url)
+        num_before = sum(one.done() for one in work)
+        take_away()
+        num_right = 0
+        for number, one in enumerate(work):
+            if (error := one.exception(300)) is None:
+                assert one.result() == expected[number % 12], number
+                num_right += 1
+            else:  # a status that is not 200
+                assert isinstance(error, AssertionError), f"{number}: {error!r}"
+        assert num_right >= num_before + 8, "16 were under way, some of them not yet at the server"
+        assert httpx.post(url + GENERATE, json={}, timeout=60).status_code == 404

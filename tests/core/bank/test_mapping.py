@@ -145,3 +145,19 @@ def test_damaged_shards_are_set_aside_and_deleted_only_when_asked(tmp_path: Path
     assert (report.num_damaged_shards, report.set_aside) == (1, None)
     assert not second.exists()
     assert sorted(path.name for path in (bank.folder / "set-aside").iterdir()) == [first.name]
+
+
+def test_damaged_shards_that_can_not_be_set_aside_are_not_deleted(tmp_path: Path) -> None:
+    bank = built(tmp_path / "bank", 6, shard_size=2)
+    damaged, aside = bank.shards[0].folder, bank.folder / "set-aside"
+    (damaged / "vectors.npy").write_bytes(b"of use to somebody")
+    aside.write_text("in the way")
+    with pytest.raises(FileError) as raised:
+        remove_documents(bank.folder, [], damaged=True)
+    assert str(raised.value) == (
+        f"{aside}: can't be written (File exists)\n  next: name a place where you may write"
+    )
+    aside.unlink()
+    report = remove_documents(bank.folder, [], damaged=True)
+    assert (report.num_damaged_shards, report.num_documents) == (1, 4)
+    assert (aside / damaged.name / "vectors.npy").read_bytes() == b"of use to somebody"

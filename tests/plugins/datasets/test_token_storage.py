@@ -176,7 +176,11 @@ def test_a_store_that_comes_back_is_waited_for(
 
 
 def test_a_store_that_is_gone(
-    bucket: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = source_of(bucket, tmp_path, tries=3)
     pauses: list[float] = []
@@ -194,6 +198,10 @@ def test_a_store_that_is_gone(
         "check the network, the store's address and its keys, then start again; training resumes"
     )
     assert pauses == [0.5, 1.0]
+    told = capsys.readouterr().err.splitlines()  # a wait that nobody is told of looks like a fault
+    for line, number in zip(told, (1, 2), strict=True):
+        place = f"{bucket}/train-000000.tar"
+        assert line.startswith(f"note: {place}: try {number} of 3 failed (Could not connect to the")
     assert len(source.document(0)) == 2, "the same source goes on when the store is back"
 
 

@@ -28,7 +28,8 @@ class TokensSourceConfig(DocumentSourceConfig):
             folder.
         cache_gb: GB (10^9 bytes) that fetched shards may take there: those not used for longest are
             deleted; null: no limit.
-        tries: times that a file of a store is asked for, with growing pauses, before training stops.
+        tries: times that a file of a store is asked for, with growing pauses, before training stops. The store's
+            own library repeats each of them (AWS_MAX_ATTEMPTS).
     """
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid")

@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import (
@@ -217,6 +220,7 @@ class ObjectStorage(Storage):
             except CM3Error as error:
                 if not isinstance(error, DataError) or number == self.tries:
                     raise
+                cause = error.cause
             except Exception as error:  # stores have errors of their own libraries
                 lasting = _lasting(place, error)
                 if lasting is not None:
@@ -230,6 +234,11 @@ class ObjectStorage(Storage):
                         else "check the network, the store's address and its keys, then start again; "
                         "training resumes",
                     ) from error
+                cause = _reason(error)
+            # a store that is silent is waited for by its library: many minutes, in which training stands
+            tqdm.write(
+                f"note: {place}: try {number} of {self.tries} failed ({cause})", file=sys.stderr
+            )
             self._pause(min(_FIRST_PAUSE_S * 2 ** (number - 1), _LONGEST_PAUSE_S))
         raise AssertionError
 

@@ -171,7 +171,7 @@ def pull(
             temporary.rename(target)
             sync_directory(target.parent)
     except (OSError, FileError) as error:
-        # a shard's names the folder that is removed, and work that resumes: this begins anew
+        # a shard's names the folder that is removed
         reason = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(reason, OSError):
             raise
