@@ -8,8 +8,16 @@ from typing import Any
 from cm3core.errors import DataError
 
 
-class _TwiceError(ValueError):
-    """An object has a key twice."""
+class KeyTwiceError(ValueError):
+    """An object has a key twice.
+
+    Args:
+        key: that key.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"has the key {key!a} twice in one object")
+        self.key = key
 
 
 def parse_json(content: str, place: str, next_step: str = "correct it") -> Any:
@@ -26,17 +34,20 @@ def parse_json(content: str, place: str, next_step: str = "correct it") -> Any:
         DataError: it is no JSON, or an object in it has a key twice.
     """
     try:
-        return json.loads(content, object_pairs_hook=_object)
-    except _TwiceError as error:
+        return json.loads(content, object_pairs_hook=object_of)
+    except KeyTwiceError as error:
         raise DataError(place, str(error), "keep one of the two") from None
     except (ValueError, RecursionError) as error:
         raise DataError(place, f"is not JSON: {error}", next_step) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`object_pairs_hook` of `json`: the object; raises `KeyTwiceError`."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise _TwiceError(f"has the key {twice!a} twice in one object")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise KeyTwiceError(name)
+            seen.add(name)
     return values

@@ -203,7 +203,7 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
 
     check_writable_png(out)
     print(data.title)
-    chosen = None
+    chosen, pictures = None, dict[str, set[str]]()
     for split in dict.fromkeys((*data.config.splits, data.config.split)):
         try:
             source = data.build(split)
@@ -220,13 +220,20 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
             for segment in document
             if isinstance(segment, Image)
         ]
+        pictures[split] = set(keys)
         mark = "*" if split == data.config.split else " "
         print(
             f"{mark} {split:<8} {len(source):>9,} documents  {len(keys):>9,} pictures "
-            f"({len(set(keys)):,} different)"
+            f"({len(pictures[split]):,} different)"
             f"  {_letters(documents)}"
         )
     assert chosen is not None
+    both = len(pictures.get("train", set()) & pictures.get("valid", set()))
+    if both and getattr(data.config, "split_by", "picture") != "picture":
+        print(
+            f"{count_of(both, 'picture')} of valid can be learnt in train, under other names or captions\n"
+            "  next: dataset.split_by=picture keeps each in one split"
+        )
     if chosen.skipped:
         print(
             f"skipped {count_of(len(chosen.skipped), 'bad record')}; 'cm3 data validate' lists "

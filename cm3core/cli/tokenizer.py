@@ -23,7 +23,7 @@ from cm3core.cli._training import (
     write_recipe,
 )
 from cm3core.errors import DataError, TokenizerError
-from cm3core.files import check_links, check_writable
+from cm3core.files import check_links, check_writable, make_folder
 from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ def _train_text(args: Namespace) -> int:
     tokenizer = recipe.text_tokenizer.build(corpus)
     if corpus.num_texts == 0:
         raise TokenizerError("the corpus", "has no text", "give texts to train on")
+    make_folder(args.out)
     tokenizer.save(args.out)
     num_bytes = sum(len(text.encode()) for text in corpus.first)
     num_tokens = sum(map(len, tokenizer.encode_batch(corpus.first)))

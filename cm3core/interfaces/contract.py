@@ -18,6 +18,10 @@ from cm3core.errors import PluginError
 _ORIGIN = "_cm3_origin"
 
 
+class BrokenLawError(PluginError):
+    """A component broke a law. `cm3 plugin check`, which its next step names, must tell it from others."""
+
+
 @dataclass(frozen=True)
 class ComponentOrigin:
     """The plugin that provides a component, and the component's kind and name."""
@@ -36,7 +40,7 @@ def set_origin(component: object, origin: ComponentOrigin) -> None:
         object.__setattr__(component, _ORIGIN, origin)
 
 
-def broken(component: object, law: str, cause: str) -> PluginError:
+def broken(component: object, law: str, cause: str) -> BrokenLawError:
     """Return the error of a component that breaks a law.
 
     Args:
@@ -47,7 +51,7 @@ def broken(component: object, law: str, cause: str) -> PluginError:
     origin = getattr(component, _ORIGIN, None)
     place = str(origin) if isinstance(origin, ComponentOrigin) else _class_of(component)
     plugin = f" {origin.plugin}" if isinstance(origin, ComponentOrigin) else ""
-    return PluginError(
+    return BrokenLawError(
         place,
         f"breaks the law {law!r}: {cause}",
         f"update the plugin, or report it to its author; `cm3 plugin check{plugin}` tests all laws",

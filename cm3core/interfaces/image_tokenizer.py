@@ -126,7 +126,7 @@ class ImageTokenizer(ABC):
         """Return pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
 
     def save(self, folder: Path) -> None:  # noqa: B027 (what needs no files saves none)
-        """Write what `ImageTokenizerConfig.load` needs into `folder`.
+        """Write what `ImageTokenizerConfig.load` needs into `folder`, which is there.
 
         With it a model works wherever its folder is moved. Write nothing if the config alone builds
         this tokenizer on every machine: it has no weights, or its package provides them.

@@ -67,7 +67,7 @@ class TextTokenizer(ABC):
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write what `TextTokenizerConfig.load` needs into `folder`."""
+        """Write what `TextTokenizerConfig.load` needs into `folder`, which is there."""
 
     def special_ids(self) -> Mapping[str, int]:
         """Tokens that are no text, by name: ids within 0..vocab_size-1 that `encode` never returns.

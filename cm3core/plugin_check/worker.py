@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import CM3Error
+from cm3core.interfaces.contract import BrokenLawError
 from cm3core.plugin_check.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ def registry_of(request: Request) -> Registry:
 def worded(error: BaseException) -> tuple[str, str, str]:
     """An error's cause in one line, the next step, and the plugin's part of its traceback."""
     detail = plugin_traceback(error)
+    if isinstance(error, BrokenLawError):  # its next step is this check, for users of the plugin
+        return error.cause, "correct the plugin", detail
     if isinstance(error, CM3Error):
         return error.cause, error.next_step, ""
     if isinstance(error, SyntaxError):

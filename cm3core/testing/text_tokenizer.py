@@ -132,6 +132,8 @@ class TextTokenizerContract(Contract[TextTokenizer]):
         """`save`, then `load`, gives the same tokenizer, which saves the same files."""
         with tempfile.TemporaryDirectory() as name:
             folder, second = Path(name, "first"), Path(name, "second")
+            folder.mkdir()
+            second.mkdir()
             self.subject.save(folder)
             loaded = self.config.load(folder)
             assert (loaded.fingerprint, loaded.vocab_size) == (

@@ -31,10 +31,10 @@ def squares(registry: Registry, *overrides: str) -> Recipe:
 
 
 def test_vocabulary_by_hand(registry: Registry) -> None:
-    """The captions of five colours and four corners have 21 characters; with 4 control tokens 25
-    text ids, then 5 colours."""
+    """The captions of five colours and four corners have 21 characters; with 16 digits for others and 4
+    control tokens 41 text ids, then 5 colours."""
     components = build(squares(registry), registry, stage="train")
-    num = len(set("red green blue black white corner 0123"))
+    num = len(set("red green blue black white corner 0123")) + 16
     assert components.text_tokenizer.vocab_size == num
     assert components.vocabulary.text == range(4, num + 4)
     assert components.vocabulary.num_image == 5
@@ -61,13 +61,13 @@ def test_prompts_use_the_sentinels_that_the_objective_trains(registry: Registry)
 def test_given_size_of_the_text_range(registry: Registry) -> None:
     assert (
         build(
-            squares(registry, "vocabulary.num_text=40"), registry, stage="train"
+            squares(registry, "vocabulary.num_text=50"), registry, stage="train"
         ).vocabulary.text.stop
-        == 40
+        == 50
     )
     with pytest.raises(RecipeError) as caught:
         build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
-    num = len(set("red green blue black white corner 0123"))
+    num = len(set("red green blue black white corner 0123")) + 16
     assert str(caught.value) == (
         f"vocabulary.num_text: is 10; the text tokenizer has {num} ids and 4 are control tokens\n"
         f"  next: use {num + 4} or more, or null for exactly that"

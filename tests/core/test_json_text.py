@@ -23,6 +23,13 @@ def test_it_reads_what_python_writes(value: object) -> None:
     assert parse_json(json.dumps(value), "x") == value
 
 
+def test_one_key_among_many_is_found_at_once() -> None:
+    """In time that grows with their number: anybody may send a server such an object."""
+    names = [f'"{number}": 0' for number in range(50_000)]
+    with pytest.raises(DataError, match="has the key '49999' twice"):
+        parse_json("{" + ", ".join([*names, names[-1]]) + "}", "x")
+
+
 @pytest.mark.parametrize(
     ("content", "cause", "next_step"),
     [

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from cm3apps.server.errors import APIError, invalid_value
+from cm3core.json_text import KeyTwiceError, object_of
 
 Sort: TypeAlias = Literal["text", "whole", "number", "flag", "choice", "object", "list", "picture"]
 #: Characters of a wrong value that a message repeats.
@@ -85,7 +86,11 @@ class Field:
         """The value of a form's field, which is always a text, as JSON would have it."""
         if self.sort in ("whole", "number", "flag", "object", "list"):
             try:
-                return json.loads(value, parse_constant=_no_constant)
+                return _loads(value)
+            except KeyTwiceError as error:
+                raise invalid_value(
+                    self.name, f"has the key {shown(error.key)} twice in one object"
+                ) from None
             except (ValueError, RecursionError):
                 return value  # `read` says what is wrong
         return value
@@ -164,15 +169,26 @@ def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """A body of JSON; raises `APIError` unless it is an object."""
+    """A body of JSON; raises `APIError` unless it is an object, and where a key is in one twice."""
     try:
-        value = json.loads(body, parse_constant=_no_constant)
+        value = _loads(body)
+    except KeyTwiceError as error:
+        raise APIError(
+            400,
+            f"the body has the key {shown(error.key)} twice in one object. Next: keep one of the two",
+            param=error.key[:_SHOWN],
+            code="invalid_json",
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise APIError(400, f"the body is not JSON ({reason[:120]})", code="invalid_json") from None
     if not isinstance(value, dict):
         raise APIError(400, "the body must be a JSON object", code="invalid_json")
     return value
+
+
+def _loads(text: str | bytes) -> Any:
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=object_of)
 
 
 def _no_constant(name: str) -> float:

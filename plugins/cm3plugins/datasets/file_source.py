@@ -1,8 +1,8 @@
 """Base of the data sets of a user's own files: from scanned records to documents.
 
 Bad records are skipped with a reason. A scan yields `FoundRecord`s and `SkippedRecord`s. Here ids
-are made unique and records are assigned to "train" or "valid", by a hash of the id (or of the group)
-alone: a record stays in its split whatever other records are added or removed.
+are made unique and records are assigned to "train" or "valid", by a hash of the id (or of the group, or of
+the picture) alone: a record stays in its split whatever other records are added or removed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SPLITS = ("train", "valid", "all")
+SPLIT_BY = ("id", "picture")
 #: A longer text is not a caption but some other file.
 MAX_TEXT_BYTES = 1 << 20
 
@@ -46,6 +47,8 @@ class FileSourceConfig(DocumentSourceConfig):
         split: "train", "valid" (a fraction of the records, chosen by a hash of their ids), or
             "all".
         valid: fraction of the records that are in "valid", 0..1.
+        split_by: what is hashed for that: "id", or "picture", its bytes, so that copies of one picture are
+            in one split.
         cache_dir: folder for the index of pictures; None: ``CM3_CACHE``, else the user's cache
             folder.
     """
@@ -53,6 +56,7 @@ class FileSourceConfig(DocumentSourceConfig):
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     valid: float = 0.05
+    split_by: str = "id"
     cache_dir: str | None = None
 
     def check(self) -> None:
@@ -63,6 +67,12 @@ class FileSourceConfig(DocumentSourceConfig):
                 "dataset.split",
                 f"there is no split {self.split!r}; {close_match(self.split, SPLITS)}",
                 f"use one of {', '.join(SPLITS)}",
+            )
+        if self.split_by not in SPLIT_BY:
+            raise RecipeError(
+                "dataset.split_by",
+                f"is {self.split_by!r}; {close_match(self.split_by, SPLIT_BY)}",
+                f"use one of {', '.join(SPLIT_BY)}",
             )
         if not 0 <= self.valid <= 1:
             raise RecipeError(
@@ -121,6 +131,11 @@ class FoundRecord:
     turns: frozenset[int] = frozenset()
     group: str = ""
 
+    def name_in_splits(self, split_by: str) -> str:
+        """What decides its split where it has no group: its id, or its first picture if it has one."""
+        keys = (part.key for part in self.parts if not isinstance(part, tuple))
+        return next(keys, self.id) if split_by == "picture" else self.id
+
 
 class FileSource(DocumentSource):
     """Documents from files.
@@ -153,7 +168,8 @@ class FileSource(DocumentSource):
                 )
             else:
                 seen[record.id] = record.place
-                if config.split in ("all", split_of(record.group or record.id, config.valid)):
+                name = record.group or record.name_in_splits(config.split_by)
+                if config.split in ("all", split_of(name, config.valid)):
                     self._records.append(record)
         self._fingerprint = _fingerprint(self._records)
 

@@ -108,6 +108,11 @@ def test_wrong_values(body, message, code):
         (b'{"n": 1' + b"0" * 5000 + b"}", "the body is not JSON (Exceeds the limit"),
         (b"[" * 100_000, "the body is not JSON (it is nested too deeply)"),
         (b"\xff\xfe", "the body is not JSON ("),
+        (
+            b'{"n": 1, "prompt": "a", "n": 2}',
+            "the body has the key 'n' twice in one object. Next: keep one of the two",
+        ),
+        (b'{"sampling": [{"\\n": 1, "\\n": 1}]}', "the body has the key '\\n' twice in one object"),
     ],
 )
 def test_bodies_that_are_no_object(body, message):

@@ -248,6 +248,27 @@ def test_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(np.unique(sheet)) > 200
 
 
+def test_show_tells_of_pictures_in_both_splits(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight copies of a picture, whose names put some on either side."""
+    picture = (place / "pictures" / "0.png").read_bytes()
+    copies = place / "copies"
+    copies.mkdir()
+    for number in range(8):
+        (copies / f"{number}.png").write_bytes(picture)
+        (copies / f"{number}.txt").write_text("a copy")
+    command = ["data", "show", "copies", "dataset.valid=0.5", "-o", "sheet.png"]
+    said = (
+        "1 picture of valid can be learnt in train, under other names or captions\n"
+        "  next: dataset.split_by=picture keeps each in one split\n"
+    )
+    assert main(command) == 0
+    assert said in capsys.readouterr().out
+    assert main([*command, "dataset.split_by=picture"]) == 0
+    assert "next:" not in capsys.readouterr().out
+
+
 def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "pictures", "dataset.valid=0.0", "dataset.split=valid"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "split 'valid' is empty: no contact sheet"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import SkippedRecord
-from cm3plugins.datasets.file_source import captions_of, split_of
+from cm3plugins.datasets.file_source import FoundRecord, captions_of, split_of
 from cm3plugins.datasets.picture_index import VERSION
 from picture_files import folder, picture, png_chunk, png_header, write
 
@@ -53,6 +53,50 @@ def test_splits_are_a_partition_and_stay(tmp_path: Path) -> None:
     assert set(folder(tmp_path, split="valid", valid=0.3).texts()) - {"new"} == splits["valid"] - {
         "000"
     }
+
+
+def test_copies_of_one_picture_are_in_one_split(tmp_path: Path) -> None:
+    """Ten pictures, four copies of each: by their ids some are on both sides, by picture none is; a split by
+    picture is one of the records, too, and stays when others come."""
+    copies = {f"{i}-{number}": picture(number) for i in range(4) for number in range(10)}
+    write(
+        tmp_path,
+        {f"{name}.png": data for name, data in copies.items()}
+        | {f"{name}.txt": name for name in copies},
+    )
+
+    def splits(split_by: str) -> list[set[str]]:
+        keys = {"valid": 0.4, "split_by": split_by}
+        return [set(folder(tmp_path, split=name, **keys).texts()) for name in ("train", "valid")]
+
+    def numbers(names: set[str]) -> set[str]:
+        return {name.partition("-")[2] for name in names}
+
+    train, valid = splits("id")
+    assert numbers(train) & numbers(valid)
+    train, valid = splits("picture")
+    assert train
+    assert valid
+    assert not numbers(train) & numbers(valid)
+    assert (train | valid, train & valid) == (set(copies), set())
+    (tmp_path / "0-0.png").unlink()
+    write(tmp_path, {"new.png": picture(1), "new.txt": "new-1"})
+    after = splits("picture")[1]
+    assert after - {"new-1"} == valid - {"0-0"}
+    assert ("new-1" in after) == ("0-1" in valid)
+
+
+def test_what_splits_can_be_made_by(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        folder(tmp_path, split_by="pictures")
+    assert str(caught.value) == (
+        "dataset.split_by: is 'pictures'; did you mean 'picture'?\n  next: use one of id, picture"
+    )
+
+
+def test_without_a_picture_the_id_decides() -> None:
+    text = FoundRecord("name", "here", (("a text",),))
+    assert (text.name_in_splits("picture"), text.name_in_splits("id")) == ("name", "name")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1), st.floats(0, 1))

@@ -34,6 +34,10 @@ _REFUSED = re.compile(
 )
 #: Refusals of a connection where others have all that the server, or the role, may have.
 _TAKEN = re.compile(r"too many (clients|connections)|remaining connection slots")
+#: The server ended the connection itself: an administrator or a limit on transactions made it.
+_ENDED = re.compile(r"57P0[1245]|25P0[34]")
+#: Other transactions were in the way, each time.
+_IN_THE_WAY = re.compile(r"40001|40P01")
 #: Next step for refusals of a statement, by state.
 _STEPS = {
     "57014": "raise statement_timeout of that user or database, then repeat",
@@ -55,6 +59,7 @@ class Database:
         self._connection: Connection | None = None
         self._process = os.getpid()
         self._until = 0.0
+        self._silent = False  # the watch has ended the connection
 
     @property
     def place(self) -> str:
@@ -106,6 +111,7 @@ class Database:
             self._drop()
 
     def _once(self, work: Callable[[Connection], T], limited: bool) -> T:
+        self._silent = False
         connection = self._opened()
         with self._watched(connection, limited), connection.transaction():
             return work(connection)
@@ -163,6 +169,7 @@ class Database:
     def _watch(self, line: socket.socket, done: threading.Event) -> None:
         while not done.wait(max(0.0, self._until - time.monotonic())):
             if time.monotonic() >= self._until:
+                self._silent = True
                 with suppress(OSError):
                     line.shutdown(socket.SHUT_RDWR)
                 return
@@ -204,6 +211,26 @@ class Database:
                 f"has no free connection, tried for {self.options.retry_seconds:g} s ({cause})",
                 "close others, or raise max_connections or the role's limit; retriever.retry_seconds "
                 "waits longer",
+            )
+        if passing and self._silent:
+            return DatabaseError(
+                place,
+                f"does not answer within {self.options.timeout_seconds:g} s, tried for "
+                f"{self.options.retry_seconds:g} s ({cause})",
+                "find out what the server waits for; retriever.timeout_seconds waits longer for an answer",
+            )
+        if passing and _ENDED.fullmatch(error.sqlstate or ""):
+            return DatabaseError(
+                place,
+                f"ends the connection, tried for {self.options.retry_seconds:g} s ({cause})",
+                "find out in the server's log who or which limit ends it; retriever.retry_seconds tries "
+                "longer",
+            )
+        if passing and _IN_THE_WAY.fullmatch(error.sqlstate or ""):
+            return DatabaseError(
+                self.place,
+                f"is changed by others at the same time, tried for {self.options.retry_seconds:g} s ({cause})",
+                "repeat when they are done; retriever.retry_seconds tries longer",
             )
         if passing:
             return DatabaseError(

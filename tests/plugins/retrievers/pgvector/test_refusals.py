@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,49 @@ def test_no_free_connection(postgres):
     finally:
         postgres.sql("DROP ROLE crowd")
         memory.close()
+
+
+def ended(connection):
+    """As an administrator does in the middle of a statement."""
+    connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_connection_that_an_administrator_ends(postgres):
+    """The work is done again with a new one; only if that is ended each time is it an error."""
+    _, memory = new_memory(postgres, index=False)
+    processes = []
+
+    def once(connection):
+        processes.append(connection.info.backend_pid)
+        if len(processes) == 1:
+            ended(connection)
+        return "done"
+
+    assert memory.database.run(once) == "done"
+    assert len(set(processes)) == len(processes) == 2
+    memory.database.options = replace(memory.database.options, retry_seconds=0.2)
+    with pytest.raises(DatabaseError) as error:
+        memory.database.run(ended)
+    assert str(error.value) == (
+        f"{memory.place}: ends the connection, tried for 0.2 s "
+        "(terminating connection due to administrator command)\n"
+        "  next: find out in the server's log who or which limit ends it; retriever.retry_seconds "
+        "tries longer"
+    )
+
+
+def test_transactions_that_are_always_in_the_way(postgres):
+    _, memory = new_memory(postgres, index=False, retry_seconds=0.0)
+    with pytest.raises(DatabaseError) as error:
+        memory.database.run(
+            lambda connection: connection.execute(
+                "DO $$ BEGIN RAISE SQLSTATE '40001' USING MESSAGE = 'could not serialize'; END $$"
+            )
+        )
+    assert str(error.value) == (
+        f"{memory.place}: is changed by others at the same time, tried for 0 s (could not serialize)\n"
+        "  next: repeat when they are done; retriever.retry_seconds tries longer"
+    )
 
 
 def create(config):

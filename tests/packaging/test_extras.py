@@ -1,0 +1,39 @@
+"""Extras that documentation and messages name: they exist, and they are named in the one way that works in
+any folder once cm3leon is installed from a checkout."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+#: Of work on cm3leon itself, which needs the checkout.
+OF_THE_CHECKOUT = {"test", "dev", "docs"}
+NAMED = re.compile(r"'(cm3leon|\.)\[([\w,]+)\]'")
+
+
+def named() -> list[tuple[str, str, str]]:
+    """(file, what is installed, extra) of every mention."""
+    paths = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "mkdocs.yml"]
+    for folder in ("docs", "cm3core", "plugins", "kernels"):
+        paths += [p for end in ("md", "py", "html") for p in (ROOT / folder).rglob(f"*.{end}")]
+    return [
+        (str(path.relative_to(ROOT)), match[1], extra)
+        for path in paths
+        for match in NAMED.finditer(path.read_text(encoding="utf-8"))
+        for extra in match[2].split(",")
+    ]
+
+
+def test_extras_that_are_named_exist() -> None:
+    mentions = named()
+    assert ("docs/tuning.md", "cm3leon", "lora") in mentions
+    assert [one for one in mentions if one[2] not in EXTRAS] == []
+
+
+def test_only_work_in_the_checkout_installs_the_folder() -> None:
+    """`pip install '.[lora]'` works in the checkout alone, and there replaces an editable installation."""
+    wrong = [one for one in named() if one[1] == "." and one[2] not in OF_THE_CHECKOUT]
+    assert wrong == []

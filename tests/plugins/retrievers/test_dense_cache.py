@@ -1,0 +1,155 @@
+"""`dense`: vectors that are kept, settings that are refused, what embedding tells of itself."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from cm3core.bank import VectorRows
+from cm3core.document import Image, Text
+from cm3core.errors import DataError, RecipeError
+from cm3core.testing.retriever import HashEmbedder, ListSource
+from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
+from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
+from cm3plugins.retrievers.vector_retriever import VectorRetriever
+from dense_parts import TableEmbedder, dense, words
+from dense_parts import own_cache as own_cache  # the fixture
+
+
+def test_an_empty_memory_finds_nothing():
+    assert dense([]).retrieve(words("1 0"), 3) == [[]]
+
+
+class CountingEmbedder(HashEmbedder):
+    num_texts = 0
+
+    def _embed_texts(self, texts):
+        self.num_texts += len(texts)
+        return super()._embed_texts(texts)
+
+
+def test_vectors_are_computed_once_and_a_damaged_cache_is_replaced(tmp_path):
+    memory, embedder = ListSource(words("a", "b", "c")), CountingEmbedder()
+    first = memory_vectors(memory, embedder)
+    np.testing.assert_array_equal(memory_vectors(memory, embedder), first)
+    assert embedder.num_texts == 3
+    path = tmp_path / "cache" / "embeddings" / f"{vectors_key(memory, embedder)}.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    np.testing.assert_array_equal(memory_vectors(memory, embedder), first)
+    assert embedder.num_texts == 6
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_cache_knows_embedder_ids_and_captions():
+    one = vectors_key(ListSource(words("a", "b")), HashEmbedder(4))
+    assert one != vectors_key(ListSource(words("a", "b")), HashEmbedder(5))
+    assert one != vectors_key(ListSource(words("a", "c")), HashEmbedder(4))
+    assert one != vectors_key(ListSource(words("a", "b"), ids=["x", "y"]), HashEmbedder(4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"query": "txet"},
+            "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",
+        ),
+        (
+            {"max_similarity": 1.5},
+            "retriever.max_similarity: is 1.5, and a similarity is a cosine\n  next: use -1 to "
+            "1, or null",
+        ),
+        (
+            {"max_redundancy": -2},
+            "retriever.max_redundancy: is -2, and a similarity is a cosine\n  next: use -1 to 1, "
+            "or null",
+        ),
+        (
+            {"search_depth": 0},
+            "retriever.search_depth: is 0, must be at least 1\n  next: correct the value",
+        ),
+        (
+            {"num_ranks": 0},
+            "retriever.num_ranks: is 0, must be at least 1\n  next: correct the value",
+        ),
+        (
+            {"query_dropout": 1.0},
+            "retriever.query_dropout: is 1.0, and it is a share of the words\n"
+            "  next: use 0 or more and less than 1; the paper's is 0.2",
+        ),
+        (
+            {"index": "falt"},
+            "retriever.index: is 'falt'; did you mean 'flat'?\n  next: use one of these",
+        ),
+        (
+            {"num_retrieved": -1},
+            "retriever.num_retrieved: is -1, must be at least 0\n  next: correct the value",
+        ),
+        (
+            {"max_similarity": 0.1, "min_similarity": 0.2},
+            "retriever.max_similarity: is below min_similarity, so that nothing could be found\n "
+            " next: raise one or lower the other",
+        ),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(RecipeError) as error:
+        DenseRetrieverConfig(**settings).check()
+    assert str(error.value) == message
+
+
+def test_dense_without_an_embedder_and_none_with_documents():
+    with pytest.raises(RecipeError) as error:
+        DenseRetrieverConfig().build(ListSource(words("a")), None)
+    assert str(error.value) == (
+        "retriever: searches by vectors, which needs an embedder, and the recipe has none\n"
+        "  next: add embedder=light_encoder"
+    )
+    with pytest.raises(RecipeError) as refused:
+        NoRetrieverConfig(num_retrieved=2).check()
+    assert str(refused.value) == (
+        "retriever.num_retrieved: is 2, and the retriever 'none' finds nothing\n"
+        "  next: use 0, or another retriever: retriever=dense"
+    )
+
+
+def test_vectors_of_another_memory_are_an_internal_error():
+    index = FlatIndex(VectorRows.of(np.zeros((3, 8), np.float32)))
+    with pytest.raises(AssertionError):
+        VectorRetriever(DenseRetrieverConfig(), ListSource(words("a", "b")), HashEmbedder(), index)
+
+
+def test_the_estimate_of_embedding_leaves_out_the_drawing_before_it(monkeypatch, capsys):
+    """320 documents, a second each; all pictures are drawn with the first one, in ten minutes. The first line
+    is due after a minute."""
+    now, drawn = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def draw():
+        if not drawn:
+            now[0] += 600
+        drawn.append(True)
+        return np.full((2, 2, 3), 9, np.uint8)
+
+    class SlowEmbedder(HashEmbedder):
+        def _embed_texts(self, texts):
+            now[0] += len(texts)
+            return super()._embed_texts(texts)
+
+    memory = ListSource([(Text(f"{row} 1"), Image(f"p{row}", draw)) for row in range(320)])
+    memory_vectors(memory, SlowEmbedder(), cache=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "embedding the memory: 64 of 320, 20%, 4:16 left"
+
+
+def test_a_first_picture_that_cannot_be_read_is_only_noted(capsys):
+    def broken():
+        raise DataError("p1", "is torn", "replace it")
+
+    memory = ListSource([(Image("p1", broken),), *words("0 1")])
+    vectors = memory_vectors(memory, TableEmbedder(), cache=False)
+    np.testing.assert_array_equal(vectors, [[0, 0], [0, 1]])
+    assert "1 documents of the memory can't be embedded" in capsys.readouterr().err
