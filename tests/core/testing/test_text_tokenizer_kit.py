@@ -127,7 +127,7 @@ class ReadsTheGlobalGenerator(Right):
 
 class SavesNothing(Right):
     def save(self, folder: Path) -> None:
-        folder.mkdir()
+        """Leave the folder as it is."""
 
 
 class SavesMore(Right):
