@@ -14,7 +14,7 @@ from cm3core.cli._model import printable
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.model.model import Model
-    from cm3core.model.results import GeneratedImage, RetrievedDocument
+    from cm3core.model.results import GeneratedImage, GeneratedText, RetrievedDocument
 
 FILE = "retrieved.png"
 #: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
@@ -64,6 +64,22 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
         print(
             f"note: what was retrieved for {picture.prompt!r} has none of its words: {found}; "
             "it may not be drawn, try fewer or other words",
+            file=sys.stderr,
+        )
+
+
+def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) -> None:
+    """Say that the memory has nothing like a picture that was asked about: what is said of it is a guess."""
+    retriever = model.recipe.retriever
+    least = None if retriever is None else retriever.unlike_below
+    scored = [one for one in answer.retrieved if one.score is not None]
+    if least is None or not scored:
+        return
+    best = max(scored, key=lambda one: one.score or 0.0)
+    if best.score is not None and best.score < least:
+        print(
+            f"note: nothing that the model knows looks like {picture}: the most similar is {best.text!r} "
+            f"({best.score:.2f}, and less than {least:g} means little); the answer may be wrong",
             file=sys.stderr,
         )
 

@@ -17,7 +17,13 @@ from cm3core.cli._model import (
     show_choice,
     task_options,
 )
-from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
+from cm3core.cli._retrieved import (
+    Retrieval,
+    report_unlike_picture,
+    seen,
+    show_retrieved,
+    write_retrieved,
+)
 
 HELP = "answer a question about a picture"
 EXAMPLE = """  cm3 ask picture.png "What is it?"
@@ -56,6 +62,7 @@ def run(args: Namespace) -> int:
         answer = model.ask(
             args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options
         )
+    report_unlike_picture(model, args.picture, answer)
     print(printable(answer.text))
     show_choice(answer.choice)
     if args.show_retrieved:

@@ -15,7 +15,13 @@ from cm3core.cli._model import (
     show_choice,
     task_options,
 )
-from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
+from cm3core.cli._retrieved import (
+    Retrieval,
+    report_unlike_picture,
+    seen,
+    show_retrieved,
+    write_retrieved,
+)
 
 HELP = "caption a picture"
 EXAMPLE = """  cm3 caption picture.png
@@ -50,6 +56,7 @@ def run(args: Namespace) -> int:
             args.picture, max_tokens=args.max_tokens, progress=progress, **options
         )
     for path, text in zip(args.picture, texts, strict=True):
+        report_unlike_picture(model, path, text)
         print(printable(text.text) if len(texts) == 1 else f"{path}: {printable(text.text)}")
         show_choice(text.choice)
         if args.show_retrieved:

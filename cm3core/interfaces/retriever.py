@@ -53,6 +53,8 @@ class RetrieverConfig(ComponentConfig):
         thing_ends_at: words such as "with", before the first of which the thing stands, too.
         unless_asked_for: in generation, documents with one of these words come after those that are nearly as near
             (`alternative_margin`) and have none, unless the prompt has the word: what a model draws badly.
+        unlike_below: of a picture that is asked about whose best document is less similar to it than this, the commands
+            say that the memory has nothing like it, so that the answer may mean nothing. None: they never do.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
             documents, so that they differ as these do: the first has the best in front, the second the second
             best, and so on. 1: all have the best.
@@ -84,6 +86,7 @@ class RetrieverConfig(ComponentConfig):
     search_for_words: int = 0
     thing_ends_at: list[str] = field(default_factory=list)
     unless_asked_for: list[str] = field(default_factory=list)
+    unlike_below: float | None = None
     num_alternatives: int = 1
     alternative_margin: float = 0.05
 

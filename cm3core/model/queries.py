@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from cm3core.checkpoint.words import singulars_of, words_of
@@ -62,12 +63,15 @@ def with_a_word(
     """
     asked: list[Document] = [(Text(query),) for query, _ in queries]
     found = retriever.retrieve(asked, depth, exclude)
+
+    def having(thing: str, results: Sequence[Retrieved]) -> Iterator[Retrieved]:
+        for one in results:
+            if shares_a_word(thing, text_of(retriever.memory.document(one.index))):
+                yield one
+
+    # no more documents are read than it takes: a memory may be a database far away
     return [
-        [
-            one
-            for one in results
-            if shares_a_word(thing, text_of(retriever.memory.document(one.index)))
-        ][:number]
+        list(islice(having(thing, results), number))
         for (_, thing), results in zip(queries, found, strict=True)
     ]
 

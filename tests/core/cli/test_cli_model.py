@@ -8,6 +8,7 @@ import re
 import unicodedata
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli._picture_set import file_names
-from cm3core.cli._retrieved import report_unlike
+from cm3core.cli._retrieved import report_unlike, report_unlike_picture
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
@@ -393,6 +394,23 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     ):
         assert cm3(*call) == 0
         assert capsys.readouterr().err == ("note: in none of the model's training texts: 'zebra'\n")
+
+
+def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):
+    def said(*scores):
+        documents = tuple(RetrievedDocument("d0", score, f"bell {score}", None) for score in scores)
+        answer = replace(model.caption(picture()), retrieved=documents)
+        report_unlike_picture(model, Path("cat.png"), answer)
+        return capsys.readouterr().err
+
+    assert said(0.1) == ""
+    monkeypatch.setattr(model.recipe.retriever, "unlike_below", 0.62)
+    assert said(0.1, 0.514, 0.3) == (
+        "note: nothing that the model knows looks like cat.png: the most similar is 'bell 0.514' (0.51, and less "
+        "than 0.62 means little); the answer may be wrong\n"
+    )
+    for scores in ((0.62,), (0.1, 0.7), (), (None,)):
+        assert said(*scores) == ""
 
 
 def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):
