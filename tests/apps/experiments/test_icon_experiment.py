@@ -98,6 +98,13 @@ def test_all_stages_and_a_resumed_run(
         "drawn-version",
     }
     assert comp["found"]["version"] == {"any": 1.0, "same_thing": 1.0}
+    assert sum(one["num"] for one in comp["by_set"].values()) == 2
+    for one in comp["by_set"].values():
+        assert set(one) == {"num", "version", "drawn-version"}
+    # both parts together are the whole
+    for kind in ("version", "drawn-version"):
+        mean = sum(one["num"] * one[kind]["pixels"]["r5"] for one in comp["by_set"].values()) / 2
+        assert mean == pytest.approx(comp["pictures"][kind]["pixels"]["r5"])
     assert comp["found"]["none"]["any"] == comp["found"]["random"]["same_thing"] == 0.0
     assert set(figures["tokenizer"]) == {"tokenizer", "k-means", "png", "webp", "jpeg"}
     report = (whole / "report.md").read_text()
@@ -105,6 +112,7 @@ def test_all_stages_and_a_resumed_run(
         assert (whole / f"pictures-{split}.png").stat().st_size > 0
         assert f"(pictures-{split}.png)" in report
     assert "experiment icons tiny --num 2" in report
+    assert "## Whose version it is" in report
 
     def stopped(*_: Any) -> Any:
         raise KeyboardInterrupt

@@ -40,10 +40,12 @@ class Asked(AskedPicture):
     Args:
         entry: what is known of it.
         shown: condition -> the thing that the first document prepended shows.
+        same_set: whether the version is of the same set, so usually of the same hand.
     """
 
     entry: IconEntry
     shown: dict[str, str | None]
+    same_set: bool
 
 
 class Samples:
@@ -115,6 +117,7 @@ class Samples:
             {condition: one for condition, (one, _) in prepended.items()},
             entry,
             {condition: thing for condition, (_, thing) in prepended.items()},
+            version.set_name == entry.set_name,
         )
 
 

@@ -1,6 +1,6 @@
 """The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
 
-parts/<split>-nats.json, <split>-found.json, <split>-drawn-<condition>.npy, <split>-judged.json
+parts/<split>-nats.json, <split>-found.json, <split>-drawn-<condition>.npy, <split>-judged.json, <split>-by-set.json
 parts/style.json, parts/tokenizer.json
 figures.json, report.md, pictures-<split>.png     everything together
 """
@@ -29,6 +29,7 @@ from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3core.model import Model
 from cm3plugins.datasets.icons import IconSourceConfig
+from cm3plugins.datasets.icons.entries import IconEntry
 
 KS = (1, 5)
 
@@ -125,6 +126,9 @@ class IconExperiment:
             },
             "found": {condition: _found(asked, condition) for condition in nats},
             "pictures": judged,
+            "by_set": self._results.figures(
+                f"{split}-by-set", lambda: self._by_set(asked, drawn, found)
+            ),
         }
 
     def _draw(self, asked: Sequence[Asked], condition: str) -> PixelArray:
@@ -157,15 +161,41 @@ class IconExperiment:
             **{f"drawn-{condition}": own for condition, own in drawn.items()},
         }
         return {
-            name: {
-                **{
-                    judge: {f"r{k}": value for k, value in own.chances(made, entries, KS).items()}
-                    for judge, own in found.items()
-                },
-                **style.accuracy(made, entries),
-            }
+            name: {**chances_by(found, made, entries), **style.accuracy(made, entries)}
             for name, made in pictures.items()
         }
+
+    def _by_set(
+        self, asked: Sequence[Asked], drawn: dict[str, PixelArray], found: dict[str, Judge]
+    ) -> dict[str, dict[str, Any]]:
+        """R@k of what is drawn after the version and of copies of it, where it is of the same set and where it is not."""
+        figures: dict[str, dict[str, Any]] = {}
+        for name, same in (("same set", True), ("another set", False)):
+            places = [place for place, one in enumerate(asked) if one.same_set is same]
+            if "version" not in drawn or not places:
+                continue
+            entries = [asked[place].entry for place in places]
+            # the version is never nothing: the sample is of things that have one
+            copies = [asked[place].front_pixels("version", self.model) for place in places]
+            pictures: dict[str, Sequence[PixelArray] | PixelArray] = {
+                "version": [one for one in copies if one is not None],
+                "drawn-version": drawn["version"][places],
+            }
+            figures[name] = {
+                "num": len(places),
+                **{kind: chances_by(found, made, entries) for kind, made in pictures.items()},
+            }
+        return figures
+
+
+def chances_by(
+    found: dict[str, Judge], made: Sequence[PixelArray] | PixelArray, entries: Sequence[IconEntry]
+) -> dict[str, dict[str, float]]:
+    """R@k of pictures by each judge: judge -> ``r1``, ``r5``."""
+    return {
+        judge: {f"r{k}": value for k, value in own.chances(made, entries, KS).items()}
+        for judge, own in found.items()
+    }
 
 
 def _found(asked: Sequence[Asked], condition: str) -> dict[str, float]:

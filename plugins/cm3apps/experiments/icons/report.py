@@ -91,6 +91,7 @@ def figure_lines(figures: dict[str, Any]) -> list[str]:
     return [
         *_nats(figures["splits"]),
         *_pictures(figures["splits"], figures["style_classifier"]),
+        *_by_set(figures["splits"]),
         *(_tokenizer(figures["tokenizer"]) if "tokenizer" in figures else ()),
     ]
 
@@ -173,6 +174,36 @@ def _pictures(splits: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
             cells += [f"{values[key]:.2f}" for key in ("set_and_style", "style", "finish")]
             title = PICTURE_TITLES.get(name, plain(name))
             lines.append(f"| {plain(split)} | {title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _by_set(splits: dict[str, Any]) -> list[str]:
+    """R@k after a version of the same set, and after one of another; nothing where none was drawn."""
+    rows = [
+        (split, name, values, judge)
+        for split, own in splits.items()
+        for name, values in own.get("by_set", {}).items()  # results of an older version have none
+        for judge in values["version"]
+    ]
+    if not rows:
+        return []
+    lines = [
+        "## Whose version it is",
+        "",
+        "Pictures drawn after the version, where it is of the same set (mostly of the same hand) and where it is of another: of "
+        "another's drawing a perfect artist can only guess.",
+        "",
+        "| split | the version is of | pictures | judge | R@1 / R@5, copies of it | drawn after it |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for split, name, values, judge in rows:
+        cells = [
+            f"{values[kind][judge]['r1']:.2f} / {values[kind][judge]['r5']:.2f}"
+            for kind in ("version", "drawn-version")
+        ]
+        lines.append(
+            f"| {plain(split)} | {name} | {values['num']} | {judge} | {' | '.join(cells)} |"
+        )
     return [*lines, ""]
 
 
