@@ -39,6 +39,13 @@ def seen(picture: Path, model: Model) -> PixelArray:
     return images.fit(images.open_image(picture), model.image_size)
 
 
+def show_query(model: Model, prompt: str) -> None:
+    """Print what was looked for, where the recipe changes a prompt's words for that."""
+    query = model.query_text(prompt)
+    if query != prompt:
+        print(f"  looked for: {query!r}")
+
+
 def show_retrieved(retrieved: Sequence[RetrievedDocument]) -> None:
     """Print one line per document."""
     for place, document in enumerate(retrieved):

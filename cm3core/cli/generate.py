@@ -24,7 +24,13 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
-from cm3core.cli._retrieved import Retrieval, report_unlike, show_retrieved, write_retrieved
+from cm3core.cli._retrieved import (
+    Retrieval,
+    report_unlike,
+    show_query,
+    show_retrieved,
+    write_retrieved,
+)
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder
 
@@ -257,6 +263,7 @@ def write_pictures(
                 if args.show_retrieved and documents not in sources[-1]:
                     if candidate == 0:
                         print(picture.prompt)
+                        show_query(model, picture.prompt)
                     show_retrieved(picture.retrieved)
                 sources[-1].setdefault(documents, picture)
                 if names_things and candidate == 0:

@@ -20,7 +20,7 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli._picture_set import file_names
-from cm3core.cli._retrieved import report_unlike, report_unlike_picture
+from cm3core.cli._retrieved import report_unlike, report_unlike_picture, show_query
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
@@ -394,6 +394,14 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     ):
         assert cm3(*call) == 0
         assert capsys.readouterr().err == ("note: in none of the model's training texts: 'zebra'\n")
+
+
+def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
+    show_query(model, "a puppy, filled")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog"})
+    show_query(model, "a puppy, filled")
+    assert capsys.readouterr().out == "  looked for: 'a dog, filled'\n"
 
 
 def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):
