@@ -126,14 +126,14 @@ class RetrieverConfig(ComponentConfig):
             }
             # a pattern that ignores case takes a few letters for others that casefold() keeps apart
             text = re.sub(
-                rf"(?<!\w)(?:{_one_of(other)})(?!\w)",
+                rf"(?:{_one_of(other)})(?!\w)",
                 lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
                 text,
                 flags=re.IGNORECASE,
             )
         if self.query_leaves_out:
             one_of = _one_of(self.query_leaves_out)
-            text = re.sub(rf"(?<!\w)(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
+            text = re.sub(rf"(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
         return text
 
     def thing(self, text: str) -> str:
@@ -156,9 +156,13 @@ class RetrieverConfig(ComponentConfig):
 
 
 def _one_of(phrases: Iterable[str]) -> str:
-    """A pattern that matches the longest of these phrases, with any spaces between its words."""
+    """A pattern that matches the longest of these phrases, with any spaces between its words; not within a word."""
     longest_first = sorted((one.split() for one in phrases), key=len, reverse=True)
-    return "|".join(r"\s+".join(map(re.escape, words)) for words in longest_first if words)
+    return "|".join(
+        (r"(?<!\w)" if re.match(r"\w", words[0]) else "") + r"\s+".join(map(re.escape, words))
+        for words in longest_first
+        if words
+    )
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def test_the_last_word_stays_and_no_word_is_made(words: list[str]) -> None:
         ("cell", "room"),  # the longest phrase is taken, and then its part
         ("puppys", "puppys"),  # inside words it is none
         ("puppy-puppy", "dog-dog"),
+        ("color wheel,  color", "color wheel, colour"),  # a style stands behind a comma
         ("dog of the a puppy", "dog of dog"),
         ("jug of the brook", "amphora of river"),  # what is put in is read like the prompt
     ],
@@ -66,6 +67,7 @@ def test_other_names(prompt: str, asked: str) -> None:
         "cell": "room",
         "Cell phone": "mobile phone",
         "jug of the": "amphora of the",
+        ", color": ", colour",
     }
     config = FirstRetrieverConfig(
         query_leaves_out=["a", "the"], query_replaces={**names, "brook": "river"}
