@@ -79,14 +79,14 @@ def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) ->
     """Say that the memory has nothing like a picture that was asked about: what is said of it is a guess."""
     retriever = model.recipe.retriever
     least = None if retriever is None else retriever.unlike_below
-    scored = [one for one in answer.retrieved if one.score is not None]
+    scored = [(one.score, one.text) for one in answer.retrieved if one.score is not None]
     if least is None or not scored:
         return
-    best = max(scored, key=lambda one: one.score or 0.0)
-    if best.score is not None and best.score < least:
+    score, text = max(scored)
+    if score < least:
         print(
-            f"note: nothing that the model knows looks like {picture}: the most similar is {best.text!r} "
-            f"({best.score:.2f}, and less than {least:g} means little); the answer may be wrong",
+            f"note: nothing that the model knows looks like {picture}: the most similar is {text!r} "
+            f"({score:.2f}, and less than {least:g} means little); the answer may be wrong",
             file=sys.stderr,
         )
 
