@@ -52,7 +52,8 @@ class RetrieverConfig(ComponentConfig):
             before the first comma. 0: the best one is taken.
         thing_ends_at: words such as "with", before the first of which the thing stands, too.
         unless_asked_for: in generation, documents with one of these words come after those that are nearly as near
-            (`alternative_margin`) and have none, unless the prompt has the word: what a model draws badly.
+            (`alternative_margin`) and have none, unless the prompt has the word, and take no turn beside them:
+            what a model draws badly.
         unlike_below: of a picture that is asked about whose best document is less similar to it than this, the commands
             say that the memory has nothing like it, so that the answer may mean nothing. None: they never do.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
@@ -60,6 +61,8 @@ class RetrieverConfig(ComponentConfig):
             best, and so on. 1: all have the best.
         alternative_margin: no document takes a turn whose score is less than the best one's by more than
             this share of it.
+        same_thing_margin: the same of documents that have every word of the thing that the prompt names, where it
+            is more: of things that are drawn seldom, they are other drawings in other styles.
     """
 
     kind: ClassVar[str] = "retriever"
@@ -74,6 +77,7 @@ class RetrieverConfig(ComponentConfig):
         "search_for_words": (0, 2**20),
         "num_alternatives": (1, 2**10),
         "alternative_margin": (0.0, 1.0),
+        "same_thing_margin": (0.0, 1.0),
     }
     num_retrieved: int = 1
     random_num_retrieved: bool = True
@@ -89,6 +93,7 @@ class RetrieverConfig(ComponentConfig):
     unlike_below: float | None = None
     num_alternatives: int = 1
     alternative_margin: float = 0.05
+    same_thing_margin: float = 0.0
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""

@@ -117,11 +117,13 @@ class Plan:
         make: Make[T],
         *,
         place: int = 0,
+        given: Sequence[PixelArray] = (),
     ) -> Job[T]:
         """The job of one result.
 
         Result number `place` of a request takes the next alternative in turn, for all its candidates.
         `make` gets the chosen completion, its seed, how it was chosen, and what decodes its pictures.
+        `given` are the pictures that are edited or inpainted.
         """
         requests = []
         turn = place if len(alternatives) > 1 else 0  # else seeds would differ for nothing
@@ -130,6 +132,9 @@ class Plan:
             request, _ = alternative_of(alternatives, seed)
             sampler = self.sampler.for_candidate(index)
             requests.append(replace(request, seed=seed, sampler=sampler))
+        texts = [one.text for one in requests[0].document if isinstance(one, Text)]
+        shown = alternative_of(alternatives, requests[0].seed)[1]
+        pictures = [*given, *(one.pixels for one in shown if one.pixels is not None)]
 
         def finish(completions: Sequence[Completion]) -> T:
             decoded: dict[int, tuple[Codes, PixelArray]] = {}  # by the identity of the codes
@@ -137,7 +142,7 @@ class Plan:
             def decode(codes: Codes) -> PixelArray:
                 """A picture's pixels, a copy: what the reranker has seen is not decoded again."""
                 if id(codes) not in decoded:
-                    decoded[id(codes)] = codes, self.loaded.decode([codes])[0]
+                    decoded[id(codes)] = codes, self.loaded.drawn(codes, texts, pictures)
                 return decoded[id(codes)][1].copy()
 
             if self.reranker is None:

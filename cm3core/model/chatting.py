@@ -31,7 +31,14 @@ from cm3core.model.chains import Chain, Step, run_chains
 from cm3core.model.conversation_texts import ConversationTexts
 from cm3core.model.drawing import Drawing
 from cm3core.model.jobs import Done
-from cm3core.model.loaded import Picture, check_length, sampler_of, seen, text_hole
+from cm3core.model.loaded import (
+    Picture,
+    check_length,
+    pixels_of,
+    sampler_of,
+    seen,
+    text_hole,
+)
 from cm3core.model.options import sampler_keys
 from cm3core.model.results import GeneratedImage
 from cm3core.model.tasks import conversing_task
@@ -209,7 +216,16 @@ class Chatting(Drawing, Writing, ConversationTexts):
             made = done.document[-1]
             if isinstance(made, Codes):
                 num_pictures += 1
-                pixels = self.decode([made])[0]
+                given = [part for turn in turns for part in turn.parts] + parts
+                pixels = self.drawn(
+                    made,
+                    [one.text for one in document if isinstance(one, Text)],
+                    [
+                        one.pixels if isinstance(one, ReplyPicture) else pixels_of(one)
+                        for one in given
+                        if not isinstance(one, str)
+                    ],
+                )
                 parts.append(ReplyPicture(pixels, made, seed, done.log_probability))
             elif isinstance(made, Text) and made.text:
                 left -= done.num_tokens

@@ -137,14 +137,16 @@ class Drawing(Loaded):
         if given.num_candidates is None:  # an instruction says little of what the picture shows
             given = replace(given, num_candidates=1)
         plan = Plan.of(self, given, truncate=truncate)
-        shown = self.encode([seen(self, picture)])[0]
-        document = chosen.prompt(record_of(chosen, instruction, shown))
+        source = seen(self, picture)
+        document = chosen.prompt(record_of(chosen, instruction, self.encode([source])[0]))
         check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
         [alternatives] = plan.augmented(
             [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
         )
         make = _image_maker(plan, instruction, alternatives, upscaler(self, upscale))
-        jobs = (plan.job(alternatives, make, place=place) for place in range(number))
+        jobs = (
+            plan.job(alternatives, make, place=place, given=[source]) for place in range(number)
+        )
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
     def task_jobs(
@@ -192,7 +194,15 @@ class Drawing(Loaded):
             [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
         )
         make = _image_maker(plan, prompt, alternatives, upscaler(self, upscale))
-        jobs = (plan.job(alternatives, make, place=place) for place in range(number))
+        structure = _ROLES.get(serves(self, task)) == "structures"  # tells no colours
+        pictures = [
+            pixels_of(value)
+            for name, value in record.items()
+            if chosen.fields.get(name) == "image" and not structure and not isinstance(value, Codes)
+        ]
+        jobs = (
+            plan.job(alternatives, make, place=place, given=pictures) for place in range(number)
+        )
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
     def infill_job(
@@ -243,7 +253,7 @@ class Drawing(Loaded):
 
         num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
         total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
-        return plan.job(alternatives, make), total
+        return plan.job(alternatives, make, given=[whole]), total
 
 
 #: What a sampler may be made for, a mark of `SamplerConfig`, by the method that a task serves.

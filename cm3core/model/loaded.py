@@ -6,7 +6,7 @@ Also the conversion of pictures and texts to the decoder's input, and back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -28,6 +28,7 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
+from cm3core.model.colour import asks_for_colour, has_colour, without_colour
 from cm3core.model.fewer_bits import arranged, held_out
 from cm3core.model.queries import in_singular
 from cm3core.model.tuned import TunedTasks
@@ -203,6 +204,22 @@ class Loaded:
         """Pictures uint8 [height, width, 3] of codes."""
         # one by one, see `encode`
         return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]
+
+    def drawn(
+        self, codes: Codes, texts: Iterable[str], pictures: Iterable[PixelArray]
+    ) -> PixelArray:
+        """A generated picture as it is shown, uint8 [height, width, 3]: see `generate.colour_words`.
+
+        Args:
+            codes: what was generated.
+            texts: of its prompt.
+            pictures: uint8 [height, width, 3] of any size; those that it was made after.
+        """
+        [pixels] = self.decode([codes])
+        words = self.recipe.generate.colour_words
+        if not words or asks_for_colour(texts, words) or any(map(has_colour, pictures)):
+            return pixels
+        return without_colour(pixels)
 
     def preview(self, codes: Codes) -> PixelArray:
         """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""

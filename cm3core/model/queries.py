@@ -45,6 +45,26 @@ def shares_a_word(thing: str, text: str) -> bool:
     return not asked or not asked.isdisjoint(_forms(text))
 
 
+def has_every_word(thing: str, text: str) -> bool:
+    """Whether a text has every word of another; a plural is the same word. False where that has no words.
+
+    >>> has_every_word("bird cages", "cage bird, filled"), has_every_word("bird cage", "bird, filled")
+    (True, False)
+    """
+    asked, said = words_of(thing), _forms(text)
+    return bool(asked) and not any(_forms(word).isdisjoint(said) for word in asked)
+
+
+def has_a_phrase(text: str, phrases: Collection[str]) -> bool:
+    """Whether a text has all words of one of the phrases.
+
+    >>> has_a_phrase("apple, full colour", ["duotone", "full colour"]), has_a_phrase("a full glass", ["full colour"])
+    (True, False)
+    """
+    words = set(words_of(text))
+    return any(words.issuperset(words_of(phrase)) for phrase in phrases)
+
+
 def with_a_word(
     retriever: Retriever,
     queries: Sequence[tuple[str, str]],

@@ -16,7 +16,7 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Request
 from cm3core.model.loaded import Loaded
-from cm3core.model.queries import shares_a_word, with_a_word
+from cm3core.model.queries import has_a_phrase, has_every_word, shares_a_word, with_a_word
 from cm3core.model.results import RetrievedDocument
 from cm3core.prepending import prepended
 
@@ -81,9 +81,9 @@ class Retrieval:
         ]
         result, left_out = [], 0
         retrieved = self._retrieve(requests, queries, number, num_alternatives - 1, exclude)
-        for request, found in zip(requests, retrieved, strict=True):
+        for request, query, found in zip(requests, queries, retrieved, strict=True):
             alternatives = []
-            for first in self._firsts(found, num_alternatives):
+            for first in self._firsts(query, found, num_alternatives):
                 in_order = [found[first], *found[:first], *found[first + 1 :]] if found else []
                 augmented, without = self._with(request, by_hand, in_order, number)
                 alternatives.append(augmented)
@@ -126,21 +126,53 @@ class Retrieval:
             tuple(shown for _, shown in chosen),
         ), left_out
 
-    def _firsts(self, found: list[Retrieved], most: int) -> list[int]:
-        """Positions of the documents that take turns in front: those that are nearly as near as the first."""
+    def _firsts(self, query: Document, found: list[Retrieved], most: int) -> list[int]:
+        """Positions of the documents that take turns in front: those that are nearly as near as the first, or show
+        the same thing and are not much farther."""
         if most == 1 or not found or found[0].region is not None:
             return [0]
+        config = self.recipe.retriever
+        assert config is not None
         kind = found[0].found_by, found[0].preferred
         alike = [one for one in found if (one.found_by, one.preferred) == kind]
         best = max(alike, key=lambda one: one.score)
-        return [place for place, one in enumerate(found[:most]) if self._is_near(one, best)]
+        margin, prompt = config.same_thing_margin, text_of(query)
+        thing = self.loaded.thing_asked_for(prompt) if margin else ""
+        firsts = [
+            place
+            for place, one in enumerate(found)
+            if self._is_near(one, best)
+            or (self._is_near(one, best, margin) and has_every_word(thing, self._text(one)))
+        ]
+        if unasked := self._not_asked_for(
+            prompt
+        ):  # a memory may be far away: no text is read for nothing
+            asked = [one for one in firsts if not has_a_phrase(self._text(found[one]), unasked)]
+            firsts = asked or firsts
+        return firsts[:most]
 
-    def _is_near(self, one: Retrieved, best: Retrieved) -> bool:
-        """Whether a document is nearly as near as the best one."""
+    def _text(self, found: Retrieved) -> str:
+        """The text of a document of the memory."""
+        assert self.components.retriever is not None
+        return text_of(self.components.retriever.memory.document(found.index))
+
+    def _not_asked_for(self, prompt: str) -> list[str]:
+        """The words of `unless_asked_for` that a prompt has not."""
         assert self.recipe.retriever is not None
-        margin = self.recipe.retriever.alternative_margin
+        asked_for = set(words_of(prompt))
+        return [
+            one
+            for one in self.recipe.retriever.unless_asked_for
+            if not asked_for.issuperset(words_of(one))
+        ]
+
+    def _is_near(self, one: Retrieved, best: Retrieved, margin: float | None = None) -> bool:
+        """Whether a document's score is less than the best one's by no more than a share of it, `alternative_margin`
+        unless another is given."""
+        assert self.recipe.retriever is not None
+        share = self.recipe.retriever.alternative_margin if margin is None else margin
         alike = (one.found_by, one.preferred) == (best.found_by, best.preferred)
-        return alike and best.score - one.score <= margin * abs(best.score)
+        return alike and best.score - one.score <= share * abs(best.score)
 
     def _retrieve(
         self,
@@ -190,21 +222,9 @@ class Retrieval:
     def _unasked_last(self, query: str, found: list[Retrieved]) -> list[Retrieved]:
         """The documents that are nearly as near as the best, those first that have no word of `unless_asked_for` that
         the query has not; then the others."""
-        retriever, config = self.components.retriever, self.recipe.retriever
-        assert retriever is not None
-        assert config is not None
+        unasked = self._not_asked_for(query)
         near = [one for one in found if self._is_near(one, found[0])]
-        unasked = [
-            words
-            for words in map(set, map(words_of, config.unless_asked_for))
-            if not words <= set(words_of(query))
-        ]
-        last = [
-            one
-            for one in near
-            for words in [set(words_of(text_of(retriever.memory.document(one.index))))]
-            if any(these <= words for these in unasked)
-        ]
+        last = [one for one in near if has_a_phrase(self._text(one), unasked)]
         return [
             *(one for one in near if one not in last),
             *last,
@@ -226,7 +246,7 @@ class Retrieval:
         for place, results in enumerate(found):
             if results and all(isinstance(part, Text) for part in prompts[place]):
                 prompt = text_of(prompts[place])
-                best = text_of(retriever.memory.document(results[0].index))
+                best = self._text(results[0])
                 thing = self.loaded.thing_asked_for(prompt)
                 if not shares_a_word(thing, best):
                     query = self.loaded.query_text(prompt, known_plurals=True)

@@ -317,6 +317,10 @@ class GenerateSection:
         memory_split: split of the data set that documents are retrieved from; null: the one that
             the model was trained on. Of no effect where the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
+        colour_words: words of a prompt that ask for colour. A picture is shown without colour if neither its
+            prompt has one of them, nor a picture that it was made after (retrieved, edited, inpainted) has
+            colour: codes of grey squares are often those of faintly coloured ones, which would show as
+            specks. []: as the image tokenizer decodes it.
     """
 
     num_images: int = 4
@@ -324,10 +328,18 @@ class GenerateSection:
     retrieve: bool = True
     memory_split: str | None = None
     max_text_tokens: int = 64
+    colour_words: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `RecipeError` for a count out of range."""
+        """Raise `RecipeError` for a count out of range, or a word without letters or digits."""
         check_numbers("generate", self, GENERATE_RANGES)
+        for word in self.colour_words:
+            if not any(map(str.isalnum, word)):
+                raise RecipeError(
+                    "generate.colour_words",
+                    f"has {word!r}, in which no word is",
+                    "take it out, or write a word",
+                )
 
 
 #: Name -> class of the sections that every recipe has.

@@ -123,8 +123,21 @@ def test_what_was_not_asked_for_comes_last(
     assert in_front(model, prompt) == [found]
 
 
-def test_what_was_not_asked_for_takes_its_turn_last(
-    model: Model, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("prompt", "unless", "found"),
+    [
+        ("a bird", [], ["red", "green", "red", "green"]),  # blue is too far behind
+        ("a bird", ["red"], ["green"] * 4),
+        ("a Red bird", ["red"], ["red", "green", "red", "green"]),
+        ("a bird", ["red", "green"], ["red", "green", "red", "green"]),  # there is nothing else
+    ],
+)
+def test_what_was_not_asked_for_takes_no_turn(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str,
+    unless: list[str],
+    found: list[str],
 ) -> None:
     retriever = model.recipe.retriever
     assert retriever is not None
@@ -132,12 +145,11 @@ def test_what_was_not_asked_for_takes_its_turn_last(
         ("num_retrieved", 1),
         ("num_alternatives", 3),
         ("alternative_margin", 0.3),
-        ("unless_asked_for", ["red"]),
+        ("unless_asked_for", unless),
     ):
         monkeypatch.setattr(retriever, key, value)
-    jobs, _ = model.image_jobs("a bird", 4)
-    first = [texts(one.retrieved[0])[0] for job in jobs for one in job.requests]
-    assert first == ["green", "red", "green", "red"]  # blue is too far behind
+    jobs, _ = model.image_jobs(prompt, 4)
+    assert [texts(one.retrieved[0])[0] for job in jobs for one in job.requests] == found
 
 
 def test_unknown_plurals_are_asked_for_in_the_singular(

@@ -58,13 +58,7 @@ class AskedPicture:
 
     def front_pixels(self, condition: str, model: Model) -> PixelArray | None:
         """The first prepended picture, uint8 [H, W, 3]; None where there is none."""
-        for document in self.front(condition):
-            for segment in document:
-                if isinstance(segment, Image):
-                    return fit(segment.load(), model.image_size)
-                if isinstance(segment, Codes):  # of a memory bank
-                    return model.decode([segment])[0]
-        return None
+        return _front_pixels(self.front(condition), model)
 
 
 def nats_of_codes(model: Model, asked: Sequence[Asked], condition: str) -> list[float]:
@@ -110,18 +104,30 @@ def draw(
             progress=progress,
             **sampling,
         )
-    codes = [
-        segment
-        for completion in completions
-        for segment in completion.document
-        if isinstance(segment, Codes)
-    ]
-    return np.stack(model.decode(codes))
+    return np.stack(
+        [
+            model.drawn(codes, [one.text], [] if front is None else [front])
+            for one, completion in zip(asked, completions, strict=True)
+            for front in [_front_pixels(one.front(condition), model)]
+            for codes in completion.document
+            if isinstance(codes, Codes)
+        ]
+    )
 
 
 def reconstructed(model: Model, pictures: Sequence[PixelArray]) -> PixelArray:
     """Pictures through their codes and back, uint8 [N, H, W, 3]."""
     return np.stack(model.decode(model.encode(pictures)))
+
+
+def _front_pixels(front: Sequence[Document], model: Model) -> PixelArray | None:
+    for document in front:
+        for segment in document:
+            if isinstance(segment, Image):
+                return fit(segment.load(), model.image_size)
+            if isinstance(segment, Codes):  # of a memory bank
+                return model.decode([segment])[0]
+    return None
 
 
 def _image(one: Asked) -> Image:
