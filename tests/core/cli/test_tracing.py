@@ -44,6 +44,63 @@ def test_it_is_transparent_around_the_drawing():
     assert "#FFFFFF" not in fills
 
 
+def ring(inside: int = 255) -> np.ndarray:
+    """A black frame of 16 pixels around 8 x 8 of a grey level."""
+    pixels = np.full((32, 32, 3), 255, np.uint8)
+    pixels[8:24, 8:24] = 0
+    pixels[12:20, 12:20] = inside
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("inside", "opacities"), [(255, [None]), (178, ["0.30", None]), (51, [None])]
+)
+def test_a_drawing_in_ink_is_the_areas_of_its_ink(inside, opacities):
+    """No white is among them, and a page decides the colour."""
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    import resvg_py
+
+    text = svg_of(ring(inside))
+    root = ET.fromstring(text)
+    assert (root.get("width"), root.get("height")) == ("32", "32")
+    assert root.get("viewBox") == "0 0 256 256"
+    assert [(group.get("fill"), group.get("opacity")) for group in root] == [
+        ("currentColor", opacity) for opacity in opacities
+    ]
+    assert len(text) < 6000
+    drawn = resvg_py.svg_to_bytes(svg_string=text, width=32, height=32, background="#ffffff")
+    shown = open_image(bytes(drawn)).astype(int)
+    wrong = np.abs(shown - ring(inside)).max(axis=2) > 60
+    assert wrong.mean() < 0.02  # corners are rounded
+    # a level that is nearly the ink's own is ink
+    assert np.abs(shown[16, 16] - (0 if inside == 51 else inside)).max() < 8
+    red = text.replace("<svg ", '<svg color="#ff0000" ')
+    drawn = resvg_py.svg_to_bytes(svg_string=red, width=32, height=32, background="#0000ff")
+    shown = open_image(bytes(drawn))
+    assert shown[10, 16].tolist() == [255, 0, 0]
+    if inside == 255:
+        assert shown[16, 16].tolist() == [0, 0, 255]  # one looks through it
+
+
+def test_noise_is_no_ink():
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    noise = np.random.default_rng(0).integers(0, 20, (32, 32, 1), np.uint8)
+    paper = ring() == 255
+    noisy = np.where(paper, 255 - noise, noise).astype(np.uint8)
+    assert svg_of(noisy).count("<path") == 1
+
+
+def test_a_grey_photograph_is_no_drawing():
+    """Levels of all kinds, and no paper."""
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    slope = np.linspace(0, 255, 32).astype(np.uint8)
+    levels = np.broadcast_to(slope[:, None, None], (32, 32, 3)).copy()
+    assert "currentColor" not in svg_of(levels)
+    dark = np.full((32, 32, 3), 30, np.uint8)
+    dark[8:24] = 60
+    assert "currentColor" not in svg_of(dark)
+
+
 def test_nothing_drawn_is_an_empty_svg():
     pytest.importorskip("vtracer", reason="the package vtracer is not installed")
     assert "<path" not in svg_of(np.full((8, 8, 3), 255, np.uint8))
