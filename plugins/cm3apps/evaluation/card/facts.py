@@ -78,7 +78,9 @@ def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
     retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
     known = _stored_provenance(folder)
     trained_on = known.get("trained_on") or counted(components.source)
-    memory = (known.get("memory") or counted(components.memory)) if retrieves else []
+    # what the run wrote is the memory of training; `generate.memory_split` is another one
+    same = known.get("memory") if components.memory_split is None else None
+    memory = (same or counted(components.memory)) if retrieves else []
     return ModelFacts(
         name=name,
         recipe=recipe.name,
