@@ -108,6 +108,8 @@ def _other_reader(folder: Path) -> str | None:
     set."""
     from cm3core.bank.memory_bank import is_bank
 
+    if (folder / "manifest.json").is_file() and any(folder.glob("*.tar")):
+        return f"read its token shards: dataset=tokens dataset.path={folder}"
     if is_bank(folder):
         return "it is a memory bank, which 'cm3 memory merge' joins with others"
     if any(folder.glob("*.tar")):

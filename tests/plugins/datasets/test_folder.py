@@ -227,6 +227,11 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
             "holds captions.json and captions.csv",
             "keep one captions file",
         ),
+        (
+            {"pictures/manifest.json": "{}", "pictures/train-000000.tar": ""},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "read its token shards: dataset=tokens dataset.path={pictures}",
+        ),
         # Hugging Face's imagefolder, whole and by splits; a table of any other name
         *(
             (
