@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.bank import Memory, memory_of
-from cm3core.errors import CM3Error, RecipeError, TokenizerError
+from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
 from cm3core.generation.device_memory import check_weights_fit
 from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.model_parts import ModelParts
@@ -97,7 +97,11 @@ class Components:
         config = self.recipe.retriever
         memory = None if config is None else memory_of(config)
         if memory is None:
-            return self.memory_of_split(self.memory_split)
+            try:
+                return self.memory_of_split(self.memory_split)
+            except DataError as error:  # of a model that came without its data
+                step = f"{error.next_step}, retrieve from a bank (--bank) or nothing (--num-retrieved 0)"
+                raise DataError(error.place, error.cause, step) from error
         if isinstance(memory, Memory):
             memory.check_tokenizer(self.image_tokenizer)
         return memory

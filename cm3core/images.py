@@ -15,11 +15,12 @@ from typing import IO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, check_regular, check_writable
+from cm3core.fonts import Font, font_for
 
 #: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
 MAX_PIXELS = 64_000_000
@@ -295,16 +296,20 @@ def grid(
     Returns:
         uint8 [height, width, 3], black on white.
     """
-    font = ImageFont.load_default(font_size)
     num_columns = max((len(row) for row in rows), default=0)
     if num_columns == 0:
         raise DataError("contact sheet", "there are no pictures", "pass at least one")
     every = [picture for row in rows for picture in row if picture is not None]
     tile_height = scale * max((picture.shape[0] for picture in every), default=32)
     tile_width = scale * max((picture.shape[1] for picture in every), default=32)
-    headings = [_wrap(text, font, tile_width) for text in column_labels or ()]
-    beside = [_wrap(text, font, label_width) for text in row_labels or ()]
-    below = [[_wrap(text, font, tile_width) for text in row] for row in captions or ()]
+
+    def wrapped(text: str, width: int) -> list[tuple[str, Font]]:
+        font = font_for(text, font_size)
+        return [(words, font) for words in _wrap(text, font, width)]
+
+    headings = [wrapped(text, tile_width) for text in column_labels or ()]
+    beside = [wrapped(text, label_width) for text in row_labels or ()]
+    below = [[wrapped(text, tile_width) for text in row] for row in captions or ()]
     line = font_size + 3
     left = gap + (label_width + gap if beside else 0)
     top = gap + (line * max(map(len, headings)) + gap if headings else 0)
@@ -324,8 +329,8 @@ def grid(
     )
     draw = ImageDraw.Draw(sheet)
 
-    def write(lines: list[str], x: int, y: int) -> None:
-        for number, words in enumerate(lines):
+    def write(lines: list[tuple[str, Font]], x: int, y: int) -> None:
+        for number, (words, font) in enumerate(lines):
             draw.text((x, y + number * line), words, fill=(0, 0, 0), font=font)
 
     for column, heading in enumerate(headings):
@@ -346,7 +351,7 @@ def grid(
     return np.asarray(sheet).copy()
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrap(text: str, font: Font, width: int) -> list[str]:
     """Wrap text to `width` pixels, at spaces, and inside a word that alone is wider."""
     lines: list[str] = []
     for paragraph in text.splitlines():
@@ -367,9 +372,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return lines
 
 
-def _fitting_letters(
-    word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> int:
+def _fitting_letters(word: str, font: Font, width: int) -> int:
     """How many letters of a word, from its first on, are no wider than `width` pixels; at least 1.
     Measures a few times what fits, however long the word is."""
     fits = 1

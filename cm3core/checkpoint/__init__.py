@@ -13,6 +13,7 @@ model needs to generate.
         plugins/                 source of the one-file plugins that the recipe needs; never run unasked
         words.txt                the words of the training texts; not there when they are too many
         text_tokenizer/          what the text tokenizer saved
+        provenance.json          licences of the data, in an exported model; else it is in OUT
         image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
 
 A checkpoint is written under another name, flushed, and renamed; the newest is the highest complete

@@ -19,12 +19,14 @@ from cm3core.checkpoint.layout import (
     COMPONENTS,
     IMAGE_TOKENIZER,
     PLUGINS,
+    PROVENANCE,
     RECIPE,
     STATE,
     TOKENIZER,
     WEIGHTS,
     WORDS,
     find_checkpoint,
+    provenance_file,
 )
 from cm3core.checkpoint.state import FORMAT, read_state
 from cm3core.checkpoint.tasks import TASKS
@@ -103,6 +105,8 @@ def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype
         for name in (COMPONENTS, WORDS, TASKS):
             if (source / name).is_file():  # not in every checkpoint
                 shutil.copyfile(source / name, new / name)
+        if (stated := provenance_file(source)) is not None:
+            shutil.copyfile(stated, new / PROVENANCE)
         for name in (TOKENIZER, IMAGE_TOKENIZER):
             if name == TOKENIZER or (source / name).is_dir():
                 shutil.copytree(source / name, new / name)

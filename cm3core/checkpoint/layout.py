@@ -15,6 +15,7 @@ __all__ = [
     "IMAGE_TOKENIZER",
     "OPTIMIZER",
     "PLUGINS",
+    "PROVENANCE",
     "RECIPE",
     "STATE",
     "TOKENIZER",
@@ -24,11 +25,14 @@ __all__ = [
     "damaged",
     "find_checkpoint",
     "latest_checkpoint",
+    "provenance_file",
     "shards_of",
 ]
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 RECIPE = STORED
+#: Licences of what a run was trained on and retrieved from; beside its checkpoints, in an exported model.
+PROVENANCE = "provenance.json"
 #: The words of the training texts, one a line.
 WORDS = "words.txt"
 #: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
@@ -82,6 +86,14 @@ def find_checkpoint(path: str | Path) -> Path:
         str(folder),
         cause,
         "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
+    )
+
+
+def provenance_file(folder: Path) -> Path | None:
+    """The file of licences of an exported model, or of the run of a checkpoint; None if there is none."""
+    run = [folder.parent.parent] if folder.parent.name == "checkpoints" else []
+    return next(
+        (place / PROVENANCE for place in (folder, *run) if (place / PROVENANCE).is_file()), None
     )
 
 

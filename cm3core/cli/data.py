@@ -198,12 +198,12 @@ def _check_document(source: DocumentSource, index: int) -> None:
 
 
 def _show(data: ChosenData, out: Path, num: int) -> int:
-    from cm3core.document import Image
+    from cm3core.document import Codes, Image
     from cm3core.images import check_writable_png, save_png
 
     check_writable_png(out)
     print(data.title)
-    chosen, pictures = None, dict[str, set[str]]()
+    chosen, pictures, only_codes = None, dict[str, set[str]](), dict[str, bool]()
     for split in dict.fromkeys((*data.config.splits, data.config.split)):
         try:
             source = data.build(split)
@@ -214,12 +214,11 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
             continue
         chosen = source if split == data.config.split else chosen
         documents = [source.document(index) for index in range(len(source))]
-        keys = [
-            segment.key
-            for document in documents
-            for segment in document
-            if isinstance(segment, Image)
-        ]
+        segments = [segment for document in documents for segment in document]
+        keys = [one.key for one in segments if isinstance(one, Image)]
+        codes = [one.codes.tobytes().hex() for one in segments if isinstance(one, Codes)]
+        only_codes[split] = bool(codes) and not keys
+        keys += codes
         pictures[split] = set(keys)
         mark = "*" if split == data.config.split else " "
         print(
@@ -243,6 +242,9 @@ def _show(data: ChosenData, out: Path, num: int) -> int:
             print(f"  {record.place}: {record.cause}")
     if len(chosen) == 0:
         print(f"split {data.config.split!r} is empty: no contact sheet")
+        return 0
+    if only_codes[data.config.split]:
+        print("its pictures are stored as codes: no contact sheet")
         return 0
     sheet, num_shown = contact_sheet(chosen, num)
     save_png(out, sheet)

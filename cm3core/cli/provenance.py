@@ -69,14 +69,16 @@ def run(args: Namespace) -> int:
 
 def _of_model(args: Namespace) -> dict[str, Any]:
     """Counts of the data set's and the memory's licences."""
+    from cm3core.checkpoint import find_checkpoint, find_model
     from cm3core.model.model import load
-    from cm3core.training.licences import counted
+    from cm3core.training.licences import counted, stored_provenance
 
     if args.model is not None:
         raise CM3Error(
             "--model", "goes with a picture", f"leave it out, or name a picture, not {args.what}"
         )
-    model = load(args.what, registry=registry_of(args), trust_plugins=args.trust_plugins)
+    registry = registry_of(args)
+    model = load(args.what, registry=registry, trust_plugins=args.trust_plugins)
     recipe = model.recipe
     facts = {
         "model": model.name,
@@ -85,12 +87,23 @@ def _of_model(args: Namespace) -> dict[str, Any]:
         "recipe_hash": recipe.hash,
     }
     retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
-    return {
-        **facts,
-        "data set": recipe.component_names.get("dataset", ""),
-        "trained on": counted(model.components.source),
-        "retrieves from": counted(model.components.memory) if retrieves else [],
-    }
+    facts["data set"] = recipe.component_names.get("dataset", "")
+    try:
+        return {
+            **facts,
+            "trained on": counted(model.components.source),
+            "retrieves from": counted(model.components.memory) if retrieves else [],
+        }
+    except DataError as error:  # the data are elsewhere; what the run wrote of them came along
+        known = stored_provenance(find_checkpoint(find_model(args.what, registry)))
+        if "trained_on" not in known:
+            raise
+        print(
+            f"note: the data are not here ({error.place}: {error.cause}); this is what the run noted",
+            file=sys.stderr,
+        )
+        of_training = {"retrieved from in training": known.get("memory", [])} if retrieves else {}
+        return {**facts, "trained on": known["trained_on"], **of_training}
 
 
 def _of_picture(args: Namespace) -> dict[str, Any]:

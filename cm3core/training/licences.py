@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cm3core.errors import DataError
+from cm3core.checkpoint.layout import PROVENANCE, provenance_file
+from cm3core.errors import CM3Error, DataError
 from cm3core.files import write_text
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 
-FILE = "provenance.json"
 _FORMAT = "cm3 provenance 1"
 
 
@@ -56,7 +56,7 @@ def write_provenance(folder: Path, source: DocumentSource, memory: DocumentSourc
         "trained_on": counted(source),
         "memory": None if memory is None else counted(memory),
     }
-    write_text(folder / FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / PROVENANCE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def of_documents(memory: DocumentSource, ids: Sequence[str]) -> dict[str, Provenance]:
@@ -67,3 +67,15 @@ def of_documents(memory: DocumentSource, ids: Sequence[str]) -> dict[str, Proven
         for index in range(len(memory))
         if memory.id(index) in wanted
     }
+
+
+def stored_provenance(checkpoint: Path) -> dict[str, Any]:
+    """What `write_provenance` wrote for the run of a checkpoint, or for that of an exported model; nothing where
+    it is not there."""
+    if (path := provenance_file(checkpoint)) is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CM3Error(str(path), f"is not JSON ({error})", "remove it") from error
+    return found if isinstance(found, dict) else {}

@@ -128,7 +128,8 @@ class Origin:
             raise CheckpointError(
                 str(self.folder),
                 "was trained on other data (documents were added, removed or changed)",
-                "start in another folder (-o), or restore the data",
+                "start in another folder (-o), from its weights if you like (train.start_from), or "
+                "restore the data",
             )
         if stored.get("bank") != preparation.bank_fingerprint:
             raise CheckpointError(

@@ -122,7 +122,8 @@ class Evaluation:
             "task": self.task.measurement,
             "model": model_facts,
         }
-        self._claim(identity)
+        claim = json.dumps(identity, indent=1, sort_keys=True) + "\n"
+        self._check_unclaimed(claim)
         scored = self._scored()
         found = [one.extractor for one in scored if one.extractor is not None]
         checks: dict[str, Any] = {}
@@ -131,6 +132,8 @@ class Evaluation:
             checks = leakage.check_memory(
                 self.model, self.task, self.options, allowed=self.allow_leaks
             )
+        # only now: what is refused above is asked for again with other settings, in the same folder
+        write_text(self.out / "protocol.json", claim)
         made = Made(self.out, self.task)
         if self.model is not None and self._makes_something(scored):
             make(self.model, made, self.protocol.seed, self.options)
@@ -146,19 +149,15 @@ class Evaluation:
             return {"name": self.label, **model_keys(self.model, self.options)}
         return {"name": self.label, "pictures": "made elsewhere"}
 
-    def _claim(self, identity: dict[str, Any]) -> None:
+    def _check_unclaimed(self, claim: str) -> None:
         """Refuse the folder of another evaluation."""
-        path, text = (
-            self.out / "protocol.json",
-            json.dumps(identity, indent=1, sort_keys=True) + "\n",
-        )
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        path = self.out / "protocol.json"
+        if path.is_file() and path.read_text(encoding="utf-8") != claim:
             raise DataError(
                 str(self.out),
                 "holds an evaluation of another model, protocol or setting",
                 "name another folder (-o)",
             )
-        write_text(path, text)
 
     def _makes_something(self, scored: list[Scored]) -> bool:
         """Whether a metric needs what the model makes, and not only its likelihoods."""

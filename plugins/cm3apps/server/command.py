@@ -6,14 +6,14 @@ import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.server.settings import Limits
 from cm3core.cli import add_device, real_number, registry_of, whole_number
-from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
+from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, close_match
 from cm3core.files import check_regular
 from cm3core.model.default import DEFAULT_MODEL
 
@@ -53,6 +53,14 @@ def configure(parser: ArgumentParser) -> None:
         metavar="[NAME=]MODEL",
         help="a run's folder, a checkpoint or PLUGIN:NAME, and the name that clients use for it; may "
         f"be given several times, the first is the default (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--bank",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="the memory bank that the model of this name retrieves from, instead of its data set; without "
+        "a name the first one; may be given several times",
     )
     parser.add_argument(
         "--host",
@@ -228,12 +236,12 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
     from cm3core.checkpoint import find_model
 
     registry = registry_of(args)
-    openers: dict[str, Callable[[], Model]] = {}
+    found: dict[str, str] = {}
     for given in args.model or [DEFAULT_MODEL]:
         name, equals, source = given.partition("=")
         if not equals:
             name = source = given
-        if not name or name in openers:
+        if not name or name in found:
             raise CM3Error(
                 f"{PLACE} --model {given}",
                 "has no name" if not name else f"{name!r} is served already",
@@ -245,15 +253,40 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
                 "does not exist",
                 "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
             )
-        openers[name] = partial(_open, source, registry, args)
-    return openers
+        found[name] = source
+    banks = _banks(args.bank, list(found))
+    return {
+        name: partial(_open, source, banks.get(name), registry, args)
+        for name, source in found.items()
+    }
 
 
-def _open(source: str, registry: object, args: Namespace) -> Model:
+def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
+    """Name of a model -> its memory bank, which is looked for now."""
+    from cm3core.bank.memory_bank import is_bank
+
+    banks: dict[str, str] = {}
+    for one in given:
+        name, equals, folder = one.partition("=")
+        if not equals:
+            name, folder = models[0], one
+        place = f"{PLACE} --bank {one}"
+        if name not in models:
+            raise CM3Error(place, f"no model is called {name!r}", close_match(name, models))
+        if name in banks:
+            raise CM3Error(place, f"{name!r} has a bank already", "give each model one bank")
+        if not is_bank(Path(folder)):
+            raise CM3Error(place, "is no memory bank", "name a folder that cm3 memory build wrote")
+        banks[name] = folder
+    return banks
+
+
+def _open(source: str, bank: str | None, registry: object, args: Namespace) -> Model:
     from cm3core.model.model import load
 
     return load(
         source,
+        bank=bank,
         registry=registry,  # type: ignore[arg-type]  # typed `object`, so that the command line is light
         device=args.device,
         num_threads=args.threads,

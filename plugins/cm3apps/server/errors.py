@@ -72,6 +72,16 @@ def of_model(error: CM3Error) -> APIError:
     return APIError(400, in_one_line(error), param=param, code=code)
 
 
+def no_documents() -> APIError:
+    """The answer where the model's own documents can't be read; the server's log says why."""
+    return APIError(
+        503,
+        "the documents that the model retrieves can't be read here; num_retrieved: 0 does without them",
+        type="server_error",
+        code="documents_not_available",
+    )
+
+
 def in_one_line(error: CM3Error) -> str:
     """A framework's error as a message of the API.
 

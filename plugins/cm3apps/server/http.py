@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.datastructures import Headers
 
-from cm3apps.server.errors import APIError, internal, of_model
+from cm3apps.server.errors import APIError, in_one_line, internal, no_documents, of_model
 from cm3apps.server.fields import Field, json_object, read, shown
 from cm3apps.server.forms import form_values
 from cm3apps.server.pictures import Upload
@@ -259,6 +259,9 @@ def answer_to(error: Exception, path: str) -> APIError:
         error.place == "engine"
         or (error.__cause__ is not None and not isinstance(error.__cause__, CM3Error))
     )
+    if isinstance(error, CM3Error) and error.place.startswith("dataset."):  # no request names it
+        logger.error("POST %s failed: %s", path, in_one_line(error))
+        return no_documents()
     if isinstance(error, CM3Error) and blameless and not failed_inside:
         return of_model(error)
     logger.error("POST %s failed", path, exc_info=error)

@@ -44,11 +44,13 @@ from cm3plugins.datasets.picture_index import PictureIndex
 from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES
 from cm3plugins.datasets.separators import check_separator
 from cm3plugins.datasets.stated_licences import LicenceFiles, stated
+from cm3plugins.datasets.table import METADATA
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
 ADD_CAPTIONS = (
     "write NAME.txt next to each NAME.png, or one captions.csv with the header image,text"
 )
+_COLUMNS = "dataset.columns='{image: COLUMN, caption: COLUMN}'"
 
 
 @dataclass(kw_only=True)
@@ -90,21 +92,41 @@ class FolderSourceConfig(FileSourceConfig):
             check_inside(folder / found[0], inside, str(folder / found[0]))
             yield from _with_captions_file(folder, names, folder / found[0], index, inside)
         else:
+            if not any((folder / name).with_suffix(".txt").exists() for name in names) and (
+                reader := _other_reader(folder)
+            ):
+                raise DataError(
+                    f"dataset.path {folder}",
+                    "no picture in it has a caption beside it in a .txt",
+                    reader,
+                )
             yield from _with_texts_beside(folder, names, index, inside)
 
 
 def _other_reader(folder: Path) -> str | None:
-    """The next step for a folder without pictures that holds the files of another data set."""
+    """The next step for a folder without pictures, or without captions, that holds the files of another data
+    set."""
     from cm3core.bank.memory_bank import is_bank
 
+    if (folder / "manifest.json").is_file() and any(folder.glob("*.tar")):
+        return f"read its token shards: dataset=tokens dataset.path={folder}"
     if is_bank(folder):
         return "it is a memory bank, which 'cm3 memory merge' joins with others"
     if any(folder.glob("*.tar")):
         return f"read its tars: dataset=webdataset dataset.path={folder}"
+    # Hugging Face's imagefolder: also one below for each split
+    metadata = sorted(folder.glob("metadata.*")) + sorted(folder.glob("*/metadata.*"))
+    if found := next((path for path in metadata if path.name in METADATA), None):
+        return (
+            f"read {found}: dataset=table dataset.path={found} "
+            "dataset.columns='{image: file_name, caption: COLUMN}'"
+        )
     if found := next(iter(sorted(folder.glob("*.jsonl"))), None):
         return f"name the manifest: dataset=jsonl dataset.path={found}"
     if any(folder.glob("*.parquet")):
-        return f"read its tables: dataset=table dataset.path={folder} dataset.columns='{{...}}'"
+        return f"read its tables: dataset=table dataset.path={folder} {_COLUMNS}"
+    if found := next(iter(sorted([*folder.glob("*.csv"), *folder.glob("*.tsv")])), None):
+        return f"read {found}: dataset=table dataset.path={found} {_COLUMNS}"
     return None
 
 

@@ -87,6 +87,16 @@ class ParquetPicture:
 PictureCell = ParquetPicture | str | DataError | None
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+        DataError: it is no Parquet file, or can't be read.
+    """
+    return list(_open(path).schema_arrow.names)
+
+
 def parquet_rows(
     path: Path, columns: list[str], index: PictureIndex
 ) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from cm3core.errors import DataError, RecipeError
+from cm3core.errors import DataError, MissingPackageError, RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3core.json_text import parse_json
@@ -32,7 +32,7 @@ from cm3plugins.datasets.file_source import (
     type_name,
 )
 from cm3plugins.datasets.jsonl import PicturesOfLines
-from cm3plugins.datasets.parquet import ParquetPicture, parquet_rows
+from cm3plugins.datasets.parquet import ParquetPicture, parquet_columns, parquet_rows
 from cm3plugins.datasets.picture_index import PictureIndex, index_path
 from cm3plugins.datasets.separators import check_separator
 
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 #: Names of Hugging Face's tables of a folder, in the order in which they are looked for.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _PROVENANCE = ("licence", "source", "attribution")
+_WITH_HEADER = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(kw_only=True)
@@ -67,7 +68,7 @@ class TableSourceConfig(FileSourceConfig):
     reads: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".parquet")
 
     path: str
-    columns: dict[str, str]
+    columns: dict[str, str] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=lambda: ["image"])
     constants: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
@@ -78,7 +79,13 @@ class TableSourceConfig(FileSourceConfig):
         """Raise `RecipeError` for fields that are given twice or not at all."""
         super().check()
         if not self.columns:
-            raise RecipeError("dataset.columns", "is empty", "map fields: {caption: text}")
+            there = _columns_at(self.path)
+            raise RecipeError(
+                "dataset.columns",
+                "is empty",
+                "map fields to columns, as in dataset.columns='{image: COLUMN, caption: COLUMN}'"
+                + (f"; the table has {', '.join(there)}" if there else ""),
+            )
         for name in self.pictures:
             if name not in self.columns:
                 raise RecipeError(
@@ -128,7 +135,22 @@ class TableSourceConfig(FileSourceConfig):
         wanted += [] if self.id_column is None else [self.id_column]
         for path in files:
             prefix = f"{path.stem}-" if len(files) > 1 else ""
+            self._check_header(path)
             yield from grouped(found_or_skipped(rows(path, wanted, index, prefix), find), first)
+
+    def _check_header(self, path: Path) -> None:
+        """Refuse a CSV or Parquet file that lacks a column: else each of its rows would be reported."""
+        if path.suffix.lower() not in _WITH_HEADER or not (there := columns_of(path)):
+            return  # JSON has no header; what is wrong with a file is said where its rows are read
+        delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+        check_separator(f"{path}, line 1", there, list(self.columns.values()), delimiter)
+        for name, column in self.columns.items():
+            if column not in there:
+                raise DataError(
+                    str(path),
+                    f"has no column {column!r}, which is the field {name!r}",
+                    f"give it, or map another: its columns are {', '.join(there)}",
+                )
 
     def _found(self, row: Row, pictures: PicturesOfLines) -> FoundRecord:
         place, values = row.place, row.values
@@ -249,6 +271,35 @@ def _files(path: str) -> list[Path]:
             "name the table itself",
         )
     return found
+
+
+def columns_of(path: Path) -> list[str]:
+    """The columns of a table: of CSV its header, of Parquet its schema, of JSON the keys of its first record.
+
+    Raises:
+        MissingPackageError: pyarrow is not installed.
+        DataError: the file can't be read.
+    """
+    check_size(path)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return parquet_columns(path)
+    if kind not in _WITH_HEADER:
+        first = next((row for row in _json_rows(path) if isinstance(row, Row)), None)
+        return [] if first is None else [str(key) for key in first.values]
+    content = io.StringIO(read_utf8(path, str(path)), newline="")
+    try:
+        return next(csv.reader(content, delimiter="," if kind == ".csv" else "\t", strict=True), [])
+    except csv.Error:
+        return []  # said where the rows are read
+
+
+def _columns_at(path: str) -> list[str]:
+    """The columns of the first file of a table, for a message about the recipe; none if it can't be read."""
+    try:
+        return columns_of(_files(path)[0])
+    except (DataError, MissingPackageError, OSError):
+        return []  # the message is about another thing
 
 
 def rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from cm3apps.evaluation.card.facts import ModelFacts, facts_of
 from cm3apps.evaluation.card.results import Evaluated, Measured, read_result
 from cm3apps.evaluation.card.text import card_text, mark, marked_weights
 from cm3core.checkpoint import bundled_models
+from cm3core.checkpoint.finding import find_model
 from cm3core.cli.main import main
 from cm3core.errors import DataError
 from cm3core.files import user_path
@@ -219,6 +221,24 @@ def test_damaged_figures(tmp_path: Path) -> None:
     (folder / "figures.json").write_text('{"model": {}, "found": {"edit": {"unseen": {}}}}')
     with pytest.raises(DataError, match="is not what `cm3 experiment icons` or `tasks` writes"):
         read_result(folder, WEIGHTS)
+
+
+@pytest.mark.slow
+def test_the_memory_is_the_one_that_it_draws_with(tmp_path: Path) -> None:
+    """A run keeps what it retrieved from while it was trained; `generate.memory_split` is more of the data."""
+    run = tmp_path / "run"
+    folder = run / "checkpoints" / "step-00000001"
+    shutil.copytree(find_model("bundled:emoji64", REGISTRY), folder)
+    row = {"licence": "MIT", "source": "", "attribution": "", "documents": 7}
+    kept = {"format": "cm3 provenance 1", "trained_on": [row], "memory": [row]}
+    (run / "provenance.json").write_text(json.dumps(kept))
+    model = load(str(run))
+    model.components.memory_split = None
+    assert facts_of(str(run), model, REGISTRY).retrieves_from == [row]
+    model.components.memory_split = "all"
+    facts = facts_of(str(run), model, REGISTRY)
+    assert facts.trained_on == [row]
+    assert sum(one["documents"] for one in facts.retrieves_from) == 200
 
 
 def test_the_command(

@@ -65,6 +65,13 @@ def test_a_split_without_the_references_is_searched_and_recorded(
     assert "holds an evaluation of another model, protocol or setting" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_what_is_refused_claims_no_folder(evaluate: Any) -> None:
+    """The next step of the message is taken in the same folder."""
+    assert evaluate("all", "refused") == 2
+    assert evaluate("train", "refused") == 0
+
+
 def test_a_split_with_the_references_is_refused(
     evaluate: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from cm3apps.server.settings import Limits
-from cm3core.errors import GenerationError
+from cm3core.errors import DataError, GenerationError
 from cm3core.images import open_image
 from toy_model import picture, toy_model
 from toy_server import CHAT, GENERATE, mask, png, served, toy, with_fixtures
@@ -368,8 +368,11 @@ def test_soak_long():
     soak(2000, seed=2)
 
 
-def test_the_error_of_a_closed_engine_is_the_servers():
+def test_errors_of_the_engine_and_of_its_documents_are_the_servers():
     from cm3apps.server.http import answer_to
 
     assert answer_to(GenerationError("engine", "is closed", "x"), "/x").status == 500
     assert answer_to(GenerationError("prompt", "is empty", "x"), "/x").status == 400
+    gone = answer_to(DataError("dataset.path my/pictures", "there is no such folder", "x"), "/x")
+    assert (gone.status, gone.code) == (503, "documents_not_available")
+    assert "my/pictures" not in gone.message  # the server's folders are not the client's business

@@ -61,9 +61,49 @@ def test_models_that_are_not_there_or_named_twice(capsys):
     assert "has no name" in refused(capsys, "--model", "=bundled:emoji64")
 
 
+def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):
+    (tmp_path / "bank").mkdir()
+    assert refused(capsys, "--bank", str(tmp_path / "bank")) == (
+        f"error: cm3 serve --bank {tmp_path}/bank: is no memory bank\n"
+        "  next: name a folder that cm3 memory build wrote\n"
+    )
+    (tmp_path / "bank" / "manifest.json").write_text("{}")
+    bank, model = f"{tmp_path}/bank", ["--model", "emoji=bundled:emoji64"]
+    assert refused(capsys, *model, "--bank", f"emojis={bank}") == (
+        f"error: cm3 serve --bank emojis={bank}: no model is called 'emojis'\n"
+        "  next: did you mean 'emoji'?\n"
+    )
+    assert refused(capsys, *model, "--bank", bank, "--bank", f"emoji={bank}") == (
+        f"error: cm3 serve --bank emoji={bank}: 'emoji' has a bank already\n"
+        "  next: give each model one bank\n"
+    )
+
+
+def test_each_model_is_opened_with_its_bank(monkeypatch, tmp_path: Path):
+    (tmp_path / "manifest.json").write_text("{}")
+    opened = []
+    monkeypatch.setattr(
+        "cm3core.model.model.load", lambda model, bank, **_: opened.append((model, bank))
+    )
+    args = Namespace(
+        model=["x=bundled:emoji64", "bundled:icons64"],
+        bank=[str(tmp_path)],
+        plugin=[],
+        device=None,
+        threads=None,
+        precision="auto",
+        trust_plugins=[],
+        at_once=8,
+    )
+    for opener in openers_of(args).values():
+        opener()
+    assert opened == [("bundled:emoji64", str(tmp_path)), ("bundled:icons64", None)]
+
+
 def test_models_are_named():
     args = Namespace(
         model=["x=bundled:emoji64", "bundled:emoji64"],
+        bank=[],
         plugin=[],
         threads=None,
         precision="auto",

@@ -194,7 +194,7 @@ def test_a_manifest_is_guessed_from_its_name(
 def test_a_table_says_what_it_lacks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (place / "all.csv").write_text("file,words\npictures/0.png,a\n")
     assert main(["data", "validate", "all.csv"]) == 2
-    assert "lacks a value for dataset.columns" in capsys.readouterr().err
+    assert "; the table has file, words\n" in capsys.readouterr().err
     columns = "dataset.columns={image: file, caption: words}"
     assert main(["data", "validate", "all.csv", columns]) == 0
     assert capsys.readouterr().out == "all.csv (table): 1 good document, 0 bad records\n"

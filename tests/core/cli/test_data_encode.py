@@ -67,6 +67,19 @@ def manifest(folder: str) -> Manifest:
     return Manifest.parse((Path(folder) / MANIFEST).read_bytes(), MANIFEST)
 
 
+def test_show_counts_pictures_that_are_codes(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No blank sheet of texts in the width of a picture that is not there."""
+    assert encode("-o", "shards") == 0
+    capsys.readouterr()
+    assert main(["data", "show", "dataset=tokens", "dataset.path=shards", "-o", "sheet.png"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "20 documents         20 pictures (17 different)" in lines[1]
+    assert lines[-1] == "its pictures are stored as codes: no contact sheet"
+    assert not (place / "sheet.png").exists()
+
+
 def test_what_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert encode("-o", "out", "--shard-size", "8") == 0
     assert capsys.readouterr().out == (

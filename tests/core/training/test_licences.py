@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cm3core.checkpoint import export_model
 from cm3core.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DataError
@@ -139,3 +141,40 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert main(["provenance", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_without_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exported, and used where the path of its recipe leads nowhere: what the run noted came along, and what
+    needs the data says how to do without."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    save_png(tmp_path / "data" / "a.png", np.zeros((16, 16, 3), np.uint8))
+    rows = [{"text": f"a {n}", "image": "a.png", "id": str(n), "licence": "MIT"} for n in range(9)]
+    (tmp_path / "data" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["dataset=jsonl", "dataset.path=data/all.jsonl", "dataset.valid=0", "train.steps=1"]
+    # two documents and the one that is drawn, of 259 tokens each without text
+    memory = ["retriever=bm25", "decoder.context_length=900"]
+    assert main(["train", "tiny", "-o", "run", *data, *memory, "--quiet"]) == 0
+    export_model("run", "model")
+    shutil.move("model", tmp_path / "elsewhere")
+    shutil.rmtree("data")
+    capsys.readouterr()
+    assert main(["provenance", "elsewhere"]) == 0
+    out, told = capsys.readouterr()
+    assert (
+        "trained on:\n  9 documents, MIT\nretrieved from in training:\n  9 documents, MIT\n" in out
+    )
+    assert told == (
+        "note: the data are not here (dataset.path data/all.jsonl: there is no such file); "
+        "this is what the run noted\n"
+    )
+    draw = ["generate", "a 1", "--model", "elsewhere", "--n", "1", "-o", "out"]
+    assert main(draw) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: dataset.path data/all.jsonl: there is no such file\n  next: correct dataset.path, "
+        "retrieve from a bank (--bank) or nothing (--num-retrieved 0)\n"
+    )
+    assert main([*draw, "--num-retrieved", "0"]) == 0

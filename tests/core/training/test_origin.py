@@ -148,8 +148,12 @@ def test_other_data_is_refused(
     state = json.loads((out / "checkpoints" / path / "state.json").read_text())
     state["fingerprints"]["dataset"] = "another"
     (out / "checkpoints" / path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match="was trained on other data"):
+    with pytest.raises(CheckpointError, match="was trained on other data") as error:
         train(squares(registry, cache, ["train.steps=21"]), out, registry, progress=False)
+    assert error.value.next_step == (
+        "start in another folder (-o), from its weights if you like (train.start_from), or restore "
+        "the data"
+    )
 
 
 def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:

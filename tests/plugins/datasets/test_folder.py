@@ -215,7 +215,8 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
         (
             {"pictures/t.parquet": ""},
             "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
-            "read its tables: dataset=table dataset.path={pictures} dataset.columns='{{...}}'",
+            "read its tables: dataset=table dataset.path={pictures} "
+            "dataset.columns='{{image: COLUMN, caption: COLUMN}}'",
         ),
         (
             {
@@ -225,6 +226,25 @@ def test_rows_of_another_length(tmp_path: Path) -> None:
             },
             "holds captions.json and captions.csv",
             "keep one captions file",
+        ),
+        (
+            {"pictures/manifest.json": "{}", "pictures/train-000000.tar": ""},
+            "holds no picture (.png, .jpg, .jpeg, .webp, .gif, .bmp, .tif, .tiff)",
+            "read its token shards: dataset=tokens dataset.path={pictures}",
+        ),
+        # Hugging Face's imagefolder, whole and by splits; a table of any other name
+        *(
+            (
+                {"pictures/a.png": picture(), f"pictures/{name}": "file_name,words\n"},
+                "no picture in it has a caption beside it in a .txt",
+                f"read {{pictures}}/{name}: dataset=table dataset.path={{pictures}}/{name} "
+                f"dataset.columns='{{{{image: {column}, caption: COLUMN}}}}'",
+            )
+            for name, column in (
+                ("metadata.csv", "file_name"),
+                ("train/metadata.jsonl", "file_name"),
+                ("labels.csv", "COLUMN"),
+            )
         ),
     ],
 )

@@ -90,12 +90,14 @@ def test_bad_pictures_are_named_and_the_others_kept(tmp_path: Path) -> None:
 
 
 def test_a_column_that_there_is_not(tmp_path: Path) -> None:
-    source = TableSourceConfig(
-        path=str(written(tmp_path / "a.parquet", [inside(0)])), columns={"image": "picture"}
-    ).build()
-    assert [one.cause for one in source.skipped] == [
-        "has no column 'picture', which is the field 'image'"
-    ]
+    """Said once, with the columns that are there, not for every row with those that were read."""
+    path = written(tmp_path / "a.parquet", [inside(0), inside(1)])
+    with pytest.raises(DataError) as error:
+        TableSourceConfig(path=str(path), columns={"image": "picture"}).build()
+    assert str(error.value) == (
+        f"{path}: has no column 'picture', which is the field 'image'\n"
+        "  next: give it, or map another: its columns are image, text, licence"
+    )
 
 
 def test_a_file_that_has_changed(tmp_path: Path) -> None:

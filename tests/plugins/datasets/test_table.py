@@ -115,6 +115,35 @@ def test_a_column_twice(tmp_path: Path) -> None:
     assert len(table(path, columns={"image": "file_name"})) == 1  # it is not asked for
 
 
+def test_a_column_that_there_is_not(tmp_path: Path) -> None:
+    path = imagefolder(tmp_path)
+    with pytest.raises(DataError) as error:
+        table(path, columns=COLUMNS | {"image": "file"})
+    assert str(error.value) == (
+        f"{path}: has no column 'file', which is the field 'image'\n"
+        "  next: give it, or map another: its columns are file_name, text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "file,words\n0.png,a\n"),
+        ("a.tsv", "file\twords\n0.png\ta\n"),
+        ("a.json", '[5, {"file": "0.png", "words": "a"}]'),
+        ("a.jsonl", '{"file": "0.png", "words": "a"}\n'),
+    ],
+)
+def test_columns_to_map_are_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RecipeError) as error:
+        TableSourceConfig(path=str(tmp_path / name)).check()
+    assert str(error.value) == (
+        "dataset.columns: is empty\n  next: map fields to columns, as in "
+        "dataset.columns='{image: COLUMN, caption: COLUMN}'; the table has file, words"
+    )
+
+
 def test_a_number_that_is_none_is_empty(tmp_path: Path) -> None:
     picture(tmp_path / "0.png", 0)
     rows = [{"image": "0.png", "n": number} for number in (1, 2.5, float("nan"))]

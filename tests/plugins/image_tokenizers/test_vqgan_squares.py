@@ -112,6 +112,27 @@ def test_too_few_different_squares_are_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("colour_share", [0.0, 0.3, 1.0])
+def test_pictures_that_are_all_coloured_have_all_codes(colour_share: float) -> None:
+    """Photographs: no square is grey, and the codes of grey ones are not missing from anything."""
+    pictures = np.random.default_rng(0).integers(0, 200, (8, 16, 16, 3), dtype=np.uint8)
+    pictures[..., 0] = 255
+    model = VQModel(ARCH)
+    fit_squares(model, dataclasses.replace(TRAINING, colour_share=colour_share), pictures)
+    centres = model.quantize.embedding.weight
+    assert len(torch.unique(centres, dim=0)) == 8
+
+
+def test_squares_of_both_kinds_together_are_too_few() -> None:
+    """Four coloured ones and two grey ones, by hand, for the seven codes beside white."""
+    pictures = np.full((1, 16, 16, 3), 255, np.uint8)
+    pictures[0, :4] = (255, 0, 0)
+    pictures[0, 4:8, :8] = 9
+    with pytest.raises(DataError) as error:
+        fit_squares(VQModel(ARCH), TRAINING, pictures)
+    assert error.value.cause == "6 squares of the pictures are not blank, for 7 codes"
+
+
 def test_a_code_has_a_value_for_each_pixel() -> None:
     config = VQGANConfig(encoder="squares", embed_dim=16)
     with pytest.raises(RecipeError) as error:

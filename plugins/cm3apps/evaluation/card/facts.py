@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.model_keys import weights_sha256
 from cm3core.checkpoint import WEIGHTS, find_checkpoint, find_model, read_state
-from cm3core.errors import CM3Error
 from cm3core.model import Model
 from cm3core.plugins.registry import Registry
-from cm3core.training.licences import FILE as PROVENANCE
-from cm3core.training.licences import counted
-
-#: Folder of a run in which its checkpoints are.
-CHECKPOINTS = "checkpoints"
+from cm3core.training.licences import counted, stored_provenance
 
 
 @dataclass(frozen=True)
@@ -76,9 +69,11 @@ def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
     rows, columns = tokenizer.grid
     parameters = components.decoder.module.parameters()
     retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
-    known = _stored_provenance(folder)
+    known = stored_provenance(folder)
     trained_on = known.get("trained_on") or counted(components.source)
-    memory = (known.get("memory") or counted(components.memory)) if retrieves else []
+    # what the run wrote is the memory of training; `generate.memory_split` is another one
+    same = known.get("memory") if components.memory_split is None else None
+    memory = (same or counted(components.memory)) if retrieves else []
     return ModelFacts(
         name=name,
         recipe=recipe.name,
@@ -101,17 +96,3 @@ def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
         trained_on=trained_on,
         retrieves_from=memory,
     )
-
-
-def _stored_provenance(folder: Path) -> dict[str, Any]:
-    """What the run wrote beside its checkpoints; nothing where it is not there."""
-    run = [folder.parent.parent] if folder.parent.name == CHECKPOINTS else []
-    for place in (folder, *run):
-        path = place / PROVENANCE
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise CM3Error(str(path), f"is not JSON ({error})", "remove it") from error
-            return found if isinstance(found, dict) else {}
-    return {}

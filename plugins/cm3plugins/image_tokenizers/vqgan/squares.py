@@ -2,7 +2,7 @@
 
 Most squares of a drawing are blank, and few have colour, so that centres of all squares together would hardly
 show colours. One code is plain white; a share of the others are centres of coloured squares, the rest of grey
-ones that are not blank.
+ones that are not blank. Where there are fewer squares of a kind than its codes, the other kind has the rest.
 """
 
 from __future__ import annotations
@@ -42,11 +42,18 @@ def fit_squares(model: VQModel, training: VQGANTraining, images_NHWC: PixelArray
     rng = np.random.default_rng(training.seed)
     grey_ND, coloured_ND = _sample(model, training, images_NHWC, rng)
     num_codes = model.arch.codebook_size - 1
-    num_coloured = round(num_codes * training.colour_share) if len(coloured_ND) else 0
-    num_coloured = min(num_coloured, len(coloured_ND))
+    num_coloured = min(round(num_codes * training.colour_share), len(coloured_ND))
+    num_grey = min(num_codes - num_coloured, len(grey_ND))
+    num_coloured = min(num_codes - num_grey, len(coloured_ND))  # photographs have few grey squares
+    if num_grey + num_coloured < num_codes:
+        raise DataError(
+            "image_tokenizer",
+            f"{num_grey + num_coloured} squares of the pictures are not blank, for {num_codes} codes",
+            "give more pictures, or lower image_tokenizer.codebook_size",
+        )
     white_1D = model.features(torch.ones(1, 3, *(model.arch.downsampling,) * 2)).flatten()[None]
     centres = [white_1D.numpy()]
-    for squares_ND, count in ((coloured_ND, num_coloured), (grey_ND, num_codes - num_coloured)):
+    for squares_ND, count in ((coloured_ND, num_coloured), (grey_ND, num_grey)):
         if count > 0:
             centres.append(_kmeans(squares_ND, count, training.seed))
     model.quantize.embedding.weight.data.copy_(torch.from_numpy(np.concatenate(centres)))
@@ -79,12 +86,6 @@ def _sample(
 def _kmeans(squares_ND: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
     import faiss
 
-    if len(squares_ND) < count:
-        raise DataError(
-            "image_tokenizer",
-            f"{len(squares_ND)} squares of the pictures are not blank, for {count} codes",
-            "give more pictures, or lower image_tokenizer.codebook_size",
-        )
     kmeans = faiss.Kmeans(
         squares_ND.shape[1],
         count,
