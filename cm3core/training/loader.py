@@ -264,8 +264,9 @@ class RowStream:
             raise _unusable("position", position)
         if not isinstance(waiting, list) or len(waiting) > self.packer.window:
             raise _unusable("waiting", waiting)
-        # documents may come again in an epoch
-        most = _MAX_EPOCH if self.data.source.parts else len(self.data)
+        # documents may come again in an epoch whose order is the source's own
+        repeats = self.data.epoch_order(self.seed, epoch) is not None
+        most = _MAX_EPOCH if repeats else len(self.data)
         for key in waiting:
             if (
                 not isinstance(key, list)
