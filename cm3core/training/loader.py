@@ -290,6 +290,12 @@ class RowStream:
                 np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,))
             )
             order = rng.permutation(len(self.data))
+        if len(order) < self.num_streams:
+            raise DataError(
+                "data set",
+                f"epoch {epoch} has {len(order)} usable documents for data.num_streams {self.num_streams}",
+                f"set data.num_streams to {max(1, len(order))} or less, or put more documents into an epoch",
+            )
         return order[self.place :: self.num_streams][: len(order) // self.num_streams]
 
     def _add_next(self) -> None:

@@ -94,6 +94,23 @@ def test_documents_that_come_again_are_resumed_bit_for_bit(tmp_path: Path) -> No
         assert equal(next(whole), next(resumed))
 
 
+class Short(Numbers):
+    """Two documents an epoch."""
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        return np.arange(2)
+
+
+def test_an_epoch_that_is_too_short_for_the_streams_is_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path, num_retrieved=0, source=Short(20))
+    with pytest.raises(DataError) as caught:
+        BatchLoader(data, 3, 90, seed=5, num_streams=3)
+    assert str(caught.value) == (
+        "data set: epoch 0 has 2 usable documents for data.num_streams 3\n"
+        "  next: set data.num_streams to 2 or less, or put more documents into an epoch"
+    )
+
+
 @pytest.mark.filterwarnings("ignore:document n1. is left out", "ignore:.*were too long")
 def test_batches_with_substitutes_are_resumed_bit_for_bit(tmp_path: Path) -> None:
     def loader() -> BatchLoader:
