@@ -93,6 +93,23 @@ def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
         )
 
 
+def another_tokenizer(folder: Path, stored: Recipe, recipe: Recipe) -> CheckpointError | None:
+    """The error for a tokenizer of the recipe that can't read the files of the model's, which another
+    component wrote; None: both have the same components."""
+    for kind in ("text_tokenizer", "image_tokenizer"):
+        there, here = _classes(kind, stored, recipe)
+        if there == here:
+            continue
+        names = [one.component_names.get(kind) for one in (stored, recipe)]
+        return CheckpointError(
+            f"train.start_from, {folder}",
+            f"has another {kind.replace('_', ' ')} than the recipe:"
+            f"\n    {kind}.name: {names[0]!r} in the model, {names[1]!r} in the recipe",
+            f"leave the section {kind} out of the recipe: 'cm3 tune MODEL RECIPE' takes the model's",
+        )
+    return None
+
+
 def _is_changeable(key: str) -> bool:
     return any(
         key == changeable or key.startswith(changeable + ".") for changeable in CHANGEABLE_KEYS

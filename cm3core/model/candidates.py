@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
+from cm3core.config.overrides import named_config
 from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
 from cm3core.generation.engine import Completion, Request, candidate_seed, turn_of
@@ -195,9 +196,8 @@ def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
                 f"name one (reranker); {known}",
             )
         return parts.reranker
-    config = cast(
-        "RerankerConfig", parts.registry.config_class("reranker", name, place="reranker")()
-    )
+    config_class = parts.registry.config_class("reranker", name, place="reranker")
+    config = cast("RerankerConfig", named_config(config_class, {}, "reranker"))
     config.check()
     return built(
         config.build(embedder=parts.embedder, likelihood=parts.likelihood), config, parts.registry
@@ -227,9 +227,8 @@ def upscaler(loaded: Loaded, upscale: bool | str) -> Upscaler | None:
         return None
     parts = loaded.components
     if isinstance(upscale, str) and upscale != loaded.recipe.component_names.get("upscaler"):
-        config = cast(
-            "UpscalerConfig", parts.registry.config_class("upscaler", upscale, place="upscale")()
-        )
+        config_class = parts.registry.config_class("upscaler", upscale, place="upscale")
+        config = cast("UpscalerConfig", named_config(config_class, {}, "upscaler"))
         config.check()
         return built(config.build(), config, parts.registry)
     if parts.upscaler is None:

@@ -33,6 +33,7 @@ from cm3core.model.fewer_bits import arranged, held_out
 from cm3core.model.queries import in_singular
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.built import built
+from cm3core.plugins.lookup import finder
 from cm3core.recipe.missing import MissingComponent
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Loaded:
         Args:
             sampler: name of a sampler to use in place of the recipe's; temperature and filters
                 after mixing keep the recipe's values.
-            options: keys to change.
+            options: keys to change. One that holds a sampler is given another one by its name.
 
         Raises:
             GenerationError, RecipeError: the sampler, a key or a value is not valid.
@@ -167,14 +168,14 @@ class Loaded:
         own = self.recipe.component_names.get("sampler", "")
         if sampler is not None and sampler != own:
             chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
-            config = in_place_of(config, cast("type[SamplerConfig]", chosen), own)
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen), own, options)
         if config is None:
             raise GenerationError(
                 f"recipe {self.recipe.name!r}",
                 "has no section 'sampler'",
                 "add 'sampler: {name: cfg}' to the recipe",
             )
-        return with_options(config, options)
+        return with_options(config, options, find=finder(self.components.registry))
 
     # ---- pictures and codes
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3core.bank import Memory, memory_of
 from cm3core.bank_tools import config_of
 from cm3core.config.components import needs_of
-from cm3core.config.overrides import with_options
+from cm3core.config.overrides import named_config, with_options
 from cm3core.errors import GenerationError
 from cm3core.interfaces.retriever import RetrieverConfig
+from cm3core.plugins.lookup import finder
 from cm3core.plugins.marks import default_name
 
 if TYPE_CHECKING:
@@ -60,9 +61,10 @@ def with_memory(
         )
         if config_class.own_memory:
             shared.pop("bank", None)
-        config = config_class(**shared)
+        config = named_config(config_class, shared, "retriever", settings)
         names["retriever"] = wanted
-    config = with_options(config, {**settings, **({} if bank is None else {"bank": str(bank)})})
+    options = {**settings, **({} if bank is None else {"bank": str(bank)})}
+    config = with_options(config, options, find=finder(components.registry))
     if split is not None:
         _check_split(recipe, split, config.bank)
     if embedder is None and "embedder" in needs_of(config):

@@ -3,6 +3,7 @@ its bare names mean. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cm3core import interfaces as base
@@ -52,6 +53,11 @@ def find(
         if owners or not gone:
             raise
         raise PluginError(place, error.cause, "; ".join([error.next_step, *gone])) from None
+
+
+def finder(registry: Registry) -> Callable[[str, str, str], type[base.ComponentConfig]]:
+    """Return what finds a component that is named for one call, by kind, name and the key that names it."""
+    return lambda kind, name, place: registry.config_class(kind, name, place=place)
 
 
 def provider_of(registry: Registry, kind: str, name: str, config: object) -> Provider | None:

@@ -264,8 +264,9 @@ class RowStream:
             raise _unusable("position", position)
         if not isinstance(waiting, list) or len(waiting) > self.packer.window:
             raise _unusable("waiting", waiting)
-        # documents may come again in an epoch
-        most = _MAX_EPOCH if self.data.source.parts else len(self.data)
+        # documents may come again in an epoch whose order is the source's own
+        repeats = self.data.epoch_order(self.seed, epoch) is not None
+        most = _MAX_EPOCH if repeats else len(self.data)
         for key in waiting:
             if (
                 not isinstance(key, list)
@@ -289,6 +290,12 @@ class RowStream:
                 np.random.SeedSequence((self.seed, epoch), spawn_key=(_EPOCH_ORDER,))
             )
             order = rng.permutation(len(self.data))
+        if len(order) < self.num_streams:
+            raise DataError(
+                "data set",
+                f"epoch {epoch} has {len(order)} usable documents for data.num_streams {self.num_streams}",
+                f"set data.num_streams to {max(1, len(order))} or less, or put more documents into an epoch",
+            )
         return order[self.place :: self.num_streams][: len(order) // self.num_streams]
 
     def _add_next(self) -> None:

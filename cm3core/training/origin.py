@@ -27,7 +27,8 @@ from cm3core.checkpoint import (
     restore_generators,
 )
 from cm3core.checkpoint.adapters import base_entry, base_folder, is_adapter, read_adapter
-from cm3core.errors import CheckpointError, RecipeError
+from cm3core.checkpoint.checks import another_tokenizer
+from cm3core.errors import CheckpointError, CM3Error, RecipeError
 from cm3core.processes import is_divided
 from cm3core.tuning import ADAPTER, load_adapters
 
@@ -113,6 +114,13 @@ class Origin:
     def counters(self) -> CheckpointState:
         """Steps, seconds and tokens done before; zero unless resumed."""
         return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
+
+    def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error:
+        """The error of building the components; where it is of the model's files, which another tokenizer
+        than the recipe's wrote, the one that says so."""
+        if self.folder is None or self.resumed or not error.place.startswith(str(self.folder)):
+            return error
+        return another_tokenizer(self.folder, read_recipe(self.folder, registry), recipe) or error
 
     def check_components(self, components: Components) -> None:
         """Raise `CheckpointError` when ids mean something different than in the checkpoint."""

@@ -13,7 +13,7 @@ from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
 from cm3core.checkpoint.words import words_of_training
 from cm3core.devices import choose_device, choose_precision, device_memory
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
@@ -77,15 +77,18 @@ def start(
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
     with processes.in_turn():  # the first one fills the caches
-        components = build(
-            recipe,
-            registry,
-            stage="train",
-            tokenizer_folder=origin.tokenizer_folder,
-            image_tokenizer_folder=origin.image_tokenizer_folder,
-            device=chosen,
-            decoder_device=parallel.build_device(chosen),
-        )
+        try:
+            components = build(
+                recipe,
+                registry,
+                stage="train",
+                tokenizer_folder=origin.tokenizer_folder,
+                image_tokenizer_folder=origin.image_tokenizer_folder,
+                device=chosen,
+                decoder_device=parallel.build_device(chosen),
+            )
+        except CM3Error as error:
+            raise origin.explained(error, recipe, registry) from error
         origin.check_components(components)
         check_licences(components.source, recipe.train.licences)
         preparation = Preparation(components, progress=progress)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -66,6 +67,48 @@ def test_batches_go_on_bit_for_bit(tmp_path: Path, pack: bool, stop: int) -> Non
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for _ in range(9):
         assert equal(next(whole), next(second))
+
+
+class Repeating(Numbers):
+    """An order of the source's own, in which some documents come again and one never does."""
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        return np.random.default_rng((seed, epoch)).integers(1, len(self), 3 * len(self))
+
+
+def test_documents_that_come_again_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    """What waits may be a document's second or third time, whose number is above all documents'."""
+
+    def loader() -> BatchLoader:
+        data = make_data(tmp_path, num_retrieved=0, source=Repeating(20))
+        return BatchLoader(data, 3, 90, seed=5, window=20)
+
+    whole = loader()
+    for _ in range(4):
+        next(whole)
+    state = whole.state_dict()
+    assert max(index for _, index in state["waiting"]) >= 20
+    resumed = loader()
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    for _ in range(9):
+        assert equal(next(whole), next(resumed))
+
+
+class Short(Numbers):
+    """Two documents an epoch."""
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        return np.arange(2)
+
+
+def test_an_epoch_that_is_too_short_for_the_streams_is_refused(tmp_path: Path) -> None:
+    data = make_data(tmp_path, num_retrieved=0, source=Short(20))
+    with pytest.raises(DataError) as caught:
+        BatchLoader(data, 3, 90, seed=5, num_streams=3)
+    assert str(caught.value) == (
+        "data set: epoch 0 has 2 usable documents for data.num_streams 3\n"
+        "  next: set data.num_streams to 2 or less, or put more documents into an epoch"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:document n1. is left out", "ignore:.*were too long")

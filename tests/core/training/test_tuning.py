@@ -285,7 +285,12 @@ def test_a_part_of_nothing_is_refused(registry: Registry, cache: Path, tmp_path:
         ),
         ("vocabulary.num_sentinels=9", "has another vocabulary (num_sentinels 8 there, 9 here)"),
         ("image_tokenizer.variant=b", "was made with another image tokenizer (fingerprint"),
-        ("text_tokenizer=byte", "text_tokenizer"),
+        (
+            "text_tokenizer=byte",
+            "has another text tokenizer than the recipe:\n"
+            "    text_tokenizer.name: 'characters' in the model, 'byte' in the recipe\n"
+            "  next: leave the section text_tokenizer out of the recipe",
+        ),
     ],
 )
 def test_recipes_that_contradict_the_model(
