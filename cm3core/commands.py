@@ -19,6 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "tune a model on pairs of your own: whole, in part, or by adapters",
     ),
     "adapter": ("cm3core.cli.adapter", "merge a run's adapter into its base model"),
+    "export": (
+        "cm3core.cli.export",
+        "write a run's model as a folder to share: its weights, without the optimiser",
+    ),
     "generate": ("cm3core.cli.generate", "generate pictures for a prompt"),
     "caption": ("cm3core.cli.caption", "caption a picture"),
     "infill": ("cm3core.cli.infill", "inpaint a part of a picture"),

@@ -94,7 +94,7 @@ def check_target(target: Path, dtype: str) -> None:
 def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
     """Write a checkpoint as a model folder, with the weights `tensors`."""
     state = read_state(source)
-    weights = {name: _cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
+    weights = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
     with new_folder(target) as new:
         save_file(weights, new / WEIGHTS)
         files = file_hashes(new, [WEIGHTS])
@@ -112,5 +112,15 @@ def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype
                 shutil.copytree(source / name, new / name)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(DTYPES[dtype])
+    if not cast.isfinite().all() and tensor.isfinite().all():
+        largest = float(tensor.abs().max())
+        raise CheckpointError(
+            f"weights {name}",
+            f"are up to {largest:.3g}, more than {dtype} holds",
+            "use bf16, or fp32",
+        )
+    return cast

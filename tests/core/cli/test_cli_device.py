@@ -20,6 +20,7 @@ from cm3core.recipe import compose
 #: Commands that run no network on a device: they read, write, compare, search or count.
 NO_NETWORK = {
     "adapter merge",
+    "export",
     "tokenizer train-text",
     "data validate",
     "data show",

@@ -1,0 +1,98 @@
+"""`cm3 export`: what is shipped of a run, and that it works elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm3core.checkpoint import open_checkpoint
+from cm3core.checkpoint.exporting import write_model
+from cm3core.checkpoint.layout import find_checkpoint
+from cm3core.checkpoint.tensors import read_tensors
+from cm3core.cli.main import main
+from cm3core.errors import CheckpointError
+from cm3core.plugins import load_registry
+from squares import PARTS
+
+PLUGIN = PARTS / "train_parts.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a run in `run`."""
+    folder = tmp_path_factory.mktemp("export")
+    options = ["train.steps=1", "train.validation_splits=[]", f"data.cache_dir={folder / 'cache'}"]
+    recipe = str(PARTS / "squares.yaml")
+    assert cm3("train", recipe, "-o", str(folder / "run"), "--quiet", *options) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def cm3(*arguments: str) -> int:
+    return main(["--plugin", str(PLUGIN), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "type_"), [([], torch.float16), (["--dtype", "fp32"], torch.float32)]
+)
+def test_a_model_to_share(
+    folder: Path, capsys: pytest.CaptureFixture[str], dtype: list[str], type_: torch.dtype
+) -> None:
+    capsys.readouterr()
+    assert cm3("export", "run", "-o", "models/squares", *dtype) == 0
+    assert capsys.readouterr().out == "models/squares\n"
+    weights = read_tensors(folder / "models/squares/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {type_}
+    assert not list((folder / "models").rglob("optimizer*"))
+    moved = shutil.copytree(folder / "models/squares", folder / "elsewhere", dirs_exist_ok=True)
+    made = ["red corner 1", "--n", "1", "--num-retrieved", "0"]
+    assert cm3("generate", *made, "--model", str(moved), "-o", "out") == 0
+    # an exported model is a model like any other
+    assert cm3("export", "elsewhere", "-o", "models/again", "--dtype", "fp32") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "rnu", "-o", "x"], "error: rnu: does not exist\n  next: name a run's folder"),
+        (
+            ["export", "run", "-o", "cache"],
+            "error: cache: exists and is no model folder\n"
+            "  next: name a new folder, or an older export to replace\n",
+        ),
+        (
+            ["export", "bundled:icons65", "-o", "x"],
+            "error: model 'bundled:icons65': no installed plugin ships it\n"
+            "  next: did you mean 'bundled:icons64'?",
+        ),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert cm3(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_weights_that_half_precision_can_not_hold(folder: Path) -> None:
+    checkpoint = find_checkpoint(folder / "run")
+    weights = read_tensors(checkpoint / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][0] = 1e5
+    with pytest.raises(CheckpointError) as caught:
+        write_model(checkpoint, folder / "large", weights, "fp16")
+    assert str(caught.value) == (
+        f"weights {name}: are up to 1e+05, more than fp16 holds\n  next: use bf16, or fp32"
+    )
+    assert not (folder / "large").exists()
+    write_model(checkpoint, folder / "large", weights, "bf16")
+    open_checkpoint(folder / "large", load_registry([PLUGIN]))
