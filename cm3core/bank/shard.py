@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -208,7 +209,7 @@ class Shard:
             str(self.folder / name),
             cause,
             "copy the bank again from its source, or leave the damaged shards "
-            f"out: cm3 memory remove {self.folder.parents[1]} --damaged",
+            f"out: cm3 memory remove {shlex.quote(str(self.folder.parents[1]))} --damaged",
         )
 
     def _unreadable(self, name: str, error: OSError) -> DataError | FileError:

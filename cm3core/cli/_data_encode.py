@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -357,5 +358,6 @@ def _print(args: Namespace, manifest: Manifest, registry: Registry) -> None:
     if any(split.num_skipped for split in manifest.splits.values()):
         print(f"why records are unusable: {args.out / 'skipped.jsonl'}")
     for reader in marked(registry, "dataset", "reads_token_shards"):
-        print(f"train on them: cm3 train RECIPE dataset={reader} dataset.path={args.out}")
+        path = shlex.quote(f"dataset.path={args.out}")
+        print(f"train on them: cm3 train RECIPE dataset={reader} {path}")
         break

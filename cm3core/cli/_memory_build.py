@@ -119,7 +119,8 @@ def run(args: Namespace) -> int:
         print(f"part {args.part[0]} of {args.part[1]}; merge all in order: cm3 memory merge")
     else:
         reader = "--model MODEL " if model is None else f"--model {shlex.quote(model)} "
-        command = f'cm3 generate "..." {"" if model == DEFAULT_MODEL else reader}--bank {args.out} --show-retrieved'
+        reader, bank = "" if model == DEFAULT_MODEL else reader, shlex.quote(str(args.out))
+        command = f'cm3 generate "..." {reader}--bank {bank} --show-retrieved'
         who = ", by a model with this embedder and image tokenizer" if model is None else ""
         print(f"retrieve from it{who}: {command}")
     return 0

@@ -82,6 +82,10 @@ def run(args: Namespace) -> int:
         raise GenerationError(
             "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
         )
+    if len({name for name, _ in varied}) < len(varied):  # the second would win in every cell
+        raise GenerationError(
+            "--vary", f"names {varied[0][0]} twice", "give all values of a key in one --vary"
+        )
     (down, values), (across, other_values) = (
         varied[0],
         varied[1] if len(varied) == 2 else ("", [("", {})]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -161,7 +162,7 @@ def _train_text(args: Namespace) -> int:
     print(
         f"{args.out}: {tokenizer.vocab_size:,} ids from {corpus.num_texts:,} texts, "
         f"{num_bytes / max(num_tokens, 1):.2f} bytes per token; "
-        f"use it with text_tokenizer={name} text_tokenizer.path={args.out}"
+        f"use it with text_tokenizer={name} " + shlex.quote(f"text_tokenizer.path={args.out}")
     )
     if tokenizer.vocab_size < args.vocab_size:
         print(
@@ -234,11 +235,11 @@ def _train_image(args: Namespace) -> int:
     )
     use = ""
     if takes_weights(recipe, "image_tokenizer"):
-        use = f"; use it with image_tokenizer.weights={path}"
+        use = f"; use it with {shlex.quote(f'image_tokenizer.weights={path}')}"
     write_recipe(recipe, "image_tokenizer", path, args.out, registry)
     print(
         f"{path}: trained on {len(images_NHWC):,} pictures{use}\n"
-        f"measure it: cm3 tokenizer eval {args.out}"
+        f"measure it: cm3 tokenizer eval {shlex.quote(str(args.out))}"
     )
     return 0
 

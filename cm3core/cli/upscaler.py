@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -186,8 +187,9 @@ def _train(args: Namespace) -> int:
     )
     write_recipe(recipe, "upscaler", path, args.out, registry)
     print(
-        f"{path}: trained on {len(images_NHWC):,} pictures; use it with upscaler.weights={path}\n"
-        f"measure it: cm3 upscaler eval {args.out}"
+        f"{path}: trained on {len(images_NHWC):,} pictures; use it with "
+        f"{shlex.quote(f'upscaler.weights={path}')}\n"
+        f"measure it: cm3 upscaler eval {shlex.quote(str(args.out))}"
     )
     return 0
 

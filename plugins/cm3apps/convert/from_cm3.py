@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def open_cm3(source: Path, stack: ExitStack) -> ModelFiles:
         raise CheckpointError(
             str(source),
             "holds an adapter, and converting needs whole weights",
-            f"merge it first: cm3 adapter merge {source} -o merged",
+            f"merge it first: cm3 adapter merge {shlex.quote(str(source))} -o merged",
         )
     if (folder / shards_of(WEIGHTS)).is_dir():
         raise CheckpointError(

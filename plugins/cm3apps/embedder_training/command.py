@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +104,8 @@ def _train(args: Namespace) -> int:
 
         bi_encoder.train_on_corpus(EmojiCorpus(), args.out, **options)
     name, key = ("light_encoder", "looks") if args.name == "looks" else (args.name, "path")
-    print(f"{args.out}\nmeasure it: cm3 embedder eval {name} embedder.{key}={args.out}")
+    trained = shlex.quote(f"embedder.{key}={args.out}")
+    print(f"{args.out}\nmeasure it: cm3 embedder eval {name} {trained}")
     return 0
 
 

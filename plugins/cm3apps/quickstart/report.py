@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +239,7 @@ def loss_rows(training: dict[str, Any]) -> list[str]:
 
 
 def _again(out: Path) -> str:
-    model = out / "model"
+    model = shlex.quote(str(out / "model"))
     return "\n".join(
         [
             "## Next steps",
@@ -247,7 +248,7 @@ def _again(out: Path) -> str:
             f'cm3 generate "bell off, outline rounded" --model {model} --n 4 -o drawn',
             f"cm3 caption picture.png --model {model}",
             f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
-            f"tensorboard --logdir {out / 'run'}",
+            f"tensorboard --logdir {shlex.quote(str(out / 'run'))}",
             "```",
             "",
             "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, "

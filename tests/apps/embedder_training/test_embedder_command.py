@@ -66,13 +66,13 @@ def test_the_other_corpus(tmp_path, capsys):
 
 
 def test_train_then_measure(tmp_path, capsys):
-    weights = str(tmp_path / "w.safetensors")
+    weights = str(tmp_path / "the w.safetensors")
     assert (
         main(["embedder", "train", "light_encoder", "-o", weights, "--steps", "2", "--quiet"]) == 0
     )
     assert (
         capsys.readouterr().out
-        == f"{weights}\nmeasure it: cm3 embedder eval light_encoder embedder.path={weights}\n"
+        == f"{weights}\nmeasure it: cm3 embedder eval light_encoder 'embedder.path={weights}'\n"
     )
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 

@@ -96,7 +96,7 @@ NAN = np.array([np.nan], np.float32).tobytes()
     ],
 )
 def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, message):
-    bank = built(tmp_path / "bank")
+    bank = built(tmp_path / "a bank")
     kept = contents(bank)
     damage(bank.shards[1].folder)
     with pytest.raises(DataError, match=message) as error:
@@ -104,7 +104,7 @@ def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, m
     assert error.value.place.startswith(str(bank.shards[1].folder))
     assert error.value.next_step == (
         "copy the bank again from its source, or leave the damaged shards out: "
-        f"cm3 memory remove {bank.folder} --damaged"
+        f"cm3 memory remove '{bank.folder}' --damaged"
     )
     rest = MemoryBank.open(bank.folder, skip_damaged=True)
     assert contents(rest) == kept[:4] + kept[8:]

@@ -464,7 +464,7 @@ def test_a_tokenizer_without_a_key_for_weights_is_trained(
                 "tokenizer-emoji64",
                 "image_tokenizer=means",
                 "-o",
-                "tok",
+                "the tok",
                 "dataset=folder",
                 "dataset.path=pictures",
                 "dataset.valid=0.0",
@@ -477,7 +477,7 @@ def test_a_tokenizer_without_a_key_for_weights_is_trained(
     )
     assert (
         capsys.readouterr().out
-        == "tok/means: trained on 4 pictures\nmeasure it: cm3 tokenizer eval tok\n"
+        == "the tok/means: trained on 4 pictures\nmeasure it: cm3 tokenizer eval 'the tok'\n"
     )
 
 

@@ -135,19 +135,19 @@ def test_a_recipe_gives_its_own_parts_and_its_training_split(
             "--embedder",
             "light_encoder",
             "-o",
-            "bank",
+            "a bank",
             "dataset.valid=0.5",
             "--quiet",
         )
         == 0
     )
     out = printed(capsys)
-    assert out.startswith("bank: ")
+    assert out.startswith("a bank: ")
     assert out.endswith(
         "retrieve from it, by a model with this embedder and image tokenizer: "
-        'cm3 generate "..." --model MODEL --bank bank --show-retrieved\n'
+        "cm3 generate \"...\" --model MODEL --bank 'a bank' --show-retrieved\n"
     )
-    part = MemoryBank.open("bank")
+    part = MemoryBank.open("a bank")
     assert cm3("memory", "build", "pictures", "-o", "all", "--quiet") == 0
     assert 0 < len(part) < len(MemoryBank.open("all")) == 4
     assert (

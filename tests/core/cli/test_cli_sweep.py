@@ -78,6 +78,10 @@ def test_a_sweep_draws_each_cell_as_generate_would(cm3, ranked, tmp_path, capsys
             ["seed=1", "seed=2", "seed=3"],
             "--vary: is given 3 times\n  next: vary one key down and at most one across",
         ),
+        (
+            ["sampler.top_p=0.5", "sampler.top_p=1"],
+            "--vary: names top_p twice\n  next: give all values of a key in one --vary",
+        ),
     ],
 )
 def test_what_can_not_be_varied(cm3, tmp_path, capsys, vary, message):

@@ -144,20 +144,22 @@ def test_what_is_left_out_is_counted(place: Path, capsys: pytest.CaptureFixture[
         "--splits",
         "all",
     ]
-    assert encode("-o", "out", *given) == 0
+    assert encode("-o", "the out", *given) == 0
     assert capsys.readouterr().out == (
-        "out: split all: 4 documents, 0.0 MB in 1 shard; left out: 2 duplicates, 1 unusable record\n"
-        "why records are unusable: out/skipped.jsonl\n"
-        "train on them: cm3 train RECIPE dataset=tokens dataset.path=out\n"
+        "the out: split all: 4 documents, 0.0 MB in 1 shard; left out: 2 duplicates, 1 unusable record\n"
+        "why records are unusable: the out/skipped.jsonl\n"
+        "train on them: cm3 train RECIPE dataset=tokens 'dataset.path=the out'\n"
     )
-    split = manifest("out").splits["all"]
+    split = manifest("the out").splits["all"]
     assert (split.num_documents, split.num_duplicates, split.num_skipped) == (4, 2, 1)
     assert [(one.licence, number) for one, number in split.provenance] == [
         ("unknown", 2),
         ("CC0-1.0", 1),
         ("MIT", 1),
     ]
-    (skipped,) = [json.loads(line) for line in Path("out/skipped.jsonl").read_text().splitlines()]
+    (skipped,) = [
+        json.loads(line) for line in Path("the out/skipped.jsonl").read_text().splitlines()
+    ]
     assert skipped["split"] == "all"
     assert skipped["cause"] == "there is no such file"
 

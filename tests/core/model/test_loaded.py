@@ -90,3 +90,26 @@ def test_a_file_in_which_there_is_nothing_to_see_is_told(model, monkeypatch, tmp
     model.caption(tmp_path / "black.png")
     model.caption(np.full((8, 8, 3), 255, np.uint8))
     assert len(told) == 1
+
+
+def test_a_picture_of_which_the_codes_keep_nothing_is_told(model, monkeypatch, tmp_path):
+    """The toy's codes are means of 2 x 2 pixels. Of a chessboard of single pixels, black and white, they are all 127, drawn as
+    120: an error of 127.5 ** 2 + 7.5 ** 2 where the variance is 127.5 ** 2. One of 2 x 2 pixels they show, one of 3 levels up
+    and down is plain to the eye."""
+    told: list[str] = []
+    monkeypatch.setattr(model, "told", told.append)
+
+    def shown(name, pixels):
+        PIL.Image.fromarray(pixels).save(tmp_path / name)
+        model.ask(tmp_path / name, "what", template="{question} {answer}", max_tokens=1)
+        model.captions([pixels, tmp_path / name], max_tokens=1)
+
+    chess = np.indices((8, 8)).sum(0)[..., None].repeat(3, -1) % 2
+    shown("fine.png", (chess * 255).astype(np.uint8))
+    assert told == 2 * [
+        f"{tmp_path}/fine.png: the model sees next to nothing of it: of what varies in it, its 16 codes keep 0%; "
+        "what is said of it may be wrong"
+    ]
+    shown("coarse.png", (chess[:4, :4] * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1))
+    shown("faint.png", (125 + chess * 6).astype(np.uint8))
+    assert len(told) == 2

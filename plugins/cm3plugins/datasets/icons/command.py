@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
@@ -112,7 +113,7 @@ def _report(sets: list[UserSet], built: Built, out: Path) -> None:
         if count and reason not in ("not rendered", "empty"):  # named by the set, above
             print(f"left out, {reason}: {count:,}")
     print(f"{out}: {sum(built.num_of_set.values()):,} icons, {_table(built.num_of_split)}")
-    print(f"use it: dataset=icons dataset.path={out}")
+    print(f"use it: dataset=icons {shlex.quote(f'dataset.path={out}')}")
 
 
 def _first(names: list[str]) -> str:
