@@ -19,6 +19,7 @@ from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
+from cm3core.training.kept import note_on_codes
 from cm3core.training.licences import check_licences, write_provenance
 from cm3core.training.loader import micro_batches
 from cm3core.training.loss import GROUPS
@@ -125,6 +126,8 @@ def start(
             f"{parallel.in_words(processes)}",
             file=sys.stderr,
         )
+        if origin.folder is None and (note := note_on_codes(components)) is not None:
+            print(f"note: {note}", file=sys.stderr)
     first = processes.is_first
     sums_G2 = _loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts)))
     return TrainState(

@@ -1,0 +1,77 @@
+"""A note on an image tokenizer that keeps little of the pictures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cm3core.document import Image, Text
+from cm3core.errors import DataError
+from cm3core.interfaces import DocumentSource
+from cm3core.training.kept import note_on_codes
+from toy_model import GreyTokenizer
+
+
+class Pictures(DocumentSource):
+    """Pictures of one colour each; a colour of None is a file that can't be read, a text has none."""
+
+    fingerprint = "pictures"
+
+    def __init__(self, colours: list) -> None:
+        self.colours = colours
+
+    def __len__(self) -> int:
+        return len(self.colours)
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+    def _document(self, index, rng):
+        colour = self.colours[index]
+        if colour == "text":
+            return (Text("no picture"),)
+
+        def load() -> np.ndarray:
+            if colour is None:
+                raise DataError("a file", "is damaged", "replace it")
+            return np.broadcast_to(np.array(colour, np.uint8), (8, 8, 3)).copy()
+
+        return (Image(f"picture {index}", load),)
+
+
+def note(colours: list) -> str | None:
+    return note_on_codes(SimpleNamespace(source=Pictures(colours), image_tokenizer=GreyTokenizer()))  # type: ignore[arg-type]  # all that it reads
+
+
+def test_by_hand() -> None:
+    """Red, (255, 0, 0), becomes the grey 88: the mean squared error is (167^2 + 2 * 88^2) / 3, 9.8 dB."""
+    assert 85 // 16 * 16 + 8 == 88
+    psnr = 10 * np.log10(255**2 / ((167**2 + 2 * 88**2) / 3))
+    assert note([(255, 0, 0)] * 3) == (
+        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB on average of 3. A model draws no "
+        "better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to see that, and to "
+        "train a tokenizer on them"
+    )
+
+
+def test_greys_are_kept() -> None:
+    assert note([(level, level, level) for level in range(0, 250, 10)]) is None
+
+
+@pytest.mark.parametrize("colours", [[], ["text"], [None, None]])
+def test_nothing_to_look_at(colours: list) -> None:
+    assert note(colours) is None
+
+
+def test_eight_of_all_evenly_spaced() -> None:
+    """What can't be read is left out, the others count."""
+    colours: list = [(120, 120, 120)] * 80
+    colours[0] = colours[10] = None
+    colours[20] = colours[30] = (255, 0, 0)
+    assert note(colours) is None  # two of six at 9.8 dB, four at 48 and more
+    colours[40:] = [(255, 0, 0)] * 40
+    found = note(colours)
+    assert found is not None
+    assert "on average of 6" in found
