@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm3core.checkpoint.adapters import is_adapter
-from cm3core.checkpoint.carried import copy_carried
+from cm3core.checkpoint.carried import CARRIED, copy_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
     COMPONENTS,
     IMAGE_TOKENIZER,
+    OPTIMIZER,
     PLUGINS,
     PROVENANCE,
     RECIPE,
@@ -25,8 +26,10 @@ from cm3core.checkpoint.layout import (
     TOKENIZER,
     WEIGHTS,
     WORDS,
+    complete_checkpoints,
     find_checkpoint,
     provenance_file,
+    shards_of,
 )
 from cm3core.checkpoint.state import FORMAT, read_state
 from cm3core.checkpoint.tasks import TASKS
@@ -35,6 +38,14 @@ from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+#: What a model folder consists of. A card tells of the weights beside it, and goes with them.
+_PARTS = frozenset(
+    [
+        *(WEIGHTS, STATE, RECIPE, PLUGINS, COMPONENTS, WORDS, TASKS, PROVENANCE),
+        *(TOKENIZER, IMAGE_TOKENIZER, CARRIED, "CARD.md"),
+    ]
+)
+_PARTS_OF_CARDS = "CARD-*.png"
 
 
 def export_model(
@@ -54,14 +65,14 @@ def export_model(
         decoder: the checkpoint's decoder with other weights, e.g. those of reinforcement learning, to
             write in place of the checkpoint's. None: the checkpoint's own.
     """
-    source, target = find_checkpoint(checkpoint), Path(folder)
+    source = find_checkpoint(checkpoint)
     if is_adapter(source):
         raise CheckpointError(
             str(source),
             "holds an adapter, not a whole model",
             f"merge it: cm3 adapter merge {shlex.quote(str(checkpoint))} -o FOLDER",
         )
-    check_target(target, dtype)
+    target = check_target(folder, dtype)
     # what is shipped gets a hash of its own, which would hide that its source was damaged
     tensors = stored_tensors(source, WEIGHTS, whole=True)
     if decoder is not None:
@@ -77,18 +88,51 @@ def export_model(
     return target
 
 
-def check_target(target: Path, dtype: str) -> None:
-    """Raise `CheckpointError` where no model folder may be written, or not with this dtype."""
+def check_target(folder: str | Path, dtype: str) -> Path:
+    """Return the folder of a model that is to be written, where a link leads to if it is one.
+
+    Raises:
+        CheckpointError: no model may be written there, or not with this dtype.
+    """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
+    target = Path(folder)
+    if (
+        target.is_symlink() or not target.name
+    ):  # the folder is replaced, not the link; "." has no name
+        target = target.resolve()
+    in_a_run = target.parent.name == "checkpoints" and complete_checkpoints(target.parent.parent)
+    if in_a_run or any((target / name).exists() for name in (OPTIMIZER, shards_of(OPTIMIZER))):
+        raise CheckpointError(
+            str(folder),
+            "is a run's checkpoint" if target.exists() else "is among a run's checkpoints",
+            "name a new folder",
+        )
     if target.exists() and not (
         target.is_dir() and ((target / STATE).exists() or not any(target.iterdir()))
     ):
         raise CheckpointError(
-            str(target),
+            str(folder),
             "exists and is no model folder",
             "name a new folder, or an older export to replace",
         )
+    if target.exists() and (others := _others_in(target)):
+        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise CheckpointError(
+            str(folder),
+            f"holds {named}, which is no part of a model and would be lost",
+            "name a new folder, or take that out before",
+        )
+    return target
+
+
+def _others_in(target: Path) -> list[str]:
+    """Names of what lies in a model's folder and doesn't belong to it: a README, a repository."""
+    return sorted(
+        path.name
+        for path in target.iterdir()
+        if path.name not in _PARTS and not path.match(_PARTS_OF_CARDS)
+    )
 
 
 def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:

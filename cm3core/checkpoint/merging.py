@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from cm3core.checkpoint.adapters import base_folder, is_adapter
 from cm3core.checkpoint.exporting import check_target, write_model
 from cm3core.checkpoint.finding import find_model
-from cm3core.checkpoint.layout import OPTIMIZER, damaged, find_checkpoint
+from cm3core.checkpoint.layout import damaged, find_checkpoint
 from cm3core.checkpoint.opening import open_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import weights_of
@@ -44,21 +44,17 @@ def merge_adapter(
             something else.
         MissingPackageError: peft is not installed.
     """
-    source, target = find_checkpoint(find_model(run, registry)), Path(folder)
+    source = find_checkpoint(find_model(run, registry))
     if not is_adapter(source) and (source / ADAPTER_CONFIG).is_file():
         raise damaged(source / ADAPTER, f"is missing, and {ADAPTER_CONFIG} is there")
     if not is_adapter(source):
         raise CheckpointError(
             str(source), "holds a whole model, and no adapter to merge", "use it as it is"
         )
-    check_target(target, dtype)
     model = base_folder(source, read_state(source), registry, base)
-    if (target / OPTIMIZER).exists() or target.resolve() == model.resolve():
-        raise CheckpointError(
-            str(target),
-            "is the base model" if target.resolve() == model.resolve() else "is a run's checkpoint",
-            "name a new folder",
-        )
+    if Path(folder).resolve() == model.resolve():
+        raise CheckpointError(str(folder), "is the base model", "name a new folder")
+    target = check_target(folder, dtype)
     opened = open_checkpoint(source, registry, trust_plugins=trust_plugins, base=base)
     write_model(source, target, weights_of(opened.components.decoder.module), dtype)
     return target

@@ -83,6 +83,65 @@ def test_what_is_refused(
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("target", "cause", "next_step"),
+    [
+        ("run/checkpoints/step-00000001", "is a run's checkpoint", "name a new folder"),
+        ("copy", "is a run's checkpoint", "name a new folder"),
+        ("run/checkpoints/step-00000009", "is among a run's checkpoints", "name a new folder"),
+        (
+            "mine",
+            "holds .git, README.md, b, ..., which is no part of a model and would be lost",
+            "name a new folder, or take that out before",
+        ),
+    ],
+)
+def test_nothing_else_is_lost(
+    target: str,
+    cause: str,
+    next_step: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run would not resume from a checkpoint without its optimiser."""
+    if target == "copy":
+        shutil.copytree(folder / "run/checkpoints/step-00000001", folder / target)
+    if target == "mine":
+        assert cm3("export", "run", "-o", target) == 0
+        for name in (".git", "b", "c"):
+            (folder / target / name).mkdir()
+        (folder / target / "README.md").write_text("of mine")
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+    assert cm3("export", "run", "-o", target) == 2
+    assert capsys.readouterr().err == f"error: {target}: {cause}\n  next: {next_step}\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_older_model_is_replaced_with_its_card(folder: Path) -> None:
+    assert cm3("export", "run", "-o", "old") == 0
+    for name in ("CARD.md", "CARD-faces.png", "plugins/old.py"):
+        (folder / "old" / name).write_text("of older weights")
+    assert cm3("export", "run", "-o", "old") == 0
+    assert not list((folder / "old").glob("CARD*"))
+    assert not (folder / "old/plugins/old.py").exists()
+
+
+def test_the_folder_may_be_a_link_or_this_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model lies where the link leads to, on a larger disk for example."""
+    (folder / "disk").mkdir()
+    (folder / "link").symlink_to("disk")
+    assert cm3("export", "run", "-o", "link") == 0
+    assert (folder / "link").is_symlink()
+    assert (folder / "disk/state.json").is_file()
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    assert cm3("export", "../run", "-o", ".") == 0
+    assert (folder / "here/state.json").is_file()
+
+
 def test_weights_that_half_precision_can_not_hold(folder: Path) -> None:
     checkpoint = find_checkpoint(folder / "run")
     weights = read_tensors(checkpoint / "model.safetensors")
