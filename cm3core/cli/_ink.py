@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ _TRACED_SIDE = 256
 
 _PATH = re.compile(r'<path d="([^"]*)"[^>]*?\s(transform="[^"]*")')
 _Floats = NDArray[np.float64]
+_Values = TypeVar("_Values", _Floats, BoolArray)
 
 
 @dataclass(frozen=True)
@@ -45,29 +47,35 @@ class Ink:
         return (self.full + self.grey) / 2
 
 
-def ink_of(pixels: PixelArray) -> Ink | None:
-    """The levels of a picture uint8 [height, width, 3] without colour; None: it is no drawing in ink on paper."""
+def ink_of(pixels: PixelArray, enlarged: int = 1) -> Ink | None:
+    """The levels of a picture uint8 [height, width, 3] without colour; None: it is no drawing in ink on paper.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        enlarged: so many times as large as it was drawn, so that its edges are as many pixels wide.
+    """
     picture = Image.fromarray(pixels).convert("L")
     dark = _darkness(picture)
     drawn = dark[dark > _PAPER]
     if not len(drawn) or 1 - len(drawn) / dark.size < _PAPER_SHARE:
         return None
     full = float(np.percentile(drawn, 90))
-    around = _darkness(picture.filter(ImageFilter.MinFilter(3)))
-    differs = around - _darkness(picture.filter(ImageFilter.MaxFilter(3)))
+    width = 2 * enlarged + 1
+    differs = _most_around(dark, width) + _most_around(-dark, width)
     flat = (differs < _FLAT) & (dark > _PAPER) & (dark < _GREYS * full)
     ink = Ink(full, float(np.median(dark[flat])) if flat.mean() > _GREY_SHARE else 0.0)
     paler = np.where(dark > ink.grey / 2, ink.grey, 0.0)
     levels = np.where(dark > ink.threshold, full, paler)
-    return ink if np.abs(levels - dark).mean() <= _ERROR else None
+    return ink if np.abs(_means(levels - dark, enlarged)).mean() <= _ERROR else None
 
 
-def ink_svg(pixels: PixelArray, ink: Ink) -> str:
+def ink_svg(pixels: PixelArray, ink: Ink, enlarged: int = 1) -> str:
     """Return the areas of grey and of full ink as an SVG.
 
     Args:
         pixels: uint8 [height, width, 3].
         ink: its levels.
+        enlarged: see `ink_of`.
     """
     height, width = pixels.shape[:2]
     times = max(2, round(_TRACED_SIDE / max(height, width)))
@@ -75,11 +83,12 @@ def ink_svg(pixels: PixelArray, ink: Ink) -> str:
     large = large.resize((width * times, height * times), Image.Resampling.BICUBIC)
     # steps of single pixels would become teeth
     dark = _darkness(large.filter(ImageFilter.GaussianBlur(times / 3)))
-    around_grey = _grey_areas(dark, ink, times)
+    pixel = times * enlarged
+    around_grey = _grey_areas(dark, ink, pixel)
     full = dark > np.where(around_grey, ink.threshold, ink.full / 2)
     groups = [
-        _group(around_grey & (dark > ink.grey / 2), times, ink.grey),
-        _group(full, times, 1.0 if ink.full >= _BLACK else ink.full),
+        _group(around_grey & (dark > ink.grey / 2), pixel, ink.grey),
+        _group(full, pixel, 1.0 if ink.full >= _BLACK else ink.full),
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -87,29 +96,61 @@ def ink_svg(pixels: PixelArray, ink: Ink) -> str:
     )
 
 
-def _grey_areas(dark: _Floats, ink: Ink, times: int) -> BoolArray:
-    """The areas of grey with a pixel of the picture around them, so that nothing shines through beside full ink.
+def _grey_areas(dark: _Floats, ink: Ink, pixel: int) -> BoolArray:
+    """The areas of grey with a pixel of the drawing around them, so that nothing shines through beside full ink.
 
-    The edges of full ink are as dark, but narrow: what is no wider than a pixel of the picture is left out.
+    The edges of full ink are as dark, but narrow: what is no wider than a pixel of the drawing is left out.
+
+    Args:
+        dark: darkness of the picture as it is traced.
+        ink: its levels.
+        pixel: side of what was a pixel when the picture was drawn.
     """
     if not ink.grey:
         return np.zeros(dark.shape, np.bool_)
-    between = (dark > ink.grey / 2) & (dark < ink.threshold)
-    narrow = max(3, 2 * times - 1)
-    areas = Image.fromarray(np.where(between, 255, 0).astype(np.uint8))
-    areas = areas.filter(ImageFilter.MinFilter(narrow)).filter(ImageFilter.MaxFilter(narrow))
-    grown: BoolArray = np.asarray(areas.filter(ImageFilter.MaxFilter(2 * times + 1))) > 0
-    return grown
+    paler = (dark <= ink.grey / 2) | (dark >= ink.threshold)
+    narrow = max(3, 2 * pixel - 1)
+    inner = ~_most_around(paler, narrow)
+    return _most_around(_most_around(inner, narrow), 2 * pixel + 1)
 
 
-def _group(covered: BoolArray, times: int, opacity: float) -> str:
-    """The covered pixels as curves."""
+def _means(values: _Floats, side: int) -> _Floats:
+    """The means of whole squares of that side: enlarged edges are wide, and half ink.
+
+    >>> _means(np.array([[1.0, 2, 9], [3, 4, 9]]), 2).tolist()
+    [[2.5]]
+    """
+    height, width = (length // side * side for length in values.shape)
+    squares = values[:height, :width].reshape(height // side, side, width // side, side)
+    means: _Floats = squares.mean(axis=(1, 3))
+    return means
+
+
+def _most_around(values: _Values, width: int) -> _Values:
+    """The largest value of the square of that odd width around each; beyond the edge it is as at the edge.
+
+    >>> _most_around(np.array([[0, 1, 0, 0], [0, 0, 0, 0]]), 3).tolist()
+    [[1, 1, 1, 0], [1, 1, 1, 0]]
+    """
+    for axis in (
+        0,
+        1,
+    ):  # one after the other: of wide squares, Pillow's filters look at every pixel
+        beyond = [(0, 0), (0, 0)]
+        beyond[axis] = (width // 2, width // 2)
+        padded = np.pad(values, beyond, mode="edge")
+        values = np.lib.stride_tricks.sliding_window_view(padded, width, axis).max(-1)
+    return values
+
+
+def _group(covered: BoolArray, pixel: int, opacity: float) -> str:
+    """The covered pixels as curves; specks of less than about two pixels of the drawing are left out."""
     faint = f' opacity="{opacity:.2f}"' if opacity < 1 else ""
-    paths = "".join(f'<path d="{curve}" {place}/>\n' for curve, place in _traced(covered, times))
+    paths = "".join(f'<path d="{curve}" {place}/>\n' for curve, place in _traced(covered, pixel))
     return f'<g fill="currentColor"{faint}>\n{paths}</g>\n' if paths else ""
 
 
-def _traced(covered: BoolArray, times: int) -> Iterator[tuple[str, str]]:
+def _traced(covered: BoolArray, pixel: int) -> Iterator[tuple[str, str]]:
     import vtracer
 
     black = np.where(covered, 0, 255).astype(np.uint8)
@@ -118,7 +159,7 @@ def _traced(covered: BoolArray, times: int) -> Iterator[tuple[str, str]]:
         img_format="png",
         colormode="binary",
         mode="spline",
-        filter_speckle=2 * times,
+        filter_speckle=2 * pixel,
         corner_threshold=60,
         path_precision=1,
     )

@@ -9,6 +9,7 @@ from cm3core.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
+    from cm3core.model.results import GeneratedImage
 
 #: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
 _TRACED_SIDE = 512
@@ -24,7 +25,15 @@ def check_tracer(place: str) -> None:
         raise MissingPackageError.extra(place, "vtracer", "svg")
 
 
-def svg_of(pixels: PixelArray) -> str:
+def svg_of_image(picture: GeneratedImage) -> str:
+    """`svg_of` a generated picture, enlarged where it was."""
+    large = picture.upscaled
+    if large is None:
+        return svg_of(picture.pixels)
+    return svg_of(large, max(1, round(large.shape[0] / picture.pixels.shape[0])))
+
+
+def svg_of(pixels: PixelArray, enlarged: int = 1) -> str:
     """Return a picture as an SVG without the white around the drawing.
 
     Its coordinates are those of the enlarged picture that was traced; `viewBox` says so, and the
@@ -33,6 +42,7 @@ def svg_of(pixels: PixelArray) -> str:
 
     Args:
         pixels: uint8 [height, width, 3].
+        enlarged: so many times as large as it was drawn, so that its edges and its noise are, too.
 
     Raises:
         MissingPackageError: vtracer is not installed.
@@ -48,8 +58,8 @@ def svg_of(pixels: PixelArray) -> str:
     from cm3core.model.colour import has_colour
     from cm3core.transparency import without_background
 
-    if not has_colour(pixels) and (ink := ink_of(pixels)) is not None:
-        return ink_svg(pixels, ink)
+    if not has_colour(pixels) and (ink := ink_of(pixels, enlarged)) is not None:
+        return ink_svg(pixels, ink, enlarged)
     height, width = pixels.shape[:2]
     times = max(1, round(_TRACED_SIDE / max(height, width)))
     layers = Pillow.fromarray(without_background(pixels))

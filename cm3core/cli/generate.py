@@ -358,7 +358,7 @@ def write_cut_out(
     from tqdm import tqdm
 
     from cm3core import images
-    from cm3core.cli._tracing import svg_of
+    from cm3core.cli._tracing import svg_of_image
     from cm3core.transparency import without_background
 
     pixels = picture.pixels if picture.upscaled is None else picture.upscaled
@@ -371,7 +371,7 @@ def write_cut_out(
     if args.svg:
         path = args.out / f"{stem}.svg"
         with atomic_path(path) as temporary:
-            temporary.write_text(svg_of(pixels), encoding="utf-8")
+            temporary.write_text(svg_of_image(picture), encoding="utf-8")
         written.append((".svg", path))
     for _, path in written:
         tqdm.write(str(path))

@@ -209,7 +209,7 @@ def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
     candidate = Candidate(
         (Text(picture.prompt), ImageHole()),
         (Text(picture.prompt), picture.codes),
-        lambda codes: loaded.decode([codes])[0],
+        lambda _: picture.pixels,  # as it is shown, and as it was scored when it was chosen
         (),
         picture.log_probability,
         0,

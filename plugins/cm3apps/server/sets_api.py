@@ -198,7 +198,7 @@ class _Set:
 
     def _formats(self, picture: GeneratedImage) -> list[tuple[str, bytes]]:
         """The picture's files: ends of their names, and contents."""
-        from cm3core.cli._tracing import svg_of
+        from cm3core.cli._tracing import svg_of_image
 
         pixels: PixelArray = picture.pixels if picture.upscaled is None else picture.upscaled
         facts, output = self.reply.facts(picture), self.reply.wish.output
@@ -210,5 +210,5 @@ class _Set:
                 clear = replace(output, transparent=True)
                 files.append(("-transparent.png", clear.encode(pixels, facts)))
             else:
-                files.append((".svg", svg_of(pixels).encode()))
+                files.append((".svg", svg_of_image(picture).encode()))
         return files

@@ -7,10 +7,13 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from cm3core.cli._tracing import check_tracer, svg_of
+from cm3core.cli._tracing import check_tracer, svg_of, svg_of_image
+from cm3core.document import Codes
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
+from cm3core.model.results import GeneratedImage
 
 
 def square() -> np.ndarray:
@@ -80,6 +83,21 @@ def test_a_drawing_in_ink_is_the_areas_of_its_ink(inside, opacities):
     assert shown[10, 16].tolist() == [255, 0, 0]
     if inside == 255:
         assert shown[16, 16].tolist() == [0, 0, 255]  # one looks through it
+
+
+@pytest.mark.parametrize(("inside", "groups"), [(255, [None]), (178, ["0.30", None])])
+def test_edges_of_an_enlarged_drawing_are_no_grey(inside, groups):
+    """They are as many pixels wide as it was enlarged."""
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    large = Image.fromarray(ring(inside)).filter(ImageFilter.GaussianBlur(0.6))
+    large = np.asarray(large.resize((256, 256), Image.Resampling.BICUBIC))
+    codes = Codes(np.zeros(4, np.int32), (2, 2))
+    text = svg_of_image(GeneratedImage(ring(inside), "", 0, (), codes, 0.0, upscaled=large))
+    root = ET.fromstring(text)
+    assert [group.get("opacity") for group in root] == groups
+    assert (root.get("width"), root.get("viewBox")) == ("256", "0 0 512 512")
+    assert len(text) < 6000
+    assert text.count("<path") == svg_of(ring(inside)).count("<path")
 
 
 def test_noise_is_no_ink():

@@ -128,6 +128,8 @@ def test_the_reranker_sees_what_is_shown(model: Model) -> None:
     [made] = model.generate("a bird", 1, num_candidates=2)
     assert not any(map(has_colour, seen))
     assert np.array_equal(seen[0], made.pixels)
+    assert model.score(made) == 0.0  # afterwards, too
+    assert np.array_equal(seen[-1], made.pixels)
 
 
 def test_a_word_without_letters_is_refused() -> None:
