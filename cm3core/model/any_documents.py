@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cm3core.document import Codes, Document, PixelArray
+from cm3core.document import Codes, Document, PixelArray, Text
 from cm3core.generation.engine import Completion, Progress, Request
 from cm3core.generation.policy import Policy
 from cm3core.model.loaded import Loaded, sampler_of, text_hole
 from cm3core.model.options import sampler_keys
-from cm3core.model.tasks import encoded_record, named_task
+from cm3core.model.tasks import encoded_record, named_task, pictures_given
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
@@ -48,8 +48,10 @@ class AnyDocuments(Loaded):
         hole = text_hole(self.recipe, max_tokens)
         prompt = chosen.prompt(given, place=f"task {task!r}", max_tokens=hole.max_tokens)
         [done] = self.complete([prompt], progress=progress, **options)
+        texts = [one.text for one in prompt if isinstance(one, Text)]
+        pictures = pictures_given(self, task, chosen, record)
         return {
-            name: self.decode([value])[0] if isinstance(value, Codes) else value
+            name: self.drawn(value, texts, pictures) if isinstance(value, Codes) else value
             for name, value in chosen.answer(given, done.document).items()
         }
 

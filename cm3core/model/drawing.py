@@ -42,7 +42,15 @@ from cm3core.model.results import (
     Scored,
 )
 from cm3core.model.retrieval import Augmented
-from cm3core.model.tasks import edit_task, encoded_record, named_task, record_of, serves, task_for
+from cm3core.model.tasks import (
+    edit_task,
+    encoded_record,
+    named_task,
+    pictures_given,
+    record_of,
+    serves,
+    task_for,
+)
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
@@ -194,12 +202,7 @@ class Drawing(Loaded):
             [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
         )
         make = _image_maker(plan, prompt, alternatives, upscaler(self, upscale))
-        structure = _ROLES.get(serves(self, task)) == "structures"  # tells no colours
-        pictures = [
-            pixels_of(value)
-            for name, value in record.items()
-            if chosen.fields.get(name) == "image" and not structure and not isinstance(value, Codes)
-        ]
+        pictures = pictures_given(self, task, chosen, record)
         jobs = (
             plan.job(alternatives, make, place=place, given=pictures) for place in range(number)
         )

@@ -26,11 +26,12 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
-from cm3core.model.loaded import seen
+from cm3core.model.loaded import pixels_of, seen
 from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
 if TYPE_CHECKING:
+    from cm3core.document import PixelArray
     from cm3core.model.loaded import Loaded
     from cm3core.plugins.registry import Registry
 
@@ -336,3 +337,16 @@ def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
         if task.fields.get(name) == "image"
     }
     return {**record, **values}
+
+
+def pictures_given(loaded: Loaded, name: str, task: Task, record: Record) -> list[PixelArray]:
+    """The pictures of a record, of any size, whose colours a picture that is made after them may have.
+
+    Those of a structure tell no colours.
+    """
+    if serves(loaded, name) == "structure":
+        return []
+    pictures = [record[one] for one in task.given if task.fields[one] == "image"]
+    return [
+        loaded.decode([one])[0] if isinstance(one, Codes) else pixels_of(one) for one in pictures
+    ]

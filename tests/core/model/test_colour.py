@@ -15,7 +15,10 @@ from cm3core.errors import RecipeError
 from cm3core.model import Model
 from cm3core.model.colour import has_colour, without_colour
 from cm3core.model.conversation import Conversation
+from cm3core.model.jobs import results
+from cm3core.model.tuned import TunedTasks
 from cm3core.recipe.sections import GenerateSection
+from cm3plugins.tasks.bundled import EditConfig, StructureConfig
 from toy_model import GreyTokenizer, toy_model
 
 RED = np.full((8, 8, 3), (200, 10, 10), np.uint8)
@@ -27,6 +30,15 @@ class TintedTokenizer(GreyTokenizer):
 
     def _decode(self, codes_Nc):
         return super()._decode(codes_Nc) * np.array([1, 0, 0], np.uint8)
+
+
+class RedOrGrey(GreyTokenizer):
+    """Decodes white as it is, and all other pictures as reds."""
+
+    def _decode(self, codes_Nc):
+        decoded = super()._decode(codes_Nc)
+        is_white = (decoded > 200).all(axis=(1, 2, 3), keepdims=True)
+        return np.where(is_white, decoded, decoded * np.array([1, 0, 0], np.uint8))
 
 
 @pytest.fixture
@@ -94,6 +106,31 @@ def test_edited(
     Image.fromarray(picture).save(tmp_path / "given.png")
     [made] = model.edit(tmp_path / "given.png", instruction, 1, force=True)
     assert has_colour(made.pixels) == coloured
+
+
+@pytest.mark.parametrize("as_codes", [False, True])
+@pytest.mark.parametrize(
+    ("picture", "text", "coloured"),
+    [(WHITE, "fill it", False), (RED, "fill it", True), (WHITE, "make it red", True)],
+)
+def test_by_a_task_of_any_fields(
+    model: Model, picture: np.ndarray, text: str, coloured: bool, as_codes: bool
+) -> None:
+    """Also where the picture is given as its codes, and by `do`, which `cm3 upscale --model` calls."""
+    model.tasks = TunedTasks({"edit": EditConfig()})
+    model.components.image_tokenizer = RedOrGrey()
+    given = model.encode([picture])[0] if as_codes else picture
+    record = {"source": given, "instruction": text}
+    jobs, _ = model.task_jobs("edit", record, text, 1)
+    [made] = results(model.engine, jobs)
+    assert has_colour(made.pixels) == coloured
+    assert np.array_equal(model.do("edit", record)["target"], made.pixels)
+
+
+def test_a_structure_tells_no_colours(model: Model) -> None:
+    model.tasks = TunedTasks({"structure": StructureConfig()})
+    record = {"feature": "edges", "condition": RED, "caption": "a bird"}
+    assert not has_colour(model.do("structure", record)["image"])
 
 
 @pytest.mark.parametrize(("picture", "coloured"), [(WHITE, False), (RED, True)])
