@@ -28,7 +28,7 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
-from cm3core.model.colour import asks_for_colour, has_colour, without_colour
+from cm3core.model.colour import DECODED_FROM, asks_for_colour, has_colour, without_colour
 from cm3core.model.fewer_bits import arranged, held_out
 from cm3core.model.queries import in_singular
 from cm3core.model.tuned import TunedTasks
@@ -219,6 +219,14 @@ class Loaded:
         [pixels] = self.decode([codes])
         words = self.recipe.generate.colour_words
         if not words or asks_for_colour(texts, words) or any(map(has_colour, pictures)):
+            return pixels
+        return without_colour(pixels)
+
+    def known_by_codes(self, codes: Codes) -> PixelArray:
+        """A picture of which nothing but the codes is known, uint8 [height, width, 3]: without the specks of colour that
+        they give to grey ones, if the recipe has `generate.colour_words`."""
+        [pixels] = self.decode([codes])
+        if not self.recipe.generate.colour_words or has_colour(pixels, DECODED_FROM):
             return pixels
         return without_colour(pixels)
 

@@ -289,7 +289,7 @@ class Retrieval:
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
         """Pixels of a picture of the memory; pictures of a bank are decoded from their codes."""
         if isinstance(picture, Codes):
-            return self.loaded.decode([picture])[0]
+            return self.loaded.known_by_codes(picture)
         return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:

@@ -348,5 +348,5 @@ def pictures_given(loaded: Loaded, name: str, task: Task, record: Record) -> lis
         return []
     pictures = [record[one] for one in task.given if task.fields[one] == "image"]
     return [
-        loaded.decode([one])[0] if isinstance(one, Codes) else pixels_of(one) for one in pictures
+        loaded.known_by_codes(one) if isinstance(one, Codes) else pixels_of(one) for one in pictures
     ]

@@ -127,6 +127,26 @@ def test_by_a_task_of_any_fields(
     assert np.array_equal(model.do("edit", record)["target"], made.pixels)
 
 
+@pytest.mark.parametrize(("width", "coloured"), [(2, False), (3, True)])
+def test_a_picture_known_by_its_codes_may_have_specks(
+    model: Model, width: int, coloured: bool
+) -> None:
+    """Of 64 pixels one is 1.6%, and two are 3.1%."""
+
+    class Specked(GreyTokenizer):
+        def _decode(self, codes_Nc):
+            decoded = super()._decode(codes_Nc)
+            decoded[:, 0, 0 : width - 1] = 200, 0, 0
+            return decoded
+
+    model.components.image_tokenizer = Specked()
+    [codes] = model.encode([WHITE])
+    shown = model.known_by_codes(codes)
+    assert has_colour(shown) == coloured
+    model.recipe.generate.colour_words = []
+    assert np.array_equal(model.known_by_codes(codes), model.decode([codes])[0])
+
+
 def test_a_structure_tells_no_colours(model: Model) -> None:
     model.tasks = TunedTasks({"structure": StructureConfig()})
     record = {"feature": "edges", "condition": RED, "caption": "a bird"}

@@ -126,7 +126,7 @@ def _front_pixels(front: Sequence[Document], model: Model) -> PixelArray | None:
             if isinstance(segment, Image):
                 return fit(segment.load(), model.image_size)
             if isinstance(segment, Codes):  # of a memory bank
-                return model.decode([segment])[0]
+                return model.known_by_codes(segment)
     return None
 
 
