@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from cm3core.errors import RecipeError
+from cm3core.grey import has_colour, without_colour
 from cm3core.model import Model
-from cm3core.model.colour import has_colour, without_colour
 from cm3core.model.conversation import Conversation
 from cm3core.recipe.sections import GenerateSection
 from toy_model import GreyTokenizer, toy_model
