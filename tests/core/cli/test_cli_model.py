@@ -27,6 +27,7 @@ from cm3core.generation.engine import Engine
 from cm3core.model import Model
 from cm3core.model.loaded import Loaded
 from cm3core.model.results import RetrievedDocument
+from cm3plugins.upscalers.lanczos import LanczosUpscaler
 from toy_model import FirstRetriever, picture
 
 
@@ -188,6 +189,23 @@ def test_a_contact_sheet_shows_the_first_pictures_only(cm3, tmp_path, monkeypatc
     for number in (2, 3):
         assert cm3("generate", "red", "blue", "--n", number, "-o", tmp_path / str(number)) == 0
     assert np.array_equal(*(images.open_image(tmp_path / number / "grid.png") for number in "23"))
+
+
+@pytest.mark.parametrize(("prompts", "scale"), [(["red"], 8), (["red", "--style", "thin"], 6)])
+def test_a_contact_sheet_shows_enlarged_pictures(cm3, model, tmp_path, monkeypatch, prompts, scale):
+    monkeypatch.setattr(model.components, "upscaler", LanczosUpscaler(4))
+    assert cm3("generate", *prompts, "--n", 1, "--upscale", "-o", tmp_path) == 0
+    large = images.open_image(tmp_path / "000-large.png")
+    shown = images.open_image(tmp_path / "grid.png")
+    assert large.shape == (32, 32, 3)
+    tile = large.repeat(scale, axis=0).repeat(scale, axis=1)
+    height, width = tile.shape[:2]
+    places = [
+        shown[y : y + height, x : x + width]
+        for y in range(shown.shape[0] - height + 1)
+        for x in range(shown.shape[1] - width + 1)
+    ]
+    assert any(np.array_equal(place, tile) for place in places)
 
 
 def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
