@@ -171,7 +171,6 @@ def test_records_that_are_skipped_are_told_once(
     ]
 
 
-@pytest.mark.slow
 def test_a_shorter_length_changes_nothing_of_a_longer_run(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
