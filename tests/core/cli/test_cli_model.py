@@ -395,6 +395,22 @@ def test_half_blocks_are_two_pixels_a_character():
     assert text == f"{cell} {cell}\n"
 
 
+def test_a_preview_without_colour(cm3, tmp_path, capsys, monkeypatch):
+    from cm3core.cli._preview import shades
+
+    halves = np.repeat(np.uint8([[0, 255], [0, 255]])[..., None], 3, 2)
+    assert shades([halves, 255 - halves], width=2) == " \u2588 \u2588 \n"
+    assert shades([np.full((4, 4, 3), 128, np.uint8)], width=2) == "\u2592\u2592\n"
+    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for no_colour, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", no_colour)
+        assert cm3("generate", "red", "--n", 1, "--preview", "-o", tmp_path) == 0
+        told = capsys.readouterr().err
+        assert ("\x1b[38;2;" in told) == coloured
+        assert ("\x1b[0m" in told) == coloured
+
+
 def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, monkeypatch):
     assert cm3("generate", "red zebra", "-o", tmp_path / "a", "--n", 1) == 0
     assert capsys.readouterr().err == "", "a checkpoint without a list of words"
