@@ -7,8 +7,6 @@ import json
 import re
 import unicodedata
 import zipfile
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +18,11 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli._picture_set import file_names
-from cm3core.cli._retrieved import report_unlike, report_unlike_picture, show_query
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
 from cm3core.model.loaded import Loaded
-from cm3core.model.results import RetrievedDocument
 from cm3plugins.upscalers.lanczos import LanczosUpscaler
 from toy_model import FirstRetriever, picture
 
@@ -369,48 +365,6 @@ def test_values_on_the_command_line():
         parse_box("1,2,3")
 
 
-def test_a_preview_shows_pictures_growing(cm3, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
-    shown = []
-    monkeypatch.setattr(
-        "cm3core.cli._preview.half_blocks", lambda pictures: shown.append(len(pictures)) or "rows\n"
-    )
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert cm3("generate", "red", "--n", 2, "--preview", "-o", tmp_path) == 0
-    want = model.generate("red", 2)
-    for place in range(2):
-        assert np.array_equal(images.open_image(tmp_path / f"{place:03d}.png"), want[place].pixels)
-    assert (tmp_path / "preview.png").exists()
-    assert len(shown) >= 4
-    assert "\x1b[1A\x1b[J" in capsys.readouterr().err
-
-
-def test_half_blocks_are_two_pixels_a_character():
-    from cm3core.cli._preview import half_blocks
-
-    checks = np.zeros((2, 2, 3), np.uint8)
-    checks[0, 0] = 255, 0, 0
-    text = half_blocks([checks, checks], width=2)
-    cell = "\x1b[38;2;255;0;0;48;2;0;0;0m\u2580\x1b[38;2;0;0;0;48;2;0;0;0m\u2580\x1b[0m"
-    assert text == f"{cell} {cell}\n"
-
-
-def test_a_preview_without_colour(cm3, tmp_path, capsys, monkeypatch):
-    from cm3core.cli._preview import shades
-
-    halves = np.repeat(np.uint8([[0, 255], [0, 255]])[..., None], 3, 2)
-    assert shades([halves, 255 - halves], width=2) == " \u2588 \u2588 \n"
-    assert shades([np.full((4, 4, 3), 128, np.uint8)], width=2) == "\u2592\u2592\n"
-    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    for no_colour, coloured in (("", True), ("1", False)):
-        monkeypatch.setenv("NO_COLOR", no_colour)
-        assert cm3("generate", "red", "--n", 1, "--preview", "-o", tmp_path) == 0
-        told = capsys.readouterr().err
-        assert ("\x1b[38;2;" in told) == coloured
-        assert ("\x1b[0m" in told) == coloured
-
-
 def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, monkeypatch):
     assert cm3("generate", "red zebra", "-o", tmp_path / "a", "--n", 1) == 0
     assert capsys.readouterr().err == "", "a checkpoint without a list of words"
@@ -429,54 +383,3 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     ):
         assert cm3(*call) == 0
         assert capsys.readouterr().err == ("note: in none of the model's training texts: 'zebra'\n")
-
-
-def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog"})
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == "  looked for: 'a dog, filled'\n"
-
-
-def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):
-    def said(*scores):
-        documents = tuple(RetrievedDocument("d0", score, f"bell {score}", None) for score in scores)
-        answer = replace(model.caption(picture()), retrieved=documents)
-        report_unlike_picture(model, Path("cat.png"), answer)
-        return capsys.readouterr().err
-
-    assert said(0.1) == ""
-    monkeypatch.setattr(model.recipe.retriever, "unlike_below", 0.62)
-    assert said(0.1, 0.514, 0.3) == (
-        "note: nothing that the model knows looks like cat.png: the most similar is 'bell 0.514' (0.51, and less "
-        "than 0.62 means little); the answer may be wrong\n"
-    )
-    for scores in ((0.62,), (0.1, 0.7), (), (None,)):
-        assert said(*scores) == ""
-
-
-def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):
-    """Words behind a comma are style; a word that is unknown was named already."""
-
-    def said(prompt, *texts):
-        documents = tuple(RetrievedDocument("d0", None, text, None) for text in texts)
-        made = replace(model.generate("red", 1)[0], prompt=prompt, retrieved=documents)
-        report_unlike(model, made)
-        return capsys.readouterr().err
-
-    monkeypatch.setattr(
-        model, "words", TrainingWords.of(["a photo of a dog, kitten, outline, gif"])
-    )
-    assert said("kitten, outline", "gif, outline", "folder 5") == (
-        "note: what was retrieved for 'kitten, outline' has none of its words: 'gif, outline', 'folder 5'; "
-        "it may not be drawn, try fewer or other words\n"
-    )
-    for prompt, *texts in (
-        ("a photo of a dog", "folder", "Dog, filled"),
-        ("kiten, outline", "gif"),  # unknown
-        ("kitten",),  # nothing was retrieved
-        ("kitten", ""),  # a picture without a text
-        (", outline", "gif"),
-    ):
-        assert said(prompt, *texts) == ""
