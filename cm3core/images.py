@@ -225,12 +225,14 @@ def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
 def check_writable_png(path: str | Path) -> None:
     """`files.check_writable` of a PNG: a name that promises another format is refused, too.
 
+    An ending of letters alone does: a known format's, or a misspelt `.png`. `drawing.v2` says nothing of one.
+
     Raises:
-        FileError: the file can't be written, or its name ends like a picture that is no PNG.
+        FileError: the file can't be written, or its name ends like that of another format.
     """
     check_writable(path)
     suffix = Path(path).suffix
-    if suffix.lower() in OTHER_SUFFIXES:
+    if suffix.lower() != ".png" and (suffix[1:].isalpha() or suffix.lower() in OTHER_SUFFIXES):
         raise FileError(
             str(path),
             f"ends in {suffix}, and pictures are written as PNG",

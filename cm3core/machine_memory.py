@@ -53,7 +53,7 @@ class MachineMemory:
 
     @classmethod
     def find(cls) -> MachineMemory:
-        """Of the CPU. Raises `DeviceError` when `CM3_MEMORY_GB` is no number."""
+        """Of the CPU. Raises `DeviceError` when `CM3_MEMORY_GB` is no number of GB."""
         if (given := given_limit()) is not None:
             return cls(given, VARIABLE)
         limits = [(machine, "this machine")] if (machine := _physical()) is not None else []
@@ -80,11 +80,17 @@ def given_limit() -> int | None:
     if not given:
         return None
     try:
-        return int(float(given) * 1e9)
-    except (ValueError, OverflowError):
+        limit = int(float(given) * 1e9)
+    except (ValueError, OverflowError):  # text, not a number, infinite
+        limit = -1
+        cause = "is not a number of GB"
+    else:
+        cause = "is not more than 0"
+    if limit <= 0:
         raise DeviceError(
-            f"{VARIABLE}={given}", "is not a number of GB", "use a number such as 64"
-        ) from None
+            f"{VARIABLE}={given}", cause, "use a number of GB such as 64, or unset it"
+        )
+    return limit
 
 
 def _physical() -> int | None:

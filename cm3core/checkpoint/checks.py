@@ -11,6 +11,7 @@ from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.lookup import class_name
 from cm3core.recipe import diff
 from cm3core.recipe.missing import MissingComponent, available
+from cm3core.recipe.recipe import MEASURING
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -23,6 +24,7 @@ CHANGEABLE_KEYS = (
     "generate",
     "sampler",
     "data.cache_dir",
+    *MEASURING,  # older runs may have them, and no recipe may now
     # a longer or shorter run; the schedule follows the new length from here on
     "train.steps",
     "train.minutes",

@@ -16,6 +16,9 @@ from cm3core.files import open_regular
 SOFTWARE, PROGRAM = "software", "cm3leon "
 _PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
 _ZIP = "set.zip"
+#: What is beside the pictures: sheets of them, and other versions of one.
+_SHEET = ("grid.png", "retrieved.png", "preview.png")
+_VERSION = re.compile(r"(\d{3,})-(large|transparent)\.png")
 
 
 def program() -> str:
@@ -34,6 +37,18 @@ def earlier_pictures(folder: Path) -> list[Path]:
     traced = {path.with_suffix(".svg") for path in found if path.stem.isdecimal()}
     found += [path for path in names if path in traced and path.is_file()]
     found += [path for path in names if path.name == _ZIP and _is_our_zip(path)]
+    return sorted(found)
+
+
+def beside_pictures(folder: Path) -> list[Path]:
+    """The sheets that this program wrote into a folder, and the enlarged and transparent versions of
+    pictures that are there themselves, known as above. Sorted; the folder exists."""
+    found = []
+    for path in folder.iterdir():
+        version = _VERSION.fullmatch(path.name)
+        small = None if version is None else folder / f"{version[1]}.png"
+        if path.name in _SHEET or (small is not None and small.is_file()):
+            found += [path] if _is_ours(path) else []
     return sorted(found)
 
 

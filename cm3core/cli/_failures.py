@@ -86,9 +86,11 @@ def plugin_failure(error: Exception) -> PluginError | None:
 
 def _is_of_plugin(error: BaseException | None) -> bool:
     """Whether an exception that is not ours, or what caused it, came out of a plugin's code."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error may be raised from itself
         if not isinstance(error, CM3Error) and _frame_of_plugin(error) is not None:
             return True
+        seen.add(id(error))
         error = error.__cause__
     return False
 

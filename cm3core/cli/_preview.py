@@ -1,10 +1,11 @@
 """A live preview of growing pictures: `preview.png`, and half blocks on a terminal.
 
-A half block shows two pixels per character.
+A half block shows two pixels per character. Without colour (`NO_COLOR`), a character shows their brightness.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 INTERVAL = 0.5
 #: Maximum pictures side by side, and the width of each on a terminal in characters.
 MOST, WIDTH = 8, 32
+#: Environment variable that asks programs for text without colour, see https://no-color.org.
+NO_COLOUR = "NO_COLOR"
+#: From black to white.
+_SHADES = " \u2591\u2592\u2593\u2588"
 
 
 class LivePreview:
@@ -63,7 +68,8 @@ class LivePreview:
         if self.stream.isatty():
             self.clear()
             columns = shutil.get_terminal_size().columns
-            text = half_blocks(shown[: max(1, columns // (WIDTH + 1))])
+            drawn = shades if os.environ.get(NO_COLOUR) else half_blocks
+            text = drawn(shown[: max(1, columns // (WIDTH + 1))])
             self.stream.write(text)
             self.stream.flush()
             self._lines = text.count("\n")
@@ -103,3 +109,24 @@ def half_blocks(pictures: list[PixelArray], width: int = WIDTH) -> str:
             )
         lines.append(" ".join(parts) + "\n")
     return "".join(lines)
+
+
+def shades(pictures: list[PixelArray], width: int = WIDTH) -> str:
+    """Pictures side by side without colour: a character for the brightness of two pixels."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    grey = [
+        np.asarray(
+            Pillow.fromarray(one).convert("L").resize((width, width // 2), Pillow.Resampling.BOX)
+        )
+        for one in pictures
+    ]
+    return "".join(
+        " ".join(
+            "".join(_SHADES[value * len(_SHADES) // 256] for value in one[row].tolist())
+            for one in grey
+        )
+        + "\n"
+        for row in range(width // 2)
+    )

@@ -38,7 +38,7 @@ def svg_of(pixels: PixelArray, enlarged: int = 1) -> str:
 
     Its coordinates are those of the enlarged picture that was traced; `viewBox` says so, and the
     picture has the size that it is shown at. Of a drawing without colour it is the areas of its ink, in
-    `currentColor` and without any white, see `_ink`; of any other picture areas of up to twelve colours.
+    `currentColor` and without any white, see `_ink_svg`; of any other picture areas of up to twelve colours.
 
     Args:
         pixels: uint8 [height, width, 3].
@@ -53,12 +53,12 @@ def svg_of(pixels: PixelArray, enlarged: int = 1) -> str:
     from PIL import Image as Pillow
     from PIL import ImageFilter
 
-    from cm3core.cli._ink import ink_of, ink_svg
+    from cm3core.cli._ink_svg import ink_svg
+    from cm3core.grey import ink_of
     from cm3core.images import png_bytes
-    from cm3core.model.colour import has_colour
     from cm3core.transparency import without_background
 
-    if not has_colour(pixels) and (ink := ink_of(pixels, enlarged)) is not None:
+    if (ink := ink_of(pixels, enlarged)) is not None:
         return ink_svg(pixels, ink, enlarged)
     height, width = pixels.shape[:2]
     times = max(1, round(_TRACED_SIDE / max(height, width)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cm3core.cli import registry_of
+from cm3core.cli._wrapping import fitted, wrapped
 
 if TYPE_CHECKING:
     from cm3core.config.docs import Key
@@ -20,8 +19,6 @@ EXAMPLE = """  cm3 describe sampler/cd_k
   cm3 describe emoji
   cm3 describe image_tokenizer
   cm3 --plugin ./mine.py describe mine --json"""
-#: Maximum line length, on wide terminals too.
-WIDTH = 120
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -52,28 +49,35 @@ def run(args: Namespace) -> int:
 
 
 def _component(entry: ComponentEntry) -> Iterator[str]:
-    yield from _wrapped(
+    yield from wrapped(
         f"{entry.kind}/{entry.name}: {entry.summary or '(its config has no docstring)'}"
     )
     for paragraph in filter(None, entry.text.split("\n\n")):
-        yield from _wrapped(paragraph, "  ")
+        yield from wrapped(paragraph, "  ")
     version = f" {entry.version}" if entry.version else ""
-    yield f"  plugin {entry.plugin}{version} ({entry.origin}), config {entry.config}"
+    yield from fitted(
+        f"plugin {entry.plugin}{version} ({entry.origin}), config {entry.config}", "  "
+    )
     if entry.needs:
-        yield f"  needs the section{'s' if len(entry.needs) > 1 else ''} {', '.join(entry.needs)}"
+        several = "s" if len(entry.needs) > 1 else ""
+        yield from fitted(f"needs the section{several} {', '.join(entry.needs)}", "  ")
     yield from _keys("keys", entry.keys)
     yield from _texts("laws of its kind's conformance kit", entry.laws)
     yield from ("", "in a recipe", *(f"  {line}" for line in entry.snippet.splitlines()))
 
 
 def _kind(entry: KindEntry) -> Iterator[str]:
-    yield f"{entry.kind}: {entry.summary}"
-    yield f"  hook {entry.hook}, interface cm3core.interfaces.{entry.interface}, config cm3core.interfaces.{entry.config}"
-    yield f"  kit {entry.kit}"
+    yield from fitted(f"{entry.kind}: {entry.summary}")
+    yield from fitted(
+        f"hook {entry.hook}, interface cm3core.interfaces.{entry.interface}, config "
+        f"cm3core.interfaces.{entry.config}",
+        "  ",
+    )
+    yield from fitted(f"kit {entry.kit}", "  ")
     yield ""
     yield "components"
     for component in entry.components:
-        yield from _wrapped(
+        yield from wrapped(
             f"{component.name} ({component.plugin}): {component.summary}", "  ", "      "
         )
     yield from _texts("an implementation defines", entry.methods)
@@ -87,9 +91,9 @@ def _keys(heading: str, keys: Sequence[Key]) -> Iterator[str]:
         yield heading
     for key in keys:
         value = "required" if key.required else f"default {_shown(key.default)}"
-        yield f"  {key.name}: {key.type}, {value}"
+        yield from fitted(f"{key.name}: {key.type}, {value}", "  ", "        ")
         if key.text:
-            yield from _wrapped(key.text, "      ")
+            yield from wrapped(key.text, "      ")
 
 
 def _shown(value: object) -> str:
@@ -102,16 +106,4 @@ def _texts(heading: str, texts: Mapping[str, str]) -> Iterator[str]:
         yield ""
         yield heading
     for name, text in texts.items():
-        yield from _wrapped(f"{name}: {text}", "  ", "      ")
-
-
-def _wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
-    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
-    return textwrap.wrap(
-        text,
-        max(width, 40),
-        initial_indent=first,
-        subsequent_indent=first if rest is None else rest,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+        yield from wrapped(f"{name}: {text}", "  ", "      ")

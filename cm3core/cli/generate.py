@@ -361,7 +361,7 @@ def write_cut_out(
     from cm3core.cli._tracing import svg_of_image
     from cm3core.transparency import without_background
 
-    pixels = picture.pixels if picture.upscaled is None else picture.upscaled
+    pixels = _largest(picture)
     written = []
     if args.transparent:
         path = args.out / f"{stem}-transparent.png"
@@ -383,12 +383,17 @@ def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
     from cm3core import images
 
     starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]
-    rows = [[picture.pixels for picture in own[start : start + COLUMNS]] for own, start in starts]
+    rows = [[_largest(one) for one in own[start : start + COLUMNS]] for own, start in starts]
     labels = ["" if start else own[0].prompt for own, start in starts]
-    return images.grid(rows, row_labels=labels, scale=max(1, 256 // pictures[0][0].pixels.shape[0]))
+    return images.grid(rows, row_labels=labels, scale=max(1, 256 // rows[0][0].shape[0]))
 
 
 def _set_sheet(pictures: list[list[GeneratedImage]], things: list[str]) -> PixelArray:
     """The pictures of a set, each above what it shows."""
-    shown = [picture.pixels for own in pictures for picture in own]
+    shown = [_largest(picture) for own in pictures for picture in own]
     return sheet(shown, [text for own, text in zip(pictures, things, strict=True) for _ in own])
+
+
+def _largest(picture: GeneratedImage) -> PixelArray:
+    """The enlarged picture, if there is one."""
+    return picture.pixels if picture.upscaled is None else picture.upscaled

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from cm3core.cli import registry_of
+from cm3core.cli._wrapping import fitted
 
 if TYPE_CHECKING:
     from cm3core.plugins.catalog import KindEntry
@@ -30,7 +31,7 @@ def run(args: Namespace) -> int:
         print(json.dumps([to_plain(entry) for entry in entries], indent=2))
         return 0
     print("\n".join(line for entry in entries for line in _lines(entry)))
-    print("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`")
+    print("\n".join(fitted("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`")))
     return 0
 
 
@@ -39,7 +40,11 @@ def _lines(entry: KindEntry) -> list[str]:
     for component in entry.components:
         provided.setdefault(component.plugin, []).append(component.name)
     return [
-        f"{entry.kind}: {entry.summary}",
-        f"  hook {entry.hook}, interface {entry.interface}, kit {entry.kit}",
-        *(f"  {plugin}: {', '.join(names)}" for plugin, names in provided.items()),
+        *fitted(f"{entry.kind}: {entry.summary}"),
+        *fitted(f"hook {entry.hook}, interface {entry.interface}, kit {entry.kit}", "  "),
+        *(
+            line
+            for plugin, names in provided.items()
+            for line in fitted(f"{plugin}: {', '.join(names)}", "  ")
+        ),
     ]

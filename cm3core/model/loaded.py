@@ -28,9 +28,9 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
-from cm3core.model.colour import DECODED_FROM, asks_for_colour, has_colour, without_colour
+from cm3core.grey import DECODED_FROM, has_colour, without_colour
 from cm3core.model.fewer_bits import arranged, held_out
-from cm3core.model.queries import in_singular
+from cm3core.model.queries import has_a_phrase, in_singular
 from cm3core.model.tuned import TunedTasks
 from cm3core.plugins.built import built
 from cm3core.plugins.lookup import finder
@@ -218,17 +218,8 @@ class Loaded:
         """
         [pixels] = self.decode([codes])
         words = self.recipe.generate.colour_words
-        if not words or asks_for_colour(texts, words) or any(map(has_colour, pictures)):
-            return pixels
-        return without_colour(pixels)
-
-    def known_by_codes(self, codes: Codes) -> PixelArray:
-        """A picture of which nothing but the codes is known, uint8 [height, width, 3]: without the specks of colour that
-        they give to grey ones, if the recipe has `generate.colour_words`."""
-        [pixels] = self.decode([codes])
-        if not self.recipe.generate.colour_words or has_colour(pixels, DECODED_FROM):
-            return pixels
-        return without_colour(pixels)
+        asked_for = not words or any(has_a_phrase(text, words) for text in texts)
+        return pixels if asked_for or any(map(has_colour, pictures)) else without_colour(pixels)
 
     def preview(self, codes: Codes) -> PixelArray:
         """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""
@@ -345,6 +336,15 @@ def seen(loaded: Loaded, picture: Picture) -> PixelArray:
             f"{picture}: is one colour all over, as the model sees it; white is put behind what is transparent"
         )
     return pixels
+
+
+def known_by_codes(loaded: Loaded, codes: Codes) -> PixelArray:
+    """A picture of which nothing but the codes is known, uint8 [height, width, 3]: without the specks of colour that
+    they give to grey ones, if the recipe has `generate.colour_words`."""
+    [pixels] = loaded.decode([codes])
+    if not loaded.recipe.generate.colour_words or has_colour(pixels, DECODED_FROM):
+        return pixels
+    return without_colour(pixels)
 
 
 def pixels_of(picture: Picture) -> PixelArray:

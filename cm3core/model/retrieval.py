@@ -15,7 +15,7 @@ from cm3core.checkpoint.words import words_of
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Request
-from cm3core.model.loaded import Loaded
+from cm3core.model.loaded import Loaded, known_by_codes
 from cm3core.model.queries import has_a_phrase, has_every_word, shares_a_word, with_a_word
 from cm3core.model.results import RetrievedDocument
 from cm3core.prepending import prepended
@@ -289,7 +289,7 @@ class Retrieval:
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
         """Pixels of a picture of the memory; pictures of a bank are decoded from their codes."""
         if isinstance(picture, Codes):
-            return self.loaded.known_by_codes(picture)
+            return known_by_codes(self.loaded, picture)
         return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:

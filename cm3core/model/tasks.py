@@ -26,7 +26,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
-from cm3core.model.loaded import pixels_of, seen
+from cm3core.model.loaded import known_by_codes, pixels_of, seen
 from cm3core.plugins.built import built
 from cm3core.plugins.marks import marked
 
@@ -348,5 +348,6 @@ def pictures_given(loaded: Loaded, name: str, task: Task, record: Record) -> lis
         return []
     pictures = [record[one] for one in task.given if task.fields[one] == "image"]
     return [
-        loaded.known_by_codes(one) if isinstance(one, Codes) else pixels_of(one) for one in pictures
+        known_by_codes(loaded, one) if isinstance(one, Codes) else pixels_of(one)
+        for one in pictures
     ]

@@ -27,6 +27,8 @@ from cm3core.recipe.sections import (
 
 #: A key that only one of two compared recipes has.
 ABSENT = "(absent)"
+#: Kinds that only evaluations read, which are given them otherwise than by a run's recipe.
+MEASURING = ("metric", "extractor")
 
 
 @dataclass(kw_only=True)
@@ -114,6 +116,7 @@ class Recipe(KindSections):
         for name in FIXED_SECTIONS:
             getattr(self, name).check()
         self._check_needs()
+        self._check_read()
         self._check_vocabulary()
         self._check_layout()
         self._check_context()
@@ -139,6 +142,18 @@ class Recipe(KindSections):
                     f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
                     f"add {missing[0]}=NAME (or '{missing[0]}: {{name: ...}}' in the recipe), or "
                     f"change {kind}",
+                )
+
+    def _check_read(self) -> None:
+        """Check that something reads each section: it would be believed to be measured by."""
+        needed = {other for _, config in self.components.values() for other in needs_of(config)}
+        for kind in MEASURING:
+            if getattr(self, kind) is not None and kind not in needed:
+                raise RecipeError(
+                    kind,
+                    f"{self.component_names[kind]!r} is for evaluations, and nothing in training or drawing reads it",
+                    "leave it out; give it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
+                    "protocol of 'cm3 eval run'",
                 )
 
     def _check_heads(self) -> None:

@@ -115,12 +115,12 @@ class Origin:
         """Steps, seconds and tokens done before; zero unless resumed."""
         return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
 
-    def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error:
-        """The error of building the components; where it is of the model's files, which another tokenizer
-        than the recipe's wrote, the one that says so."""
+    def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error | None:
+        """A better error than that of building the components, where that is of the model's files, which
+        another tokenizer than the recipe's wrote; None: there is none."""
         if self.folder is None or self.resumed or not error.place.startswith(str(self.folder)):
-            return error
-        return another_tokenizer(self.folder, read_recipe(self.folder, registry), recipe) or error
+            return None
+        return another_tokenizer(self.folder, read_recipe(self.folder, registry), recipe)
 
     def check_components(self, components: Components) -> None:
         """Raise `CheckpointError` when ids mean something different than in the checkpoint."""

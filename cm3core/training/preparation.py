@@ -6,7 +6,7 @@ Used for training and validation alike.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from cm3core.document import Document, MaskedSequence
 from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
+from cm3core.interfaces.dataset import SkippedRecord
 from cm3core.processes import Processes
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.code_cache import CodeCache
@@ -46,6 +47,7 @@ class Preparation:
 
     def __init__(self, components: Components, *, progress: bool = True) -> None:
         self.components, self.recipe, self.progress = components, components.recipe, progress
+        self._told: set[SkippedRecord] = set()
         folder = self.recipe.data.cache_dir
         self.cache_dir = None if folder is None else user_path(folder)
         self.retrieves = (
@@ -77,15 +79,23 @@ class Preparation:
         codes = CodeCache(
             source, self.components.image_tokenizer, self.cache_dir, progress=self.progress
         )
-        skipped = [*source.skipped, *codes.skipped]
-        if skipped:
-            tqdm.write(
-                f"note: {len(skipped)} records are skipped; the first is {skipped[0].place}: "
-                f"{skipped[0].cause}; "
-                "'cm3 data validate' lists them all",
-                file=sys.stderr,
-            )
+        self._note_skipped([*source.skipped, *codes.skipped])
         return codes
+
+    def _note_skipped(self, skipped: Sequence[SkippedRecord]) -> None:
+        """Print how many records are skipped, those not counted that were told before: each split of a
+        file, and the memory of the same documents, names all of the file's."""
+        new = [record for record in skipped if record not in self._told]
+        if not new:
+            return
+        more = " more" if self._told else ""
+        number = f"1{more} record is" if len(new) == 1 else f"{len(new)}{more} records are"
+        self._told |= set(new)
+        tqdm.write(
+            f"note: {number} skipped; the first is {new[0].place}: {new[0].cause}; "
+            "'cm3 data validate' lists them all",
+            file=sys.stderr,
+        )
 
     def sequences(
         self, source: DocumentSource, objective: MaskingObjective, *, retrieve: bool, training: bool

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
+from cm3core.checkpoint.layout import PROVENANCE
 from cm3core.checkpoint.words import words_of_training
 from cm3core.devices import choose_device, choose_precision, device_memory
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
+from cm3core.recipe.layers import STORED
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
 from cm3core.training.kept import note_on_codes
@@ -89,7 +91,9 @@ def start(
                 decoder_device=parallel.build_device(chosen),
             )
         except CM3Error as error:
-            raise origin.explained(error, recipe, registry) from error
+            if (better := origin.explained(error, recipe, registry)) is not None:
+                raise better from error
+            raise
         origin.check_components(components)
         check_licences(components.source, recipe.train.licences)
         preparation = Preparation(components, progress=progress)
@@ -113,7 +117,8 @@ def start(
     done = origin.counters
     if (own_seed := processes.seed(recipe.train.seed, done.step)) is not None:
         torch.manual_seed(own_seed)
-    processes.first(lambda: _write_description(preparation, out_dir))
+    finished = origin.resumed and schedule.progress(done.step, done.elapsed_s) >= 1
+    processes.first(lambda: _write_description(preparation, out_dir, finished=finished))
     if progress:
         parameters = sum(p.numel() for p in decoder.parameters())
         trained = sum(p.numel() for p in optimizer.parameters)
@@ -156,11 +161,15 @@ def start(
     )
 
 
-def _write_description(preparation: Preparation, out_dir: Path) -> None:
-    """Write what a run's folder says of it, and remove what killed runs left."""
+def _write_description(preparation: Preparation, out_dir: Path, *, finished: bool) -> None:
+    """Write what a run's folder says of it, and remove what killed runs left.
+
+    `finished`: nothing will be trained, so that what it says of the training that was done stays."""
     components = preparation.components
     make_folder(out_dir)
     remove_leftovers(out_dir)
+    if finished and all((out_dir / name).is_file() for name in (STORED, PROVENANCE)):
+        return
     for name, text in files_of(components.recipe, components.registry).items():
         write_text(out_dir / name, text)
     write_provenance(

@@ -199,11 +199,17 @@ def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
 
 @hookimpl
 def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
-    from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
+    from cm3plugins.upscalers import (
+        EDSRConfig,
+        ExternalUpscalerConfig,
+        InkUpscalerConfig,
+        LanczosUpscalerConfig,
+    )
 
     return {
         "edsr": EDSRConfig,
         "external": ExternalUpscalerConfig,
+        "ink": InkUpscalerConfig,
         "lanczos": LanczosUpscalerConfig,
     }
 

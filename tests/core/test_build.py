@@ -195,7 +195,7 @@ def test_the_memory_that_a_variable_says(
         memory_limit(cpu)
     assert (
         str(wrong.value)
-        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: use a number such as 64"
+        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: use a number of GB such as 64, or unset it"
     )
 
 

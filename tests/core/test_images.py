@@ -331,6 +331,9 @@ def test_a_name_of_another_format_is_refused_before_work(tmp_path: Path) -> None
     """A .jpg that holds a PNG misleads whoever opens it."""
     for name in ("a.png", "A.PNG", "noext", "a.v2"):
         images.check_writable_png(tmp_path / name)
+    for name in ("a.xyz", "a.pgn", "a.avif", "a.b.Pdf"):
+        with pytest.raises(FileError, match=r": ends in \.\w+, and pictures are written as PNG\n"):
+            images.check_writable_png(tmp_path / name)
     with pytest.raises(FileError) as caught:
         images.check_writable_png(tmp_path / "a.JPG")
     assert str(caught.value) == (

@@ -49,6 +49,22 @@ def test_the_lowest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MachineMemory.find() == MachineMemory(64 * 10**9, "CM3_MEMORY_GB")
 
 
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [("-3", "is not more than 0"), ("0", "is not more than 0")]
+    + [(text, "is not a number of GB") for text in ("nan", "inf", "-inf", "64GB", "1e400", " ")],
+)
+def test_a_variable_that_is_no_size(
+    given: str, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CM3_MEMORY_GB", given)
+    with pytest.raises(DeviceError) as caught:
+        MachineMemory.find()
+    assert str(caught.value) == (
+        f"CM3_MEMORY_GB={given}: {cause}\n  next: use a number of GB such as 64, or unset it"
+    )
+
+
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(machine_memory, "_physical", lambda: None)

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cm3core._scaffold import template_kinds
+from cm3core.images import save_png
+from cm3core.recipe.recipe import MEASURING
 
 #: The kinds that there are templates for.
 WRITTEN = template_kinds()
@@ -214,7 +217,7 @@ def test_the_tests_find_what_is_broken(projects: Projects) -> None:
 
 @some_and_all
 def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) -> None:
-    """Every kind's recipe is checked, and what these kinds make is made."""
+    """Every kind's recipe is checked, or its evaluation run, and what these kinds make is made."""
     (projects.folder / "base.yaml").write_text(BASE, encoding="utf-8")
     (projects.folder / "changed.yaml").write_text(
         "extends: [./base.yaml]\nembedder:\n  name: own-embedder\nretriever:\n  name: "
@@ -231,12 +234,20 @@ def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) 
         f"recipe check tiny {kind}={name_of(kind)}"
         + (" objective=causal" if kind == "layout" else "")  # it has no sentinels
         for kind in WRITTEN
-        if kind != "retriever"
+        if kind not in ("retriever", *MEASURING)
+    ]
+    for place in range(4):
+        half = projects.folder / ("one", "other")[place % 2]
+        save_png(half / f"{place}.png", np.full((8, 8, 3), 60 * place, np.uint8))
+    (projects.folder / "answers.jsonl").write_text('{"text": "a", "references": ["a"]}\n')
+    scores = [
+        "eval score answers.jsonl --metric own-metric",
+        "eval score one other --metric fid --extractor own-extractor",
     ]
     at = f"of-{len(kinds)}"  # what this case writes
     trainings = [f"train base.yaml -o {at}/{kind} {kind}={name_of(kind)}" for kind in trained]
     drawing = f"generate 'a red disc' --n 1 --model {at}"
-    lines = [*checks, *trainings, f"{drawing}/decoder -o {at}/drawn --sampler own-sampler"]
+    lines = [*checks, *scores, *trainings, f"{drawing}/decoder -o {at}/drawn --sampler own-sampler"]
     if kinds == WRITTEN:
         lines += [
             f"train changed.yaml -o {at}/changed",

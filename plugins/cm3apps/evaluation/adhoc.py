@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.measured import needed
+from cm3core.cli._earlier_pictures import beside_pictures
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3core.evaluation.features import features_in_chunks
@@ -22,6 +24,8 @@ from cm3core.recipe.yaml_text import value_of
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SUFFIXES = (".png", *_LOSSY)
+#: Files that a note names.
+_MOST_NAMED = 3
 
 
 def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
@@ -164,7 +168,21 @@ def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> 
 def _files(folder: Path, minimum: int) -> list[Path]:
     if not folder.is_dir():
         raise DataError(str(folder), "is no folder", "name a folder of pictures")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    beside = beside_pictures(folder)
+    left_out = set(beside)
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in _SUFFIXES and path not in left_out
+    )
+    if beside:
+        names = [path.name for path in beside[:_MOST_NAMED]]
+        if more := len(beside) - len(names):
+            names.append(f"{more} more")
+        print(
+            f"note: {folder}: not scored: {', '.join(names)}, which cm3 wrote beside the pictures",
+            file=sys.stderr,
+        )
     if len(files) < minimum:
         raise DataError(
             str(folder),

@@ -15,7 +15,7 @@ from cm3apps.evaluation.model_keys import num_retrieved
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.document import Codes, Image, PixelArray, content_keys
 from cm3core.errors import DataError
-from cm3core.interfaces import Extractor
+from cm3core.interfaces import DocumentSourceConfig, Extractor
 from cm3core.model import Model
 from cm3core.progress import make_bar
 
@@ -77,7 +77,7 @@ def check_memory(
         raise DataError(
             "the model's memory",
             f"holds {len(leaks)} of the reference pictures: {shown}",
-            "retrieve from a memory without them (--memory-split train, --bank), or nothing (--num-retrieved 0), or give "
+            f"retrieve from a memory without them ({_other_memories(model)}), or nothing (--num-retrieved 0), or give "
             "--allow-leaks, which the scores will say",
         )
     if not by_appearance:
@@ -87,6 +87,19 @@ def check_memory(
             file=sys.stderr,
         )
     return found
+
+
+def _other_memories(model: Model) -> str:
+    """The options that choose another memory: not the split that is searched now."""
+    data, retriever = model.recipe.dataset, model.recipe.retriever
+    is_other = retriever is not None and (retriever.bank or getattr(retriever, "own_memory", False))
+    if is_other or not isinstance(data, DocumentSourceConfig):
+        return "--bank"
+    searched = model.components.memory_split or data.split
+    known = data.memory_config().splits
+    return (
+        "--bank" if searched == "train" or "train" not in known else "--memory-split train, --bank"
+    )
 
 
 def check_extractors(

@@ -67,9 +67,15 @@ def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
     }
     if not texts:
         return
-    config = model.sampler_config(options.get("sampler"))
+    name = options.get("sampler")
+    config_class: type[Any] = (
+        type(model.sampler_config())
+        if name in (None, model.recipe.component_names.get("sampler"))
+        # the class alone: a key without a default may be among those that are given
+        else model.components.registry.config_class("sampler", name, place="sampler")
+    )
     choices = {
-        key.name for key in keys_of(type(config)) if "'" in key.type and "str" not in key.type
+        key.name for key in keys_of(config_class) if "'" in key.type and "str" not in key.type
     }
     for name in sorted(texts):
         if name not in choices or not isinstance(given[name], str):

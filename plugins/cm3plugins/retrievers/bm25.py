@@ -7,6 +7,7 @@ Legend: M documents of the memory, C of them that are compared.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class BM25Retriever(Retriever):
     def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
         import bm25s
 
+        # its import makes it tell everything, even in the log of a program that asked for nothing
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         self._memory = memory
         self._word_ids: dict[str, int] = {}
         texts = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,6 +150,44 @@ def test_what_a_card_says(tmp_path: Path) -> None:
         "- Draws cats badly.",
     ):
         assert line in text.splitlines(), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (
+            "eval run runs/old my/own.json --num-retrieved 2 --memory-split train -o out --device cpu",
+            "cm3 eval run runs/mine my/own.json --num-retrieved 2 --memory-split train",
+        ),
+        (
+            "eval --temperature=0.50 m toy-v1 --allow-leaks --label x --plugin a.py -v --threads 2",
+            "cm3 --plugin a.py eval run runs/mine toy-v1 --temperature 0.5 --allow-leaks",
+        ),
+        (
+            "eval run m toy-v1 --precision auto --candidates 4",
+            "cm3 eval run runs/mine toy-v1 --candidates 4",
+        ),
+        ("eval m 'my own.json'", "cm3 eval run runs/mine 'my own.json'"),
+        # not of an evaluation of a model: what is known otherwise is said
+        ("-q tests/apps", "cm3 eval run runs/mine toy-v1 --memory-split train"),
+        ("eval run toy-v1 --from x", "cm3 eval run runs/mine toy-v1 --memory-split train"),
+        ("eval card m x", "cm3 eval run runs/mine toy-v1 --memory-split train"),
+    ],
+)
+def test_the_command_of_a_card_can_be_repeated(
+    tmp_path: Path, arguments: str, command: str
+) -> None:
+    folder = evaluation(tmp_path / "a")
+    (folder / "environment.json").write_text(json.dumps({"arguments": shlex.split(arguments)}))
+    text = text_of(read_result(folder, WEIGHTS))
+    assert f"Protocol `toy-v1#c0ffeec0ffee`: `{command}`;" in text.splitlines()
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"arguments": 3}', '{"arguments": [[]]}'])
+def test_a_damaged_environment_spoils_no_card(tmp_path: Path, damaged: str) -> None:
+    folder = evaluation(tmp_path / "a")
+    (folder / "environment.json").write_text(damaged)
+    assert "`cm3 eval run runs/mine toy-v1 " in text_of(read_result(folder, WEIGHTS))
 
 
 def test_a_card_of_tasks(tmp_path: Path) -> None:

@@ -197,6 +197,42 @@ def test_two_folders_are_scored(
         assert message in capsys.readouterr().err
 
 
+def test_what_is_beside_generated_pictures_is_not_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sheets and other versions of a picture, by what is written in them; the scores are those without."""
+    reference = folder_of(tmp_path / "real", 5, 1)
+    plain, made = (folder_of(tmp_path / name, 3, 2) for name in ("plain", "made"))
+    for folder in (plain, made):
+        for number in range(3):
+            (folder / f"{number}.png").rename(folder / f"{number:03d}.png")
+    own, large = {"software": "cm3leon 0.1.0"}, np.zeros((16, 16, 3), np.uint8)
+    for name in ("grid", "retrieved", "preview", "000-large", "001-large", "002-transparent"):
+        save_png(made / f"{name}.png", large, own)
+
+    def scored(folder: Path) -> tuple[int, str, str]:
+        side = ["--metric", "fid", "--extractor", "pixels", "--set", "extractor.side=2"]
+        code = main(["eval", "score", str(folder), str(reference), *side])
+        return code, *capsys.readouterr()
+
+    code, expected, told = scored(plain)
+    assert (code, told) == (0, "")
+    assert scored(made) == (
+        0,
+        expected,
+        f"note: {made}: not scored: 000-large.png, 001-large.png, 002-transparent.png, 3 more, which cm3 "
+        "wrote beside the pictures\n",
+    )
+    # somebody else's, and enlarged ones alone, are pictures like others
+    save_png(plain / "grid.png", large)
+    assert scored(plain)[0] == 2
+    assert "grid.png: is 16 x 16 pixels" in scored(plain)[2]
+    enlarged = tmp_path / "enlarged"
+    for number in range(3):
+        save_png(enlarged / f"{number:03d}-large.png", large + np.uint8(number), own)
+    assert scored(enlarged)[::2] == (0, "")
+
+
 def test_texts_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"text": "two", "references": ["2", "2", "2", "2", "3", "3"]}\n')

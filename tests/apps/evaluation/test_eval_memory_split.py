@@ -36,9 +36,10 @@ def emoji() -> Model:
 def evaluate(tmp_path: Path, emoji: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("cm3core.model.load", lambda *_, **__: emoji)
     path = tmp_path / "two.json"
-    path.write_text(json.dumps(PROTOCOL))
 
-    def run(split: str, place: str) -> int:
+    def run(split: str, place: str, measured: str = "comp") -> int:
+        task = {**PROTOCOL["task"], "split": measured}
+        path.write_text(json.dumps({**PROTOCOL, "task": task}))
         arguments = ["eval", "bundled:emoji64", str(path), "--num-retrieved", "1"]
         return main([*arguments, "--memory-split", split, "-o", str(tmp_path / place)])
 
@@ -84,3 +85,11 @@ def test_a_split_with_the_references_is_refused(
         "error: split: the model's data set has no split 'trian'\n"
         "  next: use one of train, comp, unseen, all\n"
     )
+
+
+def test_what_is_searched_already_is_not_advised(
+    evaluate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("train", "leaks", measured="train") == 2
+    told = capsys.readouterr().err
+    assert "next: retrieve from a memory without them (--bank), or nothing (--num-" in told

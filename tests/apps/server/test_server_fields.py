@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -10,7 +12,11 @@ from cm3apps.server import errors, facts, fields, guard
 from cm3apps.server.errors import APIError
 from cm3apps.server.field_tables import chat_fields, edit_fields, generation_fields
 from cm3apps.server.fields import Field, json_object, read
+from cm3apps.server.sampling_options import check_sampling
 from cm3apps.server.settings import Limits
+from cm3core.interfaces import SamplerConfig
+from cm3core.plugins.registry import PluginInfo
+from toy_model import toy_model
 
 TABLE = (
     Field(name="prompt", sort="text", most=5, required=True, help="x"),
@@ -126,3 +132,22 @@ def test_fields_are_named_once(table):
     names = [field.name for field in table(Limits())]
     assert len(names) == len(set(names))
     assert all(field.help for field in table(Limits()))
+
+
+@dataclass(kw_only=True)
+class NeedyConfig(SamplerConfig):
+    """A sampler with a key that has no default, a choice, and a file."""
+
+    heat: float
+    way: Literal["up", "down"] = "up"
+    file: str = ""
+
+
+def test_choices_of_a_sampler_with_a_key_without_default():
+    model = toy_model()
+    here = PluginInfo("here", "cm3-here", "1", "here")
+    model.components.registry.add(here, {"sampler": {"needy": NeedyConfig}}, {})
+    check_sampling(model, {"sampler": "needy", "sampling": {"heat": 2.0, "way": "down"}})
+    with pytest.raises(APIError) as caught:
+        check_sampling(model, {"sampler": "needy", "sampling": {"heat": 2.0, "file": "/etc"}})
+    assert str(caught.value).startswith("sampling: 'file' is '/etc', only numbers, flags and")

@@ -307,7 +307,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     resource.setrlimit(resource.RLIMIT_FSIZE, ((newest / WEIGHTS).stat().st_size // 2, hard))
     try:
         with pytest.raises(CheckpointError) as caught:
-            export_model(newest, out / "checkpoints" / "step-00000005", dtype="fp32")
+            export_model(newest, out / "models" / "new", dtype="fp32")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "can't be written" in str(caught.value)
@@ -317,5 +317,5 @@ def test_full_disk_leaves_the_old_checkpoint(
         "again: training resumes from the newest checkpoint"
     )
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
-    assert not list((out / "checkpoints").glob(".*")), "nothing half-written is left"
+    assert not list((out / "models").iterdir()), "nothing half-written is left"
     assert latest_checkpoint(out) == newest

@@ -245,6 +245,24 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "arguments", [["kinds"], ["describe", "sampler/cd_k"], ["describe", "image_tokenizer"]]
+)
+def test_lines_fit_a_terminal_and_are_whole_in_a_pipe(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(arguments) == 0
+    piped = capsys.readouterr().out
+    assert max(map(len, piped.splitlines())) > 60
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    # one word may be longer than a line
+    assert [line for line in shown.splitlines() if len(line) > 60 and " " in line.strip()] == []
+    assert shown.split() == piped.split()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_laws_read_from_the_source_are_those_of_the_kit(kind: str) -> None:
     module, _, name = KINDS[kind].kit.partition(":")

@@ -7,8 +7,6 @@ import json
 import re
 import unicodedata
 import zipfile
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +18,12 @@ from cm3core.checkpoint.words import TrainingWords
 from cm3core.cli import _picture_set
 from cm3core.cli._model import printable, settings_of
 from cm3core.cli._picture_set import file_names
-from cm3core.cli._retrieved import report_unlike, report_unlike_picture, show_query
 from cm3core.cli.infill import parse_box
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Engine
 from cm3core.model import Model
 from cm3core.model.loaded import Loaded
-from cm3core.model.results import RetrievedDocument
+from cm3plugins.upscalers.lanczos import LanczosUpscaler
 from toy_model import FirstRetriever, picture
 
 
@@ -190,6 +187,23 @@ def test_a_contact_sheet_shows_the_first_pictures_only(cm3, tmp_path, monkeypatc
     assert np.array_equal(*(images.open_image(tmp_path / number / "grid.png") for number in "23"))
 
 
+@pytest.mark.parametrize(("prompts", "scale"), [(["red"], 8), (["red", "--style", "thin"], 6)])
+def test_a_contact_sheet_shows_enlarged_pictures(cm3, model, tmp_path, monkeypatch, prompts, scale):
+    monkeypatch.setattr(model.components, "upscaler", LanczosUpscaler(4))
+    assert cm3("generate", *prompts, "--n", 1, "--upscale", "-o", tmp_path) == 0
+    large = images.open_image(tmp_path / "000-large.png")
+    shown = images.open_image(tmp_path / "grid.png")
+    assert large.shape == (32, 32, 3)
+    tile = large.repeat(scale, axis=0).repeat(scale, axis=1)
+    height, width = tile.shape[:2]
+    places = [
+        shown[y : y + height, x : x + width]
+        for y in range(shown.shape[0] - height + 1)
+        for x in range(shown.shape[1] - width + 1)
+    ]
+    assert any(np.array_equal(place, tile) for place in places)
+
+
 def test_caption_and_infill_commands(cm3, model, tmp_path, capsys):
     path = tmp_path / "picture.png"
     images.save_png(path, picture(16, 20), {})
@@ -351,32 +365,6 @@ def test_values_on_the_command_line():
         parse_box("1,2,3")
 
 
-def test_a_preview_shows_pictures_growing(cm3, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
-    shown = []
-    monkeypatch.setattr(
-        "cm3core.cli._preview.half_blocks", lambda pictures: shown.append(len(pictures)) or "rows\n"
-    )
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert cm3("generate", "red", "--n", 2, "--preview", "-o", tmp_path) == 0
-    want = model.generate("red", 2)
-    for place in range(2):
-        assert np.array_equal(images.open_image(tmp_path / f"{place:03d}.png"), want[place].pixels)
-    assert (tmp_path / "preview.png").exists()
-    assert len(shown) >= 4
-    assert "\x1b[1A\x1b[J" in capsys.readouterr().err
-
-
-def test_half_blocks_are_two_pixels_a_character():
-    from cm3core.cli._preview import half_blocks
-
-    checks = np.zeros((2, 2, 3), np.uint8)
-    checks[0, 0] = 255, 0, 0
-    text = half_blocks([checks, checks], width=2)
-    cell = "\x1b[38;2;255;0;0;48;2;0;0;0m\u2580\x1b[38;2;0;0;0;48;2;0;0;0m\u2580\x1b[0m"
-    assert text == f"{cell} {cell}\n"
-
-
 def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, monkeypatch):
     assert cm3("generate", "red zebra", "-o", tmp_path / "a", "--n", 1) == 0
     assert capsys.readouterr().err == "", "a checkpoint without a list of words"
@@ -395,54 +383,3 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
     ):
         assert cm3(*call) == 0
         assert capsys.readouterr().err == ("note: in none of the model's training texts: 'zebra'\n")
-
-
-def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog"})
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == "  looked for: 'a dog, filled'\n"
-
-
-def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):
-    def said(*scores):
-        documents = tuple(RetrievedDocument("d0", score, f"bell {score}", None) for score in scores)
-        answer = replace(model.caption(picture()), retrieved=documents)
-        report_unlike_picture(model, Path("cat.png"), answer)
-        return capsys.readouterr().err
-
-    assert said(0.1) == ""
-    monkeypatch.setattr(model.recipe.retriever, "unlike_below", 0.62)
-    assert said(0.1, 0.514, 0.3) == (
-        "note: nothing that the model knows looks like cat.png: the most similar is 'bell 0.514' (0.51, and less "
-        "than 0.62 means little); the answer may be wrong\n"
-    )
-    for scores in ((0.62,), (0.1, 0.7), (), (None,)):
-        assert said(*scores) == ""
-
-
-def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):
-    """Words behind a comma are style; a word that is unknown was named already."""
-
-    def said(prompt, *texts):
-        documents = tuple(RetrievedDocument("d0", None, text, None) for text in texts)
-        made = replace(model.generate("red", 1)[0], prompt=prompt, retrieved=documents)
-        report_unlike(model, made)
-        return capsys.readouterr().err
-
-    monkeypatch.setattr(
-        model, "words", TrainingWords.of(["a photo of a dog, kitten, outline, gif"])
-    )
-    assert said("kitten, outline", "gif, outline", "folder 5") == (
-        "note: what was retrieved for 'kitten, outline' has none of its words: 'gif, outline', 'folder 5'; "
-        "it may not be drawn, try fewer or other words\n"
-    )
-    for prompt, *texts in (
-        ("a photo of a dog", "folder", "Dog, filled"),
-        ("kiten, outline", "gif"),  # unknown
-        ("kitten",),  # nothing was retrieved
-        ("kitten", ""),  # a picture without a text
-        (", outline", "gif"),
-    ):
-        assert said(prompt, *texts) == ""

@@ -146,3 +146,42 @@ def test_a_folders_own_valid_split_is_validated_on(
     )
     metrics = Path("runs/squares/metrics.jsonl").read_text()
     assert "validation/valid/image_loss" in metrics
+
+
+def test_records_that_are_skipped_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each split of a folder names all of the folder's; a picture that can't be read is told of its split."""
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(f"pictures/{number:02d}.png")
+        if number not in (1, 4):
+            Path(f"pictures/{number:02d}.txt").write_text(f"red {number}")
+    folders = [f"{section}.cache_dir={tmp_path / 'cache'}" for section in ("data", "dataset")]
+    recipe, plugin = (str(PARTS / name) for name in ("squares.yaml", "train_parts.py"))
+    given = "dataset=folder dataset.path=pictures dataset.valid=0.5 train.steps=1"
+    other = "train.validation_splits=[valid] text_tokenizer=byte"
+    command = ["train", recipe, "--plugin", plugin, *given.split(), *other.split(), *folders]
+    assert main([*command, "-o", "a"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+    assert notes == [
+        f"note: 2 records are skipped; the first is {Path('pictures/01.png')}: has no caption: there is no "
+        "01.txt next to it; 'cm3 data validate' lists them all"
+    ]
+
+
+def test_a_shorter_length_changes_nothing_of_a_longer_run(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the folder says stays what was trained, and what its checkpoint says."""
+    recipe, others = arguments[:2], arguments[3:]
+    assert main([*recipe, "train.steps=4", *others]) == 0
+    described = {path: path.read_bytes() for path in Path("runs/squares").glob("*.*")}
+    assert {"recipe.yaml", "components.json", "provenance.json"} <= {
+        path.name for path in described
+    }
+    assert main([*recipe, "train.steps=2", *others]) == 0
+    assert "nothing was trained" in capsys.readouterr().out
+    assert described == {path: path.read_bytes() for path in described}
+    assert "  steps: 4\n" in Path("runs/squares/recipe.yaml").read_text()

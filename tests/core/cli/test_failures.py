@@ -75,6 +75,22 @@ def test_the_variable_shows_it_too(
     assert 'return {}["nothing"]' in printed()
 
 
+def test_an_error_that_is_raised_from_itself_is_printed_once(
+    install: Install, printed: Capture
+) -> None:
+    """Its causes never end."""
+    build = (
+        "from cm3core.errors import DataError\n"
+        "        try:\n"
+        "            raise DataError('notes', 'are lost', 'find them')\n"
+        "        except DataError as error:\n"
+        "            raise error from error"
+    )
+    install("cm3-notes", DATASET.format(build=build))
+    assert main(ARGUMENTS) == 2
+    assert printed() == "error: notes: are lost\n  next: find them\n"
+
+
 def test_an_error_of_ours_that_reports_one_says_how(install: Install, printed: Capture) -> None:
     build = (
         "from cm3core.errors import DataError\n"

@@ -11,7 +11,7 @@ import torch
 
 from cm3core.checkpoint import WEIGHTS, CheckpointState, read_tensors
 from cm3core.cli.main import main
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, RecipeError
 from cm3core.plugins import Registry
 from cm3core.training.loop import train
 from cm3core.training.origin import Origin
@@ -198,3 +198,13 @@ def test_another_memory_bank_is_refused(registry: Registry, cache: Path, tmp_pat
         train(squares(registry, cache, [*own, "train.steps=3"]), out, registry, progress=False).step
         == 3
     )
+
+
+def test_a_data_set_that_can_not_be_used_ends_with_its_error(
+    registry: Registry, cache: Path, tmp_path: Path
+) -> None:
+    """Raised as it is: an error that is its own cause has causes without an end."""
+    recipe = squares(registry, cache, ["task=vqa"])
+    with pytest.raises(RecipeError, match="has no usable document") as caught:
+        train(recipe, tmp_path / "run", registry, progress=False)
+    assert caught.value.__cause__ is not caught.value

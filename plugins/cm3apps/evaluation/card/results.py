@@ -17,6 +17,7 @@ from cm3core.errors import DataError
 from cm3core.images import open_image
 
 SCORES, FIGURES, SAMPLES = "scores.json", "figures.json", "samples.jsonl"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Evaluated:
         folder: its.
         scores: the content of its scores.json.
         samples: the lines of its samples.jsonl that have a picture, in the order of their numbers.
+        arguments: of the `cm3` that made it; empty where it is not known.
     """
 
     folder: Path
     scores: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
+    arguments: Sequence[str] = ()
 
     @property
     def protocol(self) -> str:
@@ -73,7 +76,7 @@ def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
     found: Evaluated | Measured
     if (folder / SCORES).is_file():
         scores = read_scores(folder)
-        found = Evaluated(folder, scores, _samples(folder))
+        found = Evaluated(folder, scores, _samples(folder), _arguments(folder))
         model = scores.get("model")
     elif (folder / FIGURES).is_file():
         found = Measured(folder, _figures(folder / FIGURES))
@@ -105,6 +108,15 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
         raise DataError(str(path), "is missing or damaged", "evaluate again") from error
     return made
+
+
+def _arguments(folder: Path) -> list[str]:
+    """Nothing where they can't be read: no figure depends on them."""
+    try:
+        words = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [str(word) for word in words] if isinstance(words, list) else []
 
 
 def _is_inside(name: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cm3apps.evaluation.card.facts import ModelFacts
+from cm3apps.evaluation.card.repeating import repeated
 from cm3apps.evaluation.card.results import Evaluated, Measured
 from cm3apps.experiments.icons.report import figure_lines
 from cm3apps.experiments.tasks.report import figure_lines as task_lines
@@ -155,11 +156,13 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
     head = ("score", "value", "better", "read against", "measurement")
     leaks = scores.get("leakage", {}).get("leaks") or []
     warning = [f"Its memory held {len(leaks)} of the reference pictures.", ""] if leaks else []
-    # a model that draws with all of its data set is refused without it
-    split = scores["model"].get("memory_split")
-    command = f"cm3 eval run {facts.name} {result.protocol}" + (
-        f" --memory-split {split}" if split else ""
-    )
+    command = repeated(result.arguments, facts.name)
+    if command is None:
+        # a model that draws with all of its data set is refused without it
+        split = scores["model"].get("memory_split")
+        command = f"cm3 eval run {facts.name} {result.protocol}" + (
+            f" --memory-split {split}" if split else ""
+        )
     return [
         f"### {plain(result.protocol)}",
         "",

@@ -13,6 +13,7 @@ import numpy as np
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.images import fit
 from cm3core.model import Model
+from cm3core.model.loaded import known_by_codes
 from cm3core.progress import make_bar
 
 #: Documents whose likelihood is computed between two updates of the bar.
@@ -126,7 +127,7 @@ def _front_pixels(front: Sequence[Document], model: Model) -> PixelArray | None:
             if isinstance(segment, Image):
                 return fit(segment.load(), model.image_size)
             if isinstance(segment, Codes):  # of a memory bank
-                return model.known_by_codes(segment)
+                return known_by_codes(model, segment)
     return None
 
 

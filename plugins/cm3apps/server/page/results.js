@@ -14,6 +14,8 @@ export function download(source, name) { element("a", { href: source, download: 
 export class Card {
   constructor(words) {
     this.image = element("img", { alt: words ? `Being drawn: ${words}` : "Being drawn", hidden: true });
+    // few pixels are shown as pixels; many that are shown as fewer would get teeth by that
+    this.image.onload = () => this.image.classList.toggle("larger", this.image.naturalWidth >= this.image.clientWidth);
     this.fill = element("i");
     this.bar = element("div", { className: "bar" }, this.fill);
     this.caption = element("figcaption", {}, element("span", { className: "words", textContent: words || "" }));

@@ -62,10 +62,10 @@ export function startSets(actions) {
   $("set-cards").append(empty(EMPTY));
 }
 
-export function offerSets(upTo, sizes) {
+export function offerSets(upTo, sizes, size) {
   const { facts } = state;
   chips($("set-styles"), facts.styles, $("set-style").value, (text) => { $("set-style").value = text; press($("set-styles"), text); });
-  options($("set-size"), sizes, sizes[0][0]);
+  options($("set-size"), sizes, size);
   options($("set-candidates"), facts.reranker ? upTo(Math.min(facts.limits.candidates, facts.limits.at_once)) : [[1, "1"]], facts.candidates);
   $("set-most").textContent = `One a line, at most ${facts.limits.at_once}.`;
   $("set-svg").disabled = !facts.svg;

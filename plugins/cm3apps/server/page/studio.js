@@ -12,6 +12,7 @@ import { Card, element, empty } from "/results.js";
 import { offerSets, startSets } from "/sets.js";
 
 const VIEWS = ["draw", "set", "edit", "look", "history"];
+const SHOWN = 256;  // pixels of a side, at least, where an upscaler makes them
 const EMPTY_DRAW = "Pictures appear here, row by row.", EMPTY_EDIT = "The result appears here.", CANT_EDIT = "This model can't change pictures.";
 let style = "", byHand = null, edited = null, lastSeed = null;
 let opening = Promise.resolve();  // a file that is being read
@@ -39,7 +40,9 @@ async function useModel(name) {
   options($("edit-number"), upTo(limits.n), Math.min(Number($("edit-number").value) || 1, limits.n));
   const times = [1, 2, 4, 8].filter((factor) => factor === 1 || Math.max(...size) * factor <= limits.side);
   const sizes = times.map((factor) => [`${size[0] * factor}x${size[1] * factor}`, `${size[0] * factor} × ${size[1] * factor}`]);
-  options($("size"), sizes, sizes[0][0]);
+  // what an upscaler draws well is not shown as 64 pixels
+  const chosen = (facts.upscaler && sizes.find(([, text]) => parseInt(text) >= SHOWN)) || sizes[0];
+  options($("size"), sizes, chosen[0]);
   options($("candidates"), (facts.reranker ? upTo(Math.min(limits.candidates, limits.at_once)) : [[1, "1"]]), facts.candidates);
   options($("sampler"), [["", sampler.name ? `${sampler.name} (the model's)` : "the model's"], ...facts.samplers.filter((one) => one !== sampler.name).map((one) => [one, one])], "");
   for (const [id, key] of [["guidance", "guidance_scale"], ["temperature", "temperature"]]) {
@@ -60,7 +63,7 @@ async function useModel(name) {
   $("draw-missing").hidden = draws;
   if (!draws) $("draw-missing").textContent = "This model was not tuned to draw from words alone.";
   $("edit-hint").textContent = !can("fill") ? (can("edit") ? "Say what should change: this model can't fill a part." : CANT_EDIT) : can("edit") ? "Painted: only that part is filled. Nothing painted: the text is an instruction." : "Paint over the part to fill. Left empty, the model describes the picture itself.";
-  offerConditions(); offerSets(upTo, sizes); offerLook();
+  offerConditions(); offerSets(upTo, sizes, chosen[0]); offerLook();
   for (const id of ["draw-words", "set-words", "edit-words"]) $(id).hidden = true;
 }
 

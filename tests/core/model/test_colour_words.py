@@ -12,10 +12,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from cm3core.errors import RecipeError
+from cm3core.grey import has_colour, without_colour
 from cm3core.model import Model
-from cm3core.model.colour import has_colour, without_colour
 from cm3core.model.conversation import Conversation
 from cm3core.model.jobs import results
+from cm3core.model.loaded import known_by_codes
 from cm3core.model.tuned import TunedTasks
 from cm3core.recipe.sections import GenerateSection
 from cm3plugins.tasks.bundled import EditConfig, StructureConfig
@@ -141,10 +142,10 @@ def test_a_picture_known_by_its_codes_may_have_specks(
 
     model.components.image_tokenizer = Specked()
     [codes] = model.encode([WHITE])
-    shown = model.known_by_codes(codes)
+    shown = known_by_codes(model, codes)
     assert has_colour(shown) == coloured
     model.recipe.generate.colour_words = []
-    assert np.array_equal(model.known_by_codes(codes), model.decode([codes])[0])
+    assert np.array_equal(known_by_codes(model, codes), model.decode([codes])[0])
 
 
 def test_a_structure_tells_no_colours(model: Model) -> None:
