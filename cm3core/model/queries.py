@@ -62,7 +62,7 @@ def has_a_phrase(text: str, phrases: Collection[str]) -> bool:
     (True, False)
     """
     words = set(words_of(text))
-    return any(words.issuperset(words_of(phrase)) for phrase in phrases)
+    return any(words.issuperset(asked) for asked in map(words_of, phrases) if asked)
 
 
 def with_a_word(

@@ -334,7 +334,8 @@ class GenerateSection:
         """Raise `RecipeError` for a count out of range, or a word without letters or digits."""
         check_numbers("generate", self, GENERATE_RANGES)
         for word in self.colour_words:
-            if not any(map(str.isalnum, word)):
+            # from U+2600 on there are pictographs, of which each is a word
+            if not any(letter.isalnum() or letter >= "\u2600" for letter in word):
                 raise RecipeError(
                     "generate.colour_words",
                     f"has {word!r}, in which no word is",

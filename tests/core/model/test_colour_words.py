@@ -190,6 +190,13 @@ def test_the_reranker_sees_what_is_shown(model: Model) -> None:
     assert np.array_equal(seen[-1], made.pixels)
 
 
+def test_pictographs_are_words(model: Model) -> None:
+    model.recipe.generate.colour_words = ["🎨"]
+    model.recipe.generate.check()
+    assert has_colour(model.generate("a bird 🎨", 1)[0].pixels)
+    assert not has_colour(model.generate("a bird", 1)[0].pixels)
+
+
 def test_a_word_without_letters_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         GenerateSection(colour_words=["red", "?"]).check()

@@ -7,6 +7,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from cm3apps.evaluation.run_options import run_options
+
 #: Where it was computed, what it was called, and the trust in a file of the model: no part of what is measured.
 _OWN = ("help", "out", "label", "device", "threads", "trust_plugins", "verbose")
 
@@ -23,12 +25,10 @@ def repeated(arguments: Sequence[str], model: str) -> str | None:
 
     None: they are those of another command, or of none.
     """
-    from cm3apps.evaluation.command import _run_options
-
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--plugin", action="append", default=[])
     parser.add_argument("-v", "--verbose", action="store_true")
-    _run_options(parser)
+    run_options(parser)
     try:
         given = parser.parse_intermixed_args(arguments)
     except ValueError:

@@ -1,0 +1,111 @@
+"""The options of `cm3 eval run`: the command reads them, and a card writes them again. Light."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from cm3core.cli import add_device, add_precision, real_number, whole_number
+
+
+def run_options(parser: ArgumentParser) -> None:
+    """Add the arguments of `cm3 eval run`."""
+    add = parser.add_argument
+    add(
+        "names",
+        nargs="+",
+        metavar="MODEL PROTOCOL",
+        help="a run's folder, a checkpoint or PLUGIN:NAME; then a name of `cm3 eval protocols`, or a file",
+    )
+    add(
+        "--from",
+        type=Path,
+        dest="pictures",
+        metavar="FOLDER",
+        help="score these pictures of any model: 000000.png, ..., by the numbers of `cm3 eval prompts`",
+    )
+    add(
+        "--label",
+        metavar="TEXT",
+        help="what the model is called in tables (default: its name, or the folder's)",
+    )
+    add("--data", type=Path, metavar="FOLDER", help="folder of the protocol's files (COCO)")
+    add(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="the Inception network of FID: pt_inception-2015-12-05-6726825d.pth",
+    )
+    add(
+        "--inception-sha256",
+        metavar="SHA256",
+        help="accept this other file of Inception weights; its scores have another hash",
+    )
+    add("--clip", type=Path, metavar="FILE", help="CLIP's weights, for CLIP score and R-precision")
+    add(
+        "--skip-missing",
+        action="store_true",
+        help="leave out scores whose weights are not given, or whose packages are not installed",
+    )
+    add(
+        "--num-retrieved",
+        type=whole_number(0, 2**20),
+        metavar="K",
+        help="documents to retrieve and prepend (default: the model's recipe)",
+    )
+    add("--bank", metavar="FOLDER", help="retrieve from this memory bank")
+    add(
+        "--memory-split",
+        metavar="SPLIT",
+        help="retrieve from this split of the model's data set, such as train, which holds nothing that "
+        "is measured",
+    )
+    add(
+        "--candidates",
+        type=whole_number(1, 2**20),
+        dest="num_candidates",
+        metavar="K",
+        help="generate K candidates per sample and keep the best (default: the model's recipe)",
+    )
+    add("--rerank", metavar="NAME", help="reranker that chooses the best")
+    add("--sampler", metavar="NAME", help="use another sampler")
+    add(
+        "--guidance-scale",
+        type=real_number(0, 1e6),
+        metavar="X",
+        help="of the sampler (default: the model's recipe)",
+    )
+    add(
+        "--temperature",
+        type=real_number(0, 1e6),
+        metavar="X",
+        help="of the sampler (default: the model's recipe)",
+    )
+    add_device(parser, "where the model runs")
+    add_precision(parser)
+    add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")
+    add(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash; read it first",
+    )
+    add(
+        "--allow-leaks",
+        action="store_true",
+        help="score although the memory holds reference pictures",
+    )
+    add(
+        "--allow-reranker",
+        action="store_true",
+        help="score with the network that chose the pictures",
+    )
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of all results (default: eval/PROTOCOL-MODEL)",
+    )
