@@ -336,7 +336,7 @@ def test_the_bundled_plugin_is_in_order(capsys: pytest.CaptureFixture[str]) -> N
         *["`path` must be given"] * 3,
         "`parts` must be given",
         "`path` must be given",
-        "`path`, `columns` must be given",
+        "`path` must be given",
         "`path` must be given",
         "`path`, `answers`, `pictures` must be given",
         *["`path` must be given"] * 2,

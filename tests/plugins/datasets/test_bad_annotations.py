@@ -139,6 +139,17 @@ BOXES, POSES = "instances_val2017.json", "person_keypoints_val2017.json"
         (
             "grounding",
             BOXES,
+            annotation(0, category_id="\ud800"),  # half of a letter, which can't be printed
+            2,
+            (
+                "annotation 0",
+                r"has the category '\ud800', which 'categories' has not",
+                "add the category",
+            ),
+        ),
+        (
+            "grounding",
+            BOXES,
             lambda file: file["images"][0].update(width=48, height=64),
             2,
             (

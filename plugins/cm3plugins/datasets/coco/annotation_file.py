@@ -94,10 +94,11 @@ class AnnotationFile:
 
     def category_of(self, place: str, values: dict[str, Any]) -> Category:
         """The category of an annotation or a segment; raises `DataError` if there is none."""
-        number = str(values.get("category_id"))
+        given = values.get("category_id")
+        number = str(given)
         if number not in self.categories:
             raise DataError(
-                place, f"has the category {number}, which 'categories' has not", "add the category"
+                place, f"has the category {given!r}, which 'categories' has not", "add the category"
             )
         return self.categories[number]
 
