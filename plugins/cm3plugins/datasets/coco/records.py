@@ -114,7 +114,7 @@ def _check_size(place: str, values: dict[str, Any], picture: StoredPicture) -> N
     if stated not in ((None, None), (picture.width, picture.height)):
         raise DataError(
             place,
-            f"says that the picture has {stated[0]} x {stated[1]} pixels, it has {picture.width} x "
+            f"says that the picture has {stated[0]!r} x {stated[1]!r} pixels, it has {picture.width} x "
             f"{picture.height}, upright",
             "give the picture that was annotated, and its size as it is shown",
         )
