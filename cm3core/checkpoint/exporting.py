@@ -97,10 +97,8 @@ def check_target(folder: str | Path, dtype: str) -> Path:
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
     target = Path(folder)
-    if (
-        target.is_symlink() or not target.name
-    ):  # the folder is replaced, not the link; "." has no name
-        target = target.resolve()
+    if target.is_symlink() or not target.name:
+        target = target.resolve()  # the folder is replaced, not the link; "." has no name
     in_a_run = target.parent.name == "checkpoints" and complete_checkpoints(target.parent.parent)
     if in_a_run or any((target / name).exists() for name in (OPTIMIZER, shards_of(OPTIMIZER))):
         raise CheckpointError(

@@ -144,9 +144,8 @@ class Retrieval:
             if self._is_near(one, best)
             or (self._is_near(one, best, margin) and has_every_word(thing, self._text(one)))
         ]
-        if unasked := self._not_asked_for(
-            prompt
-        ):  # a memory may be far away: no text is read for nothing
+        if unasked := self._not_asked_for(prompt):
+            # not otherwise: a memory may be far away, and no text is read for nothing
             asked = [one for one in firsts if not has_a_phrase(self._text(found[one]), unasked)]
             firsts = asked or firsts
         return firsts[:most]
