@@ -91,21 +91,6 @@ def test_every_module_says_what_it_is_for() -> None:
     ] == []
 
 
-#: Lines of a source file. One that grows beyond it is about to hold two things.
-MOST_LINES = 400
-
-
-def test_no_source_file_is_too_long() -> None:
-    folders = ("cm3core", "plugins", "kernels")
-    lengths = {
-        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
-        for folder in folders
-        for path in (ROOT / folder).rglob("*.py")
-    }
-    assert len(lengths) > 300
-    assert {path: number for path, number in lengths.items() if number > MOST_LINES} == {}
-
-
 def test_what_the_formatter_skips_says_why() -> None:
     """A table may be easier to read than what the formatter makes of it; a reason says so."""
     bare = re.compile(r"#\s*fmt:\s*(skip|off)\s*$")
