@@ -168,6 +168,16 @@ def refusal(
     )
 
 
+def hint(registry: Registry, folder: Path) -> str:
+    """How a checkpoint's own plugin files are trusted, of those that are not loaded; "" without any."""
+    loaded = {info.name for info in registry.plugins}
+    return "; ".join(
+        f"--trust-plugin {one.sha256} runs {one.path}, which you should read first"
+        for one in read_carried(folder)
+        if one.name not in loaded
+    )
+
+
 def _source_of(info: PluginInfo) -> bytes | None:
     """What was run of a plugin that is one file; None for an installed one."""
     module = sys.modules.get(f"{FILE_MODULE}{info.name}")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core.checkpoint.carried import hint
 from cm3core.checkpoint.layout import damaged
 from cm3core.config.schema import to_plain
 from cm3core.errors import PluginError, RecipeError
@@ -73,33 +74,35 @@ def _retrieving(recipe: Recipe) -> list[str]:
 
 def read_tasks(
     folder: Path, registry: Registry
-) -> tuple[dict[str, TaskConfig], bool, tuple[str, ...]]:
+) -> tuple[dict[str, TaskConfig], bool, dict[str, str]]:
     """The tasks of a checkpoint, see `cm3core.model.tuned.TunedTasks`; none without the file.
+
+    `registry`: with the checkpoint's plugin files that are trusted.
 
     Raises:
         CheckpointError: the file is damaged.
     """
     path = folder / TASKS
     if not path.is_file():
-        return {}, False, ()
+        return {}, False, {}
     stored = _stored(path)
     tasks = stored.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
         raise damaged(path, "holds no tasks")
     configs: dict[str, TaskConfig] = {}
-    lost: list[str] = []
+    lost: dict[str, str] = {}
     for title, keys in tasks.items():
         text = json.dumps({"task": keys, "vocabulary": {"num_text": 256}})
         try:
             config = recipe_from_yaml(text, registry, label=str(path)).task
-        except PluginError:
-            lost.append(str(title))
+        except PluginError as error:
+            lost[str(title)] = hint(registry, folder) or error.next_step
             continue
         except RecipeError as error:
             raise damaged(path, f"has a task {title!r} that can't be: {error.cause}") from error
         assert config is not None
         configs[str(title)] = config
-    return configs, stored.get("plain") is True, tuple(lost)
+    return configs, stored.get("plain") is True, lost
 
 
 def reads_turns(folder: Path) -> bool:

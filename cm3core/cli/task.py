@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cm3core.document import Document
     from cm3core.interfaces.component import ComponentConfig
     from cm3core.interfaces.task import Task, TaskConfig
+    from cm3core.plugins.registry import Registry
 
 HELP = "list tasks, and show what one trains on and asks"
 EXAMPLE = """  cm3 task list
@@ -40,6 +41,7 @@ def configure(parser: ArgumentParser) -> None:
     listing.add_argument(
         "--model", metavar="MODEL", help="only those that this model was tuned for"
     )
+    _add_trust(listing)
     showing = actions.add_parser(
         "show",
         help="print the prompt, the training document, its tokens and their weights",
@@ -70,6 +72,18 @@ def configure(parser: ArgumentParser) -> None:
         help=f"take tokenizers, loss weights and the task from this model (default: {DEFAULT_MODEL}, "
         "without its tasks)",
     )
+    _add_trust(showing)
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-plugin",
+        action="append",
+        default=[],
+        dest="trust_plugins",
+        metavar="SHA256",
+        help="run the plugin file in the checkpoint that has this hash; read it first",
+    )
 
 
 def run(args: Namespace) -> int:
@@ -81,14 +95,16 @@ def _list(args: Namespace) -> int:
     registry = registry_of(args)
     if args.model is not None:
         from cm3core.checkpoint import find_checkpoint, find_model, read_tasks
+        from cm3core.checkpoint.carried import with_trusted
 
-        configs, plain, lost = read_tasks(
-            find_checkpoint(find_model(args.model, registry)), registry
-        )
+        folder = find_checkpoint(find_model(args.model, registry))
+        if args.trust_plugins:
+            registry = with_trusted(registry, folder, args.trust_plugins)
+        configs, plain, lost = read_tasks(folder, registry)
         for name, config in configs.items():
             _print_task(name, config)
-        for name in lost:
-            print(f"{name:<18} of a plugin that is not installed")
+        for name, step in lost.items():
+            print(f"{name:<18} the plugin that provides it is not in use; {step}")
         if plain:
             print(f"{'(plain)':<18} caption before its picture: generate, caption")
         if not configs and not lost:
@@ -122,9 +138,14 @@ def _show(args: Namespace) -> int:
     from cm3core.checkpoint import find_model, open_checkpoint, read_tasks
 
     registry = registry_of(args)
-    opened = open_checkpoint(find_model(args.model or DEFAULT_MODEL, registry), registry)
+    opened = open_checkpoint(
+        find_model(args.model or DEFAULT_MODEL, registry),
+        registry,
+        trust_plugins=args.trust_plugins,
+    )
+    registry = opened.components.registry  # with what was trusted
     own = {} if args.model is None else read_tasks(opened.folder, registry)[0]
-    task = _task(args, own.get(args.task))
+    task = _task(args, own.get(args.task), registry)
     record = _record(args.record, task, opened.components)
     rng = [None if args.seed is None else np.random.default_rng(args.seed) for _ in range(2)]
     print(f"task {args.task}: {', '.join(task.given)} -> {', '.join(task.responses)}")
@@ -139,14 +160,13 @@ def _show(args: Namespace) -> int:
     return 0
 
 
-def _task(args: Namespace, stored: TaskConfig | None) -> Task:
+def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Task:
     """The task, its keys overridden."""
     from cm3core.config.schema import to_plain
     from cm3core.recipe import recipe_from_yaml
     from cm3core.recipe.yaml_text import value_of
 
     keys: dict[str, Any] = {"name": args.task}
-    registry = registry_of(args)
     if stored is not None:
         names = [
             name

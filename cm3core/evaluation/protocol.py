@@ -21,14 +21,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core._version import DISTRIBUTION
 from cm3core.errors import DataError
 from cm3core.files import check_regular
 from cm3core.json_text import parse_json
-from cm3core.recipe import recipe_from_yaml
+from cm3core.plugins.lookup import provider_of
+from cm3core.plugins.providers import ANYONE, Writer
+from cm3core.recipe.merge import stored_recipe
 
 if TYPE_CHECKING:
     from cm3core.interfaces.extractor import ExtractorConfig
@@ -53,6 +56,7 @@ class Protocol:
     Args:
         name, title, task, size, seed, scores: see the module; `size` is None where no pictures are
             compared.
+        writer: whom the bare names of components in it mean, if several plugins provide one.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Protocol:
     scores: Sequence[Mapping[str, Any]]
     size: int | None = None
     seed: int = 2023
+    writer: Writer = field(default=ANYONE, compare=False, repr=False)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -195,16 +200,35 @@ def _is_score(value: object) -> bool:
 
 
 def score_configs(
-    score: Mapping[str, Any], registry: Registry, place: str
+    score: Mapping[str, Any], registry: Registry, place: str, writer: Writer = ANYONE
 ) -> tuple[MetricConfig, ExtractorConfig | None]:
     """The configs of a score's metric and extractor, as a recipe's sections would give them.
 
+    `writer`: whom bare names mean, see `Protocol`.
+
     Raises:
-        DataError, RecipeError, PluginError: an unknown component, key or value.
+        DataError, RecipeError, PluginError: an unknown component, key or value, or a name that
+            several plugins provide.
     """
-    recipe = recipe_from_yaml(json.dumps(dict(score)), registry, label=place)
+    recipe = stored_recipe(json.dumps(dict(score)), registry, label=place, writer=writer)
     assert recipe.metric is not None
     for config in (recipe.metric, recipe.extractor):
         if config is not None:
             config.check()
     return recipe.metric, recipe.extractor
+
+
+def measured_name(kind: str, name: str, config: object, registry: Registry) -> str:
+    """What a measurement calls a component, which is part of its hash: cm3leon's own by its bare name,
+    any other as `plugin/name`, however the protocol writes it.
+
+    Args:
+        kind, name: as the protocol has them.
+        config: which component is meant.
+        registry: who provides it.
+    """
+    provider = provider_of(registry, kind, name, config)
+    short = name.rpartition("/")[2]
+    if provider is None or provider.distribution == DISTRIBUTION:
+        return short
+    return f"{provider.plugin}/{short}"

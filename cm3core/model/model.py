@@ -87,7 +87,7 @@ def load(
         precision=precision,
         max_rows=max_rows,
         tasks=TunedTasks(
-            *read_tasks(opened.folder, registry),
+            *read_tasks(opened.folder, opened.components.registry),  # with what was trusted
             reads_turns(opened.folder),
             read_retrieving(opened.folder),
         ),

@@ -155,6 +155,12 @@ def _infills(loaded: Loaded) -> bool:
 
 def _not_tuned(loaded: Loaded, what: str) -> GenerationError:
     names = loaded.tasks.names
+    if what in loaded.tasks.lost:
+        return GenerationError(
+            f"task {what}",
+            "the plugin that provides it is not in use",
+            loaded.tasks.lost[what],
+        )
     has = f"it was tuned for {', '.join(names)}" if names else "it was tuned for no task"
     if names and loaded.tasks.plain:
         has += ", and trained on plain captions"

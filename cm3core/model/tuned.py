@@ -17,14 +17,14 @@ class TunedTasks:
     Args:
         configs: name -> config. Empty: it was not tuned.
         plain: whether plain documents were trained on beside them, which draw and caption.
-        lost: names of tasks that no installed plugin provides.
+        lost: name -> what to do, of tasks that no plugin in use provides.
         turns: whether it was tuned on conversations in its layout's turns.
         retrieving: the tasks whose documents had retrieved ones in front.
     """
 
     configs: Mapping[str, TaskConfig] = field(default_factory=dict)
     plain: bool = False
-    lost: tuple[str, ...] = ()
+    lost: Mapping[str, str] = field(default_factory=dict)
     turns: bool = False
     retrieving: frozenset[str] = frozenset()
 

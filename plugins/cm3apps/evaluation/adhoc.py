@@ -15,7 +15,12 @@ from cm3core.cli._earlier_pictures import beside_pictures
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3core.evaluation.features import features_in_chunks
-from cm3core.evaluation.protocol import measurement_hash, score_configs, sha256_of
+from cm3core.evaluation.protocol import (
+    measured_name,
+    measurement_hash,
+    score_configs,
+    sha256_of,
+)
 from cm3core.files import sha256_file
 from cm3core.images import open_image
 from cm3core.interfaces import Metric, MetricBatch
@@ -41,7 +46,8 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
         _set(values, setting)
     config, extractor_config = score_configs(values, registry, "cm3 eval score")
     metric = config.build()
-    measurement: dict[str, Any] = {"metric": {"name": args.metric, **to_plain(config.protocol())}}
+    name = measured_name("metric", args.metric, config, registry)
+    measurement: dict[str, Any] = {"metric": {"name": name, **to_plain(config.protocol())}}
     label = ""
     if not args.pictures.exists():
         raise DataError(

@@ -167,6 +167,7 @@ def _run(args: Namespace) -> int:
             trust_plugins=args.trust_plugins,
             bank=args.bank,
         )
+        registry = model.components.registry  # with plugin files of the checkpoint that are trusted
         if args.memory_split is not None:
             model = model.with_memory(split=args.memory_split)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
@@ -174,7 +175,12 @@ def _run(args: Namespace) -> int:
     evaluation = Evaluation(
         protocol,
         open_task(
-            protocol.task, size=protocol.size, data=args.data, model=model, registry=registry
+            protocol.task,
+            size=protocol.size,
+            data=args.data,
+            model=model,
+            registry=registry,
+            writer=protocol.writer,
         ),
         registry,
         out,
@@ -274,7 +280,12 @@ def _prompts(args: Namespace) -> int:
 
     protocol, registry = find_protocol(args.protocol), registry_of(args)
     task = open_task(
-        protocol.task, size=protocol.size, data=args.data, model=None, registry=registry
+        protocol.task,
+        size=protocol.size,
+        data=args.data,
+        model=None,
+        registry=registry,
+        writer=protocol.writer,
     )
     for index, sample in enumerate(task.samples):
         print(json.dumps({"index": index, "key": sample.key, "prompt": sample.prompt}))

@@ -27,10 +27,16 @@ from cm3apps.evaluation.bounds import bounding_pictures
 from cm3apps.evaluation.made import Made, make, take_pictures
 from cm3apps.evaluation.model_keys import model_keys
 from cm3apps.evaluation.tasks.base import Task
+from cm3core._version import DISTRIBUTION
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.evaluation.features import picture_hash
-from cm3core.evaluation.protocol import Protocol, measurement_hash, score_configs
+from cm3core.evaluation.protocol import (
+    Protocol,
+    measured_name,
+    measurement_hash,
+    score_configs,
+)
 from cm3core.files import check_links, held_folder, write_text
 from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
 from cm3core.model import Model
@@ -44,6 +50,7 @@ class Scored:
     """A metric of the protocol, or the reason why it is left out."""
 
     values: Mapping[str, Any]
+    metric_name: str
     config: MetricConfig
     extractor: Extractor | None
     built: Metric | None
@@ -60,7 +67,7 @@ class Scored:
     def measurement(self, task: Task) -> dict[str, Any]:
         """What the score depends on: metric, version, keys, extractor, candidates."""
         found: dict[str, Any] = {
-            "metric": {"name": self.values["metric"]["name"], **to_plain(self.config.protocol())}
+            "metric": {"name": self.metric_name, **to_plain(self.config.protocol())}
         }
         if self.extractor is not None:
             found["extractor"] = {
@@ -173,7 +180,10 @@ class Evaluation:
             extractor, reason = None, ""
             if isinstance(filled, str):
                 reason, filled = filled, {"metric": values["metric"]}
-            config, extractor_config = score_configs(filled, self.registry, where)
+            config, extractor_config = score_configs(
+                filled, self.registry, where, self.protocol.writer
+            )
+            name = measured_name("metric", values["metric"]["name"], config, self.registry)
             if extractor_config is not None:
                 key = json.dumps(filled["extractor"], sort_keys=True)
                 extractor = built[key] = built.get(key) or extractor_config.build()
@@ -182,7 +192,7 @@ class Evaluation:
             except MissingPackageError as error:
                 if not self.skip_missing:
                     raise
-                scored.append(Scored(values, config, None, None, error.cause))
+                scored.append(Scored(values, name, config, None, None, error.cause))
                 continue
             columns = measured.needed([metric])
             if not reason and self.model is None and columns & measured.OF_MODEL:
@@ -191,14 +201,14 @@ class Evaluation:
                 raise DataError(
                     where, "the metric compares features, and has no extractor", "add one"
                 )
-            scored.append(Scored(values, config, extractor, metric, reason))
+            scored.append(Scored(values, name, config, extractor, metric, reason))
         return scored
 
     def _with_files(self, values: Mapping[str, Any], where: str) -> dict[str, Any] | str:
         """A score with the user's files; the reason if one is missing and may be."""
         extractor = dict(values.get("extractor", {}))
-        name = extractor.get("name")
-        if name not in ("inception", "by_embedder"):
+        name = _own_name("extractor", str(extractor.get("name")), self.registry)
+        if name not in MISSING:
             return dict(values)
         files = self.files.get(name)
         if files is None:
@@ -280,7 +290,7 @@ class Evaluation:
         rows, samples = [], {index: dict(row) for index, row in sorted(made.rows.items())}
         for one in scored:
             if one.skipped:
-                rows.append({"name": one.values["metric"]["name"], "skipped": one.skipped})
+                rows.append({"name": one.metric_name, "skipped": one.skipped})
                 continue
             own = one.measurement(self.task)
             key = measurement_hash(measurement, own)
@@ -325,6 +335,13 @@ class Evaluation:
     def _line(self, index: int) -> dict[str, Any]:
         sample = self.task.samples[index]
         return {"index": index, "key": sample.key, "prompt": sample.prompt}
+
+
+def _own_name(kind: str, name: str, registry: Registry) -> str:
+    """The bare name of one of cm3leon's own components, however it is written; any other as it is."""
+    plugin, _, short = name.rpartition("/")
+    own = {info.name for info in registry.plugins if info.distribution == DISTRIBUTION}
+    return short if own & ({plugin} if plugin else set(registry.owners(kind, short))) else name
 
 
 #: Extractor -> (the option that gives its weights, what is needed).

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cm3core.errors import DataError, close_match
 from cm3core.evaluation.protocol import Protocol, read_protocol
+from cm3core.plugins.providers import OURS
 
 FOLDER = Path(__file__).parent / "protocols"
 
@@ -18,14 +20,19 @@ def shipped() -> dict[str, Path]:
 def find_protocol(name: str) -> Protocol:
     """A shipped protocol, or one of a file.
 
+    Bare names of components in a shipped one, or in an unchanged copy of it, mean cm3leon's own.
+
     Raises:
         DataError: there is none of this name, or the file is no protocol.
     """
     if name in shipped():
-        return read_protocol(shipped()[name])
+        return replace(read_protocol(shipped()[name]), writer=OURS)
     path = Path(name)
     if path.suffix == ".json" or path.exists():
-        return read_protocol(path)
+        read = read_protocol(path)
+        own = shipped().get(read.name)
+        copied = own is not None and read_protocol(own) == read
+        return replace(read, writer=OURS) if copied else read
     raise DataError(
         f"protocol {name!r}", "is neither a shipped one nor a file", close_match(name, shipped())
     )

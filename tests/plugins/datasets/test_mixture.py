@@ -366,7 +366,7 @@ def test_a_model_knows_what_it_was_tuned_for(run) -> None:
     configs, plain, lost = read_tasks(find_checkpoint(folder / "run"), registry)
     assert list(configs) == ["caption"]
     assert plain
-    assert lost == ()
+    assert lost == {}
     model = load(folder / "run")
     assert model.tasks.names == ["caption"]
     job, _ = model.caption_jobs([np.zeros((8, 8, 3), np.uint8)])

@@ -11,11 +11,13 @@ scenes         prompts whose pictures an exact checker can judge
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.errors import DataError, close_match
+from cm3core.plugins.providers import ANYONE, Writer
 
 if TYPE_CHECKING:
     from cm3core.model import Model
@@ -29,6 +31,7 @@ def open_task(
     data: Path | None,
     model: Model | None,
     registry: Registry,
+    writer: Writer = ANYONE,
 ) -> Task:
     """The task of a protocol.
 
@@ -38,6 +41,7 @@ def open_task(
         data: the user's folder of its files.
         model: whose data set is used if the task names none.
         registry: for a data set that the task names.
+        writer: whom its bare name means, see `Protocol`.
 
     Raises:
         DataError: an unknown task or key, missing files, too few samples.
@@ -45,7 +49,7 @@ def open_task(
     from cm3apps.evaluation.tasks import coco, documents, prompts, scenes
 
     tasks: dict[str, Callable[..., Task]] = {
-        "documents": documents.open_documents,
+        "documents": partial(documents.open_documents, writer=writer),
         "coco": coco.open_pictures,
         "captions": coco.open_captions,
         "vqa": coco.open_vqa,

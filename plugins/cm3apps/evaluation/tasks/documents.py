@@ -20,14 +20,21 @@ from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
-from cm3core.recipe import recipe_from_yaml
+from cm3core.plugins.providers import ANYONE, Writer
+from cm3core.recipe.merge import stored_recipe
 from cm3plugins.datasets.icons.source import IconSource
 
 _KEYS = {"dataset": None, "split": "valid", "num": None, "one_of_a_group": True}
 
 
 def open_documents(
-    values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
+    values: Mapping[str, Any],
+    *,
+    size: int | None,
+    data: Path | None,
+    model: Any,
+    registry: Any,
+    writer: Writer = ANYONE,
 ) -> Task:
     """See `open_task`. `dataset`: a recipe's section, null for the model's own; `split`; `num`
     documents, null for all; `one_of_a_group`: of documents of one group the first only."""
@@ -41,7 +48,7 @@ def open_documents(
             )
     if size is None:
         raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
-    source, config, rule = _source(keys, data, model, registry)
+    source, config, rule = _source(keys, data, model, registry, writer)
     find = candidates_of(source, config, size)
     chosen: dict[str, int] = {}
     for index in sorted(range(len(source)), key=lambda index: order(source.id(index))):
@@ -62,7 +69,7 @@ def order(key: str) -> str:
 
 
 def _source(
-    keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any
+    keys: Mapping[str, Any], data: Path | None, model: Any, registry: Any, writer: Writer
 ) -> tuple[DocumentSource, DocumentSourceConfig, dict[str, Any]]:
     """The data set, its config, and what it is called in the measurement."""
     if keys["dataset"] is None:
@@ -82,7 +89,8 @@ def _source(
     section = dict(keys["dataset"])
     if data is not None:
         section["path"] = str(data)
-    recipe = recipe_from_yaml(json.dumps({"dataset": section}), registry, label="protocol")
+    text = json.dumps({"dataset": section})
+    recipe = stored_recipe(text, registry, label="protocol", writer=writer)
     assert recipe.dataset is not None
     config = replace(recipe.dataset, split=keys["split"])
     source = config.build()
