@@ -399,7 +399,9 @@ def test_another_evaluations_log_is_refused(tmp_path: Path) -> None:
 def test_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: model())
+    toy = model()
+    toy.components.registry = REGISTRY
+    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: toy)
     values = protocol([{"metric": {"name": "scenes"}}], task={"name": "scenes", "num": 1}, size=64)
     path = tmp_path / "mine.json"
     path.write_text(values.text())
