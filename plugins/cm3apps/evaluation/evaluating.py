@@ -64,8 +64,14 @@ class Scored:
         assert self.built is not None
         return self.built
 
-    def measurement(self, task: Task) -> dict[str, Any]:
-        """What the score depends on: metric, version, keys, extractor, candidates."""
+    def measurement(self, task: Task, model: Model | None = None) -> dict[str, Any]:
+        """What the score depends on: metric, version, keys, extractor, candidates, and the tokenizers in whose
+        tokens it counts.
+
+        Args:
+            task: whose candidates they are.
+            model: whose tokenizers they are; None: no score counts in tokens.
+        """
         found: dict[str, Any] = {
             "metric": {"name": self.metric_name, **to_plain(self.config.protocol())}
         }
@@ -76,6 +82,8 @@ class Scored:
             }
         if "candidate_features" in measured.needed([self.metric]):
             found["candidates_sha256"] = task.candidates_sha256
+        if model is not None:
+            found |= measured.units([self.metric], model)
         return found
 
     def name(self, score: Score) -> str:
@@ -292,7 +300,7 @@ class Evaluation:
             if one.skipped:
                 rows.append({"name": one.metric_name, "skipped": one.skipped})
                 continue
-            own = one.measurement(self.task)
+            own = one.measurement(self.task, self.model)
             key = measurement_hash(measurement, own)
             for score in one.metric.result():
                 row = {

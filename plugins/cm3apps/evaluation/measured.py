@@ -19,6 +19,14 @@ from cm3core.progress import make_bar
 
 #: Columns that only the model itself can give.
 OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}
+#: Columns that count in tokens -> the model's tokenizer that makes them: of another tokenizer's tokens there are more or
+#: fewer, and each says less or more.
+_TOKENIZER_OF = {
+    "image_nats": "image_tokenizer",
+    "image_tokens": "image_tokenizer",
+    "codes": "image_tokenizer",
+    "text_tokens": "text_tokenizer",
+}
 #: Captions among which the right one is ranked, itself included.
 NUM_CHOICES = 10
 #: Documents with holes, and the same ones filled.
@@ -29,6 +37,12 @@ _BATCH = 8
 def needed(metrics: Sequence[Metric]) -> set[str]:
     """All columns that some metrics need."""
     return {name for metric in metrics for group in metric.needs for name in group}
+
+
+def units(metrics: Sequence[Metric], model: Model) -> dict[str, str]:
+    """The tokenizers in whose tokens some metrics count, with their fingerprints."""
+    names = {_TOKENIZER_OF[name] for name in needed(metrics) & _TOKENIZER_OF.keys()}
+    return {name: getattr(model.components, name).fingerprint for name in sorted(names)}
 
 
 def feed_features(

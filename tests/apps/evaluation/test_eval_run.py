@@ -193,6 +193,38 @@ def test_pictures_of_another_model(tmp_path: Path) -> None:
     assert "equal" in table[1]
 
 
+def test_scores_in_tokens_compare_only_in_the_same_tokens(tmp_path: Path) -> None:
+    """Nats a code of another codebook are another unit: the table would call one model worse."""
+    ours = evaluate(tmp_path / "a")
+    other = model()
+    other.components.image_tokenizer = OtherCodes(other.components.image_tokenizer)
+    found = evaluate(tmp_path / "b", model=other)
+    unit = {row["name"]: row.get("measurement", {}).get("image_tokenizer") for row in ours["scores"]}
+    assert {name for name, one in unit.items() if one} == {"image_nats"}
+    with pytest.raises(DataError) as caught:
+        compare(ours, found)
+    assert "image_tokenizer: " in str(caught.value)
+    # a score of pictures is the same measurement, whatever codes they were drawn in
+    rest = {"scores": [row for row in found["scores"] if row["name"] != "image_nats"]}
+    assert len(compare(ours, found | rest)) > 5
+    # as are the same codes in another model
+    assert "image_nats" in compare(ours, evaluate(tmp_path / "c", label="another"))[1]
+
+
+class OtherCodes:
+    """An image tokenizer that differs from another one in its fingerprint."""
+
+    def __init__(self, same: Any) -> None:
+        self._same = same
+
+    @property
+    def fingerprint(self) -> str:
+        return "other codes"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._same, name)
+
+
 def theirs(folder: Path, size: int = 8, num: int = NUM, kind: str = "png") -> Path:
     for place in range(num):
         save_png(folder / f"{place:06d}.{kind}", np.full((size, size, 3), 9 * place, np.uint8))
