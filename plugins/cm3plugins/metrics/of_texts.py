@@ -18,6 +18,7 @@ class BLEUConfig(MetricConfig):
         n: longest n-grams.
     """
 
+    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16)}
     n: int = 4
 
@@ -38,6 +39,7 @@ class CIDErConfig(MetricConfig):
         sigma: of the penalty for another length.
     """
 
+    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"n": (1, 16), "sigma": (1e-3, 1e6)}
     n: int = 4
     sigma: float = 6.0
@@ -58,6 +60,7 @@ class ROUGEConfig(MetricConfig):
         beta: weight of recall.
     """
 
+    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1e-3, 1e3)}
     beta: float = 1.2
 
@@ -81,6 +84,7 @@ class METEORConfig(MetricConfig):
         jar: meteor-1.5.jar, with data/paraphrase-en.gz beside it, such as pycocoevalcap's; null: none.
     """
 
+    version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
     jar: str | None = None
 
     def build(self) -> Metric:

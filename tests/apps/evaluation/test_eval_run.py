@@ -199,7 +199,9 @@ def test_scores_in_tokens_compare_only_in_the_same_tokens(tmp_path: Path) -> Non
     other = model()
     other.components.image_tokenizer = OtherCodes(other.components.image_tokenizer)
     found = evaluate(tmp_path / "b", model=other)
-    unit = {row["name"]: row.get("measurement", {}).get("image_tokenizer") for row in ours["scores"]}
+    unit = {
+        row["name"]: row.get("measurement", {}).get("image_tokenizer") for row in ours["scores"]
+    }
     assert {name for name, one in unit.items() if one} == {"image_nats"}
     with pytest.raises(DataError) as caught:
         compare(ours, found)

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cm3plugins.metrics.caption_words import caption_words
+from cm3plugins.metrics.caption_words import PUNCTUATION, caption_words
 from cm3plugins.metrics.captions import bleu, cider_d, rouge_l
 from cm3plugins.metrics.fidelity import ssim
 from cm3plugins.metrics.frechet import GaussianSums, frechet_distance
@@ -20,9 +22,9 @@ from cm3plugins.metrics.kid import mmd2
 from cm3plugins.metrics.manifold import manifold_scores
 from cm3plugins.metrics.vqa import CONTRACTIONS, normalised, vqa_accuracy
 
-OFFICIAL = json.loads(
-    (Path(__file__).parents[2] / "fixtures" / "vqa_official.json").read_text(encoding="utf-8")
-)
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+OFFICIAL = json.loads((FIXTURES / "vqa_official.json").read_text(encoding="utf-8"))
+COCO_WORDS = json.loads((FIXTURES / "coco_words.json").read_text(encoding="utf-8"))
 CAPTIONS = """a man riding a wave on top of a surfboard.
 A man's dog (brown) can't sit, at 3.5 m!
 two dogs, one cat and 1,000 birds
@@ -160,6 +162,24 @@ def test_captions_equal_pycocoevalcap() -> None:
     assert cider_d(samples) == pytest.approx(each.tolist(), rel=1e-9)
     _, each = Rouge().compute_score(references, answers)
     assert [rouge_l(*sample) for sample in samples] == pytest.approx(each.tolist(), rel=1e-9)
+
+
+def test_words_are_those_of_stanfords_tokenizer() -> None:
+    """Its answers, stored: dashes, fractions, emoji, contractions by themselves, and random mixtures of what is
+    hard, of which one in 200 may differ."""
+    assert {text: caption_words(text) for text, _ in COCO_WORDS["named"]} == dict(
+        COCO_WORDS["named"]
+    )
+    wrong = [text for text, words in COCO_WORDS["random"] if caption_words(text) != words]
+    assert len(wrong) <= len(COCO_WORDS["random"]) / 200, wrong
+
+
+@given(st.text())
+def test_words_of_any_text(text: str) -> None:
+    """No text is refused, words have no spaces and no capitals, and what is split stays split."""
+    words = caption_words(text)
+    assert all(word == word.lower() and word.split() == [word] for word in words)
+    assert not PUNCTUATION & set(words)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Stanford's tokenizer needs Java")
