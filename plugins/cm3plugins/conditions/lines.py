@@ -28,7 +28,8 @@ def varied(rng: np.random.Generator | None, vary: float) -> float:
 
 
 class CannyEdges(Condition):
-    """Edges by Canny (1986), as opencv finds them.
+    """Edges by Canny (1986), as opencv finds them in colours: at each pixel in the channel that differs most, as
+    ControlNet's, so that two colours as light as each other have an edge between them.
 
     Args:
         low, high: thresholds.
@@ -40,12 +41,11 @@ class CannyEdges(Condition):
 
     @property
     def fingerprint(self) -> str:
-        return f"canny 1 {self.low} {self.high} {self.vary}"
+        return f"canny 2 {self.low} {self.high} {self.vary}"
 
     def _draw(self, source: PixelArray, rng: np.random.Generator | None) -> PixelArray:
         low, high = self.low * varied(rng, self.vary), self.high * varied(rng, self.vary)
-        grey = cv2.cvtColor(np.ascontiguousarray(source), cv2.COLOR_RGB2GRAY)
-        edges = cv2.Canny(grey, min(low, high), max(low, high))
+        edges = cv2.Canny(np.ascontiguousarray(source), min(low, high), max(low, high))
         return np.repeat(np.asarray(edges, np.uint8)[..., None], 3, axis=2)
 
 

@@ -73,6 +73,15 @@ def test_canny_finds_the_outline_of_a_square() -> None:
     assert 4 * 28 <= len(rows) <= 4 * 34
 
 
+def test_canny_finds_the_edge_between_colours_that_are_as_light_as_each_other() -> None:
+    """Red of 255 and green of 130 have the luminance 76: in grey there is nothing to find."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, :32], picture[:, 32:] = (255, 0, 0), (0, 130, 0)
+    rows, columns = np.nonzero(CannyConfig().build().draw(picture)[..., 0])
+    assert set(columns.tolist()) <= {31, 32}
+    assert len(set(rows.tolist())) >= 60
+
+
 def test_edges_by_hand() -> None:
     picture = np.full((4, 4, 3), 255, np.uint8)
     picture[1:3, 1:3] = 0
@@ -130,7 +139,7 @@ def test_a_circle_has_no_long_straight_line() -> None:
 
 
 def test_seeds_vary_the_thresholds_of_training_alone() -> None:
-    noisy = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    noisy = np.random.default_rng(0).integers(0, 100, (64, 64, 3), np.uint8)
     for config in (CannyConfig(), XDoGConfig(), LineSegmentsConfig(), RegionsConfig(colours=60)):
         condition = config.build()
         drawn = {condition.draw(noisy, np.random.default_rng(seed)).tobytes() for seed in range(8)}

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
 from cm3plugins.conditions.config import (
+    CannyConfig,
     DepthConfig,
     HEDConfig,
     NetworkConfig,
@@ -103,6 +105,17 @@ def loaded_by_the_package(annotators: Any, name: str, folder: Path) -> Any:
             body = Body(str(folder / PoseConfig.file))
             return annotators.OpenposeDetector(body)
         return getattr(annotators, names[name]).from_pretrained(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_canny_draws_what_the_package_draws(seed: int, annotators: Any) -> None:
+    coarse = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((256, 256), Image.Resampling.BICUBIC))
+    options = {"detect_resolution": 256, "image_resolution": 256, "output_type": "np"}
+    theirs = annotators.CannyDetector()(picture, 100, 200, **options)
+    assert theirs.any()
+    assert np.array_equal(CannyConfig().build().draw(picture), theirs)
 
 
 @pytest.mark.slow
