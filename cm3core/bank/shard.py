@@ -19,7 +19,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def write_shard(
                 codes.append(segment.codes)
         record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
         if one.provenance != _UNSTATED:
-            record |= asdict(one.provenance)
+            record |= one.provenance.stated()
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         parts = sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
         rows.append((offset, len(line), id_hash(one.id), parts))

@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -100,11 +100,41 @@ class Provenance:
         licence: SPDX name, or `UNKNOWN_LICENCE`.
         source: where it was published: a package, an address; "" if unknown.
         attribution: whom the licence wants named; "" if unknown.
+        collection: the set or the album that it is of; "" if there is none.
+        title: what the work is called there; "" if it has no name.
+        link: address of the work, or of its collection; "" if unknown.
     """
 
     licence: str = UNKNOWN_LICENCE
     source: str = ""
     attribution: str = ""
+    collection: str = ""
+    title: str = ""
+    link: str = ""
+
+    @property
+    def shared(self) -> Provenance:
+        """What it says of its collection, without the work's own title and address: by this documents are
+        counted."""
+        return replace(self, title="", link="")
+
+    def stated(self) -> dict[str, str]:
+        """Its fields, as files store them: those that it does not know are left out, but for the first three."""
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value or key in ("licence", "source", "attribution")
+        }
+
+
+def provenance_in(values: Mapping[str, object]) -> Provenance:
+    """The provenance that `Provenance.stated` put among the values of a stored document; older files state less.
+
+    Raises:
+        KeyError: it has no licence.
+    """
+    stated = {one.name: str(values.get(one.name, "")) for one in fields(Provenance)}
+    return Provenance(**stated | {"licence": str(values["licence"])})
 
 
 def content_entry(name: str, document: Document) -> bytes:
@@ -225,8 +255,8 @@ class DocumentSource(ABC):
         return None
 
     def provenances(self) -> Mapping[Provenance, int]:
-        """Return where the documents are from, with the number of documents of each."""
-        return Counter(self.provenance(index) for index in range(len(self)))
+        """Return where the documents are from (`Provenance.shared`), with the number of documents of each."""
+        return Counter(self.provenance(index).shared for index in range(len(self)))
 
     def content_keys(self, index: int) -> frozenset[str]:
         """Return the document's content keys (`cm3core.document.content_keys`).

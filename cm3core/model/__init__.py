@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ImageReady,
         InfilledImage,
         InfillReady,
+        Nearest,
         RetrievedDocument,
         Scored,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "InfillReady",
     "InfilledImage",
     "Model",
+    "Nearest",
     "Reply",
     "ReplyPart",
     "ReplyPicture",
@@ -64,6 +66,7 @@ __getattr__ = exporter(
         "InfillReady": "results",
         "InfilledImage": "results",
         "Model": "model",
+        "Nearest": "results",
         "Reply": "turns",
         "ReplyPart": "turns",
         "ReplyPicture": "turns",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from cm3core.document import Codes, PixelArray
 from cm3core.generation.engine import Event
 from cm3core.images import grid, png_bytes
+from cm3core.interfaces.dataset import Provenance
 from cm3core.model.crop import Box
+from cm3core.nearness import NEARLY_A_COPY, nearness
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +23,39 @@ class RetrievedDocument:
         score: similarity to the query, higher is more similar; None for documents given by hand.
         text: its text.
         pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
+        provenance: its licence and source, as its memory states them; nothing is known of documents given by hand.
     """
 
     id: str
     score: float | None
     text: str
     pixels: PixelArray | None
+    provenance: Provenance = field(default_factory=Provenance)
 
     def _repr_png_(self) -> bytes | None:
         """The picture, if there is one; notebooks show it."""
         return None if self.pixels is None else png_bytes(self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The document in front that a result is nearest to, with their `cm3core.nearness.nearness`, 0..1."""
+
+    document: RetrievedDocument
+    nearness: float
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the result is nearly a copy of it."""
+        return self.nearness >= NEARLY_A_COPY
+
+
+def nearest_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> Nearest | None:
+    """The document whose picture is nearest to a picture, the first of equals; None: none has a picture."""
+    near = [
+        Nearest(one, nearness(pixels, one.pixels)) for one in documents if one.pixels is not None
+    ]
+    return max(near, key=lambda one: one.nearness, default=None)
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,11 @@ class GeneratedImage:
     choice: Choice | None = None
     upscaled: PixelArray | None = None
     sampler: str = ""
+
+    @cached_property
+    def nearest(self) -> Nearest | None:
+        """The document in front that it is nearest to; None: there was none with a picture."""
+        return nearest_of(self.pixels, self.retrieved)
 
     def _repr_png_(self) -> bytes:
         """The picture, enlarged if it was; notebooks show it."""
@@ -148,6 +180,13 @@ class InfilledImage:
     retrieved: tuple[RetrievedDocument, ...]
     log_probability: float
     choice: Choice | None = None
+
+    @cached_property
+    def nearest(self) -> Nearest | None:
+        """The document in front that what was inpainted, the box, is nearest to; None: there was none with a
+        picture."""
+        x0, y0, x1, y1 = self.box
+        return nearest_of(self.pixels[y0:y1, x0:x1], self.retrieved)
 
     def _repr_png_(self) -> bytes:
         """The picture; notebooks show it."""

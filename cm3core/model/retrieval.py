@@ -282,7 +282,11 @@ class Retrieval:
         )
         document = prepended(document, found.region)
         return self.loaded.coded(document), RetrievedDocument(
-            found.id, found.score, text_of(document), self._shown(picture)
+            found.id,
+            found.score,
+            text_of(document),
+            self._shown(picture),
+            retriever.memory.provenance(found.index),
         )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:

@@ -106,7 +106,7 @@ def encoded_documents(
                 SkippedRecord(f"document {source.id(place)}", cause, error.next_step)
             )
             continue
-        report.provenance[provenance] = report.provenance.get(provenance, 0) + 1
+        report.provenance[provenance.shared] = report.provenance.get(provenance.shared, 0) + 1
         yield f"{place:012d}", text, file
 
 

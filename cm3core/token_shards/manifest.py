@@ -12,7 +12,7 @@ from typing import Any
 
 from cm3core.errors import DataError
 from cm3core.files import write_text
-from cm3core.interfaces.dataset import Provenance
+from cm3core.interfaces.dataset import Provenance, provenance_in
 
 MANIFEST = "manifest.json"
 FORMAT = "cm3 token shards 1"
@@ -95,7 +95,7 @@ class Manifest:
         values = asdict(self)
         for name, split in self.splits.items():
             values["splits"][name]["provenance"] = [
-                {**asdict(one), "documents": number} for one, number in split.provenance
+                {**one.stated(), "documents": number} for one, number in split.provenance
             ]
         text = json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False)
         write_text(folder / MANIFEST, text + "\n")
@@ -167,8 +167,7 @@ def _split(values: Mapping[str, Any]) -> SplitInfo:
 
 def provenance_of(values: Mapping[str, Any]) -> tuple[Provenance, int]:
     """Where documents are from and their number, from a dictionary; raises what `shard_of` does."""
-    own = Provenance(*(str(values[key]) for key in ("licence", "source", "attribution")))
-    return own, _number(values["documents"], "documents", 1)
+    return provenance_in(values), _number(values["documents"], "documents", 1)
 
 
 def _tokenizer(values: Mapping[str, Any]) -> TokenizerInfo:

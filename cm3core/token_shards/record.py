@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cm3core.document import Codes, Document, IntArray, Segment, Text, starts_turn
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import Provenance
+from cm3core.interfaces.dataset import Provenance, provenance_in
 from cm3core.npy import readable_header
 
 if TYPE_CHECKING:
@@ -85,13 +85,7 @@ def written(
     values: dict[str, Any] = {"id": name, "segments": segments}
     if len(versions) > 1:
         values["together"] = True
-    values |= {
-        "keys": sorted(keys),
-        "licence": provenance.licence,
-        "source": provenance.source,
-        "attribution": provenance.attribution,
-        "group": group,
-    }
+    values |= {"keys": sorted(keys), **provenance.stated(), "group": group}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
     if not rows:
         return text, None
@@ -147,10 +141,7 @@ class StoredDocument:
     @property
     def provenance(self) -> Provenance:
         """Where the document is from."""
-        own = self.values
-        return Provenance(
-            str(own["licence"]), str(own.get("source", "")), str(own.get("attribution", ""))
-        )
+        return provenance_in(self.values)
 
     @property
     def texts(self) -> list[str]:

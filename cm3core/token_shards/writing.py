@@ -231,7 +231,7 @@ class Encoder:
             "shard": None if shard is None else asdict(shard),
             "skipped": [asdict(record) for record in report.skipped],
             "provenance": [
-                {**asdict(one), "documents": count} for one, count in report.provenance.items()
+                {**one.stated(), "documents": count} for one, count in report.provenance.items()
             ],
         }
         write_text(self._note_path(split, number), json.dumps(values))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def counted(source: DocumentSource) -> list[dict[str, Any]]:
     """Each licence, source and attribution among the documents with their number, most first."""
     numbers = source.provenances()
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], str(item[0])))
-    return [{**asdict(provenance), "documents": number} for provenance, number in ordered]
+    return [{**provenance.stated(), "documents": number} for provenance, number in ordered]
 
 
 def licences_of(source: DocumentSource) -> dict[str, int]:

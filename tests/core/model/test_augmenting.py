@@ -8,7 +8,7 @@ import pytest
 
 from cm3core.document import Image, Text, content_keys
 from cm3core.errors import CM3Error, DataError, GenerationError
-from cm3core.interfaces import Retrieved, RetrieverConfig
+from cm3core.interfaces import Provenance, Retrieved, RetrieverConfig
 from cm3core.model import Model
 from cm3core.plugins import PluginInfo, Registry
 from cm3core.recipe.recipe import Recipe
@@ -50,6 +50,18 @@ def test_retrieved_documents_and_context_come_with_the_picture(model):
         ("red", 1.0, "red"),
     ]
     assert one.retrieved[0].pixels.shape == (8, 8, 3)
+    # of a document given by hand nothing is known
+    assert [document.provenance for document in one.retrieved] == [
+        Provenance(),
+        Provenance(
+            "CC-BY-4.0",
+            "npm colours 1.2.0",
+            "Ann Colour",
+            "colours",
+            "red",
+            "https://example.org/colours",
+        ),
+    ]
     assert (
         model.generate("red", num_images=1, context=[(picture(), "by hand")])[0].retrieved[1:] == ()
     )

@@ -213,3 +213,23 @@ def test_tars_that_are_not_whole(tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             entries_of(damaged, "a.tar")
         assert (caught.value.place, caught.value.cause) == ("a.tar", cause)
+
+
+def test_all_that_is_known_of_a_document_comes_back() -> None:
+    known = Provenance("CC-BY-4.0", "npm x 1", "Ann", "x", "bell", "https://example.org/x")
+    text, file = written(
+        "x/bell",
+        [(PICTURE,)],
+        CODES,
+        ByteTokenizer(),
+        codebook_size=512,
+        keys=frozenset(),
+        provenance=known,
+        group="",
+    )
+    assert stored_document(text, file or b"", GRID, "").provenance == known
+
+
+def test_documents_of_earlier_versions_state_less() -> None:
+    text = json.dumps({"id": "a", "segments": [], "licence": "MIT", "source": "here"}).encode()
+    assert stored_document(text, b"", GRID, "").provenance == Provenance("MIT", "here")

@@ -173,7 +173,9 @@ def test_the_command_builds_what_the_data_set_reads(
     source = IconSourceConfig(path=str(out), image_size=16, split="all").build()
     index = [source.id(i) for i in range(len(source))].index("mine/cloud")
     assert source.document(index)[0] == Text("cloud, outline, my set")
-    assert source.provenance(index) == Provenance("MIT", "npm @iconify-json/mine 1.0.0", "A B")
+    assert source.provenance(index) == Provenance(
+        "MIT", "npm @iconify-json/mine 1.0.0", "A B", "mine", "cloud"
+    )
     assert sorted(contents(out)) == [
         "ATTRIBUTION.md",
         "entries.jsonl.xz",

@@ -16,6 +16,7 @@ from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
+from cm3plugins.datasets.vector.packages import author_and_address
 from cm3plugins.datasets.vector.render import renderer_version
 from cm3plugins.datasets.vector.templates import CaptionTemplate
 
@@ -84,11 +85,13 @@ class EmojiSource(DocumentSource):
         return self.entry(index).concept
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, npm package and author of a document's picture."""
-        style = self.entry(index).style
-        licence, author = LICENCES[style]
+        """Licence, npm package, author, style, name and the package's address of a document's picture."""
+        style, _, name = self.id(index).partition("/")
+        licence, named = LICENCES[style]
+        author, address = author_and_address(named)
         package = STYLE_PACKAGES[style]
-        return Provenance(licence, f"npm {package.name} {package.version}", author)
+        source = f"npm {package.name} {package.version}"
+        return Provenance(licence, source, author, style, name, address)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

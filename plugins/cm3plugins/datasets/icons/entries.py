@@ -23,6 +23,7 @@ from cm3plugins.datasets.icons.sets import (
 )
 from cm3plugins.datasets.icons.splits import SPLITS
 from cm3plugins.datasets.vector.files import read, unpack_lines
+from cm3plugins.datasets.vector.packages import author_and_address
 
 REINSTALL = "reinstall cm3leon"
 REBUILD = "build it again with `cm3 icons build`"
@@ -83,19 +84,20 @@ class Manifest:
         """Return what captions call a set."""
         return self.titles.get(set_name) or title_of(set_name)
 
-    def source(self, set_name: str) -> tuple[str, str]:
-        """Return a set's npm package with its version, and its author; the latter is "" where it isn't known."""
+    def source(self, set_name: str) -> tuple[str, str, str]:
+        """Return a set's npm package with its version, its author, and its address; the latter two are "" where they
+        aren't known."""
         style = set_name.removeprefix(EMOJI_SET)
         if set_name not in self.titles and style in STYLE_PACKAGES and style != set_name:
             package = STYLE_PACKAGES[style]
-            return f"npm {package.name} {package.version}", LICENCES[style][1]
+            return f"npm {package.name} {package.version}", *author_and_address(LICENCES[style][1])
         package_name = f"@iconify-json/{set_name}"
         specs = [spec for spec in self.packages if spec.startswith(f"{package_name}@")]
         version = "".join(spec.removeprefix(package_name).replace("@", " ") for spec in specs[:1])
-        author = self.authors.get(set_name)
-        if author is None and (known := all_sets().get(set_name)) is not None:
-            author = f"{known.author}, {known.url}"
-        return f"npm {package_name}{version}", author or ""
+        author, address = author_and_address(self.authors.get(set_name, ""))
+        if set_name not in self.authors and (known := all_sets().get(set_name)) is not None:
+            author, address = known.author, known.url
+        return f"npm {package_name}{version}", author, address
 
 
 def read_manifest(folder: Path, next_step: str) -> Manifest:

@@ -99,9 +99,10 @@ class IconSource(DocumentSource):
         return self.corpus.licence(self._indices[index])
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, npm package and author of a document's drawing."""
-        package, author = self.corpus.manifest.source(self.entry(index).set_name)
-        return Provenance(self.licence(index), package, author)
+        """Licence, npm package, author, set, name and the set's address of a document's drawing."""
+        set_name, _, name = self.id(index).partition("/")
+        package, author, address = self.corpus.manifest.source(set_name)
+        return Provenance(self.licence(index), package, author, set_name, name, address)
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

@@ -36,6 +36,18 @@ class NpmPackage:
         return f"{self.name}@{self.version}"
 
 
+def author_and_address(text: str) -> tuple[str, str]:
+    """The two parts of what a set's record names, "" for one that is not there.
+
+    >>> author_and_address("Ann, Bob, https://example.org/set"), author_and_address("Ann, Bob")
+    (('Ann, Bob', 'https://example.org/set'), ('Ann, Bob', ''))
+    """
+    author, _, address = text.rpartition(", ")
+    if "://" in address:
+        return author, address
+    return ("", text) if "://" in text.partition(" ")[0] else (text, "")
+
+
 def fetch_tarballs(folder: Path, packages: Sequence[NpmPackage]) -> None:
     """Download the pinned packages that `folder` lacks, through ``npm pack``.
 

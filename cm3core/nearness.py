@@ -1,0 +1,111 @@
+"""How near one picture is to another, wherever and however large each is drawn: by which a result that repeats a
+document is told from one that follows it.
+
+Ink is what differs from the background, which is the median colour of the picture's frame. The box of the ink is laid
+over a common square, at its own aspect. Nearness is the smaller of two soft intersections over unions (the sum of
+minima over the sum of maxima): of the two inks, and of their contours, which is what each place has more ink than its
+surroundings, or less. Ink alone takes a filled disc with a cross for one with a tick.
+
+- Icons: how much of both drawings' ink is in the same place. White on black is as near as black on white, and a thing
+  in another colour nearly as near as in the same one: both are copies.
+- Coloured pictures on a plain background: the shape, and how strong the colours are in it, not which they are.
+- Photographs have no background. What is compared is how far each place is from the colour of the frame: equal pictures
+  have 1, copies nearly, and different ones are far from it; between that the number says little.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from cm3core.document import PixelArray
+
+#: From this nearness on, a picture is called what it is, nearly a copy.
+NEARLY_A_COPY = 0.8
+#: Side of the square that inks are compared in, and what is around it on each side, in its pixels: of finer squares
+#: thin lines that are half a pixel apart have little in common.
+_SIDE, _AROUND = 32, 2
+#: How far surroundings reach, in pixels of the square.
+_SURROUNDINGS = 4
+#: Fainter than this there is no ink: decoders of image tokenizers return plain areas with some noise. 0..255.
+_FAINT = 25
+
+
+def nearness(first: PixelArray, second: PixelArray) -> float:
+    """Return how near two pictures are, 0..1; symmetric, and 1 for equal ones.
+
+    The same drawing elsewhere, or larger or smaller, is nearly 1, as far as pixels allow. Pictures in which nothing is
+    drawn are near to each other and to no others.
+
+    Args:
+        first, second: uint8 [height, width, 3], of any sizes.
+
+    >>> square, wide = np.full((8, 8, 3), 255, np.uint8), np.full((20, 20, 3), 255, np.uint8)
+    >>> square[2:6, 2:6], wide[1:9, 3:19] = 0, 0
+    >>> nearness(square, square[1:, 1:]), round(nearness(square, wide), 1)
+    (1.0, 0.1)
+    """
+    one, other = _placed(_ink(first)), _placed(_ink(second))
+    if one is None or other is None:
+        return float(one is None and other is None)
+    return min(_shared(one, other), _shared(_contours(one), _contours(other)))
+
+
+def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """The sum of minima over the sum of maxima.
+
+    >>> _shared(np.array([3, 1, 0]), np.array([1, 1, 2]))
+    0.3333333333333333
+    """
+    either = int(np.maximum(one, other).sum())
+    return int(np.minimum(one, other).sum()) / either if either else 1.0
+
+
+def _contours(ink: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How much more ink each place has than its surroundings, and how much less: [2, height, width]."""
+    around = Image.fromarray(ink.astype(np.uint8)).filter(ImageFilter.BoxBlur(_SURROUNDINGS))
+    more = ink - np.asarray(around)
+    return np.stack([np.maximum(more, 0), np.maximum(-more, 0)])
+
+
+def _ink(pixels: PixelArray) -> NDArray[np.uint8]:
+    """How far each pixel is from the background, [height, width]: 0, or more than `_FAINT`, to 255."""
+    values = pixels.astype(np.int16)
+    frame = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    far = np.abs(values - np.median(frame, axis=0).astype(np.int16)).max(axis=2)
+    return np.where(far > _FAINT, far, 0).astype(np.uint8)
+
+
+def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:
+    """The ink, its box as large as fits in the middle of the square; None: there is none.
+
+    Whole numbers, so that sums don't depend on their order.
+    """
+    if not ink.any():
+        return None
+    full = int(ink.max())
+    (top, bottom), (left, right) = _ends(ink.max(axis=1), full), _ends(ink.max(axis=0), full)
+    half = max(bottom - top, right - left) / 2 * (1 + 2 * _AROUND / _SIDE)
+    row, column = (top + bottom) / 2, (left + right) / 2
+    beyond = max(half - row, half - column, row + half - ink.shape[0], column + half - ink.shape[1])
+    pad = max(0, math.ceil(beyond))
+    box = (column - half + pad, row - half + pad, column + half + pad, row + half + pad)
+    side = _SIDE + 2 * _AROUND
+    picture = Image.fromarray(np.pad(ink, pad))
+    placed = picture.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(placed).astype(np.int64)
+
+
+def _ends(most: NDArray[np.uint8], full: int) -> tuple[float, float]:
+    """Where ink begins and ends along an axis: a faint row at an edge is covered in part.
+
+    >>> _ends(np.array([0, 100, 200, 200, 50, 0], np.uint8), 200)
+    (1.5, 4.25)
+    """
+    inked = np.flatnonzero(most)
+    first, last = int(inked[0]), int(inked[-1])
+    start, stop = first + 1 - int(most[first]) / full, last + int(most[last]) / full
+    return (start, stop) if start < stop else (float(first), float(last + 1))
