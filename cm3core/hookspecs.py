@@ -52,6 +52,7 @@ from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.interfaces.sampler import SamplerConfig
 from cm3core.interfaces.task import TaskConfig
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+from cm3core.interfaces.tracker import TrackerConfig
 from cm3core.interfaces.upscaler import UpscalerConfig
 
 PROJECT = "cm3core"
@@ -173,6 +174,13 @@ def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
     """Conditions: a picture or a text -> a picture of its structure.
 
     Recipe section `condition`; interface `Condition`."""
+
+
+@hookspec
+def cm3_trackers() -> Mapping[str, type[TrackerConfig]]:
+    """Trackers: the events of a training run -> a record elsewhere.
+
+    Recipe key `train.trackers`; interface `Tracker`."""
 
 
 @hookspec

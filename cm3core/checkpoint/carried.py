@@ -59,7 +59,9 @@ def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
 
     A file over `MOST_BYTES` is left out: a plugin of that size is a package to install.
     """
-    owners = {provider.plugin for provider in providers_of(recipe, registry).values()}
+    providers = providers_of(recipe, registry).items()
+    # trackers are for training here: no one who opens the model needs them
+    owners = {who.plugin for key, who in providers if not key.startswith("train.")}
     sources = {
         f"{info.name}.py": source
         for info in registry.plugins

@@ -37,6 +37,7 @@ CHANGEABLE_KEYS = (
     "train.validation_splits",
     "train.validation_documents",
     "train.sample_every_steps",
+    "train.trackers",
     "train.num_threads",
 )
 

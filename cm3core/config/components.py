@@ -23,7 +23,7 @@ def parts_of(config: object) -> Iterator[tuple[str, ComponentConfig]]:
             yield from ((f"{name}.{path}", part) for path, part in parts_of(value))
 
 
-def all_parts(config: ComponentConfig) -> Iterator[tuple[str, ComponentConfig]]:
+def all_parts(config: object) -> Iterator[tuple[str, ComponentConfig]]:
     """The same at every depth."""
     for path, part in parts_of(config):
         yield path, part

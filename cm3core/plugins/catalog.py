@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
 def _purpose(hook: str) -> str:
     """Return what the kind is: the first sentence of its hook's documentation."""
     text = summary(getattr(hookspecs, hook).__doc__ or "")
-    return text.partition(" Recipe section")[0].removesuffix(".")
+    return re.split(r" Recipe (?:section|key)", text)[0].removesuffix(".")
 
 
 def _signature(interface: type[Any], name: str) -> str:
@@ -209,7 +210,11 @@ def _snippet(kind: str, name: str, keys: list[Key], names: dict[str, str]) -> st
         key.name: MANDATORY if key.required else key.default for key in keys if "." not in key.name
     }
     section |= {key: {"name": part, **section[key]} for key, part in names.items()}
-    return "\n".join([f"{kind}:", *_yaml(section, "  ")]) + "\n"
+    above, _, key = KINDS[kind].key.partition(".")
+    if not key:
+        return "\n".join([f"{kind}:", *_yaml(section, "  ")]) + "\n"
+    first, *others = _yaml(section, "    ")
+    return "\n".join([f"{above}:", f"  {key}:", f"  - {first.lstrip()}", *others]) + "\n"
 
 
 def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:

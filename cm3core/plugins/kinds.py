@@ -24,6 +24,8 @@ class Kind:
         kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
             hypothesis).
         words: what such a component is called in a sentence.
+        key: the key of a recipe that lists such components, "section.key"; "": they have a section of
+            their own.
     """
 
     hook: str
@@ -31,6 +33,7 @@ class Kind:
     interface: str
     kit: str
     words: str
+    key: str = ""
 
     @property
     def name(self) -> str:
@@ -156,6 +159,14 @@ _ROWS = (
         "Condition",
         "cm3core.testing.condition:ConditionContract",
         "condition",
+    ),
+    Kind(
+        "cm3_trackers",
+        base.TrackerConfig,
+        "Tracker",
+        "cm3core.testing.tracker:TrackerContract",
+        "tracker",
+        key="train.trackers",
     ),
 )
 #: Name -> kind, in the order in which recipes are shown and built.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         metric: base.MetricConfig | None = None
         task: base.TaskConfig | None = None
         condition: base.ConditionConfig | None = None
+        tracker: base.TrackerConfig | None = None
 
 else:
     KindSections = make_dataclass(

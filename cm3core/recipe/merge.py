@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3core.config.schema import make
+from cm3core.config.component_fields import component_field
+from cm3core.config.schema import hints, make
 from cm3core.errors import PluginError, RecipeError, close_match
 from cm3core.plugins.providers import ANYONE, Writer
 from cm3core.plugins.registry import KINDS, Registry
@@ -119,7 +120,7 @@ def _compose(
                 choice = Choice.of(layer, section, keys, registry)
                 choices.setdefault(section, []).append(choice)
             else:
-                sections[section].merge(layer, section, keys, registry)
+                _merge_fixed(sections[section], layer, section, keys, registry, lenient)
     missing: dict[str, MissingComponent] = {}
     for kind in (kind for kind in KINDS if kind in choices):
         try:
@@ -129,6 +130,26 @@ def _compose(
                 raise
             missing[kind] = MissingComponent.of(choices[kind][-1], error)
     return _finish(name, sections, missing, registry)
+
+
+def _merge_fixed(
+    section: Section,
+    layer: Layer,
+    name: str,
+    keys: dict[str, Any],
+    registry: Registry,
+    lenient: bool,
+) -> None:
+    """Merge a fixed section's keys. With `lenient`, components in it that can't be had are left out: they
+    were of the training that a stored recipe tells of."""
+    try:
+        section.merge(layer, name, keys, registry)
+    except PluginError:
+        holding = hints(FIXED_SECTIONS[name])
+        others = {key: own for key, own in keys.items() if not component_field(holding.get(key))}
+        if not lenient or len(others) == len(keys):
+            raise
+        section.merge(layer, name, others, registry)
 
 
 def _check_name(place: str, name: str, next_step: str) -> None:

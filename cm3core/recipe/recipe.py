@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
-from cm3core.config.components import check_config, needs_of
+from cm3core.config.components import all_parts, check_config, needs_of
 from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
 from cm3core.plugins.registry import KINDS
@@ -18,6 +18,7 @@ from cm3core.recipe.kind_sections import KindSections
 from cm3core.recipe.missing import MissingComponent, available
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
+    UNHASHED,
     DataSection,
     GenerateSection,
     TrainSection,
@@ -86,7 +87,16 @@ class Recipe(KindSections):
             }
             for kind, (name, config) in self.components.items()
         }
-        return sections | {name: to_plain(getattr(self, name)) for name in FIXED_SECTIONS}
+        return sections | {name: _shown(name, getattr(self, name)) for name in FIXED_SECTIONS}
+
+    @property
+    def section_parts(self) -> list[tuple[str, base.ComponentConfig]]:
+        """(key, config) of the components inside the fixed sections, e.g. "train.trackers.0"."""
+        return [
+            (f"{name}.{path}", part)
+            for name in FIXED_SECTIONS
+            for path, part in all_parts(getattr(self, name))
+        ]
 
     def to_yaml(self) -> str:
         """Return canonical YAML: every key, resolved, in a fixed order.
@@ -98,8 +108,11 @@ class Recipe(KindSections):
     def hash(self) -> str:
         """12 hexadecimal digits that equal settings, and only they, share.
 
-        They hash the canonical YAML without the recipe's name."""
-        return hashlib.sha256(_dump(self.to_dict()).encode()).hexdigest()[:12]
+        They hash the canonical YAML without the recipe's name and without `UNHASHED` keys."""
+        values = self.to_dict()
+        for section, key in UNHASHED:
+            values[section].pop(key, None)
+        return hashlib.sha256(_dump(values).encode()).hexdigest()[:12]
 
     def flat(self) -> dict[str, Any]:
         """Return `section.key` -> value; nested dataclasses are flattened, lists are not."""
@@ -115,6 +128,8 @@ class Recipe(KindSections):
             check_config(config)
         for name in FIXED_SECTIONS:
             getattr(self, name).check()
+        for place, part in self.section_parts:
+            check_config(part, place)
         self._check_needs()
         self._check_read()
         self._check_vocabulary()
@@ -155,6 +170,9 @@ class Recipe(KindSections):
                     "leave it out; give it to 'cm3 eval score' or 'cm3 tokenizer eval --score', or write it into a "
                     "protocol of 'cm3 eval run'",
                 )
+        for kind, (name, _) in self.components.items():
+            if key := KINDS[kind].key:
+                raise RecipeError(kind, "is not read as a section", f"write {key}=[{name}]")
 
     def _check_heads(self) -> None:
         attention, decoder = available(self.attention), available(self.decoder)
@@ -249,6 +267,15 @@ def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _shown(section: str, config: Any) -> dict[str, Any]:
+    """A fixed section's keys and values; `UNHASHED` ones where they are given."""
+    return {
+        key: value
+        for key, value in to_plain(config).items()
+        if value is not None or (section, key) not in UNHASHED
+    }
 
 
 def _dump(values: dict[str, Any]) -> str:

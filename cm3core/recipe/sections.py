@@ -9,6 +9,7 @@ from typing import Literal
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_numbers, check_value
+from cm3core.interfaces.tracker import TrackerConfig
 
 _INT64 = 2**63 - 1
 #: Smallest and largest values of the sections' numbers, see `ComponentConfig.ranges`.
@@ -133,6 +134,9 @@ class TrainSection:
         num_threads: torch's CPU threads; null: as many as the machine has.
         licences: the licences (SPDX names) that documents may have; a document of another one, or of
             none that is stated ("unknown"), is refused. Empty: all.
+        trackers: what gets metrics, sample pictures and the run's other events beside `metrics.jsonl`: names,
+            or mappings with `name` and keys (`cm3 describe tracker`). null: TensorBoard; []: none. No part of
+            the recipe's hash.
     """
 
     seed: int = 0
@@ -167,6 +171,7 @@ class TrainSection:
     compile: bool = False
     num_threads: int | None = None
     licences: list[str] = field(default_factory=list)
+    trackers: list[TrackerConfig] | None = None
 
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined."""
@@ -342,6 +347,10 @@ class GenerateSection:
                     "take it out, or write a word",
                 )
 
+
+#: (section, key) of what changes nothing that a run computes: no part of a recipe's hash, and shown only
+#: where it is given.
+UNHASHED: tuple[tuple[str, str], ...] = (("train", "trackers"),)
 
 #: Name -> class of the sections that every recipe has.
 FIXED_SECTIONS: dict[

@@ -25,6 +25,8 @@ def in_full(recipe: Recipe, registry: Registry) -> Recipe:
         names[kind] = _full_name(registry, kind, name, config)
         for _, part in all_parts(config):
             choose(part, _full_name(registry, part.kind, chosen_name(part), part))
+    for _, part in recipe.section_parts:
+        choose(part, _full_name(registry, part.kind, chosen_name(part), part))
     return replace(recipe, component_names=names)
 
 
@@ -52,6 +54,7 @@ def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
             (f"{kind}.{path}", part.kind, chosen_name(part), part)
             for path, part in all_parts(config)
         ]
+    components += [(key, part.kind, chosen_name(part), part) for key, part in recipe.section_parts]
     return {
         key: provider
         for key, kind, name, config in components

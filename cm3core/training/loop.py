@@ -1,8 +1,9 @@
 """The training loop: one for every recipe. It depends on interfaces only.
 
-A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `samples/`. A step
-is a function of the weights, the optimiser's state, the position in the data and torch's generators;
-all four are in a checkpoint, so a run that was killed resumes as if it had not been interrupted.
+A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `samples/`, and what its trackers
+write (`tensorboard/`). A step is a function of the weights, the optimiser's state, the position in the
+data and torch's generators; all four are in a checkpoint, so a run that was killed resumes as if it had
+not been interrupted.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from cm3core.checkpoint import latest_checkpoint
 from cm3core.errors import CM3Error
+from cm3core.interfaces.tracker import RunEnded, RunFailed, RunInterrupted, RunStarted, StepDone
 from cm3core.machine_memory import fitting_memory, peak_resident
 from cm3core.processes import Processes
 from cm3core.progress import no_bars
@@ -101,17 +104,14 @@ def train(
             shard=shard,
         )
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
-        saver = Saver(state)
-        try:
+        with _told(state, command), closing(Saver(state)) as saver:
             validation = Validation(state.preparation, progress=progress, processes=state.processes)
             if finished is None:
                 functions = [*_drawing(state), *callbacks]
                 checkpoint = _loop(state, saver, validation, progress, functions, command)
             else:
                 checkpoint = _end(state, saver, validation, finished)
-        finally:
-            saver.close()
-            state.log.close()
+            state.trackers.tell(RunEnded(state.step, checkpoint, MappingProxyType(state.metrics)))
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     peak = peak_resident()
     if finished is not None:  # its last values
@@ -126,6 +126,40 @@ def train(
         peak,
         gpu,
         was_finished=finished is not None,
+    )
+
+
+@contextmanager
+def _told(state: TrainState, command: str) -> Iterator[None]:
+    """Context of a run whose start, interruption or failure trackers are told; its log is closed after it."""
+    try:
+        if state.trackers:
+            state.trackers.tell(_started(state, command))
+        yield
+    except TrainingInterrupted:
+        state.trackers.tell(RunInterrupted(state.step))
+        raise
+    except BaseException as error:
+        text = str(error) or type(error).__name__
+        state.trackers.tell(RunFailed(state.step, text))
+        raise
+    finally:
+        state.trackers.close()
+        state.log.close()
+
+
+def _started(state: TrainState, command: str) -> RunStarted:
+    recipe = state.recipe
+    sections = {name: MappingProxyType(keys) for name, keys in recipe.to_dict().items()}
+    return RunStarted(
+        state.out_dir,
+        recipe.name,
+        MappingProxyType(sections),
+        recipe.hash,
+        state.step,
+        sum(one.numel() for one in state.decoder.parameters()),
+        sum(one.numel() for one in state.optimizer.parameters),
+        command,
     )
 
 
@@ -177,6 +211,9 @@ def _loop(
             validated = validation.splits and state.step % section.validate_every_steps == 0
             if validated:
                 _validate(state, validation)
+            if state.trackers:
+                done = (state.step, state.tokens, state.elapsed_s, state.progress)
+                state.trackers.tell(StepDone(*done))
             for callback in callbacks:
                 callback(state)
             by_steps = section.checkpoint_every_steps
@@ -190,12 +227,14 @@ def _loop(
             if due and state.progress < 1:
                 (saver.begin if section.save_in_background else saver.save)()
                 last_save = time.monotonic()
+            saver.tell()
             all_s = time.monotonic() - started - (state.validation_s if validated else 0.0)
             _count_time(state, num_tokens, fetched - started, computed - fetched, all_s)
             bar.update()
             if stopped:
                 break
         checkpoint = saver.save() if stopped else _end(state, saver, validation)
+        saver.tell()
     if stopped and state.progress < 1:
         raise TrainingInterrupted(
             f"stopped at step {state.step}, saved in {checkpoint}; to resume: {command}"
@@ -315,6 +354,7 @@ def _log(state: TrainState) -> None:
             - (state.seconds["data"] + state.seconds["step"]) / state.seconds["all"],
         }
     state.log.write(state.step, values)
+    state.trackers.metrics(state.step, values)
     state.metrics.update(values)
     state.sums_G2.zero_()
     state.seconds = dict.fromkeys(state.seconds, 0.0)
@@ -334,5 +374,6 @@ def _validate(state: TrainState, validation: Validation) -> None:
     state.decoder.train()
     if values:
         state.log.write(state.step, values)
+        state.trackers.metrics(state.step, values, validation=True)
         state.metrics.update(values)
     state.validation_s = time.monotonic() - begin

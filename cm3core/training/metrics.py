@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, TensorBoard, and the speed meter."""
+"""The record of a run, `metrics.jsonl`, and the speed meter."""
 
 from __future__ import annotations
 
@@ -6,66 +6,32 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from cm3core.errors import CheckpointError
 from cm3core.files import write_bytes
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-    from cm3core.document import PixelArray
-
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends metrics to `OUT/metrics.jsonl`, one record per line, and to `OUT/tensorboard`.
-
-    `metrics.jsonl` is the record, and failing to write it is an error. TensorBoard shows the same
-    numbers: when it fails (a full disk, its writer's thread), one line reports it, and it is left out
-    from then on.
+    """Appends metrics to `OUT/metrics.jsonl`, one record per line. Failing to write it is an error;
+    trackers (`cm3core.training.tracking`), which are told the same numbers, may fail.
 
     Args:
         out_dir: the run's folder.
         step: the checkpoint's step when a run resumes: later lines, and an incomplete last line,
             are removed; 0 for a new run.
-        tensorboard: also write TensorBoard's files.
     """
 
-    def __init__(self, out_dir: Path, step: int = 0, *, tensorboard: bool = True) -> None:
+    def __init__(self, out_dir: Path, step: int = 0) -> None:
         self.path = Path(out_dir) / METRICS
         kept = [line for line in read_metrics(out_dir) if line["step"] <= step]
         write_bytes(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-        self._board: SummaryWriter | None = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with self._optional():
-                self._board = SummaryWriter(str(Path(out_dir) / "tensorboard"), purge_step=step + 1)
-
-    @contextmanager
-    def _optional(self) -> Iterator[None]:
-        """A failure in this context ends TensorBoard, and nothing else."""
-        try:
-            yield
-        except Exception as error:
-            # an error of any class that stopped the writer's thread is raised again in the next call
-            tqdm.write(
-                f"note: TensorBoard is left out from now on, because it can't be written ({error}); "
-                f"{METRICS} continues",
-                file=sys.stderr,
-            )
-            board, self._board = self._board, None
-            if board is not None:
-                with suppress(Exception):  # fails for the same reason, already reported
-                    board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line {"step": ..., name: value ...}.
@@ -80,10 +46,6 @@ class MetricsLog:
             raise self._not_written(str(error)) from error
         if written < len(line):
             raise self._not_written("the disk is full")
-        if self._board is not None:
-            with self._optional():
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
 
     def _not_written(self, reason: str) -> CheckpointError:
         return CheckpointError(
@@ -92,17 +54,8 @@ class MetricsLog:
             "free space on that disk, then run the same command again to resume",
         )
 
-    def image(self, step: int, name: str, pixels: PixelArray) -> None:
-        """Show a picture uint8 [height, width, 3] in TensorBoard."""
-        if self._board is not None:
-            with self._optional():
-                self._board.add_image(name, pixels, step, dataformats="HWC")
-
     def flush(self) -> None:
         """Flush everything written so far to disk. Raises `CheckpointError` when that fails."""
-        if self._board is not None:
-            with self._optional():
-                self._board.flush()
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -114,9 +67,6 @@ class MetricsLog:
             self.flush()
         finally:
             os.close(self._file)
-            if self._board is not None:
-                with self._optional():
-                    self._board.close()
 
 
 class NoLog(MetricsLog):
@@ -126,9 +76,6 @@ class NoLog(MetricsLog):
         pass
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def image(self, step: int, name: str, pixels: PixelArray) -> None:
         """Nothing."""
 
     def flush(self) -> None:

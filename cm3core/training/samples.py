@@ -26,7 +26,7 @@ NUM_PROMPTS = 8
 class SamplePictures:
     """A callback that generates sample pictures every `train.sample_every_steps` steps.
 
-    They go to `OUT/samples/step-N.png` and TensorBoard, sampled with the recipe's sampler. Prompts
+    They go to `OUT/samples/step-N.png` and the trackers, sampled with the recipe's sampler. Prompts
     are the texts of the first validation split that the data set has, else of the training documents;
     retrieved documents are prepended if the recipe retrieves. Generation uses no random generator of
     torch, so it does not affect training.
@@ -57,7 +57,7 @@ class SamplePictures:
             return
         path = state.out_dir / "samples" / f"step-{state.step:08d}.png"
         images.save_png(path, sheet, {"step": str(state.step), "recipe": state.recipe.hash})
-        state.log.image(state.step, "samples", sheet)
+        state.trackers.picture(state.step, "samples", sheet)
 
     def draw(self, components: Components) -> PixelArray:
         """The sheet: a row per prompt, with the generated and the real picture."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from cm3core.checkpoint import CheckpointState, save_checkpoint
 from cm3core.checkpoint.tensors import generator_states, weights_of
 from cm3core.errors import CM3Error
+from cm3core.interfaces.tracker import CheckpointSaved
 from cm3core.processes import own_part
 from cm3core.tuning import write_adapters
 
@@ -44,6 +45,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._stager: Any = None
+        self._saved: list[CheckpointSaved] = []
 
     @property
     def has_written(self) -> bool:
@@ -85,6 +87,11 @@ class Saver:
         if failure is not None:
             raise failure
 
+    def tell(self) -> None:
+        """Tell the trackers of checkpoints that are complete since the last call."""
+        while self._saved:
+            self.state.trackers.tell(self._saved.pop(0))
+
     def close(self) -> None:
         """At the end of training, also of one that failed: let what is being written be written."""
         if self._thread is not None:
@@ -101,6 +108,7 @@ class Saver:
         if state.recipe.tune.adapts:
             adapter = write_adapters(state.decoder, state.recipe.tune, state.base["model"])
         state.log.flush()
+        state.trackers.flush()
         weights = weights_of(state.decoder) if adapter is None else {}
         optimizer = state.optimizer.state_tensors()
         if state.processes.is_first:  # all go on with those of the first one
@@ -113,18 +121,25 @@ class Saver:
                 weights, optimizer = copies["weights"], copies["optimizer"]
                 if adapter is not None:
                     adapter = adapter.copied()
-        return lambda: save_checkpoint(
-            state.out_dir,
-            weights,
-            optimizer,
-            stored,
-            state.components,
-            keep=state.recipe.train.keep_checkpoints,
-            words=state.words,
-            adapter=adapter,
-            processes=processes,
-            sharded=not state.parallel.whole,
-        )
+        step = state.step
+
+        def write() -> Path:
+            folder = save_checkpoint(
+                state.out_dir,
+                weights,
+                optimizer,
+                stored,
+                state.components,
+                keep=state.recipe.train.keep_checkpoints,
+                words=state.words,
+                adapter=adapter,
+                processes=processes,
+                sharded=not state.parallel.whole,
+            )
+            self._saved.append(CheckpointSaved(step, folder))
+            return folder
+
+        return write
 
     def _copied(self, tensors: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
         """The tensors on the host, those that are divided as they are."""

@@ -31,6 +31,7 @@ from cm3core.training.origin import Origin
 from cm3core.training.parallel import parallel_of
 from cm3core.training.preparation import Preparation
 from cm3core.training.state import TrainState
+from cm3core.training.tracking import Tracking, trackers_of
 from cm3core.tuning import select_parameters
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def start(
 ) -> TrainState:
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
+    trackers = trackers_of(recipe, registry) if processes.is_first else []
     micro_batches(recipe.train.batch_rows, recipe.train.accumulate, processes.world_size)
     processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     check_writable(out_dir, folder=True)
@@ -156,6 +158,7 @@ def start(
         done.elapsed_s,
         done.tokens,
         base=origin.base,
+        trackers=Tracking(trackers, chosen),
         # those of all processes, summed when they are logged
         sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
     )

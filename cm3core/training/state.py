@@ -17,6 +17,7 @@ from cm3core.training.loss import GROUPS
 from cm3core.training.metrics import MetricsLog, SpeedMeter
 from cm3core.training.optim import OptimizerGroup, Schedule
 from cm3core.training.parallel import OneProcess
+from cm3core.training.tracking import Tracking
 
 if TYPE_CHECKING:
     from cm3core.build import Components
@@ -58,6 +59,8 @@ class TrainState:
     tokens: int = 0
     #: The model that it started from, see `CheckpointState.base`.
     base: dict[str, str] = field(default_factory=dict)
+    #: Told what happens; empty in all processes but the first.
+    trackers: Tracking = field(default_factory=Tracking)
     #: The newest metrics, by name.
     metrics: dict[str, float] = field(default_factory=dict)
     #: Norm of the last gradient before clipping; read only when it is logged, because reading it

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cm3core.interfaces.sampler import SamplerConfig
     from cm3core.interfaces.task import TaskConfig
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
+    from cm3core.interfaces.tracker import TrackerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
 
 CM3_API = 1
@@ -276,3 +277,10 @@ def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
 def cm3_models() -> Mapping[str, Path]:
     folder = Path(__file__).parent / "assets" / "models"
     return {model.parent.name: model.parent for model in sorted(folder.glob("*/state.json"))}
+
+
+@hookimpl
+def cm3_trackers() -> Mapping[str, type[TrackerConfig]]:
+    from cm3plugins.trackers import TRACKERS
+
+    return TRACKERS

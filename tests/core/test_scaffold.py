@@ -283,7 +283,7 @@ def test_no_kind(shown: Callable[..., str]) -> None:
         "error: cm3 plugin new mine: no kind is given\n  next: give --kind, one of "
         "text_tokenizer, image_tokenizer, "
         "layout, embedder, retriever, objective, decoder, attention, sampler, reranker, upscaler, dataset, "
-        "extractor, metric, task, condition\n"
+        "extractor, metric, task, condition, tracker\n"
     )
 
 
@@ -376,7 +376,7 @@ def test_a_kind_without_a_template_is_refused(
             f"--kind {kind}: there is no template for {words} yet\n"
             f"  next: write one by hand (`cm3 describe {kind}` shows what it needs), or choose another "
             "kind: text_tokenizer, image_tokenizer, layout, embedder, retriever, objective, decoder, "
-            "sampler, reranker, dataset, extractor, metric, task, condition"
+            "sampler, reranker, dataset, extractor, metric, task, condition, tracker"
         )
 
 

@@ -295,7 +295,8 @@ class Evaluation:
             "seed": self.protocol.seed,
             "seed_rule": "seed + number of the sample",
         }
-        rows, samples = [], {index: dict(row) for index, row in sorted(made.rows.items())}
+        rows: list[dict[str, Any]] = []
+        samples = {index: dict(row) for index, row in sorted(made.rows.items())}
         for one in scored:
             if one.skipped:
                 rows.append({"name": one.metric_name, "skipped": one.skipped})

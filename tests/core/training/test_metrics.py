@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import os
 import resource
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cm3core.errors import CheckpointError
@@ -29,12 +27,12 @@ def test_speed_by_hand() -> None:
 
 
 def test_metrics_log_cuts_what_is_later(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.write(1, {"a": 1.0})
     log.write(2, {"a": float("inf")})
     log.close()
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": None}]
-    MetricsLog(tmp_path, 1, tensorboard=False).close()
+    MetricsLog(tmp_path, 1).close()
     assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}]
 
 
@@ -52,7 +50,7 @@ def test_lines_that_can_not_be_read_are_left_out(
     ]
     lines = [good[0], *bad, b"[" * 100_000, good[1], b"", good[2], b'{"step": 4, "a']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
-    MetricsLog(tmp_path, 3, tensorboard=False).close()
+    MetricsLog(tmp_path, 3).close()
     path = tmp_path / "metrics.jsonl"
     assert capsys.readouterr().err == (
         f"note: {path}: 8 of 11 lines can't be read and are left out\n"
@@ -62,80 +60,10 @@ def test_lines_that_can_not_be_read_are_left_out(
     assert capsys.readouterr().err == ""
 
 
-class BrokenWriter:
-    """TensorBoard's writer on a disk that is full when the method `fails` is called."""
-
-    fails = "add_scalar"
-
-    def __init__(self, folder: str, **options: object) -> None:
-        self.called: list[str] = []
-        self._call("__init__")
-
-    def _call(self, name: str) -> None:
-        self.called.append(name)
-        if name == self.fails:
-            raise OSError(28, "No space left on device")
-
-    def add_scalar(self, *values: object) -> None:
-        self._call("add_scalar")
-
-    def add_image(self, *values: object, **options: object) -> None:
-        self._call("add_image")
-
-    def flush(self) -> None:
-        self._call("flush")
-
-    def close(self) -> None:
-        raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("method", ["__init__", "add_scalar", "add_image", "flush", "close"])
-def test_tensorboard_that_fails_is_left_out_and_said_once(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(BrokenWriter, "fails", method)
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", BrokenWriter)
-    log = MetricsLog(tmp_path)
-    for step in (1, 2):
-        log.write(step, {"a": 1.0, "b": 2.0})
-        log.image(step, "samples", np.zeros((2, 2, 3), np.uint8))
-        log.flush()
-    log.close()
-    assert read_metrics(tmp_path) == [{"step": step, "a": 1.0, "b": 2.0} for step in (1, 2)]
-    assert capsys.readouterr().err == (
-        "note: TensorBoard is left out from now on, because it can't be written ([Errno 28] No space "
-        "left on device); "
-        "metrics.jsonl continues\n"
-    )
-
-
-def test_tensorboards_own_thread_may_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The real writer's thread hits a limit on file sizes; the shorter metrics.jsonl continues."""
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # Python shows what ended a thread
-    log = MetricsLog(tmp_path)
-    log.flush()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE,
-        (max(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()), hard),
-    )
-    try:
-        log.write(1, {"a": 1.0})
-        log.flush()
-        log.write(2, {"a": 1.0})
-        log.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_metrics(tmp_path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 1.0}]
-    assert capsys.readouterr().err.count("note: TensorBoard is left out from now on") == 1
-
-
 def test_metrics_that_the_disk_does_not_take_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
 
     def broken(handle: int) -> None:
         raise OSError(5, "Input/output error")
@@ -152,7 +80,7 @@ def test_metrics_that_the_disk_does_not_take_are_an_error(
 
 
 def test_metrics_on_a_full_disk(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.write(1, {"a": 1.0})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, hard))
