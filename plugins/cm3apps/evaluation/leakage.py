@@ -22,6 +22,8 @@ from cm3core.progress import make_bar
 #: Memories with more pictures are not compared by appearance: it takes a look at each.
 MOST_LOOKED_AT = 20_000
 _SIDE = 16
+#: References that a message names.
+_MOST_NAMED = 3
 #: Root mean square difference of two small versions that look the same, in grey levels (0 to 255).
 _SAME_LOOK = 4
 
@@ -73,10 +75,15 @@ def check_memory(
         "leaks": [list(leak) for leak in leaks],
     }
     if leaks and not allowed:
-        shown = "; ".join(f"{own} and {key} ({why})" for own, key, why in leaks[:3])
+        # a reference may be there more than once
+        of_reference: dict[str, tuple[str, str]] = {}
+        for own, key, why in leaks:
+            of_reference.setdefault(key, (own, why))
+        first = list(of_reference.items())[:_MOST_NAMED]
+        shown = "; ".join(f"{own} and {key} ({why})" for key, (own, why) in first)
         raise DataError(
             "the model's memory",
-            f"holds {len(leaks)} of the reference pictures: {shown}",
+            f"holds {len(of_reference)} of the {len(references)} reference pictures: {shown}",
             f"retrieve from a memory without them ({_other_memories(model)}), or nothing (--num-retrieved 0), or give "
             "--allow-leaks, which the scores will say",
         )

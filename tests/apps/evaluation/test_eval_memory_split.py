@@ -78,7 +78,7 @@ def test_a_split_with_the_references_is_refused(
 ) -> None:
     assert evaluate("all", "leaks") == 2
     told = capsys.readouterr().err
-    assert "error: the model's memory: holds 2 of the reference pictures: " in told
+    assert "error: the model's memory: holds 2 of the 2 reference pictures: " in told
     assert "next: retrieve from a memory without them (--memory-split train, --bank), " in told
     assert evaluate("trian", "none") == 2
     assert capsys.readouterr().err.endswith(

@@ -326,12 +326,14 @@ def test_references_in_the_memory_are_refused() -> None:
         (Text("b"), codes),
         (Text("c"), Image("other", lambda: large)),
         (Text("d"), Image("more", partial(reference, 77))),
+        # once more: a reference is counted once, however many documents show it
+        (Text("e"), Image("again", partial(reference, 0))),
     ]
     toy.components.memory = ListSource(leaky)
-    with pytest.raises(DataError, match="holds 3 of the reference pictures"):
+    with pytest.raises(DataError, match="holds 3 of the 12 reference pictures"):
         check_memory(toy, TASK, options, allowed=False)
     found = check_memory(toy, TASK, options, allowed=True)
-    assert [key for _, key, _ in found["leaks"]] == ["thing/0", "thing/1", "thing/2"]
+    assert [key for _, key, _ in found["leaks"]] == ["thing/0", "thing/1", "thing/2", "thing/0"]
 
 
 def test_a_look_survives_scaling_and_differs_between_pictures() -> None:
