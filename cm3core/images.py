@@ -31,6 +31,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Endings of pictures' names that promise another format than the one that is written, PNG.
 OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".svg")
 
+#: Levels of 255 by which the pixels of a blank picture differ at most: JPEG's rounding of a plain area.
+_INVISIBLE = 4
+
 # What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
 # bug and is not caught.
 _BROKEN = (
@@ -192,6 +195,20 @@ def _to_rgb(image: Pillow.Image) -> PixelArray | None:
         white = Pillow.new("RGBA", layer.size, (255, 255, 255, 255))
         return np.asarray(Pillow.alpha_composite(white, layer).convert("RGB")).copy()
     return np.asarray(image.convert("RGB")).copy()
+
+
+def is_blank(pixels_HWC: PixelArray) -> bool:
+    """Whether a picture uint8 [height, width, 3] shows nothing: every channel is the same everywhere, but for what no eye
+    sees.
+
+    >>> page = np.full((4, 4, 3), 250, np.uint8)
+    >>> dot = page.copy()
+    >>> dot[1, 1] = 240
+    >>> is_blank(page), is_blank(dot)
+    (True, False)
+    """
+    lowest, highest = pixels_HWC.min(axis=(0, 1)), pixels_HWC.max(axis=(0, 1))
+    return bool((highest - lowest <= _INVISIBLE).all())
 
 
 def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:

@@ -54,8 +54,9 @@ def configure(parser: ArgumentParser) -> None:
     validate = add(
         "validate",
         "check every record of every split, decode every picture, list the bad ones",
-        "Checks every record of every split and decodes every picture; of a recipe's data set also whether "
-        "each document fits into its decoder.context_length. Exit code 1 if any is bad.",
+        "Checks every record of every split, decodes every picture and looks whether it shows anything; of a "
+        "recipe's data set also whether each document fits into its decoder.context_length. Exit code 1 if any is bad "
+        "or blank.",
         "cm3 data validate my/pictures",
     )
     validate.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -140,7 +141,7 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
         else list(dict.fromkeys((*data.config.splits, data.config.split)))
     )
     reported: set[SkippedRecord] = set()
-    num_documents = num_bad = 0
+    num_documents = num_bad = num_blank = 0
     for split in splits:
         try:
             source = data.build(split)
@@ -158,43 +159,64 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
             range(len(source)), desc=f"checking {split}", unit=" documents", disable=quiet or None
         ):
             try:
-                _check_document(source, index)
+                blank = _check_document(source, index)
                 if check_length is not None:
                     check_length(source, index)
+                if blank:
+                    num_blank += 1
+                    tqdm.write("", end="")
+                    _print_bad(blank)
             except DataError as error:
                 num_bad += 1
                 tqdm.write("", end="")  # clears the bar
                 _print_bad(error)
     num_bad_records = len(reported) + num_bad
-    good = num_documents - num_bad
+    good = num_documents - num_bad - num_blank
     if not num_documents and not num_bad_records:
         raise DataError(data.title, "holds no record", "see whether it is the right file")
     print(
         f"{data.title}: {count_of(good, 'good document')}, "
         f"{count_of(num_bad_records, 'bad record')}"
         + (", skipped in training" if num_bad_records else "")
+        + (
+            f", {count_of(num_blank, 'blank document')}, which training would learn"
+            if num_blank
+            else ""
+        )
     )
-    return 1 if num_bad_records else 0
+    return 1 if num_bad_records or num_blank else 0
 
 
 def _print_bad(record: SkippedRecord | DataError) -> None:
     print(f"{record.place}: {record.cause}\n  next: {record.next_step}", flush=True)
 
 
-def _check_document(source: DocumentSource, index: int) -> None:
-    """Raise `DataError` unless the document has content, and all its pictures can be decoded."""
+def _check_document(source: DocumentSource, index: int) -> DataError | None:
+    """Raise `DataError` unless the document has content, and all its pictures can be decoded; return one that says so if
+    they show nothing: most often a file that was not rendered or downloaded."""
     from cm3core.document import Image, Text
+    from cm3core.images import is_blank
 
     document = source.document(index)
     if not document:
         raise DataError(f"document {source.id(index)}", "is empty", "remove it")
+    blank = []
     for segment in document:
         if isinstance(segment, Image):
-            segment.load()
+            blank.append(is_blank(segment.load()))
         elif isinstance(segment, Text) and not segment.text.strip():
             raise DataError(
                 f"document {source.id(index)}", "has an empty text", "write one, or remove it"
             )
+    # one of several may be: the edges of a picture without any
+    if not blank or not all(blank):
+        return None
+    what = "its picture is" if len(blank) == 1 else f"all of its {len(blank)} pictures are"
+    return DataError(
+        f"document {source.id(index)}",
+        f"{what} blank: a single colour",
+        "see whether it was rendered (white on transparency is white on white) and downloaded whole, or remove it",
+    )
 
 
 def _show(data: ChosenData, out: Path, num: int) -> int:

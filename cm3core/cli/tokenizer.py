@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -263,6 +264,7 @@ def _evaluate(args: Namespace) -> int:
     from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
     from cm3core.images import check_writable_png, save_png
     from cm3core.recipe import compose
+    from cm3core.training.kept import LEAST_PSNR
 
     check_writable_png(args.out)
     target, ours = _evaluated(args.recipe)
@@ -290,12 +292,24 @@ def _evaluate(args: Namespace) -> int:
         f"{tokenizer.image_size[1]} pixels "
         f"as {rows} x {columns} codes\n"
         f"PSNR        {report.psnr:.2f} dB\n"
+        + (
+            ""
+            if report.psnr_drawn is None
+            else f"PSNR, drawn {report.psnr_drawn:.2f} dB (where a picture is not its background)\n"
+        )
         + ("" if report.ssim is None else f"SSIM        {report.ssim:.3f}\n")
         + "".join(rows_of_scores)
         + f"codes used  {report.num_used_codes:,} of {report.codebook_size:,} ({report.usage:.0%})\n"
         f"perplexity  {report.perplexity:.0f}\n"
         f"{args.out}: originals above reconstructions"
     )
+    if report.psnr_drawn is not None and report.psnr_drawn < LEAST_PSNR:
+        print(
+            f"note: the codes keep little of what is drawn (PSNR {report.psnr_drawn:.1f} dB, less than {LEAST_PSNR:g}): see "
+            f"{args.out}; docs/data.md, 'What the codes keep of your pictures', shows how to train codes on these "
+            "pictures",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -14,19 +14,23 @@ from cm3core.interfaces.image_tokenizer import ImageTokenizer
 #: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
 #: default is 7).
 SSIM_WINDOW = 7
+#: Levels of 255 by which a place must differ from the background, in any channel, to count as drawn.
+FAINT = 25
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
     """What `evaluate_image_tokenizer` found.
 
-    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255; `ssim`: the same of their structural
+    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255; `psnr_drawn`: the same where something is drawn
+    (`drawn_psnr_per_picture`), of the pictures in which something is, None without any; `ssim`: the same of their structural
     similarity (`ssim_per_picture`), None for pictures smaller than its window. `num_used_codes` of
     `codebook_size` occurred; `perplexity`: exp of the codes' entropy, at most `codebook_size`.
     `picture`: uint8 [h, w, 3], originals above reconstructions. `reconstructed_NHWC`: all of them, uint8.
     """
 
     psnr: float
+    psnr_drawn: float | None
     ssim: float | None
     num_used_codes: int
     codebook_size: int
@@ -46,6 +50,38 @@ def psnr_per_picture(
     """10 log10(255^2 / MSE) of each picture, float64 [N]; equal pictures count as MSE 1e-10."""
     error_NHWC = pixels_NHWC.astype(np.float64) - reconstructed_NHWC.astype(np.float64)
     mse_N = np.maximum((error_NHWC**2).mean(axis=(1, 2, 3)), 1e-10)
+    psnr_N: npt.NDArray[np.float64] = 10.0 * np.log10(255.0**2 / mse_N)
+    return psnr_N
+
+
+def drawn_psnr_per_picture(
+    pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray
+) -> npt.NDArray[np.float64]:
+    """The PSNR of the places where a picture or its reconstruction differs from the picture's background, float64 [N];
+    NaN where neither does anywhere.
+
+    A plain background is reconstructed without error, and the more of it there is the higher is the PSNR of the whole,
+    whatever becomes of what is drawn on it. The background is the median colour of the picture's frame; of a photograph
+    nearly all places count.
+
+    >>> page = np.full((1, 8, 8, 3), 255, np.uint8)
+    >>> drawn, lost = page.copy(), page.copy()
+    >>> drawn[:, 2:4, 2:4], lost[:, 2:4, 2:4] = 0, 85
+    >>> [round(float(psnr[0]), 2) for psnr in (psnr_per_picture(drawn, lost), drawn_psnr_per_picture(drawn, lost))]
+    [21.58, 9.54]
+    """
+    pixels, reconstructed = (
+        pictures.astype(np.float64) for pictures in (pixels_NHWC, reconstructed_NHWC)
+    )
+    edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
+    background_N11C = np.median(np.concatenate(edges, axis=1), axis=1)[:, None, None]
+    drawn_NHW = np.zeros(pixels.shape[:3], np.bool_)
+    for pictures in (pixels, reconstructed):
+        drawn_NHW |= (np.abs(pictures - background_N11C) > FAINT).any(axis=3)
+    error_NHW = ((pixels - reconstructed) ** 2).mean(axis=3) * drawn_NHW
+    num_N = drawn_NHW.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        mse_N = np.maximum(error_NHW.sum(axis=(1, 2)) / num_N, 1e-10)
     psnr_N: npt.NDArray[np.float64] = 10.0 * np.log10(255.0**2 / mse_N)
     return psnr_N
 
@@ -87,6 +123,18 @@ def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.f
         / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
     )
     return np.asarray(values.mean(dim=(1, 2, 3)))
+
+
+def _mean_drawn(
+    images_NHWC: PixelArray, reconstructed_NHWC: PixelArray, batch_size: int
+) -> float | None:
+    """The mean of `drawn_psnr_per_picture` over the pictures in which something is drawn."""
+    parts = [slice(start, start + batch_size) for start in range(0, len(images_NHWC), batch_size)]
+    psnr_N = np.concatenate(
+        [drawn_psnr_per_picture(images_NHWC[part], reconstructed_NHWC[part]) for part in parts]
+    )
+    drawn = psnr_N[~np.isnan(psnr_N)]
+    return float(drawn.mean()) if len(drawn) else None
 
 
 def perplexity_of(codes: IntArray, codebook_size: int) -> float:
@@ -138,6 +186,7 @@ def evaluate_image_tokenizer(
         ssim = float(np.concatenate(parts).mean())
     return TokenizerReport(
         psnr=float(psnr_per_picture(images_NHWC, reconstructed_NHWC).mean()),
+        psnr_drawn=_mean_drawn(images_NHWC, reconstructed_NHWC, batch_size),
         ssim=ssim,
         num_used_codes=int(np.unique(codes_Nc).size),
         codebook_size=tokenizer.codebook_size,

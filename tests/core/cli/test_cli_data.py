@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cm3core.cli._dataset import _empty, composed, is_override, reader_of
 from cm3core.cli.main import main
@@ -84,6 +85,26 @@ def test_a_picture_is_no_data_set(
     assert capsys.readouterr().err == (
         f"error: pictures/{name}: is a picture, and a data set is a folder or a file that names pictures\n"
         "  next: give its folder, with a caption beside each picture: pictures\n"
+    )
+
+
+def test_validate_names_pictures_that_show_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """White drawn on transparency, say, which is white on the white that pictures are put on."""
+    folder = place / "pictures"
+    white = np.full((12, 12, 4), 255, np.uint8)
+    white[2:10, 2:10, 3] = 0
+    Image.fromarray(white).save(folder / "4.png")
+    Image.new("RGB", (12, 12), (9, 30, 90)).save(folder / "3.png")
+    assert main(["data", "validate", "pictures"]) == 1
+    step = (
+        "its picture is blank: a single colour\n  next: see whether it was rendered (white on transparency is white on "
+        "white) and downloaded whole, or remove it\n"
+    )
+    assert capsys.readouterr().out == (
+        f"document 3.png: {step}document 4.png: {step}"
+        "pictures (folder): 3 good documents, 0 bad records, 2 blank documents, which training would learn\n"
     )
 
 

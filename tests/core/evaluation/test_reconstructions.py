@@ -77,7 +77,8 @@ def test_the_command(
     pixels = ["metric=fid", "extractor=pixels", "extractor.side=2"]
     assert main([*command, "--score", *pixels, "--score", "metric=ssim"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:5]] == ["4", "PSNR", "SSIM", "fid-pixels2", "ssim"]
+    names = ["4", "PSNR", "PSNR,", "SSIM", "fid-pixels2", "ssim"]
+    assert [line.split()[0] for line in lines[:6]] == names
     assert lines[3].endswith(
         "(lower is better; mostly bias: 4 pictures of 12 features, kid is unbiased)"
     )

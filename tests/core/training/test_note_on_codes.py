@@ -50,17 +50,28 @@ def test_by_hand() -> None:
     assert 85 // 16 * 16 + 8 == 88
     psnr = 10 * np.log10(255**2 / ((167**2 + 2 * 88**2) / 3))
     assert note([(255, 0, 0)] * 3) == (
-        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB, the median of 3. A model draws no "
-        "better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to see that, and to "
-        "train a tokenizer on them"
+        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB where something is drawn, the median "
+        "of 3. A model draws no better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to "
+        "see that, and to train a tokenizer on them"
     )
 
 
-def test_blank_pictures_hide_nothing() -> None:
-    """They are kept to the last bit, and the mean of all would be far above the limit."""
-    found = note([(255, 0, 0)] * 5 + [(8, 8, 8)] * 3)
+def test_pictures_of_nothing_hide_nothing() -> None:
+    """They are kept to the last bit, and don't count."""
+    found = note([(255, 0, 0)] * 5 + [(8, 8, 8)] * 30)
     assert found is not None
-    assert "6.5 dB, the median of 8" in found
+    assert "6.5 dB where something is drawn, the median of " in found
+
+
+def test_a_white_background_hides_nothing() -> None:
+    """One red square of 16: 18.5 dB of the whole picture, 6.5 dB of what is drawn."""
+    source = Pictures([(255, 255, 255)] * 4)
+    red = np.full((8, 8, 3), 248, np.uint8)
+    red[4:6, 4:6] = (255, 0, 0)
+    source._document = lambda index, rng: (Image(str(index), lambda: red),)  # type: ignore[method-assign]
+    found = note_on_codes(SimpleNamespace(source=source, image_tokenizer=GreyTokenizer()))  # type: ignore[arg-type]
+    assert found is not None
+    assert "6.5 dB where something is drawn, the median of 4" in found
 
 
 def test_greys_are_kept() -> None:
@@ -72,13 +83,13 @@ def test_nothing_to_look_at(colours: list) -> None:
     assert note(colours) is None
 
 
-def test_eight_of_all_evenly_spaced() -> None:
+def test_some_of_all_evenly_spaced() -> None:
     """What can't be read is left out, the others count."""
-    colours: list = [(120, 120, 120)] * 80
+    colours: list = [(133, 100, 80)] * 320
     colours[0] = colours[10] = None
     colours[20] = colours[30] = (255, 0, 0)
-    assert note(colours) is None  # two of six at 6.5 dB, four at 48 and more
-    colours[40:] = [(255, 0, 0)] * 40
+    assert note(colours) is None  # two at 6.5 dB, the others at 21
+    colours[160:] = [(255, 0, 0)] * 160
     found = note(colours)
     assert found is not None
-    assert "the median of 6" in found
+    assert "the median of 30" in found

@@ -155,7 +155,11 @@ def _scores(facts: ModelFacts, result: Evaluated) -> list[str]:
     sha256 = str(scores["protocol"]["sha256"])[:SHOWN]
     head = ("score", "value", "better", "read against", "measurement")
     leaks = scores.get("leakage", {}).get("leaks") or []
-    warning = [f"Its memory held {len({key for _, key, _ in leaks})} of the reference pictures.", ""] if leaks else []
+    warning = (
+        [f"Its memory held {len({key for _, key, _ in leaks})} of the reference pictures.", ""]
+        if leaks
+        else []
+    )
     command = repeated(result.arguments, facts.name)
     if command is None:
         # a model that draws with all of its data set is refused without it
