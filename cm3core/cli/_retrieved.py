@@ -39,10 +39,10 @@ def seen(picture: Path, model: Model) -> PixelArray:
     return images.fit(images.open_image(picture), model.image_size)
 
 
-def show_query(model: Model, prompt: str) -> None:
-    """Print what was looked for, where the recipe changes a prompt's words for that."""
-    query = model.query_text(prompt)
-    if query != prompt:
+def show_query(retrieved: Sequence[RetrievedDocument]) -> None:
+    """Print what was looked for, where that is another text than the prompt."""
+    query = next((one.looked_for for one in retrieved if one.looked_for), "")
+    if query:
         print(f"  looked for: {query!r}")
 
 
@@ -62,7 +62,9 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
     """
     from cm3core.model.queries import shares_a_word
 
-    thing = model.thing_asked_for(picture.prompt)
+    query = next((one.looked_for for one in picture.retrieved if one.looked_for), picture.prompt)
+    config = model.recipe.retriever
+    thing = query.split(",")[0] if config is None else config.thing(query)
     texts = [document.text for document in picture.retrieved if document.text]
     if not texts or model.unknown_words(thing):
         return

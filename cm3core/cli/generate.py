@@ -263,7 +263,7 @@ def write_pictures(
                 if args.show_retrieved and documents not in sources[-1]:
                     if candidate == 0:
                         print(picture.prompt)
-                        show_query(model, picture.prompt)
+                        show_query(picture.retrieved)
                     show_retrieved(picture.retrieved)
                 sources[-1].setdefault(documents, picture)
                 if names_things and candidate == 0:

@@ -40,17 +40,20 @@ class RetrieverConfig(ComponentConfig):
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
         query_leaves_out: phrases of a prompt that name nothing, such as "a photo of", which are left out of its
-            query, not of the prompt, where another word follows. For memories whose texts have none of them: to
-            embedders of words and to BM25, what is rare weighs most. Case doesn't matter.
+            query, not of the prompt, where another word follows, if no document has every word of the thing with
+            them. For memories whose texts have none of them: to embedders of words and to BM25, what is rare
+            weighs most. Case doesn't matter.
         query_replaces: words and phrases of a prompt, and what is asked for in the query instead, such as
-            `puppy: dog`: for what the memory's texts call by another name. Case doesn't matter.
+            `puppy: dog`, if no document has every word of the thing as the prompt has it: for what the memory's
+            texts call by another name. Case doesn't matter.
         query_singular: a word of a prompt that no training text has is asked for in the singular, where one has that:
             to an embedder of words, "cats" is as far from "cat" as any other word. English.
-        search_for_words: in generation, where the best document has no word of the thing that a prompt names, the
-            best of this many that has one is taken instead, if there is one: what an embedder of words makes of
-            words that it hardly knows is near to anything, and the rarest word counts most. The thing stands
-            before the first comma. 0: the best one is taken.
-        thing_ends_at: words such as "with", before the first of which the thing stands, too.
+        search_for_words: in generation, where the best document has not every word of the thing that a prompt names,
+            the best of this many that has them is taken instead; if none has, and the best has no word of it, the
+            best that has one: what an embedder of words makes of words that it hardly knows is near to anything,
+            and the rarest word counts most. The thing stands before the first comma. 0: the best one is taken.
+        thing_ends_at: words such as "with", before the first of which the thing stands, too, if no document has
+            every word up to the comma.
         unless_asked_for: in generation, documents with one of these words come after those that are nearly as near
             (`alternative_margin`) and have none, unless the prompt has the word, and take no turn beside them:
             what a model draws badly.
@@ -124,22 +127,40 @@ class RetrieverConfig(ComponentConfig):
         >>> Words(query_replaces={"puppy": "dog"}).asked("Puppy, filled")
         'dog, filled'
         """
-        if self.query_replaces:
-            other = {
-                " ".join(words.casefold().split()): instead
-                for words, instead in self.query_replaces.items()
-            }
-            # a pattern that ignores case takes a few letters for others that casefold() keeps apart
-            text = re.sub(
-                rf"(?:{_one_of(other)})(?!\w)",
-                lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
-                text,
-                flags=re.IGNORECASE,
-            )
-        if self.query_leaves_out:
-            one_of = _one_of(self.query_leaves_out)
-            text = re.sub(rf"(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
-        return text
+        return self.without_fillers(self.in_other_words(text))
+
+    def in_other_words(self, text: str) -> str:
+        """A text with `query_replaces`.
+
+        >>> class Words(RetrieverConfig): ...
+        >>> Words(query_replaces={"puppy": "dog"}).in_other_words("a Puppy, filled")
+        'a dog, filled'
+        """
+        if not self.query_replaces:
+            return text
+        other = {
+            " ".join(words.casefold().split()): instead
+            for words, instead in self.query_replaces.items()
+        }
+        # a pattern that ignores case takes a few letters for others that casefold() keeps apart
+        return re.sub(
+            rf"(?:{_one_of(other)})(?!\w)",
+            lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
+            text,
+            flags=re.IGNORECASE,
+        )
+
+    def without_fillers(self, text: str) -> str:
+        """A text without `query_leaves_out`.
+
+        >>> class Words(RetrieverConfig): ...
+        >>> Words(query_leaves_out=["a"]).without_fillers("a dog, a")
+        'dog, a'
+        """
+        if not self.query_leaves_out:
+            return text
+        one_of = _one_of(self.query_leaves_out)
+        return re.sub(rf"(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
 
     def thing(self, text: str) -> str:
         """What a prompt names, without what it says of it: see `thing_ends_at`.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cm3core.checkpoint.words import singulars_of, words_of
-from cm3core.document import Document, Text, text_of
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.retriever import Retrieved, Retriever
+    from cm3core.interfaces.retriever import RetrieverConfig
 
 
 def in_singular(text: str, known: Collection[str], *, known_plurals: bool = False) -> str:
@@ -55,6 +54,25 @@ def has_every_word(thing: str, text: str) -> bool:
     return bool(asked) and not any(_forms(word).isdisjoint(said) for word in asked)
 
 
+def has_these_words(thing: str, text: str) -> bool:
+    """Whether a text has every word of another as it is spelled. False where that has no words.
+
+    >>> has_these_words("bird cage", "cage bird, filled"), has_these_words("bird cages", "bird cage, filled")
+    (True, False)
+    """
+    asked = words_of(thing)
+    return bool(asked) and set(words_of(text)).issuperset(asked)
+
+
+def is_named(thing: str, text: str) -> bool:
+    """Whether what stands before the first comma of a text has the words of another, and no more.
+
+    >>> is_named("bird cage", "cage bird, filled"), is_named("cage", "cage bird, filled")
+    (True, False)
+    """
+    return sorted(words_of(thing)) == sorted(words_of(text.split(",")[0]))
+
+
 def has_a_phrase(text: str, phrases: Collection[str]) -> bool:
     """Whether a text has all words of one of the phrases.
 
@@ -65,35 +83,47 @@ def has_a_phrase(text: str, phrases: Collection[str]) -> bool:
     return any(words.issuperset(asked) for asked in map(words_of, phrases) if asked)
 
 
-def with_a_word(
-    retriever: Retriever,
-    queries: Sequence[tuple[str, str]],
-    number: int,
-    exclude: Sequence[Collection[str]],
-    depth: int,
-) -> list[list[Retrieved]]:
-    """For each query the best documents that share a word with its thing, of the `depth` nearest; empty: none does.
+@dataclass(frozen=True)
+class Wording:
+    """Words in which the memory is asked for what a prompt names.
 
     Args:
-        retriever: searches the memory.
-        queries: each a text and the thing that it names.
-        number: of documents at most.
-        exclude: names of documents that must not be found, for each query.
-        depth: at least `number`.
+        query: the text to search for.
+        thing: what of it names the thing.
     """
-    asked: list[Document] = [(Text(query),) for query, _ in queries]
-    found = retriever.retrieve(asked, depth, exclude)
 
-    def having(thing: str, results: Sequence[Retrieved]) -> Iterator[Retrieved]:
-        for one in results:
-            if shares_a_word(thing, text_of(retriever.memory.document(one.index))):
-                yield one
+    query: str
+    thing: str
 
-    # no more documents are read than it takes: a memory may be a database far away
-    return [
-        list(islice(having(thing, results), number))
-        for (_, thing), results in zip(queries, found, strict=True)
-    ]
+
+def wordings(config: RetrieverConfig, prompt: str, known: Collection[str] | None) -> list[Wording]:
+    """A prompt's wordings, in the order in which they are tried: the thing as the prompt has it, without what names
+    nothing, in the singular, by the memory's name. What is said of the thing is in the memory's words in all.
+
+    Args:
+        config: of the retriever; the last wording is its `asked`.
+        prompt: any text.
+        known: words of the training texts, as `words_of` gives them; None: not known.
+    """
+
+    def as_it_is(text: str) -> str:
+        return text
+
+    def singular(text: str) -> str:
+        return in_singular(text, known) if config.query_singular and known is not None else text
+
+    def renamed(text: str) -> str:
+        return config.in_other_words(singular(text))
+
+    thing = prompt.split(",")[0]
+    tried = [Wording(thing + config.without_fillers(renamed(prompt[len(thing) :])), thing)]
+    thing = config.thing(prompt)
+    rest = renamed(prompt[len(thing) :])
+    for change in (as_it_is, singular):
+        query = config.without_fillers(change(thing) + rest)
+        tried.append(Wording(query, config.without_fillers(change(thing))))
+    tried.append(Wording(config.asked(singular(prompt)), config.asked(singular(thing))))
+    return list(dict.fromkeys(reversed(tried)))[::-1]
 
 
 def _forms(text: str) -> set[str]:

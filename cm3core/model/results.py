@@ -24,6 +24,7 @@ class RetrievedDocument:
         text: its text.
         pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
         provenance: its licence and source, as its memory states them; nothing is known of documents given by hand.
+        looked_for: the text that it was found for, where that is not the prompt's; else empty.
     """
 
     id: str
@@ -31,6 +32,7 @@ class RetrievedDocument:
     text: str
     pixels: PixelArray | None
     provenance: Provenance = field(default_factory=Provenance)
+    looked_for: str = ""
 
     def _repr_png_(self) -> bytes | None:
         """The picture, if there is one; notebooks show it."""

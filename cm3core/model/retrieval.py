@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,8 +16,9 @@ from cm3core.document import Codes, Document, Image, PixelArray, Text, content_k
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Request
 from cm3core.model.loaded import Loaded, known_by_codes
-from cm3core.model.queries import has_a_phrase, has_every_word, shares_a_word, with_a_word
+from cm3core.model.queries import has_a_phrase, has_every_word
 from cm3core.model.results import RetrievedDocument
+from cm3core.model.searching import Found, search
 from cm3core.prepending import prepended
 
 if TYPE_CHECKING:
@@ -83,10 +84,16 @@ class Retrieval:
         retrieved = self._retrieve(requests, queries, number, num_alternatives - 1, exclude)
         for request, query, found in zip(requests, queries, retrieved, strict=True):
             alternatives = []
-            for first in self._firsts(query, found, num_alternatives):
-                in_order = [found[first], *found[:first], *found[first + 1 :]] if found else []
-                augmented, without = self._with(request, by_hand, in_order, number)
-                alternatives.append(augmented)
+            results = found.results
+            looked_for = "" if found.query == text_of(query) else found.query
+            for first in self._firsts(found, num_alternatives):
+                in_order = [*results[first : first + 1], *results[:first], *results[first + 1 :]]
+                (one, shown), without = self._with(request, by_hand, in_order, number)
+                shown = tuple(
+                    document if document.score is None else replace(document, looked_for=looked_for)
+                    for document in shown
+                )
+                alternatives.append((one, shown))
                 left_out = max(left_out, without)
             result.append(alternatives)
         if left_out:
@@ -126,27 +133,30 @@ class Retrieval:
             tuple(shown for _, shown in chosen),
         ), left_out
 
-    def _firsts(self, query: Document, found: list[Retrieved], most: int) -> list[int]:
+    def _firsts(self, found: Found, most: int) -> list[int]:
         """Positions of the documents that take turns in front: those that are nearly as near as the first, or show
         the same thing and are not much farther."""
-        if most == 1 or not found or found[0].region is not None:
+        results = found.results
+        if most == 1 or not results or results[0].region is not None:
             return [0]
         config = self.recipe.retriever
         assert config is not None
-        kind = found[0].found_by, found[0].preferred
-        alike = [one for one in found if (one.found_by, one.preferred) == kind]
-        best = max(alike, key=lambda one: one.score)
-        margin, prompt = config.same_thing_margin, text_of(query)
-        thing = self.loaded.thing_asked_for(prompt) if margin else ""
+        kind = results[0].found_by, results[0].preferred
+        alike = [one for one in results if (one.found_by, one.preferred) == kind]
+        best, margin = max(alike, key=lambda one: one.score), config.same_thing_margin
         firsts = [
             place
-            for place, one in enumerate(found)
+            for place, one in enumerate(results)
             if self._is_near(one, best)
-            or (self._is_near(one, best, margin) and has_every_word(thing, self._text(one)))
+            or (
+                margin
+                and self._is_near(one, best, margin)
+                and has_every_word(found.thing, self._text(one))
+            )
         ]
-        if unasked := self._not_asked_for(prompt):
+        if unasked := self._not_asked_for(found.query):
             # not otherwise: a memory may be far away, and no text is read for nothing
-            asked = [one for one in firsts if not has_a_phrase(self._text(found[one]), unasked)]
+            asked = [one for one in firsts if not has_a_phrase(self._text(results[one]), unasked)]
             firsts = asked or firsts
         return firsts[:most]
 
@@ -180,47 +190,37 @@ class Retrieval:
         number: int,
         more: int,
         exclude: Collection[str],
-    ) -> list[list[Retrieved]]:
+    ) -> list[Found]:
         """The nearest documents of the memory for each query, best first, and so many more; for requests with
         pictures some more, of which `_with` leaves out those that show the same. Or those of its picture's parts.
         """
-        found: list[list[Retrieved]] = [[] for _ in queries]
+        found = [Found([]) for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
             return found
         retriever, config = self.components.retriever, self.recipe.retriever
         assert retriever is not None
         assert config is not None
-        prompts, queries = (
-            queries,
-            [
-                tuple(
-                    Text(self.loaded.query_text(part.text)) if isinstance(part, Text) else part
-                    for part in query
-                )
-                for query in queries
-            ],
-        )
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
-        of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         has_pictures = any(_pictures(requests[place].document) for place in asked)
         spare = _SPARE if has_pictures or config.unless_asked_for else 0
-        results_of = retriever.retrieve(
-            [queries[place] for place in asked], number + more + spare, own
+        results = search(
+            self.loaded, [queries[place] for place in asked], number + more + spare, own
         )
-        for place, results, parts in zip(asked, results_of, of_parts, strict=True):
-            found[place] = parts or results
-        if config.search_for_words:
-            excluded = dict(zip(asked, own, strict=True))
-            self._search_for_words(prompts, found, number + more + spare, excluded)
-        for place in asked if config.unless_asked_for else ():
-            if found[place] and all(isinstance(part, Text) for part in queries[place]):
-                found[place] = self._unasked_last(text_of(queries[place]), found[place])
+        of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
+        for place, one, parts in zip(asked, results, of_parts, strict=True):
+            if parts:
+                one = replace(one, results=parts)
+            elif config.unless_asked_for and all(isinstance(part, Text) for part in queries[place]):
+                one = replace(one, results=self._unasked_last(one.query, one.results))
+            found[place] = one
         return found
 
     def _unasked_last(self, query: str, found: list[Retrieved]) -> list[Retrieved]:
         """The documents that are nearly as near as the best, those first that have no word of `unless_asked_for` that
         the query has not; then the others."""
+        if not found:
+            return found
         unasked = self._not_asked_for(query)
         near = [one for one in found if self._is_near(one, found[0])]
         last = [one for one in near if has_a_phrase(self._text(one), unasked)]
@@ -229,34 +229,6 @@ class Retrieval:
             *last,
             *(one for one in found if one not in near),
         ]
-
-    def _search_for_words(
-        self,
-        prompts: Sequence[Document],
-        found: list[list[Retrieved]],
-        number: int,
-        exclude: Mapping[int, Collection[str]],
-    ) -> None:
-        """Replace what was found for texts where the best document has no word of the thing, in place."""
-        retriever, config = self.components.retriever, self.recipe.retriever
-        assert retriever is not None
-        assert config is not None
-        unlike: dict[int, tuple[str, str]] = {}
-        for place, results in enumerate(found):
-            if results and all(isinstance(part, Text) for part in prompts[place]):
-                prompt = text_of(prompts[place])
-                best = self._text(results[0])
-                thing = self.loaded.thing_asked_for(prompt)
-                if not shares_a_word(thing, best):
-                    query = self.loaded.query_text(prompt, known_plurals=True)
-                    unlike[place] = query, thing
-        if not unlike:
-            return
-        depth = max(number, config.search_for_words)
-        own = [exclude[place] for place in unlike]
-        better = with_a_word(retriever, list(unlike.values()), number, own, depth)
-        for place, results in zip(unlike, better, strict=True):
-            found[place] = results or found[place]
 
     def _retrieved(self, found: Retrieved) -> _Prepended | None:
         """A document of the memory, as codes and as results show it; None, with a note: it can't be read."""
@@ -271,7 +243,9 @@ class Retrieval:
                     file=sys.stderr,
                 )
                 self._read[key] = None
-        return self._read[key]
+        if (read := self._read[key]) is None:
+            return None
+        return read[0], replace(read[1], score=found.score)  # it may be found for several prompts
 
     def _document(self, found: Retrieved) -> _Prepended:
         retriever = self.components.retriever

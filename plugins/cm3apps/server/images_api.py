@@ -267,6 +267,7 @@ def facts_of(result: Any) -> dict[str, Any]:
 
 
 def document(one: RetrievedDocument) -> dict[str, Any]:
-    """A document that was prepended, with its picture."""
+    """A document that was prepended, with its picture; and what was looked for, if not the prompt."""
     encoded = None if one.pixels is None else text_of_base64(Output().encode(one.pixels))
-    return {"id": one.id, "score": one.score, "text": one.text, "b64_json": encoded}
+    shown = {"id": one.id, "score": one.score, "text": one.text, "b64_json": encoded}
+    return shown | ({"looked_for": one.looked_for} if one.looked_for else {})

@@ -12,11 +12,15 @@ from toy_model import picture
 
 
 def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog"})
-    show_query(model, "a puppy, filled")
-    assert capsys.readouterr().out == "  looked for: 'a dog, filled'\n"
+    def said(prompt):
+        show_query(model.generate(prompt, 1)[0].retrieved)
+        return capsys.readouterr().out
+
+    assert said("a puppy, red") == ""
+    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog", "green": "red"})
+    assert said("a puppy, red") == "  looked for: 'a dog, red'\n"
+    assert said("pony, green") == "  looked for: 'pony, red'\n"
+    assert said("green") == "", "there is a document of it"
 
 
 def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):

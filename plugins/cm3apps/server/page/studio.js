@@ -134,8 +134,9 @@ async function drawWith(path, body, sort, view, kept, words, field) {
 
 function showDocuments(documents) {
   $("documents").hidden = !state.facts.retrieves && !documents.length && !byHand;
+  const query = documents.find((one) => one.looked_for)?.looked_for;
   $("documents-hint").textContent = !documents.length ? "None: nothing in the memory is close to the prompt, or none was asked for. Put your own in, and draw again: the seed stays."
-    : byHand ? "Chosen by hand: they are read for every picture, until you go back to retrieved ones." : "Retrieved for the prompt, and put before it. Take some out, or put your own in, and draw again: the seed stays.";
+    : byHand ? "Chosen by hand: they are read for every picture, until you go back to retrieved ones." : `Retrieved for ${query ? `“${query}”` : "the prompt"}, and put before it. Take some out, or put your own in, and draw again: the seed stays.`;
   $("forget-documents").hidden = !byHand;
   $("documents-list").replaceChildren(...documents.map((one) => documentOf(`data:image/png;base64,${one.b64_json}`, one.text, one.b64_json === null ? null : one.score)));
 }
