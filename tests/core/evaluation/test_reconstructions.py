@@ -79,7 +79,7 @@ def test_the_command(
     lines = capsys.readouterr().out.splitlines()
     names = ["4", "PSNR", "PSNR,", "SSIM", "fid-pixels2", "ssim"]
     assert [line.split()[0] for line in lines[:6]] == names
-    assert lines[3].endswith(
+    assert lines[4].endswith(
         "(lower is better; mostly bias: 4 pictures of 12 features, kid is unbiased)"
     )
     for wrong, message in (
