@@ -31,7 +31,7 @@ _SIDE, _AROUND = 32, 2
 #: How far surroundings reach, in pixels of the square.
 _SURROUNDINGS = 4
 #: Fainter than this there is no ink: decoders of image tokenizers return plain areas with some noise. 0..255.
-_FAINT = 25
+FAINT = 25
 
 
 def nearness(first: PixelArray, second: PixelArray) -> float:
@@ -54,6 +54,18 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
     return min(_shared(one, other), _shared(_contours(one), _contours(other)))
 
 
+def background(pixels: PixelArray) -> NDArray[np.int16]:
+    """The colour that a picture uint8 [height, width, 3] is drawn on, int16 [3]: the median of its frame.
+
+    >>> page = np.full((4, 4, 3), 250, np.uint8)
+    >>> page[1:3, 1:3] = 0
+    >>> background(page).tolist()
+    [250, 250, 250]
+    """
+    frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.median(frame, axis=0).astype(np.int16)
+
+
 def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
     """The sum of minima over the sum of maxima.
 
@@ -72,11 +84,9 @@ def _contours(ink: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _ink(pixels: PixelArray) -> NDArray[np.uint8]:
-    """How far each pixel is from the background, [height, width]: 0, or more than `_FAINT`, to 255."""
-    values = pixels.astype(np.int16)
-    frame = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-    far = np.abs(values - np.median(frame, axis=0).astype(np.int16)).max(axis=2)
-    return np.where(far > _FAINT, far, 0).astype(np.uint8)
+    """How far each pixel is from the background, [height, width]: 0, or more than `FAINT`, to 255."""
+    far = np.abs(pixels.astype(np.int16) - background(pixels)).max(axis=2)
+    return np.where(far > FAINT, far, 0).astype(np.uint8)
 
 
 def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:

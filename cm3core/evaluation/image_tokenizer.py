@@ -10,12 +10,11 @@ import numpy.typing as npt
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, TokenizerError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.nearness import FAINT, background
 
 #: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
 #: default is 7).
 SSIM_WINDOW = 7
-#: Levels of 255 by which a place must differ from the background, in any channel, to count as drawn.
-FAINT = 25
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def drawn_psnr_per_picture(
     NaN where neither does anywhere.
 
     A plain background is reconstructed without error, and the more of it there is the higher is the PSNR of the whole,
-    whatever becomes of what is drawn on it. The background is the median colour of the picture's frame; of a photograph
-    nearly all places count.
+    whatever becomes of what is drawn on it. Of a photograph nearly all places count.
 
     >>> page = np.full((1, 8, 8, 3), 255, np.uint8)
     >>> drawn, lost = page.copy(), page.copy()
@@ -73,8 +71,7 @@ def drawn_psnr_per_picture(
     pixels, reconstructed = (
         pictures.astype(np.float64) for pictures in (pixels_NHWC, reconstructed_NHWC)
     )
-    edges = (pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1])
-    background_N11C = np.median(np.concatenate(edges, axis=1), axis=1)[:, None, None]
+    background_N11C = np.stack(list(map(background, pixels_NHWC)))[:, None, None]
     drawn_NHW = np.zeros(pixels.shape[:3], np.bool_)
     for pictures in (pixels, reconstructed):
         drawn_NHW |= (np.abs(pictures - background_N11C) > FAINT).any(axis=3)
