@@ -11,14 +11,14 @@ Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cm3core.document import IntArray
-from cm3core.errors import CM3Error
+from cm3core.faults import raise_interrupt
 from cm3core.generation.cuda_graph import FEWEST_STEPS, Capture, CapturedStep
 from cm3core.generation.events import wrong_request
 from cm3core.generation.groups import Group, groups_of, index_tensor
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from cm3core.generation.kept import KeptPrefixes
     from cm3core.generation.row import ActiveRequest
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
+
+
+#: A cache with a row for each prompt, and the hidden states [S, E] after them.
+Read: TypeAlias = "tuple[KVCache, Tensor]"
 
 
 class Batch:
@@ -59,19 +63,19 @@ class Batch:
 
     # ---- joining and leaving
 
-    def join(self, rows: Sequence[ActiveRequest]) -> None:
-        """Read the prompts of `rows`, which take part from the next step on."""
-        if not rows:
-            return
+    def read(self, rows: Sequence[ActiveRequest]) -> Read:
+        """Read the prompts of `rows`, at least one, which changes nothing here."""
         keeps = self._kept
         begun = [
             keeps.longest(prompt) if keeps is not None and row.request.keep else None
             for row in rows
             for prompt in row.prompts
         ]
-        cache, hidden_SE = read_prompts(
-            self.decoder, [prompt for row in rows for prompt in row.prompts], begun
-        )
+        return read_prompts(self.decoder, [prompt for row in rows for prompt in row.prompts], begun)
+
+    def join(self, rows: Sequence[ActiveRequest], read: Read) -> None:
+        """Let `rows`, whose prompts are `read`, take part from the next step on."""
+        cache, hidden_SE = read
         if self._cache is None:
             self._cache, self._hidden_SE = cache, hidden_SE
         else:
@@ -146,7 +150,7 @@ class Batch:
             the tokens drawn for each request, int32 [m], in the order of `rows` before the call.
             Requests that are done, and those whose `error` is set, have left.
         """
-        num = min(max_draws, *(row.grammar.num_draws for row in self.rows))
+        num = min(max_draws, *(row.draws_now for row in self.rows))
         cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])
         tokens_nm = self._draw(num, cells_nm)
         queues: dict[int, tuple[IntArray, IntArray]] = {}
@@ -155,7 +159,8 @@ class Batch:
                 continue
             try:
                 forced = row.grammar.take(tokens)
-            except CM3Error as error:
+            except BaseException as error:  # of a text tokenizer, for one
+                raise_interrupt(error)
                 row.error = wrong_request(row.number, error)
                 continue
             row.num_drawn += num

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.document import BoolArray, Codes, Document, IntArray
-from cm3core.errors import CM3Error, GenerationError
+from cm3core.errors import GenerationError
+from cm3core.faults import SEE_TRACEBACK, parts_of, told
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
@@ -208,15 +209,13 @@ def turn_of(seed: int) -> int:
     return 0 if seed < _DERIVED else (seed - _DERIVED) % _TURNS
 
 
-def wrong_request(number: int, error: Exception) -> GenerationError:
+def wrong_request(number: int, error: BaseException) -> GenerationError:
     """The error of one request among others, with its cause."""
-    if isinstance(error, CM3Error):
-        wrapped = GenerationError(f"request {number}, {error.place}", error.cause, error.next_step)
+    known = parts_of(error)
+    if known is not None:
+        place, cause, next_step = known
+        wrapped = GenerationError(f"request {number}, {place}", cause, next_step)
     else:
-        wrapped = GenerationError(
-            f"request {number}",
-            f"{type(error).__name__}: {error}",
-            "see the traceback of its cause: cm3 -v, or CM3_TRACEBACK=1",
-        )
+        wrapped = GenerationError(f"request {number}", told(error), SEE_TRACEBACK)
     wrapped.__cause__ = error
     return wrapped

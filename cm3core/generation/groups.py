@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from cm3core.document import BoolArray, IntArray
+from cm3core.faults import raise_interrupt
 from cm3core.generation.events import wrong_request
 from cm3core.generation.penalty import RepetitionPenalty
 from cm3core.generation.sampling import reads_stream
 from cm3core.generation.states import StateTable
 from cm3core.interfaces.contract import broken
+from cm3core.interfaces.sampler import share_draws
 
 if TYPE_CHECKING:
     from cm3core.generation.row import ActiveRequest
@@ -115,7 +117,11 @@ class Group:
         used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
         try:
             tokens_n = self._call(used_gR, slice(None), weights_nG, position_n)
-        except Exception as error:
+        except BaseException as error:  # a sampler is anybody's
+            # what the failed call has written to doesn't count
+            again_gR = decoder.logits(hidden_gE, self.ids).float()
+            used_gR = again_gR if self.penalty is None else self.penalty.penalised(again_gR)
+            logits_gR = again_gR
             tokens_n = self._one_by_one(used_gR, weights_nG, position_n, error)
         if self.penalty is not None:
             self.penalty.add(self.clamped(tokens_n) - self.ids.start)
@@ -141,7 +147,8 @@ class Group:
                 first_id=self.ids.start,
                 allowed_nR=self.allowed_nR,
             )
-        except Exception as error:  # a sampler is anybody's: its requests fail, no others
+        except BaseException as error:  # a sampler is anybody's: its requests fail, no others
+            raise_interrupt(error)
             for row in self.rows:
                 row.error = row.error or wrong_request(row.number, error)
             log_nR = logits_gR.new_zeros(len(self.rows), len(self.ids))
@@ -181,11 +188,11 @@ class Group:
         """The sampler's draw for a part of the group."""
         tables = (
             logits_gR,
-            self.stream_rows_nG[part],
-            weights_nG[part],
+            self.stream_rows_nG[part].clone(),  # copies: a call that fails may have written to them
+            weights_nG[part].clone(),
             self.plans if part == slice(None) else self.plans[part],
         )
-        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part]
+        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part].clone()
         state = None if self.states is None else self.states.at(part)
         draw = (
             self.sampler.draw
@@ -196,31 +203,36 @@ class Group:
             *tables,
             first_id=self.ids.start,
             allowed_nR=allowed_nR,
-            seed_n=self.seed_n[part],
-            position_n=position_n[part],
+            seed_n=self.seed_n[part].clone(),
+            position_n=position_n[part].clone(),
         )
         expected = len(self.plans[part])
         if (
             not isinstance(tokens_n, Tensor)
             or tokens_n.shape != (expected,)
             or tokens_n.dtype != torch.int64
+            or tokens_n.device != logits_gR.device
         ):
-            shown = (
-                f"{tokens_n.dtype} {list(tokens_n.shape)}"
-                if isinstance(tokens_n, Tensor)
-                else type(tokens_n).__name__
-            )
+            where = ""
+            shown = type(tokens_n).__name__
+            if isinstance(tokens_n, Tensor):
+                shown = f"{tokens_n.dtype} {list(tokens_n.shape)}"
+                if tokens_n.device != logits_gR.device:
+                    shown, where = f"{shown} on {tokens_n.device}", f" on {logits_gR.device}"
             raise broken(
-                self.sampler, "only_legal_ids_are_drawn", f"it drew {shown}, not int64 [{expected}]"
+                self.sampler,
+                "only_legal_ids_are_drawn",
+                f"it drew {shown}, not int64 [{expected}]{where}",
             )
         if self.states is not None and state is not None:
             self.states.keep(state, part)
         return tokens_n
 
     def _one_by_one(
-        self, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: Exception
+        self, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: BaseException
     ) -> Tensor:
         """After a failed draw, find the requests that fail, and let the others continue."""
+        raise_interrupt(error)
         tokens: list[Tensor] = []
         for index, row in enumerate(self.rows):
             own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
@@ -228,8 +240,10 @@ class Group:
                 try:
                     if len(self.rows) == 1:
                         raise error
-                    own = self._call(logits_gR, slice(index, index + 1), weights_nG, position_n)
-                except Exception as own_error:
+                    part = slice(index, index + 1)
+                    own = self._call(logits_gR.clone(), part, weights_nG, position_n)
+                except BaseException as own_error:
+                    raise_interrupt(own_error)
                     row.error = wrong_request(row.number, own_error)
             tokens.append(own)
         return torch.cat(tokens)
@@ -252,13 +266,22 @@ def groups_of(
             if (
                 first.grammar.modality == row.grammar.modality
                 and _form(first) == _form(row)
-                and first.sampler.draws_with(row.sampler)
+                and _share(first, row)
             ):
                 others.append(place)
                 break
         else:
             together.append([place])
     return [_group(places, batch, starts, device) for places in together]
+
+
+def _share(one: ActiveRequest, other: ActiveRequest) -> bool:
+    """Whether one call may draw for both. A sampler that can't say draws alone."""
+    try:
+        return share_draws(one.sampler, other.sampler)
+    except BaseException as error:
+        raise_interrupt(error)
+        return False
 
 
 def _form(row: ActiveRequest) -> Form | None:

@@ -34,6 +34,21 @@ if TYPE_CHECKING:
 REPLACEMENT = "\ufffd"
 
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """How far a request's events have been reported.
+
+    Args:
+        num_drawn: tokens drawn by then.
+        text: of the text hole that was open.
+        picture: the partial picture, and its segment.
+    """
+
+    num_drawn: int
+    text: str
+    picture: tuple[int, Codes] | None
+
+
 @dataclass(eq=False)
 class ActiveRequest:
     """A request and its state.
@@ -68,6 +83,9 @@ class ActiveRequest:
     error: GenerationError | None = None
     #: Tokens and cells behind the prompt, in order; only of a request whose rows are kept.
     read: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    #: Set where the request is drawn again from its beginning, until it has drawn as much as before.
+    told: Told | None = None
+    _num_told: int = 0
     _reported: str = ""
     _picture: tuple[int, Codes] | None = field(default=None)
 
@@ -85,6 +103,12 @@ class ActiveRequest:
     def longest(self) -> int:
         """Maximum number of tokens in its longest row."""
         return max(map(len, self.prompts)) + self.new_tokens
+
+    @property
+    def draws_now(self) -> int:
+        """Number of tokens that may be drawn in the next step, at least 1."""
+        number = self.grammar.num_draws
+        return number if self.told is None else min(number, self.told.num_drawn - self.num_drawn)
 
     def plan(self) -> SamplingPlan:
         """The plan at the current position."""
@@ -109,12 +133,24 @@ class ActiveRequest:
             np.concatenate([prompt.cells, cells[:stop]]),
         )
 
+    def begin_again(self, fresh: ActiveRequest) -> None:
+        """Become `fresh`, the same request prepared again: it draws the same tokens, and reports none twice."""
+        told = self.told or Told(self._num_told, self._reported, self._picture)
+        vars(self).update(vars(fresh))
+        self.told = told if told.num_drawn else None
+
     # ---- what is reported
 
     def events(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> list[Event]:
         """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
+        if self.told is not None:
+            if self.num_drawn == self.told.num_drawn:
+                self._reported, self._picture = self.told.text, self.told.picture
+                self._num_told, self.told = self.num_drawn, None
+            return []
+        self._num_told = self.num_drawn
         events: list[Event] = [TokensDrawn(self.number, hole.segment, tokens)]
         if hole.kind == "text":
             content = self.grammar.contents[-1] if closed else self.grammar.current

@@ -25,6 +25,7 @@ from cm3core.errors import GenerationError
 from cm3core.generation.rollouts import TokenLogProbabilities
 from cm3core.generation.sampling import reads_stream, stream_weights
 from cm3core.generation.teacher_forcing import ForcedRow, check_context, forced_row, padded
+from cm3core.interfaces.sampler import share_draws
 
 if TYPE_CHECKING:
     from cm3core.document import BoolArray
@@ -292,7 +293,7 @@ def _groups(
         key = range(one.legal[0].start, one.legal[-1].stop), one.kept is None
         shared = groups.setdefault(key, [])
         for other, indices in shared:
-            if other is sampler or other.draws_with(sampler):
+            if share_draws(other, sampler):
                 indices.append(index)
                 break
         else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from cm3core.document import NO_CELL, IntArray
 from cm3core.errors import CM3Error, GenerationError
+from cm3core.faults import raise_interrupt, told
 from cm3core.generation.batch import Batch
 from cm3core.generation.events import (
     Cancelled,
@@ -20,11 +24,16 @@ from cm3core.generation.events import (
     Trace,
     wrong_request,
 )
+from cm3core.generation.prompts import feed
 
 if TYPE_CHECKING:
     from cm3core.generation.cuda_graph import Capture
     from cm3core.generation.prepare import Preparer
     from cm3core.generation.row import ActiveRequest
+    from cm3core.sequence.holes import Hole
+
+
+logger = logging.getLogger("cm3.engine")
 
 
 class Session:
@@ -33,6 +42,10 @@ class Session:
     At most `preparer.max_rows` stream rows are in flight (a request with more streams is refused),
     and their keys and values fit `preparer.cache_bytes`. Requests can be submitted at any time; the
     queue is first come, first served. Several sessions of one preparer may run at the same time.
+
+    Whatever a component raises, the requests that it was asked for fail, and no others. Where one can't tell
+    which these are (the decoder fails on a batch), the requests of that batch are drawn again in halves, each with
+    its own seed and so the same tokens, until it is one request that fails.
 
     Args:
         preparer: turns requests into rows; holds the decoder that completes them.
@@ -56,11 +69,14 @@ class Session:
         record: bool = False,
         share: float = 1.0,
     ) -> None:
-        self._share = share
+        self._share, self._capture = share, capture
         self.preparer, self.details, self.record = preparer, details, record
         self._batch = Batch(preparer.inference, capture, preparer.kept)
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
+        #: Requests that are drawn again apart from others, and those of the step that is under way.
+        self._apart: deque[list[ActiveRequest]] = deque()
+        self._stepping: list[ActiveRequest] = []
         self._next = 0
         #: Tokens drawn so far, over all requests.
         self.num_drawn = 0
@@ -68,7 +84,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do or to report."""
-        return bool(self._queue or self._batch.rows or self._pending)
+        return bool(self._queue or self._batch.rows or self._pending or self._apart)
 
     @property
     def num_rows(self) -> int:
@@ -78,7 +94,7 @@ class Session:
     @property
     def waiting(self) -> tuple[ActiveRequest, ...]:
         """Requests that have not joined yet, in order."""
-        return tuple(self._queue)
+        return (*(row for rows in self._apart for row in rows), *self._queue)
 
     def submit(self, request: Request) -> int:
         """Queue a request.
@@ -95,10 +111,11 @@ class Session:
             prepared = self.preparer.prepare(self._next, request)
         except CM3Error:
             raise
-        except Exception as error:  # whatever a request holds is its own fault, and no neighbour's
+        except BaseException as error:  # what a request holds is its own fault, and no neighbour's
+            raise_interrupt(error)
             raise GenerationError(
                 f"request {self._next}",
-                f"can't be prepared ({type(error).__name__}: {error})",
+                f"can't be prepared ({told(error)})",
                 "see `Request` for what it holds, and the sampler's plan",
             ) from error
         if self.record:
@@ -112,16 +129,17 @@ class Session:
 
         Returns False if the request is no longer there.
         """
-        for row in self._queue:
-            if row.number == number:
-                self._queue.remove(row)
-                self._pending.append(Cancelled(number))
-                return True
+        for waiting in (self._queue, *self._apart):
+            for row in waiting:
+                if row.number == number:
+                    waiting.remove(row)
+                    self._apart = deque(rows for rows in self._apart if rows)
+                    self._pending.append(Cancelled(number))
+                    return True
         for row in self._batch.rows:
             if row.number == number:
-                with torch.inference_mode():
-                    self._batch.drop([row])
                 self._pending.append(Cancelled(number))
+                self._drop([row])
                 return True
         return False
 
@@ -140,40 +158,128 @@ class Session:
         At most one row of a picture is drawn per request.
         """
         events, self._pending = self._pending, []
-        with self.preparer.threads():
-            self._admit()
-            if not self._batch.rows:
-                return events + self._take_pending()
-            rows = self._batch.rows
-            before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
-            with self.preparer.threads(self.num_rows, self.num_sharing):
-                drawn = self._batch.step(self.preparer.serializer.grid[1])
-        self.num_drawn += sum(map(len, drawn))
-        for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
-            if row.error is not None:
-                events.append(Failed(row.number, row.error))
-                continue
-            if self.details:
-                events += row.events(
-                    self.preparer.serializer,
-                    hole,
-                    tokens,
-                    closed=len(row.grammar.contents) > number,
-                )
-            if row.grammar.done:
-                events.append(self._finished(row))
+        try:
+            with self.preparer.threads():
+                self._step(events)
+        except BaseException as error:
+            raise_interrupt(error)
+            self._set_apart(self._stepping, error)
         return events + self._take_pending()
 
+    def _step(self, events: list[Event]) -> None:
+        """One step, whose events are added to `events`."""
+        self._stepping = list(self._batch.rows)
+        self._admit()
+        rows = self._stepping = list(self._batch.rows)
+        if not rows:
+            return
+        before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
+        with self.preparer.threads(self.num_rows, self.num_sharing):
+            drawn = self._batch.step(self.preparer.serializer.grid[1])
+        self.num_drawn += sum(map(len, drawn))
+        failed = []
+        for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
+            closed = len(row.grammar.contents) > number
+            try:
+                events += self._events_of(row, hole, tokens, closed=closed)
+            except BaseException as error:  # of a text tokenizer, for one
+                raise_interrupt(error)
+                events.append(Failed(row.number, wrong_request(row.number, error)))
+                failed.append(row)
+        if failed:
+            self._drop(failed)
+
+    def _events_of(
+        self, row: ActiveRequest, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> list[Event]:
+        """What a step has done to a request."""
+        if row.error is not None:
+            return [Failed(row.number, row.error)]
+        events = (
+            row.events(self.preparer.serializer, hole, tokens, closed=closed)
+            if self.details
+            else []
+        )
+        return [*events, self._finished(row)] if row.grammar.done else events
+
     def _finished(self, row: ActiveRequest) -> Event:
-        try:
-            document = self.preparer.serializer.fill(row.document, row.grammar.contents)
-        except CM3Error as error:  # a text tokenizer that can't decode
-            return Failed(row.number, wrong_request(row.number, error))
+        document = self.preparer.serializer.fill(row.document, row.grammar.contents)
         if row.trace is not None:
             row.trace.document, row.trace.contents = row.document, tuple(row.grammar.contents)
         facts = row.log_probability, row.num_drawn, row.trace, tuple(row.grammar.ends)
-        completion = Completion(document, *facts)
-        return Finished(row.number, completion)
+        return Finished(row.number, Completion(document, *facts))
+
+    # ---- what fails
+
+    def _drop(self, rows: list[ActiveRequest]) -> None:
+        """Free the rows of requests, if they have any."""
+        others = [other for other in self._batch.rows if other not in rows]
+        try:
+            with torch.inference_mode():
+                self._batch.drop(rows)
+        except BaseException as error:
+            raise_interrupt(error)
+            self._set_apart(others, error)
+
+    def _set_apart(
+        self, rows: list[ActiveRequest], error: BaseException, *, in_flight: bool = True
+    ) -> None:
+        """After a failure that may concern any of `rows`: a single one fails, several are drawn again in halves.
+        A request that failed by itself meanwhile has failed.
+
+        Args:
+            rows: all that are in flight, and those that were joining them.
+            error: what was raised.
+            in_flight: False: `rows` were joining, and those in flight go on.
+
+        Raises:
+            BaseException: the error, where the decoder has stopped working.
+        """
+        if not self._decoder_works():
+            raise error
+        if in_flight:
+            self._batch = Batch(self.preparer.inference, self._capture, self.preparer.kept)
+        if len(rows) == 1 and rows[0].error is None:
+            rows[0].error = wrong_request(rows[0].number, error)
+        again = []
+        for row in rows:
+            if row.error is None:
+                self._begin_again(row)
+            if row.error is None:
+                again.append(row)
+            else:
+                self._pending.append(Failed(row.number, row.error))
+        if again:
+            logger.error(
+                "a step of %d requests failed; they are drawn again in halves",
+                len(rows),
+                exc_info=error,
+            )
+        half = (len(again) + 1) // 2
+        self._apart.extend(part for part in (again[:half], again[half:]) if part)
+
+    def _begin_again(self, row: ActiveRequest) -> None:
+        try:
+            fresh = self.preparer.prepare(row.number, row.request)
+        except BaseException as error:
+            raise_interrupt(error)
+            row.error = wrong_request(row.number, error)
+            return
+        fresh.trace = Trace() if self.record else None
+        row.begin_again(fresh)
+
+    def _decoder_works(self) -> bool:
+        """Whether the decoder reads a token: not where its device is lost, for one."""
+        decoder = self.preparer.inference
+        try:
+            with torch.inference_mode():
+                token, cell = np.zeros(1, np.int32), np.full(1, NO_CELL, np.int32)
+                hidden_1E = feed(decoder, decoder.allocate_cache(1, 1), [token], [cell])
+                decoder.logits(hidden_1E, range(1)).cpu()
+        except BaseException as error:
+            raise_interrupt(error)
+            return False
+        return True
 
     def _take_pending(self) -> list[Event]:
         events, self._pending = self._pending, []
@@ -183,6 +289,13 @@ class Session:
         """Join as many requests from the head of the queue as there is room for."""
         joining: list[ActiveRequest] = []
         taken = 0, 0
+        if self._apart:
+            if self._batch.rows:  # these finish first
+                return
+            joining = self._apart.popleft()
+            longest = max(row.longest for row in joining)
+            self._join(joining, sum(len(row.prompts) for row in joining), longest)
+            return
         rows, longest = (
             self._batch.num_rows,
             max((row.longest for row in self._batch.rows), default=0),
@@ -199,5 +312,16 @@ class Session:
             joining.append(self._queue.popleft())
             taken = rows, longest
         if joining:
-            self.preparer.make_room(*taken, self._share)
-            self._batch.join(joining)
+            self._join(joining, *taken)
+
+    def _join(self, rows: list[ActiveRequest], num_rows: int, longest: int) -> None:
+        """Read the prompts of requests, and let them join."""
+        try:
+            self.preparer.make_room(num_rows, longest, self._share)
+            read = self._batch.read(rows)
+        except BaseException as error:  # those in flight are as they were
+            raise_interrupt(error)
+            self._set_apart(rows, error, in_flight=False)
+            return
+        self._stepping += rows
+        self._batch.join(rows, read)

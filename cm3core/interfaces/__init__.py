@@ -39,6 +39,7 @@ from cm3core.interfaces.sampler import (
     Sampler,
     SamplerConfig,
     SamplingPlan,
+    share_draws,
 )
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
@@ -138,4 +139,5 @@ __all__ = [
     "VocabularyParts",
     "check_value",
     "normalise",
+    "share_draws",
 ]

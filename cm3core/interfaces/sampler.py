@@ -194,7 +194,8 @@ class Sampler(ABC):
         """Whether this sampler's `draw` may also draw for requests of `other`, by their plans.
 
         The default is no. Samplers that are fully described by their plans return True for each
-        other, so that requests with different guidance share one call per step."""
+        other, so that requests with different guidance share one call per step. Both must say so, each
+        in its own class: what a class inherits was said of its base's `draw`, see `share_draws`."""
         return other is self
 
     @abstractmethod
@@ -290,6 +291,24 @@ class Sampler(ABC):
             seed_n=seed_n,
             position_n=position_n,
         )
+
+
+def share_draws(one: Sampler, other: Sampler) -> bool:
+    """Whether either sampler may draw for requests of the other: it is the same one, or both say so
+    (`Sampler.draws_with`) in their own classes.
+
+    A subclass that changes how its base draws, and inherits what the base said, draws alone.
+    """
+    return one is other or (
+        _speaks_for_itself(one)
+        and _speaks_for_itself(other)
+        and bool(one.draws_with(other))
+        and bool(other.draws_with(one))
+    )
+
+
+def _speaks_for_itself(sampler: Sampler) -> bool:
+    return "draws_with" in vars(type(sampler))
 
 
 def tells_log_probabilities(sampler: Sampler) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -23,7 +24,7 @@ from cm3core.document import Codes, Document, PixelArray
 from cm3core.generation.engine import Completion, Event, Failed, Finished, Request, candidate_seed
 from cm3core.model.async_chatting import AsyncChatting
 from cm3core.model.async_engine import AsyncEngine
-from cm3core.model.coroutines import cancelled, together
+from cm3core.model.coroutines import cancelled, in_thread, together
 from cm3core.model.drawing import result_events
 from cm3core.model.jobs import Job
 from cm3core.model.results import (
@@ -56,6 +57,7 @@ class AsyncModel(AsyncChatting):
         self.engine = AsyncEngine(model.engine)
         # for tokenizers, retrievers and rerankers, which need not be thread-safe
         self._one_at_a_time = threading.Lock()
+        self._aside_since: float | None = None
 
     async def __aenter__(self) -> AsyncModel:
         return self
@@ -67,6 +69,18 @@ class AsyncModel(AsyncChatting):
         trace: TracebackType | None,
     ) -> None:
         await asyncio.to_thread(self.engine.close)
+
+    def trouble(self, seconds: float) -> str | None:
+        """What is wrong with the engine, or with what works beside it, in words; None: nothing.
+
+        Args:
+            seconds: what takes longer without a pause counts as stuck.
+        """
+        since = self._aside_since
+        if since is not None and (took := time.monotonic() - since) > seconds:
+            return f"a tokenizer, retriever, reranker or upscaler has taken {took:.0f} s so far"
+        engine: AsyncEngine = self.engine
+        return engine.trouble(seconds)
 
     async def generate(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
@@ -188,9 +202,13 @@ class AsyncModel(AsyncChatting):
 
         def alone() -> T:
             with self._one_at_a_time, self.engine.spare_threads():
-                return function(*arguments, **options)
+                self._aside_since = time.monotonic()
+                try:
+                    return function(*arguments, **options)
+                finally:
+                    self._aside_since = None
 
-        return await asyncio.to_thread(alone)
+        return await in_thread(alone)
 
     async def _result(self, job: Job[T]) -> T:
         completions = await together([self.engine.complete(request) for request in job.requests])

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import queue
+import sys
 import threading
+import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +22,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from cm3core.errors import CM3Error, GenerationError
+from cm3core.faults import told
 from cm3core.generation.engine import (
     Cancelled,
     Completion,
@@ -29,6 +34,8 @@ from cm3core.generation.engine import (
     Session,
 )
 from cm3core.generation.prepare import using_threads
+
+logger = logging.getLogger("cm3.engine")
 
 #: Receives a request's events, or the error that refused it. Called in a thread of the engine.
 Sink: TypeAlias = Callable[[Event | CM3Error], None]
@@ -62,6 +69,8 @@ class _Worker:
         self.given = 0
         #: Requests that it holds: in flight, or waiting to join.
         self.held = 0
+        #: When it began what it does now, a step or the preparation of a request; None: it waits.
+        self.since: float | None = None
         self._numbers: dict[int, int] = {}  # ticket -> number in the session
         self._orders: dict[int, _Submit] = {}  # by number
         self.thread = threading.Thread(target=self._work, name="cm3-engine", daemon=True)
@@ -72,13 +81,15 @@ class _Worker:
         try:
             while self._obey():
                 session.num_sharing = self.owner.num_busy
+                self.since = time.monotonic()
                 for event in session.step():
                     self._report(event)
                 self.held = len(self._numbers)
-        except Exception as error:  # in the decoder, for example: every caller gets it
+        except BaseException as error:  # the decoder has stopped working: every caller gets it
             failure = error
+            logger.critical("the engine has stopped", exc_info=error)
         self.owner.end(failure)
-        self.held = 0
+        self.held, self.since = 0, None
         for order in self._orders.values():
             order.sink(self.owner.closed_error())
         while not self.orders.empty():
@@ -99,9 +110,11 @@ class _Worker:
     def _obey(self) -> bool:
         """Carry out the orders; wait for something to do. False: close."""
         while not (self.session.busy and self.orders.empty()):
+            self.since = None
             order = self.orders.get()
             if order is None:
                 return False
+            self.since = time.monotonic()
             if isinstance(order, _Cancel):
                 if order.ticket in self._numbers:
                     self.session.cancel(self._numbers[order.ticket])
@@ -202,6 +215,34 @@ class AsyncEngine:
         finally:
             self._leave(ticket, request, cancel=not ended)
 
+    def trouble(self, seconds: float) -> str | None:
+        """What is wrong with the engine, in words; None: nothing.
+
+        Args:
+            seconds: a thread that takes longer over one step counts as stuck.
+        """
+        if self._failure is not None:
+            return f"it stopped with {type(self._failure).__name__}"
+        if self._closed:
+            return None
+        for worker in self._workers:
+            if not worker.thread.is_alive():
+                return "its thread has ended"
+            since = worker.since
+            if since is not None and (took := time.monotonic() - since) > seconds:
+                return f"a step has taken {took:.0f} s so far; {worker.given} wait for it"
+        return None
+
+    def stacks(self) -> str:
+        """Where its threads are: for the log of one that is stuck."""
+        frames = sys._current_frames()
+        parts = []
+        for worker in self._workers:
+            frame = frames.get(worker.thread.ident or 0)
+            if frame is not None:
+                parts += ["".join(traceback.format_stack(frame))]
+        return "\n".join(parts)
+
     def close(self) -> None:
         """End the threads. Requests in flight fail."""
         for worker in self._workers:
@@ -247,7 +288,7 @@ class AsyncEngine:
             )
         error = GenerationError(
             "engine",
-            f"stopped with {type(cause).__name__}: {cause}",
+            f"stopped with {told(cause)}",
             "see the traceback of its cause",
         )
         error.__cause__ = cause

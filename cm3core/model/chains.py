@@ -11,7 +11,8 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
-from cm3core.errors import CM3Error, GenerationError
+from cm3core.errors import GenerationError
+from cm3core.faults import SEE_TRACEBACK, contained, parts_of, told
 from cm3core.generation.engine import (
     Completion,
     Engine,
@@ -45,10 +46,11 @@ def advance(
     """Send a chain its completion (None: begin). Returns its events, and its next step or its result."""
     events: list[Event] = []
     while True:
-        try:
-            thing = chain.send(completion)
-        except StopIteration as end:
-            return events, None, end.value
+        with contained("reply"):
+            try:
+                thing = chain.send(completion)
+            except StopIteration as end:
+                return events, None, end.value
         if isinstance(thing, Step):
             return events, thing, None
         events.append(thing)
@@ -82,7 +84,7 @@ def run_chains(
             events, step, result = advance(chain, completion)
             if step is not None:
                 running[session.submit(step.request)] = number, chain, step
-        except CM3Error as error:
+        except Exception as error:  # of one of the chains: the others go on
             yield Failed(number, failure(error))
             return
         for event in events:
@@ -111,10 +113,10 @@ def run_chains(
                 yield placed(event, number, step.part)
 
 
-def failure(error: CM3Error) -> GenerationError:
+def failure(error: Exception) -> GenerationError:
     """The error as one of generation."""
     if isinstance(error, GenerationError):
         return error
-    wrapped = GenerationError(error.place, error.cause, error.next_step)
+    wrapped = GenerationError(*(parts_of(error) or ("reply", told(error), SEE_TRACEBACK)))
     wrapped.__cause__ = error
     return wrapped

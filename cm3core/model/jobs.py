@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from cm3core.faults import contained
 from cm3core.generation.engine import (
     Completion,
     Engine,
@@ -87,7 +88,8 @@ def run(
     first, exhausted = 0, False
     while True:
         while not exhausted and session.num_rows + len(session.waiting) < engine.batch_size:
-            job = next(source, None)
+            with contained("request"):
+                job = next(source, None)
             if job is None:
                 exhausted = True
                 break
@@ -106,12 +108,12 @@ def run(
                 owner.completions[index] = event.completion
             yield replace(event, request=owner.first + index)
         if progress is not None:
-            progress(session.num_drawn, total)
+            progress(min(session.num_drawn, total), total)  # what is drawn again counts twice
         while running and running[0].ready:
             done = running.popleft()
-            yield Done(
-                done.first, done.job.finish([one for one in done.completions if one is not None])
-            )
+            with contained("result"):
+                result = done.job.finish([one for one in done.completions if one is not None])
+            yield Done(done.first, result)
 
 
 def results(

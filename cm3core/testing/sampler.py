@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cm3core.errors import CM3Error
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.sampler import Sampler, SamplingPlan, tells_log_probabilities
 from cm3core.testing._filters import kept_ids, rounding
@@ -83,6 +86,33 @@ class SamplerContract(StateLaws):
         """A sampler shares calls with itself, and with those that the test names."""
         assert self.subject.draws_with(self.subject)
         assert all(self.subject.draws_with(other) for other in self.companions())
+
+    def law_neighbours_keep_their_pictures(self, data: st.DataObject) -> None:
+        """What the sampler draws for requests of those that it says it draws with is what these would draw.
+
+        They are its candidates, those that the test names, samplers of other configs, and it as an instance of each
+        of its bases, whose `draws_with` it may have inherited.
+        """
+        others = [*_as_its_bases(self.subject), *self.companions()]
+        others += {id(one): one for one in map(self.subject.for_candidate, range(4))}.values()
+        if self.config is not None and (numbers := _numbers(self.config)):
+            name = data.draw(st.sampled_from(numbers))
+            changed = [getattr(self.config, name) / 2, getattr(self.config, name) + 1]
+            others += self._of_other_configs(name, changed)
+        for other in others:
+            if other is not self.subject and self.subject.draws_with(other):
+                batch = _Batch(self, data, [other])
+                batch = batch.repeated(batch.seed_n[0] + torch.arange(_NUM_SEEDS // 4))
+                assert batch.draw().tolist() == batch.draw(other).tolist()
+
+    def _of_other_configs(self, name: str, values: Sequence[float]) -> Iterator[Sampler]:
+        """Samplers of the config with these values of a key, as far as it takes them."""
+        kind = type(getattr(self.config, name))
+        for value in values:
+            config = dataclasses.replace(self.config, **{name: kind(value)})
+            with suppress(CM3Error):
+                config.check()
+                yield self.build(config)
 
     def law_only_legal_ids_are_drawn(self, data: st.DataObject) -> None:
         """Each request gets an allowed id of the slice, even with extreme logits."""
@@ -259,6 +289,27 @@ class SamplerContract(StateLaws):
             batch.position_n = batch.position_n + 1
 
 
+def _numbers(config: Any) -> list[str]:
+    """Keys of a config that hold numbers."""
+    if not dataclasses.is_dataclass(config):
+        return []
+    names = [one.name for one in dataclasses.fields(config) if one.init]
+    return [name for name in names if type(getattr(config, name)) in (int, float)]
+
+
+def _as_its_bases(sampler: Sampler) -> Iterator[Sampler]:
+    """The sampler as an instance of each base that could be one, with the same attributes."""
+    for base in type(sampler).__mro__[1:]:
+        if issubclass(base, Sampler) and not inspect.isabstract(base):
+            twin = copy.copy(sampler)
+            try:
+                twin.__class__ = base
+                twin.plan("image")
+            except (AttributeError, TypeError):  # it has other attributes than its base
+                continue
+            yield twin
+
+
 class _Batch:
     """A random batch of requests of the sampler, its candidates and its companions.
 
@@ -266,11 +317,17 @@ class _Batch:
     set them; plans are of both modalities, with a mask per request.
     """
 
-    def __init__(self, contract: SamplerContract, data: st.DataObject) -> None:
+    def __init__(
+        self,
+        contract: SamplerContract,
+        data: st.DataObject,
+        sharing: Sequence[Sampler] | None = None,
+    ) -> None:
         self.contract, self.n = contract, data.draw(st.integers(1, 4))
         sampler = contract.subject
         others = [*(sampler.for_candidate(index) for index in range(4)), *contract.companions()]
-        sharing = [sampler, *(other for other in others if sampler.draws_with(other))]
+        if sharing is None:
+            sharing = [sampler, *(other for other in others if sampler.draws_with(other))]
         self.plans: tuple[SamplingPlan, ...] = tuple(
             data.draw(st.sampled_from(sharing)).plan(data.draw(st.sampled_from(_MODALITIES)))
             for _ in range(self.n)
@@ -294,8 +351,8 @@ class _Batch:
         self.seed_n = torch.randint(2**62, (self.n,), generator=generator)
         self.position_n = torch.randint(4096, (self.n,), generator=generator)
 
-    def draw(self) -> Tensor:
-        return self.contract.subject.draw(
+    def draw(self, sampler: Sampler | None = None) -> Tensor:
+        return (sampler or self.contract.subject).draw(
             self.logits_SR,
             self.stream_rows_nG,
             self.weights_nG,

@@ -21,7 +21,7 @@ from cm3apps.server.errors import invalid_value
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
-from cm3core.model.coroutines import cancelled
+from cm3core.model.coroutines import cancelled, in_thread
 
 if TYPE_CHECKING:
     from cm3apps.server.pool import ModelPool
@@ -347,7 +347,7 @@ async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -
 
 async def aside(function: Any, *arguments: Any) -> Any:
     """Run what takes milliseconds (decoding, encoding) in a thread, so that others aren't kept."""
-    return await asyncio.to_thread(function, *arguments)
+    return await in_thread(function, *arguments)
 
 
 def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fractions import Fraction
 from math import floor
+from typing import ClassVar
 
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3plugins.samplers.planned import PlannedSampler
@@ -19,6 +20,8 @@ class MixtureSampler(PlannedSampler):
             fraction, because 100 * 0.29 is less than 29.
     """
 
+    by_plans_alone: ClassVar[bool] = True
+
     def __init__(
         self,
         first: Mapping[str, SamplingPlan],
@@ -31,6 +34,10 @@ class MixtureSampler(PlannedSampler):
             second_share,
         )
         super().__init__(second if self._is_second(0) else first)
+
+    def draws_with(self, other: Sampler) -> bool:
+        """See `PlannedSampler`."""
+        return super().draws_with(other)
 
     def for_candidate(self, index: int) -> Sampler:
         """See `Sampler.for_candidate`."""

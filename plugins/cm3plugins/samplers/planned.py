@@ -6,7 +6,7 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ _NUM_SEEN = 4
 class PlannedSampler(Sampler):
     """A sampler that is defined by its plans alone, one per modality."""
 
+    #: A subclass that draws as this class does says so again, and `draws_with` with it.
+    by_plans_alone: ClassVar[bool] = True
+
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
         self._plans = dict(plans)
         self._seen: tuple[tuple[Sequence[SamplingPlan], torch.device, dict[str, Any]], ...] = ()
@@ -31,8 +34,8 @@ class PlannedSampler(Sampler):
         return self._plans[modality]
 
     def draws_with(self, other: Sampler) -> bool:
-        """See `Sampler.draws_with`."""
-        return isinstance(other, PlannedSampler)
+        """With all whose classes say that they draw by plans alone."""
+        return other is self or (_by_plans_alone(self) and _by_plans_alone(other))
 
     def draw(
         self,
@@ -93,3 +96,7 @@ class PlannedSampler(Sampler):
             # replaced as a whole: other threads may read it
             self._seen = ((plans, device, columns), *self._seen[: _NUM_SEEN - 1])
         return columns
+
+
+def _by_plans_alone(sampler: Sampler) -> bool:
+    return bool(vars(type(sampler)).get("by_plans_alone", False))

@@ -237,6 +237,111 @@ def test_a_decoder_that_breaks_is_reported_to_all(decoder):
         assert isinstance(error.__cause__, RuntimeError)
 
 
+def exits(*_, **__):
+    raise SystemExit(0)
+
+
+def test_a_sampler_that_exits_ends_no_thread(decoder):
+    """Its request fails with an error; the next one is completed, by the same threads."""
+
+    class Exiting(BrokenPlan):
+        def plan(self, modality):
+            return WARM.build().plan(modality)
+
+        draw = exits
+
+    async def main():
+        async with AsyncEngine(make_engine(decoder, WARM)) as engine:
+            wrong = replace(REQUESTS[0], sampler=Exiting())
+            found = await asyncio.gather(
+                *(engine.complete(one) for one in (wrong, REQUESTS[0], wrong)),
+                return_exceptions=True,
+            )
+            assert engine.trouble(60) is None
+            return [*found, await engine.complete(REQUESTS[1])]
+
+    first, done, third, after = asyncio.run(main())
+    for error in (first, third):
+        assert error.cause == "SystemExit: 0"
+        assert error.next_step == "see the traceback of its cause: cm3 -v, or CM3_TRACEBACK=1"
+    alone = make_engine(decoder, WARM).complete(REQUESTS[:2])
+    assert [done.document, after.document] == [one.document for one in alone]
+
+
+def leaves(*_, **__):
+    raise asyncio.CancelledError
+
+
+def ends_early(*_, **__):
+    raise StopIteration
+
+
+@pytest.mark.parametrize("raising", [exits, leaves, ends_early])
+@pytest.mark.parametrize("where", ["reranker", "image_tokenizer", "upscaler", "retriever"])
+def test_what_a_component_beside_the_engine_raises_reaches_its_caller(raising, where, ranked):
+    """In a coroutine SystemExit would end the event loop, and CancelledError look like a caller that has left."""
+    model, whole = ranked, toy_model()
+    asked = {"reranker": {"num_candidates": 2}, "upscaler": {"upscale": True}}.get(where, {})
+    parts = model.components
+    component = parts.image_tokenizer if where == "image_tokenizer" else getattr(parts, where, None)
+    names = {
+        "reranker": "score",
+        "image_tokenizer": "decode",
+        "upscaler": "upscale",
+        "retriever": "retrieve",
+    }
+    if component is None:
+        component = type("Stand", (), {names[where]: raising})()
+        setattr(parts, where, component)
+
+    async def main(monkeypatch):
+        async with AsyncModel(model) as shared:
+            with monkeypatch.context() as patched:
+                patched.setattr(component, names[where], raising, raising=False)
+                with pytest.raises(GenerationError) as caught:
+                    await asyncio.wait_for(shared.generate("red", 1, seed=3, **asked), 60)
+            assert caught.value.place == "component"
+            assert shared.trouble(60) is None
+            return await shared.generate("red", 1, seed=3, num_candidates=1)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        try:
+            [drawn] = asyncio.run(main(monkeypatch))
+        finally:
+            if where == "upscaler":
+                parts.upscaler = None
+    assert (drawn.pixels == whole.generate("red", 1, seed=3)[0].pixels).all()
+
+
+def test_an_engine_whose_step_does_not_end_says_so(decoder):
+    engine = make_engine(decoder, WARM)
+    whole, goes_on, began = engine.inference.hidden_states, threading.Event(), threading.Event()
+
+    def waits(*arguments, **options):
+        began.set()
+        assert goes_on.wait(60)
+        return whole(*arguments, **options)
+
+    engine.inference.hidden_states = waits
+
+    async def main():
+        async with AsyncEngine(engine, num_sessions=1) as shared:
+            assert shared.trouble(0.0) is None  # nothing is asked of it
+            asked = asyncio.create_task(shared.complete(REQUESTS[0]))
+            await asyncio.to_thread(began.wait, 60)
+            assert shared.trouble(60) is None
+            stuck, where = shared.trouble(0.0), shared.stacks()
+            goes_on.set()
+            await asked
+            while shared.trouble(0.0) is not None:  # until the thread waits again
+                await asyncio.sleep(0.001)
+            return stuck, where
+
+    stuck, where = asyncio.run(main())
+    assert stuck == "a step has taken 0 s so far; 1 wait for it"
+    assert "in waits" in where
+
+
 def test_coroutines_get_what_methods_return(ranked):
     async def main():
         async with AsyncModel(ranked) as shared:

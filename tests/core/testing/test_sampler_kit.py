@@ -211,6 +211,16 @@ class DrawsAlone(Right):
         return False
 
 
+class DrawsForItsBase(Right):
+    """A subclass that draws in another way, and says that it draws for its base."""
+
+    def draws_with(self, other: Sampler) -> bool:
+        return isinstance(other, Right)
+
+    def draw(self, *args: Any, seed_n: Tensor, **options: Any) -> Tensor:
+        return super().draw(*args, seed_n=seed_n ^ 1, **options)
+
+
 class TakesThePlansWeights(Right):
     def draw(
         self,
@@ -300,6 +310,7 @@ MUTANTS = {
         TextHasOneStream,
         ReferenceBehindTheLast,
     ],
+    "neighbours_keep_their_pictures": [DrawsForItsBase],
     "positions_matter": [OnePositionForAll],
     "samplers_that_share_a_call_say_so": [DrawsAlone],
     "temperature_zero_takes_the_largest_of_the_mix": [TakesThePlansWeights, WarmAtZero],

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
-from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3core.interfaces.sampler import Sampler, SamplingPlan, share_draws
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3kernels import guided_sample
@@ -63,8 +64,9 @@ class PatchKNNSampler(StatefulSampler):
         """With the same memory and settings, if the inner samplers do."""
         return (
             isinstance(other, PatchKNNSampler)
+            and type(self) is type(other)
             and self._settings() == other._settings()
-            and self.inner.draws_with(other.inner)
+            and share_draws(self.inner, other.inner)
         )
 
     def initial_state(self, request: RequestStart) -> InitialState:
@@ -149,15 +151,9 @@ class PatchKNNSampler(StatefulSampler):
         """The same around another sampler."""
         if inner is self.inner:
             return self
-        return PatchKNNSampler(
-            inner,
-            self.database,
-            first_code=self.first_code,
-            share=self.share,
-            neighbours=self.neighbours,
-            scale=self.scale,
-            combine=self.combine,
-        )
+        another = copy(self)  # of the same class, whatever that has besides
+        another.inner = inner
+        return another
 
     def _settings(self) -> tuple[object, ...]:
         return (
