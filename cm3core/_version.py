@@ -11,3 +11,11 @@ OLDEST_CM3_API = 1
 
 #: The distribution that holds this package, its recipes and the bundled plugins.
 DISTRIBUTION = "cm3leon"
+
+#: What a file says that this program wrote, and how it begins.
+SOFTWARE, PROGRAM = "software", "cm3leon "
+
+
+def program() -> str:
+    """This program and its version."""
+    return f"{PROGRAM}{__version__}"

@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli._model import metadata, printable
+from cm3core.cli._model import printable, settings_of
+from cm3core.files import write_bytes
 
 if TYPE_CHECKING:
     from cm3core.generation.engine import Event
@@ -22,7 +23,7 @@ class Replies:
     """Writes pictures of replies, and shows replies.
 
     Args:
-        args: of the command: `out`, and what `metadata` takes.
+        args: of the command: `out`, and what changes its sampler.
         model: that replies.
     """
 
@@ -36,14 +37,19 @@ class Replies:
 
     def save(self, picture: ReplyPicture, prompt: str, stem: str = "") -> Path:
         """Write a picture with what made it; returns the file. `stem`: of its name; "": a number."""
-        from cm3core import images
+        from cm3core.attribution import png
+        from cm3core.model.facts import facts_of_reply
 
         path: Path = self.args.out / f"{stem or f'chat-{self._next:03d}'}.png"
         self._next += not stem
-        facts = metadata(
-            self.model, self.args, prompt=prompt, seed=picture.seed, retrieved=(), choice=None
+        facts = facts_of_reply(
+            self.model,
+            picture,
+            prompt,
+            sampler=self.args.sampler,
+            sampling=settings_of(self.args.settings, "sampler"),
         )
-        images.save_png(path, picture.pixels, facts)
+        write_bytes(path, png(picture.pixels, facts))
         self.files[id(picture)] = path
         self._kept.append(picture)
         return path

@@ -8,22 +8,16 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
-from cm3core._version import __version__
+from cm3core._version import PROGRAM, SOFTWARE
 from cm3core.cli._picture_set import ZIP_COMMENT
 from cm3core.files import open_regular
 
-#: What a PNG says that this program wrote, and how it begins.
-SOFTWARE, PROGRAM = "software", "cm3leon "
 _PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
 _ZIP = "set.zip"
 #: What is beside the pictures: sheets of them, and other versions of one.
 _SHEET = ("grid.png", "retrieved.png", "preview.png")
+_ORIGINAL = re.compile(r"(\d{3,})-original\.[a-z0-9]{1,8}(\.license)?")
 _VERSION = re.compile(r"(\d{3,})-(large|transparent)\.png")
-
-
-def program() -> str:
-    """This program and its version, for a file's `SOFTWARE`."""
-    return f"{PROGRAM}{__version__}"
 
 
 def earlier_pictures(folder: Path) -> list[Path]:
@@ -36,6 +30,12 @@ def earlier_pictures(folder: Path) -> list[Path]:
     found = [path for path in names if _PNG.fullmatch(path.name) and _is_ours(path)]
     traced = {path.with_suffix(".svg") for path in found if path.stem.isdecimal()}
     found += [path for path in names if path in traced and path.is_file()]
+    stems = {path.stem for path in found}
+    found += [
+        path
+        for path in names
+        if (own := _ORIGINAL.fullmatch(path.name)) and own[1] in stems and path.is_file()
+    ]
     found += [path for path in names if path.name == _ZIP and _is_our_zip(path)]
     return sorted(found)
 

@@ -10,15 +10,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import add_device, add_precision, registry_of, whole_number
-from cm3core.cli._earlier_pictures import SOFTWARE, program
 from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from cm3core.attribution import PictureFacts
     from cm3core.generation.engine import Progress
     from cm3core.model.model import Model
-    from cm3core.model.results import Choice, RetrievedDocument
+    from cm3core.model.results import Choice, GeneratedImage, InfilledImage
 
 
 def add_model_options(parser: ArgumentParser) -> None:
@@ -255,81 +255,19 @@ def progress_bar(what: str) -> Iterator[Progress]:
             bar.close()
 
 
-def metadata(
-    model: Model,
-    args: Namespace,
-    *,
-    prompt: str,
-    seed: int,
-    retrieved: Sequence[RetrievedDocument],
-    choice: Choice | None = None,
-    sampler: str = "",
-) -> dict[str, str]:
-    """A PNG's metadata: enough to generate it again. `sampler`: that of a picture which knows it."""
-    from cm3core.config.schema import to_plain
+def written_facts(
+    model: Model, args: Namespace, picture: GeneratedImage | InfilledImage, **texts: str
+) -> PictureFacts:
+    """What is written with a picture: enough to generate it again, and the documents that were in front."""
+    from cm3core.model.facts import facts_of
 
-    sampler = sampler or args.sampler or model.recipe.component_names.get("sampler", "")
-    config = model.sampler_config(sampler or None, **settings_of(args.settings, "sampler"))
-    chosen = (
-        {}
-        if choice is None
-        else {
-            "score": f"{choice.score:.6g}",
-            "measure": choice.measure,
-            "candidate": f"{choice.index + 1} of {len(choice.scores)}",
-        }
-    )
-    drawn = {
-        "prompt": prompt,
-        "seed": str(seed),
-        "model": model.name,
-        "step": str(model.step),
-        "recipe_hash": model.recipe_hash,
-    }
-    retriever = model.recipe.retriever
-    if retrieved and retriever is not None and retriever.bank is not None:
-        drawn["bank"] = retriever.bank
-    if args.retriever is not None and retrieved:
-        drawn["retriever"] = args.retriever
+    if args.retriever is not None and picture.retrieved:
+        texts["retriever"] = args.retriever
     if getattr(args, "condition", None):
         keys = settings_of(args.settings, "condition")
-        drawn["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
-    return (
-        chosen
-        | drawn
-        | {
-            "sampler": json.dumps({"name": sampler} | to_plain(config)),
-            "retrieved": json.dumps([document.id for document in retrieved], ensure_ascii=False),
-            SOFTWARE: program(),
-            XMP_KEY: xmp(prompt, f"{program()}, {model.name}"),
-        }
-    )
-
-
-#: The PNG chunk that readers of XMP look for.
-XMP_KEY = "XML:com.adobe.xmp"
-
-
-def xmp(prompt: str, creator_tool: str) -> str:
-    """An XMP packet that says that a model made the picture (IPTC's digital source type).
-
-    >>> "trainedAlgorithmicMedia" in xmp("a < b", "cm3leon"), "a &lt; b" in xmp("a < b", "cm3leon")
-    (True, True)
-    """
-    from xml.sax.saxutils import escape, quoteattr
-
-    # XML can't hold control characters, and a prompt may
-    kept = "".join(letter for letter in prompt if letter.isprintable() or letter in "\n\t")
-    return (
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
-        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
-        'xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/" '
-        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-        f"xmp:CreatorTool={quoteattr(creator_tool)} "
-        'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">'
-        '<dc:description><rdf:Alt><rdf:li xml:lang="x-default">'
-        f"{escape(kept)}</rdf:li></rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"
-    )
+        texts["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
+    sampling = settings_of(args.settings, "sampler")
+    return facts_of(model, picture, sampler=args.sampler, sampling=sampling, **texts)
 
 
 def printable(text: str, *, lines: bool = False) -> str:

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 #: Letters and bytes of a file's name, before what tells it from others; disks take 255 bytes.
 LONGEST_NAME, MOST_BYTES = 60, 200
 #: What stands between a name and its end in files of the same picture.
-VARIANTS = ("-transparent", "-large")
+VARIANTS = ("-transparent", "-large", "-original")
 #: Names that are devices on Windows, where the files should open too.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 #: Side of a picture in the sheet, about, in pixels.
 _SHEET_SIDE = 192
+#: The file of a zip that names the documents after which its pictures were drawn.
+LICENCES = "LICENSES"
 #: Every file of a zip has this time, so that equal pictures make an equal zip.
 _TIME = (1980, 1, 1, 0, 0, 0)
 #: By which a zip is known to be ours.

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli._earlier_pictures import SOFTWARE, program
 from cm3core.cli._model import printable
+from cm3core.files import write_bytes
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.model.model import Model
-    from cm3core.model.results import GeneratedImage, GeneratedText, RetrievedDocument
+    from cm3core.model.results import (
+        GeneratedImage,
+        GeneratedText,
+        InfilledImage,
+        RetrievedDocument,
+    )
 
 FILE = "retrieved.png"
 #: Minimum size of a picture on the sheet, in pixels, and maximum length of its caption.
@@ -77,6 +82,22 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
         )
 
 
+def report_copy(
+    path: Path, picture: GeneratedImage | InfilledImage, *, offers: bool = False
+) -> None:
+    """Say that a picture is nearly a copy of a document that was in front, and of which, with its licence.
+
+    `offers`: whether `--original` would write the document's own file.
+    """
+    found = picture.nearest
+    if found is not None and found.is_copy:
+        original = "; --original writes the original beside it" if offers else ""
+        print(
+            f"note: {path} is {printable(found.told)}, nearness {found.nearness:.2f}{original}",
+            file=sys.stderr,
+        )
+
+
 def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) -> None:
     """Say that the memory has nothing like a picture that was asked about: what is said of it is a guess."""
     retriever = model.recipe.retriever
@@ -95,9 +116,11 @@ def report_unlike_picture(model: Model, picture: Path, answer: GeneratedText) ->
 
 def write_retrieved(folder: Path, retrievals: Sequence[Retrieval]) -> None:
     """Write `retrieved.png` into a folder and print its path."""
-    from cm3core.images import save_png
+    from cm3core.attribution import png
+    from cm3core.model.facts import facts_of_documents
 
-    save_png(folder / FILE, retrieved_sheet(retrievals), {SOFTWARE: program()})
+    facts = facts_of_documents(document for one in retrievals for document in one.retrieved)
+    write_bytes(folder / FILE, png(retrieved_sheet(retrievals), facts))
     print(folder / FILE)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import whole_number
-from cm3core.cli._earlier_pictures import SOFTWARE, program, remove_earlier_pictures
+from cm3core.cli._earlier_pictures import remove_earlier_pictures
 from cm3core.cli._model import (
     add_model_options,
     add_task,
-    metadata,
     open_model,
     progress_bar,
     refuse_untuned,
@@ -22,19 +21,22 @@ from cm3core.cli._model import (
     settings_of,
     show_choice,
     task_options,
+    written_facts,
 )
-from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
+from cm3core.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
 from cm3core.cli._retrieved import (
     Retrieval,
+    report_copy,
     report_unlike,
     show_query,
     show_retrieved,
     write_retrieved,
 )
 from cm3core.errors import CM3Error, FileError
-from cm3core.files import atomic_path, check_writable, held_folder
+from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
 
 if TYPE_CHECKING:
+    from cm3core.attribution import Credit, PictureFacts
     from cm3core.document import PixelArray
     from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage
@@ -119,9 +121,16 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         help="also write 000.svg, ...: the picture traced as curves, without the white around the drawing",
     )
     parser.add_argument(
+        "--original",
+        action="store_true",
+        help="also write 000-original.svg, ...: the document in front that the picture is nearest to, its own file "
+        "with its licence and attribution",
+    )
+    parser.add_argument(
         "--zip",
         action="store_true",
-        help="also write set.zip: all that is written, named for its prompt",
+        help="also write set.zip: all that is written, named for its prompt, and LICENSES, which names the documents "
+        "that were in front",
     )
     parser.add_argument(
         "--truncate",
@@ -227,6 +236,92 @@ def _previewed(
         live.clear()
 
 
+class _Written:
+    """Writes pictures as they come, and what belongs to them.
+
+    Args:
+        args: of the command.
+        model: that draws.
+        number: of pictures in all.
+        names_things: whether prompts name what is drawn; an instruction names none.
+    """
+
+    def __init__(self, args: Namespace, model: Model, number: int, *, names_things: bool) -> None:
+        self.args, self.model, self.number = args, model, number
+        self.names_things = names_things
+        #: Documents that were in front of the picture that is edited, as its file says.
+        self.given: tuple[Credit, ...] = ()
+        self.count = 0
+        #: Of each picture, what is behind its name, and the file.
+        self.files: list[list[tuple[str, Path]]] = []
+        self.credits: list[Sequence[Credit]] = []
+        #: Of each prompt, the first picture by the documents in front.
+        self.sources: list[dict[tuple[str, ...], GeneratedImage]] = []
+
+    def add(self, picture: GeneratedImage, candidate: int) -> None:
+        """Write a picture, the `candidate`-th of its prompt, and print the paths."""
+        from tqdm import tqdm
+
+        from cm3core.attribution import png
+
+        args = self.args
+        if not self.count:
+            remove_earlier_pictures(args.out)
+        with tqdm.external_write_mode():
+            self._show(picture, candidate)
+        facts = written_facts(self.model, args, picture).after(self.given)
+        stem = f"{self.count:0{max(3, len(str(self.number - 1)))}d}"
+        files = [(".png", png(picture.pixels, facts))]
+        if picture.upscaled is not None:
+            own = self.model.recipe.component_names.get("upscaler", "")
+            name = own if args.upscale is True else args.upscale
+            files.append(("-large.png", png(picture.upscaled, facts.with_texts(upscaler=name))))
+        files += cut_out(args, picture, facts)
+        if args.original:
+            files += _original(self.model, picture)
+        written = [(end, args.out / f"{stem}{end}") for end, _ in files]
+        for (_, path), (_, content) in zip(written, files, strict=True):
+            write_bytes(path, content)
+            tqdm.write(str(path))
+        with tqdm.external_write_mode():
+            report_copy(written[0][1], picture, offers=not args.original)
+        if args.zip:
+            self.files.append(written)
+            self.credits.append(facts.credits)
+        self.count += 1
+
+    def _show(self, picture: GeneratedImage, candidate: int) -> None:
+        """Say what was in front, and how it was chosen."""
+        if candidate == 0:
+            self.sources.append({})
+        documents = tuple(one.id for one in picture.retrieved)
+        if self.args.show_retrieved and documents not in self.sources[-1]:
+            if candidate == 0:
+                print(picture.prompt)
+                show_query(picture.retrieved)
+            show_retrieved(picture.retrieved)
+        self.sources[-1].setdefault(documents, picture)
+        if self.names_things and candidate == 0:
+            report_unlike(self.model, picture)
+        show_choice(picture.choice)
+
+    def write_zip(self, texts: list[str], grid: Path) -> Path:
+        """Write all files to set.zip, named for their texts."""
+        from cm3core.attribution import licences_text
+
+        path: Path = self.args.out / "set.zip"
+        names = file_names(["grid", *texts])[1:]
+        files = [
+            (name + end, file.read_bytes())
+            for name, own in zip(names, self.files, strict=True)
+            for end, file in own
+        ]
+        licences = licences_text(zip(names, self.credits, strict=True)).encode()
+        with atomic_path(path) as temporary:
+            write_zip(temporary, [*files, ("grid.png", grid.read_bytes()), (LICENCES, licences)])
+        return path
+
+
 def write_pictures(
     args: Namespace,
     model: Model,
@@ -240,69 +335,24 @@ def write_pictures(
 
     `query_pixels`: the picture that was edited. `things`: what the prompts name, where they are a set.
     """
-    from tqdm import tqdm
+    from cm3core.attribution import facts_of_file, png
+    from cm3core.model.facts import facts_of_sheet
 
-    from cm3core import images
-
-    number = each * len(prompts)
-    names_things = query_pixels is None  # an instruction names none
+    written = _Written(args, model, each * len(prompts), names_things=query_pixels is None)
+    if query_pixels is not None and (known := facts_of_file(args.picture)) is not None:
+        written.given = known.credits
     shown: list[list[GeneratedImage]] = [[] for _ in prompts]
-    # of each prompt, the first picture by the documents in front
-    sources: list[dict[tuple[str, ...], GeneratedImage]] = []
-    written = 0
-    sorts: list[list[tuple[str, Path]]] = []  # what is behind a name, and the file
     try:
         for picture in pictures:
-            if not written:
-                remove_earlier_pictures(args.out)
-            place, candidate = divmod(written, each)
-            with tqdm.external_write_mode():
-                if candidate == 0:
-                    sources.append({})
-                documents = tuple(one.id for one in picture.retrieved)
-                if args.show_retrieved and documents not in sources[-1]:
-                    if candidate == 0:
-                        print(picture.prompt)
-                        show_query(picture.retrieved)
-                    show_retrieved(picture.retrieved)
-                sources[-1].setdefault(documents, picture)
-                if names_things and candidate == 0:
-                    report_unlike(model, picture)
-                show_choice(picture.choice)
-            facts = metadata(
-                model,
-                args,
-                prompt=picture.prompt,
-                seed=picture.seed,
-                retrieved=picture.retrieved,
-                choice=picture.choice,
-                sampler=picture.sampler,
-            )
-            stem = f"{written:0{max(3, len(str(number - 1)))}d}"
-            images.save_png(args.out / f"{stem}.png", picture.pixels, facts)
-            tqdm.write(str(args.out / f"{stem}.png"))
-            own = [(".png", args.out / f"{stem}.png")]
-            if picture.upscaled is not None:
-                name = (
-                    model.recipe.component_names.get("upscaler", "")
-                    if args.upscale is True
-                    else args.upscale
-                )
-                images.save_png(
-                    args.out / f"{stem}-large.png", picture.upscaled, facts | {"upscaler": name}
-                )
-                tqdm.write(str(args.out / f"{stem}-large.png"))
-                own.append(("-large.png", args.out / f"{stem}-large.png"))
-            own += write_cut_out(args, stem, picture, facts)
-            sorts.append(own if args.zip else [])
-            written += 1
+            place, candidate = divmod(written.count, each)
+            written.add(picture, candidate)
             if candidate < SHEET:
                 shown[place].append(picture)
     except KeyboardInterrupt:
         if isinstance(pictures, Generator):
             pictures.close()  # takes its bar off the terminal
         print(
-            f"interrupted: {written} of {number} pictures are written to {args.out}",
+            f"interrupted: {written.count} of {written.number} pictures are written to {args.out}",
             file=sys.stderr,
         )
         return 130
@@ -311,71 +361,58 @@ def write_pictures(
             args.out,
             [
                 Retrieval(one.prompt, query_pixels, one.retrieved, "", one.pixels)
-                for own in sources
+                for own in written.sources
                 for one in own.values()
             ],
         )
     grid = args.out / "grid.png"
-    images.save_png(
-        grid,
-        _contact_sheet(shown) if things is None else _set_sheet(shown, things),
-        {
-            "prompt": "\n".join(prompts),
-            "seed": str(args.seed),
-            "model": model.name,
-            "recipe_hash": model.recipe_hash,
-            SOFTWARE: program(),
-        },
-    )
+    facts = facts_of_sheet(
+        model,
+        (one for own in shown for one in own),
+        prompt="\n".join(prompts),
+        seed=str(args.seed),
+    ).after(written.given)
+    sheet = _contact_sheet(shown) if things is None else _set_sheet(shown, things)
+    write_bytes(grid, png(sheet, facts))
     print(grid)
     if args.zip:
-        named = [text for text in things or prompts for _ in range(each)]
-        print(_zipped(args.out, named, sorts, grid))
+        print(written.write_zip([text for text in things or prompts for _ in range(each)], grid))
     return 0
 
 
-def _zipped(
-    folder: Path, texts: list[str], sorts: list[list[tuple[str, Path]]], grid: Path
-) -> Path:
-    """Write all files to set.zip, named for their texts."""
-    path = folder / "set.zip"
-    names = file_names(["grid", *texts])[1:]
-    files = [
-        (name + end, file) for name, own in zip(names, sorts, strict=True) for end, file in own
-    ]
-    with atomic_path(path) as temporary:
-        write_zip(
-            temporary, ((name, file.read_bytes()) for name, file in [*files, ("grid.png", grid)])
+def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
+    """The own file of the document that a picture is nearest to, with whom to name; ends of names, and contents."""
+    from cm3core.attribution import Credit, original_files
+
+    found = picture.nearest
+    original = None if found is None else model.original(found.document)
+    if found is None or original is None:
+        named = "no document was in front" if found is None else f"none of {found.document.id}"
+        print(
+            f"note: there is no original to write: {named}"
+            + ("" if found is None else " is in the memory"),
+            file=sys.stderr,
         )
-    return path
+        return []
+    credit = Credit(found.document.id, found.document.provenance)
+    return [(f"-original{end}", content) for end, content in original_files(original, credit)]
 
 
-def write_cut_out(
-    args: Namespace, stem: str, picture: GeneratedImage, facts: dict[str, str]
-) -> list[tuple[str, Path]]:
-    """Write what `--transparent` and `--svg` ask for, of the enlarged picture if there is one; return
-    the ends of the names, and the files."""
-    from tqdm import tqdm
-
-    from cm3core import images
+def cut_out(
+    args: Namespace, picture: GeneratedImage, facts: PictureFacts
+) -> list[tuple[str, bytes]]:
+    """What `--transparent` and `--svg` ask for, of the enlarged picture if there is one: the ends of the names, and
+    the files' contents."""
+    from cm3core.attribution import png, svg
     from cm3core.cli._tracing import svg_of_image
     from cm3core.transparency import without_background
 
-    pixels = _largest(picture)
-    written = []
+    made = []
     if args.transparent:
-        path = args.out / f"{stem}-transparent.png"
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(images.png_bytes(without_background(pixels), facts))
-        written.append(("-transparent.png", path))
+        made.append(("-transparent.png", png(without_background(_largest(picture)), facts)))
     if args.svg:
-        path = args.out / f"{stem}.svg"
-        with atomic_path(path) as temporary:
-            temporary.write_text(svg_of_image(picture), encoding="utf-8")
-        written.append((".svg", path))
-    for _, path in written:
-        tqdm.write(str(path))
-    return written
+        made.append((".svg", svg(svg_of_image(picture), facts).encode()))
+    return made
 
 
 def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 from cm3core.cli import whole_number
 from cm3core.cli._model import (
     add_model_options,
-    metadata,
     open_model,
     printable,
     progress_bar,
     report_unknown_words,
     show_choice,
     task_options,
+    written_facts,
 )
-from cm3core.cli._retrieved import Retrieval, seen, show_retrieved, write_retrieved
+from cm3core.cli._retrieved import Retrieval, report_copy, seen, show_retrieved, write_retrieved
 from cm3core.errors import GenerationError
-from cm3core.files import check_not_input
+from cm3core.files import check_not_input, write_bytes
 
 if TYPE_CHECKING:
     from cm3core.model.crop import Box
@@ -89,6 +89,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Inpaint, write, print the paths."""
     from cm3core import images
+    from cm3core.attribution import facts_of_file, png
 
     for path in filter(None, (args.out, args.decoded)):
         images.check_writable_png(path)
@@ -108,15 +109,10 @@ def run(args: Namespace) -> int:
             result = model.infill(
                 args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options
             )
-    facts = metadata(
-        model,
-        args,
-        prompt=result.text,
-        seed=result.seed,
-        retrieved=result.retrieved,
-        choice=result.choice,
-    )
-    facts |= {"box": " ".join(args.box or [",".join(map(str, result.box))])}
+    box = " ".join(args.box or [",".join(map(str, result.box))])
+    facts = written_facts(model, args, result, box=box)
+    if (given := facts_of_file(args.picture)) is not None:
+        facts = facts.after(given.credits)
     if args.text is None:
         print(f"text: {printable(result.text)}")
     show_choice(result.choice)
@@ -128,8 +124,9 @@ def run(args: Namespace) -> int:
         )
     for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
         if path is not None:
-            images.save_png(path, pixels, facts)
+            write_bytes(path, png(pixels, facts))
             print(path)
+    report_copy(args.out, result)
     return 0
 
 

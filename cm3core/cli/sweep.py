@@ -21,6 +21,7 @@ from cm3core.cli._model import (
     task_options,
 )
 from cm3core.errors import GenerationError
+from cm3core.files import write_bytes
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -74,6 +75,8 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Generate all cells in one batch, write the picture, print the scores."""
     from cm3core import images
+    from cm3core.attribution import png
+    from cm3core.model.facts import facts_of_sheet
     from cm3core.model.jobs import results
 
     images.check_writable_png(args.out)
@@ -115,17 +118,14 @@ def run(args: Namespace) -> int:
         column_labels=[f"{across} {text}" for text, _ in other_values] if across else None,
         scale=max(1, 128 // pictures[0].pixels.shape[0]),
     )
-    images.save_png(
-        args.out,
-        sheet,
-        {
-            "prompt": "\n".join(args.prompt),
-            "vary": "\n".join(args.vary),
-            "seed": str(args.seed),
-            "model": model.name,
-            "recipe_hash": model.recipe_hash,
-        },
+    facts = facts_of_sheet(
+        model,
+        pictures,
+        prompt="\n".join(args.prompt),
+        vary="\n".join(args.vary),
+        seed=str(args.seed),
     )
+    write_bytes(args.out, png(sheet, facts))
     if args.score is not None:
         _print_scores(
             model,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cm3core.cli import add_device, add_overrides, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED
 from cm3core.errors import CM3Error, DataError, GenerationError
-from cm3core.files import check_not_input
+from cm3core.files import check_not_input, write_bytes
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -73,15 +73,19 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Enlarge, write, print the path."""
     from cm3core import images
+    from cm3core.attribution import facts_of_file, png
 
     images.check_writable_png(args.out)
     check_not_input(args.out, args.picture)
     pixels, large, made_by = (_by_upscaler if args.model is None else _by_model)(args)
-    try:
-        facts = images.read_png_metadata(args.picture)
-    except DataError:  # the picture was just read: it is valid, but not a PNG
-        facts = {}
-    images.save_png(args.out, large, facts | made_by)
+    if (known := facts_of_file(args.picture)) is not None:
+        write_bytes(args.out, png(large, known.again(**made_by)))
+    else:
+        try:
+            texts = images.read_png_metadata(args.picture)
+        except DataError:  # the picture was just read: it is valid, but not a PNG
+            texts = {}
+        images.save_png(args.out, large, texts | made_by)
     print(
         f"{args.out}: {large.shape[1]} x {large.shape[0]} pixels of {pixels.shape[1]} x "
         f"{pixels.shape[0]}, by {made_by['upscaler']}"

@@ -12,6 +12,7 @@ from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
+    Original,
     Provenance,
     SkippedRecord,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "MetricConfig",
     "ModelParts",
     "ObjectiveConfig",
+    "Original",
     "PictureDrawn",
     "PromptVariant",
     "Provenance",

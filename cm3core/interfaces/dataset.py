@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.document import Codes, Document, Image, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.licences import licence_link
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,6 +114,16 @@ class Provenance:
     link: str = ""
 
     @property
+    def licence_link(self) -> str:
+        """Where the licence can be read; "" unless it is the SPDX name of one."""
+        return licence_link(self.licence)
+
+    @property
+    def address(self) -> str:
+        """The link, or the source where that is an address."""
+        return self.link or (self.source if self.source.startswith(("https://", "http://")) else "")
+
+    @property
     def shared(self) -> Provenance:
         """What it says of its collection, without the work's own title and address: by this documents are
         counted."""
@@ -125,6 +136,19 @@ class Provenance:
             for key, value in asdict(self).items()
             if value or key in ("licence", "source", "attribution")
         }
+
+
+@dataclass(frozen=True)
+class Original:
+    """A document's own picture file.
+
+    Args:
+        suffix: of its name, in lower case, such as ".svg" or ".jpg".
+        content: its bytes; an SVG's are UTF-8.
+    """
+
+    suffix: str
+    content: bytes
 
 
 def provenance_in(values: Mapping[str, object]) -> Provenance:
@@ -271,6 +295,21 @@ class DocumentSource(ABC):
     def provenance(self, index: int) -> Provenance:
         """Return the document's licence and source. The default knows neither."""
         return Provenance()
+
+    def original(self, index: int) -> Original | None:
+        """Return the file of the document's picture as it was published, the last one's if there are several; None:
+        there is none, or nothing but its codes is known.
+
+        The default writes its pixels as a PNG. Data sets that have the file itself, or the drawing that pixels are
+        made of, override it.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        from cm3core.images import png_bytes  # here, since describing plugins needs no pictures
+
+        pictures = [one for one in self.document(index) if isinstance(one, Image)]
+        return Original(".png", png_bytes(pictures[-1].load())) if pictures else None
 
     @property
     def skipped(self) -> list[SkippedRecord]:

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from cm3core.document import Codes, Document, Image, Text
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord, content_entry
+from cm3core.interfaces.dataset import (
+    DocumentSource,
+    Original,
+    Provenance,
+    SkippedRecord,
+    content_entry,
+)
 from cm3core.interfaces.task import Record, Task
 
 if TYPE_CHECKING:
@@ -72,6 +78,9 @@ class TaskSource(DocumentSource):
 
     def provenance(self, index: int) -> Provenance:
         return self.source.provenance(self._indices[index])
+
+    def original(self, index: int) -> Original | None:
+        return self.source.original(self._indices[index])
 
     @property
     def is_far(self) -> bool:

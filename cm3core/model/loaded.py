@@ -39,7 +39,9 @@ from cm3core.recipe.missing import MissingComponent
 if TYPE_CHECKING:
     from cm3core.build import Components
     from cm3core.checkpoint.words import TrainingWords
+    from cm3core.interfaces.dataset import Original
     from cm3core.interfaces.sampler import Sampler, SamplerConfig
+    from cm3core.model.results import RetrievedDocument
     from cm3core.recipe import Recipe
 
 _log = logging.getLogger(__name__)
@@ -176,6 +178,18 @@ class Loaded:
                 "add 'sampler: {name: cfg}' to the recipe",
             )
         return with_options(config, options, find=finder(self.components.registry))
+
+    def original(self, document: RetrievedDocument) -> Original | None:
+        """The file of a document's picture, as it was published; None: the memory has no such file, as banks have none,
+        or the document was given by hand.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        retriever = self.components.retriever
+        if document.index is None or retriever is None:
+            return None
+        return retriever.memory.original(document.index)
 
     # ---- pictures and codes
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from cm3core.attribution import Credit, PictureFacts, png, together, told_copy
 from cm3core.document import Codes, PixelArray
 from cm3core.generation.engine import Event
-from cm3core.images import grid, png_bytes
+from cm3core.images import grid
 from cm3core.interfaces.dataset import Provenance
 from cm3core.model.crop import Box
 from cm3core.nearness import NEARLY_A_COPY, nearness
@@ -25,6 +26,7 @@ class RetrievedDocument:
         pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
         provenance: its licence and source, as its memory states them; nothing is known of documents given by hand.
         looked_for: the text that it was found for, where that is not the prompt's; else empty.
+        index: its position in the memory; None for documents given by hand.
     """
 
     id: str
@@ -33,10 +35,24 @@ class RetrievedDocument:
     pixels: PixelArray | None
     provenance: Provenance = field(default_factory=Provenance)
     looked_for: str = ""
+    index: int | None = None
 
     def _repr_png_(self) -> bytes | None:
         """The picture, if there is one; notebooks show it."""
-        return None if self.pixels is None else png_bytes(self.pixels)
+        own = PictureFacts({}, (Credit(self.id, self.provenance),))
+        return None if self.pixels is None else png(self.pixels, own)
+
+
+def credits_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> tuple[Credit, ...]:
+    """What is to be said of the documents that were in front of a picture, each with the nearness of its picture."""
+    return tuple(
+        Credit(
+            one.id,
+            one.provenance,
+            None if one.pixels is None else nearness(pixels, one.pixels),
+        )
+        for one in documents
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +67,19 @@ class Nearest:
         """Whether the result is nearly a copy of it."""
         return self.nearness >= NEARLY_A_COPY
 
+    @property
+    def told(self) -> str:
+        """What a result is that is nearly a copy of it: "nearly a copy of SET/NAME (LICENCE)"; else ""."""
+        return told_copy([Credit(self.document.id, self.document.provenance, self.nearness)])
 
-def nearest_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> Nearest | None:
-    """The document whose picture is nearest to a picture, the first of equals; None: none has a picture."""
+
+def nearest_of(documents: Sequence[RetrievedDocument], credits: Sequence[Credit]) -> Nearest | None:
+    """The document whose picture is nearest, the first of equals; None: none has a picture. `credits`: of them, in
+    order."""
     near = [
-        Nearest(one, nearness(pixels, one.pixels)) for one in documents if one.pixels is not None
+        Nearest(one, credit.nearness)
+        for one, credit in zip(documents, credits, strict=True)
+        if credit.nearness is not None
     ]
     return max(near, key=lambda one: one.nearness, default=None)
 
@@ -109,13 +133,19 @@ class GeneratedImage:
     sampler: str = ""
 
     @cached_property
+    def credits(self) -> tuple[Credit, ...]:
+        """What is to be said of the documents in front, in order."""
+        return credits_of(self.pixels, self.retrieved)
+
+    @property
     def nearest(self) -> Nearest | None:
         """The document in front that it is nearest to; None: there was none with a picture."""
-        return nearest_of(self.pixels, self.retrieved)
+        return nearest_of(self.retrieved, self.credits)
 
     def _repr_png_(self) -> bytes:
         """The picture, enlarged if it was; notebooks show it."""
-        return png_bytes(self.pixels if self.upscaled is None else self.upscaled)
+        pixels = self.pixels if self.upscaled is None else self.upscaled
+        return png(pixels, PictureFacts({"prompt": self.prompt}, self.credits))
 
 
 class GeneratedImages(list[GeneratedImage]):
@@ -138,7 +168,7 @@ class GeneratedImages(list[GeneratedImage]):
             captions=[[one.prompt for one in row] for row in rows],
             scale=max(1, self.SIDE // max(one.shape[0] for row in shown for one in row)),
         )
-        return png_bytes(sheet)
+        return png(sheet, PictureFacts({}, together(one.credits for one in self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +214,19 @@ class InfilledImage:
     choice: Choice | None = None
 
     @cached_property
-    def nearest(self) -> Nearest | None:
-        """The document in front that what was inpainted, the box, is nearest to; None: there was none with a
-        picture."""
+    def credits(self) -> tuple[Credit, ...]:
+        """What is to be said of the documents in front, in order, with the nearness of what was inpainted, the box."""
         x0, y0, x1, y1 = self.box
-        return nearest_of(self.pixels[y0:y1, x0:x1], self.retrieved)
+        return credits_of(self.pixels[y0:y1, x0:x1], self.retrieved)
+
+    @property
+    def nearest(self) -> Nearest | None:
+        """The document in front that what was inpainted is nearest to; None: there was none with a picture."""
+        return nearest_of(self.retrieved, self.credits)
 
     def _repr_png_(self) -> bytes:
         """The picture; notebooks show it."""
-        return png_bytes(self.pixels)
+        return png(self.pixels, PictureFacts({"prompt": self.text}, self.credits))
 
 
 @dataclass(frozen=True, eq=False)

@@ -261,6 +261,7 @@ class Retrieval:
             text_of(document),
             self._shown(picture),
             retriever.memory.provenance(found.index),
+            index=found.index,
         )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:

@@ -8,7 +8,9 @@ The source must have at least one document; one with bad records as well is a be
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import Codes, Image, Text, content_keys
 from cm3core.errors import DataError
+from cm3core.images import open_image
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.testing._laws import Contract
 
@@ -42,6 +45,20 @@ class DocumentSourceContract(Contract[DocumentSource]):
         """Sources of the same data have the same, non-empty fingerprint."""
         assert self.subject.fingerprint
         assert self.make_again().fingerprint == self.subject.fingerprint
+
+    def law_the_original_is_a_picture_file(self, data: st.DataObject) -> None:
+        """None, or a file of a picture: an SVG as such, any other of a format that is read; the same every time."""
+        index = self._draw_index(data)
+        original = self.subject.original(index)
+        assert self.subject.original(index) == original
+        if original is None:
+            return
+        assert re.fullmatch(r"\.[a-z0-9]{1,8}", original.suffix), original.suffix
+        if original.suffix == ".svg":
+            root = ElementTree.fromstring(original.content)
+            assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        else:
+            assert open_image(original.content, self.subject.id(index)).size
 
     def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
         """Not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""

@@ -15,6 +15,7 @@ from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
+    Original,
     Provenance,
     SkippedRecord,
 )
@@ -147,6 +148,9 @@ class ConditionedSource(DocumentSource):
 
     def provenance(self, index: int) -> Provenance:
         return self.source.provenance(index)
+
+    def original(self, index: int) -> Original | None:
+        return self.source.original(index)
 
     @property
     def skipped(self) -> list[SkippedRecord]:

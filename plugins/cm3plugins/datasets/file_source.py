@@ -20,11 +20,13 @@ from cm3core.files import read_text, user_path
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
+    Original,
     Provenance,
     SkippedRecord,
 )
 from cm3core.json_text import parse_json
-from cm3plugins.datasets.picture_index import PictureIndex, index_path
+from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
+from cm3plugins.datasets.pictures import suffix_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,6 +189,14 @@ class FileSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         """What the record states."""
         return self._records[index].provenance
+
+    def original(self, index: int) -> Original | None:
+        """The file of the record's last picture, as it is; a picture that is drawn when it is loaded, as a PNG."""
+        pictures = [part for part in self._records[index].parts if not isinstance(part, tuple)]
+        if not pictures or not isinstance(stored := pictures[-1], StoredPicture):
+            return super().original(index)
+        content = stored.content()
+        return Original(suffix_of(content), content)
 
     def record(self, index: int, rng: np.random.Generator | None = None) -> Record:
         """The parts by their names; see `DocumentSource.record` for a record whose parts have none."""

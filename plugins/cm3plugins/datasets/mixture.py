@@ -26,6 +26,7 @@ from cm3core.interfaces.component import check_value
 from cm3core.interfaces.dataset import (
     DocumentSource,
     DocumentSourceConfig,
+    Original,
     Provenance,
     SkippedRecord,
 )
@@ -301,6 +302,10 @@ class MixtureSource(DocumentSource):
     def provenance(self, index: int) -> Provenance:
         source, place = self._place(index)
         return source.provenance(place)
+
+    def original(self, index: int) -> Original | None:
+        source, place = self._place(index)
+        return source.original(place)
 
     @property
     def is_encoded(self) -> bool:

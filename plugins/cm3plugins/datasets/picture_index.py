@@ -56,12 +56,11 @@ class StoredPicture:
     size: int
     index_path: Path = field(compare=False, repr=False)
 
-    def load(self) -> PixelArray:
-        """RGB pixels uint8 [height, width, 3].
+    def content(self) -> bytes:
+        """Its bytes.
 
         Raises:
-            DataError: the file is gone, has changed, or can't be decoded; in the last case it is
-                skipped from the next start on.
+            DataError: the file is gone, or has changed.
         """
         check_regular(self.path, self.place)
         try:
@@ -76,6 +75,15 @@ class StoredPicture:
             ) from error
         if hashlib.sha256(data).hexdigest() != self.key:
             raise DataError(self.place, "has changed since the data set was opened", "start again")
+        return data
+
+    def load(self) -> PixelArray:
+        """RGB pixels uint8 [height, width, 3].
+
+        Raises:
+            DataError: as `content`, or it can't be decoded; then it is skipped from the next start on.
+        """
+        data = self.content()
         from cm3core.images import open_image
 
         try:

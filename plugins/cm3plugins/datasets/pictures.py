@@ -158,3 +158,13 @@ def _has_jpeg_end(data: bytes) -> bool:
             return data.rfind(b"\xff\xd9", place) >= 0
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     return False
+
+
+def suffix_of(data: bytes) -> str:
+    """The ending of a picture file's name, by its bytes.
+
+    Raises:
+        DataError: it is no picture.
+    """
+    kind = (_open(data, "picture").format or "png").lower()
+    return {"jpeg": ".jpg", "tiff": ".tif"}.get(kind, f".{kind}")

@@ -116,6 +116,7 @@ def test_a_set_is_named_for_its_things_and_zipped(cm3, model, tmp_path, capsys):
                 for end in (".png", "-transparent.png", ".svg")
             ),
             "grid.png",
+            "LICENSES",
         ]
         assert archive.read("green.svg") == (out / "002.svg").read_bytes()
         archive.extractall(tmp_path / "files")
@@ -131,7 +132,7 @@ def test_a_set_is_named_for_its_things_and_zipped(cm3, model, tmp_path, capsys):
 def test_several_pictures_of_one_prompt_are_told_apart_in_a_zip(cm3, tmp_path):
     assert cm3("generate", "red", "--n", 2, "--zip", "-o", tmp_path / "out") == 0
     with zipfile.ZipFile(tmp_path / "out" / "set.zip") as archive:
-        assert archive.namelist() == ["red.png", "red-2.png", "grid.png"]
+        assert archive.namelist() == ["red.png", "red-2.png", "grid.png", "LICENSES"]
 
 
 def test_an_empty_style_is_refused(cm3, tmp_path, capsys):

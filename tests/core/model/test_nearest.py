@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from cm3core.attribution import Credit
 from cm3core.document import Codes
-from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocument, nearest_of
+from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 from cm3core.nearness import NEARLY_A_COPY
 
 
@@ -50,13 +51,17 @@ def test_the_nearest_document_wherever_it_is_drawn() -> None:
 
 
 def test_nothing_is_nearest_where_no_document_has_a_picture() -> None:
-    assert nearest_of(bar(), ()) is None
-    assert nearest_of(bar(), [document("text", None)]) is None
+    made = GeneratedImage(bar(), "", 1, (), CODES, 0.0)
+    assert (made.nearest, made.credits) == (None, ())
+    text = replace(made, retrieved=(document("text", None),))
+    assert (text.nearest, text.credits) == (None, (Credit("text"),))
 
 
 def test_of_equally_near_documents_the_first() -> None:
-    found = nearest_of(bar(), [document("a", bar()), document("b", bar())])
+    same = (document("a", bar()), document("b", bar()))
+    found = GeneratedImage(bar(), "", 1, same, CODES, 0.0).nearest
     assert found is not None
+    assert found.told == "nearly a copy of a (licence unknown)"
     assert (found.document.id, found.nearness) == ("a", 1.0)
 
 

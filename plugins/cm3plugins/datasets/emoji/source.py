@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError
-from cm3core.interfaces.dataset import DocumentSource, Provenance
+from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
@@ -92,6 +92,10 @@ class EmojiSource(DocumentSource):
         package = STYLE_PACKAGES[style]
         source = f"npm {package.name} {package.version}"
         return Provenance(licence, source, author, style, name, address)
+
+    def original(self, index: int) -> Original:
+        """The drawing, as an SVG."""
+        return Original(".svg", self.corpus.svg(self._indices[index]).encode())
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)

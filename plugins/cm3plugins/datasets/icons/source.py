@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError, close_match
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import DocumentSource, Provenance
+from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
 from cm3plugins.datasets.icons.entries import IconEntry
@@ -103,6 +103,10 @@ class IconSource(DocumentSource):
         set_name, _, name = self.id(index).partition("/")
         package, author, address = self.corpus.manifest.source(set_name)
         return Provenance(self.licence(index), package, author, set_name, name, address)
+
+    def original(self, index: int) -> Original:
+        """The drawing, as an SVG."""
+        return Original(".svg", self.corpus.svg(self._indices[index]).encode())
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         entry = self.entry(index)
