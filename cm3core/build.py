@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3core.trust import Trust
     from cm3core.vocab import Vocabulary
 
 #: Sections a recipe must have for a stage.
@@ -69,6 +70,7 @@ class Components:
             order.
         memory_split: the split of the data set that is the memory; None: what is trained on. A model
             that draws has the recipe's `generate.memory_split`.
+        trust: what the model that they are of may use outside of its folder; None: it is the user's own recipe.
     """
 
     recipe: Recipe
@@ -80,6 +82,7 @@ class Components:
     attention: AttentionBackend
     decoder: Decoder
     memory_split: str | None = None
+    trust: Trust | None = None
 
     @cached_property
     def source(self) -> DocumentSource:

@@ -68,6 +68,11 @@ class DatabaseError(CM3Error):
     """A database can't be reached, or refuses what it is asked."""
 
 
+class TrustError(CM3Error):
+    """A model, a bank or a task names a host, credentials or a path outside of it, which the user did not
+    allow."""
+
+
 class MissingPackageError(CM3Error):
     """An optional package is needed but not installed."""
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from cm3core.printing import printable, raw_stream
+
 T = TypeVar("T")
 #: Seconds between two lines where there is no bar; what is done sooner writes none.
 SECONDS_BETWEEN_LINES = 60.0
@@ -23,7 +25,10 @@ _silenced = 0
 
 def make_bar(iterable: Iterable[T] | None = None, **options: Any) -> tqdm[T]:
     """tqdm's bar; where its file (default: stderr) is no terminal, a line a minute; disabled inside `no_bars`."""
-    file = sys.stderr if options.get("file") is None else options["file"]
+    file = raw_stream(sys.stderr if options.get("file") is None else options["file"])
+    options["file"] = file
+    if options.get("desc"):
+        options["desc"] = printable(str(options["desc"]))
     if _silenced or file is None:
         options["disable"] = True
     elif not file.isatty():

@@ -47,6 +47,12 @@ def cache_directory() -> Path:
     return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cm3leon"
 
 
+def state_folder(*names: str) -> Path:
+    """Return a folder of what is kept for good, in `XDG_STATE_HOME`; it need not be there."""
+    state = user_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
+    return (state / "cm3leon").joinpath(*names)
+
+
 def cache_folder(*names: str, root: str | Path | None = None) -> Path:
     """Return a folder of the cache; it need not be there.
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = (
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "CHANGELOG.md",
     "kernels/**/README.md",
     "examples/**/*.md",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,6 +39,10 @@ settings.load_profile("cm3")
 # Importing the tests and what they need leaves millions of objects that live until the end. Looking
 # through them for garbage again and again took a third of the collection's time.
 gc.disable()
+
+# Which folders the commands under test made is recorded in a folder of these tests, not in the user's.
+_STATE = tempfile.TemporaryDirectory(prefix="cm3-tests-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -27,6 +27,7 @@ from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.trust import record_own
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096
@@ -100,6 +101,7 @@ def build_bank(
                 )
             if _is_sound(folder):
                 tidy(folder, manifest)
+                record_own(folder, tools.reaches)
                 return BuildReport(0, 0, [], manifest.num_documents)
         save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
         work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
@@ -109,6 +111,7 @@ def build_bank(
         manifest = tools.manifest.with_shards(tuple(shards), plan)
         manifest.write(folder)
         tidy(folder, manifest)
+        record_own(folder, tools.reaches)
     return BuildReport(manifest.num_documents, 0, skipped, manifest.num_documents)
 
 

@@ -29,6 +29,7 @@ from cm3core.files import (
 )
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.progress import make_bar
+from cm3core.trust import own_of, record_own
 
 _SHOWN = 3
 #: Folder of a bank that damaged shards are moved to.
@@ -199,6 +200,7 @@ def merge_banks(
             sync_directory(target.parent)
     except OSError as error:
         raise not_written(target, error) from error
+    record_own(target, own_of(folders[0]))
     return MemoryBank.open(target)
 
 

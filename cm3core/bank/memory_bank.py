@@ -22,6 +22,7 @@ from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.trust import refuse_outside
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -216,7 +217,10 @@ def memory_of(config: RetrieverConfig) -> DocumentSource | None:
     """
     if config.own_memory:
         return config.open_memory()
-    return None if config.bank is None else MemoryBank.open(config.bank)
+    if config.bank is None:
+        return None
+    refuse_outside(config)
+    return MemoryBank.open(config.bank)
 
 
 def is_bank(folder: Path) -> bool:

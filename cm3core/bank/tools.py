@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from cm3core.files import new_place, sync_directory
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
+    from cm3core.interfaces.reach import Reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Tools:
         embedder, image_tokenizer: built.
         embedder_name, image_tokenizer_name: in a recipe.
         embedder_config, image_tokenizer_config: their configs' values, as YAML holds them.
+        reaches: what these values name outside; the bank of a user's own tools may use it.
     """
 
     embedder: Embedder
@@ -34,6 +36,7 @@ class Tools:
     embedder_config: Mapping[str, Any] = field(default_factory=dict)
     image_tokenizer_name: str = ""
     image_tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    reaches: Sequence[Reach] = ()
 
     def on(self, device: str | None) -> Tools:
         """These, computing on the device; None: the GPU when there is one, and the embedder where

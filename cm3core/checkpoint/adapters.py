@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,13 @@ from torch import nn
 
 from cm3core.checkpoint.finding import find_model
 from cm3core.checkpoint.hashes import check_file
-from cm3core.checkpoint.layout import WEIGHTS, damaged, find_checkpoint, shards_of
+from cm3core.checkpoint.layout import STATE, WEIGHTS, damaged, find_checkpoint, shards_of
 from cm3core.checkpoint.state import CheckpointState, read_state
 from cm3core.checkpoint.tensors import load_weights, read_tensors
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
+from cm3core.interfaces.reach import READS, Reach
+from cm3core.trust import path_of, refusal, trust_of
 from cm3core.tuning import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -77,7 +80,12 @@ def weights_sha256(folder: Path) -> str:
 
 
 def base_folder(
-    folder: Path, state: CheckpointState, registry: Registry, base: str | Path | None = None
+    folder: Path,
+    state: CheckpointState,
+    registry: Registry,
+    base: str | Path | None = None,
+    *,
+    trust_endpoints: Sequence[str] = (),
 ) -> Path:
     """The checkpoint of an adapter's base model.
 
@@ -86,14 +94,20 @@ def base_folder(
         state: its state.
         registry: knows the models that plugins ship.
         base: where the model is; None: where it was in training.
+        trust_endpoints: see `open_checkpoint`.
 
     Raises:
         CheckpointError: it is not there, or has other weights.
+        TrustError: the adapter is not the user's own, and says itself where the model is.
     """
     if not state.base:
         raise damaged(folder, f"holds {ADAPTER}, and its state names no base model")
     wanted, name = state.base["sha256"], str(state.base["model"] if base is None else base)
     hint = f"cm3 adapter merge {shlex.quote(str(folder))} --base MODEL -o FOLDER"
+    if base is None:
+        trust = trust_of(folder, registry.models().values(), trust_endpoints)
+        if refused := trust.refused(base_reaches(state.base, registry)):
+            raise refusal(str(folder / STATE), "", refused, f"or say where it is: {hint}")
     try:
         found = find_checkpoint(find_model(name, registry))
     except CheckpointError as error:
@@ -113,6 +127,14 @@ def base_folder(
     return found
 
 
+def base_reaches(base: Mapping[str, str], registry: Registry) -> list[Reach]:
+    """What a checkpoint's state names outside: the model that the run started from, unless a plugin ships it."""
+    name = str(base.get("model", ""))
+    if not name or name in registry.models():
+        return []
+    return [Reach(READS, path_of(name), "base.model", "the adapter's base model", name)]
+
+
 def read_adapter(folder: Path) -> dict[str, Tensor]:
     """An adapter's tensors, checked against what was written."""
     tensors, state = read_tensors(folder / ADAPTER), read_state(folder)
@@ -128,6 +150,7 @@ def load_model(
     registry: Registry,
     *,
     base: str | Path | None = None,
+    trust_endpoints: Sequence[str] = (),
 ) -> None:
     """Load a checkpoint's weights; an adapter is merged into those of its base model, in memory.
 
@@ -135,10 +158,11 @@ def load_model(
         decoder: built from `recipe`.
         folder: the checkpoint.
         recipe: the checkpoint's.
-        registry, base: see `base_folder`.
+        registry, base, trust_endpoints: see `base_folder`.
 
     Raises:
         CheckpointError: they are another decoder's, or damaged; the base is missing or another one.
+        TrustError: see `base_folder`.
         RecipeError: the recipe's section `tune` is out of range, or doesn't fit the decoder.
         MissingPackageError: an adapter without peft.
     """
@@ -154,7 +178,10 @@ def load_model(
             folder, f"holds {ADAPTER}, and its recipe says tune.method={recipe.tune.method}"
         )
     recipe.tune.check()  # a stored recipe may come from anybody
-    load_weights(decoder, base_folder(folder, read_state(folder), registry, base))
+    state = read_state(folder)
+    load_weights(
+        decoder, base_folder(folder, state, registry, base, trust_endpoints=trust_endpoints)
+    )
     add_adapters(decoder, recipe.tune)
     load_adapters(decoder, read_adapter(folder), str(folder / ADAPTER))
     merge_adapters(decoder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from cm3core.checkpoint.tasks import TASKS
 from cm3core.checkpoint.tensors import stored_tensors, weights_of
 from cm3core.checkpoint.writing import new_folder, write_json
 from cm3core.errors import CheckpointError
+from cm3core.trust import check_links, own_of, record_own, trust_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: What a model folder consists of. A card tells of the weights beside it, and goes with them.
@@ -54,6 +55,8 @@ def export_model(
     dtype: str = "fp16",
     *,
     decoder: nn.Module | None = None,
+    shipped: Iterable[Path] = (),
+    trust_endpoints: Sequence[str] = (),
 ) -> Path:
     """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
     `dtype`; it replaces an older one.
@@ -64,8 +67,17 @@ def export_model(
         dtype: "fp16", "bf16" or "fp32"; loads back as float32.
         decoder: the checkpoint's decoder with other weights, e.g. those of reinforcement learning, to
             write in place of the checkpoint's. None: the checkpoint's own.
+        shipped: folders of models that installed plugins ship, which are trusted as these are.
+        trust_endpoints: paths outside of it that links in its folder may lead to, if this user's commands did
+            not make it.
+
+    Raises:
+        CheckpointError: there is no model, or it may not be written there.
+        TrustError: a link leads out of its folder.
     """
     source = find_checkpoint(checkpoint)
+    check_links(source, trust_of(source, shipped, trust_endpoints))
+    own = own_of(source)
     if is_adapter(source):
         raise CheckpointError(
             str(source),
@@ -85,6 +97,7 @@ def export_model(
             )
         tensors = others
     write_model(source, target, tensors, dtype)
+    record_own(target, own)
     return target
 
 

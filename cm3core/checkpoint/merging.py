@@ -14,6 +14,8 @@ from cm3core.checkpoint.opening import open_checkpoint
 from cm3core.checkpoint.state import read_state
 from cm3core.checkpoint.tensors import weights_of
 from cm3core.errors import CheckpointError
+from cm3core.recipe.reaching import recipe_reaches
+from cm3core.trust import record_own
 from cm3core.tuning import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def merge_adapter(
     base: str | Path | None = None,
     dtype: str = "fp32",
     trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
 ) -> Path:
     """Write the model folder of an adapter merged into its base model, as `export_model` does.
 
@@ -37,7 +40,7 @@ def merge_adapter(
         registry: the components that the recipe may name.
         base: the base model, where it is not in its place any more.
         dtype: "fp32" (logits are the adapter's up to rounding), "fp16" or "bf16".
-        trust_plugins: see `open_checkpoint`.
+        trust_plugins, trust_endpoints: see `open_checkpoint`.
 
     Raises:
         CheckpointError: there is no adapter, its base is missing or another model, or the folder holds
@@ -51,10 +54,18 @@ def merge_adapter(
         raise CheckpointError(
             str(source), "holds a whole model, and no adapter to merge", "use it as it is"
         )
-    model = base_folder(source, read_state(source), registry, base)
+    state = read_state(source)
+    model = base_folder(source, state, registry, base, trust_endpoints=trust_endpoints)
     if Path(folder).resolve() == model.resolve():
         raise CheckpointError(str(folder), "is the base model", "name a new folder")
     target = check_target(folder, dtype)
-    opened = open_checkpoint(source, registry, trust_plugins=trust_plugins, base=base)
+    opened = open_checkpoint(
+        source,
+        registry,
+        trust_plugins=trust_plugins,
+        trust_endpoints=trust_endpoints,
+        base=base,
+    )
     write_model(source, target, weights_of(opened.components.decoder.module), dtype)
+    record_own(target, recipe_reaches(opened.recipe))
     return target

@@ -22,11 +22,17 @@ from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.missing import MissingComponent
+from cm3core.trust import check_links, guard, trust_of
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+
+
+_FROM_A_BANK = "or retrieve from a bank of your own (--bank FOLDER) or nothing (--num-retrieved 0)"
+#: Other ways out of a refusal.
+_HINTS = {"dataset": _FROM_A_BANK, "retriever": _FROM_A_BANK}
 
 
 @dataclass(eq=False)
@@ -42,12 +48,24 @@ class OpenedCheckpoint:
     words: TrainingWords | None = None
 
 
-def read_recipe(folder: Path, registry: Registry) -> Recipe:
+def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()) -> Recipe:
     """The recipe stored in a checkpoint.
 
     Bare names in it mean the plugins that provided them when it was stored. A component that is not
-    available is an error only for what needs it.
+    available is an error only for what needs it, and so is one that names what is outside of the checkpoint
+    and may not be used, see `cm3core.trust`.
+
+    Args:
+        folder: the checkpoint's.
+        registry: the components that the recipe may name.
+        trust_endpoints: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: it can't be read.
+        TrustError: a link in the folder leads out of it.
     """
+    trust = trust_of(folder, registry.models().values(), trust_endpoints)
+    check_links(folder, trust)
     try:
         text = read_text(folder / RECIPE)
     except (OSError, UnicodeDecodeError) as error:
@@ -59,6 +77,8 @@ def read_recipe(folder: Path, registry: Registry) -> Recipe:
             refused = refusal(registry, folder, _plugins_of(writer, kind))
             if refused is not None:
                 config.explain(refused)
+        else:
+            guard(config, trust, str(folder / RECIPE), hint=_HINTS.get(kind, ""))
     return recipe
 
 
@@ -74,6 +94,7 @@ def open_checkpoint(
     *,
     device: torch.device | str | None = "cpu",
     trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
     base: str | Path | None = None,
 ) -> OpenedCheckpoint:
     """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
@@ -84,6 +105,8 @@ def open_checkpoint(
         registry: the components that its recipe may name.
         device: of the decoder and the image tokenizer; None: the GPU when there is one.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run.
+        trust_endpoints: what is outside of it that it may use, if this user's commands did not make it:
+            hosts (`HOST` or `HOST:PORT`), addresses (`s3://BUCKET`), paths, or what a refusal names.
         base: the model that an adapter was trained on, where it is not in its place any more. An
             adapter is merged into that model's weights in memory.
 
@@ -91,6 +114,7 @@ def open_checkpoint(
         CheckpointError: nothing is there, a file is damaged, a tokenizer is another one than in
             training, it needs a plugin file that it carries and that is not trusted, or an adapter's
             base model is missing or another one.
+        TrustError: it needs what is outside of it and may not be used.
         MissingPackageError: an adapter without peft.
         RecipeError, PluginError: its recipe needs what is not installed.
     """
@@ -98,7 +122,7 @@ def open_checkpoint(
     state = read_state(folder)
     if trust_plugins:
         registry = with_trusted(registry, folder, trust_plugins)
-    recipe = read_recipe(folder, registry)
+    recipe = read_recipe(folder, registry, trust_endpoints=trust_endpoints)
     if isinstance(recipe.objective, MissingComponent) and state.vocabulary.get("control"):
         recipe.objective.refuse()  # it knows where in a prompt its control tokens belong
     chosen = choose_device(device)
@@ -114,12 +138,13 @@ def open_checkpoint(
         max_spans=state.max_spans,
     )
     components.memory_split = recipe.generate.memory_split
+    components.trust = trust_of(folder, registry.models().values(), trust_endpoints)
     check_fingerprints(folder, state, components)
     decoder = components.decoder.module
     if mapped:
         map_model(decoder, folder)
     else:
-        load_model(decoder, folder, recipe, registry, base=base)
+        load_model(decoder, folder, recipe, registry, base=base, trust_endpoints=trust_endpoints)
     decoder.eval()
     words = TrainingWords.read(folder)
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)

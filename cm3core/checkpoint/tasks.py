@@ -7,6 +7,7 @@ where that data set's plugin is not installed.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from cm3core.files import read_text
 from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.task import TaskConfig
 from cm3core.recipe.merge import recipe_from_yaml
+from cm3core.trust import guard, trust_of
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -73,9 +75,10 @@ def _retrieving(recipe: Recipe) -> list[str]:
 
 
 def read_tasks(
-    folder: Path, registry: Registry
+    folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
 ) -> tuple[dict[str, TaskConfig], bool, dict[str, str]]:
-    """The tasks of a checkpoint, see `cm3core.model.tuned.TunedTasks`; none without the file.
+    """The tasks of a checkpoint, see `cm3core.model.tuned.TunedTasks`; none without the file. One that names
+    what is outside of the checkpoint and may not be used (`open_checkpoint`) is refused when it is asked for.
 
     `registry`: with the checkpoint's plugin files that are trusted.
 
@@ -85,7 +88,7 @@ def read_tasks(
     path = folder / TASKS
     if not path.is_file():
         return {}, False, {}
-    stored = _stored(path)
+    stored, trust = _stored(path), trust_of(folder, registry.models().values(), trust_endpoints)
     tasks = stored.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
         raise damaged(path, "holds no tasks")
@@ -101,6 +104,7 @@ def read_tasks(
         except RecipeError as error:
             raise damaged(path, f"has a task {title!r} that can't be: {error.cause}") from error
         assert config is not None
+        guard(config, trust, str(path))
         configs[str(title)] = config
     return configs, stored.get("plain") is True, lost
 

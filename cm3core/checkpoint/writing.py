@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm3core._unfinished import make_ordinary, remove_unfinished
+from cm3core.checkpoint.adapters import base_reaches
 from cm3core.checkpoint.carried import write_carried
 from cm3core.checkpoint.hashes import file_hashes
 from cm3core.checkpoint.layout import (
@@ -44,7 +45,9 @@ from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
 from cm3core.processes import Processes
+from cm3core.recipe.reaching import recipe_reaches
 from cm3core.recipe.storing import files_of
+from cm3core.trust import record_own
 from cm3core.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:
@@ -103,7 +106,19 @@ def save_checkpoint(
             )
         )
     processes.first(lambda: _remove_all_but(out_dir, keep))
+    processes.first(lambda: _record(out_dir, components, state))
     return target
+
+
+def _record(out_dir: Path, components: Components, state: CheckpointState) -> None:
+    """Record that this user's command made the run, and what its recipe names outside."""
+    named = [
+        *recipe_reaches(components.recipe),
+        *base_reaches(state.base, components.registry),
+    ]
+    trust = components.trust  # of a model of somebody else that is trained on
+    refused = [] if trust is None else trust.refused(named)
+    record_own(out_dir, [one for one in named if one not in refused])
 
 
 def _write_whole(

@@ -28,6 +28,7 @@ __all__ = [
     "add_overrides",
     "add_precision",
     "add_training_precision",
+    "add_trust",
     "real_number",
     "registry_of",
     "training_precision",
@@ -72,6 +73,29 @@ def add_training_precision(parser: ArgumentParser) -> None:
 def training_precision(args: Namespace) -> list[str]:
     """The override that `add_training_precision` stands for."""
     return [] if args.precision is None else [f"train.precision={args.precision}"]
+
+
+def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
+    """`--trust-endpoints`, and `--trust-plugin` of a command that builds what a model names."""
+    if plugins:
+        parser.add_argument(
+            "--trust-plugin",
+            action="append",
+            default=[],
+            dest="trust_plugins",
+            metavar="SHA256",
+            help="run the plugin file in the checkpoint that has this hash: code that can do anything "
+            "that you can, so read it first; may be given several times",
+        )
+    parser.add_argument(
+        "--trust-endpoints",
+        action="append",
+        default=[],
+        dest="trust_endpoints",
+        metavar="WHERE",
+        help="let what you did not make yourself (model, adapter, bank) use this host (HOST or HOST:PORT), "
+        "address (s3://BUCKET) or path outside of it, and what lies below; may be given several times",
+    )
 
 
 def add_overrides(parser: ArgumentParser) -> None:

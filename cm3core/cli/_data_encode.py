@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_device, registry_of, whole_number
+from cm3core.cli import add_device, add_trust, registry_of, whole_number
 from cm3core.cli._dataset import count_of, limit_threads, recipe_of
 from cm3core.errors import CM3Error, DataError, FileError, ProcessError, RecipeError
 from cm3core.files import FREE_SPACE
@@ -96,6 +96,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     add_device(parser, "the device of the image tokenizer; 'cuda' gives each process its own")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_trust(parser, plugins=False)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -160,7 +161,7 @@ def _encoder(args: Namespace, recipe: Recipe, registry: Registry) -> Encoder:
 
     folder = None
     if args.model is not None:
-        recipe, folder = _with_model(recipe, args.model, registry)
+        recipe, folder = _with_model(recipe, args.model, registry, args.trust_endpoints)
     _check_sections(recipe)
     limit_threads(recipe)
     assert recipe.text_tokenizer is not None
@@ -199,12 +200,14 @@ def _check_sections(recipe: Recipe) -> None:
             )
 
 
-def _with_model(recipe: Recipe, name: str, registry: Registry) -> tuple[Recipe, Path]:
+def _with_model(
+    recipe: Recipe, name: str, registry: Registry, trust_endpoints: Sequence[str]
+) -> tuple[Recipe, Path]:
     """The recipe with a model's tokenizers, and the folder of its checkpoint."""
     from cm3core.checkpoint import find_checkpoint, find_model, read_recipe
 
     folder = find_checkpoint(find_model(name, registry))
-    stored = read_recipe(folder, registry)
+    stored = read_recipe(folder, registry, trust_endpoints=trust_endpoints)
     kinds = ("text_tokenizer", "image_tokenizer")
     names = {kind: stored.component_names[kind] for kind in kinds}
     given = {kind: getattr(stored, kind) for kind in kinds}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import add_device, add_overrides, registry_of, whole_number
+from cm3core.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3core.cli._dataset import count_of, data_source, limit_threads, recipe_of
 from cm3core.model.default import DEFAULT_MODEL
 
@@ -94,6 +94,7 @@ def add_data(parser: ArgumentParser) -> None:
         help="documents written at once, the most that a kill can lose (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_trust(parser, plugins=False)
     add_device(parser, "where codes and, where the embedder can be moved, vectors are computed")
     add_overrides(parser)
 
@@ -185,7 +186,7 @@ def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, 
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 
         checkpoint = find_checkpoint(find_model(model, registry))
-        stored = read_recipe(checkpoint, registry)
+        stored = read_recipe(checkpoint, registry, trust_endpoints=args.trust_endpoints)
         for kind in wanted:
             if getattr(stored, kind) is not None:
                 recipe = replace(

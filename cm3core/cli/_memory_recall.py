@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_device, add_overrides, registry_of, whole_number
+from cm3core.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3core.config.components import check_config
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import user_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cm3core.document import Codes, Document, Image
     from cm3core.interfaces.dataset import DocumentSource
     from cm3core.interfaces.embedder import Embedder
@@ -118,17 +120,19 @@ def configure(actions: Any) -> None:
         "--split", metavar="NAME", help="split of that data set, or of the recipe's"
     )
     add_device(parser, "where the embedder runs")
+    add_trust(parser, plugins=False)
     add_overrides(parser)
 
 
 def run(args: Namespace) -> int:
     """Measure and print; return 1 when recall is poor."""
     registry = registry_of(args)
-    recipe = _recipe(args.target, args.overrides, registry)
+    recipe = _recipe(args, registry)
     memory, embedder, retriever = _components(recipe, args.device)
     asked = _asked(args, recipe, registry)
     source = memory if asked is None else asked
-    chosen = queries_of(source, args.queries, _tokenizer(source, registry))
+    tokenizer = _tokenizer(source, registry, args.trust_endpoints)
+    chosen = queries_of(source, args.queries, tokenizer)
     of = (
         "of the memory, each excluded from its own results"
         if asked is None
@@ -149,13 +153,14 @@ def run(args: Namespace) -> int:
     return int(not good)
 
 
-def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe:
+def _recipe(args: Namespace, registry: Registry) -> Recipe:
     """The given recipe, or one of a bank, its embedder and the default retriever."""
     from cm3core.bank.manifest import MANIFEST, Manifest
     from cm3core.cli._dataset import composed
     from cm3core.plugins.marks import default_name
     from cm3core.recipe import compose
 
+    target, overrides = args.target, args.overrides
     folder = user_path(target)
     if not (folder.is_dir() or (folder / MANIFEST).exists()):
         recipe = compose(target, overrides, registry=registry)
@@ -169,9 +174,27 @@ def _recipe(target: str, overrides: Sequence[str], registry: Registry) -> Recipe
             },
         }
         recipe = composed(values, overrides, registry)
+        _guard_embedder(recipe, folder, args)
     if recipe.retriever is None:
         raise CM3Error(f"{PLACE} {target}", "the recipe has no retriever", "add retriever=dense")
     return recipe
+
+
+def _guard_embedder(recipe: Recipe, bank: Path, args: Namespace) -> None:
+    """Let the embedder that a bank's manifest names use nothing outside unasked."""
+    from cm3core.bank.manifest import MANIFEST
+    from cm3core.trust import check_links, guard, trust_of
+
+    trust = trust_of(bank, (), args.trust_endpoints)
+    check_links(bank, trust)
+    given = {override.partition("=")[0] for override in args.overrides}
+    if recipe.embedder is not None and "embedder" not in given:
+        guard(
+            recipe.embedder,
+            trust,
+            str(bank / MANIFEST),
+            only=lambda reach: f"embedder.{reach.key}" not in given,
+        )
 
 
 def _components(
@@ -203,13 +226,15 @@ def _asked(args: Namespace, recipe: Recipe, registry: Registry) -> DocumentSourc
     return None if args.split is None else data_source(recipe, args.split)
 
 
-def _tokenizer(source: DocumentSource, registry: Registry) -> ImageTokenizer | None:
+def _tokenizer(
+    source: DocumentSource, registry: Registry, trust_endpoints: Sequence[str]
+) -> ImageTokenizer | None:
     """The image tokenizer that decodes a bank's pictures, which are codes."""
     from cm3core.bank import MemoryBank
     from cm3core.bank_tools import bank_tools
 
     return (
-        bank_tools(source.folder, registry).image_tokenizer
+        bank_tools(source.folder, registry, trust_endpoints=trust_endpoints).image_tokenizer
         if isinstance(source, MemoryBank)
         else None
     )

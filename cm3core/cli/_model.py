@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_device, add_precision, registry_of, whole_number
+from cm3core.cli import add_device, add_precision, add_trust, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.model.default import DEFAULT_MODEL
+from cm3core.printing import printable as printable
 
 if TYPE_CHECKING:
     from cm3core.attribution import PictureFacts
@@ -104,15 +105,7 @@ def add_loading_options(parser: ArgumentParser) -> None:
     )
     add_precision(parser)
     add_device(parser, "where the decoder and the image tokenizer run")
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash: code that can do anything "
-        "that you can, so read it first; may be given several times",
-    )
+    add_trust(parser)
 
 
 def open_model(args: Namespace) -> Model:
@@ -130,6 +123,7 @@ def open_model(args: Namespace) -> Model:
         num_threads=args.threads,
         precision=args.precision,
         trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
@@ -268,25 +262,6 @@ def written_facts(
         texts["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
     sampling = settings_of(args.settings, "sampler")
     return facts_of(model, picture, sampler=args.sampler, sampling=sampling, **texts)
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """A model's text without control characters, which a terminal would obey; `lines`: with its ends of
-    lines.
-
-    The model may come from anyone.
-
-    >>> printable("red\\x1b[2J apple\\tor\\r two")
-    'red\\ufffd[2J apple or\\ufffd two'
-    """
-    return "".join(
-        letter
-        if letter.isprintable() or (lines and letter == "\n")
-        else " "
-        if letter in "\n\t"
-        else "\ufffd"
-        for letter in text
-    )
 
 
 def show_choice(choice: Choice | None) -> None:

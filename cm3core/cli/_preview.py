@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from cm3core.printing import raw_stream
+
 if TYPE_CHECKING:
     from cm3core.document import Codes, PixelArray
     from cm3core.generation.engine import PictureGrown
@@ -38,7 +40,7 @@ class LivePreview:
 
     def __init__(self, model: Model, path: Path, stream: TextIO | None = None) -> None:
         self.model, self.path = model, path
-        self.stream = sys.stderr if stream is None else stream
+        self.stream = raw_stream(sys.stderr if stream is None else stream)
         self._growing: dict[int, Codes] = {}
         self._lines, self._last = 0, -INTERVAL
 

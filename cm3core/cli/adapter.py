@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import registry_of
+from cm3core.cli import add_trust, registry_of
 from cm3core.cli._training import action_adder
 
 HELP = "merge a run's adapter into its base model"
@@ -33,6 +33,7 @@ def configure(parser: ArgumentParser) -> None:
         default="fp32",
         help="of the weights in the file (default: %(default)s)",
     )
+    add_trust(merge)
 
 
 def run(args: Namespace) -> int:
@@ -40,5 +41,14 @@ def run(args: Namespace) -> int:
     from cm3core.checkpoint import merge_adapter
 
     registry = registry_of(args)
-    print(merge_adapter(args.run, args.out, registry, base=args.base, dtype=args.dtype))
+    folder = merge_adapter(
+        args.run,
+        args.out,
+        registry,
+        base=args.base,
+        dtype=args.dtype,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
+    )
+    print(folder)
     return 0

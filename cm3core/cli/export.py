@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import registry_of
+from cm3core.cli import add_trust, registry_of
 
 HELP = "write a run's model as a folder to share: its weights, without the optimiser"
 EXAMPLE = """  cm3 export runs/apples -o models/apples
@@ -33,11 +33,20 @@ def configure(parser: ArgumentParser) -> None:
         default="fp16",
         help="of the weights in the file (default: %(default)s)",
     )
+    add_trust(parser, plugins=False)
 
 
 def run(args: Namespace) -> int:
     """Write the model, and print its folder."""
     from cm3core.checkpoint import export_model, find_model
 
-    print(export_model(find_model(args.model, registry_of(args)), args.out, args.dtype))
+    registry = registry_of(args)
+    folder = export_model(
+        find_model(args.model, registry),
+        args.out,
+        args.dtype,
+        shipped=registry.models().values(),
+        trust_endpoints=args.trust_endpoints,
+    )
+    print(folder)
     return 0

@@ -22,12 +22,14 @@ from cm3core.cli._process import Interrupts, calm_threads, plain_warnings, prepa
 from cm3core.cli._stdout import flush, lost_output
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
+from cm3core.printing import make_safe, safe_output
 
 
 def entry() -> None:
     """The console script."""
     prepare_output()
     plain_warnings()
+    make_safe()
     calm_threads()
     with Interrupts() as interrupts:
         code = main(interrupts=interrupts)
@@ -39,7 +41,11 @@ def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = N
 
     `interrupts` knows whether Ctrl-C was pressed; None: nobody listens for it.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    with safe_output():
+        return _main(sys.argv[1:] if argv is None else list(argv), interrupts)
+
+
+def _main(arguments: list[str], interrupts: Interrupts | None) -> int:
     try:
         code = _run(arguments)
         flush()

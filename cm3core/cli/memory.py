@@ -131,7 +131,7 @@ def _add(args: Namespace) -> int:
     from cm3core.bank_tools import bank_tools
 
     registry = registry_of(args)
-    tools = bank_tools(args.bank, registry).on(args.device)
+    tools = bank_tools(args.bank, registry, trust_endpoints=args.trust_endpoints).on(args.device)
     source = _memory_build.source_of(recipe_of(args.target, args.overrides, registry), args)
     report = add_documents(
         args.bank,

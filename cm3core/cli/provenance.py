@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import registry_of
+from cm3core.cli import add_trust, registry_of
 from cm3core.errors import CM3Error, DataError
+from cm3core.printing import printable
 
 if TYPE_CHECKING:
     from cm3core.attribution import FileFacts
     from cm3core.interfaces.dataset import Provenance
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
 
 HELP = "show the licences and sources of a model's data, or of what made a picture"
 EXAMPLE = """  cm3 provenance bundled:emoji64
@@ -51,15 +54,13 @@ def configure(parser: ArgumentParser) -> None:
         help="of a picture that an earlier version wrote, without licences: look for its documents in this model's "
         "memory",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
+        "--bank",
+        metavar="FOLDER",
+        help="of such a picture: the memory bank that it was drawn with, in place of the model's memory",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_trust(parser)
 
 
 def run(args: Namespace) -> int:
@@ -73,42 +74,67 @@ def run(args: Namespace) -> int:
 
 
 def _of_model(args: Namespace) -> dict[str, Any]:
-    """Counts of the data set's and the memory's licences."""
-    from cm3core.checkpoint import find_checkpoint, find_model
-    from cm3core.model.model import load
-    from cm3core.training.licences import counted, stored_provenance
+    """What the run wrote of its data, and what the model names outside of its folder. Nothing is built."""
+    from cm3core.checkpoint import find_checkpoint, find_model, read_recipe, read_state
+    from cm3core.checkpoint.carried import with_trusted
+    from cm3core.training.licences import stored_provenance
 
-    if args.model is not None:
-        raise CM3Error(
-            "--model", "goes with a picture", f"leave it out, or name a picture, not {args.what}"
-        )
+    for option, given in (("--model", args.model), ("--bank", args.bank)):
+        if given is not None:
+            raise CM3Error(
+                option, "goes with a picture", f"leave it out, or name a picture, not {args.what}"
+            )
     registry = registry_of(args)
-    model = load(args.what, registry=registry, trust_plugins=args.trust_plugins)
-    recipe = model.recipe
-    facts = {
-        "model": model.name,
-        "step": model.step,
+    folder = find_checkpoint(find_model(args.what, registry))
+    registry = with_trusted(registry, folder, args.trust_plugins)
+    recipe = read_recipe(folder, registry, trust_endpoints=args.trust_endpoints)
+    known = stored_provenance(folder)
+    facts: dict[str, Any] = {
+        "model": str(args.what),
+        "step": read_state(folder).step,
         "recipe": recipe.name,
         "recipe_hash": recipe.hash,
+        "data set": recipe.component_names.get("dataset", ""),
     }
-    retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
-    facts["data set"] = recipe.component_names.get("dataset", "")
-    try:
-        return {
-            **facts,
-            "trained on": counted(model.components.source),
-            "retrieves from": counted(model.components.memory) if retrieves else [],
-        }
-    except DataError as error:  # the data are elsewhere; what the run wrote of them came along
-        known = stored_provenance(find_checkpoint(find_model(args.what, registry)))
-        if "trained_on" not in known:
-            raise
+    if "trained_on" in known:
+        facts["trained on"] = known["trained_on"]
+    else:
         print(
-            f"note: the data are not here ({error.place}: {error.cause}); this is what the run noted",
+            f"note: {folder} has no provenance.json, which says what it was trained on: copy that of its run "
+            "beside it",
             file=sys.stderr,
         )
-        of_training = {"retrieved from in training": known.get("memory", [])} if retrieves else {}
-        return {**facts, "trained on": known["trained_on"], **of_training}
+    if known.get("memory") is not None:
+        shipped = str(args.what) in registry.models()
+        facts["retrieves from" if shipped else "retrieved from in training"] = known["memory"]
+    return {**facts, "outside": _outside(folder, recipe, registry, args.trust_endpoints)}
+
+
+def _outside(
+    folder: Path, recipe: Recipe, registry: Registry, trust_endpoints: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What a model names outside of its folder, and whether that would be used."""
+    from cm3core.checkpoint.adapters import base_reaches
+    from cm3core.checkpoint.state import read_state
+    from cm3core.recipe.reaching import recipe_reaches
+    from cm3core.trust import trust_of
+
+    trust = trust_of(folder, registry.models().values(), trust_endpoints)
+    named = [
+        *recipe_reaches(recipe, refused=True),
+        *base_reaches(read_state(folder).base, registry),
+    ]
+    return [
+        {
+            "key": one.key,
+            "how": one.how,
+            "target": one.target,
+            "why": one.why,
+            "used": "only with --trust-endpoints" if trust.refused([one]) else "when needed",
+        }
+        for one in named
+        if one.key != "train.start_from"  # nothing that uses a model reads it
+    ]
 
 
 def _of_file(args: Namespace) -> dict[str, Any]:
@@ -170,7 +196,13 @@ def _from_model(
     from cm3core.model.model import load
     from cm3core.training.licences import of_documents
 
-    model = load(args.model, registry=registry_of(args), trust_plugins=args.trust_plugins)
+    model = load(
+        args.model,
+        registry=registry_of(args),
+        bank=args.bank,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
+    )
     if model.recipe.hash != texts.get("recipe_hash"):
         print(
             f"warning: {args.model} has another recipe than the one that made the picture; its documents may differ",
@@ -180,8 +212,6 @@ def _from_model(
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    from cm3core.cli._model import printable
-
     lines = []
     for key, value in found.items():
         if key == "files":
@@ -194,9 +224,15 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row(values: dict[str, Any]) -> str:
-    """A document, or how many a data set has of one licence and source."""
-    number = f"{values['documents']:,} documents" if "documents" in values else values.get("id", "")
+def _row(values: object) -> str:
+    """A document, how many a data set has of one licence and source, or what a model names outside."""
+    if not isinstance(values, dict):
+        return str(values)
+    if "target" in values:
+        why = f" ({values['why']})" if values["why"] else ""
+        return f"{values['key']} {values['how']} {values['target']}{why}: {values['used']}"
+    counted = values.get("documents")
+    number = f"{counted:,} documents" if isinstance(counted, int) else values.get("id", "")
     near = f"nearness {values['nearness']:.2f}" if "nearness" in values else ""
     keys = ("licence", "source", "attribution", "collection", "title", "link", "licence_link")
     words = (number, *(values.get(key) for key in keys), near)

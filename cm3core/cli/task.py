@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import add_trust, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED
 from cm3core.errors import DataError, FileError
 from cm3core.json_text import parse_json
@@ -41,7 +41,6 @@ def configure(parser: ArgumentParser) -> None:
     listing.add_argument(
         "--model", metavar="MODEL", help="only those that this model was tuned for"
     )
-    _add_trust(listing)
     showing = actions.add_parser(
         "show",
         help="print the prompt, the training document, its tokens and their weights",
@@ -72,18 +71,8 @@ def configure(parser: ArgumentParser) -> None:
         help=f"take tokenizers, loss weights and the task from this model (default: {DEFAULT_MODEL}, "
         "without its tasks)",
     )
-    _add_trust(showing)
-
-
-def _add_trust(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
+    for action in (listing, showing):
+        add_trust(action)
 
 
 def run(args: Namespace) -> int:
@@ -98,9 +87,11 @@ def _list(args: Namespace) -> int:
         from cm3core.checkpoint.carried import with_trusted
 
         folder = find_checkpoint(find_model(args.model, registry))
-        if args.trust_plugins:
-            registry = with_trusted(registry, folder, args.trust_plugins)
-        configs, plain, lost = read_tasks(folder, registry)
+        configs, plain, lost = read_tasks(
+            folder,
+            with_trusted(registry, folder, args.trust_plugins),
+            trust_endpoints=args.trust_endpoints,
+        )
         for name, config in configs.items():
             _print_task(name, config)
         for name, step in lost.items():
@@ -142,9 +133,14 @@ def _show(args: Namespace) -> int:
         find_model(args.model or DEFAULT_MODEL, registry),
         registry,
         trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )
     registry = opened.components.registry  # with what was trusted
-    own = {} if args.model is None else read_tasks(opened.folder, registry)[0]
+    own = (
+        {}
+        if args.model is None
+        else read_tasks(opened.folder, registry, trust_endpoints=args.trust_endpoints)[0]
+    )
     task = _task(args, own.get(args.task), registry)
     record = _record(args.record, task, opened.components)
     rng = [None if args.seed is None else np.random.default_rng(args.seed) for _ in range(2)]
@@ -165,13 +161,14 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
     from cm3core.config.schema import to_plain
     from cm3core.recipe import recipe_from_yaml
     from cm3core.recipe.yaml_text import value_of
+    from cm3core.trust import same_guard, unguarded_class
 
     keys: dict[str, Any] = {"name": args.task}
     if stored is not None:
         names = [
             name
             for name in registry.names("task")
-            if registry.config_class("task", name) is type(stored)
+            if registry.config_class("task", name) is unguarded_class(stored)
         ]
         keys = {**to_plain(stored), "name": names[0]}
     for override in args.overrides:
@@ -184,6 +181,8 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
     config = recipe_from_yaml(text, registry, label="cm3 task show").task
     assert config is not None
     config.check()
+    if stored is not None:  # what no override changed is still the model's
+        config = same_guard(stored, config)
     return config.build()
 
 

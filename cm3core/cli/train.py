@@ -14,6 +14,7 @@ from cm3core.cli import (
     add_device,
     add_overrides,
     add_training_precision,
+    add_trust,
     registry_of,
     training_precision,
     whole_number,
@@ -62,6 +63,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         "as it takes for training to fit)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_trust(parser, plugins=False)
     add_overrides(parser)
 
 
@@ -129,6 +131,7 @@ def _train(
             device=device,
             processes=processes,
             shard=args.shard,
+            trust_endpoints=args.trust_endpoints,
             command=f"{begin} {command}"
             if processes.world_size == 1
             else "the same command, with any number of processes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,13 @@ def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
 
     def recipe_of(registry: Registry) -> Recipe:
-        return tuning_recipe(args.model, args.recipe, args.overrides, registry)
+        return tuning_recipe(
+            args.model,
+            args.recipe,
+            args.overrides,
+            registry,
+            trust_endpoints=args.trust_endpoints,
+        )
 
     return train_and_report(args, recipe_of, ["tune", shlex.quote(args.model)])
 
@@ -57,11 +64,19 @@ def _refuse_unread(overrides: list[str], method: str) -> None:
             )
 
 
-def tuning_recipe(model: str, name: str, overrides: list[str], registry: Registry) -> Recipe:
+def tuning_recipe(
+    model: str,
+    name: str,
+    overrides: list[str],
+    registry: Registry,
+    *,
+    trust_endpoints: Sequence[str] = (),
+) -> Recipe:
     """The recipe of a run that tunes a model: the model's own, but for what the recipe says.
 
     Raises:
         CheckpointError: there is no such model.
+        TrustError: what is the model's own names what is outside of it and may not be used.
         RecipeError: the overrides start from another model, or what `compose` raises.
     """
     from cm3core.checkpoint import find_checkpoint, find_model
@@ -75,7 +90,7 @@ def tuning_recipe(model: str, name: str, overrides: list[str], registry: Registr
             "leave train.start_from out: the model takes its place",
         )
     folder = find_checkpoint(find_model(model, registry))
-    recipe = compose_on_model(folder, name, overrides, registry)
+    recipe = compose_on_model(folder, name, overrides, registry, trust_endpoints=trust_endpoints)
     if not recipe.tune.adapts:
         _refuse_unread(overrides, recipe.tune.method)
     # absolute, so that the run finds its base from wherever it is used

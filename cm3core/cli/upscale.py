@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core.cli import add_device, add_overrides, registry_of, whole_number
+from cm3core.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3core.cli._numbers import MAX_SEED
 from cm3core.errors import CM3Error, DataError, GenerationError
 from cm3core.files import check_not_input, write_bytes
@@ -50,14 +50,7 @@ def configure(parser: ArgumentParser) -> None:
         default=0,
         help="of --model: same seed, same result (default: %(default)s)",
     )
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="of --model: run the plugin file in the checkpoint that has this hash; read it first",
-    )
+    add_trust(parser)
     parser.add_argument(
         "-o",
         "--out",
@@ -134,6 +127,7 @@ def _by_model(args: Namespace) -> Enlarged:
         registry=registry_of(args),
         device=args.device,
         trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )
     name = serving_task(model, "upscale")
     if name is None:

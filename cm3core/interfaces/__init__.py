@@ -24,6 +24,7 @@ from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, Voc
 from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
+from cm3core.interfaces.reach import CONNECTS, CREDENTIALS, READS, TEXT, WRITES, Outside, Reach
 from cm3core.interfaces.reranker import (
     Candidate,
     Likelihood,
@@ -65,6 +66,11 @@ from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [
     "COLUMNS",
+    "CONNECTS",
+    "CREDENTIALS",
+    "READS",
+    "TEXT",
+    "WRITES",
     "AttentionBackend",
     "AttentionConfig",
     "Blank",
@@ -105,9 +111,11 @@ __all__ = [
     "ModelParts",
     "ObjectiveConfig",
     "Original",
+    "Outside",
     "PictureDrawn",
     "PromptVariant",
     "Provenance",
+    "Reach",
     "RequestStart",
     "Reranker",
     "RerankerConfig",

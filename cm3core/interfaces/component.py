@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import Outside, Reach
 
 #: Ranges of numbers for which a key declares none: what 64 bits hold, and what floats of 32 bits
 #: hold with room for a product.
@@ -44,6 +45,16 @@ class ComponentConfig:
     #: overflows where it is used. A nested key is dotted ("training.batch_size"). A subclass adds to
     #: its bases' keys. Any other integer must fit 64 bits, any other float be finite in 32 bits.
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = MappingProxyType({})
+    #: What each key that holds texts reaches outside of a model: `TEXT` (nothing), or `Outside(READS, "its
+    #: pictures")`. A nested key is dotted. A subclass adds to its bases' keys. In a model of somebody else,
+    #: what is declared is used only if the user allows it, and so is what is not declared and looks like a
+    #: path or an address.
+    outside: ClassVar[Mapping[str, Outside]] = MappingProxyType({})
+
+    def reaches(self) -> list[Reach]:
+        """Return what the values reach outside that `outside` can't state: what several keys name together,
+        or what is used where a key is left out. By default nothing."""
+        return []
 
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.contract import broken
+from cm3core.interfaces.reach import TEXT, Outside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,10 @@ class ConditionConfig(ComponentConfig):
         feature: what the structure is called in a document, such as "canny edge features" (the field
             `feature` of the task that draws after conditions).
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "feature": TEXT,
+    }
 
     kind: ClassVar[str] = "condition"
     feature: str = "a structure"

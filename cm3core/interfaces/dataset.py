@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.document import Codes, Document, Image, content_keys, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.licences import licence_link
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class DocumentSourceConfig(ComponentConfig):
         split: which split: "train", or another that the data set has. Data sets of files hold out
             a fixed share as "valid".
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "split": TEXT,
+    }
 
     kind: ClassVar[str] = "dataset"
     #: Every value that `split` may have, for `cm3 data`; a split that holds all the others, if

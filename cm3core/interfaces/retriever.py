@@ -14,6 +14,7 @@ from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.reach import READS, TEXT, Outside
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -67,6 +68,14 @@ class RetrieverConfig(ComponentConfig):
         same_thing_margin: the same of documents that have every word of the thing that the prompt names, where it
             is more: of things that are drawn seldom, they are other drawings in other styles.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "bank": Outside(READS, "the memory bank"),
+        "query_leaves_out": TEXT,
+        "query_replaces": TEXT,
+        "thing_ends_at": TEXT,
+        "unless_asked_for": TEXT,
+    }
 
     kind: ClassVar[str] = "retriever"
     #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.

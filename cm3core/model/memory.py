@@ -14,6 +14,7 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.plugins.lookup import finder
 from cm3core.plugins.marks import default_name
+from cm3core.trust import named_by_user, same_guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,10 +62,13 @@ def with_memory(
         )
         if config_class.own_memory:
             shared.pop("bank", None)
-        config = named_config(config_class, shared, "retriever", settings)
+        config = same_guard(
+            recipe.retriever, named_config(config_class, shared, "retriever", settings)
+        )
         names["retriever"] = wanted
     options = {**settings, **({} if bank is None else {"bank": str(bank)})}
     config = with_options(config, options, find=finder(components.registry))
+    config = named_by_user(config, options)
     if split is not None:
         _check_split(recipe, split, config.bank)
     if embedder is None and "embedder" in needs_of(config):
@@ -72,7 +76,9 @@ def with_memory(
         if isinstance(memory, Memory):
             maker = memory.manifest.embedder
             names["embedder"] = maker.name
-            embedder = config_of(components.registry, "embedder", maker, place=memory.place)
+            embedder = config_of(
+                components.registry, "embedder", maker, place=memory.place, trust=components.trust
+            )
     if embedder is None and "embedder" in needs_of(config):
         raise GenerationError(
             "retriever",

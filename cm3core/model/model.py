@@ -54,6 +54,7 @@ def load(
     precision: str = "auto",
     max_rows: int = 64,
     trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
 ) -> Model:
     """Open a trained model.
 
@@ -68,16 +69,26 @@ def load(
             refused where they change predictions. "auto": the first of the decoder's
             `faster_precisions` that hardly does, else as `Decoder.for_inference`.
         trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
+        trust_endpoints: what a model that you did not make yourself may use outside of its folder: hosts (`HOST`
+            or `HOST:PORT`), addresses (`s3://BUCKET`) and paths, with what lies below. The same for the bank.
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
             carries and that is not trusted.
         DataError, DeviceError: the bank, or the device, can't be used.
+        TrustError: it needs what is outside of it and may not be used. What only some calls need, such as the
+            data that it retrieves from, is refused by these.
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry
     folder = find_model(model, registry)
-    opened = open_checkpoint(folder, registry, device=device, trust_plugins=trust_plugins)
+    opened = open_checkpoint(
+        folder,
+        registry,
+        device=device,
+        trust_plugins=trust_plugins,
+        trust_endpoints=trust_endpoints,
+    )
     loaded = Model(
         opened.recipe,
         opened.components,
@@ -87,7 +98,7 @@ def load(
         precision=precision,
         max_rows=max_rows,
         tasks=TunedTasks(
-            *read_tasks(opened.folder, opened.components.registry),  # with what was trusted
+            *read_tasks(opened.folder, opened.components.registry, trust_endpoints=trust_endpoints),
             reads_turns(opened.folder),
             read_retrieving(opened.folder),
         ),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import Reach
 from cm3core.plugins.providers import read_writer
 from cm3core.plugins.registry import Registry
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
+from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.reaching import section_reaches
 from cm3core.recipe.recipe import Recipe
+from cm3core.trust import Trust, check_links, guard, refusal, trust_of
 
 #: Sections that are not taken from the model: what it was trained on and how, and what was retrieved
 #: for it (tasks are asked without).
@@ -18,7 +23,12 @@ OWN = ("name", "dataset", "task", "train", "tune", "retriever")
 
 
 def compose_on_model(
-    folder: Path, name_or_path: str, overrides: Sequence[str], registry: Registry
+    folder: Path,
+    name_or_path: str,
+    overrides: Sequence[str],
+    registry: Registry,
+    *,
+    trust_endpoints: Sequence[str] = (),
 ) -> Recipe:
     """Compose a recipe over that of a model, which gives all that makes it (tokenizers, vocabulary,
     decoder, attention, objective) and how it is used (sampler, data, generate), unless the recipe does.
@@ -26,11 +36,15 @@ def compose_on_model(
     Args:
         folder: the model's, with its `recipe.yaml`.
         name_or_path, overrides, registry: see `compose`.
+        trust_endpoints: what the model may use outside of its folder, if this user's commands did not make it.
 
     Raises:
         RecipeError: what `compose` raises, or the model's recipe can't be read.
+        TrustError: what is taken from the model names what is outside of it and may not be used.
     """
     path = folder / STORED
+    trust = trust_of(folder, registry.models().values(), trust_endpoints)
+    check_links(folder, trust)
     values = {key: value for key, value in parse(read(path), str(path)).items() if key not in OWN}
     writer = read_writer(
         folder,
@@ -38,6 +52,30 @@ def compose_on_model(
             str(file), cause, "copy the model again from where it came"
         ),
     )
-    return compose(
-        name_or_path, overrides, registry=registry, beneath=Layer(str(path), values, writer)
+    label = str(path)
+    recipe = compose(
+        name_or_path, overrides, registry=registry, beneath=Layer(label, values, writer)
     )
+    _guard(recipe, trust, label)
+    return recipe
+
+
+def _guard(recipe: Recipe, trust: Trust, label: str) -> None:
+    """Refuse what the layer of this label, the model's, names outside. Its tokenizers are read from the
+    model's folder, so that what their keys name is refused only where it is used."""
+
+    def is_of_model(key: str) -> bool:
+        parts = key.split(".")
+        known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((recipe.origins[one] for one in known if one in recipe.origins), "") == label
+
+    for kind, (_, config) in recipe.components.items():
+        if not isinstance(config, MissingComponent):
+            guard(config, trust, label, only=partial(_named, is_of_model, kind))
+    named = [one for one in section_reaches(recipe) if is_of_model(one.key)]
+    if refused := trust.refused(named):
+        raise refusal(label, "", refused, "or give these keys in your recipe")
+
+
+def _named(is_of_model: Callable[[str], bool], kind: str, reach: Reach) -> bool:
+    return is_of_model(f"{kind}.{reach.key}")

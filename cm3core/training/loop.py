@@ -61,6 +61,7 @@ def train(
     processes: Processes | None = None,
     shard: int | None = None,
     command: str | None = None,
+    trust_endpoints: Sequence[str] = (),
 ) -> TrainResult:
     """Train a decoder, or resume from the newest checkpoint in `out_dir`.
 
@@ -75,6 +76,8 @@ def train(
         processes: those that train together, see `started_processes`; None: this one alone.
         shard: number of processes that share one decoder; None: see `parallel_of`.
         command: the command that resumes the run; reported when interrupted.
+        trust_endpoints: paths that links in the folder of the model that the run starts from, or resumes, may
+            lead to, if this user's commands did not make it.
 
     Raises:
         CheckpointError: the folder's checkpoint is damaged or was made with another recipe, or
@@ -102,6 +105,7 @@ def train(
             device=device,
             processes=processes,
             shard=shard,
+            trust_endpoints=trust_endpoints,
         )
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
         with _told(state, command), closing(Saver(state)) as saver:

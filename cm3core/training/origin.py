@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from cm3core.checkpoint.adapters import base_entry, base_folder, is_adapter, rea
 from cm3core.checkpoint.checks import another_tokenizer
 from cm3core.errors import CheckpointError, CM3Error, RecipeError
 from cm3core.processes import is_divided
+from cm3core.trust import path_of
 from cm3core.tuning import ADAPTER, load_adapters
 
 if TYPE_CHECKING:
@@ -65,7 +67,15 @@ class Origin:
     base_folder: Path | None = None
 
     @classmethod
-    def find(cls, recipe: Recipe, out_dir: Path, registry: Registry, *, resume: bool) -> Origin:
+    def find(
+        cls,
+        recipe: Recipe,
+        out_dir: Path,
+        registry: Registry,
+        *,
+        resume: bool,
+        trust_endpoints: Sequence[str] = (),
+    ) -> Origin:
         """The newest checkpoint in `out_dir`, else the model of `train.start_from`, else nothing.
 
         Raises:
@@ -89,15 +99,23 @@ class Origin:
                     f"already holds a run (step {read_state(own).step})",
                     "name another folder, or resume",
                 )
-            check_recipe(own, read_recipe(own, registry), recipe)
+            check_recipe(own, read_recipe(own, registry, trust_endpoints=trust_endpoints), recipe)
             state = read_state(own)
-            found = base_folder(own, state, registry) if is_adapter(own) else None
+            # the user's own recipe names the base, too
+            named = [path_of(model)] if model is not None else []
+            known = (*trust_endpoints, *named)
+            found = (
+                base_folder(own, state, registry, trust_endpoints=known)
+                if is_adapter(own)
+                else None
+            )
             return cls(own, state, resumed=True, base=state.base, base_folder=found)
         if model is None:
             return cls()
         other = find_checkpoint(find_model(model, registry))
         base = base_entry(model, other, registry)
-        check_decoder(other, read_recipe(other, registry), recipe)
+        stored = read_recipe(other, registry, trust_endpoints=trust_endpoints)
+        check_decoder(other, stored, recipe)
         return cls(other, read_state(other), base=base)
 
     @property

@@ -19,6 +19,7 @@ from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3core.processes import Processes
+from cm3core.recipe.reaching import section_reaches
 from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3core.training.code_cache import CodeCache
 from cm3core.training.loader import BatchLoader
@@ -30,6 +31,7 @@ from cm3core.training.neighbours import (
     retriever_fingerprint,
 )
 from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3core.trust import refusal
 
 
 class Preparation:
@@ -48,6 +50,12 @@ class Preparation:
     def __init__(self, components: Components, *, progress: bool = True) -> None:
         self.components, self.recipe, self.progress = components, components.recipe, progress
         self._told: set[SkippedRecord] = set()
+        if components.trust is not None and (
+            refused := components.trust.refused(
+                one for one in section_reaches(self.recipe) if one.key == "data.cache_dir"
+            )
+        ):
+            raise refusal(f"recipe {self.recipe.name}", "", refused)
         folder = self.recipe.data.cache_dir
         self.cache_dir = None if folder is None else user_path(folder)
         self.retrieves = (

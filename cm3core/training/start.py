@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def start(
     device: str | torch.device | None = None,
     processes: Processes | None = None,
     shard: int | None = None,
+    trust_endpoints: Sequence[str] = (),
 ) -> TrainState:
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
     schedule, processes = Schedule.of(recipe.train), processes or Processes()
@@ -57,7 +59,7 @@ def start(
     processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     check_writable(out_dir, folder=True)
     check_links(out_dir)
-    origin = Origin.find(recipe, out_dir, registry, resume=resume)
+    origin = Origin.find(recipe, out_dir, registry, resume=resume, trust_endpoints=trust_endpoints)
     base = {f"base {name}": value for name, value in origin.base.items()}
     processes.check_same({"checkpoint": str(origin.folder), **base})
     chosen = choose_device(device)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+from cm3kernels.few_rows.owned import file_fault, folder_fault, sha256_of
+
 _log = logging.getLogger("cm3kernels")
 SOURCES = Path(__file__).parent
 ENTRY = "few_rows.cpp"
@@ -89,7 +91,18 @@ def _loaded(folder: Path) -> ctypes.CDLL:
     compiler = _compiler()
     path = folder / f"few_rows-{_fingerprint(compiler)}.so"
     try:
-        if not path.is_file():
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (fault := folder_fault(folder)) is not None:
+            # whoever writes there could put in code that would run as this user
+            reason = (
+                f"{fault}; compiled code is only kept where nobody else can write: set CM3_CACHE"
+            )
+            _log.warning("few_rows: %s", reason)
+            raise Unavailable(reason)
+        if (fault := _fault(path)) is not None:
+            if path.is_symlink() or path.exists():
+                _log.warning("few_rows: %s; it is compiled again", fault)
             _compile(compiler, path)
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -99,6 +112,25 @@ def _loaded(folder: Path) -> ctypes.CDLL:
     shape = (c_void_p, c_int64, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_int)
     loaded.cm3_step.argtypes = list(shape)
     return loaded
+
+
+def _record(path: Path) -> Path:
+    """Where the hash of a library is kept."""
+    return path.with_suffix(".so.sha256")
+
+
+def _fault(path: Path) -> str | None:
+    """Why a library is not used as it is; None: it is this user's, and has the hash that it was written with."""
+    if not path.is_symlink() and not path.exists():
+        return f"{path} is not there"
+    if (fault := file_fault(path)) is not None:
+        return fault
+    record = _record(path)
+    if not record.is_file() or file_fault(record) is not None:
+        return f"{path} has no record of its hash"
+    if record.read_text(encoding="ascii", errors="replace").strip() != sha256_of(path):
+        return f"{path} has another hash than it was written with"
+    return None
 
 
 def _compiler() -> list[str]:
@@ -123,10 +155,15 @@ def _fingerprint(compiler: list[str]) -> str:
 def _compile(compiler: list[str], path: Path) -> None:
     """Written beside its place first: another process sees all of it or nothing."""
     _log.info("few_rows: compiling for this CPU, once (some seconds)")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         _run([*compiler, *FLAGS, str(SOURCES / ENTRY), "-o", str(made)])
+        made.chmod(0o700)
+        hashed = _record(made)
+        hashed.write_text(f"{sha256_of(made)}\n", encoding="ascii")
+        hashed.chmod(0o600)
+        # another compiler run gives the same library, or another one, which is then compiled again
+        hashed.replace(_record(path))
         made.replace(path)
 
 

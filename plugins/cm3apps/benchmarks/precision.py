@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.cli import (
     add_device,
+    add_trust,
     registry_of,
     whole_number,
 )
@@ -87,6 +88,7 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     add_device(parser, "where the model runs")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -100,7 +102,13 @@ def run(args: Namespace) -> int:
 
     if args.out is not None:
         check_writable(args.out)
-    model = load(args.model, registry=registry_of(args), device=args.device)
+    model = load(
+        args.model,
+        registry=registry_of(args),
+        device=args.device,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
+    )
     found = measure(model, sequences(model, args.split, args.num))
     print(
         f"{'precision':<10} {'nats a code':>11} {'more':>8} {'same best code':>14} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from cm3core.cli import add_device, add_precision, real_number, whole_number
+from cm3core.cli import add_device, add_precision, add_trust, real_number, whole_number
 
 
 def run_options(parser: ArgumentParser) -> None:
@@ -84,14 +84,7 @@ def run_options(parser: ArgumentParser) -> None:
     add_device(parser, "where the model runs")
     add_precision(parser)
     add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")
-    add(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
+    add_trust(parser)
     add(
         "--allow-leaks",
         action="store_true",

@@ -13,6 +13,7 @@ from cm3core.cli import (
     add_overrides,
     add_precision,
     add_training_precision,
+    add_trust,
     registry_of,
     whole_number,
 )
@@ -74,14 +75,7 @@ def add_model_options(
         metavar="N",
         help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
     )
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
+    add_trust(parser)
     _add_out(parser, out)
 
 
@@ -96,6 +90,7 @@ def loaded(args: Namespace) -> Model:
         num_threads=args.threads,
         precision=args.precision,
         trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )
 
 
@@ -122,6 +117,8 @@ def typed(
         words += ["--precision", args.precision]
     for trusted in args.trust_plugins:
         words += ["--trust-plugin", trusted]
+    for trusted in args.trust_endpoints:
+        words += ["--trust-endpoints", trusted]
     return [*words, "-o", str(args.out)]
 
 

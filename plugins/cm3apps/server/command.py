@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3apps.server.settings import Limits
-from cm3core.cli import add_device, real_number, registry_of, whole_number
+from cm3core.cli import add_device, add_trust, real_number, registry_of, whole_number
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, close_match
 from cm3core.files import check_regular
 from cm3core.model.default import DEFAULT_MODEL
@@ -110,14 +110,7 @@ def configure(parser: ArgumentParser) -> None:
         "that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a CPU; else as stored)",
     )
     add_device(parser, "where the decoders and the image tokenizers run")
-    parser.add_argument(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in a checkpoint that has this hash; read it first",
-    )
+    add_trust(parser)
     parser.add_argument("--quiet", action="store_true", help="log failures only, no requests")
     parser.set_defaults(run=run)
 
@@ -293,4 +286,5 @@ def _open(source: str, bank: str | None, registry: object, args: Namespace) -> M
         precision=args.precision,
         max_rows=max(64, 2 * args.at_once),
         trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )

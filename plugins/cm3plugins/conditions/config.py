@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.condition import ConditionConfig
+from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
     from cm3core.interfaces.condition import Condition
@@ -193,6 +194,10 @@ class NetworkConfig(ConditionConfig):
         resolution: pixels of the picture's shorter side as the network sees it; its sides are rounded to
             multiples of 64.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the network's weights"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"resolution": (64, 2048)}
     #: The file, as it is published.

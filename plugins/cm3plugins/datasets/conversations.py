@@ -10,11 +10,12 @@ docs/Finetune_Custom_Data.md; Alpha-VLLM/Lumina-mGPT, TRAIN.md).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from cm3core.errors import DataError
+from cm3core.interfaces.reach import READS, Outside
 from cm3plugins.datasets.annotations import (
     Numbered,
     checked_text,
@@ -72,6 +73,11 @@ class ConversationsConfig(FileSourceConfig):
         allow_outside: read pictures outside the pictures' folder, by absolute paths, `../` or links;
             false: their records are skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the conversations"),
+        "pictures": Outside(READS, "its pictures"),
+    }
 
     path: str
     pictures: str = ""

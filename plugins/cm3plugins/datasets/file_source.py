@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -24,6 +24,7 @@ from cm3core.interfaces.dataset import (
     Provenance,
     SkippedRecord,
 )
+from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3core.json_text import parse_json
 from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
 from cm3plugins.datasets.pictures import suffix_of
@@ -55,6 +56,11 @@ class FileSourceConfig(DocumentSourceConfig):
             folder.
     """
 
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "split_by": TEXT,
+        "cache_dir": Outside(WRITES, "the index of pictures"),
+    }
+
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     valid: float = 0.05
@@ -82,6 +88,12 @@ class FileSourceConfig(DocumentSourceConfig):
                 f"is {self.valid}, a share is 0..1",
                 "use 0.05 for one record in twenty",
             )
+
+    def reaches(self) -> list[Reach]:
+        """With `allow_outside`, where a data set has it: whatever its records name."""
+        if not getattr(self, "allow_outside", False):
+            return []
+        return [Reach(READS, "/", "allow_outside", "every file that its records name", "true")]
 
     def scan(self, index: PictureIndex) -> Iterator[FoundRecord | SkippedRecord]:
         """All records, in a fixed order, whatever the split."""

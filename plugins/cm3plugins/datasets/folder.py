@@ -17,13 +17,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -62,6 +63,10 @@ class FolderSourceConfig(FileSourceConfig):
         allow_outside: read pictures and captions that links in the folder name outside it; false:
             their records are skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its pictures"),
+    }
 
     reads: ClassVar[tuple[str, ...]] = (FOLDER,)
     path: str

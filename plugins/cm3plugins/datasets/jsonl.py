@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.reach import READS, Outside
 from cm3plugins.datasets.file_source import (
     FileSourceConfig,
     FoundRecord,
@@ -48,6 +49,10 @@ class JSONLSourceConfig(FileSourceConfig):
         allow_outside: read pictures outside the manifest's folder, by absolute paths, `../` or
             links; false: their records are skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its pictures and captions"),
+    }
 
     reads: ClassVar[tuple[str, ...]] = (".jsonl",)
     path: str

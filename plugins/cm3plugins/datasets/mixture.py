@@ -30,6 +30,7 @@ from cm3core.interfaces.dataset import (
     Provenance,
     SkippedRecord,
 )
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import TaskConfig
 from cm3core.interfaces.task_source import TaskSource
 from cm3plugins.datasets.mixture_order import counts_of, drawn_records, part_order
@@ -60,6 +61,11 @@ class MixtureConfig(DocumentSourceConfig):
         retrieving: names of the parts that retrieved documents are prepended to. null: `memory` alone, or
             all. What a task's response is retrieved for is found by what its prompt gives.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "memory": TEXT,
+        "retrieving": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "weights": (0, 1e9),

@@ -10,13 +10,14 @@ controlnet         prompt.json: lines {"source", "target", "prompt"} (lllyasviel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.errors import DataError
 from cm3core.files import user_path
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.json_text import parse_json
 from cm3plugins.datasets.annotations import (
     Numbered,
@@ -68,6 +69,11 @@ class PicturePairsConfig(FileSourceConfig):
         allow_outside: read files outside the data set's folder, by absolute paths, `../` or links; false:
             their records are skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its pictures"),
+        "feature": TEXT,
+    }
 
     format: Literal["instruct_pix2pix", "magicbrush", "controlnet"] = "instruct_pix2pix"
     path: str

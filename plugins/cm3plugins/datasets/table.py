@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from cm3core.errors import DataError, MissingPackageError, RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.json_text import parse_json
 from cm3plugins.datasets.annotations import check_size, checked_text, name_in, text_in
 from cm3plugins.datasets.file_source import (
@@ -64,6 +65,15 @@ class TableSourceConfig(FileSourceConfig):
         allow_outside: read pictures outside the file's folder, by absolute paths, `../` or links; false:
             their records are skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its table and pictures"),
+        "columns": TEXT,
+        "constants": TEXT,
+        "id_column": TEXT,
+        "pictures": TEXT,
+        "provenance": TEXT,
+    }
 
     reads: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".parquet")
 

@@ -7,13 +7,15 @@ English caption; each other line is `xx.utf8=` and the caption in that language.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -41,6 +43,11 @@ class TuxPaintSourceConfig(FileSourceConfig):
             "pt_BR". Stamps without a caption in it are skipped.
         symbols: include letters, digits, coins and other symbols (about a quarter).
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its stamps"),
+        "language": TEXT,
+    }
 
     path: str = STAMPS
     language: str = "en"

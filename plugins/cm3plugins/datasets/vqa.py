@@ -8,12 +8,13 @@ file {"annotations": [{"question_id", "image_id", "answers": [{"answer"}], "mult
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.errors import DataError
+from cm3core.interfaces.reach import READS, Outside
 from cm3plugins.datasets.annotations import (
     checked_text,
     file_at,
@@ -55,6 +56,12 @@ class VQAConfig(FileSourceConfig):
         allow_outside: read pictures outside the pictures' folder, by links; false: their records are
             skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the questions"),
+        "answers": Outside(READS, "the answers"),
+        "pictures": Outside(READS, "its pictures"),
+    }
 
     path: str
     answers: str

@@ -15,7 +15,7 @@ import math
 import re
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -23,6 +23,7 @@ from typing import IO, Any, ClassVar
 from cm3core.errors import DataError
 from cm3core.files import check_regular, user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
@@ -60,6 +61,11 @@ class WebDatasetSourceConfig(FileSourceConfig):
             one present counts. Its keys `licence`, `source` and `attribution` state where a record is
             from.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its tars"),
+        "caption_keys": TEXT,
+    }
 
     reads: ClassVar[tuple[str, ...]] = (".tar",)
     path: str

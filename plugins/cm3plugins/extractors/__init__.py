@@ -10,6 +10,7 @@ from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig
+from cm3core.interfaces.reach import READS, TEXT, Outside
 
 _BATCH = {"batch_size": (1, 2**16)}
 
@@ -32,6 +33,11 @@ class InceptionConfig(ExtractorConfig):
             floats, as clean-fid does (scores "fid-clean"). The two give different numbers.
         batch_size: pictures per forward pass.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights"),
+        "sha256": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = _BATCH
     path: str

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+from cm3core.interfaces.reach import TEXT, Outside
 
 if TYPE_CHECKING:
     from cm3core.vocab import Vocabulary, VocabularySizes
@@ -38,6 +39,15 @@ class ChameleonLayoutConfig(LayoutConfig):
         code: regular expression of image codes' names; its one group is the number, in digits or in
             letters A to J.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "begin": TEXT,
+        "padding": TEXT,
+        "turn_end": TEXT,
+        "picture_begin": TEXT,
+        "picture_end": TEXT,
+        "code": TEXT,
+    }
 
     has_sentinels: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"vocab_size": (1, 2**24)}
@@ -103,6 +113,11 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
             32 pixels (two codes).
         first_size: see `size`.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "row_end": TEXT,
+        "size": TEXT,
+    }
 
     row_end: str = "<reserved08799>"
     size: str = "<reserved{:05d}>"

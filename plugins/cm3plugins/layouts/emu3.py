@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+from cm3core.interfaces.reach import TEXT, Outside
 
 if TYPE_CHECKING:
     from cm3core.vocab import VocabularySizes
@@ -34,6 +35,10 @@ class Emu3LayoutConfig(LayoutConfig):
         answer: text between a request and an answer that is a text: " ASSISTANT:" for Emu3-Chat. "": the
             end of a sequence.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "answer": TEXT,
+    }
 
     has_sentinels: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3plugins.layouts.chameleon import find
 
 if TYPE_CHECKING:
@@ -35,6 +36,17 @@ class JanusLayoutConfig(LayoutConfig):
         request, answer: what is written before each; names of tokens in it are these tokens.
         text_prefix: what each text begins with, as a part of it.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "begin": TEXT,
+        "end": TEXT,
+        "padding": TEXT,
+        "picture_begin": TEXT,
+        "picture_end": TEXT,
+        "request": TEXT,
+        "answer": TEXT,
+        "text_prefix": TEXT,
+    }
 
     has_sentinels: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"first_code": (1, 2**24)}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from cm3core.files import sha256_file, user_path
 from cm3core.interfaces.metric import Metric, MetricConfig
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.metrics.of_texts import (
     BLEUConfig,
     CIDErConfig,
@@ -104,6 +105,10 @@ class CLIPScoreConfig(MetricConfig):
         prefix: put before each prompt, e.g. "A photo depicts ".
     """
 
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "prefix": TEXT,
+    }
+
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (1e-6, 1e6)}
     weight: float = 100.0
     clip_below_zero: bool = False
@@ -126,6 +131,10 @@ class RPrecisionConfig(MetricConfig):
         seed: of that draw.
         prefix: put before each prompt.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "prefix": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"num_others": _COUNT, "seed": _SEED}
     num_others: int = 99
@@ -246,6 +255,11 @@ class LPIPSConfig(MetricConfig):
         network: which of the two. Published figures of image tokenizers mostly use vgg, others alex:
             they can't be compared.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "backbone": Outside(READS, "the network's weights"),
+        "heads": Outside(READS, "the weights of its heads"),
+    }
 
     backbone: str
     heads: str

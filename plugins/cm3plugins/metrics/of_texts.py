@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from cm3core.files import sha256_file, user_path
 from cm3core.interfaces.metric import Metric, MetricConfig
+from cm3core.interfaces.reach import READS, Outside
 
 
 @dataclass(kw_only=True)
@@ -84,6 +85,10 @@ class METEORConfig(MetricConfig):
         jar: meteor-1.5.jar, with data/paraphrase-en.gz beside it, such as pycocoevalcap's; null: none.
     """
 
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "jar": Outside(READS, "a program, which Java runs"),
+    }
+
     version: ClassVar[int] = 2  # the words of dashes, fractions, emoji and bare contractions
     jar: str | None = None
 
@@ -121,6 +126,10 @@ class SPICEConfig(MetricConfig):
         jar: spice-1.0.jar, such as pycocoevalcap's.
         memory_gb: most memory that Java may take, in GiB.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "jar": Outside(READS, "a program, which Java runs"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"memory_gb": (1, 1024)}
     jar: str

@@ -17,6 +17,7 @@ from cm3core.document import Document
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 from cm3plugins.retrievers.memory_vectors import AT_ONCE
 from cm3plugins.retrievers.strategy import (
@@ -68,6 +69,10 @@ class RuleConfig(RetrieverConfig):
         cache: keep the memory's vectors in the cache folder, keyed by the fingerprints of
             everything that determines them.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "query": TEXT,
+    }
 
     needs: ClassVar[tuple[str, ...]] = ("embedder",)
     query: str = "text"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.component import check_value
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.sampler import (
     Filters,
     GuidanceSchedule,
@@ -122,6 +123,10 @@ class GuidedSamplerConfig(TopPSamplerConfig):
         guidance_ramp: strength of guidance in between: "constant" (full), "up" (none at the start,
             full at the stop) or "down".
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "negative_prompt": TEXT,
+    }
 
     top_p: float = 1.0
     null_prompt: Literal["mask", "mask_no_retrieved"] = "mask"

@@ -6,9 +6,12 @@ the last word (`layout.answer`), so that a question and its full stop are one te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import TaskConfig
 from cm3plugins.tasks.worded import WordedTask
 
@@ -22,6 +25,10 @@ class Emu3CaptionConfig(TaskConfig):
     Args:
         request: what is asked; a full stop follows it.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "request": TEXT,
+    }
 
     serves = "caption"
     request: str = "Please describe the image"

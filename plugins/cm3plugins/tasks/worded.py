@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import Blank, FieldType, Line, Record, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -113,6 +114,13 @@ class TemplateTaskConfig(TaskConfig):
         response: the fields that are asked for. An answer that is a text is best the last segment,
             alone.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "title": TEXT,
+        "segments": TEXT,
+        "response": TEXT,
+        "paraphrases": TEXT,
+    }
 
     title: str = ""
     segments: list[str] = field(default_factory=lambda: ["{caption}", "{image: image}"])

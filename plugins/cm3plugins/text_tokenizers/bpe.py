@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.files import user_path
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES
 
@@ -33,6 +34,10 @@ class BPETokenizerConfig(TextTokenizerConfig):
             captions.
         min_frequency: a pair of tokens is merged if it occurs at least this many times.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the tokenizer's file"),
+    }
 
     is_default: ClassVar[bool] = True
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

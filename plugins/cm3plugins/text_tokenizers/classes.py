@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from cm3core.errors import TokenizerError
 from cm3core.files import user_path, write_text
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3plugins.text_tokenizers.shielding import read_file
 
@@ -28,6 +29,10 @@ class ClassesConfig(TextTokenizerConfig):
         num_classes: how many there are (ImageNet: 1,000); it must be given.
         path: a text file with a name a line, in the order of the classes. null: numbers only.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the names of the classes"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"num_classes": (1, 2**24)}
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import MissingPackageError, RecipeError, TokenizerError
 from cm3core.files import user_path
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class PublishedTokenizerConfig(TextTokenizerConfig):
             whoever spells them, and decoding leaves them out. In addition to a file's own special
             tokens.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the tokenizer's file"),
+        "control": TEXT,
+    }
 
     path: str | None = None
     control: list[str] = field(default_factory=lambda: list(CONTROL))
@@ -124,6 +130,10 @@ class TiktokenConfig(PublishedTokenizerConfig):
         pattern: regular expression of the pieces that a text is split into first; it is not in the
             file. The default is Qwen's and Emu3's.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "pattern": TEXT,
+    }
 
     pattern: str = QWEN_PATTERN
 

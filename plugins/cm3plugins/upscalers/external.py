@@ -13,6 +13,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, MissingPackageError
 from cm3core.files import user_path
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class ExternalUpscalerConfig(UpscalerConfig):
         margin: pixels of context around a tile.
         device: where it runs; "auto" is a CUDA device if there is one.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights"),
+    }
 
     path: str
     scale: int | None = None

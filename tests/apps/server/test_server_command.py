@@ -93,6 +93,7 @@ def test_each_model_is_opened_with_its_bank(monkeypatch, tmp_path: Path):
         threads=None,
         precision="auto",
         trust_plugins=[],
+        trust_endpoints=[],
         at_once=8,
     )
     for opener in openers_of(args).values():

@@ -14,7 +14,7 @@ import ul2_plugin
 from cm3core.checkpoint import export_model, latest_checkpoint
 from cm3core.checkpoint.carried import CARRIED, MOST_BYTES, read_carried
 from cm3core.cli import main as cli
-from cm3core.errors import CheckpointError, PluginError
+from cm3core.errors import CheckpointError, PluginError, TrustError
 from cm3core.model.model import load
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.discovery import FILE_MODULE
@@ -153,8 +153,17 @@ def test_what_is_no_small_plain_file_is_refused(model: Path, registry: Registry,
     else:
         for number in range(8):
             (folder / f"a{number}.py").touch()
+    refused = (
+        (TrustError, "the link leads there")
+        if what == "link"
+        else (
+            CheckpointError,
+            "is not one of at most 8 plugin files",
+        )
+    )
     for trusted in ([], [SHA]):
-        with pytest.raises(CheckpointError, match="is not one of at most 8 plugin files"):
+        kind, message = (CheckpointError, "is not one of") if trusted else refused
+        with pytest.raises(kind, match=message):
             load(model, registry=registry, trust_plugins=trusted)
 
 

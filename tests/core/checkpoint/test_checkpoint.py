@@ -27,7 +27,7 @@ from cm3core.checkpoint import (
     open_checkpoint,
     read_tensors,
 )
-from cm3core.errors import CheckpointError, CM3Error
+from cm3core.errors import CheckpointError, CM3Error, TrustError
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
 from cm3core.training import train
@@ -164,8 +164,12 @@ def test_a_moved_model_takes_its_image_tokenizer_along(
         want,
     )
     shutil.rmtree(moved / "image_tokenizer")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: no such file"):
+    with pytest.raises(
+        TrustError, match=r"image_tokenizer\.weights reads .*tokenizer\.safetensors"
+    ):
         open_checkpoint(moved, registry)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: no such file"):
+        open_checkpoint(moved, registry, trust_endpoints=[str(weights)])
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -352,7 +352,7 @@ def test_nothing_is_drawn_for_a_place_that_takes_no_files(
 def test_a_terminal_obeys_no_model():
     assert (
         printable("a\x1b]0;title\x07 red\r\napple\x9b2J, één 🍎")
-        == "a\ufffd]0;title\ufffd red\ufffd apple\ufffd2J, één 🍎"
+        == "a\\u001b]0;title\\u0007 red\\u000d apple\\u009b2J, één 🍎"
     )
 
 

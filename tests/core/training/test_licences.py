@@ -165,14 +165,22 @@ def test_a_model_without_its_data(
     assert main(["provenance", "elsewhere"]) == 0
     out, told = capsys.readouterr()
     assert (
-        "trained on:\n  9 documents, MIT\nretrieved from in training:\n  9 documents, MIT\n" in out
+        "trained on:\n  9 documents, MIT\nretrieved from in training:\n  9 documents, MIT\noutside:\n"
+        f"  dataset.path reads {tmp_path}/data/all.jsonl (its pictures and captions): "
+        "only with --trust-endpoints\n" in out
     )
-    assert told == (
-        "note: the data are not here (dataset.path data/all.jsonl: there is no such file); "
-        "this is what the run noted\n"
-    )
+    assert told == ""
     draw = ["generate", "a 1", "--model", "elsewhere", "--n", "1", "-o", "out"]
     assert main(draw) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: elsewhere/recipe.yaml: is not your own, or was made elsewhere, and names what is outside of it, "
+        f"which is not used unasked:\n    dataset.path reads {tmp_path}/data/all.jsonl (its pictures and captions)\n"
+        "  next: if you know these and want them used, add "
+        f"--trust-endpoints {tmp_path}/data/all.jsonl (in Python "
+        f"trust_endpoints=['{tmp_path}/data/all.jsonl']); or retrieve from a bank of your own (--bank FOLDER) or "
+        "nothing (--num-retrieved 0)\n"
+    )
+    assert main([*draw, "--trust-endpoints", "./data"]) == 2
     assert capsys.readouterr().err.endswith(
         "error: dataset.path data/all.jsonl: there is no such file\n  next: correct dataset.path, "
         "retrieve from a bank (--bank) or nothing (--num-retrieved 0)\n"

@@ -323,7 +323,7 @@ def test_spoiled_adapters(tuned: Path, registry: Registry, tmp_path: Path) -> No
         state["files"].pop(ADAPTER, None)
         (copy / "state.json").write_text(json.dumps(state))
         with pytest.raises(CheckpointError) as error:
-            open_checkpoint(copy, registry)
+            open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
         return str(error.value)
 
     place, step = f"{copy / ADAPTER}, tensor {name}: ", "\n  next: use the recipe.yaml beside"
@@ -347,18 +347,18 @@ def test_spoiled_adapters(tuned: Path, registry: Registry, tmp_path: Path) -> No
         with pytest.raises(
             (RecipeError, CheckpointError), match=key.partition(":")[0] + "|the file has"
         ):
-            open_checkpoint(copy, registry)
+            open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
     (copy / "recipe.yaml").write_text(recipe.replace("method: lora", "method: full"))
     with pytest.raises(CheckpointError, match="its recipe says tune"):
-        open_checkpoint(copy, registry)
+        open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
     (copy / "recipe.yaml").write_text(recipe)
     (copy / ADAPTER).write_bytes(b"\x80\x04.")
     with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
-        open_checkpoint(copy, registry)
+        open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
     (copy / ADAPTER_CONFIG).write_text("{}")
     shutil.copy(newest(tuned) / ADAPTER, copy / ADAPTER)
     with pytest.raises(CheckpointError, match="is not what was written"):
-        open_checkpoint(copy, registry)
+        open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
 
 
 def test_sample_pictures_of_an_unmerged_adapter(

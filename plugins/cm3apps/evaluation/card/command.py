@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import registry_of, whole_number
+from cm3core.cli import add_trust, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError, FileError
 
 if TYPE_CHECKING:
@@ -52,14 +52,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="N",
         help="pictures of each evaluation, the first by their numbers (default: 16)",
     )
-    add(
-        "--trust-plugin",
-        action="append",
-        default=[],
-        dest="trust_plugins",
-        metavar="SHA256",
-        help="run the plugin file in the checkpoint that has this hash; read it first",
-    )
+    add_trust(parser)
 
 
 def run(args: Namespace) -> int:
@@ -75,13 +68,23 @@ def run(args: Namespace) -> int:
     registry = registry_of(args)
     if args.check is not None:
         text = _read(args.check, "name a card")
-        model = load(args.model, registry=registry, trust_plugins=args.trust_plugins)
+        model = load(
+            args.model,
+            registry=registry,
+            trust_plugins=args.trust_plugins,
+            trust_endpoints=args.trust_endpoints,
+        )
         check_card(text, str(args.check), model)
         print(f"{args.check}: was written for the weights of {args.model}")
         return 0
     _check_place(args.out)
     notes = "" if args.notes is None else _read(args.notes, "correct --notes")
-    model = load(args.model, registry=registry, trust_plugins=args.trust_plugins)
+    model = load(
+        args.model,
+        registry=registry,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
+    )
     write_card(args, model, registry, notes)
     return 0
 

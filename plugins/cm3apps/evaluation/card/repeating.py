@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from cm3apps.evaluation.run_options import run_options
 
 #: Where it was computed, what it was called, and the trust in a file of the model: no part of what is measured.
-_OWN = ("help", "out", "label", "device", "threads", "trust_plugins", "verbose")
+_OWN = ("help", "out", "label", "device", "threads", "trust_plugins", "trust_endpoints", "verbose")
 
 
 class _Parser(ArgumentParser):

@@ -12,6 +12,7 @@ from typing import Any
 from cm3core.cli import (
     add_device,
     add_precision,
+    add_trust,
     real_number,
     registry_of,
     whole_number,
@@ -85,6 +86,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write them as JSON")
     add_device(parser, "where the model runs")
     add_precision(parser)
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -105,7 +107,12 @@ def run(args: Namespace) -> int:
         check_writable(args.out)
     config = with_options(PatchKNNSamplerConfig(share=0.2), given)
     model = cm3core.load(
-        args.model, registry=registry_of(args), device=args.device, precision=args.precision
+        args.model,
+        registry=registry_of(args),
+        device=args.device,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
     )
     parts = model.components
     sampler = config.build_for(parts.parts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.datasets.coco.settings import FEATURES, FormName
 from cm3plugins.datasets.file_source import FileSourceConfig, FoundRecord
 
@@ -35,6 +36,14 @@ class COCOConfig(FileSourceConfig):
         allow_outside: read pictures outside their folders, by `../` or links; false: their records are
             skipped.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "the annotations"),
+        "pictures": Outside(READS, "its pictures"),
+        "captions": Outside(READS, "the captions"),
+        "segments": Outside(READS, "the panoptic segments"),
+        "feature": TEXT,
+    }
 
     form: FormName = "caption"
     path: str

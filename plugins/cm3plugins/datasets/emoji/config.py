@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
 from cm3plugins.datasets.vector.templates import CaptionTemplate, check_templates
@@ -35,6 +36,13 @@ class EmojiSourceConfig(DocumentSourceConfig):
         cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
     """
 
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "concepts": TEXT,
+        "styles": TEXT,
+        "templates": TEXT,
+        "cache_dir": Outside(WRITES, "rendered pictures"),
+    }
+
     splits: ClassVar[tuple[str, ...]] = SPLITS
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -51,6 +59,16 @@ class EmojiSourceConfig(DocumentSourceConfig):
         default_factory=lambda: [template.weight for template in DEFAULT_TEMPLATES]
     )
     cache_dir: str | None = None
+
+    def reaches(self) -> list[Reach]:
+        """A list of concepts in a file of the user."""
+        from cm3core.user_folders import user_path
+        from cm3plugins.datasets.emoji.concepts import ALL, list_names
+
+        if self.concepts in (ALL, *list_names()):
+            return []
+        path = str(user_path(self.concepts, "dataset.concepts").absolute())
+        return [Reach(READS, path, "concepts", "the list of concepts", self.concepts)]
 
     def check(self) -> None:
         """Raise `RecipeError` for an unknown split or style, a size below 1, or templates that

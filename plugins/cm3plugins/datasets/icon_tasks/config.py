@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, WRITES, Outside
 from cm3plugins.datasets.icons.config import SPLITS
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class IconTasksConfig(DocumentSourceConfig):
         image_size: height and width of the pictures, in pixels.
         cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "icons"),
+        "cache_dir": Outside(WRITES, "rendered pictures"),
+    }
 
     splits: ClassVar[tuple[str, ...]] = SPLITS[:-1]
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError, close_match
 from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
 from cm3plugins.datasets.vector.templates import CaptionTemplate, check_templates
@@ -38,6 +39,14 @@ class IconSourceConfig(DocumentSourceConfig):
         template_weights: how often each template is drawn, relative to the others.
         cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "sets": TEXT,
+        "styles": TEXT,
+        "templates": TEXT,
+        "path": Outside(READS, "icons"),
+        "cache_dir": Outside(WRITES, "rendered pictures"),
+    }
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {

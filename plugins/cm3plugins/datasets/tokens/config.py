@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, WRITES, Outside
 
 if TYPE_CHECKING:
     from cm3plugins.datasets.tokens.source import TokensSource
@@ -31,6 +32,13 @@ class TokensSourceConfig(DocumentSourceConfig):
         tries: times that a file of a store is asked for, with growing pauses, before training stops. The store's
             own library repeats each of them (AWS_MAX_ATTEMPTS).
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(
+            READS, "token shards; a store's library uses the credentials that it finds"
+        ),
+        "cache_dir": Outside(WRITES, "fetched shards"),
+    }
 
     splits: ClassVar[tuple[str, ...]] = ("train", "valid")
     reads_token_shards: ClassVar[bool] = True

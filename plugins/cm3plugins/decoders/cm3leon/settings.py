@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
+
+from cm3core.interfaces.reach import TEXT, Outside
 
 
 @dataclass(kw_only=True)
@@ -32,6 +36,10 @@ class CM3LeonSettings:
         codebook_scale: standard deviation of image code embeddings initialised from the tokenizer's
             codebook, in units of `init_std`.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "activation": TEXT,
+    }
 
     context_length: int = 4096
     num_layers: int = 24

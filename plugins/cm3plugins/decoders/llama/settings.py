@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
+
+from cm3core.interfaces.reach import TEXT, Outside
 
 #: `d_ff` is rounded up to a multiple of this where it is not given.
 FFN_MULTIPLE = 256
@@ -52,6 +56,11 @@ class LlamaSettings:
         codebook_scale: standard deviation of image code embeddings initialised from the tokenizer's
             codebook, in units of `init_std`.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "rope": TEXT,
+        "qk_norm": TEXT,
+    }
 
     context_length: int = 4096
     num_layers: int = 24

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from cm3core.errors import MissingPackageError
 from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
     from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
@@ -34,6 +35,10 @@ class BiEncoderConfig(EmbedderConfig):
             cm3leon.
         batch_size: pictures or texts per forward pass.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights"),
+    }
 
     path: str | None = None
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}

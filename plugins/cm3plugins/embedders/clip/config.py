@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
     from cm3plugins.embedders.clip.embedder import CLIP
@@ -32,6 +33,10 @@ class CLIPConfig(EmbedderConfig):
         batch_size: pictures or texts per forward pass.
         device: where it computes; "auto" is a CUDA device if there is one.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights"),
+    }
 
     path: str
     quick_gelu: bool | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.files import user_path
 from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
     from cm3plugins.embedders.light_encoder.embedder import LightEncoder
@@ -41,6 +42,11 @@ class LightEncoderConfig(EmbedderConfig):
             `cm3 embedder train looks`; None: what is shipped with cm3leon.
         batch_size: pictures or texts per forward pass.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights", shipped="bundled:"),
+        "looks": Outside(READS, "its weights for pictures"),
+    }
 
     path: str | None = None
     looks: str | None = None

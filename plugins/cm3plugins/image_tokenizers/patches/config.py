@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.reach import READS, Outside
 from cm3plugins.trained.bundled import BUNDLED, is_bundled
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
             checkpoint holds a copy of weights that are not bundled.
         seed: for training.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its squares", shipped="bundled:"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (1, 2**14),

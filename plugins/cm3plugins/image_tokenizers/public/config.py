@@ -12,6 +12,7 @@ from cm3core.errors import CheckpointError, RecipeError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.image_tokenizers.public.facts import Published
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class PublicVQConfig(ImageTokenizerConfig):
         width: of pictures in pixels. None: as the height.
         num_codes, downsampling: of a file of your own that is like `model`. None: that model's.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "model": TEXT,
+        "weights": Outside(READS, "its weights"),
+        "weights_sha256": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "resolution": (1, 2**14),
@@ -259,6 +266,11 @@ class DalleConfig(PublicVQConfig):
         decoder_weights: path of the decoder's file.
         decoder_weights_sha256: if given, that file's hash must be this.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "decoder_weights": Outside(READS, "the decoder's weights"),
+        "decoder_weights_sha256": TEXT,
+    }
 
     published: ClassVar[Mapping[str, Published]] = {
         "dall_e": Published(8192, 8, 256, "gumbel", "encoder.pkl", "dvae"),

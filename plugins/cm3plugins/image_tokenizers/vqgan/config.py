@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3plugins.image_tokenizers.vqgan.settings import (
     TRAINING_RANGES,
     VQGANArchitecture,
@@ -35,6 +36,12 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
         weights_sha256: if given, the file's hash must be this.
         training: see `VQGANTraining`.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "weights_sha256": TEXT,
+        "training.perceptual_source": Outside(READS, "the weights of the perceptual loss"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces.reach import TEXT, Outside
 
 INDEX_TYPES = ("auto", "flat", "ivf", "pq", "hnsw")
 
@@ -28,6 +29,10 @@ class IndexOptions:
         num_candidates: number of best results by approximate score that are re-ranked by exact
             score.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "index": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "nprobe": (1, 2**31 - 1),

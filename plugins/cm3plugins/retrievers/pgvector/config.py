@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import MissingPackageError, RecipeError
+from cm3core.interfaces.reach import CONNECTS, CREDENTIALS, Reach
 from cm3plugins.retrievers.pgvector.options import ConnectionOptions, SearchOptions
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
     from cm3plugins.retrievers.pgvector.memory import SharedMemory
     from cm3plugins.retrievers.pgvector.search import PgvectorRetriever
+
+
+#: What stands for the server and the credentials of libpq's environment.
+LIBPQ = "libpq"
 
 
 @dataclass(kw_only=True)
@@ -44,6 +49,22 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
                     f"retriever.{name}", "holds a null character", "leave that value out"
                 )
 
+    def reaches(self) -> list[Reach]:
+        """The server, or what libpq takes from the environment and the user's files in its place."""
+        why = "its memory is a database there; libpq gives it the user's name and the password that it finds"
+        found = []
+        if self.service is not None:
+            target = f"service={self.service}"
+            found.append(Reach(CREDENTIALS, target, "service", "of libpq", self.service))
+        for host in [] if self.host is None else self.host.split(","):  # libpq tries several
+            if host:
+                target = host if host.startswith(("/", "@")) else f"{host}:{self.port or 5432}"
+                found.append(Reach(CONNECTS, target, "host", why, self.host or ""))
+        if self.service is None and (self.host is None or "" in self.host.split(",")):
+            left_out = "left out, so libpq takes the server and the password of your environment"
+            found.append(Reach(CREDENTIALS, LIBPQ, "host", left_out, self.host or ""))
+        return found
+
     def open_memory(self) -> SharedMemory:
         """Connect, and read what the memory was made with.
 
@@ -51,6 +72,7 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
             MissingPackageError: psycopg is not installed.
             DatabaseError: the server can't be reached, or has no such memory.
         """
+        self.check()  # of a stored recipe nobody has: a name may be a whole connection string
         return open_shared_memory(self)
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> PgvectorRetriever:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import TEXT, Outside
 
 #: PostgreSQL cuts longer names.
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -33,6 +34,14 @@ class ConnectionOptions:
         retry_seconds: how long a lost connection is opened again, before that is an error.
         timeout_seconds: a server that does not answer for so long counts as lost.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "service": TEXT,
+        "host": TEXT,
+        "database": TEXT,
+        "user": TEXT,
+        "schema": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "port": (1, 65535),
@@ -85,6 +94,12 @@ class SearchOptions:
         num_candidates: number of best results by the graph's 16-bit vectors that are ranked by exact
             score.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "licences": TEXT,
+        "sources": TEXT,
+        "styles": TEXT,
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "ef_search": (1, 1000),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cm3core.errors import RecipeError
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.sampler import Sampler, SamplerConfig
 from cm3plugins.samplers.config import CFGSamplerConfig, require
 
@@ -38,6 +39,10 @@ class PatchKNNSamplerConfig(SamplerConfig):
         max_places: number of places read from the memory; of a larger memory, every n-th document
             is read. About 50 bytes each while they are collected.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "bank": Outside(READS, "the memory bank"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "neighbours": (1, 65_536),

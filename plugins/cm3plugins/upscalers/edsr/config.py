@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.document import PixelArray
+from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.upscaler import UpscalerConfig
 from cm3plugins.trained.bundled import BUNDLED
 from cm3plugins.upscalers.edsr.settings import TRAINING_RANGES, EDSRArchitecture, EDSRTraining
@@ -29,6 +30,10 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
             slightly between devices.
         training: see `EDSRTraining`.
     """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its weights", shipped="bundled:"),
+    }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
