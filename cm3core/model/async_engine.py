@@ -215,6 +215,11 @@ class AsyncEngine:
         finally:
             self._leave(ticket, request, cancel=not ended)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it completes nothing any more: it stopped, or was closed."""
+        return self._closed or not all(worker.thread.is_alive() for worker in self._workers)
+
     def trouble(self, seconds: float) -> str | None:
         """What is wrong with the engine, in words; None: nothing.
 
@@ -223,11 +228,9 @@ class AsyncEngine:
         """
         if self._failure is not None:
             return f"it stopped with {type(self._failure).__name__}"
-        if self._closed:
-            return None
+        if self.has_ended:
+            return "it has ended"
         for worker in self._workers:
-            if not worker.thread.is_alive():
-                return "its thread has ended"
             since = worker.since
             if since is not None and (took := time.monotonic() - since) > seconds:
                 return f"a step has taken {took:.0f} s so far; {worker.given} wait for it"

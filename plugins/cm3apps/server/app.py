@@ -114,6 +114,7 @@ def make_app(
     routes = [
         *(Route(path, _Sent(*file), methods=["GET", "HEAD"]) for path, file in files.items()),
         Route("/healthz", api.health, methods=["GET"]),
+        Route("/readyz", api.ready, methods=["GET"]),
         Route("/metrics", api.metrics_text, methods=["GET"]),
         Route("/v1/models", api.models, methods=["GET"]),
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
@@ -122,7 +123,7 @@ def make_app(
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.router.redirect_slashes = False
-    return Guard(app, token=token, hosts=hosts, open_paths={*files, "/healthz"})
+    return Guard(app, token=token, hosts=hosts, open_paths={*files, "/healthz", "/readyz"})
 
 
 def _file(name: str, media_type: str) -> tuple[bytes, str]:
@@ -150,15 +151,31 @@ class _Reading:
         self.workshop, self.metrics = workshop, metrics
 
     async def health(self, _: Request) -> Response:
-        """Whether the server works."""
+        """Whether the process works: 503 where an engine has stopped, or is stuck."""
         pool, queue = self.workshop.pool, self.workshop.queue
+        trouble = pool.trouble(self.workshop.limits.stuck_seconds)
         state = {
-            "status": "ok",
+            "status": "ok" if trouble is None else "failing",
             "models": pool.loaded,
             "waiting": queue.waiting,
             "in_flight": queue.in_flight,
         }
-        return JSONResponse(state)
+        if trouble is not None:
+            state["reason"] = trouble
+        return JSONResponse(state, 200 if trouble is None else 503)
+
+    async def ready(self, _: Request) -> Response:
+        """Whether a request would be generated at once: 503 also where no model is in memory, or the queue is
+        full."""
+        pool, queue = self.workshop.pool, self.workshop.queue
+        reason = pool.trouble(self.workshop.limits.stuck_seconds)
+        if reason is None and not pool.loaded:
+            reason = "no model is loaded yet"
+        if reason is None and queue.waiting >= queue.most_waiting:
+            reason = f"{queue.waiting} requests wait already"
+        if reason is not None:
+            return JSONResponse({"status": "not ready", "reason": reason}, 503)
+        return JSONResponse({"status": "ready"})
 
     async def metrics_text(self, _: Request) -> Response:
         """For Prometheus."""

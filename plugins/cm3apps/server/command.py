@@ -141,6 +141,12 @@ def add_limits(parser: ArgumentParser) -> None:
     for option, default, text in (
         ("--timeout", 300, "seconds that a request may take, waiting included"),
         ("--drain", 30, "seconds that requests may take to finish after SIGTERM"),
+        (
+            "--stuck-after",
+            120,
+            "seconds that an engine may take over one step; then /healthz answers 503, and after as long again the "
+            "server ends with exit code 1",
+        ),
     ):
         parser.add_argument(
             option,
@@ -192,6 +198,7 @@ def limits_of(args: Namespace) -> Limits:
         waiting=args.queue,
         waiting_per_client=max(1, args.queue // 2),
         seconds=args.timeout,
+        stuck_seconds=args.stuck_after,
     )
 
 

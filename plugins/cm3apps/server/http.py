@@ -257,7 +257,11 @@ def answer_to(error: Exception, path: str) -> APIError:
     )
     failed_inside = isinstance(error, GenerationError) and (
         error.place == "engine"
-        or (error.__cause__ is not None and not isinstance(error.__cause__, CM3Error))
+        or (
+            error.__cause__ is not None
+            # what a component raises while it works on a request that was accepted
+            and (error.place.startswith("request ") or not isinstance(error.__cause__, CM3Error))
+        )
     )
     if isinstance(error, CM3Error) and error.place.startswith("dataset."):  # no request names it
         logger.error("POST %s failed: %s", path, in_one_line(error))

@@ -41,7 +41,8 @@ _ERROR = {
 #: Routes that only read: path -> what they return.
 READING = {
     "/v1/models": "The models that are served",
-    "/healthz": "Whether the server works, and how busy it is",
+    "/healthz": "Whether the server works, and how busy it is; 503: an engine has stopped or is stuck",
+    "/readyz": "Whether a request would be generated at once; 503: not now",
     "/metrics": "Counters for Prometheus",
     "/studio/facts": "What the page shows of a model (?model=NAME)",
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cm3apps.server.errors import APIError
 from cm3core.errors import CM3Error, close_match
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from cm3core.model.model import Model
 
 logger = logging.getLogger("cm3.serve")
+#: Makes a model ready: (its name, the model).
+Warm: TypeAlias = "Callable[[str, AsyncModel], Awaitable[None]]"
 
 
 @dataclass(eq=False)
@@ -33,10 +35,15 @@ class ModelPool:
     Args:
         openers: name -> a function that opens the model; the first is the default.
         most: models in memory at once.
+
+    Attributes:
+        warm: called with each model that has been opened, before it is used.
     """
 
     def __init__(self, openers: Mapping[str, Callable[[], Model]], most: int) -> None:
         self.openers, self.most = dict(openers), most
+        self.warm: Warm | None = None
+        self._lost: set[str] = set()  # whose engines have stopped, and that are to be loaded again
         self.loads = self.drops = self.broken = 0
         self._loaded: dict[str, _Loaded] = {}  # least recently used first
         self._loading = asyncio.Lock()
@@ -91,6 +98,7 @@ class ModelPool:
                 if name not in self._loaded:
                     await self._make_room()
                     self._loaded[name] = _Loaded(await self._open(name))
+                    self._lost.discard(name)
                 return self._taken(name)
         return self._taken(name)
 
@@ -114,9 +122,10 @@ class ModelPool:
 
     async def _open(self, name: str) -> AsyncModel:
         from cm3core.model.aio import AsyncModel
+        from cm3core.model.coroutines import in_thread
 
         try:
-            model = await asyncio.to_thread(self.openers[name])
+            model = await in_thread(self.openers[name])
         except CM3Error as error:
             logger.error("model %s can't be loaded: %s", name, error)
             raise APIError(
@@ -126,9 +135,16 @@ class ModelPool:
                 type="server_error",
                 code="model_not_available",
             ) from error
+        shared = AsyncModel(model)
+        if self.warm is not None:
+            try:
+                await self.warm(name, shared)
+            except BaseException:
+                await asyncio.to_thread(shared.engine.close)
+                raise
         self.loads += 1
         logger.info("model %s is loaded", name)
-        return AsyncModel(model)
+        return shared
 
     async def _drop(self, name: str) -> None:
         gone = self._loaded.pop(name)
@@ -141,7 +157,39 @@ class ModelPool:
         if name in self._loaded and self._loaded[name].model is model:
             del self._loaded[name]
             self.broken += 1
+            self._lost.add(name)
             self._freed.set()
+
+    def trouble(self, seconds: float) -> str | None:
+        """What is wrong with the engines of the models, in words; None: nothing.
+
+        Args:
+            seconds: one that takes longer over a step counts as stuck.
+        """
+        if self._lost:
+            return f"model {min(self._lost)}: its engine has stopped, and it is loaded again"
+        for name, one in self._loaded.items():
+            if (what := one.model.trouble(seconds)) is not None:
+                return f"model {name}: {what}"
+        return None
+
+    def stacks(self) -> str:
+        """Where the threads of all engines are, for the log."""
+        return "\n".join(one.model.engine.stacks() for one in self._loaded.values())
+
+    async def revive(self) -> None:
+        """Load again the models whose engines have stopped.
+
+        Raises:
+            APIError: one can't be loaded.
+        """
+        for name, one in list(self._loaded.items()):
+            if one.model.engine.has_ended:
+                logger.error("model %s: its engine has stopped; it is loaded again", name)
+                self.forget(name, one.model)
+        for name in sorted(self._lost):
+            async with self.use(name):
+                pass
 
     async def close(self) -> None:
         """Drop all models; requests in flight fail."""

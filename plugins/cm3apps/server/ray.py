@@ -227,11 +227,14 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raise where the replica should be replaced: an engine has stopped, and what stopped it on a GPU
-        stays with the process; or the model can't be loaded. Ray asks first before a replica is given
+        stays with the process; it is stuck; or the model can't be loaded. Ray asks first before a replica is given
         requests: then its model is loaded."""
         pool = self.workshop.pool
         if pool.broken:
             raise RuntimeError("an engine of this replica has stopped; its log says why")
+        if (trouble := pool.trouble(self.workshop.limits.stuck_seconds)) is not None:
+            logging.getLogger("cm3.serve").critical("%s; its threads:\n%s", trouble, pool.stacks())
+            raise RuntimeError(trouble)
         try:
             async with pool.use(pool.names[0]):
                 pass
@@ -256,7 +259,7 @@ class Doors:
         from cm3apps.server.guard import LOOPBACK, Guard
 
         self._engine = engine.options(stream=True)
-        opened = {*FILES, "/docs", "/openapi.json", "/healthz"}
+        opened = {*FILES, "/docs", "/openapi.json", "/healthz", "/readyz"}
         names = None if token is not None else {*LOOPBACK, *map(str.lower, hosts)}
         guarded = Guard(Door(self._call, limits), token=token, hosts=names, open_paths=opened)
         self._app = guarded if token is not None else LocalOnly(guarded)

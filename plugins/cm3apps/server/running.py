@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -24,7 +25,9 @@ from cm3apps.server.pool import ModelPool
 from cm3apps.server.queueing import FairQueue
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop
+from cm3apps.server.warming import warm_up
 from cm3core.errors import CM3Error
+from cm3core.model.coroutines import cancelled
 
 if TYPE_CHECKING:
     from cm3core.model.model import Model
@@ -52,6 +55,7 @@ class Settings:
         drain_seconds: how long requests may take to finish after SIGTERM.
         limits: of requests.
         forced: "edit" and "ask" where models are used for them untuned.
+        warm_up: whether each model draws a picture before it counts as loaded.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +66,7 @@ class Settings:
     drain_seconds: float = 30.0
     limits: Limits = field(default_factory=Limits)
     forced: frozenset[str] = frozenset()
+    warm_up: bool = True
 
     @property
     def is_local(self) -> bool:
@@ -74,13 +79,16 @@ def workshop_of(
 ) -> Workshop:
     """The queue and the models that the settings describe."""
     limits = settings.limits
-    return Workshop(
+    workshop = Workshop(
         ModelPool(openers, settings.most_models),
         FairQueue(limits.at_once, limits.waiting, limits.waiting_per_client),
         limits,
         settings.forced,
         metrics.finished,
     )
+    if settings.warm_up:
+        workshop.pool.warm = lambda name, model: warm_up(name, model, workshop)
+    return workshop
 
 
 class _Server(uvicorn.Server):
@@ -147,9 +155,60 @@ async def _serve(
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"cm3 serve: http://{shown}:{port}/", flush=True)
     print("Ctrl-C or SIGTERM: finish what is being generated, then end", file=sys.stderr)
-    await http_server(settings, workshop, metrics).serve(sockets=[listening])
+    server = http_server(settings, workshop, metrics)
+    watch = Watch(workshop.pool, settings.limits.stuck_seconds)
+    watching = asyncio.create_task(watch.run())
+
+    def end(_: object) -> None:
+        server.should_exit = True
+
+    watching.add_done_callback(end)
+    await server.serve(sockets=[listening])
+    if watching.done():
+        end_at_once(1)
+    await cancelled([watching])
     await workshop.pool.close()
     return 0
+
+
+class Watch:
+    """Looks after the engines: those that have stopped are loaded again.
+
+    Args:
+        pool: has them.
+        stuck_seconds: one that takes longer over a step is logged, and after as long again given up: a thread can't
+            be ended, so the process has to.
+        period: seconds between two looks.
+    """
+
+    def __init__(self, pool: ModelPool, stuck_seconds: float, period: float | None = None) -> None:
+        self.pool, self.stuck_seconds = pool, stuck_seconds
+        self.period = min(5.0, stuck_seconds / 4) if period is None else period
+
+    async def run(self) -> None:
+        """Look until an engine is given up, or can't be loaded again."""
+        looks, trouble = 0, None
+        # looks are counted, not seconds: a process that was stopped for a while is not stuck
+        while looks * self.period < self.stuck_seconds:
+            await asyncio.sleep(self.period)
+            try:
+                await self.pool.revive()
+            except APIError as error:
+                logger.critical("the server ends: %s", error.message)
+                return
+            trouble = self.pool.trouble(self.stuck_seconds)
+            looks = 0 if trouble is None else looks + 1
+            if looks == 1:
+                logger.critical("%s; its threads:\n%s", trouble, self.pool.stacks())
+        logger.critical("the server ends: %s", trouble)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process, whatever its threads are doing."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvicorn.Server:

@@ -22,6 +22,7 @@ class Limits:
         waiting: requests that wait for their turn; more are refused with 429.
         waiting_per_client: of them from one address.
         seconds: from a request's arrival to its answer.
+        stuck_seconds: an engine that takes longer over one step counts as stuck.
         side: longest side of a picture that is returned.
         connections: open connections; more are refused with 503.
     """
@@ -37,5 +38,6 @@ class Limits:
     waiting: int = 64
     waiting_per_client: int = 32
     seconds: float = 300.0
+    stuck_seconds: float = 120.0
     side: int = 2048
     connections: int = 512
