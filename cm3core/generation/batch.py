@@ -215,7 +215,12 @@ class Batch:
             tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
             for group, weights_mnG in zip(groups, weights, strict=True):
                 own_n, log_n = group.draw(
-                    self.decoder, self._hidden_SE, weights_mnG[step], position_n, cell_nm[:, step]
+                    self.decoder,
+                    self._hidden_SE,
+                    weights_mnG[step],
+                    position_n,
+                    cell_nm[:, step],
+                    step,
                 )
                 if len(groups) == 1:
                     tokens_n, log_probability_n = own_n, log_probability_n + log_n

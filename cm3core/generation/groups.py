@@ -32,6 +32,27 @@ if TYPE_CHECKING:
     from cm3core.sequence.grammar import LegalIds
 
 
+class Tables(NamedTuple):
+    """What a sampler is given besides logits and plans, for n requests: see `Sampler.draw`."""
+
+    stream_rows_nG: Tensor
+    weights_nG: Tensor
+    allowed_nR: Tensor | None
+    seed_n: Tensor
+    position_n: Tensor
+
+    def of(self, part: slice) -> Tables:
+        """Those of some of the requests."""
+        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part]
+        return Tables(
+            self.stream_rows_nG[part],
+            self.weights_nG[part],
+            allowed_nR,
+            self.seed_n[part],
+            self.position_n[part],
+        )
+
+
 class Drawn(NamedTuple):
     """What is recorded of a draw: log-probabilities of the tokens under the reference stream [n] and
     under the sampling policy [n], and the ids that the filters kept, bool [n, R]."""
@@ -57,6 +78,7 @@ class Group:
         allowed_nR: the ids each request may draw; None: all.
         seed_n: each request's seed.
         index_n: each request's position in the batch.
+        host: `stream_rows_nG` and `allowed_nR` before a sampler saw them.
         states: of the requests, if the sampler keeps any.
         drawn: what is recorded of each draw since it was last emptied. None: nothing is.
         penalty: on what requests have read or drawn. None: none has one.
@@ -72,6 +94,7 @@ class Group:
     allowed_nR: Tensor | None
     seed_n: Tensor
     index_n: Tensor
+    host: tuple[IntArray, BoolArray | None]
     states: StateTable | None = None
     drawn: list[Drawn] | None = None
     penalty: RepetitionPenalty | None = None
@@ -92,6 +115,7 @@ class Group:
         weights_nG: Tensor,
         position_n: Tensor,
         cell_n: Tensor | None = None,
+        step: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw the next tokens.
 
@@ -103,6 +127,8 @@ class Group:
                 of the batch.
             cell_n: raster index of the cell that each request of the batch draws, -1 for text; only
                 needed if there are `states`.
+            step: how many draws the requests' `num_drawn` is behind; None: the draw is being captured, and a sampler's
+                error is raised.
 
         Returns:
             the tokens, int64 [n], and their log-probability under the reference stream, float64
@@ -115,14 +141,24 @@ class Group:
             assert cell_n is not None
             self.states.cell_n = cell_n[self.index_n]
         used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+        tables = Tables(self.stream_rows_nG, weights_nG, self.allowed_nR, self.seed_n, position_n)
         try:
-            tokens_n = self._call(used_gR, slice(None), weights_nG, position_n)
+            tokens_n = self._call(used_gR, slice(None), tables)
         except BaseException as error:  # a sampler is anybody's
+            raise_interrupt(error)
+            if step is None:
+                raise
             # what the failed call has written to doesn't count
-            again_gR = decoder.logits(hidden_gE, self.ids).float()
-            used_gR = again_gR if self.penalty is None else self.penalty.penalised(again_gR)
-            logits_gR = again_gR
-            tokens_n = self._one_by_one(used_gR, weights_nG, position_n, error)
+            logits_gR = decoder.logits(hidden_gE, self.ids).float()
+            used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+            tables = self._tables_anew(step)
+            self.stream_rows_nG, self.allowed_nR = tables.stream_rows_nG, tables.allowed_nR
+            weights_nG, self.seed_n, position_n = (
+                tables.weights_nG,
+                tables.seed_n,
+                tables.position_n,
+            )
+            tokens_n = self._one_by_one(used_gR, step, error)
         if self.penalty is not None:
             self.penalty.add(self.clamped(tokens_n) - self.ids.start)
         if self.states is not None:
@@ -182,17 +218,20 @@ class Group:
         """
         return tokens_n.clamp(self.ids.start, self.ids.stop - 1)
 
-    def _call(
-        self, logits_gR: Tensor, part: slice, weights_nG: Tensor, position_n: Tensor
-    ) -> Tensor:
-        """The sampler's draw for a part of the group."""
-        tables = (
-            logits_gR,
-            self.stream_rows_nG[part].clone(),  # copies: a call that fails may have written to them
-            weights_nG[part].clone(),
-            self.plans if part == slice(None) else self.plans[part],
+    def _tables_anew(self, step: int) -> Tables:
+        """The tables of a draw, made of what the host knows."""
+        stream_rows_nG, allowed_nR = self.host
+        device = self.index_n.device
+        return Tables(
+            index_tensor(stream_rows_nG.copy(), device),
+            self.weights(step + 1)[step],
+            None if allowed_nR is None else torch.from_numpy(allowed_nR.copy()).to(device),
+            index_tensor([row.request.seed for row in self.rows], device),
+            index_tensor([row.num_drawn + step for row in self.rows], device),
         )
-        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part].clone()
+
+    def _call(self, logits_gR: Tensor, part: slice, tables: Tables) -> Tensor:
+        """The sampler's draw for a part of the group, whose tables these are."""
         state = None if self.states is None else self.states.at(part)
         draw = (
             self.sampler.draw
@@ -200,11 +239,14 @@ class Group:
             else partial(self.sampler.draw_with_state, state=state)
         )
         tokens_n = draw(
-            *tables,
+            logits_gR,
+            tables.stream_rows_nG,
+            tables.weights_nG,
+            self.plans if part == slice(None) else self.plans[part],
             first_id=self.ids.start,
-            allowed_nR=allowed_nR,
-            seed_n=self.seed_n[part].clone(),
-            position_n=position_n[part].clone(),
+            allowed_nR=tables.allowed_nR,
+            seed_n=tables.seed_n,
+            position_n=tables.position_n,
         )
         expected = len(self.plans[part])
         if (
@@ -228,11 +270,8 @@ class Group:
             self.states.keep(state, part)
         return tokens_n
 
-    def _one_by_one(
-        self, logits_gR: Tensor, weights_nG: Tensor, position_n: Tensor, error: BaseException
-    ) -> Tensor:
+    def _one_by_one(self, logits_gR: Tensor, step: int, error: BaseException) -> Tensor:
         """After a failed draw, find the requests that fail, and let the others continue."""
-        raise_interrupt(error)
         tokens: list[Tensor] = []
         for index, row in enumerate(self.rows):
             own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
@@ -241,7 +280,8 @@ class Group:
                     if len(self.rows) == 1:
                         raise error
                     part = slice(index, index + 1)
-                    own = self._call(logits_gR.clone(), part, weights_nG, position_n)
+                    own_tables = self._tables_anew(step).of(part)
+                    own = self._call(logits_gR.clone(), part, own_tables)
                 except BaseException as own_error:
                     raise_interrupt(own_error)
                     row.error = wrong_request(row.number, own_error)
@@ -323,6 +363,7 @@ def _group(
         None if allowed_nR.all() else torch.from_numpy(allowed_nR).to(device),
         index_tensor([row.request.seed for row in rows], device),
         index_tensor(places, device),
+        (stream_rows_nG.copy(), None if allowed_nR.all() else allowed_nR.copy()),
         StateTable(states, device) if states else None,
         [] if any(row.trace is not None for row in rows) else None,
         RepetitionPenalty.of(rows, owners.tolist(), ids, device),

@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +70,8 @@ class Raising(PlannedSampler):
     def draw(self, logits_SR, stream_rows_nG, weights_nG, plans, **call):
         wrong = (call["seed_n"] == 3) & (call["position_n"] >= self.after)
         if wrong.any():
-            for spoilt in (logits_SR, weights_nG, call["seed_n"], call["position_n"]):
+            given = (logits_SR, stream_rows_nG, weights_nG, *call.values())
+            for spoilt in (one for one in given if isinstance(one, torch.Tensor)):
                 spoilt.zero_()
             raise self.raised()
         return super().draw(logits_SR, stream_rows_nG, weights_nG, plans, **call)
