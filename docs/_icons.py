@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cm3plugins.datasets.icons.splits import SPLITS
 COMMAND = "python docs/_icons.py"
 PAGE = Path(__file__).parent / "icons.md"
 PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"
+HELD_OUT = Path(__file__).parent / "figures" / "held-out.json"
 SIZE = 64
 NUM_COLUMNS = 9
 THING = "lock"
@@ -27,6 +29,7 @@ def page(text: str, corpus: IconCorpus) -> str:
     """Return the page with its tables made anew."""
     for name, rows in (
         ("splits", _splits(corpus)),
+        ("held out", _held_out()),
         ("styles", _styles(corpus)),
         ("sets", _sets(corpus)),
     ):
@@ -42,14 +45,49 @@ def _splits(corpus: IconCorpus) -> list[str]:
         things[entry.split].add(entry.words)
     meaning = {
         "train": "the rest",
-        "comp": "drawings held out whose thing is in `train` in another set or style",
-        "compose": "pairs of parts held out: both parts are in `train`, never in one name",
-        "unseen": "things held out in every version",
+        "comp": "drawings held out whose name is in `train` in another set or style",
+        "compose": "pairs of parts held out: both parts are in names of `train`, never in one name",
+        "unseen": "names held out in every version",
     }
     return ["| split | icons | names | what |", "| --- | --- | --- | --- |"] + [
         f"| `{split}` | {corpus.manifest.num_of_split[split]:,} | {len(things[split]):,} | "
         f"{meaning[split]} |"
         for split in SPLITS
+    ]
+
+
+def _held_out() -> list[str]:
+    """What "held out by name" means, as `docs/_held_out.py` measured it."""
+    found = json.loads(HELD_OUT.read_text(encoding="utf-8"))
+    names, pictures = found["names"], found["pictures"]
+    return [
+        "| held out by name, and yet | of | number |",
+        "| --- | --- | --- |",
+        *(
+            f"| {what} | {of:,} {unit} | {number:,} ({number / of:.0%}) |"
+            for what, of, unit, number in (
+                (
+                    "the thing is a tag of an icon of `train`, and so at times its caption",
+                    *(names["things"], "things of `unseen`", names["things_tagged"]),
+                ),
+                (
+                    "the thing lies inside a longer name of `train`: fuel pump, fuel pump diesel",
+                    *(names["things"], "things of `unseen`", names["things_inside"]),
+                ),
+                (
+                    "one of the two",
+                    *(names["things"], "things of `unseen`", names["things_either"]),
+                ),
+                (
+                    "one of the two",
+                    *(names["icons"], "icons of `unseen`", names["icons_either"]),
+                ),
+                (
+                    "an icon of `train` is the same drawing in another place or size (correlation of at least 0.98)",
+                    *(pictures["comp_icons"], "icons of `comp`", pictures["comp_same_drawing"]),
+                ),
+            )
+        ),
     ]
 
 

@@ -60,13 +60,14 @@ def test_every_table_has_its_place(script: ModuleType) -> None:
     for line in (
         "| training | 1.0 minutes, 3 steps, 6,000 tokens (100 tokens a second) |",
         "| peak memory | 1.00 GiB |",
-        "| a thing held out in all versions (`unseen`) | 7 | 1.500 | 1.000 | 0.500 ± 0.030 | "
+        "| held out by name, in all versions (`unseen`) | 7 | 1.500 | 1.000 | 0.500 ± 0.030 | "
         "0.12 / 0.88 | 0.12 / 0.88 | **0.12 / 0.88** | 0.12 / 0.88 |",
-        "| a drawing held out, its thing seen in other sets or styles (`comp`) | 1 | 1 | 0 |",
+        "| a drawing held out, its name in `train` in other sets or styles (`comp`) | 1 | 1 | 0 |",
         "| train/image_loss | 1.234 |",
     ):
         assert f"\n{line}\n" in made
-    assert PAGE.count("<!-- table: ") == PAGE.count("<!-- end -->") == 5
+    assert PAGE.count(", by python docs/_quickstart.py FOLDER -->") == 5
+    assert PAGE.count("<!-- table: ") == PAGE.count("<!-- end -->")
     assert script.page(made, TRAINING, DRAWN) == made
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 SPLITS = {
     "train": "what it was trained on (`train`)",
-    "comp": "a drawing held out, its thing seen in other sets or styles (`comp`)",
-    "compose": "two known parts, never seen together (`compose`)",
-    "unseen": "a thing held out in all versions (`unseen`)",
+    "comp": "a drawing held out, its name in `train` in other sets or styles (`comp`)",
+    "compose": "two parts of names of `train`, held out together (`compose`)",
+    "unseen": "held out by name, in all versions (`unseen`)",
     "valid": "held-out documents (`valid`)",
 }
 #: What is prepended, by condition: of icons, of other data sets.

@@ -1,6 +1,6 @@
 """The experiment's stages; each leaves its result in the folder, see `ResultFolder`.
 
-parts/<split>-nats.json, <split>-found.json, <split>-drawn-<condition>.npy, <split>-judged.json, <split>-by-set.json
+parts/<split>-nats.json, <split>-drawn-<condition>.npy, <split>-judged.json, <split>-by-set.json, <split>-nearness.json
 parts/style.json, parts/tokenizer.json
 figures.json, report.md, pictures-<split>.png     everything together
 """
@@ -28,6 +28,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3core.model import Model
+from cm3core.nearness import NEARLY_A_COPY, nearness
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.entries import IconEntry
 
@@ -129,6 +130,9 @@ class IconExperiment:
             "by_set": self._results.figures(
                 f"{split}-by-set", lambda: self._by_set(asked, drawn, found)
             ),
+            "nearness": self._results.figures(
+                f"{split}-nearness", lambda: self._nearness(asked, drawn)
+            ),
         }
 
     def _draw(self, asked: Sequence[Asked], condition: str) -> PixelArray:
@@ -186,6 +190,28 @@ class IconExperiment:
                 **{kind: chances_by(found, made, entries) for kind, made in pictures.items()},
             }
         return figures
+
+    def _nearness(
+        self, asked: Sequence[Asked], drawn: dict[str, PixelArray]
+    ) -> dict[str, dict[str, Any]]:
+        """How near what was drawn is to the first document in front, and how near the real picture is to it."""
+        figures = {}
+        for condition, own in drawn.items():
+            near: dict[str, list[float]] = {"drawn": [], "real": []}
+            for one, pixels in zip(asked, own, strict=True):
+                front = one.front_pixels(condition, self.model)
+                if front is not None:
+                    near["drawn"].append(nearness(pixels, front))
+                    near["real"].append(nearness(one.pixels(self.model.image_size), front))
+            if near["drawn"]:
+                figures[condition] = {name: nearness_figures(ones) for name, ones in near.items()}
+        return figures
+
+
+def nearness_figures(values: Sequence[float]) -> dict[str, Any]:
+    """Of some nearnesses: how many, their median, and how many are nearly copies (`NEARLY_A_COPY`)."""
+    copies = sum(value >= NEARLY_A_COPY for value in values)
+    return {"num": len(values), "median": float(np.median(values)), "copies": copies}
 
 
 def chances_by(

@@ -12,14 +12,15 @@ from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
 from cm3core.files import write_text
+from cm3core.nearness import NEARLY_A_COPY
 
 if TYPE_CHECKING:
     from cm3core.model import Model
 
 SPLIT_TITLES = {
-    "comp": "a drawing held out, its thing seen in other sets or styles (`comp`)",
-    "compose": "two known parts, never seen together (`compose`)",
-    "unseen": "a thing held out in all versions (`unseen`)",
+    "comp": "a drawing held out, its name in `train` in other sets or styles (`comp`)",
+    "compose": "two parts of names of `train`, held out together (`compose`)",
+    "unseen": "held out by name, in all versions (`unseen`)",
     "train": "drawings that it was trained on (`train`)",
 }
 CONDITION_TITLES = {
@@ -92,6 +93,7 @@ def figure_lines(figures: dict[str, Any]) -> list[str]:
         *_nats(figures["splits"]),
         *_pictures(figures["splits"], figures["style_classifier"]),
         *_by_set(figures["splits"]),
+        *_nearness(figures["splits"]),
         *(_tokenizer(figures["tokenizer"]) if "tokenizer" in figures else ()),
     ]
 
@@ -207,12 +209,41 @@ def _by_set(splits: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def _nearness(splits: dict[str, Any]) -> list[str]:
+    """How near drawn pictures are to what was in front; nothing where nothing was."""
+    rows = [
+        (split, condition, values)
+        for split, own in splits.items()
+        for condition, values in own.get("nearness", {}).items()  # older results have none
+    ]
+    if not rows:
+        return []
+    lines = [
+        "## How near it is to what was in front",
+        "",
+        "Ink shared by a picture and the first document in front, each laid over the same square "
+        "(`cm3core.nearness`): 1 is",
+        f"the same drawing; from {NEARLY_A_COPY:g} on a picture counts as nearly a copy. Beside it, "
+        "the real picture that was asked for.",
+        "",
+        "| split | in front | pictures | drawn: median | nearly copies | real: median | nearly copies |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for split, condition, values in rows:
+        cells = [str(values["drawn"]["num"])]
+        for name in ("drawn", "real"):
+            cells += [f"{values[name]['median']:.2f}", str(values[name]["copies"])]
+        title = CONDITION_TITLES.get(condition, plain(condition))
+        lines.append(f"| {plain(split)} | {title} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _tokenizer(figures: dict[str, Any]) -> list[str]:
     header = ["", "bytes", "fits", "PSNR, dB", "R@1, pixels", "bytes for the same PSNR"]
     lines = [
         "## The image tokenizer",
         "",
-        "Things held out in all versions (`unseen`). Files: the best one of as many bytes as the "
+        "Things held out by name in all versions (`unseen`). Files: the best one of as many bytes as the "
         "codes take, shrunk if need",
         "be; where none is that small (`fits` below 100%), the smallest. Last column: the smallest "
         "file at full size that is",

@@ -16,8 +16,8 @@ from cm3apps.experiments.retrieval.arms import ARMS, OWN
 from cm3apps.markdown_text import plain
 
 SPLIT_TITLES = {
-    "comp": "known things in a style held out (`comp`)",
-    "unseen": "unknown things (`unseen`)",
+    "comp": "drawings held out (`comp`)",
+    "unseen": "held out by name (`unseen`)",
 }
 
 

@@ -24,9 +24,9 @@ class IconSourceConfig(DocumentSourceConfig):
     """The icon corpus: about 100,000 pictures of 33,000 things, most of them in several versions.
 
     Args:
-        split: "train", "comp" (a drawing held out whose thing is in train in another set or style),
-            "compose" (both parts of the name are in train, but never together), "unseen" (things held
-            out in all versions), or "all" of them.
+        split: "train", "comp" (a drawing held out whose name is in train in another set or style),
+            "compose" (both parts of the name are in names of train, but never together), "unseen" (names
+            held out in all versions), or "all" of them. The thing may be in train by another name.
         sets: sets to take; empty: all. `cm3 recipe describe icons` does not list them: see
             `docs/icons.md`.
         styles: take icons that have all these style words (outline, filled, duotone, colour, broken, thin,
