@@ -18,7 +18,7 @@ from cm3core.generation.engine import Request
 from cm3core.model.loaded import Loaded, known_by_codes
 from cm3core.model.queries import has_a_phrase, has_every_word
 from cm3core.model.results import RetrievedDocument
-from cm3core.model.searching import Found, search
+from cm3core.model.searching import Found, search, text_found
 from cm3core.prepending import prepended
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ class Retrieval:
     def _text(self, found: Retrieved) -> str:
         """The text of a document of the memory."""
         assert self.components.retriever is not None
-        return text_of(self.components.retriever.memory.document(found.index))
+        return text_found(self.components.retriever, found)
 
     def _not_asked_for(self, prompt: str) -> list[str]:
         """The words of `unless_asked_for` that a prompt has not."""

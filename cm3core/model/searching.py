@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 from cm3core.document import Document, Text, text_of
+from cm3core.errors import DataError
 from cm3core.model.queries import has_every_word, has_these_words, is_named, shares_a_word, wordings
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _of_text(
     results = yield (Text(last.query),), number
     if not (depth and results):
         return Found(results, last.query, last.thing)
-    best = _text(retriever, results[0])
+    best = text_found(retriever, results[0])
     for thing in things:
         if has_these_words(thing, best):
             return Found(results, last.query, thing)
@@ -130,7 +131,7 @@ def _of_text(
     if chosen := _with_the_thing(retriever, last.thing, deep[1], number, has_every_word):
         return Found(chosen, query, last.thing)
     if not shares_a_word(last.thing, best):
-        alike = (one for one in deep[1] if shares_a_word(last.thing, _text(retriever, one)))
+        alike = (one for one in deep[1] if shares_a_word(last.thing, text_found(retriever, one)))
         if chosen := list(islice(alike, number)):
             return Found(chosen, query, last.thing)
     return Found(results, last.query, last.thing)
@@ -147,7 +148,7 @@ def _in_plural(
     or `results`: "bicycles" are rather a bicycle than "no bicycles"; else nothing."""
     if not has_every_word(thing, best):
         return []
-    return [one for one in deep if is_named(thing, _text(retriever, one))] or results
+    return [one for one in deep if is_named(thing, text_found(retriever, one))] or results
 
 
 def _with_picture(
@@ -160,7 +161,7 @@ def _with_picture(
         if one.query == last.query:
             break
         results = yield _with_texts(query, lambda _, one=one: one.query), max(number, depth)  # type: ignore[misc]  # mypy infers no lambda with a default
-        if any(has_these_words(one.thing, _text(retriever, found)) for found in results):
+        if any(has_these_words(one.thing, text_found(retriever, found)) for found in results):
             return Found(results[:number], one.query, one.thing)
     results = yield _with_texts(query, lambda _: last.query), number
     return Found(results, last.query, last.thing)
@@ -181,7 +182,7 @@ def _with_the_thing(
     in_thing: list[Retrieved] = []
     in_text: list[Retrieved] = []
     for one in results:
-        text = _text(retriever, one)
+        text = text_found(retriever, one)
         if has(thing, text):
             (in_thing if has(thing, text.split(",")[0]) else in_text).append(one)
         # no more documents are read than it takes: a memory may be a database far away
@@ -191,9 +192,12 @@ def _with_the_thing(
     return list(results[:number]) if chosen and chosen[0] is results[0] else chosen
 
 
-def _text(retriever: Retriever, found: Retrieved) -> str:
-    """The text of a document of the memory."""
-    return text_of(retriever.memory.document(found.index))
+def text_found(retriever: Retriever, found: Retrieved) -> str:
+    """The text of a document of the memory; empty where it can't be read, which is said once it is to be in front."""
+    try:
+        return text_of(retriever.memory.document(found.index))
+    except DataError:
+        return ""
 
 
 def _with_texts(query: Document, change: Callable[[str], str]) -> Document:

@@ -15,7 +15,7 @@ import pytest
 
 from cm3core.images import open_image, read_png_metadata
 from toy_model import picture, toy_model
-from toy_server import choosing, mask, png, with_fixtures
+from toy_server import choosing, mask, png, rewriting, served, with_fixtures
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed")
 
@@ -154,6 +154,15 @@ def test_prepended_documents_come_back(client):
     [document] = answer.data[0].documents
     assert (document["id"], document["score"], document["text"]) == ("red", 1.0, "red")
     assert pixels_of(document["b64_json"]).shape == (8, 8, 3)
+
+
+def test_documents_tell_what_was_looked_for():
+    with served({"toy": rewriting}) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        for prompt, looked_for in (("pink", "red"), ("red", None)):
+            answer = client.images.generate(prompt=prompt, extra_body={"return_documents": True})
+            for document in answer.data[0].documents:
+                assert document.get("looked_for") == looked_for
 
 
 def test_documents_are_given_by_hand(client):

@@ -15,7 +15,7 @@ from cm3apps.server.app import FILES
 from cm3apps.server.settings import Limits
 from toy_model import picture, toy_model
 from toy_page import CHROMIUM, api, draw, opened, pixels_of, ready, says, upload
-from toy_server import Served, png, served, toy
+from toy_server import Served, png, rewriting, served, toy
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,6 +29,14 @@ def server() -> Iterator[Served]:
         {"toy": toy(0.02), "other": toy(0.02)}, limits=Limits(body_bytes=1 << 20)
     ) as running:
         yield running
+
+
+def test_what_was_looked_for_is_told(browser):
+    with served({"toy": rewriting}) as server, opened(browser, server) as page:
+        draw(page, "pink")
+        says(page, "#documents-hint", "Retrieved for “red”, and put before it.")
+        draw(page, "red")
+        says(page, "#documents-hint", "Retrieved for the prompt, and put before it.")
 
 
 def test_drawing_shows_the_pictures_of_the_python_api(browser, server):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cm3core.checkpoint.words import TrainingWords, words_of
 from cm3core.document import Image, Text, text_of
+from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSource, Retrieved, Retriever
 from cm3core.model import Model
 from cm3core.model.searching import Found, search
@@ -144,6 +145,20 @@ def test_words_that_a_document_has_find_it(searching, prompt, found, looked_for)
     assert first(searching, prompt) == found
     query = found_for(searching, prompt).query
     assert query == (prompt if looked_for is None else looked_for)
+
+
+def test_a_document_that_cannot_be_read_is_no_reason_to_fail(searching, monkeypatch):
+    """It may be one that was removed from a database a moment ago, far down in the list."""
+    read = Texts._document
+
+    def removed(self, index, rng):
+        if index == 2:
+            raise DataError("document 2", "is not there: it was removed", "search again")
+        return read(self, index, rng)
+
+    monkeypatch.setattr(Texts, "_document", removed)
+    assert first(searching, "crow") == "bird, filled"
+    assert first(searching, "gun") == "gun, filled"
 
 
 def test_the_style_still_counts(searching):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
-#: Held-out splits: unseen styles of known things, and unknown things.
+#: Held-out splits: drawings held out, and names held out in all versions.
 SPLITS = ("comp", "unseen")
 #: Retrievers that every decoder is measured with, whatever it was trained with.
 MEASURED_WITH = ("dense", "bm25", "random")
