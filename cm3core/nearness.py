@@ -11,6 +11,9 @@ surroundings, or less. Ink alone takes a filled disc with a cross for one with a
 - Coloured pictures on a plain background: the shape, and how strong the colours are in it, not which they are.
 - Photographs have no background. What is compared is how far each place is from the colour of the frame: equal pictures
   have 1, copies nearly, and different ones are far from it; between that the number says little.
+
+Of 400 icons, 92% are nearly copies of what the bundled image tokenizer keeps of them; of 400 pairs of different filled
+icons of one set that both have a circle or a square, 1.8%; of two icons of different things none (`python docs/_nearness.py`).
 """
 
 from __future__ import annotations

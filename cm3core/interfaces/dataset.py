@@ -130,9 +130,8 @@ class Provenance:
 
     @property
     def shared(self) -> Provenance:
-        """What it says of its collection, without the work's own title and address: by this documents are
-        counted."""
-        return replace(self, title="", link="")
+        """What it says of its collection, without the work's own title: by this documents are counted."""
+        return replace(self, title="")
 
     def stated(self) -> dict[str, str]:
         """Its fields, as files store them: those that it does not know are left out, but for the first three."""

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cm3apps.server import chat_api, conditions_api, field_tables, images_api, sets_api
+from cm3apps.server.documents import ORIGINALS, file_of_original, no_original
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
@@ -118,6 +119,7 @@ def make_app(
         Route("/metrics", api.metrics_text, methods=["GET"]),
         Route("/v1/models", api.models, methods=["GET"]),
         Route("/v1/models/{name:path}", api.model, methods=["GET"]),
+        Route(ORIGINALS, api.original, methods=["GET"]),
         Route("/studio/facts", api.facts, methods=["GET"]),
         *(Route(one.path, one, methods=["POST"]) for one in generating),
     ]
@@ -192,6 +194,27 @@ class _Reading:
             return JSONResponse(_described(self.workshop.pool.name_of(request.path_params["name"])))
         except APIError as error:
             return _answer(error)
+
+    async def original(self, request: Request) -> Response:
+        """The own file of a document that was in front of a result."""
+        id = request.query_params.get("id", "")
+        try:
+            name = self.workshop.pool.name_of(request.query_params.get("model"))
+            document = self.workshop.shown.find(name, id)
+            if document is None:
+                raise no_original(
+                    id, "was in front of no result lately. Next: draw one again, and ask then"
+                )
+            async with self.workshop.pool.use(name) as loaded:
+                original = await aside(loaded.model.original, document)
+            if original is None:
+                raise no_original(id, "the memory has no file of this document")
+            file, content, media_type = await aside(file_of_original, original, document)
+        except Exception as error:  # any becomes an answer in the API's own shape
+            return _answer(answer_to(error, ORIGINALS))
+        # never shown by the browser: an SVG may be anyone's
+        headers = {"content-disposition": f'attachment; filename="{file}"'}
+        return Response(content, media_type=media_type, headers=headers)
 
     async def facts(self, request: Request) -> Response:
         """What the page shows of a model."""

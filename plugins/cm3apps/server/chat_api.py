@@ -12,14 +12,16 @@ from cm3apps.server import turns_api
 from cm3apps.server.abilities import in_turns, task_of
 from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.fields import Field
-from cm3apps.server.images_api import document, facts_of
-from cm3apps.server.pictures import Output, Upload, from_url, metadata_of, text_of_base64
+from cm3apps.server.images_api import facts_of
+from cm3apps.server.pictures import Output, Upload, from_url, text_of_base64
 from cm3apps.server.sampling_options import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
+from cm3core.model.facts import facts_of as picture_facts
 from cm3core.model.turns import SPEAKERS, Turn
 
 if TYPE_CHECKING:
+    from cm3apps.server.documents import Naming
     from cm3apps.server.settings import Limits
     from cm3core.model.model import Model
 
@@ -161,6 +163,7 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
         model = loaded.model
         check_sampling(model, options)
     documents = bool(values.get("return_documents"))
+    naming = workshop.naming(name, values)
     number = values.get("n", 1)
     if wants_picture:
         if values.get("truncate"):
@@ -173,7 +176,7 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
             picture=pixels,
         )
         pictures = await in_order(workshop.pictures(client, name, task), number)
-        choices = [await aside(_with_picture, model, one, task, documents) for one in pictures]
+        choices = [await aside(_with_picture, model, one, task, naming) for one in pictures]
         if task.sort == "draw":
             unknown = await workshop.unknown_words(name, [turn.text])
             choices = [one | {"unknown_words": unknown} for one in choices]
@@ -193,7 +196,7 @@ async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]
         for place in range(number):
             own = options if place == 0 else options | {"seed": options["seed"] + place}
             written = await workshop.text(client, name, pixels, question, own)
-            choices.append(_message(written.text, written, documents) | read)
+            choices.append(_message(written.text, written, naming) | read)
         turn = replace(turn, text=question or "")
     return _reply(name, choices, values, _usage(model, turn, choices))
 
@@ -210,13 +213,13 @@ def _add_sampling(options: dict[str, Any], values: Mapping[str, Any], prefix: st
         options["sampling"] = own | options.get("sampling", {})
 
 
-def _with_picture(model: Model, picture: Any, task: PictureTask, documents: bool) -> dict[str, Any]:
-    facts = metadata_of(
-        model, picture, task.options.get("sampler"), task.options.get("sampling", {})
-    )
+def _with_picture(model: Model, picture: Any, task: PictureTask, naming: Naming) -> dict[str, Any]:
+    picture = naming.recognised(picture)
+    sampling = task.options.get("sampling", {})
+    facts = picture_facts(model, picture, sampler=task.options.get("sampler"), sampling=sampling)
     encoded = text_of_base64(Output().encode(picture.pixels, facts))
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
-    return _message([part], picture, documents)
+    return _message([part], picture, naming) | naming.of_picture(picture)
 
 
 def _question(
@@ -257,10 +260,10 @@ def _turns(asked: Asked, workshop: Workshop, name: str) -> list[Turn]:
     return found
 
 
-def _message(content: Any, result: Any, documents: bool) -> dict[str, Any]:
+def _message(content: Any, result: Any, naming: Naming) -> dict[str, Any]:
     message = {"role": "assistant", "content": content, "refusal": None} | facts_of(result)
-    if documents:
-        message["documents"] = [document(one) for one in result.retrieved]
+    if naming.with_pictures:
+        message["documents"] = naming.documents(result.retrieved)
     return message
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.abilities import able
+from cm3apps.server.wish import can_trace
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
         "tasks": able(model, workshop.forced),
         "conditions": workshop.structures.offered(model),
         "sampler": {"name": names.get("sampler", ""), "keys": _keys(model)},
-        "svg": find_spec("vtracer") is not None,
+        "svg": can_trace(),
         "samplers": registry.names("sampler"),
         "reranker": names.get("reranker"),
         "rerankers": registry.names("reranker"),

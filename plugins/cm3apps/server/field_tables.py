@@ -86,7 +86,7 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             name="return_documents",
             sort="flag",
             ours=True,
-            help="also return the documents that were prepended, with their pictures",
+            help="also return the pictures of the documents that were prepended; of a text, the documents",
         ),
         Field(
             name="truncate",
@@ -110,6 +110,12 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
 def picture_fields(limits: Limits) -> tuple[Field, ...]:
     """What both routes of the Images API have."""
     return (
+        Field(
+            name="return_svg",
+            sort="flag",
+            ours=True,
+            help="also return each picture traced as curves, an SVG",
+        ),
         Field(name="model", sort="text", most=300, help="one of /v1/models; the first by default"),
         Field(
             name="n",

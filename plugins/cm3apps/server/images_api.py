@@ -11,10 +11,8 @@ from cm3apps.server.abilities import task_of
 from cm3apps.server.conditions import condition_of
 from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.pictures import (
-    Output,
     Upload,
     mask_of,
-    metadata_of,
     pictures_of,
     text_of_base64,
 )
@@ -22,11 +20,15 @@ from cm3apps.server.sampling_options import check_sampling, generation_options, 
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside, in_order, transparent
 from cm3apps.server.wish import Wish
+from cm3core.attribution import svg
+from cm3core.model.facts import facts_of as picture_facts
+from cm3core.model.results import GeneratedImage, InfilledImage
 
 if TYPE_CHECKING:
+    from cm3apps.server.documents import Naming
+    from cm3core.attribution import PictureFacts
     from cm3core.document import BoolArray, PixelArray
     from cm3core.model.model import Model
-    from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
@@ -134,7 +136,8 @@ async def _answer(
     texts = [] if sort == "edit" else [task.text]
     unknown = await workshop.unknown_words(name, texts)
     events = workshop.pictures(client, name, task)
-    reply = Reply(model, task, wish, event, unknown)
+    reply = Reply(model, task, wish, event, workshop.naming(name, values))
+    reply.unknown_words = unknown
     if values.get("stream"):
         return reply.events(events)
     pictures = await in_order(events, number)
@@ -156,7 +159,7 @@ class Reply:
     Args:
         model, task, wish: what draws, what is asked for, how it is returned.
         event: the name that its events begin with.
-        unknown_words: see `Workshop.unknown_words`.
+        naming: names the documents that were in front.
     """
 
     def __init__(
@@ -165,13 +168,16 @@ class Reply:
         task: PictureTask,
         wish: Wish,
         event: str,
-        unknown_words: Mapping[str, str | None] | None = None,
+        naming: Naming,
     ) -> None:
         self.model, self.task, self.wish, self.event = model, task, wish, event
-        self.unknown_words = unknown_words
+        self.naming = naming
+        #: See `Workshop.unknown_words`.
+        self.unknown_words: Mapping[str, str | None] | None = None
 
     def item(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
         """One of `data`."""
+        picture = self.naming.recognised(picture)
         large = getattr(picture, "upscaled", None)
         pixels = picture.pixels if large is None else large
         encoded = text_of_base64(self.wish.output.encode(pixels, self.facts(picture)))
@@ -180,9 +186,9 @@ class Reply:
             if self.wish.as_url
             else {"b64_json": encoded}
         )
-        item |= facts_of(picture)
-        if self.wish.with_documents:
-            item["documents"] = [document(one) for one in picture.retrieved]
+        item |= facts_of(picture) | self.naming.of_picture(picture)
+        if self.wish.with_svg:
+            item["svg"] = self.svg(picture)
         if self.task.record:  # what `Model.do` takes
             item["task"] = task_of(self.model, self.task.sort)
             texts = {name: one for name, one in self.task.record.items() if isinstance(one, str)}
@@ -191,11 +197,19 @@ class Reply:
             item["revised_prompt"] = picture.text  # type: ignore[union-attr]  # what is filled has a text
         return item
 
-    def facts(self, picture: GeneratedImage | InfilledImage) -> dict[str, str]:
-        """What its PNG carries."""
+    def facts(self, picture: GeneratedImage | InfilledImage) -> PictureFacts:
+        """What its file carries."""
         options = self.task.options
         sampling = options.get("sampling", {})
-        return metadata_of(self.model, picture, options.get("sampler"), sampling)
+        return picture_facts(self.model, picture, sampler=options.get("sampler"), sampling=sampling)
+
+    def svg(self, picture: GeneratedImage | InfilledImage) -> str:
+        """The picture traced as curves, with what its file carries."""
+        from cm3core.cli._tracing import svg_of, svg_of_image
+
+        is_drawn = isinstance(picture, GeneratedImage)
+        traced = svg_of_image(picture) if is_drawn else svg_of(picture.pixels)
+        return svg(traced, self.facts(picture))
 
     async def events(
         self, events: AsyncGenerator[Partial | Drawn, None]
@@ -224,7 +238,7 @@ class Reply:
 
     async def partial(self, one: Partial) -> Event:
         """The event of a growing picture."""
-        encoded = await aside(self.wish.output.encode, one.pixels)
+        encoded = await aside(self.wish.output.preview, one.pixels)
         grown = {
             "b64_json": text_of_base64(encoded),
             "partial_image_index": one.number,
@@ -264,10 +278,3 @@ def facts_of(result: Any) -> dict[str, Any]:
             "measure": result.choice.measure,
         }
     return facts
-
-
-def document(one: RetrievedDocument) -> dict[str, Any]:
-    """A document that was prepended, with its picture; and what was looked for, if not the prompt."""
-    encoded = None if one.pixels is None else text_of_base64(Output().encode(one.pixels))
-    shown = {"id": one.id, "score": one.score, "text": one.text, "b64_json": encoded}
-    return shown | ({"looked_for": one.looked_for} if one.looked_for else {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as Pillow
 
-import cm3core
 from cm3apps.server.errors import APIError, in_one_line, invalid_value
 from cm3core import images
+from cm3core.attribution import encoded
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.transparency import without_background
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model
-    from cm3core.model.results import GeneratedImage, InfilledImage
+    from cm3core.attribution import PictureFacts
 
 _PREFIX = "data:"
 
@@ -132,18 +130,26 @@ class Output:
     size: tuple[int, int] | None = None
     transparent: bool = False
 
-    def encode(self, pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> bytes:
-        """The picture's bytes. Only PNG carries the metadata."""
+    def encode(self, pixels: PixelArray, facts: PictureFacts) -> bytes:
+        """The picture's bytes, with what made it and the documents that were in front."""
+        return encoded(self._shown(pixels), self.format, facts, quality=self.quality)
+
+    def preview(self, pixels: PixelArray) -> bytes:
+        """The bytes of a picture that is still growing, or of none that a model made."""
+        shown = self._shown(pixels)
+        if self.format == "png":
+            return images.png_bytes(shown)
+        file = io.BytesIO()
+        Pillow.fromarray(shown).save(file, format=self.format.upper(), quality=self.quality)
+        return file.getvalue()
+
+    def _shown(self, pixels: PixelArray) -> PixelArray:
         shown = without_background(pixels) if self.transparent else pixels
         if self.size is not None and self.size != (pixels.shape[1], pixels.shape[0]):
             smaller = min(self.size) < min(pixels.shape[:2])
             resampling = Pillow.Resampling.LANCZOS if smaller else Pillow.Resampling.BICUBIC
             shown = np.asarray(Pillow.fromarray(shown).resize(self.size, resampling))
-        if self.format == "png":
-            return images.png_bytes(shown, metadata)
-        file = io.BytesIO()
-        Pillow.fromarray(shown).save(file, format=self.format.upper(), quality=self.quality)
-        return file.getvalue()
+        return shown
 
     @property
     def media_type(self) -> str:
@@ -154,34 +160,3 @@ class Output:
 def text_of_base64(data: bytes) -> str:
     """base64, as JSON holds it."""
     return base64.b64encode(data).decode("ascii")
-
-
-def metadata_of(
-    model: Model,
-    picture: GeneratedImage | InfilledImage,
-    sampler: str | None,
-    sampling: Mapping[str, Any],
-) -> dict[str, str]:
-    """A PNG's text chunks: what `cm3 generate` writes too, enough to draw the picture again."""
-    from cm3core.config.schema import to_plain
-    from cm3core.model.results import GeneratedImage
-
-    text = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
-    if isinstance(picture, GeneratedImage) and picture.sampler:
-        sampler = picture.sampler
-    config = model.sampler_config(sampler, **sampling)
-    name = sampler or model.recipe.component_names.get("sampler", "")
-    facts = {
-        "prompt": text,
-        "seed": str(picture.seed),
-        "model": model.name,
-        "step": str(model.step),
-        "recipe_hash": model.recipe_hash,
-        "sampler": json.dumps({"name": name} | to_plain(config)),
-        "retrieved": json.dumps([one.id for one in picture.retrieved], ensure_ascii=False),
-        "software": f"cm3leon {cm3core.__version__}",
-    }
-    if picture.choice is not None:
-        facts["score"] = f"{picture.choice.score:.6g}"
-        facts["measure"] = picture.choice.measure
-    return facts

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.errors import invalid_value
@@ -18,8 +17,10 @@ from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.sampling_options import check_sampling, generation_options
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside
-from cm3apps.server.wish import Wish
-from cm3core.cli._picture_set import file_names, sheet, styled, write_zip
+from cm3apps.server.wish import Wish, can_trace
+from cm3core.attribution import licences_text
+from cm3core.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
+from cm3core.model.facts import facts_of_sheet
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
@@ -71,6 +72,12 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             most=256,
             help="with stream: pictures of the rows finished so far, before each final one",
         ),
+        Field(
+            name="return_svg",
+            sort="flag",
+            ours=True,
+            help="also return each picture traced as curves, an SVG",
+        ),
         *sampling_fields(limits),
     )
 
@@ -96,7 +103,8 @@ async def sets(workshop: Workshop, client: str, values: Mapping[str, Any]) -> An
         partials=values.get("partial_images", 0),
         upscale=wish.upscale,
     )
-    reply = Reply(model, task, wish, "set", await workshop.unknown_words(name, task.texts))
+    reply = Reply(model, task, wish, "set", workshop.naming(name, values))
+    reply.unknown_words = await workshop.unknown_words(name, task.texts)
     work = _Set(reply, things, formats)
     events = work.events(workshop.pictures(client, name, task))
     if values.get("stream"):
@@ -135,11 +143,6 @@ def _formats(given: Sequence[Any]) -> tuple[str, ...]:
     return tuple(one for one in FORMATS if one in given) or ("png",)
 
 
-def can_trace() -> bool:
-    """Whether pictures can be made curves here."""
-    return find_spec("vtracer") is not None
-
-
 class _Set:
     """The answer of a set.
 
@@ -165,7 +168,7 @@ class _Set:
                 if isinstance(one, Partial):
                     yield await self.reply.partial(one)
                     continue
-                made[one.picture] = one.result
+                made[one.picture] = self.reply.naming.recognised(one.result)
                 names = {
                     "thing": self.things[one.picture],
                     "prompt": self.reply.task.texts[one.picture],
@@ -188,18 +191,24 @@ class _Set:
 
     def _packed(self, pictures: Sequence[GeneratedImage]) -> tuple[bytes, bytes]:
         """The grid and the zip."""
-        grid = Output().encode(sheet([one.pixels for one in pictures], self.things))
+        facts = facts_of_sheet(
+            self.reply.model,
+            pictures,
+            prompt="\n".join(self.reply.task.texts),
+            seed=str(self.reply.task.options["seed"]),
+        )
+        grid = Output().encode(sheet([one.pixels for one in pictures], self.things), facts)
         files = []
         for name, picture in zip(self.files, pictures, strict=True):
             files += [(name + end, content) for end, content in self._formats(picture)]
         target = io.BytesIO()
-        write_zip(target, [*files, ("grid.png", grid)])
+        own = zip(self.files, (one.credits for one in pictures), strict=True)
+        licences = licences_text(own).encode()
+        write_zip(target, [*files, ("grid.png", grid), (LICENCES, licences)])
         return grid, target.getvalue()
 
     def _formats(self, picture: GeneratedImage) -> list[tuple[str, bytes]]:
         """The picture's files: ends of their names, and contents."""
-        from cm3core.cli._tracing import svg_of_image
-
         pixels: PixelArray = picture.pixels if picture.upscaled is None else picture.upscaled
         facts, output = self.reply.facts(picture), self.reply.wish.output
         files = []
@@ -210,5 +219,5 @@ class _Set:
                 clear = replace(output, transparent=True)
                 files.append(("-transparent.png", clear.encode(pixels, facts)))
             else:
-                files.append((".svg", svg_of_image(picture).encode()))
+                files.append((".svg", self.reply.svg(picture).encode()))
         return files

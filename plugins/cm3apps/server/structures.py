@@ -86,7 +86,7 @@ class Structures:
             "condition": name,
             "feature": feature,
             "size": f"{seen.shape[1]}x{seen.shape[0]}",
-            "b64_json": text_of_base64(Output().encode(seen)),
+            "b64_json": text_of_base64(Output().preview(seen)),
         }
 
 

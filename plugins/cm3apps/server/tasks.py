@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from cm3apps.server.abilities import refuse_untuned, task_of
+from cm3apps.server.documents import Naming, ShownDocuments
 from cm3apps.server.drawn import DrawnPictures
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.structures import Structures
@@ -114,6 +115,8 @@ class Workshop:
     structures: Structures = field(default_factory=Structures)
     #: Pictures of replies.
     drawn: DrawnPictures = field(default_factory=DrawnPictures)
+    #: Documents that were in front of results.
+    shown: ShownDocuments = field(default_factory=ShownDocuments)
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
 
@@ -138,6 +141,10 @@ class Workshop:
                     if error.place == "engine":  # its thread has ended; the next request loads anew
                         self.pool.forget(model, loaded)
                     raise
+
+    def naming(self, model: str, values: Mapping[str, Any]) -> Naming:
+        """Names the documents of a model's results, with their pictures if the request asks for these."""
+        return Naming(self.shown, model, bool(values.get("return_documents")))
 
     async def unknown_words(
         self, model: str, texts: Sequence[str | None]

@@ -10,15 +10,14 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.errors import invalid_value
-from cm3apps.server.pictures import Output, metadata_of, text_of_base64
+from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Growing, Workshop, aside, rows_of
 from cm3core.generation.engine import PictureGrown, TextGrown, candidate_seed
-from cm3core.model.results import GeneratedImage
+from cm3core.model.facts import facts_of_reply
 from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
 
 if TYPE_CHECKING:
-    from cm3core.document import PixelArray
     from cm3core.model.model import Model
 
 #: Options of pictures that a reply has no use for.
@@ -144,7 +143,11 @@ async def streamed(
             elif isinstance(event, PictureGrown) and growing.is_due(event.segment, event.codes):
                 rows, all_rows = rows_of(event.codes)
                 pixels = await aside(model.preview, event.codes)
-                partial = {"image_url": {"url": _png(pixels)}, "rows": rows, "all_rows": all_rows}
+                partial = {
+                    "image_url": {"url": _png(Output().preview(pixels))},
+                    "rows": rows,
+                    "all_rows": all_rows,
+                }
                 yield chunk(role | {"partial_image": partial})
                 role = {}
             elif isinstance(event, ReplyPart) and isinstance(event.part, ReplyPicture):
@@ -174,16 +177,22 @@ def _content(
         if isinstance(part, str):
             found.append({"type": "text", "text": part})
             continue
-        facts = part.pixels, turns[-1].text, part.seed, (), part.codes, part.log_probability
-        picture = GeneratedImage(*facts)
-        told = metadata_of(model, picture, options.get("sampler"), options.get("sampling", {}))
-        found.append({"type": "image_url", "image_url": {"url": _png(part.pixels, told)}})
+        told = facts_of_reply(
+            model,
+            part,
+            turns[-1].text,
+            sampler=options.get("sampler"),
+            sampling=options.get("sampling", {}),
+        )
+        found.append(
+            {"type": "image_url", "image_url": {"url": _png(Output().encode(part.pixels, told))}}
+        )
     return found
 
 
-def _png(pixels: PixelArray, facts: Mapping[str, str] | None = None) -> str:
-    """A picture as a data: URL."""
-    return f"data:image/png;base64,{text_of_base64(Output().encode(pixels, facts or {}))}"
+def _png(content: bytes) -> str:
+    """A picture's bytes as a data: URL."""
+    return f"data:image/png;base64,{text_of_base64(content)}"
 
 
 def _facts(reply: Reply) -> dict[str, Any]:

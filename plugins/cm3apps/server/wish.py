@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.errors import invalid_value
@@ -28,7 +29,7 @@ class Wish:
     quality: str
     background: str
     as_url: bool
-    with_documents: bool
+    with_svg: bool
 
     @classmethod
     def of(cls, values: Mapping[str, Any], model: Model, limits: Limits) -> Wish:
@@ -52,8 +53,24 @@ class Wish:
             quality=values.get("quality", "auto"),
             background=background,
             as_url=values.get("response_format") == "url",
-            with_documents=values.get("return_documents", False),
+            with_svg=_with_svg(values),
         )
+
+
+def _with_svg(values: Mapping[str, Any]) -> bool:
+    asked = bool(values.get("return_svg", False))
+    if asked and not can_trace():
+        raise invalid_value(
+            "return_svg",
+            "needs the package vtracer on the server. Next: pip install 'cm3leon[svg]' there, or "
+            "leave it out",
+        )
+    return asked
+
+
+def can_trace() -> bool:
+    """Whether pictures can be made curves here."""
+    return find_spec("vtracer") is not None
 
 
 def _size(text: str, own: tuple[int, int], limits: Limits) -> tuple[int, int] | None:

@@ -67,6 +67,7 @@ def test_a_set_is_pictures_a_grid_and_a_zip(server):
     assert list(files) == [
         *(name + end for name in ("red", "green", "Red-2") for end in ends),
         "grid.png",
+        "LICENSES",
     ]
     assert (open_image(files["green.png"]) == own[1].pixels).all()
     assert open_alpha(files["green-transparent.png"]) is not None
@@ -89,7 +90,13 @@ def test_a_set_grows(server):
     finished = [one for one in events if one["type"] == "set.picture"]
     assert {one["thing"] for one in finished} == set(THINGS)
     assert pixels_of(finished[0]["b64_json"]).shape == (16, 16, 3)
-    assert set(files_of(events[-1])) == {"red.png", "green.png", "Red-2.png", "grid.png"}
+    assert set(files_of(events[-1])) == {
+        "red.png",
+        "green.png",
+        "Red-2.png",
+        "grid.png",
+        "LICENSES",
+    }
 
 
 @pytest.mark.parametrize(

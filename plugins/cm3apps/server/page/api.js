@@ -51,6 +51,13 @@ async function send(path, options = {}) {
 
 export async function get(path) { return (await send(path)).json(); }
 
+// A file: its content as a blob, and its name.
+export async function file(path) {
+  const response = await send(path);
+  const name = response.headers.get("content-disposition")?.match(/filename="([^"]+)"/)?.[1];
+  return { blob: await response.blob(), name: name || "original" };
+}
+
 // Seeds have up to 63 bits, more than JavaScript's numbers hold: here they are texts of digits.
 function parsed(text) { return JSON.parse(text.replace(/"seed": (\d+)/g, '"seed": "$1"')); }
 

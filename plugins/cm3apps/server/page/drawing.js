@@ -3,7 +3,7 @@
 import { Refusal, stream } from "/api.js";
 import { notice, say, state } from "/common.js";
 import * as history from "/history.js";
-import { Card, empty } from "/results.js";
+import { Card, empty, saidOf } from "/results.js";
 
 // Runs a request of pictures.
 //   path, body: what is asked for.       words: what each picture's card says.
@@ -32,7 +32,7 @@ export async function run({ path, body, words, view, kept, entryOf, actions, one
       const card = made[event.index];
       if (event.type.endsWith("partial_image")) { card.grow(source, event.rows / event.all_rows); continue; }
       done += 1;
-      const entry = { source, seed: event.seed, choice: event.choice, ...entryOf(event) };
+      const entry = { source, seed: event.seed, choice: event.choice, ...saidOf(event), ...entryOf(event) };
       card.finish(entry, actions);
       history.add(entry);
       if (words.length > 1) say(status, `${done} of ${words.length} pictures…`);

@@ -3,7 +3,7 @@
 import { Refusal, stream } from "/api.js";
 import { $, CHAT, can, notice, opened, say, state } from "/common.js";
 import * as history from "/history.js";
-import { Card, element } from "/results.js";
+import { Card, element, saidOf } from "/results.js";
 
 let source = null;    // of the picture that is talked about
 let isNew = false;    // whether it has not been sent yet
@@ -155,7 +155,7 @@ class Exchange {
       const request = { model: body.model, prompt: this.question, n: 1 };
       // what a conversation drew is not drawn again by a prompt alone
       const sort = can("turns") ? "chat" : given ? "edit" : "draw";
-      const entry = { sort, source: url, seed: this.facts.seed, choice: this.facts.choice, words: this.question, request, answer: wanted, begins, number, given: given && sort === "edit" ? { "picture.png": given } : {} };
+      const entry = { ...saidOf(this.facts), sort, source: url, seed: this.facts.seed, choice: this.facts.choice, words: this.question, request, answer: wanted, begins, number, given: given && sort === "edit" ? { "picture.png": given } : {} };
       card.finish(entry, actions);
       history.add(entry);
       talkAbout(url, false);

@@ -1,5 +1,6 @@
 // Cards of results: growing, finished, and from the history. Everything that a model or a person wrote is text, never HTML.
 
+import { Refusal, file } from "/api.js";
 import { showRepeat } from "/repeat.js";
 
 export function element(name, properties = {}, ...children) {
@@ -10,6 +11,53 @@ export function element(name, properties = {}, ...children) {
 }
 
 export function download(source, name) { element("a", { href: source, download: name }).click(); }
+
+// What is kept of an answer beside the picture: the documents that were in front, and whether it is nearly a copy of one.
+export function saidOf(answer) {
+  const documents = answer.documents?.map(({ b64_json: _, ...one }) => one);
+  return { documents, copyOf: answer.copy_of, svg: answer.svg };
+}
+
+// A link, if it is one that a page may follow: the documents of a data set are anyone's.
+function linked(text, address) {
+  return /^https?:\/\//.test(address || "") ? element("a", { href: address, target: "_blank", rel: "noopener noreferrer", textContent: text }) : text;
+}
+
+async function saveOriginal(button, one) {
+  try {
+    const { blob, name } = await file(one.original);
+    const address = URL.createObjectURL(blob);
+    download(address, name);
+    setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  } catch (error) {
+    button.textContent = "Not available";
+    button.title = error instanceof Refusal ? error.message : String(error);
+  }
+}
+
+function sourceOf(one) {
+  const known = one.licence !== "unknown";
+  const words = [linked(one.id, one.link)];
+  if (one.attribution) words.push(` by ${one.attribution}`);
+  if (one.collection) words.push(`, of ${one.collection}`);
+  words.push(", ", linked(known ? one.licence : "licence unknown", one.licence_link));
+  if (one.nearness !== undefined) words.push(`; nearness ${one.nearness.toFixed(2)}`);
+  const item = element("li", {}, ...words);
+  if (one.original) {
+    const button = element("button", { type: "button", className: "link", textContent: "Original", "aria-label": `Download the original of ${one.id}` });
+    button.onclick = () => saveOriginal(button, one);
+    item.append(" ", button);
+  }
+  return item;
+}
+
+// Who is to be named for a picture.
+function sourcesOf(entry) {
+  const parts = [];
+  if (entry.copyOf) parts.push(element("p", { className: "copy", textContent: `${entry.copyOf[0].toUpperCase()}${entry.copyOf.slice(1)}` }));
+  if (entry.documents?.length) parts.push(element("div", { className: "sources" }, element("span", { textContent: "Drawn after" }), element("ul", {}, ...entry.documents.map(sourceOf))));
+  return parts;
+}
 
 export class Card {
   constructor(words) {
@@ -32,8 +80,10 @@ export class Card {
     const facts = [`seed ${entry.seed}`];
     if (entry.choice) facts.push(`best of ${entry.choice.scores.length} by ${entry.choice.measure}: ${entry.choice.scores.map((score, place) => `${place === entry.choice.index ? "▸" : ""}${score.toPrecision(3)}`).join(", ")}`);
     const extension = entry.source.match(/^data:image\/(\w+)/)[1];
+    const name = `${(entry.words || "picture").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}`;
     const buttons = [
-      ["Download", () => download(entry.source, `${(entry.words || "picture").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}.${extension}`)],
+      ["Download", () => download(entry.source, `${name}.${extension}`)],
+      ...(entry.svg ? [["SVG", () => download(`data:image/svg+xml;charset=utf-8,${encodeURIComponent(entry.svg)}`, `${name}.svg`)]] : []),
       ["Repeat…", () => showRepeat(entry)],
       ["Edit", () => actions.edit(entry)],
       ["Describe", () => actions.look(entry)],
@@ -41,6 +91,7 @@ export class Card {
     this.caption.replaceChildren(
       element("span", { className: "words", textContent: entry.words || "", title: entry.words || "" }),
       element("span", { className: "facts", textContent: facts.join(" · ") }),
+      ...sourcesOf(entry),
       element("div", { className: "buttons" }, ...buttons.map(([name, onclick]) => element("button", { type: "button", textContent: name, onclick }))),
     );
   }

@@ -31,7 +31,7 @@ async function draw(event, actions) {
   const { things, style, formats: _, ...rest } = body;
   let isTold = false;
   run({
-    path: SETS, body: { ...body, partial_images: 64 }, words: things, actions, kept: EMPTY,
+    path: SETS, body: { ...body, partial_images: 64, ...(state.facts.svg ? { return_svg: true } : {}) }, words: things, actions, kept: EMPTY,
     view: { status, cards: $("set-cards"), button: $("draw-set"), stopper: $("set-stop") },
     entryOf: (picture) => ({ sort: "draw", words: picture.prompt, request: { ...rest, prompt: picture.prompt } }),
     onevent: (one) => {

@@ -117,7 +117,7 @@ async function drawWith(path, body, sort, view, kept, words, field) {
   const own = await given(body);
   let isFirst = true, isTold = false;
   run({
-    path, body: { ...body, partial_images: 64, return_documents: true }, words: Array(body.n).fill(body.prompt), view, kept, actions,
+    path, body: { ...body, partial_images: 64, return_documents: true, ...(state.facts.svg ? { return_svg: true } : {}) }, words: Array(body.n).fill(body.prompt), view, kept, actions,
     entryOf: (picture) => ({ sort, ...own, words: body.prompt || picture.revised_prompt || "", ...(picture.task ? { task: picture.task, record: picture.record } : {}) }),
     onevent: (one) => {
       if (!isTold) tellWords(words, one.unknown_words, field);  // once: a later event would show again what was replaced
