@@ -12,7 +12,7 @@ from pathlib import Path
 from cm3core.errors import TrustError
 from cm3core.interfaces.reach import CREDENTIALS, UNDECLARED, Reach
 from cm3core.trust.fields import address_of, path_of
-from cm3core.trust.own import recorded
+from cm3core.trust.own import own_of, recorded
 
 OPTION = "--trust-endpoints"
 
@@ -65,7 +65,7 @@ def trust_of(folder: str | Path, shipped: Iterable[Path], allowed: Sequence[str]
     """What the model in a folder may reach.
 
     Args:
-        folder: the model's, a run's, or a checkpoint of a run, which is one folder with its run.
+        folder: the model's, a run's, or a checkpoint of a run, which may reach what its run may.
         shipped: folders of the models that installed plugins ship.
         allowed: the user's list.
 
@@ -74,11 +74,15 @@ def trust_of(folder: str | Path, shipped: Iterable[Path], allowed: Sequence[str]
     """
     entries = tuple(map(_checked, allowed))
     real = Path(os.path.realpath(folder))
-    if real.parent.name == "checkpoints":
-        real = real.parent.parent
     if any(real.is_relative_to(os.path.realpath(one)) for one in shipped):
         return Trust(entries, real, everything=True)
-    return Trust(entries, real, recorded(real))
+    own = frozenset(one.target for one in own_of(real))
+    return Trust(entries, None if _holds_home(real) else real, own)
+
+
+def _holds_home(folder: Path) -> bool:
+    """Whether a folder holds the user's home: files of a model there make nothing in it the model's."""
+    return Path(os.path.realpath(path_of("~"))).is_relative_to(folder)
 
 
 def refusal(place: str, section: str, refused: Sequence[Reach], hint: str = "") -> TrustError:

@@ -156,12 +156,12 @@ def _undeclared(key: str, text: str) -> Reach | None:
 def address_of(text: str) -> str | None:
     """An address (s3://bucket/folder) in one spelling; None for any other text.
 
-    >>> address_of("s3:/bucket/a"), address_of("C:relative"), address_of("/data")
+    >>> address_of("s3:/bucket/a"), address_of("C:relative"), address_of("/folder")
     ('s3://bucket/a', None, None)
     """
     found = _ADDRESS.match(text)
     if found is None:
-        return None
+        return text if "://" in text else None  # a chain of them: simplecache::s3://bucket
     scheme = found[0].partition(":")[0].lower()
     rest = text[found.end() :]
     return f"{scheme}:///{rest}" if found[0].count("/") > 2 else f"{scheme}://{rest}"

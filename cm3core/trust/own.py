@@ -48,8 +48,10 @@ def own_of(folder: str | Path) -> list[Reach]:
     """What this user's commands named for a folder, or for the run of a checkpoint: for the record of what is
     made of it."""
     real = Path(os.path.realpath(folder))
-    run = real.parent.parent if real.parent.name == "checkpoints" else real
-    return [Reach("", one, "") for one in sorted(recorded(run))]
+    targets = recorded(real)
+    if real.parent.name == "checkpoints":
+        targets |= recorded(real.parent.parent)
+    return [Reach("", one, "") for one in sorted(targets)]
 
 
 def recorded(folder: str | Path) -> frozenset[str]:

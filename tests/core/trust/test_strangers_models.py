@@ -510,6 +510,55 @@ def test_a_record_that_others_could_have_written_says_nothing(
     assert recorded(model) == frozenset()
 
 
+def test_a_folder_that_holds_more_than_a_model_makes_nothing_in_it_the_models(
+    model: Path, watch: Watch, tmp_path: Path
+) -> None:
+    """Unpacked in one's home, or into a folder `checkpoints` of one's own."""
+    from cm3core.interfaces.reach import READS, Reach
+
+    secret = Reach(READS, str(watch.home / ".ssh" / "id"), "path")
+    assert trust_of(watch.home, []).refused([secret]) == [secret]
+    assert trust_of(watch.home.parent, []).refused([secret]) == [secret]
+    step = tmp_path / "checkpoints" / "step-00000001"
+    shutil.copytree(model, step)
+    beside = Reach(READS, str(tmp_path / "a"), "path")
+    assert trust_of(step, []).refused([beside]) == [beside]
+    assert trust_of(step, []).refused([Reach(READS, str(step / "a"), "path")]) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "target", "allowed"),
+    [
+        ("db", "db:5432", True),
+        ("DB:5432", "db:5432", True),
+        ("db:5433", "db:5432", False),
+        ("b", "db:5432", False),
+        ("s3://bucket", "s3://bucket/a/b", True),
+        ("s3://bucket/a", "s3://bucket/ab", False),
+        ("s3://bucket/a", "s3://bucket/a/../b", False),
+        ("s3://bucket", "simplecache::s3://bucket/a", False),
+        ("host", "https://host/a", True),
+        ("host", "https://me@other/host", False),
+        ("/elsewhere", "/elsewhere/a", True),
+        ("/elsewhere", "/elsewhere2", False),
+        ("/elsewhere", "/elsewhere/../a", False),
+        ("libpq", "libpq", True),
+        ("/", "/a", True),
+    ],
+)
+def test_what_an_entry_allows(entry: str, target: str, allowed: bool, tmp_path: Path) -> None:
+    from cm3core.interfaces.reach import CONNECTS, READS, Reach
+
+    how = READS if target.startswith("/") else CONNECTS
+    assert (trust_of(tmp_path, [], [entry]).refused([Reach(how, target, "key")]) == []) == allowed
+
+
+@pytest.mark.parametrize("entry", ["", " ", "*", "*.example", " db", "a\0b"])
+def test_what_is_no_entry(entry: str, tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="names no host, address or path"):
+        trust_of(tmp_path, [], [entry])
+
+
 def test_what_a_plugin_ships_is_trusted_as_the_plugin(model: Path) -> None:
     from cm3core.interfaces.reach import READS, Reach
 
