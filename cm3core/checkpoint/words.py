@@ -3,7 +3,6 @@ it has never seen."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\
 _PICTOGRAPHS = r"\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
 #: Shorter words end in an s that is seldom a plural's: gas, bus.
 _PLURAL = 4
+#: Words from this length on are taken for misspelt if they are one slip away from a known one, from the other on
+#: two, see `edits`: chosen by how many common misspellings are corrected, and how few correct words are.
+_SHORTEST, _TWO_SLIPS = 3, 10
 _WORD = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|(?:(?![{_UNSPACED}{_PICTOGRAPHS}])[^\W_])+")
 
 
@@ -97,8 +99,49 @@ class TrainingWords:
         for one in singulars_of(word):
             if one in self.words:
                 return one
-        alike = (own for own in self.words if abs(len(own) - len(word)) <= 2)
-        return next(iter(difflib.get_close_matches(word, sorted(alike), n=1, cutoff=0.8)), None)
+        most = _slips(word)
+        letters = set(word)
+        alike = (
+            (
+                slips,
+                own[:1] != word[:1],
+                -len(own),
+                own,
+            )  # letters are left out more often than added
+            for own in self.words
+            if abs(len(own) - len(word)) <= most
+            and len(letters.symmetric_difference(own)) <= 2 * most
+            and 0 < (slips := edits(word, own)) <= most
+            # in two slips a word becomes another one; seldom is its first letter wrong
+            and (slips == 1 or own[:1] == word[:1])
+        )
+        return min(alike, default=(0, False, 0, None))[-1]
+
+
+def _slips(word: str) -> int:
+    """How many slips a misspelt word of this length may have."""
+    return 0 if len(word) < _SHORTEST else 1 if len(word) < _TWO_SLIPS else 2
+
+
+def edits(one: str, other: str) -> int:
+    """The fewest letters to insert, leave out, replace, or exchange with the next, that make one word the other.
+
+    Optimal string alignment: Damerau (1964), without changes between exchanged letters.
+
+    >>> edits("recieve", "receive"), edits("launching", "punching"), edits("", "ab")
+    (1, 2, 2)
+    """
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, left in enumerate(one, start=1):
+        row = [i]
+        for j, right in enumerate(other, start=1):
+            cost = min(row[-1] + 1, last[j] + 1, last[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == other[j - 2] and one[i - 2] == right:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
 
 
 def words_of_training(

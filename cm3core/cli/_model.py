@@ -138,11 +138,14 @@ def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
         word: near for text in texts if text for word, near in model.unknown_words(text).items()
     }
     if unknown:
-        words = ", ".join(
-            repr(word) if near is None else f"{word!r} (did you mean {near!r}?)"
-            for word, near in unknown.items()
+        *others, last = map(repr, unknown)
+        words = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        near = [repr(one) for one in unknown.values() if one is not None]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        print(
+            f"note: {words} not in the training captions and will be ignored.{hint}",
+            file=sys.stderr,
         )
-        print(f"note: in none of the model's training texts: {words}", file=sys.stderr)
 
 
 def task_options(args: Namespace) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.abilities import able
 from cm3apps.server.wish import can_trace
 from cm3core.errors import CM3Error
+from cm3core.model.queries import has_a_phrase
 
 if TYPE_CHECKING:
     from cm3apps.server.tasks import Workshop
@@ -85,7 +86,7 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
     model = loaded.model
     height, width = model.image_size
     texts = _texts(model)
-    styles = styles_of(texts)
+    styles = drawn_styles(styles_of(texts), model)
     names = model.recipe.component_names
     registry = model.components.registry
     rows, columns = model.components.image_tokenizer.grid
@@ -111,6 +112,13 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
         "examples": examples_of(texts),
         "max_text_tokens": model.recipe.data.max_text_tokens,
     }
+
+
+def drawn_styles(styles: Sequence[str], model: Model) -> list[str]:
+    """The styles without those whose documents the recipe ranks last: what a model draws badly is not offered."""
+    retriever = model.recipe.retriever
+    last = () if retriever is None else retriever.unless_asked_for
+    return [style for style in styles if not has_a_phrase(style, last)]
 
 
 def _texts(model: Model) -> list[str]:

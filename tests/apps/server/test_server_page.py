@@ -76,7 +76,7 @@ def test_a_link_draws_the_same_picture_again(browser, server):
         link = page.input_value("#repeat-link")
         second = toy_model().generate("red", 2, seed=7)[1]
         assert page.input_value("#repeat-command") == (
-            f"cm3 generate red --n 1 --model toy --seed {second.seed} --candidates 1 -o out/"
+            f"cm3 generate --n 1 --model toy --seed {second.seed} --candidates 1 -o out/ -- red"
         )
         python = page.input_value("#repeat-python")
     assert f'model.generate("red", 1, seed={second.seed}, num_candidates=1)[0]' in python
@@ -317,9 +317,13 @@ def test_the_token_is_asked_for(browser):
         context = browser.new_context()
         page = context.new_page()
         page.goto(server.url)
-        for given in ("wrong", "a-long-enough-token"):
+        api.expect(page.locator("#token-refused")).to_be_hidden()
+        for given in ("wrong", "wrong", "a-long-enough-token"):
             page.fill("#token", given)
             page.click("#login button")
+            if given == "wrong":
+                says(page, "#token-refused", "That token was not accepted.")
+                api.expect(page.locator("#token-refused")).to_be_visible()
         ready(page)
         draw(page, number=1)
         says(page, "#draw-status", "One picture in")

@@ -59,8 +59,8 @@ def test_a_set_is_drawn_and_downloaded(browser, server, tmp_path: Path):
         page.click("#set-repeat")
         link = page.input_value("#repeat-link")
         assert page.input_value("#repeat-command") == (
-            "cm3 generate red green blue --style line --n 1 --model toy --seed 7 --transparent --svg "
-            "--zip -o out/"
+            "cm3 generate --style line --n 1 --model toy --seed 7 --transparent --svg --zip -o out/ "
+            "-- red green blue"
         )
         lines = page.input_value("#repeat-python")
     assert 'model.generate(["red, line", "green, line", "blue, line"], 1, seed=7)' in lines
@@ -74,7 +74,11 @@ def test_words_that_the_model_never_saw_are_told_and_replaced(browser, server):
     with opened(browser, server) as page:
         use(page, "tuned")
         draw(page, "a bel and <b>zebra</b>", 1)
-        says(page, "#draw-words", "The model never saw a, bel (did you mean bell?), and, b, zebra")
+        says(
+            page,
+            "#draw-words",
+            "'a', 'bel', 'and', 'b' and 'zebra' are not in the training captions and will be ignored. Did you mean bell?",
+        )
         page.click("#draw-words button:has-text('bell')")
         assert page.input_value("#prompt") == "a bell and <b>zebra</b>"
         api.expect(page.locator("#draw-words")).to_be_hidden()

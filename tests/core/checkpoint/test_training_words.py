@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cm3core.checkpoint import export_model, find_checkpoint, find_model, latest_checkpoint
 from cm3core.checkpoint import words as module
-from cm3core.checkpoint.words import TrainingWords, words_of, words_of_training
+from cm3core.checkpoint.words import TrainingWords, edits, words_of, words_of_training
 from cm3core.errors import CheckpointError
 from cm3core.model import load
 from cm3core.model.default import DEFAULT_MODEL
@@ -29,6 +29,33 @@ def test_words_by_hand():
     ]
     # the singular, not what is spelled more alike
     assert TrainingWords.of(["applets", "apple"]).nearest("apples") == "apple"
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("recieve", "receive"),  # two letters exchanged
+        ("bel", "bell"),
+        ("moutain", "mountain"),
+        ("refridgerater", "refrigerator"),  # two slips, in a long word
+        ("launching", None),  # two slips from punching, in a shorter one
+        ("orchestra", None),
+        ("be", None),  # too short
+        ("sefrigeratos", None),  # two slips, the first letter among them
+        ("", None),
+    ],
+)
+def test_a_word_is_proposed_for_a_slip_or_two(word, near):
+    known = ["receive", "bell", "mountain", "punching", "refrigerator", "bed", "orchard"]
+    assert TrainingWords.of(known).nearest(word) == near
+
+
+@given(st.text("abc", max_size=6), st.text("abc", max_size=6))
+def test_edits_are_a_distance(one, other):
+    assert edits(one, other) == edits(other, one)
+    assert (edits(one, other) == 0) == (one == other)
+    assert edits(one, other) <= max(len(one), len(other))
+    assert edits(one + "z", other + "z") == edits(one, other)
 
 
 @given(st.lists(st.text()))

@@ -8,8 +8,9 @@ let asking = null;
 
 function token() { return sessionStorage.getItem("cm3-token"); }
 
-function askToken() {
+function askToken(refused) {
   if (asking) return asking;
+  document.getElementById("token-refused").hidden = !refused;
   const dialog = document.getElementById("login");
   asking = new Promise((resolve) => {
     dialog.addEventListener("close", () => {
@@ -37,7 +38,7 @@ async function send(path, options = {}) {
       throw new Refusal("The server can't be reached. Check the connection, and that cm3 serve runs; then try again.", 0);
     }
     if (response.status === 401) {
-      if (token() === used) { sessionStorage.removeItem("cm3-token"); await askToken(); }
+      if (token() === used) { sessionStorage.removeItem("cm3-token"); await askToken(Boolean(used)); }
       continue;
     }
     if (!response.ok) {

@@ -35,14 +35,17 @@ export function chips(place, texts, chosen, onchoose) {
 
 export function press(place, text) { for (const one of place.children) one.setAttribute("aria-pressed", String(one.textContent === text && text !== "")); }
 
-// Words that are in none of the model's training texts, each with a button that puts the nearest one in its place.
+// Words that are in none of the model's training captions, and buttons that put the nearest ones in their places.
 export function tellWords(place, words, field) {
-  const told = Object.entries(words || {});
+  const told = Object.entries(words || {}), near = told.filter(([, one]) => one);
   place.hidden = !told.length;
-  place.replaceChildren(...(told.length ? ["The model never saw ", ...told.flatMap(([word, near], number) => [
-    ...(number ? [", "] : []), element("b", { textContent: word }),
-    ...(near ? [" (did you mean ", element("button", { type: "button", className: "link", textContent: near, onclick: () => replaceWord(field, word, near, place) }), "?)"] : []),
-  ]), ". It can only guess what that looks like."] : []));
+  if (!told.length) return;
+  const listed = (parts, last) => parts.flatMap((part, number) => [...(number ? [number === parts.length - 1 ? last : ", "] : []), part]);
+  place.replaceChildren(
+    ...listed(told.map(([word]) => element("b", { textContent: `'${word}'` })), " and "),
+    ` ${told.length === 1 ? "is" : "are"} not in the training captions and will be ignored.`,
+    ...(near.length ? [" Did you mean ", ...listed(near.map(([word, one]) => element("button", { type: "button", className: "link", textContent: one, onclick: () => replaceWord(field, word, one, place) })), " or "), "?"] : []),
+  );
 }
 
 function replaceWord(field, word, near, place) {

@@ -4,6 +4,13 @@ import { state } from "/common.js";
 import { download, element } from "/results.js";
 
 export function quoted(text) { return /^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; }
+
+// An option with its value: one that begins with a dash would be read as another option.
+function option(name, value) { return String(value).startsWith("-") ? `${name}=${quoted(String(value))}` : `${name} ${quoted(String(value))}`; }
+
+// A command, whose options come before "--": what is behind it is no option, even if it begins with a dash.
+function command(name, options, ...given) { return ["cm3", name, ...options, "--", ...given.map(quoted)].join(" "); }
+
 // JSON's strings are Python's too
 function python(value) { return typeof value === "string" ? JSON.stringify(value) : typeof value === "boolean" ? (value ? "True" : "False") : String(value); }
 
@@ -28,26 +35,32 @@ function setting([key, value]) { return quoted(`sampler.${key}=${typeof value ==
 
 function common(request) {
   const words = [];
-  if (request.sampler) words.push("--sampler", quoted(request.sampler));
-  if (request.num_retrieved !== undefined) words.push("--num-retrieved", request.num_retrieved);
-  for (const [place, document] of (request.documents || []).entries()) words.push("--context", `document-${place}.png`, quoted(document.text));
+  if (request.sampler) words.push(option("--sampler", request.sampler));
+  if (request.num_retrieved !== undefined) words.push(`--num-retrieved ${request.num_retrieved}`);
+  for (const [place, document] of (request.documents || []).entries()) words.push(`--context document-${place}.png ${quoted(document.text)}`);
   for (const one of Object.entries(sampler(request))) words.push("--set", setting(one));
   return words;
 }
 
 // "" where there is no command for it.
 export function commandOf(entry) {
-  const request = entry.request, words = ["cm3"];
-  if (entry.task) return "";
-  if (entry.sort === "chat") return entry.begins ? ["cm3 chat --message", quoted(request.prompt), "--answer", entry.answer, "--model", quoted(request.model), "--seed", entry.seed, "-o out/"].join(" ") : "";
-  if (entry.sort === "draw") words.push("generate", quoted(request.prompt), "--n 1");
-  else if (entry.sort === "fill") words.push("infill picture.png --mask mask.png", ...(request.prompt ? ["--text", quoted(request.prompt)] : []));
-  else words.push("edit picture.png", quoted(request.prompt), "--n 1");
-  words.push("--model", quoted(request.model), "--seed", entry.seed, "--candidates 1", ...common(request));
-  if (entry.sort !== "fill" && request.size && state.facts?.upscaler) words.push("--upscale");
-  if (entry.sort === "draw" && request.background === "transparent") words.push("--transparent");
-  words.push(entry.sort === "fill" ? "-o filled.png" : "-o out/");
-  return words.join(" ");
+  const { request, sort } = entry;
+  if (entry.task || isUnsayable(entry)) return "";
+  const how = [option("--model", request.model), `--seed ${entry.seed}`];
+  if (sort === "chat") return entry.begins ? ["cm3 chat", option("--message", request.prompt), `--answer ${entry.answer}`, ...how, "-o out/"].join(" ") : "";
+  how.push("--candidates 1", ...common(request));
+  if (sort === "fill") return command("infill", ["--mask mask.png", ...(request.prompt ? [option("--text", request.prompt)] : []), ...how, "-o filled.png"], "picture.png");
+  if (request.size && state.facts?.upscaler) how.push("--upscale");
+  if (sort === "draw" && request.background === "transparent") how.push("--transparent");
+  how.unshift("--n 1");
+  how.push("-o out/");
+  return sort === "draw" ? command("generate", how, request.prompt) : command("edit", how, "picture.png", request.prompt);
+}
+
+// What Python's argparse can't read as a value: of an option of two values what looks like an option, of any "--".
+function isUnsayable({ sort, request: { documents = [], model, prompt, sampler } }) {
+  const values = [model, sampler, ...(sort === "draw" ? [] : [prompt])];
+  return values.includes("--") || documents.some(({ text }) => /^-\S*$/.test(text));
 }
 
 export function pythonOf(entry) {
@@ -80,8 +93,8 @@ async function copy(button) {
 
 export function startRepeat() { for (const button of document.querySelectorAll("[data-copy]")) button.onclick = () => copy(button); }
 
-function show(link, command, lines, note, given = {}) {
-  const fields = { link, command, python: lines };
+function show(link, shell, lines, note, given = {}) {
+  const fields = { link, command: shell, python: lines };
   for (const [name, text] of Object.entries(fields)) {
     document.getElementById(`repeat-${name}-part`).hidden = !text;
     document.getElementById(`repeat-${name}`).value = text;
@@ -100,6 +113,7 @@ export function showRepeat(entry) {
   if (entry.sort === "chat") notes.push(entry.begins ? "It is drawn again by saying the same first." : `It belongs to a conversation, and is drawn again by saying all of it. The reply's seed is ${entry.seed}.`);
   else if (!isLinked) notes.push("A link can't hold pictures: what was given has to be downloaded.");
   if (entry.task) notes.push("There is no command for this task.");
+  if (isUnsayable(entry)) notes.push("No command can say this text, which begins with a dash.");
   if (entry.request.size) notes.push("The page's picture has another size than the model's own.");
   show(isLinked ? linkOf({ ...entry.request, seed: entry.seed }) : "", commandOf(entry), pythonOf(entry), notes.join(" "), given);
 }
@@ -108,12 +122,12 @@ export function showRepeat(entry) {
 export function showSet(body) {
   const query = new URLSearchParams({ things: body.things.join("\n"), model: body.model, seed: body.seed });
   if (body.style) query.set("style", body.style);
-  const words = ["cm3 generate", ...body.things.map(quoted), ...(body.style ? ["--style", quoted(body.style)] : []), "--n 1 --model", quoted(body.model), "--seed", body.seed];
-  if (body.candidates) words.push("--candidates", body.candidates);
+  const words = [...(body.style ? [option("--style", body.style)] : []), "--n 1", option("--model", body.model), `--seed ${body.seed}`];
+  if (body.candidates) words.push(`--candidates ${body.candidates}`);
   if (body.size && state.facts?.upscaler) words.push("--upscale");
-  words.push(...body.formats.filter((one) => one !== "png").map((one) => `--${one}`), "--zip -o out/");
+  words.push(...body.formats.filter((one) => one !== "png").map((one) => `--${one}`), "--zip", "-o out/");
   const prompts = body.things.map((one) => python(body.style ? `${one}, ${body.style}` : one)).join(", ");
   const candidates = body.candidates ? `, num_candidates=${body.candidates}` : "";
   const lines = `import cm3core\n\nmodel = cm3core.load(${python(body.model)})\npictures = model.generate([${prompts}], 1, seed=${body.seed}${candidates})`;
-  show(`${location.origin}/#set?${query}`, words.join(" "), lines, "");
+  show(`${location.origin}/#set?${query}`, command("generate", words, ...body.things), lines, "");
 }

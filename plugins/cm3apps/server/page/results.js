@@ -59,6 +59,13 @@ function sourcesOf(entry) {
   return parts;
 }
 
+// How a picture was chosen among its candidates.
+function choiceOf({ index, scores, measure }) {
+  const told = scores.map((score) => score.toPrecision(3));
+  if (new Set(told).size === 1) return `${scores.length} candidates, all with ${measure} ${told[0]}`;
+  return `Best of ${scores.length} by ${measure}: ${told.map((score, place) => (place === index ? `${score} (this one)` : score)).join(", ")}`;
+}
+
 export class Card {
   constructor(words) {
     this.image = element("img", { alt: words ? `Being drawn: ${words}` : "Being drawn", hidden: true });
@@ -77,8 +84,8 @@ export class Card {
     this.finished = true;
     this.image.src = entry.source; this.image.hidden = false; this.bar.remove();
     this.image.alt = entry.words || "Result";
-    const facts = [`seed ${entry.seed}`];
-    if (entry.choice) facts.push(`best of ${entry.choice.scores.length} by ${entry.choice.measure}: ${entry.choice.scores.map((score, place) => `${place === entry.choice.index ? "▸" : ""}${score.toPrecision(3)}`).join(", ")}`);
+    const facts = [`Seed ${entry.seed}`];
+    if (entry.choice) facts.push(choiceOf(entry.choice));
     const extension = entry.source.match(/^data:image\/(\w+)/)[1];
     const name = `${(entry.words || "picture").replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40)}-${entry.seed}`;
     const buttons = [
@@ -90,8 +97,8 @@ export class Card {
     ];
     this.caption.replaceChildren(
       element("span", { className: "words", textContent: entry.words || "", title: entry.words || "" }),
-      element("span", { className: "facts", textContent: facts.join(" · ") }),
       ...sourcesOf(entry),
+      element("details", { className: "facts" }, element("summary", { textContent: "Details" }), ...facts.map((textContent) => element("p", { textContent }))),
       element("div", { className: "buttons" }, ...buttons.map(([name, onclick]) => element("button", { type: "button", textContent: name, onclick }))),
     );
   }
