@@ -54,7 +54,7 @@ def test_a_set_is_drawn_and_downloaded(browser, server, tmp_path: Path):
         assert info.value.suggested_filename == "line.zip"
         info.value.save_as(tmp_path / "line.zip")
         with zipfile.ZipFile(tmp_path / "line.zip") as archive:
-            assert len(archive.namelist()) == 3 * 3 + 1
+            assert len(archive.namelist()) == 3 * 3 + 2  # the grid, and the licences
             assert (open_image(archive.read("green.png")) == own[1].pixels).all()
         page.click("#set-repeat")
         link = page.input_value("#repeat-link")
