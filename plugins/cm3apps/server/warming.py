@@ -6,44 +6,65 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
+from cm3apps.server import images_api
 from cm3apps.server.abilities import able
 from cm3apps.server.facts import facts_of
-from cm3apps.server.pictures import Output
-from cm3core.generation.engine import PictureGrown
+from cm3apps.server.pool import ModelPool
+from cm3apps.server.queueing import FairQueue
 from cm3core.model.coroutines import in_thread
-from cm3core.model.results import ImageReady
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from cm3apps.server.streaming import Event
     from cm3apps.server.tasks import Workshop
     from cm3core.model.aio import AsyncModel
-    from cm3core.model.results import GeneratedImage
 
 logger = logging.getLogger("cm3.serve")
 #: A prompt where the model's data has none, and a word that no training text has.
 _PROMPT, _UNKNOWN = "a", "qwxyzzyq"
+#: Pixels of a side from which the page asks for an enlarged picture.
+_LARGE = 256
+
+
+class _ThisModel(ModelPool):
+    """A pool of one model that is in memory but not yet anybody's."""
+
+    def __init__(self, name: str, model: AsyncModel) -> None:
+        super().__init__({name: lambda: model.model}, 1)
+        self.model = model
+
+    @asynccontextmanager
+    async def use(self, name: str) -> AsyncIterator[AsyncModel]:
+        """The model."""
+        yield self.model
 
 
 async def warm_up(name: str, model: AsyncModel, workshop: Workshop) -> None:
-    """Draw a picture with the recipe's defaults, and read one if the model can.
+    """Answer a request for a picture as a client's, with the recipe's defaults, and read a picture if the model can.
 
     What fails is logged, and stops nothing: requests may do without it (documents that aren't here), or say what is
     wrong.
     """
-    start = time.monotonic()
+    start, most = time.monotonic(), workshop.limits.at_once
+    own = replace(
+        workshop,
+        pool=_ThisModel(name, model),
+        queue=FairQueue(most, 1, 1),
+        on_finished=lambda sort: None,
+    )
     try:
-        facts = await in_thread(facts_of, model, name, workshop)
-        prompt = next(iter(facts["examples"]), _PROMPT)
-        if model.model.words is not None:
-            await in_thread(model.model.words.nearest, _UNKNOWN)
-        abilities = able(model.model, workshop.forced)
-        if "draw" in abilities:
-            # a seed of its own, since a first candidate's is the request's
-            drawn = await _drawn(model, prompt, upscale=facts["upscaler"] is not None)
-            if "caption" in abilities:
-                await model.caption(drawn.pixels, max_tokens=1)
+        facts = await in_thread(facts_of, model, name, own)
+        if "draw" in facts["tasks"]:
+            await _draw(own, facts)
+        if "caption" in able(model.model, ()):
+            height, width = model.model.image_size
+            await model.caption(_striped(height, width), max_tokens=1)
     except asyncio.CancelledError:
         raise
     except Exception as error:
@@ -52,15 +73,31 @@ async def warm_up(name: str, model: AsyncModel, workshop: Workshop) -> None:
     logger.info("model %s has drawn its first picture, in %.1f s", name, time.monotonic() - start)
 
 
-async def _drawn(model: AsyncModel, prompt: str, **options: Any) -> GeneratedImage:
-    """A picture, whose growth is shown and whose file is written as for a client."""
-    is_shown = False
-    async with aclosing(model.events(prompt, 1, truncate=True, **options)) as events:
-        async for event in events:
-            if isinstance(event, PictureGrown) and not is_shown:
-                is_shown = True
-                await model.preview(event.codes)
-            if isinstance(event, ImageReady):
-                await in_thread(Output().encode, event.image.pixels)
-                return event.image
-    raise AssertionError("the events end with a picture")
+async def _draw(own: Workshop, facts: Mapping[str, Any]) -> None:
+    """Have a picture drawn as the page does, with a word that must be looked for among all."""
+    width, height = facts["size"]
+    times = [one for one in (1, 2, 4, 8) if max(width, height) * one <= own.limits.side]
+    large = next((one for one in times if max(width, height) * one >= _LARGE), 1)
+    factor = large if facts["upscaler"] is not None else 1
+    values = {
+        "prompt": f"{next(iter(facts['examples']), _PROMPT)} {_UNKNOWN}",
+        "truncate": True,
+        "size": f"{width * factor}x{height * factor}",
+        "stream": True,
+        "partial_images": 1,
+        "return_documents": True,
+        "return_svg": facts["svg"],
+    }
+    answer = await images_api.generations(own, "", values)
+    async with aclosing(cast("AsyncGenerator[Event, None]", answer)) as events:
+        async for _ in events:
+            pass
+
+
+def _striped(height: int, width: int) -> Any:
+    """A picture that is not all of one colour, uint8 [height, width, 3]."""
+    import numpy as np
+
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[:, : width // 2] = 0
+    return pixels

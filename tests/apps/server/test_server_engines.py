@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -174,7 +175,7 @@ def workshop_of(pool):
     return Workshop(pool, FairQueue(4, 4, 4), Limits())
 
 
-def test_a_model_has_drawn_before_it_counts_as_loaded(monkeypatch):
+def test_a_model_has_drawn_before_it_counts_as_loaded(monkeypatch, caplog):
     """Whatever a first request would wait for has been asked once."""
     model, calls = toy()(), []
     parts = model.components
@@ -206,7 +207,9 @@ def test_a_model_has_drawn_before_it_counts_as_loaded(monkeypatch):
         await pool.close()
         return before, drawn
 
-    before, drawn = asyncio.run(main())
+    with caplog.at_level(logging.INFO, "cm3.serve"):
+        before, drawn = asyncio.run(main())
+    assert re.fullmatch(r"model toy has drawn its first picture, in \d+\.\d s", caplog.messages[0])
     assert before >= {"retrieve", "decode", "hidden_states", "encode", "score"}
     own = toy()()
     own.recipe.generate.num_candidates = 2
