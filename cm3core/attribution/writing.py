@@ -102,7 +102,7 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
     Returns the ends of the files' names, and their bytes.
     """
     if original.suffix == ".svg":
-        texts = {"original": credit.id, "prompt": credit.provenance.title or credit.id}
+        texts = {"original": credit.id}
         own = replace(credit, nearness=None)
         root = _element("rdf:RDF")
         work = _document(own, "cc:Work", rdf_about="")

@@ -9,12 +9,15 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from cm3core.files import write_bytes
 from cm3core.printing import raw_stream
 
 if TYPE_CHECKING:
+    from cm3core.attribution import Credit
     from cm3core.document import Codes, PixelArray
     from cm3core.generation.engine import PictureGrown
     from cm3core.model.model import Model
@@ -42,6 +45,7 @@ class LivePreview:
         self.model, self.path = model, path
         self.stream = raw_stream(sys.stderr if stream is None else stream)
         self._growing: dict[int, Codes] = {}
+        self._credits: list[Sequence[Credit]] = []
         self._lines, self._last = 0, -INTERVAL
 
     def grown(self, event: PictureGrown) -> None:
@@ -49,6 +53,10 @@ class LivePreview:
         self._growing[event.request] = event.codes
         if time.monotonic() - self._last >= INTERVAL:
             self.show()
+
+    def credit(self, credits: Sequence[Credit]) -> None:
+        """Name the documents that were in front of a picture: only of a finished one are they known."""
+        self._credits.append(credits)
 
     def done(self, first: int, number: int) -> None:
         """The candidates `first`, ... of a picture are finished and will not be shown again."""
@@ -58,15 +66,14 @@ class LivePreview:
     def show(self) -> None:
         """Write the file, and replace the preview on the terminal."""
         from cm3core import images
+        from cm3core.attribution import png
+        from cm3core.model.facts import facts_of_preview
 
         shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
         if not shown:
             return
-        images.save_png(
-            self.path,
-            images.grid([shown], scale=max(1, 128 // shown[0].shape[0])),
-            {"software": "cm3leon preview"},
-        )
+        sheet = images.grid([shown], scale=max(1, 128 // shown[0].shape[0]))
+        write_bytes(self.path, png(sheet, facts_of_preview(self._credits)))
         if self.stream.isatty():
             self.clear()
             columns = shutil.get_terminal_size().columns

@@ -225,6 +225,7 @@ def _previewed(
             if isinstance(event, PictureGrown):
                 live.grown(event)
             elif isinstance(event, ImageReady):
+                live.credit(event.image.credits)
                 live.show()
                 live.clear()
                 live.done(

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cm3core.attribution import Credit, PictureFacts, together
@@ -68,6 +68,11 @@ def facts_of_sheet(
     """What is written with several pictures on one sheet: all documents that were in front of any of them."""
     own = {"model": model.name, "recipe_hash": model.recipe_hash}
     return PictureFacts(own | texts, together(one.credits for one in pictures))
+
+
+def facts_of_preview(pictures: Iterable[Sequence[Credit]]) -> PictureFacts:
+    """What is written with a sheet of growing pictures: the documents of those that are finished."""
+    return PictureFacts({}, together(pictures))
 
 
 def facts_of_documents(documents: Iterable[RetrievedDocument], **texts: str) -> PictureFacts:

@@ -18,11 +18,13 @@ from typing import Any
 
 from cm3apps.evaluation.ranking import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3core.attribution import png
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.files import check_links, sha256_file
+from cm3core.files import check_links, sha256_file, write_bytes
 from cm3core.images import fit, open_image, save_png
 from cm3core.model import Model
+from cm3core.model.facts import facts_of
 from cm3core.model.jobs import results
 from cm3core.progress import make_bar
 
@@ -134,8 +136,7 @@ def _make_pictures(
     with make_bar(desc="generating", total=len(missing), unit="picture") as bar:
         for index, picture in zip(missing, results(model.engine, jobs()), strict=True):
             path = made.picture_path(index)
-            facts = {"prompt": picture.prompt, "seed": str(picture.seed), "model": model.name}
-            save_png(path, picture.pixels, {**facts, "recipe_hash": model.recipe_hash})
+            write_bytes(path, png(picture.pixels, facts_of(model, picture)))
             row: dict[str, Any] = {
                 "seed": picture.seed,
                 "documents": [one.id for one in picture.retrieved],

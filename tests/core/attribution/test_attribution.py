@@ -162,7 +162,7 @@ def test_an_original_comes_with_whom_to_name() -> None:
     assert work.findtext(f"{DC}creator") == "Ann & <Bob>"
     assert work.findtext(f"{DC}title") == "bell"
     found = facts_in(content, "original")
-    assert found.texts["original"] == "set/bell"
+    assert (found.texts["original"], "prompt" in found.texts) == ("set/bell", False)
     assert [one.provenance for one in found.credits] == [BELL.provenance]
     (end, content), (beside, words) = original_files(Original(".jpg", b"bytes"), BELL)
     assert (end, content, beside) == (".jpg", b"bytes", ".jpg.license")

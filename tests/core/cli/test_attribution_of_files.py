@@ -232,7 +232,6 @@ def test_no_command_writes_pixels_but_with_facts() -> None:
 
     allowed = {
         "_ink_svg.py",  # for the tracer
-        "_preview.py",  # while pictures grow
         "_tracing.py",
         "data.py",
         "tokenizer.py",

@@ -48,3 +48,13 @@ def test_a_preview_without_colour(cm3, tmp_path, capsys, monkeypatch):
         told = capsys.readouterr().err
         assert ("\x1b[38;2;" in told) == coloured
         assert ("\x1b[0m" in told) == coloured
+
+
+def test_a_preview_of_finished_pictures_names_their_documents(cm3, tmp_path, monkeypatch):
+    from cm3core.images import read_png_metadata
+
+    monkeypatch.setattr("cm3core.cli._preview.INTERVAL", 0)
+    assert cm3("generate", "red", "--n", 1, "--preview", "-o", tmp_path) == 0
+    texts = read_png_metadata(tmp_path / "preview.png")
+    assert "Ann Colour" in texts["documents"]
+    assert texts["software"].startswith("cm3leon ")

@@ -56,11 +56,13 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
     """
     place = f"document {one.id!r}"
     told = about.provenance
+    # the table has three columns: the address goes with whom to name
+    named = ", ".join(filter(None, (told.attribution, told.link)))
     for name, value in (
         ("id", one.id),
         ("licence", told.licence),
         ("source", told.source),
-        ("attribution", told.attribution),
+        ("attribution", named),
         ("style", about.style),
     ):
         if "\0" in value or not _is_unicode(value):
@@ -105,7 +107,7 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
         one.id,
         told.licence,
         told.source,
-        told.attribution,
+        named,
         about.style,
         has_both,
         keys,

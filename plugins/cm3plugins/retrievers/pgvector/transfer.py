@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +218,7 @@ def _pulled(
         def documents() -> Iterator[BankDocument]:
             for row in cursor:
                 one = stored(row[4:], memory.manifest, memory.place).document
-                told = asdict(Provenance(*map(str, row[:3]))) | {"style": row[3]}
+                told = Provenance(*map(str, row[:3])).stated() | {"style": row[3]}
                 lines.append(json.dumps({"id": one.id, **told}))
                 bar.update()
                 yield one
