@@ -22,6 +22,7 @@ from cm3core.cli._process import Interrupts, calm_threads, plain_warnings, prepa
 from cm3core.cli._stdout import flush, lost_output
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.errors import CM3Error, close_match
+from cm3core.faults import contained
 from cm3core.printing import make_safe, safe_output
 
 
@@ -93,7 +94,8 @@ def _run(argv: list[str]) -> int:
             from cm3core.devices import default_device
 
             stack.enter_context(default_device(device))
-        return chosen(args)
+        with contained(f"cm3 {options.command}"):  # a plugin's sys.exit(0) is no success
+            return chosen(args)
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from cm3apps.server.http import answer_to
 from cm3apps.server.pool import ModelPool
 from cm3apps.server.queueing import FairQueue
 from cm3apps.server.running import Watch
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop
 from cm3apps.server.warming import warm_up
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, GenerationError, PluginError
+from cm3core.generation.events import wrong_request
 from toy_model import toy_model
 from toy_server import CHAT, served, toy, with_fixtures
 
@@ -166,6 +168,14 @@ def test_a_step_that_ends_in_time_is_no_trouble():
         await pool.close()
 
     asyncio.run(main())
+
+
+def test_a_component_that_breaks_its_law_is_the_servers_fault():
+    """The log has its traceback; a request that the model refuses is the client's."""
+    broken = wrong_request(3, PluginError("plugin 'x'", "breaks the law", "update it"))
+    assert answer_to(broken, "/v1/images/generations").status == 500
+    refused = GenerationError("prompt", "is empty", "say what to draw")
+    assert answer_to(refused, "/v1/images/generations").status == 400
 
 
 # ---- the first picture

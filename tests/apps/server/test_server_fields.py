@@ -10,6 +10,7 @@ import pytest
 
 from cm3apps.server import errors, facts, fields, guard
 from cm3apps.server.errors import APIError
+from cm3apps.server.facts import drawn_styles
 from cm3apps.server.field_tables import chat_fields, edit_fields, generation_fields
 from cm3apps.server.fields import Field, json_object, read
 from cm3apps.server.sampling_options import check_sampling
@@ -151,3 +152,13 @@ def test_choices_of_a_sampler_with_a_key_without_default():
     with pytest.raises(APIError) as caught:
         check_sampling(model, {"sampler": "needy", "sampling": {"heat": 2.0, "file": "/etc"}})
     assert str(caught.value).startswith("sampling: 'file' is '/etc', only numbers, flags and")
+
+
+def test_styles_that_the_recipe_ranks_last_are_not_offered():
+    model = toy_model()
+    styles = ["filled, mdi", "colour, noto", "full colour", "outline"]
+    assert drawn_styles(styles, model) == styles
+    model.recipe.retriever.unless_asked_for = ["colour"]
+    assert drawn_styles(styles, model) == ["filled, mdi", "outline"]
+    model.recipe.retriever = None
+    assert drawn_styles(styles, model) == styles

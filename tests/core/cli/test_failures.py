@@ -131,3 +131,17 @@ def test_an_exception_of_ours_stays_a_traceback(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("cm3core.cli.recipe.list_recipes", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["recipe", "list"])
+
+
+def test_what_ends_a_command_with_exit_code_0_is_told(monkeypatch, capsys):
+    """A library that gives up by sys.exit(0) has done nothing of what was asked."""
+
+    def leaves(_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("cm3core.cli.generate.run", leaves)
+    assert main(["generate", "red", "-o", "out"]) == 2
+    assert capsys.readouterr().err == (
+        "error: cm3 generate: SystemExit: 0\n"
+        "  next: see the traceback of its cause: cm3 -v, or CM3_TRACEBACK=1\n"
+    )
