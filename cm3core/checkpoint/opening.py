@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _FROM_A_BANK = "or retrieve from a bank of your own (--bank FOLDER) or nothing (--num-retrieved 0)"
+_WITHOUT = "or retrieve nothing (--num-retrieved 0)"
 #: Other ways out of a refusal.
 _HINTS = {"dataset": _FROM_A_BANK, "retriever": _FROM_A_BANK}
 
@@ -78,7 +79,9 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
             if refused is not None:
                 config.explain(refused)
         else:
-            guard(config, trust, str(folder / RECIPE), hint=_HINTS.get(kind, ""))
+            has_its_own = getattr(config, "own_memory", False)  # which no bank takes the place of
+            hint = _WITHOUT if has_its_own else _HINTS.get(kind, "")
+            guard(config, trust, str(folder / RECIPE), hint=hint)
     return recipe
 
 
