@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from weakref import ref
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +25,9 @@ from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 
+#: Documents whose ids and texts are read at once, and at most remembered.
+_PIECE, _MOST_REMEMBERED = 1000, 500_000
+_last_read: tuple[ref[DocumentSource] | None, tuple[bytes, ...]] = (None, ())
 #: Documents embedded at once: their pictures, of any size, are in memory together.
 AT_ONCE = 32
 
@@ -148,6 +152,27 @@ def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = N
     digest = hashlib.sha256(f"{maker}\0{memory.fingerprint}\0".encode())
     if part is not None:
         digest.update(f"{part} alone\0".encode())
-    for index in range(len(memory)):
-        digest.update(f"{memory.id(index)}\0{text_of(memory.document(index))}\0".encode())
+    for piece in _ids_and_texts(memory):
+        digest.update(piece)
     return digest.hexdigest()[:32]
+
+
+def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:
+    """Every document's id and text, in pieces. Those of the last memory are remembered unless they are long: texts
+    and pictures have a key each, and reading 100,000 captions takes seconds."""
+    global _last_read
+    source, known = _last_read
+    if source is not None and source() is memory:
+        yield from known
+        return
+    read: list[bytes] = []
+    for start in range(0, len(memory), _PIECE):
+        piece = "".join(
+            f"{memory.id(index)}\0{text_of(memory.document(index))}\0"
+            for index in range(start, min(start + _PIECE, len(memory)))
+        ).encode()
+        if start < _MOST_REMEMBERED:
+            read.append(piece)
+        yield piece
+    if len(memory) <= _MOST_REMEMBERED:  # replaced as a whole: other threads may read it
+        _last_read = ref(memory), tuple(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 
 import numpy as np
@@ -153,3 +154,20 @@ def test_a_first_picture_that_cannot_be_read_is_only_noted(capsys):
     vectors = memory_vectors(memory, TableEmbedder(), cache=False)
     np.testing.assert_array_equal(vectors, [[0, 0], [0, 1]])
     assert "1 documents of the memory can't be embedded" in capsys.readouterr().err
+
+
+def test_a_memorys_texts_are_read_once_for_its_keys(monkeypatch):
+    """As many keys as parts; another memory's texts are its own, and the key is the hash that it always was."""
+    memory, other = ListSource(words("a", "b")), ListSource(words("a", "c"))
+    embedder, read, whole = HashEmbedder(4), [], ListSource.document
+    monkeypatch.setattr(
+        ListSource, "document", lambda self, *given: read.append(self) or whole(self, *given)
+    )
+    keys = [vectors_key(memory, embedder, part) for part in (None, "text", "image")]
+    assert len(set(keys)) == 3
+    assert read == [memory, memory]
+    assert vectors_key(other, embedder) != keys[0]
+    assert vectors_key(memory, embedder) == keys[0]
+    text = "".join(f"{memory.id(place)}\0{word}\0" for place, word in enumerate("ab"))
+    expected = hashlib.sha256(f"{embedder.fingerprint}\0{memory.fingerprint}\0{text}".encode())
+    assert keys[0] == expected.hexdigest()[:32]
