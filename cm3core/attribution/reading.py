@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,6 +27,18 @@ from cm3core.images import FORMATS, MAX_FILE_BYTES, open_image
 MAX_BYTES, MAX_FILES = 64 << 20, 10_000
 #: One of these keys is in every file that names its documents.
 _MADE_BY = ("recipe_hash", "original")
+#: What `zipfile` raises of damaged files: its own error is one of many.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    OSError,
+    struct.error,
+)
 _NEXT = "name a picture that cm3 generate or cm3 serve wrote"
 
 
@@ -83,7 +97,9 @@ def facts_in_zip(content: bytes, place: str) -> dict[str, FileFacts]:
                     except DataError as error:
                         if error.cause != "does not say what made it":
                             raise
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+    except DataError:
+        raise
+    except _BROKEN_ZIP as error:
         raise DataError(place, f"is a damaged zip ({error})", "get it again") from error
     if not found:
         raise DataError(place, "holds no picture that says what made it", _NEXT)

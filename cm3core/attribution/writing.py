@@ -39,6 +39,7 @@ _NAMESPACES = {
     "made": "urn:cm3leon:facts",
 }
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _OPENING = re.compile(r"<svg\b[^>]*?(/?)>", re.DOTALL)
 _METADATA = re.compile(r"\s*(?:<metadata\b[^>]*?/>|<metadata\b.*?</metadata>)\s*", re.DOTALL)
 
@@ -100,7 +101,15 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
     (https://reuse.software), in FILE.license.
 
     Returns the ends of the files' names, and their bytes.
+
+    Raises:
+        DataError: the file is no SVG though it is called one, or its ending is none.
     """
+    place = f"original of {credit.id}"
+    if not _SUFFIX.fullmatch(original.suffix):
+        raise DataError(
+            place, f"has the ending {original.suffix!r}", "use one such as .svg or .jpg"
+        )
     if original.suffix == ".svg":
         texts = {"original": credit.id}
         own = replace(credit, nearness=None)
@@ -108,7 +117,10 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
         work = _document(own, "cc:Work", rdf_about="")
         work.append(_element("made:facts", json.dumps(PictureFacts(texts, (own,)).chunks())))
         root.append(work)
-        text = _with_metadata(original.content.decode("utf-8"), root)
+        try:
+            text = _with_metadata(original.content.decode("utf-8"), root)
+        except (UnicodeDecodeError, DataError) as error:
+            raise DataError(place, "is called .svg and is none", "correct the data set") from error
         return [(original.suffix, text.encode())]
     own_provenance = credit.provenance
     lines = {

@@ -15,6 +15,7 @@ from cm3core.cli._model import (
     add_model_options,
     add_task,
     open_model,
+    printable,
     progress_bar,
     refuse_untuned,
     report_unknown_words,
@@ -388,7 +389,11 @@ def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
     found = picture.nearest
     original = None if found is None else model.original(found.document)
     if found is None or original is None:
-        named = "no document was in front" if found is None else f"none of {found.document.id}"
+        named = (
+            "no document was in front"
+            if found is None
+            else f"none of {printable(found.document.id)}"
+        )
         print(
             f"note: there is no original to write: {named}"
             + ("" if found is None else " is in the memory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -244,9 +245,17 @@ def test_files_that_say_nothing_or_nonsense(content: bytes, message: str, tmp_pa
     assert facts_of_file(tmp_path / "x") is None
 
 
+def cut_zip() -> bytes:
+    """One whose table says that it begins before the file does."""
+    content = bytearray(in_zip(a_png=png(PIXELS, FACTS)))
+    del content[:5]
+    return b"PK\x03\x04" + bytes(content[4:])
+
+
 def test_bad_zips() -> None:
     for content, message in (
         (b"PK\x03\x04 and no more", "x: is a damaged zip"),
+        (cut_zip(), "x: is a damaged zip"),
         (in_zip(a_txt=b"a"), "x: holds no picture that says what made it"),
         (in_zip(a_png=b"a"), "x: a.png: is not a picture"),
     ):
@@ -260,3 +269,37 @@ def test_files_of_earlier_versions_have_ids_alone() -> None:
     found = facts_in(old, "old")
     assert not found.is_credited
     assert found.credits == (Credit("set/bell"),)
+
+
+@pytest.mark.parametrize(
+    ("original", "cause"),
+    [
+        (Original("/../x", b""), "has the ending '/../x'"),
+        (Original(".svg", b"<p>no drawing</p>"), "is called .svg and is none"),
+        (Original(".svg", b"\xff<svg/>"), "is called .svg and is none"),
+    ],
+)
+def test_originals_that_are_none(original: Original, cause: str) -> None:
+    with pytest.raises(DataError) as caught:
+        original_files(original, BELL)
+    assert str(caught.value).startswith(f"original of set/bell: {cause}\n")
+
+
+FILES = {
+    "png": png(PIXELS, FACTS),
+    "jpeg": encoded(PIXELS, "jpeg", FACTS),
+    "webp": encoded(PIXELS, "webp", FACTS),
+    "svg": svg(SVG, FACTS).encode(),
+    "zip": in_zip(bell_png=png(PIXELS, FACTS), bell_svg=svg(SVG, FACTS).encode()),
+}
+
+
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_damaged_files_end_in_a_message(form: str, data: st.DataObject) -> None:
+    content = bytearray(FILES[form])
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(1, 3))] = data.draw(st.binary(max_size=3))
+    damaged = bytes(content[: data.draw(st.integers(1, len(content)))])
+    with contextlib.suppress(DataError):
+        (facts_in_zip if form == "zip" else facts_in)(damaged, "damaged")
