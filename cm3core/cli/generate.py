@@ -389,16 +389,10 @@ def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
     found = picture.nearest
     original = None if found is None else model.original(found.document)
     if found is None or original is None:
-        named = (
-            "no document was in front"
-            if found is None
-            else f"none of {printable(found.document.id)}"
-        )
-        print(
-            f"note: there is no original to write: {named}"
-            + ("" if found is None else " is in the memory"),
-            file=sys.stderr,
-        )
+        why = "no document was in front"
+        if found is not None:
+            why = f"the memory has no file of {printable(found.document.id)}"
+        print(f"note: there is no original to write: {why}", file=sys.stderr)
         return []
     credit = Credit(found.document.id, found.document.provenance)
     return [(f"-original{end}", content) for end, content in original_files(original, credit)]

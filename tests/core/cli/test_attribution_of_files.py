@@ -128,7 +128,7 @@ def test_the_original_is_offered(copier, tmp_path, capsys):
         == 0
     )
     told = capsys.readouterr().err
-    assert "note: there is no original to write: none of context 0 is in the memory\n" in told
+    assert "note: there is no original to write: the memory has no file of context 0\n" in told
     assert "is nearly a copy of context 0 (licence unknown), nearness 1.00\n" in told
 
 
