@@ -6,9 +6,10 @@ Pixels are RGB, uint8 [height, width, 3], 0..255, everywhere in the framework.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -33,6 +34,13 @@ OTHER_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".p
 
 #: Levels of 255 by which the pixels of a blank picture differ at most: JPEG's rounding of a plain area.
 _INVISIBLE = 4
+#: Scans of a progressive JPEG: encoders make ten.
+MAX_SCANS = 100
+#: A marker of JPEG, no stuffed byte and no restart inside of a scan.
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_SCAN, _END, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+#: Pixels that are converted at a time.
+_STRIP_PIXELS = 1 << 20
 
 # What Pillow's parsers raise on broken files, each seen in its issue tracker; anything else is a
 # bug and is not caught.
@@ -91,12 +99,26 @@ def open_alpha(
     return _opened(source, place, max_pixels, _alpha_of)
 
 
+def size_of(source: bytes, place: str, max_pixels: int) -> tuple[int, int]:
+    """(width, height) of a picture as its head says, before it is decoded.
+
+    Raises:
+        DataError: it is no picture, or has more than `max_pixels`.
+    """
+    return _opened(source, place, max_pixels, lambda image: image.size, decode=False)
+
+
+def has_alpha(source: bytes, place: str, max_pixels: int) -> bool:
+    """Whether a picture can be transparent somewhere, as its head says; raises as `size_of`."""
+    return _opened(source, place, max_pixels, _has_alpha, decode=False)
+
+
 def check_pixels(source: bytes, place: str, max_pixels: int) -> None:
     """Raise `DataError` for a picture of more than `max_pixels`, before it is decoded.
 
     Raises it also for what is no picture.
     """
-    _opened(source, place, max_pixels, lambda image: None, decode=False)
+    size_of(source, place, max_pixels)
 
 
 T = TypeVar("T")
@@ -131,10 +153,11 @@ def _opened(
                 )
             if not decode:
                 return convert(image)
+            if image.format == "JPEG":
+                _check_scans(image, place)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            upright.format = image.format  # of the copy it is None
-            return convert(upright)
+            ImageOps.exif_transpose(image, in_place=True)
+            return convert(image)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -180,21 +203,72 @@ def _has_alpha(image: Pillow.Image) -> bool:
 
 def _alpha_of(image: Pillow.Image) -> NDArray[np.uint8] | None:
     """How opaque each pixel is; None for a picture without transparency."""
-    return np.asarray(image.convert("RGBA"))[:, :, 3].copy() if _has_alpha(image) else None
+    if not _has_alpha(image):
+        return None
+    alpha = np.empty((image.height, image.width), np.uint8)
+    for rows, part in _strips(image):
+        alpha[rows] = np.asarray(part.convert("RGBA"))[:, :, 3]
+    return alpha
 
 
 def _to_rgb(image: Pillow.Image) -> PixelArray | None:
     """Return RGB pixels; None for a mode without an agreed range (floating point, 32 bits)."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         return None
-    if image.mode.startswith("I"):  # 16-bit grey, which readers of other formats return as "I", too
-        grey = (np.asarray(image).astype(np.int64) // 257).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if _has_alpha(image):
-        layer = image.convert("RGBA")
-        white = Pillow.new("RGBA", layer.size, (255, 255, 255, 255))
-        return np.asarray(Pillow.alpha_composite(white, layer).convert("RGB")).copy()
-    return np.asarray(image.convert("RGB")).copy()
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, part in _strips(image):
+        if part.mode.startswith(
+            "I"
+        ):  # 16-bit grey, which readers of other formats return as "I", too
+            pixels[rows] = (np.asarray(part).astype(np.int64) // 257).astype(np.uint8)[:, :, None]
+        elif _has_alpha(part):
+            layer = part.convert("RGBA")
+            white = Pillow.new("RGBA", layer.size, (255, 255, 255, 255))
+            pixels[rows] = np.asarray(Pillow.alpha_composite(white, layer).convert("RGB"))
+        else:
+            pixels[rows] = np.asarray(part.convert("RGB"))
+    return pixels
+
+
+def _strips(image: Pillow.Image) -> Iterator[tuple[slice, Pillow.Image]]:
+    """A picture in strips of rows, so that what is converted is never there several times as a whole."""
+    rows = max(1, _STRIP_PIXELS // max(1, image.width))
+    if rows >= image.height:
+        yield slice(None), image
+        return
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
+
+
+def _check_scans(image: Pillow.Image, place: str) -> None:
+    """Raise `DataError` for a JPEG that is decoded more than `MAX_SCANS` times: each scan of some bytes is
+    decoded over the whole picture, and a small file may have thousands."""
+    file = image.fp  # type: ignore[attr-defined]  # of pictures that are opened
+    start = file.tell()
+    file.seek(0)
+    number = _scans(file.read())
+    file.seek(start)
+    if number > MAX_SCANS:
+        raise DataError(
+            place,
+            f"has more than {MAX_SCANS} scans, and every one takes as long as a picture",
+            "save it again, as a baseline JPEG",
+        )
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end, at most `MAX_SCANS` + 1. Segments are skipped: they may hold
+    another JPEG, a preview."""
+    number = place = 0
+    while number <= MAX_SCANS and (found := _MARKER.search(data, place)):
+        kind, place = found[1][0], found.end()
+        if kind == _END:
+            break
+        number += kind == _SCAN
+        if kind not in _WITHOUT_LENGTH:
+            place += int.from_bytes(data[place : place + 2], "big")
+    return number
 
 
 def is_blank(pixels_HWC: PixelArray) -> bool:

@@ -195,6 +195,11 @@ class AsyncModel(AsyncChatting):
         requests = await self._aside(self.model.requests, documents, **options)
         return await together([self.engine.complete(request) for request in requests])
 
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What a function returns that uses the model's tokenizers and the like, in a thread, while no other
+        does: they need not be thread-safe."""
+        return await self._aside(function, *arguments)
+
     # ---- parts
 
     async def _aside(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:

@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = PixelArray | str | Path
+#: Pictures whose codes a model remembers; each takes a few KB.
+MOST_CODED = 65_536
 #: Grey level of the pixels of a preview that are not generated yet.
 GREY = 208
 
@@ -200,7 +202,7 @@ class Loaded:
         return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
 
     def coded(self, document: Document) -> Document:
-        """The document with its pictures as codes; each picture is encoded once per model."""
+        """The document with its pictures as codes; those of the last `MOST_CODED` pictures are remembered."""
         new = {
             segment.key: segment
             for segment in document
@@ -210,10 +212,13 @@ class Loaded:
             [images.fit(segment.load(), self.image_size) for segment in new.values()]
         )
         self._codes.update(zip(new, codes, strict=True))
-        return tuple(
+        coded = tuple(
             as_codes(segment, self._codes[segment.key]) if isinstance(segment, Image) else segment
             for segment in document
         )
+        while len(self._codes) > MOST_CODED:
+            del self._codes[next(iter(self._codes))]
+        return coded
 
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""

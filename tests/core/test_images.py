@@ -350,3 +350,61 @@ def test_png_bytes_carry_transparency_and_text(tmp_path: Path) -> None:
     assert alpha is not None
     assert (alpha == 7).all()
     assert read_png_metadata(tmp_path / "a.png") == {"prompt": "ä"}
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "transparent P"]
+)
+@pytest.mark.parametrize("turned", [1, 6])
+def test_strips_of_a_picture_are_what_the_whole_is(monkeypatch, mode: str, turned: int) -> None:
+    rng = np.random.default_rng(3)
+    if mode == "I;16":
+        picture = Pillow.fromarray(rng.integers(0, 65536, (37, 23)).astype(np.uint16))
+    else:
+        picture = Pillow.fromarray(rng.integers(0, 256, (37, 23, 4), np.uint8), "RGBA")
+        picture = picture.convert("RGB").convert("P") if "P" in mode else picture
+        picture = picture if "P" in mode else picture.convert(mode)
+    exif = Pillow.Exif()
+    exif[0x0112] = turned
+    more = {"transparency": 5} if mode == "transparent P" else {}
+    data = file_of(picture, "TIFF" if mode == "CMYK" else "PNG", exif=exif, **more)
+    whole, alpha = open_image(data), images.open_alpha(data)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 100)
+    np.testing.assert_array_equal(open_image(data), whole)
+    np.testing.assert_array_equal(images.open_alpha(data), alpha)  # type: ignore[arg-type]  # None, too
+    assert whole.shape == ((37, 23, 3) if turned == 1 else (23, 37, 3))
+
+
+def jpeg_of_scans(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there many times."""
+    data = file_of(Pillow.fromarray(noise(8, 8)).convert("L"), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    """A file of 150 KB took a minute: each of its scans is decoded over all of the picture."""
+    assert open_image(jpeg_of_scans(90)).shape == (8, 8, 3)
+    with pytest.raises(DataError) as caught:
+        open_image(jpeg_of_scans(2000), "a.jpg")
+    assert str(caught.value) == (
+        "a.jpg: has more than 100 scans, and every one takes as long as a picture\n"
+        "  next: save it again, as a baseline JPEG"
+    )
+
+
+def test_what_looks_like_scans_beside_the_picture_is_not_counted() -> None:
+    """Previews inside a segment, and films behind the end, as phones write them."""
+    data = jpeg_of_scans(1)
+    comment = b"\xff\xda" * 500
+    before = data[:2] + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment + data[2:]
+    assert open_image(before + b"\xff\xda" * 500).shape == (8, 8, 3)
+
+
+def test_size_and_transparency_are_in_the_head() -> None:
+    data = file_of(Pillow.new("RGBA", (30, 20)))
+    assert images.size_of(data, "x", 600) == (30, 20)
+    assert images.has_alpha(data, "x", 600)
+    assert not images.has_alpha(file_of(Pillow.new("RGB", (3, 2))), "x", 600)
+    with pytest.raises(DataError, match="30 x 20 pixels, more than 599"):
+        images.size_of(data, "x", 599)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from starlette.routing import Route
 
 from cm3apps.server import chat_api, conditions_api, field_tables, images_api, sets_api
 from cm3apps.server.documents import ORIGINALS, file_of_original, no_original
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, internal
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
 from cm3apps.server.http import Endpoint, answer_to
@@ -49,42 +50,47 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
         Endpoint(
             "/v1/images/generations",
             field_tables.generation_fields(limits),
-            lambda client, values, _: images_api.generations(workshop, client, values),
+            partial(images_api.generations, workshop),
             limits,
             metrics,
+            workshop.gate,
             "Draw pictures for a prompt",
         ),
         Endpoint(
             "/v1/images/edits",
             field_tables.edit_fields(limits),
-            lambda client, values, files: images_api.edits(workshop, client, values, files),
+            partial(images_api.edits, workshop),
             limits,
             metrics,
+            workshop.gate,
             "Fill the masked part of a picture, or edit it by instruction",
             forms=True,
         ),
         Endpoint(
             "/v1/sets",
             sets_api.set_fields(limits),
-            lambda client, values, _: sets_api.sets(workshop, client, values),
+            partial(sets_api.sets, workshop),
             limits,
             metrics,
+            workshop.gate,
             "Draw several things in one style, as pictures, a grid and a zip",
         ),
         Endpoint(
             "/v1/conditions",
             conditions_api.structure_fields(),
-            lambda client, values, _: conditions_api.structures(workshop, client, values),
+            partial(conditions_api.structures, workshop),
             limits,
             metrics,
+            workshop.gate,
             "The structure of a picture, for `condition` of a generation: its edges, its lines",
         ),
         Endpoint(
             "/v1/chat/completions",
             field_tables.chat_fields(limits),
-            lambda client, values, _: chat_api.completions(workshop, client, values),
+            partial(chat_api.completions, workshop),
             limits,
             metrics,
+            workshop.gate,
             "A picture for a text; a caption of a picture; a conversation about it",
             closes=True,
         ),
@@ -105,7 +111,7 @@ def make_app(
         metrics: counts it.
         token, hosts: see `Guard`.
     """
-    metrics.watch(workshop.queue, workshop.pool)
+    metrics.watch(workshop.queue, workshop.pool, workshop.gate)
     generating = endpoints(workshop, metrics)
     description = schema(generating, token is not None)
     files = {path: _file(*file) for path, file in FILES.items()}
@@ -123,9 +129,12 @@ def make_app(
         Route("/studio/facts", api.facts, methods=["GET"]),
         *(Route(one.path, one, methods=["POST"]) for one in generating),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app = Starlette(
+        routes=routes, exception_handlers={HTTPException: _http_error, Exception: _failed}
+    )
     app.router.redirect_slashes = False
-    return Guard(app, token=token, hosts=hosts, open_paths={*files, "/healthz", "/readyz"})
+    opened = {*files, "/healthz", "/readyz"}
+    return Guard(app, token=token, hosts=hosts, open_paths=opened, refused=metrics.refused)
 
 
 def _file(name: str, media_type: str) -> tuple[bytes, str]:
@@ -265,3 +274,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
         headers=dict(error.headers or {}),
     )
     return _answer(answer)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A defect of a route that only reads; the log has its traceback."""
+    return _answer(internal())

@@ -6,23 +6,27 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cm3apps.server import turns_api
 from cm3apps.server.abilities import in_turns, task_of
 from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.fields import Field
 from cm3apps.server.images_api import facts_of
+from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import Output, Upload, from_url, text_of_base64
-from cm3apps.server.sampling_options import check_sampling, generation_options
+from cm3apps.server.sampling_options import check_sampling, documents_of, generation_options
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import PictureTask, Workshop, aside, in_order
+from cm3apps.server.tasks import PictureTask, Workshop, aside, encoded_aside, in_order
+from cm3core.images import fit
 from cm3core.model.facts import facts_of as picture_facts
+from cm3core.model.loaded import check_length
 from cm3core.model.turns import SPEAKERS, Turn
 
 if TYPE_CHECKING:
     from cm3apps.server.documents import Naming
     from cm3apps.server.settings import Limits
+    from cm3core.document import PixelArray
     from cm3core.model.model import Model
 
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
@@ -140,65 +144,128 @@ def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
     return wanted
 
 
-async def completions(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+async def completions(workshop: Workshop, intake: Intake) -> Answer:
     """Answer the last message of the user."""
-    turn = turn_of(values["messages"], workshop.limits)
+    values, client = intake.values, intake.client
+    turn = await intake.aside(turn_of, values["messages"], workshop.limits)
     name = workshop.pool.name_of(values.get("model"))
-    options = await aside(generation_options, values, workshop.limits)
-    async with workshop.pool.use(name) as loaded:
-        converses = in_turns(loaded.model)
+    options = generation_options(values)
+    given = await intake.aside(documents_of, values, workshop.limits)
+    async with workshop.pool.use(name) as loaded:  # its facts
+        model = loaded.model
+        converses = in_turns(model)
         if converses:
-            check_sampling(loaded.model, options)
+            check_sampling(model, options)
     if converses:
-        turns = await aside(_turns, turn, workshop, name)
+        if given:
+            raise invalid_value("documents", "a reply of this model has none")
+        if not values.get("truncate"):
+            _check_room(turn, model)
+        turns = await _seen_turns(turn, workshop, intake, model, name)
         return await turns_api.completions(workshop, client, name, turns, values, options)
     wants_picture = _answers_with_picture(values, turn)
     _add_sampling(options, values, "" if wants_picture else "text_")
-    pixels = (
-        None
-        if turn.picture is None
-        else await aside(turn.picture.pixels, workshop.limits.picture_pixels)
-    )
-    async with workshop.pool.use(name) as loaded:  # its facts
-        model = loaded.model
-        check_sampling(model, options)
-    documents = bool(values.get("return_documents"))
-    naming = workshop.naming(name, values)
-    number = values.get("n", 1)
-    if wants_picture:
+    check_sampling(model, options)
+    chat = _Chat(workshop, intake, name, model, turn, given, options)
+    return await (chat.drawn() if wants_picture else chat.written())
+
+
+@dataclass(eq=False)
+class _Chat:
+    """What a model is asked that does not converse in turns.
+
+    Args:
+        workshop, intake: do the work, of the request.
+        name, model: of the model.
+        turn: what is asked.
+        given: documents that are put first.
+        options: of `Model.generate` and its like.
+    """
+
+    workshop: Workshop
+    intake: Intake
+    name: str
+    model: Model
+    turn: Asked
+    given: list[tuple[Upload, str]]
+    options: dict[str, Any]
+
+    async def drawn(self) -> Answer:
+        """Pictures for a text, or by an instruction."""
+        values, turn, model = self.intake.values, self.turn, self.model
+        number, naming = values.get("n", 1), self.workshop.naming(self.name, values)
+        self.workshop.weight_of(model, number, self.options)
         if values.get("truncate"):
-            options["truncate"] = True
+            self.options["truncate"] = True
+        elif turn.picture is not None:
+            async with self.workshop.pool.use(self.name) as loaded:
+                await loaded.call(check_length, model, "instruction", turn.text)
+        pixels = await self._seen()
         task = PictureTask(
             sort="draw" if pixels is None else "edit",
             text=turn.text,
             number=number,
-            options=options,
+            options=self.options,
             picture=pixels,
         )
-        pictures = await in_order(workshop.pictures(client, name, task), number)
-        choices = [await aside(_with_picture, model, one, task, naming) for one in pictures]
+        events = self.workshop.pictures(self.intake.client, self.name, task)
+        pictures = await in_order(events, number)
+        choices = [await encoded_aside(_with_picture, model, one, task, naming) for one in pictures]
         if task.sort == "draw":
-            unknown = await workshop.unknown_words(name, [turn.text])
+            unknown = await self.workshop.unknown_words(self.name, [turn.text])
             choices = [one | {"unknown_words": unknown} for one in choices]
-    else:
-        assert pixels is not None
+        return _reply(self.name, choices, values, _usage(model, turn, choices))
+
+    async def written(self) -> Answer:
+        """A text about a picture."""
+        values, turn, model = self.intake.values, self.turn, self.model
+        number, documents = values.get("n", 1), bool(values.get("return_documents"))
+        naming = self.workshop.naming(self.name, values)
         most = values.get("max_completion_tokens", values.get("max_tokens"))
-        options |= {} if most is None else {"max_tokens": most}
-        cuts = bool(values.get("truncate"))
+        options = self.options | ({} if most is None else {"max_tokens": most})
+        cuts, client = bool(values.get("truncate")), self.intake.client
         question, own_task, num_read = await aside(_question, model, turn, most, cuts)
-        if own_task and values.get("stream") and number == 1 and _is_plain(options, documents):
-            turns = await aside(_turns, turn, workshop, name)
+        plain = not self.given and _is_plain(options, documents)
+        if own_task and values.get("stream") and number == 1 and plain:
+            turns = await _seen_turns(turn, self.workshop, self.intake, model, self.name)
             options |= {"answer": "text", "truncate": cuts}
-            return turns_api.streamed(workshop, client, name, turns, values, options)
-        options |= own_task
+            return turns_api.streamed(self.workshop, client, self.name, turns, values, options)
+        pixels = await self._seen()
+        assert pixels is not None
+        options |= {**own_task, **self.options}
         read = {"turns_read": num_read, "turns_left_out": len(turn.earlier) - num_read}
         choices = []
         for place in range(number):
             own = options if place == 0 else options | {"seed": options["seed"] + place}
-            written = await workshop.text(client, name, pixels, question, own)
+            written = await self.workshop.text(client, self.name, pixels, question, own)
             choices.append(_message(written.text, written, naming) | read)
         turn = replace(turn, text=question or "")
-    return _reply(name, choices, values, _usage(model, turn, choices))
+        return _reply(self.name, choices, values, _usage(model, turn, choices))
+
+    async def _seen(self) -> PixelArray | None:
+        """The picture as the model sees it; the documents become an option."""
+        size, most = self.model.image_size, self.workshop.limits.picture_pixels
+        picture, given = self.turn.picture, self.given
+
+        def read() -> tuple[PixelArray | None, list[tuple[PixelArray, str]]]:
+            context = [(upload.seen(size, most), text) for upload, text in given]
+            return None if picture is None else picture.seen(size, most), context
+
+        own = [] if picture is None else [picture]
+        pixels, context = await self.intake.decoded([*own, *(one for one, _ in given)], read)
+        if context:
+            self.options["context"] = context
+        _forget(self.turn, self.intake)
+        return pixels
+
+
+def _forget(turn: Asked, intake: Intake) -> None:
+    """Drop the bytes of a conversation's pictures: they are decoded, or not needed."""
+    for _, parts in turn.spoken:
+        for part in parts:
+            if isinstance(part, Upload):
+                part.data = b""
+    intake.forget_pictures()
 
 
 def _is_plain(options: Mapping[str, Any], documents: bool) -> bool:
@@ -243,21 +310,47 @@ def _question(
     return conversation, {"task": name}, number
 
 
-def _turns(asked: Asked, workshop: Workshop, name: str) -> list[Turn]:
-    """The conversation with its pictures as pixels, those that the model drew as it drew them; turns
+async def _seen_turns(
+    asked: Asked, workshop: Workshop, intake: Intake, model: Model, name: str
+) -> list[Turn]:
+    """The conversation with its pictures as the model sees them, those that it drew as it drew them; turns
     without content are left out."""
-    found = []
-    for role, parts in asked.spoken:
-        seen = tuple(
-            part
-            if isinstance(part, str)
-            else workshop.drawn.find(name, part.pixels(workshop.limits.picture_pixels))
-            for part in parts
-            if not isinstance(part, str) or part.strip()
+    size, most = model.image_size, workshop.limits.picture_pixels
+
+    def seen(part: str | Upload) -> Any:
+        if isinstance(part, str):
+            return part
+        pixels = part.pixels(most)
+        if pixels.shape[:2] != size:
+            return fit(pixels, size)
+        return workshop.drawn.find(name, pixels)
+
+    def read() -> list[Turn]:
+        found = []
+        for role, parts in asked.spoken:
+            kept = [part for part in parts if not isinstance(part, str) or part.strip()]
+            if kept:
+                said: Literal["user", "assistant"] = "user" if role == "user" else "assistant"
+                found.append(Turn(said, tuple(map(seen, kept))))
+        return found
+
+    uploads = [part for _, parts in asked.spoken for part in parts if isinstance(part, Upload)]
+    turns = await intake.decoded(uploads, read)
+    _forget(asked, intake)
+    return turns
+
+
+def _check_room(turn: Asked, model: Model) -> None:
+    """Raise `APIError` for a conversation whose pictures alone are longer than the model's context."""
+    number = sum(isinstance(part, Upload) for _, parts in turn.spoken for part in parts)
+    each = model.components.serializer.num_codes
+    context = model.components.decoder.context_length
+    if number * each > context:
+        raise _wrong(
+            "messages",
+            f"{number} pictures of {each} tokens each don't fit the decoder's context of {context}; leave "
+            "some out, or the oldest turns (truncate)",
         )
-        if seen:
-            found.append(Turn("user" if role == "user" else "assistant", seen))
-    return found
 
 
 def _message(content: Any, result: Any, naming: Naming) -> dict[str, Any]:

@@ -26,6 +26,8 @@ PLACE = "cm3 serve"
 #: Shortest token: 16 characters can't be guessed over a network.
 SHORTEST_TOKEN = 16
 MIB = 1 << 20
+#: MiB of all bodies, and million pixels of all pictures, unless one may have more.
+ALL_BODIES, ALL_PIXELS = 128, 64
 PACKAGES = {
     "starlette": "starlette",
     "uvicorn": "uvicorn",
@@ -130,6 +132,9 @@ def add_limits(parser: ArgumentParser) -> None:
         ("--max-candidates", 4096, 16, "candidates for each result"),
         ("--max-body", 4096, 32, "MiB of a request's body"),
         ("--max-pixels", 64, 16, "million pixels of a picture that is sent"),
+        ("--unsent", 1 << 20, 64, "MiB of answers that clients don't read, in memory"),
+        ("--spool", 1 << 20, 1024, "MiB of further ones, in temporary files"),
+        ("--connections", 100_000, 512, "open connections; for more, the longest idle are closed"),
     ):
         parser.add_argument(
             option,
@@ -138,8 +143,22 @@ def add_limits(parser: ArgumentParser) -> None:
             metavar="N",
             help=f"{text} (default: %(default)s)",
         )
+    for option, least, text in (
+        ("--all-bodies", ALL_BODIES, "MiB of all bodies in flight"),
+        ("--all-pixels", ALL_PIXELS, "million pixels of all pictures in flight"),
+    ):
+        parser.add_argument(
+            option,
+            type=whole_number(1, 1 << 20),
+            metavar="N",
+            help=f"{text}; a request waits for its share (default: {least}, or what one may have)",
+        )
     for option, default, text in (
         ("--timeout", 300, "seconds that a request may take, waiting included"),
+        ("--header-timeout", 10, "seconds in which a request's headers must arrive"),
+        ("--body-timeout", 30, "seconds in which its body must arrive, at an even pace"),
+        ("--idle-timeout", 15, "seconds that an open connection waits for a request"),
+        ("--send-timeout", 30, "seconds after which a client is dropped that reads nothing"),
         ("--drain", 30, "seconds that requests may take to finish after SIGTERM"),
         (
             "--stuck-after",
@@ -188,10 +207,25 @@ def run(args: Namespace) -> int:
 
 
 def limits_of(args: Namespace) -> Limits:
-    """The limits that the options describe."""
+    """The limits that the options describe.
+
+    Raises:
+        CM3Error: one request may have more than all together.
+    """
+    bodies = _together("--all-bodies", args.all_bodies, "--max-body", args.max_body, ALL_BODIES)
+    pixels = _together("--all-pixels", args.all_pixels, "--max-pixels", args.max_pixels, ALL_PIXELS)
     return Limits(
         body_bytes=args.max_body * MIB,
+        all_body_bytes=bodies * MIB,
+        body_seconds=args.body_timeout,
         picture_pixels=args.max_pixels * 1_000_000,
+        all_pixels=pixels * 1_000_000,
+        unsent_bytes=args.unsent * MIB,
+        spooled_bytes=args.spool * MIB,
+        connections=args.connections,
+        header_seconds=args.header_timeout,
+        idle_seconds=args.idle_timeout,
+        send_seconds=args.send_timeout,
         number=args.max_n,
         candidates=args.max_candidates,
         at_once=args.at_once,
@@ -200,6 +234,19 @@ def limits_of(args: Namespace) -> Limits:
         seconds=args.timeout,
         stuck_seconds=args.stuck_after,
     )
+
+
+def _together(option: str, given: int | None, single: str, most: int, default: int) -> int:
+    """What all requests may have together; raises `CM3Error` where one of them may have more."""
+    if given is None:
+        return max(default, most)
+    if given < most:
+        raise CM3Error(
+            f"{PLACE} {option} {given}",
+            f"is less than what one request may have ({single} {most})",
+            f"raise it, or lower {single}",
+        )
+    return given
 
 
 def _check_packages() -> None:

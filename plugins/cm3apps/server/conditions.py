@@ -43,7 +43,8 @@ def condition_fields() -> tuple[Field, ...]:
 
 
 def condition_of(values: Mapping[str, Any], limits: Limits) -> tuple[str, dict[str, Any]] | None:
-    """The ability that a request needs, and the record of its task without the caption.
+    """The ability that a request needs, and the record of its task without the caption; a picture in it
+    is an `Upload`.
 
     Raises:
         APIError: boxes or picture are wrong, or both are given.
@@ -96,8 +97,10 @@ def _structure(condition: dict[str, Any], limits: Limits) -> dict[str, Any]:
     feature = reader.read(condition.get("feature", FEATURE)).strip()
     if not feature:
         raise _wrong("condition.feature", "is empty; say what the picture shows of the structure")
-    upload = from_url(condition["image_url"], "condition.image_url")
-    return {"feature": feature, "condition": upload.pixels(limits.picture_pixels)}
+    return {
+        "feature": feature,
+        "condition": from_url(condition["image_url"], "condition.image_url"),
+    }
 
 
 def _wrong(place: str, cause: str, param: str = "condition") -> APIError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from cm3apps.server.fields import Field
+from cm3apps.server.intake import Intake
+from cm3apps.server.pictures import from_url
+from cm3apps.server.structures import smaller
 from cm3apps.server.tasks import Workshop, aside
 
 
@@ -36,11 +38,17 @@ def structure_fields() -> tuple[Field, ...]:
     )
 
 
-async def structures(workshop: Workshop, client: str, values: Mapping[str, Any]) -> dict[str, Any]:
+async def structures(workshop: Workshop, intake: Intake) -> dict[str, Any]:
     """Draw the structure of a picture."""
-    name = workshop.pool.name_of(values.get("model"))
-    async with workshop.pool.use(name) as loaded, workshop.queue.place(client, 1):
-        answer: dict[str, Any] = await aside(
-            workshop.structures.drawn, loaded.model, values, workshop.limits
-        )
-        return answer
+    values, most = intake.values, workshop.limits.picture_pixels
+    condition, name = values["condition"], workshop.pool.name_of(values.get("model"))
+    async with workshop.pool.use(name) as loaded:
+        await aside(workshop.structures.check, loaded.model, condition)
+        upload = await intake.aside(from_url, values["image_url"], "image_url")
+        pixels = await intake.decoded([upload], lambda: smaller(upload.pixels(most)))
+        intake.forget_pictures()
+        async with workshop.queue.place(intake.client, 1):
+            answer: dict[str, Any] = await aside(
+                workshop.structures.drawn, loaded.model, condition, pixels
+            )
+            return answer

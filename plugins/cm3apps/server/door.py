@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError
-from cm3apps.server.http import SEED, Reply, answer_to, body_of, disconnected
+from cm3apps.server.http import SEED, Reply, answer_to, disconnected
+from cm3apps.server.intake import Gate, Intake
 from cm3apps.server.sampling_options import MOST_RANDOM
 from cm3apps.server.streaming import Event
 
@@ -68,7 +69,7 @@ class Door:
     """
 
     def __init__(self, call: Call, limits: Limits) -> None:
-        self.call, self.limits = call, limits
+        self.call, self.limits, self.gate = call, limits, Gate(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Have one request answered."""
@@ -89,7 +90,17 @@ class Door:
             await reply.fail(answer_to(error, scope["path"]))
 
     async def _answer(self, scope: Scope, receive: Receive, reply: Relayed) -> None:
-        body = await body_of(Headers(scope=scope), receive, self.limits)
+        client = (scope.get("client") or ("unknown",))[0]
+        intake = Intake(self.gate, client)
+        try:
+            # it keeps the body: the next server is to have it too
+            body = bytes(await intake.body(Headers(scope=scope), receive))
+            await self._done(scope, body, receive, reply)
+        finally:
+            intake.close()
+
+    async def _done(self, scope: Scope, body: bytes, receive: Receive, reply: Relayed) -> None:
+        """Have servers answer a request whose body is here."""
         own = {name: scope[name] for name in SENT if name in scope}
         own[SEED] = secrets.randbelow(MOST_RANDOM)
         work = asyncio.create_task(self._relay(own, body, reply))

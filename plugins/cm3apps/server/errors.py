@@ -60,6 +60,26 @@ def invalid_value(place: str, cause: str, param: str | None = None) -> APIError:
     return APIError(400, f"{place}: {cause}", param=param or place, code="invalid_value")
 
 
+#: What a request that can't be read as HTTP is called for programs.
+_FRAMING_CODES = {
+    408: "timeout",
+    411: "length_required",
+    414: "uri_too_long",
+    431: "headers_too_large",
+    501: "not_implemented",
+}
+
+
+def framing(status: int, cause: str) -> APIError:
+    """The error of a request that is no HTTP, or more of it than is read.
+
+    >>> framing(408, "its head did not arrive within 10 s").message
+    "the request can't be read: its head did not arrive within 10 s"
+    """
+    code = _FRAMING_CODES.get(status, "bad_request")
+    return APIError(status, f"the request can't be read: {cause}", code=code)
+
+
 def of_model(error: CM3Error) -> APIError:
     """The error of a request that the model refused: the message is the framework's own.
 

@@ -136,7 +136,7 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     try:
-        text = ascii(value)
+        text = ascii(value[: _SHOWN + 1] if isinstance(value, str) else value)
     except ValueError:  # more digits than Python converts
         return "a number with thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}'..."
@@ -168,7 +168,7 @@ def read(fields: Sequence[Field], body: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes | bytearray) -> dict[str, Any]:
     """A body of JSON; raises `APIError` unless it is an object, and where a key is in one twice."""
     try:
         value = _loads(body)
@@ -187,7 +187,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _loads(text: str | bytes) -> Any:
+def _loads(text: str | bytes | bytearray) -> Any:
     return json.loads(text, parse_constant=_no_constant, object_pairs_hook=object_of)
 
 

@@ -31,7 +31,7 @@ class _Parser(MultiPartParser):
 
 
 async def form_values(
-    headers: Headers, body: bytes, fields: Sequence[Field], limits: Limits
+    headers: Headers, body: bytes | bytearray, fields: Sequence[Field], limits: Limits
 ) -> tuple[dict[str, Any], dict[str, list[Upload]]]:
     """The fields of a form, and the pictures among them.
 
@@ -41,7 +41,7 @@ async def form_values(
     """
 
     async def pieces() -> AsyncGenerator[bytes, None]:
-        yield body
+        yield bytes(body)
         yield b""
 
     parser = _Parser(

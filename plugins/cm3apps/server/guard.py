@@ -6,13 +6,13 @@ from __future__ import annotations
 import hmac
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from cm3apps.server.errors import APIError
+from cm3apps.server.errors import APIError, framing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,6 +54,7 @@ class Guard:
         hosts: names that the Host header may have; None: any. Without a token, another site could
             otherwise give its name this machine's address and read what the server answers.
         open_paths: paths that need no token: the page, which holds nothing secret.
+        refused: called with the reason of each refusal.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Guard:
         token: str | None,
         hosts: Collection[str] | None,
         open_paths: Collection[str],
+        refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.app, self.token, self.hosts, self.open_paths = app, token, hosts, open_paths
+        self.refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -86,13 +89,13 @@ class Guard:
         if refusal is None:
             await self.app(scope, receive, protected)
             return
+        self.refused(refusal.code or "")
         client = (scope.get("client") or ("unknown",))[0]
         logger.info("%s %s refused: %s", client, scope["method"], refusal.message)
         body = json.dumps(refusal.body).encode()
         head = {
             "content-type": "application/json",
             "content-length": str(len(body)),
-            "connection": "close",
             **refusal.headers,
         }
         await protected(
@@ -105,19 +108,10 @@ class Guard:
         await protected({"type": "http.response.body", "body": body})
 
     def _refusal(self, headers: Headers, path: str) -> APIError | None:
-        host = headers.get("host", "")
-        if self.hosts is not None and _name_of(host) not in self.hosts:
-            return APIError(
-                403,
-                "this server does not answer to the name that it was called by; if it should, start "
-                "it with --allow-host NAME",
-                code="unknown_host",
-            )
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return APIError(
-                403, "pages of other sites may not use this server", code="foreign_origin"
-            )
+        """Why a request is refused. Strangers learn nothing but that a token is missing."""
+        return self._without_token(headers, path) or self._misled(headers)
+
+    def _without_token(self, headers: Headers, path: str) -> APIError | None:
         if self.token is None or path in self.open_paths:
             return None
         sort, _, given = headers.get("authorization", "").partition(" ")
@@ -131,6 +125,37 @@ class Guard:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+    def _misled(self, headers: Headers) -> APIError | None:
+        """What a browser is led to by another site, or a proxy by a request that can be read in two ways."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return framing(400, "it has both Content-Length and Transfer-Encoding")
+        host = headers.get("host", "")
+        if self.hosts is not None and _name_of(host) not in self.hosts:
+            return APIError(
+                403,
+                "this server does not answer to the name that it was called by; if it should, start "
+                "it with --allow-host NAME",
+                code="unknown_host",
+            )
+        origin = headers.get("origin")
+        if origin is not None and _place_of(origin) != host.lower():
+            return APIError(
+                403, "pages of other sites may not use this server", code="foreign_origin"
+            )
+        return None
+
+
+def _place_of(origin: str) -> str | None:
+    """Name and port of an Origin header; None: it has none.
+
+    >>> _place_of("http://Localhost:8000"), _place_of("null"), _place_of("http://[")
+    ('localhost:8000', None, None)
+    """
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _name_of(host: str) -> str:

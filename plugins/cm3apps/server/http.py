@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,27 +16,31 @@ from starlette.datastructures import Headers
 from cm3apps.server.errors import APIError, in_one_line, internal, no_documents, of_model
 from cm3apps.server.fields import Field, json_object, read, shown
 from cm3apps.server.forms import form_values
+from cm3apps.server.intake import Gate, Intake, Structure, check_length_is_given
 from cm3apps.server.pictures import Upload
+from cm3apps.server.settings import Limits
 from cm3apps.server.streaming import DONE, Event
+from cm3apps.server.tasks import encoded_aside
+from cm3apps.server.unsent import PIECE, Outbox, Unsent, UnsentFull
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, GenerationError
+from cm3core.model.coroutines import cancelled
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from cm3apps.server.metrics import Metrics
-    from cm3apps.server.settings import Limits
 
 logger = logging.getLogger("cm3.serve")
 
 Answer: TypeAlias = dict[str, Any] | AsyncGenerator[Event, None]
-#: What a route does: (client, values, uploads) -> the answer.
-Handler: TypeAlias = Callable[
-    [str, Mapping[str, Any], Mapping[str, Sequence[Upload]]], Awaitable[Answer]
-]
+#: What a route does with a request's fields.
+Handler: TypeAlias = Callable[[Intake], Awaitable[Answer]]
 #: Key of a scope: the seed of a request that names none, see `door`.
 SEED = "cm3.seed"
 #: What is logged for a client that went away before its answer.
 CLIENT_GONE = 499
+#: Bytes that a client may be behind before events are left out that it can do without.
+_BEHIND = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +50,10 @@ class Endpoint:
     Args:
         path: where it is, also its name in metrics.
         fields: what its body may hold.
-        handler: does the work.
+        handler: does the work; it calls `Intake.forget_pictures` when it has read them.
         limits: of requests.
         metrics: counts requests.
+        gate: what requests share of the server's memory.
         forms: whether it also takes `multipart/form-data`.
         closes: whether its streams end with `[DONE]`.
         summary: one line for the documentation.
@@ -58,6 +64,7 @@ class Endpoint:
     handler: Handler
     limits: Limits
     metrics: Metrics
+    gate: Gate
     summary: str
     forms: bool = False
     closes: bool = False
@@ -66,24 +73,31 @@ class Endpoint:
         """Answer one request; errors are answered and logged once."""
         start = time.perf_counter()
         client = (scope.get("client") or ("unknown",))[0]
-        reply = Reply(send)
+        reply = Reply(send, self.gate.unsent, splits=SEED not in scope)
+        intake = Intake(self.gate, client)
         try:
-            values, uploads = await self._read(Headers(scope=scope), receive)
+            headers = Headers(scope=scope)
+            if SEED not in scope:  # a door has the body already
+                check_length_is_given(headers)
+            await self._read(headers, receive, intake)
             if SEED in scope:  # a door's: another server would give the same result
-                values.setdefault("seed", scope[SEED])
-            gone = await self._watched(client, values, uploads, reply, receive)
+                intake.values.setdefault("seed", scope[SEED])
+            gone = await self._watched(intake, reply, receive)
             status, note = (CLIENT_GONE, "the client went away") if gone else (reply.status, "")
         except Exception as error:  # any becomes an answer in the API's own shape
             answer = answer_to(error, self.path)
+            self.metrics.refused(answer.code or "")
             await reply.fail(answer)
             status, note = answer.status, answer.message
+            forgotten(error)
+        finally:
+            intake.close()
         seconds = time.perf_counter() - start
         self.metrics.answered(self.path, status, seconds)
         logger.info("%s POST %s %d %.2fs %s", client, self.path, status, seconds, note[:300])
 
-    async def _read(
-        self, headers: Headers, receive: Receive
-    ) -> tuple[dict[str, Any], dict[str, list[Upload]]]:
+    async def _read(self, headers: Headers, receive: Receive, intake: Intake) -> None:
+        """Read the body's fields into `intake`."""
         sort = headers.get("content-type", "").partition(";")[0].strip().lower()
         accepted = ["application/json", *(["multipart/form-data"] if self.forms else [])]
         if sort not in accepted:
@@ -91,23 +105,27 @@ class Endpoint:
                 415, f"the body must be {' or '.join(accepted)}", code="unsupported_media_type"
             )
         check_encoding(headers)
-        body = await body_of(headers, receive, self.limits)
         if sort == "application/json":
-            return read(self.fields, await asyncio.to_thread(json_object, body)), {}
-        given, uploads = await form_values(headers, body, self.fields, self.limits)
+            body = await intake.body(headers, receive, Structure(self.limits.json_values))
+            intake.values = await intake.parsed(self._of_json, body)
+        else:
+            body = await intake.body(headers, receive)
+            intake.values, intake.uploads = await intake.parsed(self._of_form, headers, body)
+
+    def _of_json(self, body: bytearray) -> dict[str, Any]:
+        return read(self.fields, json_object(body))
+
+    def _of_form(
+        self, headers: Headers, body: bytearray
+    ) -> tuple[dict[str, Any], dict[str, list[Upload]]]:
+        # starlette's parser is made of coroutines that wait for nothing
+        given, uploads = asyncio.run(form_values(headers, body, self.fields, self.limits))
         return read(self.fields, given), uploads
 
-    async def _watched(
-        self,
-        client: str,
-        values: Mapping[str, Any],
-        uploads: Mapping[str, Sequence[Upload]],
-        reply: Reply,
-        receive: Receive,
-    ) -> bool:
+    async def _watched(self, intake: Intake, reply: Reply, receive: Receive) -> bool:
         """Do the work while the client is there. Returns whether it went away first, which ends the
         work and frees its rows."""
-        work = asyncio.create_task(self._work(client, values, uploads, reply))
+        work = asyncio.create_task(self._work(intake, reply))
         gone = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,20 +139,18 @@ class Endpoint:
         work.result()
         return False
 
-    async def _work(
-        self,
-        client: str,
-        values: Mapping[str, Any],
-        uploads: Mapping[str, Sequence[Upload]],
-        reply: Reply,
-    ) -> None:
+    async def _work(self, intake: Intake, reply: Reply) -> None:
+        end = asyncio.get_running_loop().time() + self.limits.seconds
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                answer = await self.handler(client, values, uploads)
-                if isinstance(answer, dict):
-                    await reply.json(answer)
-                else:
-                    await reply.stream(answer, closes=self.closes)
+            async with asyncio.timeout_at(end):
+                answer = await self.handler(intake)
+                body = await encoded_aside(encoded, answer) if isinstance(answer, dict) else b""
+            if isinstance(answer, dict):
+                del answer
+                intake.forget_results()
+                await reply.whole(200, body)
+            else:
+                await reply.stream(answer, closes=self.closes, end=end, made=intake.forget_results)
         except TimeoutError:
             raise APIError(
                 504,
@@ -144,20 +160,55 @@ class Endpoint:
             ) from None
 
 
-class Reply:
-    """What is sent to one client. `status` is 0 until something is."""
+def encoded(body: Mapping[str, Any]) -> bytes:
+    """An answer as it is sent."""
+    return json.dumps(body).encode()
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.status, self._streams = send, 0, False
+
+class Reply:
+    """What is sent to one client. `status` is 0 until something is.
+
+    Args:
+        send: as ASGI has it.
+        unsent: keeps what the client does not read yet. None: limits of its own.
+        splits: whether an event may be sent in several messages; a door takes each for one.
+    """
+
+    def __init__(self, send: Send, unsent: Unsent | None = None, *, splits: bool = True) -> None:
+        self._send, self._unsent = send, unsent or Unsent(Limits())
+        self._length = PIECE if splits else 0
+        self.status, self._streams = 0, False
 
     async def json(self, body: Mapping[str, Any], status: int = 200) -> None:
-        """Send a whole answer."""
-        await self._whole(status, json.dumps(body).encode(), {})
+        """Send a short answer."""
+        await self.whole(status, encoded(body))
 
-    async def stream(self, events: AsyncGenerator[Event, None], *, closes: bool) -> None:
-        """Send events as they happen. Errors before the first one are not in the stream."""
+    async def stream(
+        self,
+        events: AsyncGenerator[Event, None],
+        *,
+        closes: bool,
+        end: float,
+        made: Callable[[], None],
+    ) -> None:
+        """Send events as they happen. Errors before the first one are not in the stream.
+
+        Events are taken as they come, however slowly they are read: the work is done when the last one
+        is there, not when it is sent.
+
+        Args:
+            events: the work.
+            closes: whether the last line says that it is the last.
+            end: when the work must be done, on the event loop's clock.
+            made: called when it is.
+        """
+        outbox = Outbox(self._unsent, self._length)
+        work = asyncio.create_task(self._collect(events, outbox, end))
+        work.add_done_callback(lambda _: made())
         try:
-            first = await anext(events)
+            first = await outbox.get()
+            if first is None:
+                await work
             self.status, self._streams = 200, True
             head = [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -165,14 +216,32 @@ class Reply:
                 (b"x-accel-buffering", b"no"),
             ]
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
-            await self._piece(first.encode())
-            async for event in events:
-                await self._piece(event.encode())
+            piece = first
+            while piece is not None:
+                await self._piece(piece)
+                piece = await outbox.get()
+            await work
             await self._send(
                 {"type": "http.response.body", "body": DONE if closes else b"", "more_body": False}
             )
         finally:
-            await events.aclose()
+            await cancelled([work])
+            outbox.close()
+
+    async def _collect(
+        self, events: AsyncGenerator[Event, None], outbox: Outbox, end: float
+    ) -> None:
+        """Put the events into the outbox."""
+        try:
+            async with asyncio.timeout_at(end), aclosing(events):
+                async for event in events:
+                    if event.optional and outbox.size > _BEHIND:
+                        continue
+                    await outbox.put(await encoded_aside(event.encode))
+        except UnsentFull:
+            raise not_read() from None
+        finally:
+            outbox.end()
 
     async def fail(self, error: APIError) -> None:
         """Send an error: as the answer, or in the stream that has begun."""
@@ -180,22 +249,49 @@ class Reply:
             await self._piece(Event("error", error.body).encode())
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         elif not self.status:
-            await self._whole(error.status, json.dumps(error.body).encode(), error.headers)
+            await self.whole(error.status, encoded(error.body), error.headers)
 
     async def _piece(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _whole(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.status = status
-        head = {
-            "content-type": "application/json",
-            "cache-control": "no-store",
-            "content-length": str(len(body)),
-            **headers,
-        }
-        pairs = [(key.lower().encode(), value.encode()) for key, value in head.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
-        await self._send({"type": "http.response.body", "body": body})
+    async def whole(
+        self, status: int, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send an answer that is not a stream."""
+        outbox, size = Outbox(self._unsent), len(body)
+        try:
+            if size > PIECE:
+                try:
+                    await outbox.put(body)
+                except UnsentFull:
+                    raise not_read() from None
+                body = b""
+            outbox.end()
+            self.status = status
+            head = {
+                "content-type": "application/json",
+                "cache-control": "no-store",
+                "content-length": str(size),
+                **(headers or {}),
+            }
+            pairs = [(key.lower().encode(), value.encode()) for key, value in head.items()]
+            await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+            while (piece := await outbox.get()) is not None:
+                await self._piece(piece)
+            await self._send({"type": "http.response.body", "body": body})
+        finally:
+            outbox.close()
+
+
+def not_read() -> APIError:
+    """The error of an answer for which there is no more room, because its client does not read it."""
+    return APIError(
+        503,
+        "answers that were not read in time left no room for this one; read it faster, or try again",
+        type="server_error",
+        code="answer_not_read",
+        headers={"Retry-After": "30"},
+    )
 
 
 def check_encoding(headers: Headers) -> None:
@@ -211,35 +307,12 @@ def check_encoding(headers: Headers) -> None:
         )
 
 
-async def body_of(headers: Headers, receive: Receive, limits: Limits) -> bytes:
-    """The whole body.
-
-    Raises:
-        APIError: 413, it is too long; 408, it takes too long; 400, the client went away.
-    """
-    too_long = APIError(
-        413, f"the body has more than {limits.body_bytes:,} bytes", code="body_too_large"
-    )
-    announced = headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced[:20]) > limits.body_bytes:
-        raise too_long
-    pieces, size = [], 0
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise APIError(400, "the body is cut short", code="incomplete_body")
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > limits.body_bytes:
-                    raise too_long
-                if not message.get("more_body", False):
-                    return b"".join(pieces)
-    except TimeoutError:
-        raise APIError(
-            408, f"the body did not arrive within {limits.body_seconds:g} s", code="timeout"
-        ) from None
+def forgotten(error: BaseException | None) -> None:
+    """Let go of what an answered error holds: by its traceback, the frames that it came through, with bodies
+    and pictures in them, until Python next looks for cycles."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 async def disconnected(receive: Receive) -> None:

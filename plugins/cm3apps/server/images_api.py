@@ -5,23 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.abilities import task_of
 from cm3apps.server.conditions import condition_of
 from cm3apps.server.errors import APIError, invalid_value
+from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import (
     Upload,
     mask_of,
     pictures_of,
     text_of_base64,
 )
-from cm3apps.server.sampling_options import check_sampling, generation_options, with_quality
+from cm3apps.server.sampling_options import (
+    check_sampling,
+    documents_of,
+    generation_options,
+    with_quality,
+)
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside, in_order, transparent
+from cm3apps.server.tasks import (
+    Drawn,
+    Growing,
+    Partial,
+    PictureTask,
+    Workshop,
+    encoded_aside,
+    in_order,
+    transparent,
+)
 from cm3apps.server.wish import Wish
 from cm3core.attribution import svg
+from cm3core.images import fit
 from cm3core.model.facts import facts_of as picture_facts
+from cm3core.model.loaded import check_length
 from cm3core.model.results import GeneratedImage, InfilledImage
 
 if TYPE_CHECKING:
@@ -33,23 +51,18 @@ if TYPE_CHECKING:
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
 
-async def generations(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+async def generations(workshop: Workshop, intake: Intake) -> Answer:
     """Draw pictures for a prompt, and by a condition if there is one."""
-    condition = await aside(condition_of, values, workshop.limits)
+    condition = await intake.aside(condition_of, intake.values, workshop.limits)
     sort, record = ("draw", {}) if condition is None else condition
-    return await _answer(
-        workshop, client, values, sort, None, None, "image_generation", record=record
-    )
+    asked = await Asked.of(workshop, intake, sort)
+    task = await asked.task(record=record)
+    return await _answer(workshop, intake.client, asked, task, "image_generation")
 
 
-async def edits(
-    workshop: Workshop,
-    client: str,
-    values: Mapping[str, Any],
-    uploads: Mapping[str, Sequence[Upload]],
-) -> Answer:
+async def edits(workshop: Workshop, intake: Intake) -> Answer:
     """Fill the masked part of a picture, or edit it by instruction."""
-    found = pictures_of(values, uploads)
+    found = await intake.aside(pictures_of, intake.values, intake.uploads)
     if len(found) != 1:
         raise APIError(
             400,
@@ -57,18 +70,10 @@ async def edits(
             param="image",
             code="missing_required_parameter" if not found else "invalid_value",
         )
-    most = workshop.limits.picture_pixels
-    pixels = await aside(found[0].pixels, most)
-    mask = await aside(_mask, mask_of(values, uploads), found[0], pixels, most)
-    sort = "edit" if mask is None else "fill"
-    if sort == "edit" and "prompt" not in values:
-        raise APIError(
-            400,
-            "prompt: is missing: an instruction, since there is no mask",
-            param="prompt",
-            code="missing_required_parameter",
-        )
-    return await _answer(workshop, client, values, sort, pixels, mask, "image_edit")
+    mask = await intake.aside(mask_of, intake.values, intake.uploads)
+    asked = await Asked.of(workshop, intake, "edit" if mask is None else "fill")
+    task = await asked.task(picture=found[0], mask=mask)
+    return await _answer(workshop, intake.client, asked, task, "image_edit")
 
 
 def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -> BoolArray | None:
@@ -101,49 +106,169 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
     return transparent(alpha)
 
 
+@dataclass(eq=False)
+class Asked:
+    """What a request asks for; its pictures are not decoded yet.
+
+    Args:
+        workshop: does the work.
+        intake: of the request.
+        name: of the model.
+        model: draws.
+        sort: of the task; "edit" is "fill" where the picture turns out to be transparent somewhere.
+        number: results of each prompt.
+        options: of `Model.generate` and its like.
+        wish: how results are returned.
+        documents: pictures and texts that are put before the prompt.
+        texts: several prompts.
+    """
+
+    workshop: Workshop
+    intake: Intake
+    name: str
+    model: Model
+    sort: Any
+    number: int
+    options: dict[str, Any]
+    wish: Wish
+    documents: list[tuple[Upload, str]]
+    texts: tuple[str, ...] = ()
+
+    @classmethod
+    async def of(
+        cls, workshop: Workshop, intake: Intake, sort: str, *, texts: Sequence[str] = ()
+    ) -> Asked:
+        """Read a request's fields; raises `APIError` for what is wrong, before any picture is decoded."""
+        values, limits = intake.values, workshop.limits
+        name = workshop.pool.name_of(values.get("model"))
+        number = values.get("n", 1)
+        if values.get("partial_images") and not values.get("stream"):
+            raise invalid_value("partial_images", "needs stream")
+        options = generation_options(values)
+        documents = await intake.aside(documents_of, values, limits)
+        async with workshop.pool.use(name) as loaded:  # its facts
+            model = loaded.model
+            check_sampling(model, options)
+            wish = Wish.of(values, model, limits)
+        options = with_quality(options, wish.quality, model, number, limits)
+        workshop.weight_of(model, number * max(1, len(texts)), options)
+        asked = cls(
+            workshop, intake, name, model, sort, number, options, wish, documents, tuple(texts)
+        )
+        if values.get("truncate"):
+            options["truncate"] = True
+        return asked
+
+    def check_texts(self) -> None:
+        """Raise `GenerationError` for a text that the model would refuse for its length. It looks by itself
+        too, but only when all pictures are decoded."""
+        if self.options.get("truncate"):
+            return
+        place = {"draw": "prompt", "edit": "instruction", "fill": "text"}.get(self.sort)
+        prompt = self.intake.values.get("prompt")
+        texts = [*self.texts, *([] if prompt is None else [prompt])] if place else []
+        for text in texts:
+            check_length(self.model, place or "", text)
+        for number, (_, text) in enumerate(self.documents):
+            check_length(self.model, f"context {number}, text", text)
+
+    async def task(
+        self,
+        *,
+        record: Mapping[str, Any] | None = None,
+        picture: Upload | None = None,
+        mask: Upload | None = None,
+    ) -> PictureTask:
+        """The work, with all pictures decoded, those that the model only sees in its own size.
+
+        Args:
+            record: of a task of the model, see `condition_of`.
+            picture: to be edited or filled.
+            mask: what is to be filled.
+        """
+        intake, limits = self.intake, self.workshop.limits
+        most, size = limits.picture_pixels, self.model.image_size
+        given, parts = [upload for upload, _ in self.documents], dict(record or {})
+        given += [one for one in parts.values() if isinstance(one, Upload)]
+        own = [one for one in (picture, mask) if one is not None]
+        if own or given:
+            async with self.workshop.pool.use(self.name) as loaded:
+                await loaded.call(self.check_texts)
+        may_fill = picture is not None and await intake.aside(self._may_fill, picture, mask)
+
+        def read() -> tuple[Any, ...]:
+            context = [(upload.seen(size, most), text) for upload, text in self.documents]
+            seen = {
+                key: one.seen(size, most) if isinstance(one, Upload) else one
+                for key, one in parts.items()
+            }
+            if picture is None:
+                return context, seen, None, None
+            pixels = picture.pixels(most)
+            marked = _mask(mask, picture, pixels, most) if may_fill else None
+            return context, seen, pixels if marked is not None else fit(pixels, size), marked
+
+        results = self.number if may_fill else 0
+        context, parts, pixels, marked = await intake.decoded([*own, *given], read, results=results)
+        if context:
+            self.options["context"] = context
+        if marked is None:
+            intake.forget_results()
+        sort: Any = "fill" if marked is not None else self.sort
+        if sort == "edit" and "prompt" not in intake.values:
+            raise APIError(
+                400,
+                "prompt: is missing: an instruction, since there is no mask",
+                param="prompt",
+                code="missing_required_parameter",
+            )
+        intake.forget_pictures()
+        return PictureTask(
+            sort=sort,
+            text=intake.values.get("prompt"),
+            texts=self.texts,
+            number=self.number,
+            options=self.options,
+            partials=intake.values.get("partial_images", 0),
+            picture=pixels,
+            mask=marked,
+            upscale=self.wish.upscale and sort != "fill",
+            record=parts,
+        )
+
+    def _may_fill(self, picture: Upload, mask: Upload | None) -> bool:
+        """Whether the picture is to be filled, or may turn out to be: then it is returned in its own size."""
+        limits = self.workshop.limits
+        width, height = picture.size(limits.picture_pixels)
+        if mask is None and not picture.has_alpha(limits.picture_pixels):
+            return False
+        if max(width, height) > limits.side:
+            raise APIError(
+                400,
+                f"image: is {width}x{height}; a picture that is filled keeps its size, and sides of at most "
+                f"{limits.side} are returned. Next: make it smaller",
+                param="image",
+                code="invalid_image",
+            )
+        return True
+
+
 async def _answer(
-    workshop: Workshop,
-    client: str,
-    values: Mapping[str, Any],
-    sort: Any,
-    pixels: PixelArray | None,
-    mask: BoolArray | None,
-    event: str,
-    record: Mapping[str, Any] | None = None,
+    workshop: Workshop, client: str, asked: Asked, task: PictureTask, event: str
 ) -> Answer:
-    name = workshop.pool.name_of(values.get("model"))
-    number = values.get("n", 1)
-    if values.get("partial_images") and not values.get("stream"):
-        raise invalid_value("partial_images", "needs stream")
-    options = await aside(generation_options, values, workshop.limits)
-    async with workshop.pool.use(name) as loaded:  # its facts
-        model = loaded.model
-        check_sampling(model, options)
-        wish = Wish.of(values, model, workshop.limits)
-    options = with_quality(options, wish.quality, model, number, workshop.limits)
-    task = PictureTask(
-        sort=sort,
-        text=values.get("prompt"),
-        number=number,
-        options=options | ({"truncate": True} if values.get("truncate") else {}),
-        partials=values.get("partial_images", 0),
-        picture=pixels,
-        mask=mask,
-        upscale=wish.upscale and sort != "fill",
-        record=record or {},
-    )
+    values, wish, number = asked.intake.values, asked.wish, asked.number
     # an instruction has other words than captions
-    texts = [] if sort == "edit" else [task.text]
-    unknown = await workshop.unknown_words(name, texts)
-    events = workshop.pictures(client, name, task)
-    reply = Reply(model, task, wish, event, workshop.naming(name, values))
+    texts = [] if task.sort == "edit" else [task.text]
+    unknown = await workshop.unknown_words(asked.name, texts)
+    events = workshop.pictures(client, asked.name, task)
+    reply = Reply(asked.model, task, wish, event, workshop.naming(asked.name, values))
     reply.unknown_words = unknown
     if values.get("stream"):
         return reply.events(events)
     pictures = await in_order(events, number)
     return {
         "created": int(time.time()),
-        "data": [await aside(reply.item, one) for one in pictures],
+        "data": [await encoded_aside(reply.item, one) for one in pictures],
         "background": wish.background,
         "output_format": wish.output.format,
         "quality": wish.quality,
@@ -220,7 +345,7 @@ class Reply:
                 if isinstance(one, Partial):
                     yield await self.partial(one)
                 else:
-                    item = await aside(self.item, one.result)
+                    item = await encoded_aside(self.item, one.result)
                     body = self.head(one.picture) | item | {"usage": self.usage(1)}
                     yield Event(f"{self.event}.completed", body)
 
@@ -238,14 +363,15 @@ class Reply:
 
     async def partial(self, one: Partial) -> Event:
         """The event of a growing picture."""
-        encoded = await aside(self.wish.output.preview, one.pixels)
+        encoded = await encoded_aside(self.wish.output.preview, one.pixels)
         grown = {
             "b64_json": text_of_base64(encoded),
             "partial_image_index": one.number,
             "rows": one.rows,
             "all_rows": one.all_rows,
         }
-        return Event(f"{self.event}.partial_image", self.head(one.picture) | grown)
+        optional = not Growing(self.task.partials).all_are_sent
+        return Event(f"{self.event}.partial_image", self.head(one.picture) | grown, optional)
 
     def usage(self, number: int) -> dict[str, Any]:
         """Tokens of the prompt and of what was drawn, candidates included. A filled picture counts

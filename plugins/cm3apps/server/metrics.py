@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 if TYPE_CHECKING:
+    from cm3apps.server.intake import Gate
     from cm3apps.server.pool import ModelPool
     from cm3apps.server.queueing import FairQueue
 
@@ -31,6 +32,13 @@ class Metrics:
             registry=self.registry,
             buckets=_BUCKETS,
         )
+        self._refused = Counter(
+            "cm3_refused",
+            "Requests and connections that were refused or ended, by the error's code: invalid_api_key, "
+            "body_too_large, connections, slow_reader, ...",
+            ["reason"],
+            registry=self.registry,
+        )
         self._results = Counter(
             "cm3_results",
             "Finished results: drawn, filled and edited pictures, captions, answers",
@@ -38,14 +46,19 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, queue: FairQueue, pool: ModelPool) -> None:
-        """Show the state of the queue and of the models."""
+    def watch(self, queue: FairQueue, pool: ModelPool, gate: Gate) -> None:
+        """Show the state of the queue, of the models and of the memory for requests."""
+        unsent = gate.unsent
         for name, help, value in (
             ("cm3_waiting_requests", "Requests that wait for their turn", lambda: queue.waiting),
             ("cm3_results_in_flight", "Results generated now", lambda: queue.in_flight),
             ("cm3_engine_requests", "Engine requests in flight", lambda: pool.num_requests),
             ("cm3_models_loaded", "Models in memory", lambda: len(pool.loaded)),
             ("cm3_model_loads", "Models loaded since the start", lambda: pool.loads),
+            ("cm3_body_bytes", "Bytes of bodies in flight", lambda: gate.bodies.in_flight),
+            ("cm3_pixels", "Pixels of sent pictures in flight", lambda: gate.pixels.in_flight),
+            ("cm3_unsent_bytes", "Bytes of answers not read, in memory", lambda: unsent.in_memory),
+            ("cm3_spooled_bytes", "Bytes of answers not read, in files", lambda: unsent.in_files),
         ):
             Gauge(name, help, registry=self.registry).set_function(value)
 
@@ -53,6 +66,10 @@ class Metrics:
         """Count an answered request."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a request or a connection that was refused."""
+        self._refused.labels(reason or "other").inc()
 
     def finished(self, sort: str) -> None:
         """Count a finished result."""

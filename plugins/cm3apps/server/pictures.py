@@ -25,12 +25,19 @@ if TYPE_CHECKING:
 _PREFIX = "data:"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Upload:
-    """A picture that was sent: `data` as it came, `place` for messages."""
+    """A picture that was sent: `data` as it came, empty once it is decoded; `place` for messages."""
 
     data: bytes
     place: str
+
+    def size(self, most: int) -> tuple[int, int]:
+        """(width, height) as the picture's head says; more than `most` pixels are refused."""
+        try:
+            return images.size_of(self.data, self.place, most)
+        except DataError as error:
+            raise self._refused(error) from error
 
     def pixels(self, most: int) -> PixelArray:
         """RGB uint8 [height, width, 3]; more than `most` pixels are refused before decoding."""
@@ -39,6 +46,17 @@ class Upload:
             return images.open_image(self.data, self.place)
         except DataError as error:
             raise self._refused(error) from error
+
+    def has_alpha(self, most: int) -> bool:
+        """Whether it can be transparent somewhere, as its head says."""
+        try:
+            return images.has_alpha(self.data, self.place, most)
+        except DataError as error:
+            raise self._refused(error) from error
+
+    def seen(self, size: tuple[int, int], most: int) -> PixelArray:
+        """The picture as a model of pictures of `size` (height, width) sees it."""
+        return images.fit(self.pixels(most), size)
 
     def alpha(self, most: int) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         """How opaque each pixel is, uint8 [height, width]; None without transparency."""

@@ -24,6 +24,29 @@ class _Waiting:
     turn: asyncio.Future[None]
 
 
+class Lease:
+    """What a request holds of a queue's capacity.
+
+    Args:
+        queue: of which.
+        client: who holds it.
+        weight: how much.
+    """
+
+    def __init__(self, queue: FairQueue, client: str, weight: int) -> None:
+        self._queue, self._client, self.weight = queue, client, weight
+
+    def shrink(self, weight: int) -> None:
+        """Give back what is more than `weight`."""
+        if weight < self.weight:
+            more, self.weight = self.weight - weight, weight
+            self._queue._leave(self._client, more)
+
+    def release(self) -> None:
+        """Give back all of it; again is harmless."""
+        self.shrink(0)
+
+
 class FairQueue:
     """Requests of many clients take turns.
 
@@ -35,10 +58,17 @@ class FairQueue:
         capacity: results in flight at once.
         most_waiting: requests that may wait.
         most_per_client: of them from one client.
+        wait_for: what requests wait for, in messages.
     """
 
-    def __init__(self, capacity: int, most_waiting: int, most_per_client: int) -> None:
-        self.capacity = capacity
+    def __init__(
+        self,
+        capacity: int,
+        most_waiting: int,
+        most_per_client: int,
+        wait_for: str = "",
+    ) -> None:
+        self.capacity, self.wait_for = capacity, wait_for and f" for {wait_for}"
         self.most_waiting, self.most_per_client = most_waiting, most_per_client
         self.running: Counter[str] = Counter()
         self._waiting: deque[_Waiting] = deque()
@@ -48,13 +78,22 @@ class FairQueue:
 
     @property
     def in_flight(self) -> int:
-        """Results that are being generated."""
+        """What is held of the capacity: results that are being generated."""
         return self.running.total()
 
     @property
     def waiting(self) -> int:
         """Requests that wait."""
         return len(self._waiting)
+
+    async def lease(self, client: str, weight: int) -> Lease:
+        """Wait for a turn; what is returned must be released.
+
+        Raises:
+            APIError: 429, the queue is full.
+        """
+        await self._turn(client, weight)
+        return Lease(self, client, weight)
 
     @asynccontextmanager
     async def place(
@@ -133,7 +172,7 @@ class FairQueue:
         most = self.most_per_client if own else self.most_waiting
         return APIError(
             429,
-            f"too many requests are waiting ({most} {whose}); try again in {seconds} s",
+            f"too many requests are waiting{self.wait_for} ({most} {whose}); try again in {seconds} s",
             type="rate_limit_error",
             code="rate_limit_exceeded",
             headers={"Retry-After": str(seconds)},

@@ -26,6 +26,7 @@ from cm3apps.server.queueing import FairQueue
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop
 from cm3apps.server.warming import warm_up
+from cm3apps.server.wire import MOST_HEAD, Keeper
 from cm3core.errors import CM3Error
 from cm3core.model.coroutines import cancelled
 
@@ -168,6 +169,7 @@ async def _serve(
         end_at_once(1)
     await cancelled([watching])
     await workshop.pool.close()
+    workshop.gate.close()
     return 0
 
 
@@ -224,7 +226,9 @@ def http_server(settings: Settings, workshop: Workshop, metrics: Metrics) -> uvi
         server_header=False,
         lifespan="off",
         ws="none",
-        limit_concurrency=settings.limits.connections,
+        http=Keeper(settings.limits, metrics.refused),  # type: ignore[arg-type]  # makes connections, as a class would
+        h11_max_incomplete_event_size=MOST_HEAD,
+        timeout_keep_alive=max(1, round(settings.limits.idle_seconds)),
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     return _Server(config)

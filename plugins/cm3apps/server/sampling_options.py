@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.field_tables import HIGH, HIGH_QUALITY
 from cm3apps.server.fields import Field, shown
-from cm3apps.server.pictures import from_url
+from cm3apps.server.pictures import Upload, from_url
 from cm3apps.server.settings import Limits
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 MOST_RANDOM = 2**31
 
 
-def generation_options(values: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-    """Keyword arguments of `Model.generate` and its like."""
+def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Model.generate` and its like, without the documents."""
     sampling = dict(values.get("sampling", {}))
     for name in ("guidance_scale", "negative_prompt"):
         if name in values:
@@ -38,20 +38,23 @@ def generation_options(values: Mapping[str, Any], limits: Limits) -> dict[str, A
             options[option] = values[name]
     if sampling:
         options["sampling"] = sampling
-    if "documents" in values:
-        options["context"] = [
-            _document(one, f"documents[{place}]", limits)
-            for place, one in enumerate(values["documents"])
-        ]
     return options
 
 
-def _document(value: Any, place: str, limits: Limits) -> tuple[Any, str]:
+def documents_of(values: Mapping[str, Any], limits: Limits) -> list[tuple[Upload, str]]:
+    """The pictures and texts of `documents`, which are put before the prompt."""
+    return [
+        _document(one, f"documents[{place}]", limits)
+        for place, one in enumerate(values.get("documents", ()))
+    ]
+
+
+def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
     if not isinstance(value, dict) or set(value) != {"image_url", "text"}:
         raise invalid_value(place, 'must be {"image_url": "data:...", "text": "..."}', "documents")
     text = Field(name=f"{place}.text", sort="text", most=limits.prompt_characters, help="")
     words = text.read(value["text"])
-    return from_url(value["image_url"], f"{place}.image_url").pixels(limits.picture_pixels), words
+    return from_url(value["image_url"], f"{place}.image_url"), words
 
 
 def check_sampling(model: Model, options: Mapping[str, Any]) -> None:

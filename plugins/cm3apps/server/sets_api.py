@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.field_tables import sampling_fields
 from cm3apps.server.fields import Field, shown
-from cm3apps.server.images_api import Answer, Reply
+from cm3apps.server.images_api import Answer, Asked, Reply
+from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import Output, text_of_base64
-from cm3apps.server.sampling_options import check_sampling, generation_options
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Drawn, Partial, PictureTask, Workshop, aside
-from cm3apps.server.wish import Wish, can_trace
+from cm3apps.server.tasks import Drawn, Partial, Workshop, encoded_aside
+from cm3apps.server.wish import can_trace
 from cm3core.attribution import licences_text
 from cm3core.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
 from cm3core.model.facts import facts_of_sheet
@@ -82,31 +82,19 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
     )
 
 
-async def sets(workshop: Workshop, client: str, values: Mapping[str, Any]) -> Answer:
+async def sets(workshop: Workshop, intake: Intake) -> Answer:
     """Draw the things of a set."""
+    values = intake.values
     things = _things(values["things"], workshop.limits)
     formats = _formats(values.get("formats", ["png"]))
-    if values.get("partial_images") and not values.get("stream"):
-        raise invalid_value("partial_images", "needs stream")
-    name = workshop.pool.name_of(values.get("model"))
-    options = await aside(generation_options, values, workshop.limits)
-    async with workshop.pool.use(name) as loaded:  # its facts
-        model = loaded.model
-        check_sampling(model, options)
-        wish = Wish.of(values, model, workshop.limits)
-    task = PictureTask(
-        sort="draw",
-        text=None,
-        texts=tuple(styled(things, values.get("style", "").strip())),
-        number=1,
-        options=options | ({"truncate": True} if values.get("truncate") else {}),
-        partials=values.get("partial_images", 0),
-        upscale=wish.upscale,
-    )
+    texts = styled(things, values.get("style", "").strip())
+    asked = await Asked.of(workshop, intake, "draw", texts=texts)
+    model, wish, name = asked.model, asked.wish, asked.name
+    task = await asked.task()
     reply = Reply(model, task, wish, "set", workshop.naming(name, values))
     reply.unknown_words = await workshop.unknown_words(name, task.texts)
     work = _Set(reply, things, formats)
-    events = work.events(workshop.pictures(client, name, task))
+    events = work.events(workshop.pictures(intake.client, name, task))
     if values.get("stream"):
         return events
     async with aclosing(events):
@@ -174,10 +162,10 @@ class _Set:
                     "prompt": self.reply.task.texts[one.picture],
                     "file": self.files[one.picture],
                 }
-                self.items[one.picture] = names | await aside(self.reply.item, one.result)
+                self.items[one.picture] = names | await encoded_aside(self.reply.item, one.result)
                 yield Event("set.picture", self.reply.head(one.picture) | self.items[one.picture])
         pictures = [made[place] for place in range(len(self.things))]
-        grid, zipped = await aside(self._packed, pictures)
+        grid, zipped = await encoded_aside(self._packed, pictures)
         self.whole = {
             "created": int(time.time()),
             "grid": text_of_base64(grid),

@@ -12,10 +12,14 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Event:
-    """One event: `name` is also the body's `type`; "" for chat chunks, which have none."""
+    """One event: `name` is also the body's `type`; "" for chat chunks, which have none.
+
+    `optional`: a client that reads slowly can do without it.
+    """
 
     name: str
     body: dict[str, Any]
+    optional: bool = False
 
     def encode(self) -> bytes:
         """The event's lines."""

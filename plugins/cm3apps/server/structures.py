@@ -6,19 +6,17 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.fields import shown
-from cm3apps.server.pictures import Output, from_url, text_of_base64
+from cm3apps.server.pictures import Output, text_of_base64
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error
 from cm3core.images import fit
 from cm3core.model.conditions import condition_config, open_condition
 
 if TYPE_CHECKING:
-    from cm3apps.server.settings import Limits
     from cm3core.document import PixelArray
     from cm3core.interfaces.condition import Condition
     from cm3core.model.model import Model
@@ -67,20 +65,23 @@ class Structures:
             self._kept.move_to_end(key)
             return self._kept[key]
 
-    def drawn(self, model: Model, values: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
-        """The answer to a request.
-
-        Raises:
-            APIError: the condition is not offered, or the picture can't be read.
-        """
-        name = values["condition"]
+    def check(self, model: Model, name: str) -> None:
+        """Raise `APIError` for a condition that is not offered."""
         offered = [one["name"] for one in self.offered(model)]
         if name not in offered:
             known = ", ".join(offered) or "none: the packages that draw them are not installed"
             raise invalid_value("condition", f"is {shown(name)}, must be one of {known}")
-        pixels = from_url(values["image_url"], "image_url").pixels(limits.picture_pixels)
+
+    def drawn(self, model: Model, name: str, pixels: PixelArray) -> dict[str, Any]:
+        """The answer to a request.
+
+        Args:
+            model: what is to follow the structure.
+            name: of the condition.
+            pixels: uint8 [height, width, 3], see `smaller`.
+        """
         condition, feature = self.of(model, name)
-        seen = fit(condition.draw(_smaller(pixels)), model.image_size)
+        seen = fit(condition.draw(pixels), model.image_size)
         return {
             "created": int(time.time()),
             "condition": name,
@@ -90,7 +91,7 @@ class Structures:
         }
 
 
-def _smaller(pixels: PixelArray) -> PixelArray:
+def smaller(pixels: PixelArray) -> PixelArray:
     """The picture, its longer side at most `LONGEST`."""
     height, width = pixels.shape[:2]
     scale = LONGEST / max(height, width)

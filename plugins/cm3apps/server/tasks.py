@@ -6,12 +6,15 @@ Only the public coroutines of `AsyncModel` are used. Every task waits for its tu
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from cm3apps.server.abilities import refuse_untuned, task_of
 from cm3apps.server.documents import Naming, ShownDocuments
 from cm3apps.server.drawn import DrawnPictures
 from cm3apps.server.errors import invalid_value
+from cm3apps.server.intake import Gate
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
@@ -29,11 +33,13 @@ if TYPE_CHECKING:
     from cm3apps.server.queueing import FairQueue
     from cm3apps.server.settings import Limits
     from cm3core.model.aio import AsyncModel
+    from cm3core.model.model import Model
     from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
 
 #: Unknown words that are told of one request: looking for one that is spelled alike takes a while.
 MOST_WORDS = 8
 Picture: TypeAlias = "GeneratedImage | InfilledImage"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +123,13 @@ class Workshop:
     drawn: DrawnPictures = field(default_factory=DrawnPictures)
     #: Documents that were in front of results.
     shown: ShownDocuments = field(default_factory=ShownDocuments)
+    #: Room for what is sent and for answers; made of the limits.
+    gate: Gate = field(init=False)
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.limits)
 
     @asynccontextmanager
     async def turn(
@@ -126,14 +137,7 @@ class Workshop:
     ) -> AsyncIterator[AsyncModel]:
         """The model, when it is the request's turn."""
         async with self.pool.use(model) as loaded:
-            each = options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
-            weight = number * each
-            if weight > self.limits.at_once:
-                raise invalid_value(
-                    "n",
-                    f"{number} results of {each} candidates are {weight}, at most "
-                    f"{self.limits.at_once} are generated for one request",
-                )
+            weight = self.weight_of(loaded.model, number, options)
             async with self.queue.place(client, weight):
                 try:
                     yield loaded
@@ -145,6 +149,18 @@ class Workshop:
     def naming(self, model: str, values: Mapping[str, Any]) -> Naming:
         """Names the documents of a model's results, with their pictures if the request asks for these."""
         return Naming(self.shown, model, bool(values.get("return_documents")))
+
+    def weight_of(self, model: Model, number: int, options: Mapping[str, Any]) -> int:
+        """Results and candidates of a request; raises `APIError` where they are too many."""
+        each = options.get("num_candidates", model.recipe.generate.num_candidates)
+        weight: int = number * each
+        if weight > self.limits.at_once:
+            raise invalid_value(
+                "n",
+                f"{number} results of {each} candidates are {weight}, at most "
+                f"{self.limits.at_once} are generated for one request",
+            )
+        return weight
 
     async def unknown_words(
         self, model: str, texts: Sequence[str | None]
@@ -355,6 +371,16 @@ async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -
 async def aside(function: Any, *arguments: Any) -> Any:
     """Run what takes milliseconds (decoding, encoding) in a thread, so that others aren't kept."""
     return await in_thread(function, *arguments)
+
+
+async def encoded_aside(function: Callable[..., T], *arguments: Any) -> T:
+    """Run what encodes results in a thread: few at a time, since each needs several times its size."""
+    return await asyncio.get_running_loop().run_in_executor(_encoders(), function, *arguments)
+
+
+@cache
+def _encoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), "cm3-encode")
 
 
 def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Growing, Workshop, aside, rows_of
+from cm3apps.server.tasks import Growing, Workshop, aside, encoded_aside, rows_of
 from cm3core.generation.engine import PictureGrown, TextGrown, candidate_seed
 from cm3core.model.facts import facts_of_reply
 from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
@@ -82,7 +82,7 @@ async def completions(
                     reply = event.reply
                     for picture in reply.pictures:
                         workshop.drawn.remember(name, picture)
-                    shown = await aside(_content, model, reply.parts, turns, seeded)
+                    shown = await encoded_aside(_content, model, reply.parts, turns, seeded)
                     usage = _usage(model, turns, [reply])
         assert reply is not None
         message = {"role": "assistant", "content": shown, "refusal": None} | _facts(reply)
@@ -153,7 +153,12 @@ async def streamed(
             elif isinstance(event, ReplyPart) and isinstance(event.part, ReplyPicture):
                 workshop.drawn.remember(name, event.part)
                 yield chunk(
-                    role | {"content": await aside(_content, model, [event.part], turns, options)}
+                    role
+                    | {
+                        "content": await encoded_aside(
+                            _content, model, [event.part], turns, options
+                        )
+                    }
                 )
                 role = {}
             elif isinstance(event, ReplyReady):

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from cm3apps.server import load
+from cm3apps.server import command, load
 from cm3apps.server.command import openers_of, token_of
 from cm3core.cli.main import main
 from cm3core.errors import CM3Error
@@ -59,6 +59,42 @@ def test_models_that_are_not_there_or_named_twice(capsys):
     text = refused(capsys, "--model", "a=bundled:emoji64", "--model", "a=bundled:emoji64")
     assert text.startswith("error: cm3 serve --model a=bundled:emoji64: 'a' is served already")
     assert "has no name" in refused(capsys, "--model", "=bundled:emoji64")
+
+
+def limits_of(*options: str):
+    parser = ArgumentParser()
+    command.configure(parser)
+    return command.limits_of(parser.parse_args(options))
+
+
+def test_all_requests_may_have_no_less_than_one():
+    assert limits_of().all_body_bytes == 128 << 20
+    assert limits_of("--max-body", "200").all_body_bytes == 200 << 20
+    assert limits_of("--all-pixels", "16").all_pixels == 16_000_000
+    for options, message in (
+        (
+            ("--all-bodies", "31"),
+            "cm3 serve --all-bodies 31: is less than what one request may have (--max-body 32)\n"
+            "  next: raise it, or lower --max-body",
+        ),
+        (
+            ("--all-pixels", "15"),
+            "cm3 serve --all-pixels 15: is less than what one request may have (--max-pixels 16)\n"
+            "  next: raise it, or lower --max-pixels",
+        ),
+    ):
+        with pytest.raises(CM3Error) as caught:
+            limits_of(*options)
+        assert str(caught.value) == message
+
+
+def test_options_of_time_and_memory():
+    options = ("--unsent", "1", "--spool", "2", "--connections", "3", "--header-timeout", "4")
+    more = ("--body-timeout", "5", "--idle-timeout", "6", "--send-timeout", "7", "--timeout", "8")
+    limits = limits_of(*options, *more)
+    assert (limits.unsent_bytes, limits.spooled_bytes, limits.connections) == (1 << 20, 2 << 20, 3)
+    times = limits.header_seconds, limits.body_seconds, limits.idle_seconds, limits.send_seconds
+    assert (*times, limits.seconds) == (4, 5, 6, 7, 8)
 
 
 def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
 import json
 import socket
@@ -323,16 +322,6 @@ def test_a_request_that_takes_too_long_ends():
         assert lines[0] == "event: image_generation.partial_image"
         assert "event: error" in lines
         assert "the answer took more than 1.5 s" in lines[lines.index("event: error") + 1]
-
-
-def test_connections_are_limited():
-    with served(limits=Limits(connections=3)) as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        with contextlib.ExitStack() as open_ones:
-            for _ in range(4):
-                open_ones.enter_context(socket.create_connection((host, int(port))))
-            server.until(lambda: httpx.get(server.url + "/healthz").status_code == 503)
-        server.until(lambda: httpx.get(server.url + "/healthz").status_code == 200)
 
 
 def test_unknown_paths_and_methods(server):

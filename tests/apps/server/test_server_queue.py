@@ -169,3 +169,31 @@ def test_random_arrivals_never_exceed_the_capacity_and_all_end(seed):
         assert len(done) > 50
 
     asyncio.run(main())
+
+
+def test_a_lease_is_given_back_in_parts_and_once():
+    async def main() -> list[int]:
+        queue, held = FairQueue(10, 5, 5, "room"), []
+        first = await queue.lease("a", 8)
+        second = asyncio.create_task(queue.lease("b", 6))
+        await asyncio.sleep(0)
+        held.append(queue.in_flight)
+        first.shrink(9)  # it has less
+        first.shrink(4)
+        other = await second
+        held.append(queue.in_flight)
+        for lease in (first, first, other):
+            lease.release()
+        return [*held, queue.in_flight, queue.waiting]
+
+    assert asyncio.run(main()) == [8, 10, 0, 0]
+
+
+def test_a_full_queue_says_what_for():
+    async def main() -> None:
+        queue = FairQueue(1, 0, 0, "room for their bodies")
+        await queue.lease("a", 1)
+        await queue.lease("a", 1)
+
+    with pytest.raises(APIError, match=r"requests are waiting for room for their bodies \("):
+        asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -113,3 +114,13 @@ def test_a_picture_of_which_the_codes_keep_nothing_is_told(model, monkeypatch, t
     shown("coarse.png", (chess[:4, :4] * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1))
     shown("faint.png", (125 + chess * 6).astype(np.uint8))
     assert len(told) == 2
+
+
+def test_codes_of_the_last_pictures_alone_are_remembered(model, monkeypatch):
+    """A server is sent other pictures for as long as it runs."""
+    monkeypatch.setattr("cm3core.model.loaded.MOST_CODED", 2)
+    pictures = [Image(f"{side}", partial(picture, side, side)) for side in (8, 9, 10, 11)]
+    together = model.coded(tuple(pictures))
+    assert len(model._codes) == 2
+    assert [model.coded((one,)) for one in pictures] == [(one,) for one in together]
+    assert list(model._codes) == [one.key for one in pictures[2:]]

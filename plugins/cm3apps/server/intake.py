@@ -1,0 +1,299 @@
+"""What requests send, from its first byte to arrays: nothing is read, parsed or decoded without room for it.
+
+All requests share one budget of bytes and one of pixels. Parsing and decoding have threads of their own, so
+that they neither keep the event loop nor each other's results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starlette.datastructures import Headers
+
+from cm3apps.server.errors import APIError, framing, invalid_value
+from cm3apps.server.pictures import Upload
+from cm3apps.server.queueing import FairQueue, Lease
+from cm3apps.server.unsent import Unsent
+
+if TYPE_CHECKING:
+    from starlette.types import Receive
+
+    from cm3apps.server.settings import Limits
+
+T = TypeVar("T")
+
+#: Bodies up to this size wait for nothing: a prompt is always taken.
+SMALL_BODY = 64 << 10
+#: Bytes a second that a body must bring after a third of its time.
+_SLOWEST = 1024
+#: Threads that parse bodies and decode pictures: each may need 20 bytes for a pixel.
+THREADS = 2
+#: What starts a value of JSON, or ends one.
+_STRUCTURE = (b",", b"[", b"{")
+#: Freed memory is given back to the system after requests that had more than this.
+_TRIM_BYTES, _TRIM_PIXELS, _TRIM_SECONDS = 1 << 20, 1_000_000, 1.0
+#: Fields of bodies that hold pictures.
+_PICTURES = ("image", "images", "mask", "documents", "condition", "messages", "image_url")
+
+
+class Gate:
+    """What all requests share of the server's memory.
+
+    Args:
+        limits: of them.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        waiting = limits.waiting, limits.waiting_per_client
+        self.bodies = FairQueue(limits.all_body_bytes, *waiting, "room for their bodies")
+        self.pixels = FairQueue(limits.all_pixels, *waiting, "room for their pictures")
+        self.unsent = Unsent(limits)
+        self.threads = ThreadPoolExecutor(THREADS, "cm3-intake")
+        self.parsing = asyncio.Lock()
+        self._trims = False
+
+    async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run in one of the threads for what is sent."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, function, *arguments)
+
+    def trim(self) -> None:
+        """Give freed memory back to the system, soon and once for all who ask: glibc keeps it otherwise, in
+        a pool for each thread."""
+        if not self._trims:
+            self._trims = True
+            asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim)
+
+    def _trim(self) -> None:
+        self._trims = False
+        self.threads.submit(_give_back)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_back() -> None:
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class Intake:
+    """What one request sends, and its share of the budgets.
+
+    Args:
+        gate: what all requests share.
+        client: who asks.
+    """
+
+    def __init__(self, gate: Gate, client: str) -> None:
+        self.gate, self.client = gate, client
+        self.values: dict[str, Any] = {}
+        self.uploads: Mapping[str, Sequence[Upload]] = {}
+        self._bytes: Lease | None = None
+        self._pixels: Lease | None = None
+
+    async def body(
+        self, headers: Headers, receive: Receive, check: Callable[[bytes], None] | None = None
+    ) -> bytearray:
+        """The body, when there is room for it. See `body_of`."""
+        length = announced(headers, self.gate.limits)
+        if length is None:
+            length = self.gate.limits.body_bytes
+        if length > SMALL_BODY:
+            self._bytes = await self._soon(self.gate.bodies.lease(self.client, length))
+        body = await body_of(headers, receive, self.gate.limits, check)
+        if self._bytes is not None:
+            self._bytes.shrink(len(body))
+        return body
+
+    async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """See `Gate.aside`."""
+        return await self.gate.aside(function, *arguments)
+
+    async def parsed(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What a body holds. Large ones are parsed one at a time: letters of four bytes make them four
+        times as large, twice."""
+        if self._bytes is None or self._bytes.weight < _TRIM_BYTES:
+            return await self.gate.aside(function, *arguments)
+        async with self.gate.parsing:
+            return await self.gate.aside(function, *arguments)
+
+    async def decoded(
+        self, uploads: Sequence[Upload], work: Callable[[], T], *, results: int = 0
+    ) -> T:
+        """What `work` makes of pictures, when there is room for all of them.
+
+        Args:
+            uploads: the pictures; their sizes are looked at before any is decoded, and their bytes are
+                dropped afterwards.
+            work: decodes them, one after the other, and returns something small.
+            results: pictures as large as these together that the request returns. The room for all is
+                kept until its end, or `forget_results`.
+
+        Raises:
+            APIError: one is no picture, one or all are too large, or there is no room for now.
+        """
+        limits = self.gate.limits
+        if uploads:
+            sizes = await self.aside(lambda: [one.size(limits.picture_pixels) for one in uploads])
+            pixels = sum(width * height for width, height in sizes)
+            if pixels * (1 + results) > limits.all_pixels:
+                raise self._too_large(uploads, pixels, results)
+            weight = pixels * (1 + results)
+            self._pixels = await self._soon(self.gate.pixels.lease(self.client, weight))
+        made = await self.aside(work)
+        for one in uploads:
+            one.data = b""
+        if not results:
+            self.forget_results()
+        return made
+
+    def _too_large(self, uploads: Sequence[Upload], pixels: int, results: int) -> APIError:
+        what = f"{len(uploads)} pictures" if len(uploads) > 1 else "the picture"
+        what += f" and {results} results as large" if results else ""
+        return invalid_value(
+            uploads[0].place,
+            f"{what} have {pixels * (1 + results):,} pixels together, at most "
+            f"{self.gate.limits.all_pixels:,} are taken",
+        )
+
+    def forget_results(self) -> None:
+        """The request returns no pictures as large as those that it brought."""
+        if self._pixels is not None:
+            self._done(self._pixels.weight > _TRIM_PIXELS)
+            self._pixels.release()
+
+    def forget_pictures(self) -> None:
+        """The request's pictures are decoded, or not needed: others may have the room of its body."""
+        for name in _PICTURES:
+            self.values.pop(name, None)
+        self.uploads = {}
+        if self._bytes is not None:
+            self._done(self._bytes.weight > _TRIM_BYTES)
+            self._bytes.release()
+
+    def close(self) -> None:
+        """The request has ended."""
+        self.forget_pictures()
+        self.forget_results()
+
+    def _done(self, was_large: bool) -> None:
+        if was_large:
+            self.gate.trim()
+
+    async def _soon(self, lease: Awaitable[Lease]) -> Lease:
+        """The lease; raises `APIError` 429 if it takes as long as a body may."""
+        seconds = self.gate.limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await lease
+        except TimeoutError:
+            raise APIError(
+                429,
+                f"others' bodies and pictures left no room for {seconds:g} s; try again later",
+                type="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(max(1, round(seconds)))},
+            ) from None
+
+
+def announced(headers: Headers, limits: Limits) -> int | None:
+    """The length that a request says its body has; None: it comes in chunks.
+
+    Raises:
+        APIError: 413, it is too long.
+    """
+    if "transfer-encoding" in headers:
+        return None
+    given = headers.get("content-length", "0")
+    length = int(given[:20]) if given.isdecimal() else 0  # the server's HTTP refuses others
+    if length > limits.body_bytes:
+        raise _too_long(limits)
+    return length
+
+
+def _too_long(limits: Limits) -> APIError:
+    return APIError(
+        413, f"the body has more than {limits.body_bytes:,} bytes", code="body_too_large"
+    )
+
+
+async def body_of(
+    headers: Headers,
+    receive: Receive,
+    limits: Limits,
+    check: Callable[[bytes], None] | None = None,
+) -> bytearray:
+    """The whole body.
+
+    Args:
+        headers, receive: of the request.
+        limits: of it.
+        check: looks at each piece as it comes, and raises what is wrong with it.
+
+    Raises:
+        APIError: 413, it is too long; 408, it is too slow; 400, the client went away.
+    """
+    length = announced(headers, limits) or 0
+    loop = asyncio.get_running_loop()
+    start, grace = loop.time(), limits.body_seconds / 3
+    # an even pace for what is announced, so that nobody holds the room for it and sends nothing
+    pace = max(_SLOWEST, length / (limits.body_seconds - grace))
+    body = bytearray()
+    try:
+        while True:
+            due = start + min(limits.body_seconds, grace + (len(body) + 1) / pace)
+            async with asyncio.timeout_at(due):
+                message = await receive()
+            if message["type"] == "http.disconnect":
+                raise APIError(400, "the body is cut short", code="incomplete_body")
+            piece = message.get("body", b"")
+            if check is not None:
+                check(piece)
+            body += piece
+            if len(body) > limits.body_bytes:
+                raise _too_long(limits)
+            if not message.get("more_body", False):
+                return body
+    except TimeoutError:
+        raise APIError(
+            408,
+            f"{len(body):,} bytes of the body arrived in {loop.time() - start:.1f} s, which is too slow; "
+            f"it has {limits.body_seconds:g} s in all",
+            code="timeout",
+        ) from None
+
+
+class Structure:
+    """Counts what becomes objects of a body of JSON while it comes: 32 MiB of `[],[],...` take a
+    gigabyte as Python's lists. Text counts too, which has far fewer commas than letters.
+
+    Args:
+        most: commas and opening brackets.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.number = most, 0
+
+    def __call__(self, piece: bytes) -> None:
+        """Look at a piece; raises `APIError` when there were too many."""
+        self.number += sum(piece.count(one) for one in _STRUCTURE)
+        if self.number > self.most:
+            raise APIError(
+                400,
+                f"the body has more than {self.most:,} values (commas and opening brackets)",
+                code="too_many_values",
+            )
+
+
+def check_length_is_given(headers: Headers) -> None:
+    """Raise `APIError` 411 for a body without a length, which HTTP takes for none."""
+    if "content-length" not in headers and "transfer-encoding" not in headers:
+        raise framing(411, "it says neither how long its body is nor that it comes in chunks")
