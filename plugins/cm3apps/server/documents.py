@@ -25,7 +25,7 @@ from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocume
 MOST_DOCUMENTS = 8192
 ORIGINALS = "/v1/originals"
 
-_Result = TypeVar("_Result", GeneratedImage, InfilledImage)
+_Result = TypeVar("_Result", bound=GeneratedImage | InfilledImage)
 
 
 class ShownDocuments:

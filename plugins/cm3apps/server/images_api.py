@@ -332,8 +332,9 @@ class Reply:
         """The picture traced as curves, with what its file carries."""
         from cm3core.cli._tracing import svg_of, svg_of_image
 
-        is_drawn = isinstance(picture, GeneratedImage)
-        traced = svg_of_image(picture) if is_drawn else svg_of(picture.pixels)
+        if isinstance(picture, GeneratedImage):
+            return svg(svg_of_image(picture), self.facts(picture))
+        traced = svg_of(picture.pixels)
         return svg(traced, self.facts(picture))
 
     async def events(

@@ -124,12 +124,12 @@ class Workshop:
     #: Documents that were in front of results.
     shown: ShownDocuments = field(default_factory=ShownDocuments)
     #: Room for what is sent and for answers; made of the limits.
-    gate: Gate = field(init=False)
+    gate: Gate = None  # type: ignore[assignment]  # see `__post_init__`
     _previewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _rest_until: float = 0.0
 
     def __post_init__(self) -> None:
-        self.gate = Gate(self.limits)
+        self.gate = self.gate or Gate(self.limits)
 
     @asynccontextmanager
     async def turn(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3apps.server import images_api
 from cm3apps.server.abilities import able
 from cm3apps.server.facts import facts_of
+from cm3apps.server.intake import Intake
 from cm3apps.server.pool import ModelPool
 from cm3apps.server.queueing import FairQueue
 from cm3core.model.coroutines import in_thread
@@ -88,7 +89,9 @@ async def _draw(own: Workshop, facts: Mapping[str, Any]) -> None:
         "return_documents": True,
         "return_svg": facts["svg"],
     }
-    answer = await images_api.generations(own, "", values)
+    intake = Intake(own.gate, "")
+    intake.values = values
+    answer = await images_api.generations(own, intake)
     async with aclosing(cast("AsyncGenerator[Event, None]", answer)) as events:
         async for _ in events:
             pass
