@@ -312,8 +312,11 @@ def test_pipelined_requests_are_answered_in_turn(server):
         client.sendall(
             post({"prompt": "red"}) + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         )
-        assert answer_of(client) == "200"
-        assert client.recv(10) != b""
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 2:
+            piece = client.recv(65536)
+            assert piece != b""
+            data += piece
 
 
 # ---- readers that don't
