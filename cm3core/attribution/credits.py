@@ -129,8 +129,10 @@ class PictureFacts:
 
     def after(self, credits: Iterable[Credit]) -> PictureFacts:
         """The same of a picture that was made of another one: also the documents that were in front of that."""
-        more = together([self.credits, [replace(one, nearness=None) for one in credits]])
-        return replace(self, credits=more)
+        own = {(one.id, one.provenance) for one in self.credits}
+        more = together([[replace(one, nearness=None) for one in credits]])
+        new = tuple(one for one in more if (one.id, one.provenance) not in own)
+        return replace(self, credits=(*self.credits, *new))
 
     def chunks(self) -> dict[str, str]:
         """The text chunks of a PNG, without the XMP packet."""

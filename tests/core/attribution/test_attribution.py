@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -143,6 +144,12 @@ def test_what_a_copy_is_called() -> None:
 def test_the_documents_of_a_sheet_are_named_once_each() -> None:
     far = Credit("set/bell", BELL.provenance, 0.1)
     assert together([[far, HAND], [BELL], [HAND]]) == (BELL, HAND)
+
+
+def test_a_picture_that_is_made_of_another_names_its_documents_too() -> None:
+    twice = PictureFacts({}, (HAND, HAND))  # two parts of one document
+    assert twice.after(()).credits == (HAND, HAND)
+    assert twice.after([BELL, HAND, BELL]).credits == (HAND, HAND, replace(BELL, nearness=None))
 
 
 def test_the_text_for_a_zip() -> None:
