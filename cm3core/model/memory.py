@@ -14,7 +14,8 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.plugins.lookup import finder
 from cm3core.plugins.marks import default_name
-from cm3core.trust import named_by_user, same_guard
+from cm3core.trust import Trust, check_links, named_by_user, same_guard
+from cm3core.user_folders import user_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +67,9 @@ def with_memory(
             recipe.retriever, named_config(config_class, shared, "retriever", settings)
         )
         names["retriever"] = wanted
+    if bank is not None:
+        folder = user_path(bank)
+        check_links(folder, (components.trust or Trust()).of_folder(folder))
     options = {**settings, **({} if bank is None else {"bank": str(bank)})}
     config = with_options(config, options, find=finder(components.registry))
     config = named_by_user(config, options)

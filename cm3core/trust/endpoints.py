@@ -39,7 +39,9 @@ class Trust:
 
     def of_folder(self, folder: Path) -> Trust:
         """The same list for what lies in another folder, such as a bank."""
-        return replace(self, inside=folder, own=recorded(folder), everything=False)
+        real = Path(os.path.realpath(folder))
+        inside = None if _holds_home(real) else real
+        return replace(self, inside=inside, own=recorded(real), everything=False)
 
     def _allows(self, reach: Reach) -> bool:
         if self.everything or reach.target in self.own:
@@ -76,7 +78,7 @@ def trust_of(folder: str | Path, shipped: Iterable[Path], allowed: Sequence[str]
     real = Path(os.path.realpath(folder))
     if any(real.is_relative_to(os.path.realpath(one)) for one in shipped):
         return Trust(entries, real, everything=True)
-    own = frozenset(one.target for one in own_of(real))
+    own = frozenset(one.target for one in own_of(folder))
     return Trust(entries, None if _holds_home(real) else real, own)
 
 

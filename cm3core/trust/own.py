@@ -47,10 +47,11 @@ def record_own(folder: str | Path, reaches: Iterable[Reach]) -> None:
 def own_of(folder: str | Path) -> list[Reach]:
     """What this user's commands named for a folder, or for the run of a checkpoint: for the record of what is
     made of it."""
-    real = Path(os.path.realpath(folder))
-    targets = recorded(real)
-    if real.parent.name == "checkpoints":
-        targets |= recorded(real.parent.parent)
+    targets = recorded(folder)
+    # a run's `checkpoints` may be a link to a larger disk
+    for spelling in (os.path.realpath(folder), os.path.abspath(folder)):  # noqa: PTH100
+        if (place := Path(spelling)).parent.name == "checkpoints":
+            targets |= recorded(place.parent.parent)
     return [Reach("", one, "") for one in sorted(targets)]
 
 

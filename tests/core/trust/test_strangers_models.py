@@ -248,6 +248,17 @@ def test_links_that_lead_out_are_refused(model: Path, watch: Watch, name: str) -
         export_model(model, model.parent / "copy")
 
 
+def test_links_that_lead_out_of_a_bank_are_refused(
+    model: Path, watch: Watch, tmp_path: Path
+) -> None:
+    bank = _bank(tmp_path, "")
+    [shard] = (bank / "shards").iterdir()
+    (shard / "documents.jsonl").unlink()
+    (shard / "documents.jsonl").symlink_to(watch.home / ".ssh" / "id")
+    with pytest.raises(TrustError, match=r"documents\.jsonl reads .*the link leads there"):
+        load(model, registry=REGISTRY, bank=bank)
+
+
 def test_links_within_a_model_and_those_of_the_hub_are_files_of_it(
     model: Path, watch: Watch
 ) -> None:
@@ -473,6 +484,10 @@ def test_a_run_that_this_users_command_made_may_use_what_its_recipe_names(
     assert use(export_model(tmp_path / "run", tmp_path / "model")) == []
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "run")  # back in its place, on a larger disk
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "disk")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    assert use(tmp_path / "run") == []
     for other in ("copy", "moved"):
         assert {type(error) for error in use(tmp_path / other)} == {TrustError}
     assert use(tmp_path / "moved", trust_endpoints=[str(tmp_path)]) == []
