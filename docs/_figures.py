@@ -6,7 +6,7 @@ Stored are the cards beside the weights (`cm3 eval card` wrote them from evaluat
 A sentence or a table that is written by hand names where its figures are stored, in a comment above it:
 
     <!-- figures: sheets.json; readme.median = 0.97; readme.copies / readme.num = 96% -->
-    <!-- figures: icons64-tuned/CARD.md; Captions > unseen, told > name = 60% -->
+    <!-- figures: icons64-tuned/CARD.md; Captions > unseen & told > name = 60% -->
 
 `tests/docs/test_figures.py` compares these with what is stored, and with the paragraph below the comment.
 """
@@ -24,7 +24,7 @@ DOCS = Path(__file__).parent
 FIGURES = DOCS / "figures"
 MODELS = DOCS.parent / "plugins/cm3plugins/assets/models"
 COMMAND = "python docs/_figures.py"
-MARKER = re.compile(r"<!-- figures: (.*?) -->\n(.*?)(?=\n\n|\Z)", re.DOTALL)
+MARKER = re.compile(r"<!-- figures: (.*?) -->\n", re.DOTALL)
 SPLITS = ("comp", "compose", "unseen", "train")
 #: Tables under one heading: rows of cells by the name of their column.
 Rows = list[dict[str, str]]
@@ -55,23 +55,22 @@ def stored(source: str) -> Any:
     return tables
 
 
-def value_of(source: str, key: str) -> str | float:
-    """A stored figure: `a.b.c` of a JSON file, a quotient of two, or `HEADING > CELL, CELL > COLUMN` of a card."""
+def value_of(source: str, key: str) -> float:
+    """A stored figure: `a.b.c` of a JSON file, a quotient of two, 1 less one; or `HEADING > CELL & CELL > COLUMN` of a
+    card, `> NUMBER` behind it: which number of the cell."""
+    if key.startswith("1 - "):
+        return 1 - value_of(source, key[4:])
     if " / " in key and source.endswith(".json"):
         one, other = (value_of(source, part) for part in key.split(" / "))
-        return float(one) / float(other)
+        return one / other
     found = stored(source)
     if source.endswith(".json"):
         for part in key.split("."):
             found = found[part]
         return float(found)
-    heading, cells, column = key.split(" > ")
-    [row] = [
-        row
-        for row in found[heading]
-        if set(cells.split(", ")) <= {*row.values(), *(f"{one}," for one in row.values())}
-    ]
-    return row[column]
+    heading, cells, column, *number = key.split(" > ")
+    [row] = [row for row in found[heading] if set(cells.split(" & ")) <= set(row.values())]
+    return float(re.findall(r"[\d.]+", row[column])[int(number[0]) - 1 if number else 0])
 
 
 def shown(source: str, key: str, like: str) -> str:
@@ -79,18 +78,15 @@ def shown(source: str, key: str, like: str) -> str:
     value = value_of(source, key)
     number = like.rstrip("%")
     decimals = len(number.partition(".")[2])
-    if isinstance(value, str):
-        value = float(re.match(r"[-\d.]+", value)[0]) if not like.count("/") else value  # type: ignore[index]  # else it is no figure
-    if isinstance(value, str):
-        return value
     return f"{value * 100:.{decimals}f}%" if like.endswith("%") else f"{value:,.{decimals}f}"
 
 
 def markers(text: str) -> list[tuple[str, str, str, str]]:
     """The figures that comments of a page name: (source, key, figure, what stands below)."""
     found = []
-    for comment, below in MARKER.findall(text):
-        source, *figures = (part.strip() for part in " ".join(comment.split()).split(";"))
+    for comment in MARKER.finditer(text):
+        below = text[comment.end() :].lstrip().split("\n\n")[0]
+        source, *figures = (part.strip() for part in " ".join(comment[1].split()).split(";"))
         for figure in figures:
             key, like = figure.rsplit(" = ", 1)
             found.append((source, key, like, below))
