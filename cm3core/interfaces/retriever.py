@@ -159,17 +159,22 @@ class RetrieverConfig(ComponentConfig):
             flags=re.IGNORECASE,
         )
 
-    def without_fillers(self, text: str) -> str:
-        """A text without `query_leaves_out`.
+    def without_fillers(self, text: str, *, first: bool = False) -> str:
+        """A text without `query_leaves_out`; `first`: without those that it begins with.
 
         >>> class Words(RetrieverConfig): ...
-        >>> Words(query_leaves_out=["a"]).without_fillers("a dog, a")
-        'dog, a'
+        >>> words = Words(query_leaves_out=["photo of", "a", "and"])
+        >>> words.without_fillers("a photo of a nut and bolt, a")
+        'nut bolt, a'
+        >>> words.without_fillers("a photo of a nut and bolt", first=True)
+        'nut and bolt'
         """
         if not self.query_leaves_out:
             return text
-        one_of = _one_of(self.query_leaves_out)
-        return re.sub(rf"(?:{one_of})\s+(?=\w)", "", text, flags=re.IGNORECASE)
+        fillers = rf"(?:{_one_of(self.query_leaves_out)})\s+(?=\w)"
+        if first:
+            fillers = rf"\A\s*(?:{fillers})+"
+        return re.sub(fillers, "", text, flags=re.IGNORECASE)
 
     def thing(self, text: str) -> str:
         """What a prompt names, without what it says of it: see `thing_ends_at`.

@@ -98,7 +98,7 @@ class Wording:
 
 def wordings(config: RetrieverConfig, prompt: str, known: Collection[str] | None) -> list[Wording]:
     """A prompt's wordings, in the order in which they are tried: the thing as the prompt has it, without what names
-    nothing, in the singular, by the memory's name. What is said of the thing is in the memory's words in all.
+    nothing before it, without that anywhere, in the singular, by the memory's name. What is said of the thing is in the memory's words in all.
 
     Args:
         config: of the retriever; the last wording is its `asked`.
@@ -116,7 +116,9 @@ def wordings(config: RetrieverConfig, prompt: str, known: Collection[str] | None
         return config.in_other_words(singular(text))
 
     thing = prompt.split(",")[0]
-    tried = [Wording(thing + config.without_fillers(renamed(prompt[len(thing) :])), thing)]
+    rest = config.without_fillers(renamed(prompt[len(thing) :]))
+    begun = config.without_fillers(thing, first=True)  # "a nut and bolt" is a nut and bolt
+    tried = [Wording(thing + rest, thing), Wording(begun + rest, begun)]
     thing = config.thing(prompt)
     rest = renamed(prompt[len(thing) :])
     for change in (as_it_is, singular):

@@ -134,6 +134,8 @@ def first(model: Model, prompt: str) -> str:
         # no document has all words: rewritten, as little as it takes
         ("a crow", "crow, outline", "crow"),
         ("a photo of a gun, filled", "gun, filled", "gun, filled"),
+        ("a photo of a man and woman", "man and woman, outline", "man and woman"),
+        ("a four leaf clover", "four leaf clover, filled", "leaf clover"),
         ("crows", "crow, outline", "crow"),
         ("a puppy, outline", "dog, outline", "dog, outline"),
         ("cat with a hat", "cat, outline", "cat with hat"),
@@ -179,6 +181,7 @@ def test_what_is_excluded_is_not_found(searching):
         ("a dog", ["a dog", "dog"]),
         ("a puppy", ["a puppy", "puppy", "dog"]),
         ("crows", ["crows", "crow"]),
+        ("a dog and a hat", ["a dog and a hat", "dog and a hat", "dog hat"]),
     ],
 )
 def test_how_often_the_memory_is_searched(searching, prompt, searches):
