@@ -85,7 +85,7 @@ def markers(text: str) -> list[tuple[str, str, str, str]]:
     """The figures that comments of a page name: (source, key, figure, what stands below)."""
     found = []
     for comment in MARKER.finditer(text):
-        below = text[comment.end() :].lstrip().split("\n\n")[0]
+        below = MARKER.sub("", text[comment.end() :]).lstrip().split("\n\n")[0]
         source, *figures = (part.strip() for part in " ".join(comment[1].split()).split(";"))
         for figure in figures:
             key, like = figure.rsplit(" = ", 1)
