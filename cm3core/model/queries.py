@@ -97,8 +97,9 @@ class Wording:
 
 
 def wordings(config: RetrieverConfig, prompt: str, known: Collection[str] | None) -> list[Wording]:
-    """A prompt's wordings, in the order in which they are tried: the thing as the prompt has it, without what names
-    nothing before it, without that anywhere, in the singular, by the memory's name. What is said of the thing is in the memory's words in all.
+    """A prompt's wordings, in the order in which they are tried: the thing as the prompt has it, without the words before
+    it that name nothing, without such words anywhere, in the singular, by the memory's name. What is said of the thing
+    is in the memory's words in all of them.
 
     Args:
         config: of the retriever; the last wording is its `asked`.
