@@ -31,7 +31,7 @@ must import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import ExtractorConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.kind import Kind
 from cm3core.interfaces.layout import LayoutConfig
 from cm3core.interfaces.metric import MetricConfig
 from cm3core.interfaces.objective import ObjectiveConfig
@@ -181,6 +182,15 @@ def cm3_trackers() -> Mapping[str, type[TrackerConfig]]:
     """Trackers: the events of a training run -> a record elsewhere.
 
     Recipe key `train.trackers`; interface `Tracker`."""
+
+
+@hookspec
+def cm3_kinds() -> Sequence[Kind]:
+    """Kinds of components that the plugin brings, a row each.
+
+    A row names the kind's own hook, by which this and other plugins provide components of it.
+    Recipes may then have a section of the kind, and other components' configs fields of it.
+    """
 
 
 @hookspec

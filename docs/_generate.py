@@ -44,7 +44,7 @@ def page() -> str:
     parts = [
         HEAD,
         "## Hooks\n",
-        "Each kind has a hook, below, that returns recipe name -> config class. Three hooks return "
+        "Each kind has a hook, below, that returns recipe name -> config class. Four hooks return "
         "something else:\n",
     ]
     of_kinds = {kind.hook for kind in KINDS.values()}

@@ -202,12 +202,13 @@ def plan_project(
             folder already exists.
         FileError: the folder can't be written.
     """
-    if kind not in KINDS:
-        raise PluginError(f"--kind {kind}", f"there is no kind {kind!r}", close_match(kind, KINDS))
+    kinds = registry.kinds
+    if kind not in kinds:
+        raise PluginError(f"--kind {kind}", f"there is no kind {kind!r}", close_match(kind, kinds))
     if kind not in template_kinds():
         raise PluginError(
             f"--kind {kind}",
-            f"there is no template for {_a(KINDS[kind].words)} yet",
+            f"there is no template for {_a(kinds[kind].words)} yet",
             f"write one by hand (`cm3 describe {kind}` shows what it needs), or choose another kind: "
             f"{', '.join(template_kinds())}",
         )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import FILE_MODULE, SOURCE, add_plugin
 from cm3core.plugins.registry import PluginInfo, Registry
-from cm3core.recipe.storing import providers_of
+from cm3core.recipe.storing import kinds_of, providers_of
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -62,6 +62,9 @@ def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
     providers = providers_of(recipe, registry).items()
     # trackers are for training here: no one who opens the model needs them
     owners = {who.plugin for key, who in providers if not key.startswith("train.")}
+    owners |= {
+        info.name for info in registry.plugins if not set(info.kinds).isdisjoint(kinds_of(recipe))
+    }
     sources = {
         f"{info.name}.py": source
         for info in registry.plugins

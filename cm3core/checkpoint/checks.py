@@ -51,7 +51,7 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
     ]
     changed += [
         (f"{kind}'s plugin", *classes)
-        for kind in KINDS
+        for kind in {**KINDS, **stored.brought, **recipe.brought}
         if not _is_changeable(kind)
         and not any(entry[0] == f"{kind}.name" for entry in changed)
         and (classes := _classes(kind, stored, recipe))[0] != classes[1]
@@ -127,18 +127,18 @@ def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str
             return "one that is not in use"
         return None if config is None else class_name(type(config))
 
-    return told(getattr(stored, kind)), told(getattr(recipe, kind))
+    return told(stored.section(kind)), told(recipe.section(kind))
 
 
 def _names_the_same(key: str, stored: Recipe, recipe: Recipe) -> bool:
     """Whether it is a component's name that differs only in its plugin, which is the same."""
     kind, _, rest = key.partition(".")
-    if kind not in KINDS or rest != "name":
+    if rest != "name" or stored.section(kind) is None or recipe.section(kind) is None:
         return False
     there, here = _classes(kind, stored, recipe)
     return (
         there == here
-        and not isinstance(getattr(stored, kind), MissingComponent)
+        and not isinstance(stored.section(kind), MissingComponent)
         and len({other.component_names[kind].rpartition("/")[2] for other in (stored, recipe)}) == 1
     )
 

@@ -21,7 +21,6 @@ from cm3core._scaffold import template_kinds
 from cm3core.commands import COMMANDS, CommandParser
 from cm3core.config.docs import keys_of
 from cm3core.errors import MissingPackageError
-from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
         if (option, command) == ("--tokenizer", "tokenizer train-text")
         else _KIND_OF_OPTION.get(option, option.removeprefix("--").replace("-", "_"))
     )
-    if kind in KINDS:
+    if kind in registry.kinds:
         return Values(tuple(registry.names(kind)))
     if option == "--kind":
         return Values(tuple(template_kinds()))
@@ -135,11 +134,11 @@ def values_of(command: str, action: argparse.Action, registry: Registry) -> Valu
         return Values(tuple(sorted(registry.models())), files=True)
     if action.dest == "overrides" or option == "--set":
         return Values(overrides=True, files="FILE" in metavar)
-    components = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+    components = [(kind, name) for kind in registry.kinds for name in registry.names(kind)]
     if command == "describe":
         return Values(
             (
-                *KINDS,
+                *registry.kinds,
                 *(f"{kind}/{name}" for kind, name in components),
                 *sorted({name for _, name in components}),
             )
@@ -173,7 +172,7 @@ def sections_of(registry: Registry) -> dict[str, tuple[list[str], list[str]]]:
     from cm3core.recipe.sections import FIXED_SECTIONS
 
     sections = {}
-    for kind in KINDS:
+    for kind in registry.kinds:
         names = registry.names(kind)
         classes = [
             registry.config_class(kind, f"{owner}/{name}")

@@ -56,7 +56,7 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
     from cm3core.recipe import recipe_from_yaml
     from cm3core.recipe.layers import override_layer
 
-    given = override_layer(overrides).values
+    given = override_layer(overrides, registry.kinds).values
     merged = dict(values)
     for section, keys in given.items():
         both = isinstance(keys, dict) and isinstance(merged.get(section), dict)

@@ -69,11 +69,11 @@ def _component(entry: ComponentEntry) -> Iterator[str]:
 def _kind(entry: KindEntry) -> Iterator[str]:
     yield from fitted(f"{entry.kind}: {entry.summary}")
     yield from fitted(
-        f"hook {entry.hook}, interface cm3core.interfaces.{entry.interface}, config "
-        f"cm3core.interfaces.{entry.config}",
+        f"hook {entry.hook}, interface {_module_and(entry.interface)}, config "
+        f"{_module_and(entry.config)}",
         "  ",
     )
-    yield from fitted(f"kit {entry.kit}", "  ")
+    yield from fitted(f"kit {entry.kit}" if entry.kit else "without a kit", "  ")
     yield ""
     yield "components"
     for component in entry.components:
@@ -83,6 +83,11 @@ def _kind(entry: KindEntry) -> Iterator[str]:
     yield from _texts("an implementation defines", entry.methods)
     yield from _keys("keys that all of them have", entry.keys)
     yield from _texts("laws of the conformance kit", entry.laws)
+
+
+def _module_and(name: str) -> str:
+    """A class with its module, which is left out of names of `cm3core.interfaces`."""
+    return name if "." in name else f"cm3core.interfaces.{name}"
 
 
 def _keys(heading: str, keys: Sequence[Key]) -> Iterator[str]:

@@ -41,7 +41,7 @@ def _lines(entry: KindEntry) -> list[str]:
         provided.setdefault(component.plugin, []).append(component.name)
     return [
         *fitted(f"{entry.kind}: {entry.summary}"),
-        *fitted(f"hook {entry.hook}, interface {entry.interface}, kit {entry.kit}", "  "),
+        *fitted(f"hook {entry.hook}, interface {entry.interface}, kit {entry.kit or '-'}", "  "),
         *(
             line
             for plugin, names in provided.items()

@@ -71,6 +71,8 @@ def _lines(info: PluginInfo, verbose: bool) -> list[str]:
     if verbose:
         lines.append(f"  from {info.origin}")
     lines += [f"  {kind}: {', '.join(names)}" for kind, names in info.components.items()]
+    if info.kinds:
+        lines.append(f"  kinds: {', '.join(info.kinds)}")
     if info.commands:
         lines.append(f"  commands: {', '.join(info.commands)}")
     if info.benchmarks:

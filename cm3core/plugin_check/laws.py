@@ -10,7 +10,8 @@ from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugin_check.overrides import config_of
 from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.catalog import interface_name
+from cm3core.plugins.kinds import Kind
 
 #: What pytest collects. pytest imports the kits, and nothing does before, so that their assertions
 #: are rewritten to show values.
@@ -60,15 +61,20 @@ def prepared() -> Any:
     subject = f"{kind}/{name}"
     teller.begin("building it", "build", subject)
     try:
-        config = config_of(kind, name, request.overrides, registry_of(request))
-        module, _, kit_name = KINDS[kind].kit.partition(":")
+        registry = registry_of(request)
+        entry = registry.kinds[kind]
+        config = config_of(kind, name, request.overrides, registry)
+        if not entry.kit:
+            teller.verdict("law", subject, "skip", f"the kind {kind} has no conformance kit")
+            return None
+        module, _, kit_name = entry.kit.partition(":")
         kit = getattr(importlib.import_module(module), kit_name)
         teller.tell(laws=list(kit.laws()))
         tests = _tests(kit, config, name, request)
     except ANY_ERROR as error:
         teller.error("build", subject, error)
         return None
-    return tests if _check_build(tests, kind, subject, teller) else None
+    return tests if _check_build(tests, entry, subject, teller) else None
 
 
 def _tests(kit: Any, config: ComponentConfig, name: str, request: Request) -> Any:
@@ -91,7 +97,7 @@ def _reason(reason: str) -> Any:
     return waived
 
 
-def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
+def _check_build(tests: Any, kind: Kind, subject: str, teller: Teller) -> bool:
     """Whether the kit builds the component from its config."""
     import pytest
 
@@ -108,14 +114,14 @@ def _check_build(tests: Any, kind: str, subject: str, teller: Teller) -> bool:
     except ANY_ERROR as error:
         teller.error("build", subject, error)
         return False
-    interface = KINDS[kind].interface_class
+    interface = kind.interface_class
     if not isinstance(component, interface):
         teller.verdict(
             "build",
             subject,
             "fail",
             f"build returned a {type(component).__name__}, not a subclass of {interface.__name__}",
-            f"derive it from cm3core.interfaces.{interface.__name__}",
+            f"derive it from {interface_name(kind)}",
         )
         return False
     teller.verdict("build", subject, "ok", f"a {type(component).__name__}")

@@ -13,7 +13,6 @@ from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins.discovery import load_registry
-from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.registry import Registry
 
 COMMAND_LINE = "command line"
@@ -21,7 +20,7 @@ COMMAND_LINE = "command line"
 
 def components_of(registry: Registry, only: Sequence[str] = ()) -> list[tuple[str, str]]:
     """(kind, name) of a registry's components: all, or those in `only` (`NAME` or `KIND/NAME`)."""
-    components = [(kind, name) for kind in KINDS for name in registry.names(kind)]
+    components = [(kind, name) for kind in registry.kinds for name in registry.names(kind)]
     for wanted in only:
         if not any(wanted in (name, f"{kind}/{name}") for kind, name in components):
             raise PluginError(
@@ -46,7 +45,7 @@ def check_overrides(overrides: Sequence[str], registry: Registry) -> None:
         prefix, key, _ = _parts(override)
         components = [component for component in provided if prefix in component]
         place = f"{COMMAND_LINE}: {override}"
-        if not components and prefix in KINDS:
+        if not components and prefix in registry.kinds:
             raise PluginError(
                 place,
                 f"the plugin provides no {prefix}",
@@ -109,14 +108,15 @@ def config_of(
     from cm3core.recipe.layers import override_layer
 
     given: dict[str, Any] = override_layer(
-        own_overrides(kind, name, overrides, registry.config_class(kind, name))
+        own_overrides(kind, name, overrides, registry.config_class(kind, name)), registry.kinds
     ).values
     full_name = name
     if any(map(component_field, hints(registry.config_class(kind, name)).values())):
         full_name = f"{registry.plugins[0].name}/{name}"
         registry = with_installed(registry)
     text = yaml.safe_dump({kind: {**given.get(kind, {}), "name": full_name}})
-    config: ComponentConfig = getattr(recipe_from_yaml(text, registry, label="given"), kind)
+    config = recipe_from_yaml(text, registry, label="given").section(kind)
+    assert config is not None
     return config
 
 
@@ -125,11 +125,7 @@ def with_installed(own: Registry) -> Registry:
     everything = load_registry(environ={})
     info = own.plugins[0]
     if info.name not in {other.name for other in everything.plugins}:
-        configs = {
-            kind: {name: own.config_class(kind, name) for name in names}
-            for kind, names in info.components.items()
-        }
-        everything.add(info, configs, {})
+        everything.add_all(own)
     return everything
 
 

@@ -98,14 +98,7 @@ def _check_model(name: str, folder: Path, request: Request, teller: Teller) -> N
     registry = load_registry(environ={})
     if name not in registry.models():  # not installed
         own = registry_of(request)
-        info = own.plugins[0]
-        configs = {
-            kind: {item: own.config_class(kind, item) for item in items}
-            for kind, items in info.components.items()
-        }
-        registry.add(
-            info, configs, {}, {item.partition(":")[2]: path for item, path in own.models().items()}
-        )
+        registry.add_all(own)
     try:
         model = load(name, registry=registry)
     except (MissingPackageError, DeviceError) as error:

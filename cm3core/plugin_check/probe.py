@@ -9,7 +9,6 @@ from typing import Any
 
 import pluggy
 
-from cm3core import hookspecs
 from cm3core._version import CM3_API
 from cm3core.config.components import check_config
 from cm3core.config.docs import arguments, docstring, keys_of
@@ -18,9 +17,16 @@ from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugin_check.imports import ImportWatch
 from cm3core.plugin_check.overrides import check_overrides, components_of, config_of, missing_keys
-from cm3core.plugin_check.worker import ANY_ERROR, Request, Teller, import_plugin, started
+from cm3core.plugin_check.worker import (
+    ANY_ERROR,
+    Request,
+    Teller,
+    import_plugin,
+    kinds_beside,
+    started,
+)
 from cm3core.plugins import describe
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.kinds import Kind
 from cm3core.plugins.registry import PluginInfo, Registry
 
 LOADED = time.perf_counter()
@@ -39,7 +45,12 @@ def main() -> None:
     except ANY_ERROR as error:
         teller.error("import", "", error, what=f"{place} can't be imported: ")
         return
-    registry = _described(plugin, request, teller)
+    sys.meta_path.remove(watch)  # other plugins are none of this one's imports
+    asked = time.perf_counter()
+    kinds = kinds_beside(plugin, request.name)
+    begun += time.perf_counter() - asked
+    sys.meta_path.insert(0, watch)
+    registry = _described(plugin, request, teller, kinds)
     seconds = time.perf_counter() - begun
     if registry is None or request.describe_only:
         _report_imports(watch, seconds, teller)
@@ -62,10 +73,12 @@ def main() -> None:
     )
 
 
-def _described(plugin: object, request: Request, teller: Teller) -> Registry | None:
+def _described(
+    plugin: object, request: Request, teller: Teller, kinds: Mapping[str, Kind]
+) -> Registry | None:
     """A registry of this plugin alone; None when its hooks can't be called, or judged.
 
-    A kind whose hook fails is left out.
+    A kind whose hook fails is left out. `kinds`: those beside the ones that it brings.
     """
     stated, supported = getattr(plugin, "CM3_API", None), True
     try:
@@ -84,15 +97,22 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
             "correct the failure above",
         )
         return None
-    pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
-    pluggy_manager.add_hookspecs(hookspecs)
+    registry = Registry(kinds)
+    info = PluginInfo(request.name, "", "")
+    teller.begin(f"calling {describe.KINDS_HOOK}", "hooks", describe.KINDS_HOOK)
+    try:
+        registry.add_kinds(info, describe.ask_kinds(request.name, plugin, kinds))
+    except ANY_ERROR as error:
+        teller.error("hooks", describe.KINDS_HOOK, error)
+        return None
+    pluggy_manager = describe.new_manager(registry.kinds)
     teller.begin("registering its hooks", "hooks")
     refused = False
     try:
         for line in describe.register(request.name, plugin, pluggy_manager):
             if supported:  # "is deprecated" and "is refused" would contradict each other
                 teller.verdict("api", "", "warn", line, "see docs/plugins/stability.md")
-        describe.check_hooks(request.name, plugin, pluggy_manager)
+        describe.check_hooks(request.name, plugin, pluggy_manager, registry.kinds)
     except ANY_ERROR as error:
         refused = True
         teller.error("hooks", "", error)
@@ -111,44 +131,47 @@ def _described(plugin: object, request: Request, teller: Teller) -> Registry | N
             "it implements no hooks, so it provides nothing",
             "implement one of the hooks of cm3core.hookspecs, decorated with @hookimpl",
         )
-    return _asked(plugin, request, teller, pluggy_manager)
+    _ask(plugin, teller, pluggy_manager, registry, info)
+    return registry
 
 
-def _asked(
-    plugin: object, request: Request, teller: Teller, pluggy_manager: pluggy.PluginManager
-) -> Registry:
-    """A registry of the hooks' results; a hook that fails is reported and left out."""
+def _ask(
+    plugin: object,
+    teller: Teller,
+    pluggy_manager: pluggy.PluginManager,
+    registry: Registry,
+    info: PluginInfo,
+) -> None:
+    """Put the hooks' results into the registry; a hook that fails is reported and left out."""
     configs: dict[str, Mapping[str, type[ComponentConfig]]] = {}
     others: dict[str, Any] = {
         describe.COMMANDS_HOOK: {},
         describe.BENCHMARKS_HOOK: {},
         describe.MODELS_HOOK: {},
     }
-    for kind, entry in KINDS.items():
+    for kind, entry in registry.kinds.items():
         teller.begin(f"calling {entry.hook}", "hooks", entry.hook)
         try:
-            configs[kind] = describe.ask(request.name, plugin, kind, pluggy_manager)
+            configs[kind] = describe.ask(info.name, plugin, entry, pluggy_manager)
         except ANY_ERROR as error:
             teller.error("hooks", entry.hook, error)
     for hook in others:
         teller.begin(f"calling {hook}", "hooks", hook)
         try:
             others[hook] = (
-                describe.ask_models(request.name, plugin, pluggy_manager)
+                describe.ask_models(info.name, plugin, pluggy_manager)
                 if hook == describe.MODELS_HOOK
-                else describe.ask_functions(request.name, plugin, hook, pluggy_manager)
+                else describe.ask_functions(info.name, plugin, hook, pluggy_manager)
             )
         except ANY_ERROR as error:
             teller.error("hooks", hook, error)
-    registry = Registry()
     registry.add(
-        PluginInfo(request.name, "", ""),
+        info,
         configs,
         others[describe.COMMANDS_HOOK],
         others[describe.MODELS_HOOK],
         others[describe.BENCHMARKS_HOOK],
     )
-    return registry
 
 
 def _report_imports(watch: ImportWatch, seconds: float, teller: Teller) -> None:

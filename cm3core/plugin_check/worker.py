@@ -12,8 +12,9 @@ import importlib
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from cm3core.interfaces.contract import BrokenLawError
 from cm3core.plugin_check.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.kind import Kind
     from cm3core.plugins.registry import Registry
 
 #: What plugin code may raise, other than KeyboardInterrupt.
@@ -125,7 +127,23 @@ def registry_of(request: Request) -> Registry:
     from cm3core.plugins.discovery import registry_of_one
     from cm3core.plugins.registry import PluginInfo
 
-    return registry_of_one(PluginInfo(request.name, "", ""), lambda: import_plugin(request))
+    plugin = import_plugin(request)
+    info = PluginInfo(request.name, "", "")
+    return registry_of_one(info, lambda: plugin, kinds_beside(plugin, request.name))
+
+
+def kinds_beside(plugin: object, name: str) -> Mapping[str, Kind]:
+    """The kinds that there are beside those of a plugin; others are only asked where it implements a
+    hook that isn't the core's."""
+    from cm3core import hookspecs
+    from cm3core.plugins.discovery import GROUP, load_registry
+    from cm3core.plugins.kinds import KINDS
+    from cm3core.plugins.registry import DISABLE_VARIABLE
+
+    if all(hook in vars(hookspecs) for hook in dir(plugin) if hook.startswith("cm3_")):
+        return KINDS
+    installed = name in {point.name for point in entry_points(group=GROUP)}
+    return load_registry(environ={DISABLE_VARIABLE: name} if installed else {}).kinds
 
 
 def worded(error: BaseException) -> tuple[str, str, str]:

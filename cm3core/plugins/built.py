@@ -25,9 +25,9 @@ def built(component: T, config: ComponentConfig, registry: Registry | None = Non
     Raises:
         PluginError: it is not an implementation of the kind's interface.
     """
-    kind = KINDS[config.kind]
+    kind = (KINDS if registry is None else registry.kinds).get(config.kind)
     origin = None if registry is None else origin_of(registry, config)
-    if not isinstance(component, kind.interface_class):
+    if kind is not None and not isinstance(component, kind.interface_class):
         if origin is not None:
             set_origin(config, origin)
         raise broken(config, "build", f"it returned {shown(component)}, not a {kind.interface}")

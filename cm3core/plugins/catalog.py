@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -17,12 +18,12 @@ from typing import Any
 
 import yaml
 
-from cm3core import hookspecs
+from cm3core import hookspecs, interfaces
 from cm3core.config.docs import Key, docstring, keys_of, summary
 from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.kinds import Kind
 from cm3core.plugins.registry import Registry
 
 #: How a recipe marks a value that must still be given.
@@ -47,8 +48,8 @@ class KindEntry:
     Args:
         kind: the recipe's section.
         summary: what its components are.
-        hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; `config` is the class's name
-            in `cm3core.interfaces`.
+        hook, config, interface, kit: see `cm3core.plugins.kinds.Kind`; classes of
+            `cm3core.interfaces` by their names, others as "module.Class".
         methods: the methods that an implementation must define: "name(arguments)" -> the first
             paragraph of its documentation.
         keys: the recipe keys that every component of the kind has.
@@ -100,12 +101,12 @@ class ComponentEntry:
 
 def kind_entries(registry: Registry) -> list[KindEntry]:
     """Return every kind, in the order in which recipes are shown."""
-    return [kind_entry(kind, registry) for kind in KINDS]
+    return [kind_entry(kind, registry) for kind in registry.kinds]
 
 
 def kind_entry(kind: str, registry: Registry) -> KindEntry:
-    """Return a kind; `kind` is one of `KINDS`."""
-    entry = KINDS[kind]
+    """Return a kind; `kind` is one of `registry.kinds`."""
+    entry = registry.kinds[kind]
     interface = entry.interface_class
     methods = {
         _signature(interface, name): summary(inspect.getdoc(getattr(interface, name)) or "")
@@ -114,21 +115,33 @@ def kind_entry(kind: str, registry: Registry) -> KindEntry:
     }
     return KindEntry(
         kind,
-        _purpose(entry.hook),
+        _purpose(entry),
         entry.hook,
-        entry.config.__name__,
-        entry.interface,
+        _full_name(entry.config),
+        _full_name(entry.interface_class),
         entry.kit,
         methods,
         keys_of(entry.config),
-        laws_of(kind),
+        laws_of(entry),
         list(_brought(kind, registry)),
     )
 
 
-def _purpose(hook: str) -> str:
-    """Return what the kind is: the first sentence of its hook's documentation."""
-    text = summary(getattr(hookspecs, hook).__doc__ or "")
+def _full_name(cls: type[Any]) -> str:
+    """The name of a class of `cm3core.interfaces`, any other as "module.Class"."""
+    exported = getattr(interfaces, cls.__name__, None) is cls
+    return cls.__name__ if exported else f"{cls.__module__}.{cls.__name__}"
+
+
+def interface_name(kind: Kind) -> str:
+    """The class that a kind's components derive from, with its module."""
+    name = _full_name(kind.interface_class)
+    return name if "." in name else f"cm3core.interfaces.{name}"
+
+
+def _purpose(kind: Kind) -> str:
+    """Return what the kind is: its summary, or the first sentence of its hook's documentation."""
+    text = kind.summary or summary(getattr(hookspecs, kind.hook).__doc__ or "")
     return re.split(r" Recipe (?:section|key)", text)[0].removesuffix(".")
 
 
@@ -181,8 +194,8 @@ def component_entry(kind: str, name: str, registry: Registry) -> ComponentEntry:
         f"{config_class.__module__}:{config_class.__qualname__}",
         list(config_class.needs),
         keys,
-        laws_of(kind),
-        _snippet(kind, name, keys, _names_of_parts(config_class, registry)),
+        laws_of(registry.kinds[kind]),
+        _snippet(registry.kinds[kind], name, keys, _names_of_parts(config_class, registry)),
     )
 
 
@@ -204,15 +217,15 @@ def _names_of_parts(config_class: type[Any], registry: Registry) -> dict[str, st
     }
 
 
-def _snippet(kind: str, name: str, keys: list[Key], names: dict[str, str]) -> str:
+def _snippet(kind: Kind, name: str, keys: list[Key], names: dict[str, str]) -> str:
     section: dict[str, Any] = {"name": name}
     section |= {
         key.name: MANDATORY if key.required else key.default for key in keys if "." not in key.name
     }
     section |= {key: {"name": part, **section[key]} for key, part in names.items()}
-    above, _, key = KINDS[kind].key.partition(".")
+    above, _, key = kind.key.partition(".")
     if not key:
-        return "\n".join([f"{kind}:", *_yaml(section, "  ")]) + "\n"
+        return "\n".join([f"{kind.name}:", *_yaml(section, "  ")]) + "\n"
     first, *others = _yaml(section, "    ")
     return "\n".join([f"{above}:", f"  {key}:", f"  - {first.lstrip()}", *others]) + "\n"
 
@@ -230,9 +243,10 @@ def _yaml(values: dict[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{key}: {text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
 
-def laws_of(kind: str) -> dict[str, str]:
-    """Return law -> the first paragraph of its documentation, in the order of the kit's source."""
-    module, _, class_name = KINDS[kind].kit.partition(":")
+def laws_of(kind: Kind) -> dict[str, str]:
+    """Return law -> the first paragraph of its documentation, in the order of the kit's source; nothing
+    where that can't be read."""
+    module, _, class_name = kind.kit.partition(":")
     classes = _classes_of(module)
     laws: dict[str, str] = {}
     for name in _family(class_name, classes):
@@ -247,7 +261,9 @@ def laws_of(kind: str) -> dict[str, str]:
 def _classes_of(module: str) -> dict[str, ast.ClassDef]:
     """Return name -> class of a module's source, and of modules of its package that it takes
     classes from."""
-    path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    path = _source_of(module)
+    if path is None:
+        return {}
     package = f"{module.rpartition('.')[0]}."
     classes: dict[str, ast.ClassDef] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -256,6 +272,19 @@ def _classes_of(module: str) -> dict[str, ast.ClassDef]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
             classes |= _classes_of(str(node.module))
     return classes
+
+
+def _source_of(module: str) -> Path | None:
+    """The file of a module, which is not imported; None: there is none."""
+    package, _, name = module.rpartition(".")
+    if package == "cm3core.testing":  # importing that package needs pytest
+        return Path(__file__).parents[1] / "testing" / f"{name}.py"
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    origin = None if found is None else found.origin
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
 def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
@@ -281,16 +310,17 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         PluginError: there is no such thing, or several.
     """
     place = f"cm3 describe {wanted}"
-    if wanted in KINDS:
+    kinds = registry.kinds
+    if wanted in kinds:
         return wanted, ""
     first, _, rest = wanted.partition("/")
-    if first in KINDS:
+    if first in kinds:
         registry.config_class(first, rest, place=place)
         return first, rest
     plugin, _, name = wanted.rpartition("/")
     found = [
         kind
-        for kind in KINDS
+        for kind in kinds
         if name in registry.names(kind) and (not plugin or plugin in registry.owners(kind, name))
     ]
     if len(found) > 1:
@@ -310,7 +340,7 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
         raise PluginError(
             place,
             f"no kind and no loaded plugin is called {plugin!r}",
-            registry.with_reasons(close_match(plugin, {*KINDS, *loaded})),
+            registry.with_reasons(close_match(plugin, {*kinds, *loaded})),
         )
     if not found:
         raise PluginError(
@@ -322,7 +352,8 @@ def find(wanted: str, registry: Registry) -> tuple[str, str]:
 
 def _near(wanted: str, registry: Registry) -> str:
     """Return the next step: a close match or where to look, and the plugins that are not in use."""
-    near = close_match(wanted, {*KINDS, *(name for kind in KINDS for name in registry.names(kind))})
+    names = (name for kind in registry.kinds for name in registry.names(kind))
+    near = close_match(wanted, {*registry.kinds, *names})
     if not near.startswith("did you mean"):
         near = _near_key(wanted, registry) or "`cm3 kinds` lists all"
     return registry.with_reasons(near)
@@ -331,7 +362,7 @@ def _near(wanted: str, registry: Registry) -> str:
 def _near_key(wanted: str, registry: Registry) -> str:
     """Return the components that have a key of about this name; "" if there is none."""
     owners: dict[str, list[str]] = {}
-    for kind in KINDS:
+    for kind in registry.kinds:
         for name in registry.names(kind):
             for owner in registry.owners(kind, name):
                 shown = name if len(registry.owners(kind, name)) == 1 else f"{owner}/{name}"

@@ -6,11 +6,16 @@ something is wrong with it.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
+import sys
+import types
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -19,11 +24,14 @@ from cm3core import interfaces as base
 from cm3core._version import CM3_API, OLDEST_CM3_API
 from cm3core.config.schema import check_schema, hints
 from cm3core.errors import PluginError, close_match
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.kinds import KINDS, Kind
 
 COMMANDS_HOOK = "cm3_commands"
 BENCHMARKS_HOOK = "cm3_benchmarks"
 MODELS_HOOK = "cm3_models"
+KINDS_HOOK = "cm3_kinds"
+#: Sections and keys of recipes that no kind can be called.
+RESERVED = ("vocabulary", "train", "tune", "data", "generate", "extends", "name")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -95,19 +103,125 @@ def _refused(
     )
 
 
-def check_hooks(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> None:
+def new_manager(kinds: Mapping[str, Kind] = KINDS) -> pluggy.PluginManager:
+    """A manager without plugins that knows the hooks of the core and of kinds that plugins bring."""
+    pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
+    pluggy_manager.add_hookspecs(hookspecs)
+    for name, kind in kinds.items():
+        if name not in KINDS:
+            pluggy_manager.add_hookspecs(_specification(kind))
+    return pluggy_manager
+
+
+def _specification(kind: Kind) -> Any:
+    """What declares the hook of a kind."""
+
+    def hook() -> Mapping[str, type[base.ComponentConfig]]:
+        raise NotImplementedError
+
+    hook.__name__, hook.__doc__ = kind.hook, kind.summary
+    return types.SimpleNamespace(**{kind.hook: hookspecs.hookspec(hook)})
+
+
+def ask_kinds(owner: str, plugin: object, known: Mapping[str, Kind]) -> list[Kind]:
+    """Return the kinds that a plugin brings, checked.
+
+    `known`: those that there are already."""
+    if not callable(getattr(plugin, KINDS_HOOK, None)):
+        return []
+    pluggy_manager = new_manager()
+    register(owner, plugin, pluggy_manager)
+    answer = _call(KINDS_HOOK, plugin, pluggy_manager)
+    if answer is None:
+        return []  # a function of that name, which is not marked: `check_hooks` says so
+    if not isinstance(answer, (list, tuple)) or not all(isinstance(row, Kind) for row in answer):
+        raise PluginError(
+            owner,
+            f"{KINDS_HOOK} returned {_shown(answer)}",
+            "return a list of cm3core.plugins.Kind",
+        )
+    taken = dict(known)
+    for row in answer:
+        _check_kind(f"{owner}: {KINDS_HOOK}", row, taken)
+        taken[row.name] = row
+    return list(answer)
+
+
+def _check_kind(place: str, kind: Kind, known: Mapping[str, Kind]) -> None:
+    """Check a row: each part of it exists, and neither name nor hook is taken."""
+    config, name = kind.config, getattr(kind.config, "kind", "")
+    base_class = isinstance(config, type) and issubclass(config, base.ComponentConfig)
+    if not base_class or not vars(config).get("kind") or not is_dataclass(config):
+        raise PluginError(
+            place,
+            f"{_shown(config)} is no base of configs",
+            "derive a dataclass from cm3core.interfaces.ComponentConfig, with its own `kind`",
+        )
+    hooks = {*(row.hook for row in known.values()), *vars(hookspecs)}
+    module, kit = sys.modules.get(config.__module__), re.fullmatch(r"([\w.]+:\w+)?", kind.kit)
+    rules = (
+        (re.fullmatch(r"[a-z][a-z0-9_]*", name), f"the kind is called {name!r}", "use a-z, 0-9, _"),
+        (
+            name not in known and name not in RESERVED,
+            f"the kind {name!r} exists already",
+            "call yours otherwise",
+        ),
+        (
+            re.fullmatch(r"cm3_[a-z0-9_]+", kind.hook),
+            f"its hook is called {kind.hook!r}",
+            "call it cm3_ and what it provides",
+        ),
+        (kind.hook not in hooks, f"the hook {kind.hook!r} exists already", "call yours otherwise"),
+        (
+            isinstance(getattr(module, kind.interface, None), type),
+            f"{config.__module__} has no class {kind.interface!r}",
+            f"put the interface beside {config.__name__}",
+        ),
+        (
+            callable(getattr(config, "build", None)),
+            f"{config.__name__} has no `build`",
+            "declare it: its signature says what components are built from",
+        ),
+        (kit, f"its kit is {kind.kit!r}", 'name it as "module:Class", or "" for none'),
+        (
+            kind.words.strip() and kind.summary.strip(),
+            f"the kind {name!r} has no words or no summary",
+            "say what its components are",
+        ),
+    )
+    for holds, cause, step in rules:
+        if not holds:
+            raise PluginError(place, cause, step)
+
+
+def check_hooks(
+    owner: str,
+    plugin: object,
+    pluggy_manager: pluggy.PluginManager,
+    kinds: Mapping[str, Kind] = KINDS,
+) -> None:
     """Check that every function called `cm3_*` is marked as a hook, and that the hook exists."""
-    known = [*(kind.hook for kind in KINDS.values()), COMMANDS_HOOK, BENCHMARKS_HOOK, MODELS_HOOK]
+    known = [
+        *(kind.hook for kind in kinds.values()),
+        COMMANDS_HOOK,
+        BENCHMARKS_HOOK,
+        MODELS_HOOK,
+        KINDS_HOOK,
+    ]
     callers = {caller.name: caller for caller in pluggy_manager.get_hookcallers(plugin) or []}
     for name, caller in callers.items():
         optional = any(
             impl.optionalhook for impl in caller.get_hookimpls() if impl.plugin is plugin
         )
         if not caller.has_spec() and not optional:
+            step = close_match(name, known)
             raise PluginError(
                 owner,
                 f"implements the hook {name!r}, which does not exist",
-                close_match(name, known),
+                step
+                if difflib.get_close_matches(name, known, cutoff=0.9)
+                else f"{step}; if it is of a kind that another plugin brings, install that plugin, or "
+                "write @hookimpl(optionalhook=True)",
             )
     for name in dir(plugin):
         value = getattr(plugin, name, None)
@@ -131,10 +245,10 @@ def _call(hook: str, plugin: object, pluggy_manager: pluggy.PluginManager) -> ob
 
 
 def ask(
-    owner: str, plugin: object, kind: str, pluggy_manager: pluggy.PluginManager
+    owner: str, plugin: object, kind: Kind, pluggy_manager: pluggy.PluginManager
 ) -> dict[str, type[base.ComponentConfig]]:
     """Return the config classes that a plugin provides for a kind, checked."""
-    hook, expected = KINDS[kind].hook, KINDS[kind].config
+    hook, expected = kind.hook, kind.config
     answer = _call(hook, plugin, pluggy_manager)
     if answer is None:
         return {}

@@ -1,8 +1,8 @@
 """Discovery: finds plugins, asks each what it provides, and reports why one can't be used.
 
 Imports no torch. Two of the four phases happen here. Discover: entry points of the group
-`cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are asked for its
-config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
+`cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are asked, first for the
+kinds that it brings, then for its config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
 
 pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a
 second one of the same name is silently dropped. Here each entry point is loaded separately. One
@@ -23,19 +23,18 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 
-import pluggy
-
 from cm3core import hookspecs
 from cm3core._version import DISTRIBUTION
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.kinds import KINDS, Kind
 from cm3core.plugins.registry import DISABLE_VARIABLE, PluginInfo, Registry
 
 #: Group of the entry points that declare plugins.
@@ -67,36 +66,27 @@ def load_registry(
         PluginError: a file is broken, or any plugin is and `CM3_STRICT_PLUGINS=1`.
     """
     environ = os.environ if environ is None else environ
-    registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
-    pluggy_manager.add_hookspecs(hookspecs)
+    registry = Registry()
     strict = environ.get(STRICT_VARIABLE, "") not in {"", "0"}
     disabled = {
         name.strip() for name in environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()
     }
-    for info, loader in _discover(files):
+    found = list(_discover(files))
+    opened: list[_Opened] = []
+    for info, loader in found:
         if info.name in disabled:
             info.status, info.reason = "disabled", f"named in {DISABLE_VARIABLE}"
             info.hooks = _hooks_in(loader.module)
             registry.plugins.append(info)
             continue
-        try:
-            _describe(info, loader, registry, pluggy_manager)
-        except (Exception, SystemExit) as error:
-            # a plugin's import may raise anything, and must not end the program
-            if not loader.asked_for and not strict:
-                _set_broken(info, error)
-                info.hooks = _hooks_in(loader.module)
-                registry.plugins.append(info)
-                logger.warning(
-                    "plugin %r (%s) is not used: %s [cm3 plugin list -v]",
-                    info.name,
-                    info.origin,
-                    info.reason,
-                )
-                continue
-            raise PluginError(
-                f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)
-            ) from error
+        with _may_be_broken(info, loader, registry, strict):
+            opened.append(_open(info, loader, registry, opened))
+    # those that bring kinds first: others may provide components of these
+    for one in sorted(opened, key=lambda one: not one.info.kinds):
+        with _may_be_broken(one.info, one.loader, registry, strict):
+            _describe(one, registry)
+    place = {id(info): number for number, (info, _) in enumerate(found)}
+    registry.plugins.sort(key=lambda info: place[id(info)])
     for name in sorted(disabled - {info.name for info in registry.plugins}):
         logger.warning(
             "%s names %r, which is not installed: %s",
@@ -105,6 +95,31 @@ def load_registry(
             close_match(name, [info.name for info in registry.plugins]),
         )
     return registry
+
+
+@contextmanager
+def _may_be_broken(
+    info: PluginInfo, loader: _Loader, registry: Registry, strict: bool
+) -> Iterator[None]:
+    """Context in which an error makes the plugin a broken one, unless the user asked for it by name."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        # a plugin's import may raise anything, and must not end the program
+        if loader.asked_for or strict:
+            raise PluginError(
+                f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)
+            ) from error
+        registry.remove_kinds(info)
+        _set_broken(info, error)
+        info.hooks = _hooks_in(loader.module)
+        registry.plugins.append(info)
+        logger.warning(
+            "plugin %r (%s) is not used: %s [cm3 plugin list -v]",
+            info.name,
+            info.origin,
+            info.reason,
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,15 @@ class _Loader:
     load: Callable[[], object]
     asked_for: bool = False
     module: str = ""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A plugin that was imported, whose hooks have not been asked yet but for its kinds."""
+
+    info: PluginInfo
+    loader: _Loader
+    plugin: object
 
 
 def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
@@ -176,11 +200,14 @@ def plugin_of_file(path: Path) -> ModuleType:
     return module
 
 
-def registry_of_one(info: PluginInfo, load: Callable[[], object]) -> Registry:
-    """Return a registry with only one plugin, whatever is installed; raises if it is broken."""
-    registry, pluggy_manager = Registry(), pluggy.PluginManager(hookspecs.PROJECT)
-    pluggy_manager.add_hookspecs(hookspecs)
-    _describe(info, _Loader(load), registry, pluggy_manager)
+def registry_of_one(
+    info: PluginInfo, load: Callable[[], object], kinds: Mapping[str, Kind] = KINDS
+) -> Registry:
+    """Return a registry with only one plugin, whatever is installed; raises if it is broken.
+
+    `kinds`: those that there are, beside those that it brings."""
+    registry = Registry(kinds)
+    _describe(_open(info, _Loader(load), registry, ()), registry)
     return registry
 
 
@@ -190,21 +217,16 @@ def add_plugin(registry: Registry, info: PluginInfo, load: Callable[[], object])
     Raises:
         PluginError: it is broken.
     """
-    pluggy_manager = pluggy.PluginManager(hookspecs.PROJECT)
-    pluggy_manager.add_hookspecs(hookspecs)
-    try:
-        _describe(info, _Loader(load, asked_for=True), registry, pluggy_manager)
-    except (Exception, SystemExit) as error:
-        raise PluginError(
-            f"plugin {info.name!r} ({info.origin})", _one_line(error), _next_step(error)
-        ) from error
+    loader = _Loader(load, asked_for=True)
+    with _may_be_broken(info, loader, registry, strict=True):
+        _describe(_open(info, loader, registry, ()), registry)
 
 
-def _describe(
-    info: PluginInfo, loader: _Loader, registry: Registry, pluggy_manager: pluggy.PluginManager
-) -> None:
-    """Import one plugin, check it, call its hooks and add it to the registry; raises if broken."""
-    for other in registry.plugins:
+def _open(
+    info: PluginInfo, loader: _Loader, registry: Registry, others: Sequence[_Opened]
+) -> _Opened:
+    """Import one plugin, check which API it is for, and add its kinds; raises if it is broken."""
+    for other in [*registry.plugins, *(one.info for one in others)]:
         if other.name == info.name:
             raise PluginError(
                 info.name,
@@ -213,25 +235,31 @@ def _describe(
             )
     plugin = loader.load()
     describe.check_api(info.name, plugin)
-    for other in registry.plugins:
-        if pluggy_manager.get_plugin(other.name) is plugin:
+    for one in others:
+        if one.plugin is plugin:
             raise PluginError(
                 info.name,
-                f"is the same module as the plugin {other.name!r}",
+                f"is the same module as the plugin {one.info.name!r}",
                 "declare one entry point for it",
             )
+    registry.add_kinds(info, describe.ask_kinds(info.name, plugin, registry.kinds))
+    return _Opened(info, loader, plugin)
+
+
+def _describe(opened: _Opened, registry: Registry) -> None:
+    """Call one plugin's hooks and add it to the registry; raises if it is broken."""
+    info, plugin, kinds = opened.info, opened.plugin, registry.kinds
+    pluggy_manager = describe.new_manager(kinds)
     info.deprecated = describe.register(info.name, plugin, pluggy_manager)
-    try:
-        describe.check_hooks(info.name, plugin, pluggy_manager)
-        configs = {kind: describe.ask(info.name, plugin, kind, pluggy_manager) for kind in KINDS}
-        commands, benchmarks = (
-            describe.ask_functions(info.name, plugin, hook, pluggy_manager)
-            for hook in (describe.COMMANDS_HOOK, describe.BENCHMARKS_HOOK)
-        )
-        models = describe.ask_models(info.name, plugin, pluggy_manager)
-    except BaseException:
-        pluggy_manager.unregister(plugin)
-        raise
+    describe.check_hooks(info.name, plugin, pluggy_manager, kinds)
+    configs = {
+        name: describe.ask(info.name, plugin, kind, pluggy_manager) for name, kind in kinds.items()
+    }
+    commands, benchmarks = (
+        describe.ask_functions(info.name, plugin, hook, pluggy_manager)
+        for hook in (describe.COMMANDS_HOOK, describe.BENCHMARKS_HOOK)
+    )
+    models = describe.ask_models(info.name, plugin, pluggy_manager)
     for line in info.deprecated:
         logger.warning("plugin %r (%s): %s; update it", info.name, info.origin, line)
     registry.add(info, configs, commands, models, benchmarks)

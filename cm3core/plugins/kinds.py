@@ -1,51 +1,15 @@
-"""The component kinds: the one table from which everything generic follows. Imports no torch.
+"""The core's component kinds. Imports no torch.
 
-Recipes, plugins, their checks, commands, completion and the plugin reference know a kind only by
-its row; docs/adding-a-kind.md explains what a new one needs.
+Recipes, plugins, their checks, commands and completion know a kind only by its row. Those of a registry,
+`Registry.kinds`, are these and the ones that its plugins bring (docs/adding-a-kind.md).
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from typing import Any
-
 from cm3core import interfaces as base
+from cm3core.interfaces.kind import Kind
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A component kind. Its name, the recipe's section, is its config's `kind`.
-
-    Args:
-        hook: the hook that provides its components, see `cm3core.hookspecs`.
-        config: the base of their configs.
-        interface: name of the class that they build, in the same module as `config`.
-        kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
-            hypothesis).
-        words: what such a component is called in a sentence.
-        key: the key of a recipe that lists such components, "section.key"; "": they have a section of
-            their own.
-    """
-
-    hook: str
-    config: type[base.ComponentConfig]
-    interface: str
-    kit: str
-    words: str
-    key: str = ""
-
-    @property
-    def name(self) -> str:
-        """The recipe's section."""
-        return self.config.kind
-
-    @property
-    def interface_class(self) -> type[Any]:
-        """The class that `interface` names."""
-        found: type[Any] = getattr(sys.modules[self.config.__module__], self.interface)
-        return found
-
+__all__ = ["KINDS", "Kind"]
 
 _ROWS = (
     Kind(
@@ -169,5 +133,5 @@ _ROWS = (
         key="train.trackers",
     ),
 )
-#: Name -> kind, in the order in which recipes are shown and built.
+#: Name -> kind of the core, in the order in which recipes are shown and built.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _ROWS}

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from cm3core import interfaces as base
 from cm3core._version import DISTRIBUTION
 from cm3core.errors import PluginError, close_match
-from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.kinds import KINDS, Kind
 
 #: Environment variable that names plugins to leave out.
 DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
@@ -41,6 +41,7 @@ class PluginInfo:
         commands: sub-commands that it provides.
         models: names of the trained models that it ships.
         benchmarks: names of its additions to `cm3 bench kernels`.
+        kinds: names of the kinds that it brings.
         deprecated: what it does that is deprecated, a line each.
         hooks: names of the hooks that its module's text has, of a plugin that is not in use; None:
             not known, it may provide anything.
@@ -61,16 +62,22 @@ class PluginInfo:
     reason: str = ""
     traceback: str = ""
     distribution: str = ""
+    kinds: list[str] = field(default_factory=list)
 
 
 class Registry:
-    """The components and commands of all usable plugins, as a plain value; none is global."""
+    """The kinds, and the components and commands of all usable plugins, as a plain value; none is
+    global.
 
-    def __init__(self) -> None:
+    Attributes:
+        plugins: all plugins, also those that can't be used.
+        kinds: name -> kind: the core's, in the order of recipes, and behind them those of plugins.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind] = KINDS) -> None:
         self.plugins: list[PluginInfo] = []
-        self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {
-            kind: {} for kind in KINDS
-        }
+        self.kinds: dict[str, Kind] = dict(kinds)
+        self._configs: dict[str, dict[str, dict[str, type[base.ComponentConfig]]]] = {}
         self._commands: dict[str, dict[str, str]] = {}
         self._models: dict[str, Path] = {}
         self._benchmarks: list[tuple[str, str, str]] = []
@@ -92,7 +99,7 @@ class Registry:
         self.plugins.append(info)
         for kind, brought in configs.items():
             for name, config_class in brought.items():
-                self._configs[kind].setdefault(name, {})[info.name] = config_class
+                self._configs.setdefault(kind, {}).setdefault(name, {})[info.name] = config_class
         for name, target in commands.items():
             self._commands.setdefault(name, {})[info.name] = target
         self._models.update(
@@ -102,13 +109,39 @@ class Registry:
             (info.name, name, target) for name, target in (benchmarks or {}).items()
         ]
 
+    def add_kinds(self, info: PluginInfo, kinds: Sequence[Kind]) -> None:
+        """Add the kinds that a plugin brings. Completes the plugin's `info`."""
+        info.kinds = [kind.name for kind in kinds]
+        self.kinds.update({kind.name: kind for kind in kinds})
+
+    def remove_kinds(self, info: PluginInfo) -> None:
+        """Take the kinds of a plugin out again, which can't be used."""
+        for name in info.kinds:
+            del self.kinds[name]
+        info.kinds = []
+
+    def add_all(self, other: Registry) -> None:
+        """Add everything that the plugins of another registry provide."""
+        for info in other.plugins:
+            self.add_kinds(info, [other.kinds[name] for name in info.kinds])
+            self.add(
+                info,
+                {
+                    kind: {name: other.config_class(kind, f"{info.name}/{name}") for name in names}
+                    for kind, names in info.components.items()
+                },
+                {name: other._commands[name][info.name] for name in info.commands},
+                {name: other._models[f"{info.name}:{name}"] for name in info.models},
+                {name: target for owner, name, target in other._benchmarks if owner == info.name},
+            )
+
     def names(self, kind: str) -> list[str]:
         """Return the names of a kind's components, sorted, without duplicates."""
-        return sorted(self._configs[kind])
+        return sorted(self._configs.get(kind, {}))
 
     def owners(self, kind: str, name: str) -> list[str]:
         """Return the plugins that provide the component, in order of discovery."""
-        return list(self._configs[kind].get(name, {}))
+        return list(self._configs.get(kind, {}).get(name, {}))
 
     def config_class(
         self, kind: str, name: str, *, place: str | None = None
@@ -116,7 +149,7 @@ class Registry:
         """Return the config class of a component.
 
         Args:
-            kind: one of `KINDS`.
+            kind: one of `kinds`.
             name: `name`, or `plugin/name` if several plugins provide it.
             place: where the name was written, for the error.
 
@@ -125,7 +158,7 @@ class Registry:
         """
         place = place or f"{kind} {name!r}"
         plugin, _, short = name.rpartition("/")
-        found = self._configs[kind].get(short, {})
+        found = self._configs.get(kind, {}).get(short, {})
         if plugin:
             if plugin in found:
                 return found[plugin]
@@ -161,7 +194,7 @@ class Registry:
             raise PluginError(
                 place,
                 f"no {kind} is called {name!r}",
-                self.with_reasons(close_match(name, self._configs[kind]), kind),
+                self.with_reasons(close_match(name, self.names(kind)), kind),
             )
         return next(iter(found.values()))
 
@@ -209,7 +242,12 @@ class Registry:
             f"the plugin {info.name!r} is {info.status}: {info.reason}"
             for info in self.plugins
             if info.status != "loaded"
-            and (kind is None or info.hooks is None or KINDS[kind].hook in info.hooks)
+            and (
+                kind is None
+                or info.hooks is None
+                or kind not in self.kinds
+                or self.kinds[kind].hook in info.hooks
+            )
         ]
         return "; ".join([step, *lost])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -130,7 +130,7 @@ def _check_keys(values: dict[Any, Any], label: str, path: tuple[str, ...]) -> No
             _check_keys(value, label, (*path, key))
 
 
-def override_layer(overrides: Sequence[str]) -> Layer:
+def override_layer(overrides: Sequence[str], kinds: Container[str] = KINDS) -> Layer:
     """Return the command line's `key=value` arguments as one layer, whatever their order.
 
     `kind=name` is short for `kind.name=name`, and is expanded before anything is merged;
@@ -159,10 +159,10 @@ def override_layer(overrides: Sequence[str]) -> Layer:
                 "is for recipe files; the command line changes values of one recipe",
                 f"write a file that begins with `extends: {match['value'] or '[RECIPE]'}`, and name it",
             )
-        if key in KINDS and match["value"].strip() not in {"", "null", "~"}:
+        if key in kinds and match["value"].strip() not in {"", "null", "~"}:
             key, argument = f"{key}.name", f"{key}.name={match['value']}"
         value = _override_value(argument, key)
-        inside = key.partition(".")[0] in KINDS and "." in key
+        inside = key.partition(".")[0] in kinds and "." in key
         if inside and isinstance(value, str) and any(one.startswith(f"{key}.") for one in given):
             key = f"{key}.name"
         _check_contradiction(key, value, seen)

@@ -61,7 +61,9 @@ def compose(
             "add a plain name (name: mine), or rename the file",
         )
     under = [] if beneath is None else [beneath]
-    return _compose(path.stem, [*under, *layers, override_layer(overrides)], registry)
+    return _compose(
+        path.stem, [*under, *layers, override_layer(overrides, registry.kinds)], registry
+    )
 
 
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
@@ -100,6 +102,7 @@ def _compose(
 ) -> Recipe:
     sections = {key: Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
     choices: dict[str, list[Choice]] = {}
+    missing: dict[str, MissingComponent] = {}
     own = max(position for position, layer in enumerate(layers) if layer.label != COMMAND_LINE)
     for position, layer in enumerate(layers):
         values = dict(layer.values)
@@ -112,17 +115,20 @@ def _compose(
             # the recipe's own, not that of one it extends
             name = name if stated is None else stated
         for section, given in values.items():
-            if section in KINDS and given is None:
+            unknown = section not in registry.kinds and section not in FIXED_SECTIONS
+            if lenient and unknown and layer.writer.providers.get(section):
+                missing[section] = _of_missing_kind(layer, section, given, registry)
+                continue
+            if section in registry.kinds and given is None:
                 choices.pop(section, None)
                 continue
-            keys = _keys(layer.label, section, given)
-            if section in KINDS:
+            keys = _keys(layer.label, section, given, registry)
+            if section in registry.kinds:
                 choice = Choice.of(layer, section, keys, registry)
                 choices.setdefault(section, []).append(choice)
             else:
                 _merge_fixed(sections[section], layer, section, keys, registry, lenient)
-    missing: dict[str, MissingComponent] = {}
-    for kind in (kind for kind in KINDS if kind in choices):
+    for kind in (kind for kind in registry.kinds if kind in choices):
         try:
             sections[kind] = chosen(choices[kind], registry)
         except PluginError as error:
@@ -164,16 +170,30 @@ def _check_name(place: str, name: str, next_step: str) -> None:
         )
 
 
-def _keys(label: str, section: str, given: object) -> dict[str, Any]:
+def _of_missing_kind(
+    layer: Layer, section: str, given: object, registry: Registry
+) -> MissingComponent:
+    """What stands for a stored section of a kind that no plugin in use brings."""
+    keys = dict(given) if isinstance(given, dict) else {"name": given}
+    error = PluginError(
+        f"{layer.label}: {section}",
+        f"the kind {section!r} is of a plugin that is not in use; its component was brought by "
+        f"{layer.writer.providers[section]}",
+        registry.with_reasons("install it, or enable it, and repeat the command"),
+    )
+    return MissingComponent(str(keys.pop("name", "")), keys, error)
+
+
+def _keys(label: str, section: str, given: object, registry: Registry) -> dict[str, Any]:
     """Return what a layer says of a section: key -> value."""
     place = f"{label}: {section}"
-    if section not in KINDS and section not in FIXED_SECTIONS:
-        raise RecipeError(
-            place,
-            "is not a section of a recipe",
-            close_match(section, [*KINDS, *FIXED_SECTIONS, "extends", "name"]),
-        )
-    if section in KINDS and isinstance(given, str):
+    kinds = registry.kinds
+    if section not in kinds and section not in FIXED_SECTIONS:
+        step = close_match(section, [*kinds, *FIXED_SECTIONS, "extends", "name"])
+        if not step.startswith("did you mean"):
+            step = registry.with_reasons(step)  # it may be the kind of a plugin that is not in use
+        raise RecipeError(place, "is not a section of a recipe", step)
+    if section in kinds and isinstance(given, str):
         given = {"name": given}
     if not isinstance(given, dict):
         raise wrong_type(place, given, "a mapping of keys to values")
@@ -191,7 +211,7 @@ def _finish(
     classes: dict[str, type[Any]] = {}
     lacking: list[str] = []
     origins: dict[str, str] = {}
-    for section in (*KINDS, *FIXED_SECTIONS):
+    for section in (*registry.kinds, *FIXED_SECTIONS):
         if (current := sections.get(section)) is not None and current.config_class is not None:
             origins |= current.origins
             classes[section] = current.config_class
@@ -211,15 +231,18 @@ def _finish(
     }
     names = {
         kind: missing[kind].name if kind in missing else str(sections[kind].component)
-        for kind in KINDS
+        for kind in (*registry.kinds, *missing)
         if kind in missing or kind in sections
     }
+    configs |= missing
+    own = {*KINDS, *FIXED_SECTIONS}
+    brought = {kind: configs.pop(kind) for kind in list(configs) if kind not in own}
     return Recipe(
         name=name,
         component_names=names,
         origins=_ordered(origins, resolved),
+        brought=brought,
         **configs,
-        **missing,  # type: ignore[arg-type]  # stand for configs
     )
 
 

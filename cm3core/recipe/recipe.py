@@ -44,6 +44,7 @@ class Recipe(KindSections):
         vocabulary, train, tune, data, generate: see `cm3core.recipe.sections`.
         component_names: kind -> the component's name as the recipe writes it.
         origins: `section.key` -> the layer that its value comes from ("default" if none gives it).
+        brought: kind -> config, of kinds that plugins bring; `recipe.KIND` is the same.
     """
 
     name: str
@@ -54,14 +55,31 @@ class Recipe(KindSections):
     generate: GenerateSection = field(default_factory=GenerateSection)
     component_names: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    brought: dict[str, base.ComponentConfig] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        """The section of a kind that a plugin brings; of the other kinds there are fields."""
+        brought = vars(self).get("brought", {})
+        if name in brought:
+            return brought[name]
+        raise AttributeError(f"the recipe has no section {name!r}")
+
+    def section(self, kind: str) -> base.ComponentConfig | None:
+        """A component's section, of whatever kind; None if the recipe has none."""
+        config: base.ComponentConfig | None = (
+            getattr(self, kind) if kind in KINDS else self.brought.get(kind)
+        )
+        return config
 
     @property
     def components(self) -> dict[str, tuple[str, base.ComponentConfig]]:
-        """Kind -> (name, config) of the sections that the recipe has, in the order of `KINDS`."""
+        """Kind -> (name, config) of the sections that the recipe has, in the order of `KINDS`; kinds that
+        plugins bring are last."""
+        own = {kind: getattr(self, kind) for kind in KINDS} | self.brought
         return {
-            kind: (self.component_names[kind], getattr(self, kind))
-            for kind in KINDS
-            if getattr(self, kind) is not None
+            kind: (self.component_names[kind], config)
+            for kind, config in own.items()
+            if config is not None
         }
 
     @property
@@ -151,7 +169,7 @@ class Recipe(KindSections):
 
     def _check_needs(self) -> None:
         for kind, (name, config) in self.components.items():
-            if missing := [other for other in needs_of(config) if getattr(self, other) is None]:
+            if missing := [other for other in needs_of(config) if self.section(other) is None]:
                 raise RecipeError(
                     kind,
                     f"{name!r} needs the section {missing[0]!r}, and the recipe has none",
@@ -171,7 +189,7 @@ class Recipe(KindSections):
                     "protocol of 'cm3 eval run'",
                 )
         for kind, (name, _) in self.components.items():
-            if key := KINDS[kind].key:
+            if kind in KINDS and (key := KINDS[kind].key):
                 raise RecipeError(kind, "is not read as a section", f"write {key}=[{name}]")
 
     def _check_heads(self) -> None:

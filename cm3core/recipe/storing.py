@@ -45,6 +45,12 @@ def files_of(recipe: Recipe, registry: Registry) -> dict[str, str]:
     return {COMPONENTS: dump_providers(providers), STORED: recipe.to_yaml()}
 
 
+def kinds_of(recipe: Recipe) -> set[str]:
+    """The kinds of a recipe's components, and of those inside them."""
+    parts = [part for _, config in recipe.components.values() for _, part in all_parts(config)]
+    return {*recipe.components, *(part.kind for part in parts)}
+
+
 def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
     """Return kind -> who provides its component, and the same for components inside others, by
     their key."""

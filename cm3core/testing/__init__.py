@@ -38,7 +38,8 @@ A law that fails is shrunk for at most a few seconds, a whole kit for half a min
 assertion shows values. Each law is known to fail for some component that is wrong in just that way (`tests/core/testing`
 has them all).
 
-For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
+`Contract` is the base of all kits, from which a plugin derives the kit of a kind that it brings
+(docs/adding-a-kind.md). For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,
 `vocabularies`, `pictures`, `images`, `codes`, `documents`, `memories`, `banks`, `token_sequences`,
 `logits`) and small correct components without files: `ListSource`, `HashEmbedder` and
 `example_documents` in `cm3core.testing.samples`, `TinyDecoder` in `cm3core.testing.tiny`,
@@ -59,3 +60,7 @@ import pytest  # noqa: E402  # checked above, with a message
 # pytest shows the values of a failed assertion in a kit, as in a test file. The modules by name:
 # this package itself is already being imported.
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in iter_modules(__path__)))
+
+from cm3core.testing._laws import Contract  # noqa: E402  # after its assertions are registered
+
+__all__ = ["Contract"]

@@ -1,11 +1,9 @@
-"""docs/adding-a-kind.md: its four steps, written into a copy of the core, make a kind that
-everything generic knows."""
+"""docs/adding-a-kind.md: its blocks are parts of an example, whose kind everything generic knows."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from cm3core.recipe import compose, list_recipes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "adding-a-kind.md"
+EXAMPLE = ROOT / "examples" / "plugins" / "cm3-watermark"
 #: Runs `cm3` several times in one process; a line ends what each prints.
 MANY = """import shlex, sys
 from cm3core.cli.main import main
@@ -27,40 +26,36 @@ for line in sys.stdin.read().splitlines():
     code = main(shlex.split(line))
     print(f"## {code}", flush=True)
 """
-#: A recipe over the page's own.
+MARKED = "extends: [tiny]\nwatermark: corner\n"
 MORE = "extends: [marked.yaml]\nwatermark:\n  size: 5\n"
 SHELLS = ("bash", "zsh", "fish")
-KINDS = (
-    "--plugin corner.py kinds",
-    "--plugin corner.py describe watermark",
-    "--plugin corner.py describe corner",
-    "--plugin corner.py plugin list",
-)
+KINDS = ("kinds", "describe watermark", "describe corner", "plugin list")
 RECIPES = (
-    "--plugin corner.py recipe show tiny",
-    "--plugin corner.py recipe show marked.yaml",
-    "--plugin corner.py recipe show more.yaml",
-    "--plugin corner.py recipe show more.yaml watermark.size=7",
-    "--plugin corner.py recipe show more.yaml watermark=null",
-    "--plugin corner.py recipe diff tiny marked.yaml",
+    "recipe show tiny",
+    "recipe show marked.yaml",
+    "recipe show more.yaml",
+    "recipe show more.yaml watermark.size=7",
+    "recipe show more.yaml watermark=null",
+    "recipe diff tiny marked.yaml",
+    "recipe show quickstart upscaler=marked upscaler.inner=lanczos upscaler.mark=corner",
 )
-COMPLETIONS = tuple(f"--plugin corner.py completion {shell}" for shell in SHELLS)
+COMPLETIONS = tuple(f"completion {shell}" for shell in SHELLS)
 #: What several tests look at, by one process for all: each would import the core again.
 SHOWN = (*KINDS, *RECIPES, *COMPLETIONS)
 
 
 @dataclass(frozen=True)
 class House:
-    """A copy of the core with the page's kind, and a folder to work in."""
+    """Where the example is installed, and a folder to work in."""
 
-    core: Path
+    site: Path
     folder: Path
     blocks: list[Any]
     kept: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def python(self, script: str, *arguments: str, given: str = "") -> str:
         """What a script prints there."""
-        paths = [str(self.core), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        paths = [str(self.site), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments],
             cwd=self.folder,
@@ -81,7 +76,6 @@ class House:
     def answers(self, *lines: str) -> list[tuple[str, int]]:
         """As `cm3`, for commands of `SHOWN`, which run in one process at the first call."""
         if not self.kept:
-            (self.folder / "more.yaml").write_text(MORE, encoding="utf-8")
             commands = [*SHOWN, *self.mistaken()]
             self.kept.update(zip(commands, self.cm3(*commands), strict=True))
         return [self.kept[line] for line in lines]
@@ -102,86 +96,55 @@ class House:
 def house(
     tmp_path_factory: pytest.TempPathFactory, read_blocks: Callable[[Path], list[Any]]
 ) -> House:
-    core, folder = tmp_path_factory.mktemp("house"), tmp_path_factory.mktemp("work")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "cm3core", core / "cm3core", ignore=ignored)
-    shutil.copytree(ROOT / "recipes", core / "recipes")
-    (core / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "_generate.py", core / "docs")
-    blocks = read_blocks(PAGE)
-    for block in blocks:
+    site, folder = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("work")
+    (site / "cm3_watermark").symlink_to(EXAMPLE / "cm3_watermark")
+    info = site / "cm3_watermark-0.1.0.dist-info"
+    info.mkdir()
+    facts = "Metadata-Version: 2.1\nName: cm3-watermark\nVersion: 0.1.0\nRequires-Dist: cm3leon\n"
+    (info / "METADATA").write_text(facts)
+    (info / "entry_points.txt").write_text("[cm3core.plugins]\nwatermark = cm3_watermark\n")
+    (folder / "marked.yaml").write_text(MARKED)
+    (folder / "more.yaml").write_text(MORE)
+    return House(site, folder, read_blocks(PAGE))
+
+
+def test_the_blocks_are_parts_of_the_example(house: House) -> None:
+    shown = 0
+    for block in house.blocks:
         for mark in block.marks:
-            if found := re.fullmatch(r"not run: a new file, (\S+)", mark):
-                assert not (ROOT / found[1]).exists()
-                (core / found[1]).write_text(block.text, encoding="utf-8")
-            elif found := re.fullmatch(r"not run: goes into (\S+)", mark):
-                put_into(core / found[1], block.text)
-        if block.file is not None:
-            (folder / block.file).write_text(block.text, encoding="utf-8")
-    return House(core, folder, blocks)
-
-
-def put_into(path: Path, text: str) -> None:
-    """A hook goes to the end of its file, a row to the end of its table, with its import above."""
-    source = path.read_text(encoding="utf-8")
-    if path.name == "kinds.py":
-        imports, row = text.split("\n\n", 1)
-        known, end = "from cm3core import interfaces as base\n", ")\n#: Name -> kind"
-        assert source.count(known) == source.count(end) == 1
-        source = source.replace(known, f"{known}{imports}\n").replace(
-            end, f"{row.rstrip()},\n{end}"
-        )
-    else:
-        source += f"\n\n{text}"
-    path.write_text(source, encoding="utf-8")
-
-
-def test_four_places_are_all_that_differs(house: House) -> None:
-    core = house.core / "cm3core"
-    changed = [
-        path.relative_to(core).as_posix()
-        for path in sorted(core.rglob("*"))
-        if path.is_file()
-        and path.suffix != ".pyc"
-        and not (
-            (own := ROOT / "cm3core" / path.relative_to(core)).is_file()
-            and own.read_bytes() == path.read_bytes()
-        )
-    ]
-    assert changed == [
-        "hookspecs.py",
-        "interfaces/watermark.py",
-        "plugins/kinds.py",
-        "testing/watermark.py",
-    ]
-    where = house.python("import cm3core; print(cm3core.__file__)").strip()
-    assert where == str(core / "__init__.py")
+            if found := re.fullmatch(r"not run: (cm3_watermark/\S+)", mark):
+                source = (EXAMPLE / found[1]).read_text(encoding="utf-8")
+                for part in re.split(r"\n{3,}", block.text.strip()):
+                    assert part.strip() in source, part
+                shown += 1
+    assert shown == 4
 
 
 def test_the_kind_and_its_component_are_described(house: House) -> None:
     kinds, kind, component, listed = house.shown(*KINDS)
     assert (
         "watermark: Watermarks: a picture -> the same with a mark in it\n"
-        "  hook cm3_watermarks, interface Watermark, kit cm3core.testing.watermark:WatermarkContract\n"
-        "  corner: corner\n"
+        "  hook cm3_watermarks, interface cm3_watermark.interface.Watermark, kit "
+        "cm3_watermark.testing:WatermarkContract\n"
+        "  watermark: corner\n"
     ) in kinds
-    assert "  _mark(pixels_HWC): The same array, marked.\n" in kind
+    assert "  _mark(pixels_HWC): Return the same array, marked.\n" in kind
     assert "  a_mark_is_seen: A black picture does not stay black.\n" in kind
     assert component.startswith("watermark/corner: A white square in the lower right corner.\n")
-    assert "pixels a side" in component
     assert "\n  size: int, default 2\n      pixels a side.\n" in component
     assert "\n  watermark:\n    name: corner\n    size: 2\n" in component
-    assert "\n  watermark: corner\n" in listed
+    assert "\n  watermark: corner\n  kinds: watermark\n" in listed
 
 
 def test_recipes_have_the_section(house: House) -> None:
-    plain, marked, more, other, gone, difference = house.shown(*RECIPES)
+    plain, marked, more, other, gone, difference, inside = house.shown(*RECIPES)
     assert "watermark" not in plain + gone
     for text, size in ((marked, 2), (more, 5), (other, 7)):
         assert f"\nwatermark:\n  name: corner\n  size: {size}\n" in text
         # behind the other components, in front of the fixed sections
         assert text.index("\ndataset:") < text.index("\nwatermark:") < text.index("\nvocabulary:")
     assert "watermark.size" in difference
+    assert "\n  mark:\n    name: corner\n    size: 2\n" in inside
 
 
 def test_mistakes_are_answered_as_the_page_shows(house: House) -> None:
@@ -194,19 +157,29 @@ def test_mistakes_are_answered_as_the_page_shows(house: House) -> None:
 
 def test_python_reaches_it(house: House) -> None:
     assert house.python(
+        "import copy, pickle\n"
         "from dataclasses import replace\n"
-        "from pathlib import Path\n"
         "from cm3core.plugins import load_registry\n"
         "from cm3core.recipe import compose, recipe_from_yaml\n"
-        "registry = load_registry([Path('corner.py')])\n"
+        "registry = load_registry()\n"
         "recipe = compose('marked.yaml', ['watermark.size=3'], registry=registry)\n"
         "recipe.check()\n"
-        "print(recipe.watermark.size, list(recipe.components)[-1])\n"
+        "print(recipe.watermark.size, list(recipe.components)[-1], recipe.section('watermark').size)\n"
         "print(recipe_from_yaml(recipe.to_yaml(), registry).hash == recipe.hash)\n"
+        "print(copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe)\n"
         "tiny = compose('tiny', registry=registry)\n"
-        "print(tiny.watermark, replace(recipe, watermark=None).hash == tiny.hash != recipe.hash)\n"
+        "print(tiny.section('watermark'), replace(recipe, brought={}).hash == tiny.hash != recipe.hash)\n"
         "print(recipe.watermark.build().mark(__import__('numpy').zeros((8, 8, 3), 'uint8')).sum())\n"
-    ).splitlines() == ["3 watermark", "True", "None True", str(9 * 3 * 255)]
+        "from cm3core.plugins import KINDS\n"
+        "print('watermark' in KINDS, hasattr(tiny, 'watermark'))\n"
+    ).splitlines() == [
+        "3 watermark 3",
+        "True",
+        "True",
+        "None True",
+        str(9 * 3 * 255),
+        "False False",
+    ]
 
 
 def test_recipes_without_the_section_keep_their_hashes(house: House) -> None:
@@ -225,28 +198,33 @@ def test_recipes_without_the_section_keep_their_hashes(house: House) -> None:
     ]
 
 
-def test_a_plugin_of_the_kind_is_checked(house: House) -> None:
-    wrong = (house.folder / "corner.py").read_text(encoding="utf-8").replace("= 255", "= 0")
-    (house.folder / "unseen.py").write_text(wrong, encoding="utf-8")
-    (printed, code), unseen = house.cm3("plugin check corner.py", "plugin check unseen.py")
+def test_plugins_of_the_kind_are_checked(house: House) -> None:
+    """The one that brings it, and another one that provides a component of it, which is not seen."""
+    source = (
+        "from dataclasses import dataclass\n"
+        "from cm3core.hookspecs import hookimpl\n"
+        "from cm3_watermark.interface import Watermark, WatermarkConfig\n"
+        "CM3_API = 1\n"
+        "class Nothing(Watermark):\n"
+        "    def _mark(self, pixels_HWC):\n        return pixels_HWC\n"
+        "@dataclass(kw_only=True)\n"
+        "class NothingConfig(WatermarkConfig):\n    '''Nothing.'''\n"
+        "    def build(self):\n        return Nothing()\n"
+        "@hookimpl\n"
+        "def cm3_watermarks():\n    return {'nothing': NothingConfig}\n"
+    )
+    (house.folder / "unseen.py").write_text(source, encoding="utf-8")
+    parts = "upscaler.inner=lanczos upscaler.mark=corner --only corner"
+    (printed, code), unseen = house.cm3(f"plugin check watermark {parts}", "plugin check unseen.py")
     assert code == 0, printed
-    assert "watermark/corner" in printed
+    assert "ok    law watermark/corner a_mark_is_seen" in printed
+    assert "imports nothing heavy" in printed
     printed, code = unseen
     assert code == 1, printed
-    assert "a_mark_is_seen" in printed
+    assert "FAIL  law watermark/nothing a_mark_is_seen" in printed
 
 
 def test_shells_complete_it(house: House) -> None:
     for shell, script in zip(SHELLS, house.shown(*COMPLETIONS), strict=True):
         for words in ("watermark=", "watermark.size=", "watermark/corner"):
             assert words in script, shell
-
-
-def test_the_plugin_reference_has_a_chapter(house: House) -> None:
-    page = house.python(
-        "import sys; sys.path.insert(0, sys.argv[1]); import _generate; print(_generate.page())",
-        str(house.core / "docs"),
-    )
-    chapter = page.split("\n## `watermark`\n")[1]
-    for text in ("def cm3_watermarks()", "### Interface: `Watermark`", "`a_mark_is_seen`"):
-        assert text in chapter

@@ -50,7 +50,7 @@ def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
 
 def test_every_hook_is_documented() -> None:
     names = [name for name in vars(hookspecs) if name.startswith("cm3_")]
-    assert len(names) == len(KINDS) + 3
+    assert len(names) == len(KINDS) + 4
     assert [name for name in names if f"`{name}`" not in PAGE] == []
 
 

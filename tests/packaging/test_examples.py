@@ -116,8 +116,8 @@ def environment(
     return commands
 
 
-def test_there_are_three_and_the_page_names_them() -> None:
-    assert NAMES == ["cm3-fsq", "cm3-sqlite-search", "cm3-top-n-sigma"]
+def test_there_are_four_and_the_page_names_them() -> None:
+    assert NAMES == ["cm3-fsq", "cm3-sqlite-search", "cm3-top-n-sigma", "cm3-watermark"]
     page = (ROOT / "docs" / "plugins" / "examples.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| \[`([\w-]+)`\].*\| (\d+) \|$", page, re.MULTILINE))
     assert rows == {folder.name: str(num_lines(package_of(folder))) for folder in FOLDERS}, (
@@ -202,6 +202,7 @@ def test_they_are_found(environment: Path, run: Callable[..., str]) -> None:
         "fsq 0.1.0  loaded\n  image_tokenizer: fsq\n",
         "sqlite-search 0.1.0  loaded\n  retriever: sqlite\n",
         "top-n-sigma 0.1.0  loaded\n  sampler: top_n_sigma\n",
+        "watermark 0.1.0  loaded\n  upscaler: marked\n  watermark: corner\n  kinds: watermark\n",
     ):
         assert block in listing
 
@@ -254,6 +255,7 @@ def test_what_their_readmes_show_works(
     shown = run(environment, "python", *arguments, cwd=tmp_path)
     assert "quickstart: all values are valid" in shown
     if names == NAMES:
+        assert "tiny: all values are valid" in shown
         assert "verdict: exact" in shown
         assert "retrieved 1: " in shown
         assert re.search(r"^sqlite-search: \d+ ok$", shown, re.MULTILINE)

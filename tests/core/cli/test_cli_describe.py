@@ -150,7 +150,7 @@ def test_a_component_as_json(mine: str, capsys: pytest.CaptureFixture[str]) -> N
         "text": "how hot, 0..1.",
         "documented_by": "WarmConfig",
     }
-    assert answer["laws"] == laws_of("sampler")
+    assert answer["laws"] == laws_of(KINDS["sampler"])
 
 
 def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,7 @@ def test_lines_fit_a_terminal_and_are_whole_in_a_pipe(
 def test_laws_read_from_the_source_are_those_of_the_kit(kind: str) -> None:
     module, _, name = KINDS[kind].kit.partition(":")
     kit: Any = getattr(importlib.import_module(module), name)
-    laws = laws_of(kind)
+    laws = laws_of(KINDS[kind])
     assert set(laws) == set(kit.laws())
     assert len(laws) >= 4
     assert all(laws[law].startswith(first.rstrip()) for law, first in kit.laws().items())

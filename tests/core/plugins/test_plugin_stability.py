@@ -13,7 +13,7 @@ import pytest
 from cm3core import hookspecs
 from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
-from cm3core.plugins import Registry, describe, discovery, load_registry
+from cm3core.plugins import Registry, describe, load_registry
 from cm3core.recipe import compose, recipe_from_yaml
 
 PLUGIN = """\
@@ -89,9 +89,8 @@ def with_hook(
 ) -> None:
     """Let the loader read hook specifications in which one hook is another."""
     specs = ModuleType("specs_of_this_test")
-    vars(specs).update({**vars(hookspecs), "cm3_text_tokenizers": hook})
-    monkeypatch.setattr(discovery, "hookspecs", specs)
-    monkeypatch.setattr(hookspecs, "ARGUMENTS", arguments)
+    vars(specs).update({**vars(hookspecs), "cm3_text_tokenizers": hook, "ARGUMENTS": arguments})
+    monkeypatch.setattr(describe, "hookspecs", specs)
 
 
 def test_a_deprecated_argument_is_given_and_told(

@@ -13,7 +13,7 @@ from cm3core.recipe.sections import FIXED_SECTIONS
 
 def test_a_recipe_has_a_field_for_each_kind_and_no_more() -> None:
     names = [item.name for item in dataclasses.fields(Recipe)]
-    others = {"name", "component_names", "origins", *FIXED_SECTIONS}
+    others = {"name", "component_names", "origins", "brought", *FIXED_SECTIONS}
     assert [name for name in names if name not in others] == list(KINDS)
     assert all(getattr(Recipe(name="bare"), kind) is None for kind in KINDS)
 
