@@ -1,4 +1,4 @@
-"""Generate docs/plugins/reference.md from the code: `python docs/_generate.py`.
+"""Generate docs/plugins/reference.md and a part of docs/evaluation.md from the code: `python docs/_generate.py`.
 
 `tests/docs/test_plugin_reference.py` fails when the page is out of date.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -272,6 +273,77 @@ def escaped(text: str) -> str:
     )
 
 
+PROTOCOL_PAGE = Path(__file__).parent / "evaluation.md"
+#: The part of a page that is generated.
+PART = re.compile(
+    r"(<!-- protocol: written by docs/_generate.py -->\n).*?(<!-- end of protocol -->)", re.DOTALL
+)
+
+
+def with_protocol(text: str) -> str:
+    """docs/evaluation.md with the tables of a protocol's keys."""
+    assert PART.search(text), "the marks of the generated part are gone"
+    return PART.sub(lambda match: f"{match[1]}{protocol_tables()}\n{match[2]}", text)
+
+
+KERNELS_PAGE = Path(__file__).parent / "kernels.md"
+INPUTS = re.compile(
+    r"(<!-- inputs: written by docs/_generate.py -->\n).*?(<!-- end of inputs -->)", re.DOTALL
+)
+
+
+def with_inputs(text: str) -> str:
+    """docs/kernels.md with the table of the inputs of each op."""
+    assert INPUTS.search(text), "the marks of the generated part are gone"
+    return INPUTS.sub(lambda match: f"{match[1]}{inputs_table()}\n{match[2]}", text)
+
+
+def inputs_table() -> str:
+    """What providers of each op get, in its smallest case."""
+    import torch
+
+    from cm3apps.benchmarks.ops import add
+    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
+
+    registry, where = BenchmarkRegistry(), Where(torch.device("cpu"), "cpu", "dry")
+    add(registry)
+    lines = ["", "| op | input | what, in the case of a dry run |", "| --- | --- | --- |"]
+    for name, op in registry.ops.items():
+        case = op.cases(where)[0]
+        lines.append(f"| `{name}` | | {case.name}: `{sorted(case.parameters)}` |")
+        for key, value in op.inputs(case, where, 0).items():
+            lines.append(f"| | `{key}` | {_input(value)} |")
+    return "\n".join([*lines, ""])
+
+
+def _input(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        trained = ", with a gradient" if value.requires_grad else ""
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{trained}"
+    return "null" if value is None else type(value).__name__
+
+
+def protocol_tables() -> str:
+    """The keys of a protocol's file, and those of each task."""
+    from cm3apps.evaluation.tasks.keys import TASKS
+    from cm3core.evaluation.protocol import KEYS
+
+    rows = [
+        f"| `{key}` | {'yes' if must else 'no'} | {text} |" for key, (must, text) in KEYS.items()
+    ]
+    lines = ["", "| key | required | what |", "| --- | --- | --- |", *rows, ""]
+    lines += ["| task | key | default | what |", "| --- | --- | --- | --- |"]
+    for task, (about, keys) in TASKS.items():
+        lines.append(f"| `{task}` | | | {about} |")
+        for name, key in keys.items():
+            lines.append(f"| | `{name}` | `{json.dumps(key.default)}` | {key.text} |")
+    return "\n".join([*lines, ""])
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    PROTOCOL_PAGE.write_text(with_protocol(PROTOCOL_PAGE.read_text("utf-8")), encoding="utf-8")
+    KERNELS_PAGE.write_text(with_inputs(KERNELS_PAGE.read_text("utf-8")), encoding="utf-8")
+    print(PAGE, PROTOCOL_PAGE, KERNELS_PAGE)

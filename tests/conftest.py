@@ -30,12 +30,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "cm3", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("cm3")
+from profiles import use_profiles
+
+use_profiles()
 # Importing the tests and what they need leaves millions of objects that live until the end. Looking
 # through them for garbage again and again took a third of the collection's time.
 gc.disable()

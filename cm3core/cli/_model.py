@@ -95,7 +95,8 @@ def add_loading_options(parser: ArgumentParser) -> None:
         dest="settings",
         metavar="SECTION.KEY=VALUE",
         help="change a key of the recipe's sampler or retriever, or of --condition, e.g. "
-        "sampler.guidance_scale=1.5, retriever.min_similarity=0.3; may be given several times",
+        "sampler.guidance_scale=1.5, retriever.min_similarity=0.3, retriever.parts.words=bm25; may be given "
+        "several times",
     )
     parser.add_argument(
         "--threads",

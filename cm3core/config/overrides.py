@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
@@ -96,22 +96,21 @@ def with_options(
 
     Args:
         config: stays as it is.
-        options: key -> value; a key of a component in it is dotted ("inner.temperature"), and the
-            component itself is chosen by its name ("inner").
+        options: key -> value; a key of a component in it is dotted ("inner.temperature", "parts.words.k1"),
+            and the component itself is chosen by its name ("inner", "parts.words"). None removes one of
+            several by names; a list replaces the list.
         place: where it is in the recipe; "": its kind's section.
         find: finds components that are chosen so. None: none can be.
     """
     place = place or config.kind
     known = {item.name for item in fields(config)}
-    named = {} if find is None else _named_components(config, options)
+    held = {key: component_field(annotation) for key, annotation in hints(type(config)).items()}
     fitting: dict[str, Any] = {}
-    deeper: dict[str, dict[str, Any]] = {name: {} for name in named}
+    inside: dict[str, dict[str, Any]] = {}
     for key, value in options.items():
-        name, dot, inner_key = key.partition(".")
-        if key in named:
-            continue
-        if dot and (name in named or isinstance(getattr(config, name, None), ComponentConfig)):
-            deeper.setdefault(name, {})[inner_key] = value
+        name, _, inner_key = key.partition(".")
+        if name in known and held.get(name) is not None:
+            inside.setdefault(name, {})[inner_key] = value
             continue
         if key not in known:
             raise GenerationError(
@@ -119,17 +118,12 @@ def with_options(
                 f"is not a key of this model's {place.replace('.', ' ')}",
                 close_match(key, known),
             )
-        try:
-            fitting[key] = fit(value, hints(type(config))[key])
-        except WrongTypeError as error:
-            raise GenerationError(
-                f"{place}.{key}", f"is {value!r}, not {error.expected}", "correct the value"
-            ) from None
-    for name, changes in deeper.items():
-        inner, here = getattr(config, name), f"{place}.{name}"
-        if find is not None and name in named:
-            inner = _another(inner, named[name], options[name], find, changes, here)
-        fitting[name] = with_options(inner, changes, here, find)
+        fitting[key] = _fitting(value, hints(type(config))[key], f"{place}.{key}")
+    for name, given in inside.items():
+        field = held[name]
+        assert field is not None
+        change = _Change(field, find, hints(type(config))[name])
+        fitting[name] = change.of(getattr(config, name), given, f"{place}.{name}")
     changed = replace(config, **fitting)
     if name := chosen_name(config):
         choose(changed, name)
@@ -137,16 +131,84 @@ def with_options(
     return changed
 
 
-def _named_components(
-    config: ComponentConfig, options: Mapping[str, Any]
-) -> dict[str, ComponentField]:
-    """The keys that hold one component and are given the name of one."""
-    held = {key: component_field(annotation) for key, annotation in hints(type(config)).items()}
-    return {
-        key: field
-        for key, field in held.items()
-        if field is not None and field.form == "one" and isinstance(options.get(key), str)
-    }
+def _fitting(value: Any, annotation: Any, place: str) -> Any:
+    try:
+        return fit(value, annotation)
+    except WrongTypeError as error:
+        raise GenerationError(
+            place, f"is {value!r}, not {error.expected}", "correct the value"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Changes a field that holds components, as a recipe's layer would.
+
+    Args:
+        field: what it holds.
+        find: finds components by name; None: none can be named.
+        annotation: the field's.
+    """
+
+    field: ComponentField
+    find: Find | None
+    annotation: Any
+
+    def of(self, current: Any, given: Mapping[str, Any], place: str) -> Any:
+        """The field's new value. `given`: what follows the field's key and a dot -> value, "" for the
+        field itself."""
+        whole = given.get("", _NOTHING)
+        if whole is None and self.field.optional:
+            return None
+        if self.field.form == "one":
+            return self._one(current, given, place)
+        parts: dict[str, dict[str, Any]] = {}
+        if self.field.form == "list":
+            if whole is not _NOTHING:
+                if not isinstance(whole, (list, tuple)):
+                    _fitting(whole, self.annotation, place)
+                current = [None] * len(whole)
+                parts = {str(number): {"": item} for number, item in enumerate(whole)}
+            items = {str(number): item for number, item in enumerate(current or [])}
+        else:
+            if not isinstance(whole, Mapping):
+                _fitting(whole, self.annotation, place)
+            parts = {name: {"": item} for name, item in whole.items()}
+            items = dict(current or {})
+        for key, value in given.items():
+            name, _, inner_key = key.partition(".")
+            if key:
+                parts.setdefault(name, {})[inner_key] = value
+        for name, own in parts.items():
+            here = f"{place}.{name}"
+            if self.field.form == "list" and name not in items:
+                raise GenerationError(here, "is not there", close_match(name, items))
+            if self.field.form == "dict" and own == {"": None}:
+                items.pop(name, None)
+            else:
+                items[name] = self._one(items.get(name), own, here)
+        return list(items.values()) if self.field.form == "list" else items
+
+    def _one(
+        self, current: ComponentConfig | None, given: Mapping[str, Any], place: str
+    ) -> ComponentConfig:
+        whole, inner = given.get(""), {key: value for key, value in given.items() if key}
+        if isinstance(whole, Mapping):
+            inner = {**{key: value for key, value in whole.items() if key != "name"}, **inner}
+            whole = whole.get("name")
+        if whole is not None or ("" in given and current is None):
+            if self.find is None or not isinstance(whole, str):
+                raise GenerationError(
+                    place, f"is {whole!r}, not {self.field.kind}", "correct the value"
+                )
+            current = _another(current, self.field, whole, self.find, inner, place)
+        if current is None:
+            raise GenerationError(
+                place,
+                f"is not given, and keys of it are: which {self.field.kind} it is",
+                f"name it: {place}=NAME",
+            )
+        return with_options(current, inner, place, self.find)
 
 
 def _another(

@@ -39,12 +39,32 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
 
 FORMAT = "cm3 protocol 1"
-#: Hexadecimal digits of a hash that are printed.
-SHOWN = 12
 #: Pixels a side of the pictures that are compared.
 SIZES = (8, 4096)
-_REQUIRED = ("format", "name", "title", "task", "scores")
-_OPTIONAL = ("size", "seed", "sha256")
+#: Hexadecimal digits of a hash that are printed.
+SHOWN = 12
+#: Key of a protocol's file -> (whether it must be there, what it means).
+KEYS: Mapping[str, tuple[bool, str]] = {
+    "format": (True, f'"{FORMAT}"'),
+    "name": (True, "a word of a-z, 0-9, `.`, `_` and `-`"),
+    "title": (True, "one line"),
+    "task": (True, "where prompts and references come from: `name` and the task's keys"),
+    "scores": (
+        True,
+        "a list of `metric` (`name` and keys) and, where it compares features, `extractor`",
+    ),
+    "size": (
+        False,
+        f"side of the pictures that are compared, {SIZES[0]} to {SIZES[1]} pixels; null: none are",
+    ),
+    "seed": (False, "sample i is drawn with seed + i; 2023 if it is not given"),
+    "sha256": (
+        False,
+        "of the rest, which must then be what it was; leave it out of a file of yours",
+    ),
+}
+_REQUIRED = tuple(key for key, (required, _) in KEYS.items() if required)
+_OPTIONAL = tuple(key for key, (required, _) in KEYS.items() if not required)
 _SCORES = 'a list of {"metric": {"name": ...}, "extractor": {"name": ...}}'
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 

@@ -14,13 +14,16 @@ names as "my_package.benchmarks:add":
 
     def add(registry):
         registry.add_provider("attention", MyAttention())
+
+docs/kernels.md lists the inputs of each op. `registry.add_decoder(MyDecoding)` adds a `DecodeProvider` to
+`cm3 bench decode`. Retrievers need no provider: `cm3 bench retrieval --retriever NAME` takes any.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 #: The inputs of one call: tensors and settings by name.
 Inputs = dict[str, Any]
 Size = Literal["full", "quick", "dry"]
+#: Codes that a warm-up of `cm3 bench decode` draws.
+WARM_UP_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,47 @@ class TorchProvider(Provider):
 
         return torch.compile(self._function, dynamic=False)
 
+    def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Any]:
+        """Return the function's call on the inputs; one that needs them otherwise overrides this."""
+        function = self.function
+        return lambda: function(inputs)
+
+
+class DecodeProvider(Provider):
+    """One way to draw a case's pictures, for `cm3 bench decode`.
+
+    `prepare` gets no inputs, and returns the timed function, which draws `case.parameters["batch"]`
+    (or `["candidates"]`) pictures of `case.parameters["tokens"]` codes and returns them, int64 [pictures, tokens] on the CPU.
+
+    Args:
+        setup: what all providers of a run have in common: `size` (of the decoder: `width`, `num_layers`,
+            `num_heads`, `num_codes`, ...), `context` (most tokens of a prompt and a picture), `device`,
+            `dtype` of weights and caches, `threads`.
+    """
+
+    def __init__(self, setup: Any) -> None:
+        self.setup = setup
+
+    @property
+    def number_bytes(self) -> tuple[float, float]:
+        """Bytes of one weight and of one number in the cache, for the floor."""
+        return self.setup.dtype.itemsize, self.setup.dtype.itemsize
+
+    @property
+    @abstractmethod
+    def trunk_parameters(self) -> int:
+        """Weights of the layers, the same number for all providers."""
+
+    @abstractmethod
+    def verify(self) -> Verdict:
+        """Draw something short and judge it; a provider that fails is not timed."""
+
+    def warm_up(self, case: Case) -> None:
+        """Warm-up before a case's first timed call: the same number of pictures, of a few
+        tokens."""
+        short = {**case.parameters, "tokens": WARM_UP_TOKENS}
+        self.prepare(replace(case, parameters=short), {})()
+
 
 class Op(ABC):
     """One operation: its workloads, their minimum cost, the reference and the providers."""
@@ -164,6 +210,12 @@ class BenchmarkRegistry:
 
     def __init__(self) -> None:
         self.ops: dict[str, Op] = {}
+        #: Make providers of `cm3 bench decode`, each for a run's setup.
+        self.decoders: list[Callable[[Any], DecodeProvider]] = []
+
+    def add_decoder(self, make: Callable[[Any], DecodeProvider]) -> None:
+        """Add a provider to `cm3 bench decode`: `make(setup)` returns it, such as its class."""
+        self.decoders.append(make)
 
     def add_op(self, op: Op) -> None:
         """Add an op with its providers. Raises `CM3Error` if the name is taken."""

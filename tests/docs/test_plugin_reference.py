@@ -48,6 +48,19 @@ def test_the_page_is_what_the_code_says(generator: ModuleType, page: str) -> Non
     )
 
 
+def test_the_page_of_protocols_is_what_the_code_says(generator: ModuleType) -> None:
+    written = generator.PROTOCOL_PAGE.read_text(encoding="utf-8")
+    assert generator.with_protocol(written) == written, f"write it anew with `{generator.COMMAND}`"
+    assert "| `one_of_a_group` | `true` |" in written
+
+
+def test_the_inputs_of_ops_are_what_the_code_says(generator: ModuleType) -> None:
+    written = generator.KERNELS_PAGE.read_text(encoding="utf-8")
+    assert generator.with_inputs(written) == written, f"write it anew with `{generator.COMMAND}`"
+    for name in ("attention", "guided_sample", "linear_cross_entropy", "segment_decode"):
+        assert f"| `{name}` | |" in written
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_told_whole(kind: str, page: str) -> None:
     """Hook, config, everything abstract in the interface, every law; a generator that drops one

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cm3kernels.guided_sample.triton import Config, aot_entries, guided_sample_triton
 from guided_sample_calls import PARAMETERS, Arguments, launch, on
 from guided_sample_oracle import OFF, as_arguments, draw, ints, random_batch
+from profiles import examples
 
 if TYPE_CHECKING:
     from conftest import RunGuarded
@@ -62,7 +63,7 @@ def test_image_vocabulary(rough: bool, first_id: int, device: str) -> None:
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(
     seed=st.integers(0, 2**32),
     n=st.integers(1, 2),

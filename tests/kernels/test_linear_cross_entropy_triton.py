@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from profiles import examples
+
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3leon[triton]'")
 
 from cm3kernels import linear_cross_entropy
@@ -101,7 +103,7 @@ def test_autocast_multiplies_in_its_dtype_and_keeps_gradients_in_float32(device:
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="its tensors are on the CPU, where kernels are interpreted"
 )
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 @given(
     num=st.integers(0, 6),
     vocab=st.integers(1, 40),

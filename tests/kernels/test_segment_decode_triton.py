@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from profiles import examples
+
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3leon[triton]'")
 
 # Loaded by conftest.py in this folder.
@@ -96,7 +98,7 @@ def test_two_streams_of_two_prompts(device: str) -> None:
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="its tensors are on the CPU, where kernels are interpreted"
 )
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.floats(0, 1)), min_size=1, max_size=3),
     st.data(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cm3apps.evaluation.measured import needed
 from cm3core.cli._earlier_pictures import beside_pictures
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
-from cm3core.evaluation.features import features_in_chunks
+from cm3core.evaluation.features import CHUNK, features_in_chunks
 from cm3core.evaluation.protocol import (
     measured_name,
     measurement_hash,
@@ -29,6 +29,8 @@ from cm3core.recipe.yaml_text import value_of
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SUFFIXES = (".png", *_LOSSY)
+_OF_FEATURES = ("features", "reference_features")
+_OF_PICTURES = ("pictures", "reference_pictures")
 #: Files that a note names.
 _MOST_NAMED = 3
 
@@ -56,22 +58,33 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
     if args.pictures.is_file():
         files = _texts(metric, args.pictures)
     else:
-        if missing := sorted(needed([metric]) - {"features", "reference_features"}):
+        columns = needed([metric])
+        if missing := sorted(columns - {*_OF_FEATURES, *_OF_PICTURES}):
             raise DataError(
                 f"metric {args.metric!r}",
-                f"needs {', '.join(missing).replace('_', ' ')}, and two folders give features of pictures",
+                f"needs {', '.join(missing).replace('_', ' ')}, and folders give pictures and their features",
                 "use a protocol: cm3 eval MODEL PROTOCOL",
             )
-        if extractor_config is None:
+        files = {}
+        if columns & set(_OF_FEATURES):
+            if extractor_config is None:
+                raise DataError(
+                    f"metric {args.metric!r}",
+                    "has no extractor for the pictures",
+                    "give one (--extractor), e.g. lite1",
+                )
+            extractor = extractor_config.build()
+            measurement["extractor"] = extractor.fingerprint
+            label = f"-{extractor.label}"
+            files = _pictures(metric, extractor, args.pictures, args.reference)
+        elif extractor_config is not None:
             raise DataError(
                 f"metric {args.metric!r}",
-                "has no extractor for the pictures",
-                "give one (--extractor), e.g. lite1",
+                "reads pictures, and no features of them",
+                "leave --extractor out",
             )
-        extractor = extractor_config.build()
-        measurement["extractor"] = extractor.fingerprint
-        label = f"-{extractor.label}"
-        files = _pictures(metric, extractor, args.pictures, args.reference)
+        if columns & set(_OF_PICTURES):
+            files |= _themselves(metric, args.pictures, args.reference)
     key = measurement_hash(files, measurement)
     rows: list[Sequence[str]] = []
     for score in metric.result():
@@ -141,22 +154,8 @@ def _text(row: Any, key: str, kind: type) -> Any:
 
 def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> dict[str, Any]:
     """Give a metric the features of two folders."""
-    if real is None:
-        raise DataError("OTHERS", "is not given", "name the folder of the reference pictures")
-    folders = {
-        "features": _files(made, metric.minimum),
-        "reference_features": _files(real, metric.minimum),
-    }
-    lossy = {name: [f for f in own if f.suffix.lower() in _LOSSY] for name, own in folders.items()}
-    if lossy["features"] and not lossy["reference_features"]:
-        raise DataError(
-            str(lossy["features"][0]),
-            "is compressed with loss, which moves the scores, and the others are not",
-            "save the pictures as PNG when they are generated",
-        )
-    hashes = {name: sorted(map(sha256_file, files)) for name, files in folders.items()}
-    if hashes["features"] == hashes["reference_features"]:
-        raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")
+    mine, others, reference = _both(metric, made, real)
+    folders = {"features": mine, "reference_features": others}
     for name, files in folders.items():
         loads = [partial(open_image, path) for path in files]
         size = loads[0]().shape
@@ -165,10 +164,80 @@ def _pictures(metric: Metric, extractor: Any, made: Path, real: Path | None) -> 
             for places, features in features_in_chunks(checked, extractor, advance=bar.update):
                 given: dict[str, Any] = {name: features}
                 metric.update(MetricBatch(places, given))
-    return {
-        "reference_sha256": sha256_of(hashes["reference_features"]),
-        "num": len(folders["features"]),
-    }
+    return {"reference_sha256": reference, "num": len(mine)}
+
+
+def _both(metric: Metric, made: Path, real: Path | None) -> tuple[list[Path], list[Path], str]:
+    """The files of two folders that can be compared, and the hash of the second one's."""
+    if real is None:
+        raise DataError("OTHERS", "is not given", "name the folder of the reference pictures")
+    mine, others = _files(made, metric.minimum), _files(real, metric.minimum)
+    lossy = [[file for file in own if file.suffix.lower() in _LOSSY] for own in (mine, others)]
+    if lossy[0] and not lossy[1]:
+        raise DataError(
+            str(lossy[0][0]),
+            "is compressed with loss, which moves the scores, and the others are not",
+            "save the pictures as PNG when they are generated",
+        )
+    hashes = [sorted(map(sha256_file, files)) for files in (mine, others)]
+    if hashes[0] == hashes[1]:
+        raise DataError(str(made), f"holds the same pictures as {real}", "name another folder")
+    return mine, others, sha256_of(hashes[1])
+
+
+def _themselves(metric: Metric, made: Path, real: Path | None) -> dict[str, Any]:
+    """Give a metric the pictures of a folder, beside those of the same names in another one where it
+    compares them one by one."""
+    if "reference_pictures" not in needed([metric]):
+        files = _files(made, metric.minimum)
+        _feed(metric, {"pictures": files})
+        return {"num": len(files)}
+    mine, others, reference = _both(metric, made, real)
+    if any(set(group) == set(_OF_PICTURES) for group in metric.needs):
+        names = {path.stem: path for path in others}
+        for here, known, there in ((mine, names, real), (others, {f.stem for f in mine}, made)):
+            for file in here:
+                if file.stem not in known:
+                    raise DataError(
+                        str(file),
+                        f"has no picture of its name in {there}",
+                        "pictures are compared by their names: give both folders the same ones",
+                    )
+        _feed(metric, {"pictures": mine, "reference_pictures": [names[f.stem] for f in mine]})
+    else:
+        _feed(metric, {"pictures": mine})
+        _feed(metric, {"reference_pictures": others})
+    return {"reference_sha256": reference, "num": len(mine)}
+
+
+def _feed(metric: Metric, files: Mapping[str, Sequence[Path]]) -> None:
+    """Columns of pictures, some at a time."""
+    num = len(next(iter(files.values())))
+    with make_bar(desc="pictures", total=num, unit="picture") as bar:
+        for start in range(0, num, CHUNK):
+            places = range(start, min(start + CHUNK, num))
+            given: dict[str, Any] = {
+                name: [open_image(own[place]) for place in places] for name, own in files.items()
+            }
+            if len(given) == 2:
+                for place in places:
+                    _check_sizes(
+                        *((own[place], given[name][place - start]) for name, own in files.items())
+                    )
+            metric.update(MetricBatch(places, given))
+            bar.update(len(places))
+
+
+def _check_sizes(mine: tuple[Path, Any], other: tuple[Path, Any]) -> None:
+    """Refuse two pictures of different sizes."""
+    (file, pixels), (other_file, others) = mine, other
+    if pixels.shape != others.shape:
+        raise DataError(
+            str(file),
+            f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {other_file} {others.shape[1]} x "
+            f"{others.shape[0]}",
+            "bring both to one size: scaling moves the scores",
+        )
 
 
 def _files(folder: Path, minimum: int) -> list[Path]:

@@ -22,7 +22,18 @@ EXAMPLE = """examples:
   cm3 eval table eval/a --beside paper
   cm3 eval card bundled:emoji64 eval/emoji -o CARD.md
 The same command resumes an interrupted evaluation."""
-_PARTS = ("run", "score", "compare", "table", "card", "protocols", "prompts", "export", "import")
+_PARTS = (
+    "run",
+    "score",
+    "compare",
+    "table",
+    "card",
+    "protocols",
+    "show",
+    "prompts",
+    "export",
+    "import",
+)
 
 
 class _WithRun:
@@ -94,6 +105,17 @@ def configure(parser: ArgumentParser) -> None:
         _part(parts, "card", "write a model's card from stored results, or check one", card.run)
     )
     _part(parts, "protocols", "list the protocols that come with cm3leon", _protocols)
+    one = _part(
+        parts, "show", "check a protocol, shipped or a file, and print what it measures", _show
+    )
+    one.add_argument(
+        "protocol", metavar="PROTOCOL", help="a name of `cm3 eval protocols`, or a file"
+    )
+    one.add_argument(
+        "--json",
+        action="store_true",
+        help="print the file instead, with its hash, to begin one from",
+    )
     one = _part(
         parts,
         "prompts",
@@ -269,6 +291,15 @@ def _protocols(args: Namespace) -> int:
 
     found = [find_protocol(name) for name in shipped()]
     print("\n".join(aligned([(one.name, one.sha256[:SHOWN], one.title) for one in found])))
+    return 0
+
+
+def _show(args: Namespace) -> int:
+    from cm3apps.evaluation.shipped import find_protocol, told
+
+    protocol = find_protocol(args.protocol)
+    lines = told(protocol, registry_of(args))  # also checks it
+    print(protocol.text().rstrip() if args.json else "\n".join(lines))
     return 0
 
 

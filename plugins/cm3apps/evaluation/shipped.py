@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from cm3apps.evaluation.tasks.keys import known_keys
+from cm3core.config.schema import default, init_fields, to_plain
 from cm3core.errors import DataError, close_match
-from cm3core.evaluation.protocol import Protocol, read_protocol
+from cm3core.evaluation.protocol import Protocol, measured_name, read_protocol, score_configs
+from cm3core.plugins.lookup import find
 from cm3core.plugins.providers import OURS
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
 
 FOLDER = Path(__file__).parent / "protocols"
 
@@ -36,3 +45,46 @@ def find_protocol(name: str) -> Protocol:
     raise DataError(
         f"protocol {name!r}", "is neither a shipped one nor a file", close_match(name, shipped())
     )
+
+
+def told(protocol: Protocol, registry: Registry) -> list[str]:
+    """What a protocol measures, in lines: its keys, and those of its task and of each score.
+
+    Raises:
+        DataError, RecipeError, PluginError: its task or a score has an unknown name, key or value.
+    """
+    task = {key: value for key, value in protocol.task.items() if key != "name"}
+    keys = known_keys(str(protocol.task["name"]), task)
+    lines = [
+        f"{protocol.name}: {protocol.title}",
+        f"  sha256 {protocol.sha256}",
+        f"  size {json.dumps(protocol.size)}, seed {protocol.seed}",
+        f"  task {protocol.task['name']}: {_keys(keys)}",
+    ]
+    for place, score in enumerate(protocol.scores):
+        where = f"protocol {protocol.name}: scores {place}"
+        known = dict(score)
+        extractor = known.get("extractor")
+        if (
+            extractor is not None
+            and "path" not in extractor
+            and _takes_file(extractor, protocol, registry)
+        ):
+            known["extractor"] = {**extractor, "path": ""}  # a file of the user's
+        config, other = score_configs(known, registry, where, protocol.writer)
+        name = measured_name("metric", score["metric"]["name"], config, registry)
+        lines.append(f"  metric {name}: {_keys(to_plain(config.protocol()))}")
+        if other is not None and extractor is not None:
+            own = {key: value for key, value in extractor.items() if key != "name"}
+            lines.append(f"    extractor {extractor['name']}" + (f": {_keys(own)}" if own else ""))
+    return lines
+
+
+def _takes_file(extractor: Mapping[str, Any], protocol: Protocol, registry: Registry) -> bool:
+    """Whether an extractor's config has a key `path` without a default."""
+    found = find(registry, "extractor", str(extractor["name"]), place="", writer=protocol.writer)
+    return any(item.name == "path" and default(item) is MISSING for item in init_fields(found))
+
+
+def _keys(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())

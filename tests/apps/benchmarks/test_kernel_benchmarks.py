@@ -443,3 +443,12 @@ def test_plots_are_pictures(op: DoublingOp, tmp_path: Path) -> None:
     rows = runner.run_op(op, where, measure.CPUStopwatch(0.0, 3), LIMITS)
     (path,) = report.write_plots(tmp_path / "r.json", rows, runner.environment(where))
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_function_is_a_provider() -> None:
+    """`TorchProvider` needs no subclass: it calls the function with the inputs."""
+    case = Case("case", {}, torch.float32, 1, 1)
+    provider = TorchProvider("sum", lambda inputs: inputs["a"] + inputs["b"], compiled=False)
+    assert provider.name == "sum"
+    assert provider.prepare(case, {"a": 1, "b": 2})() == 3
+    assert TorchProvider("sum", len, compiled=True).name == "sum compiled"

@@ -240,3 +240,39 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
         "flat",
     ]
     assert Path(tmp_path / "results-recall.png").exists()
+
+
+def test_any_retriever_is_asked_beside_the_indexes(tmp_path: Path) -> None:
+    """By its name, a plugin's too; one with a memory of its own can't be."""
+    from cm3apps.benchmarks.retrieval import engines
+    from cm3apps.benchmarks.retrieval.synthetic import Towers, write_bank
+    from cm3core.errors import CM3Error, PluginError
+    from cm3core.plugins import load_registry
+
+    registry = load_registry()
+    found = engines.retrievers_of(["random", "bundled/dense"], registry)
+    assert [config.num_retrieved for config in found.values()] == [engines.NEAREST] * 2
+    with pytest.raises(PluginError, match="no retriever is called 'densse'"):
+        engines.retrievers_of(["densse"], registry)
+    with pytest.raises(CM3Error, match="has a memory of its own"):
+        engines.retrievers_of(["pgvector"], registry)
+    towers = Towers(300, 8)
+    write_bank(tmp_path / "bank", towers)
+    rows: list[dict[str, object]] = []
+    engines.run_engines(
+        tmp_path / "bank",
+        towers,
+        [],
+        4,
+        postgres=False,
+        lancedb=False,
+        qdrant=False,
+        others=found,
+        done=rows.append,
+    )
+    recalls = {
+        row["engine"]: [half["recall"] for half in row["queries"].values()]  # type: ignore[attr-defined]  # a dict
+        for row in rows
+    }
+    assert recalls["bundled/dense"] == [1.0, 1.0]
+    assert max(recalls["random"]) < 0.5

@@ -177,3 +177,104 @@ def test_scores_of_folders_name_the_plugin(
     assert shown[0] == shown[1], "value and hash"
     assert main([*own, "bundled/pixels", "--metric", "kid"]) == 2
     assert "write bundled/kid or counting/kid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_protocol_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And printed as the file that it is."""
+    assert main(["eval", "show", name]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{name}: ")
+    assert out.count("  metric ") == len(find_protocol(name).scores)
+    assert main(["eval", "show", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(shipped()[name].read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"task": {"name": "document"}},
+            "protocol: task.name: is 'document'\n  next: did you mean",
+        ),
+        (
+            {"task": {"name": "documents", "splt": "a"}},
+            "protocol: task.splt: the task 'documents' has no such key\n  next: did you mean 'split'?",
+        ),
+        (
+            {"scores": [{"metric": {"name": "kidd"}}]},
+            "protocol own: scores 0: metric.name: no metric is called 'kidd'\n  next: did you mean",
+        ),
+        (
+            {"scores": [{"metric": {"name": "kid", "subset": 3}}]},
+            "protocol own: scores 0: metric.subset: the metric 'kid' has no key 'subset'",
+        ),
+        (
+            {"scores": [{"metric": {"name": "kid", "subset_size": 0}}]},
+            "metric.subset_size: is 0, must be",
+        ),
+        ({"sizes": 3}, "own.json: has the unknown key 'sizes'"),
+    ],
+)
+def test_a_wrong_file_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_protocol(tmp_path, "psnr")
+    values = json.loads((tmp_path / "own.json").read_text()) | change
+    (tmp_path / "own.json").write_text(json.dumps(values))
+    assert main(["eval", "show", str(tmp_path / "own.json")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def pictures(folder: Path, *seeds: int, side: int = 16, names: str = "abc") -> Path:
+    folder.mkdir()
+    for name, seed in zip(names, seeds, strict=False):
+        pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3))
+        save_png(folder / f"{name}.png", pixels.astype(np.uint8))
+    return folder
+
+
+def test_pictures_are_scored_against_those_of_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], plugin: Path
+) -> None:
+    made, real = pictures(tmp_path / "made", 1, 2, 3), pictures(tmp_path / "real", 4, 5, 6)
+    from cm3core.images import open_image
+
+    errors = [
+        np.mean(
+            (open_image(made / f"{name}.png") - open_image(real / f"{name}.png").astype(float)) ** 2
+        )
+        for name in "abc"
+    ]
+    wanted = np.mean([10 * np.log10(255**2 / error) for error in errors])
+    assert main(["eval", "score", str(made), str(real), "--metric", "psnr"]) == 0
+    name, value, *_ = capsys.readouterr().out.split()
+    assert (name, float(value)) == ("psnr", pytest.approx(wanted, rel=1e-4))
+    assert main(["eval", "score", str(made), str(real), "--metric", "ssim"]) == 0
+    assert capsys.readouterr().out.startswith("ssim")
+    # a metric that reads one folder only needs no other
+    assert main(["--plugin", str(plugin), "eval", "score", str(made), "--metric", "count"]) == 0
+    assert capsys.readouterr().out.split()[:2] == ["count", "3"]
+
+
+@pytest.mark.parametrize(
+    ("others", "options", "message"),
+    [
+        ({"names": "abd"}, [], "c.png: has no picture of its name in "),
+        ({"side": 8}, [], "a.png: is 16 x 16 pixels, "),
+        ({}, ["--extractor", "pixels"], "reads pictures, and no features of them"),
+    ],
+)
+def test_pictures_that_are_not_pairs_are_refused(
+    others: dict[str, Any],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, real = (
+        pictures(tmp_path / "made", 1, 2, 3),
+        pictures(tmp_path / "real", 4, 5, 6, **others),
+    )
+    assert main(["eval", "score", str(made), str(real), "--metric", "psnr", *options]) == 2
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from cm3core.generation.engine import Engine, Request
 from cm3core.generation.kept import KeptPrefixes
 from cm3core.sequence.prompt_writer import Prompt
 from engine_parts import APPLE, OTHERS, PEAR, make_engine
+from profiles import examples
 
 START = (Text("a bad cab"), APPLE, Text("had"), PEAR)
 
@@ -142,7 +143,7 @@ def test_the_least_recently_used_is_dropped() -> None:
     assert kept.room_for(100)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(st.data())
 def test_other_requests_in_the_batch_change_nothing(decoder, data: st.DataObject) -> None:
     """Conversations side by side, each as alone."""

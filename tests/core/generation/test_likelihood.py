@@ -24,6 +24,7 @@ from cm3core.testing.reranker import BOX, GRID, LETTERS, SERIALIZER, VOCABULARY
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.samplers.config import CFGSamplerConfig
+from profiles import examples
 
 APPLE = Codes(np.arange(6, dtype=np.int32), GRID)
 PEAR = Codes(np.array([9, 3, 3, 15, 0, 7], np.int32), GRID)
@@ -130,7 +131,7 @@ REQUESTS = [
 ]
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(data=st.data())
 def test_it_is_the_engines_figure_for_what_the_engine_drew(decoder, data):
     text_scale = data.draw(st.sampled_from([1.0, 2.0]))
@@ -191,7 +192,7 @@ def one_by_one(decoder, document, contents, retrieved, variant) -> float:
     return total
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(data=st.data())
 def test_it_is_one_forward_a_token_for_every_variant(decoder, data):
     letters = st.text(LETTERS, min_size=1, max_size=6)

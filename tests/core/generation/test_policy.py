@@ -32,6 +32,7 @@ from cm3plugins.samplers.contrastive import (
     MixtureSamplerConfig,
 )
 from engine_parts import APPLE, GRID, PEAR, REQUESTS, SERIALIZER, VOCABULARY, make_decoder
+from profiles import examples
 from stateful_samplers import Wrapper
 
 SAMPLERS = [
@@ -115,7 +116,7 @@ def test_a_picture_by_hand():
 # ---- what is scored is what was sampled
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(data=st.data())
 def test_scores_are_those_of_sampling(decoder, data):
     samplers = [config.build() for config in SAMPLERS]

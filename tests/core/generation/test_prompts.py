@@ -14,6 +14,7 @@ from cm3core.generation.engine import Request
 from cm3plugins.decoders.cm3leon import pool as pool_module
 from cm3plugins.samplers.config import CFGSamplerConfig
 from engine_parts import APPLE, PEAR, VOCABULARY, WARM, make_engine, requests
+from profiles import examples
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def everything_is_shared(monkeypatch):
     monkeypatch.setattr(prompts_module, "SHORTEST_COMMON", 2)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(data=st.data())
 def test_sharing_prefixes_changes_nothing(decoder, data):
     some = data.draw(st.lists(requests(), min_size=2, max_size=6))

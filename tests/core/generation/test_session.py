@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.generation.engine import Cancelled, Failed, Finished, Request
 from engine_parts import REQUESTS, WARM, make_engine, requests
+from profiles import examples
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 def test_late_joiners_cancelled_neighbours_and_mixed_samplers_change_nothing(decoder, data):
     """Each request draws the same tokens as when it is alone.

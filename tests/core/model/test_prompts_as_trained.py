@@ -14,6 +14,7 @@ from cm3core.generation.engine import Finished, TextGrown, TokensDrawn
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence import unmask
 from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
+from profiles import examples
 from toy_model import GRID, picture, toy_model
 
 ASK = "Question: {question} Answer: {answer}."
@@ -158,7 +159,7 @@ def test_the_stream_of_a_question_that_sees_no_text_captions() -> None:
 
 
 @given(st.integers(0, 99), some_missing, st.sampled_from([1.0, 2.0]))
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 def test_probabilities_are_the_engines_and_known_codes_stay(
     seed: int, missing: list[bool], text_scale: float
 ) -> None:

@@ -16,6 +16,7 @@ from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.tasks.bundled import TASKS
 from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+from profiles import examples
 
 WORDS = ["red bell.", "Question: what is it? Answer: a red bell!", "The answer is yes. no?"] * 4
 TOKENIZERS = [
@@ -163,7 +164,7 @@ def test_prompts_of_bundled_tasks_are_trained_on(name: str, layout: str) -> None
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_masking_of_plain_documents_does_not_change(seed: int, share: float) -> None:
     codec = serializer(TOKENIZERS[0])
     sequence = codec.sequence((Text("a red bell"), picture()))

@@ -14,6 +14,7 @@ from cm3core.recipe import TrainSection, TuneSection
 from cm3core.training.optim import OptimizerGroup
 from cm3core.tuning import select_parameters
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from profiles import examples
 
 VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=2)
 IMAGE = slice(VOCABULARY.image.start, VOCABULARY.image.stop)
@@ -203,7 +204,7 @@ def step(decoder: Small, optimizer: OptimizerGroup, seed: int, clip: float, pass
     optimizer.step(1.0)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(st.integers(0, 1000), st.sampled_from([0.01, 100.0]), st.integers(1, 3))
 def test_rows_are_trained_as_if_the_rest_had_no_gradient(
     seed: int, clip: float, passes: int

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cm3apps.benchmarks.decode.engine import GATE_BATCH, GATE_TOKENS, DecodeProvider
+from cm3apps.benchmarks.decode.engine import GATE_BATCH, GATE_TOKENS
 from cm3apps.benchmarks.decode.workload import (
     PROMPT_TOKENS,
     SEED,
@@ -32,7 +32,14 @@ from cm3apps.benchmarks.decode.workload import (
     prompts_of,
 )
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
-from cm3core.interfaces.benchmark import Case, Inputs, Verdict, Where, compiling_refusal
+from cm3core.interfaces.benchmark import (
+    Case,
+    DecodeProvider,
+    Inputs,
+    Verdict,
+    Where,
+    compiling_refusal,
+)
 
 #: Ids of the text vocabulary: specials, then bytes.
 BOS, PAD, EOS, BEGIN_OF_IMAGE, FIRST_BYTE = range(5)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES
-from cm3core.cli import whole_number
+from cm3core.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 HELP = "image tokens a second of our engine, compared with what is used today"
@@ -114,7 +114,7 @@ def _run(args: Namespace) -> int:
     from cm3apps.benchmarks.decode import report, runner
     from cm3apps.benchmarks.decode.engine import GATE_TOKENS
     from cm3apps.benchmarks.decode.workload import PROMPT_TOKENS, Setup
-    from cm3core.interfaces.benchmark import Where
+    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
@@ -146,7 +146,10 @@ def _run(args: Namespace) -> int:
         }[args.precision],
         torch.get_num_threads(),
     )
-    providers = runner.all_providers(setup)
+    registry = BenchmarkRegistry()
+    for add in registry_of(args).benchmarks():
+        add(registry)
+    providers = runner.all_providers(setup, registry.decoders)
     _check_known(
         "--providers", "provider", args.providers, [provider.name for provider in providers]
     )

@@ -6,9 +6,8 @@ Legend: T drawn tokens, R image codes, W width.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -28,7 +27,7 @@ from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import CM3Error
 from cm3core.generation.engine import Engine, Progress, Request, candidate_seed
-from cm3core.interfaces.benchmark import Case, Inputs, Provider, Verdict, Where
+from cm3core.interfaces.benchmark import Case, DecodeProvider, Inputs, Verdict, Where
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.sampler import Sampler
 from cm3core.sequence.serialize import Serializer
@@ -44,37 +43,6 @@ from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 #: Number of pictures and tokens of the gate.
 GATE_BATCH, GATE_TOKENS = 2, 32
-WARM_UP_TOKENS = 4
-
-
-class DecodeProvider(Provider):
-    """One way to draw a case's pictures.
-
-    `prepare` returns the timed function, which draws them all and returns codes int64 [pictures,
-    tokens] on the CPU.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-
-    @property
-    def number_bytes(self) -> tuple[float, float]:
-        """Bytes of one weight and of one number in the cache, for the floor."""
-        return self.setup.dtype.itemsize, self.setup.dtype.itemsize
-
-    @property
-    @abstractmethod
-    def trunk_parameters(self) -> int:
-        """Weights of the layers, the same number for all providers."""
-
-    @abstractmethod
-    def verify(self) -> Verdict:
-        """Draw something short and judge it; a provider that fails is not timed."""
-
-    def warm_up(self, case: Case) -> None:
-        """Warm-up before a case's first timed call: the same number of pictures, of a few
-        tokens."""
-        self.prepare(replace(case, parameters={**case.parameters, "tokens": WARM_UP_TOKENS}), {})()
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,12 @@ from cm3apps.benchmarks.decode.engine import (
     GATE_BATCH,
     GATE_TOKENS,
     ROUNDING,
-    DecodeProvider,
     RandomModel,
     requests_of,
 )
 from cm3apps.benchmarks.decode.workload import Setup, code_drawer, decode_case
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
-from cm3core.interfaces.benchmark import Case, Inputs, Verdict, Where
+from cm3core.interfaces.benchmark import Case, DecodeProvider, Inputs, Verdict, Where
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from cm3apps.benchmarks import measure
 from cm3apps.benchmarks.decode.baselines import baselines
 from cm3apps.benchmarks.decode.engine import (
-    DecodeProvider,
     EngineProvider,
     RandomModel,
     engines,
@@ -33,7 +32,8 @@ from cm3apps.benchmarks.decode.plain import plain_loops
 from cm3apps.benchmarks.decode.sizes import Extent
 from cm3apps.benchmarks.decode.workload import Setup, decode_case, least_bytes, step_bytes
 from cm3apps.benchmarks.measure import Stopwatch
-from cm3core.interfaces.benchmark import Case, Where
+from cm3core.errors import CM3Error
+from cm3core.interfaces.benchmark import Case, DecodeProvider, Where
 
 Row = dict[str, Any]
 #: Bytes that are read to measure read bandwidth: many times any cache.
@@ -44,10 +44,26 @@ NUM_POINTS = 64
 REPLY_TOKENS = 16
 
 
-def all_providers(setup: Setup) -> list[DecodeProvider]:
-    """Our variants first, then the baselines."""
+def all_providers(
+    setup: Setup, added: Sequence[Callable[[Setup], DecodeProvider]] = ()
+) -> list[DecodeProvider]:
+    """Our variants first, then the baselines, and those that plugins add.
+
+    Raises:
+        CM3Error: two have one name.
+    """
     model = RandomModel(setup)
-    return [*engines(setup, model), *plain_loops(setup, model), *baselines(setup)]
+    found = [*engines(setup, model), *plain_loops(setup, model), *baselines(setup)]
+    for make in added:
+        provider = make(setup)
+        if provider.name in {other.name for other in found}:
+            raise CM3Error(
+                f"provider {provider.name!r}",
+                "cm3 bench decode has a provider of this name",
+                "give it another one",
+            )
+        found.append(provider)
+    return found
 
 
 def load() -> float | None:

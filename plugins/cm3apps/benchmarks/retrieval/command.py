@@ -73,6 +73,14 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="the same with Qdrant's engine in this process, if qdrant-edge-py is installed",
     )
+    parser.add_argument(
+        "--retriever",
+        action="append",
+        default=[],
+        dest="retrievers",
+        metavar="NAME",
+        help="also ask this retriever, with its defaults, a plugin's too; may be given several times",
+    )
     parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
     parser.add_argument(
         "--folder",
@@ -119,6 +127,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
     from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
 
+    others = engines.retrievers_of(args.retrievers, registry_of(args))
     engines.check_engines(
         args.dimension, postgres=args.postgres, lancedb=args.lancedb, qdrant=args.qdrant
     )
@@ -154,7 +163,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
         # a killed run leaves gigabytes, which the next one removes
         with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
             runner.run_bank(bank, extent, indexes, changed)
-            if args.postgres or args.lancedb or args.qdrant:
+            if args.postgres or args.lancedb or args.qdrant or others:
                 engines.run_engines(
                     bank,
                     Towers(extent.num, extent.dimension),
@@ -163,6 +172,7 @@ def _run(args: Namespace, indexes: list[str]) -> int:
                     postgres=args.postgres,
                     lancedb=args.lancedb,
                     qdrant=args.qdrant,
+                    others=others,
                     done=changed,
                 )
         if not args.no_loader:

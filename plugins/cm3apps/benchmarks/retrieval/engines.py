@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -32,14 +32,18 @@ from cm3apps.benchmarks.retrieval.synthetic import (
     styles_of,
 )
 from cm3core.bank import MemoryBank
+from cm3core.config.components import check_config
+from cm3core.config.overrides import named_config
 from cm3core.document import Document
-from cm3core.errors import DatabaseError
+from cm3core.errors import CM3Error, DatabaseError
 from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.flat import FlatIndex
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import VectorArray
+    from cm3core.interfaces.retriever import RetrieverConfig
+    from cm3core.plugins.registry import Registry
     from cm3plugins.retrievers.index.base import RowArray
     from cm3plugins.retrievers.pgvector.memory import SharedMemory
 
@@ -81,6 +85,27 @@ def check_engines(dimension: int, *, postgres: bool, lancedb: bool, qdrant: bool
             )
 
 
+def retrievers_of(names: Sequence[str], registry: Registry) -> dict[str, RetrieverConfig]:
+    """The retrievers of these names, with their defaults, but for the number of results.
+
+    Raises:
+        PluginError, RecipeError: no plugin provides one, or it has a key without a default.
+        CM3Error: it has a memory of its own, and can't be asked of the bank.
+    """
+    found: dict[str, RetrieverConfig] = {}
+    for name in names:
+        place = f"cm3 bench retrieval --retriever {name}"
+        config_class = cast(
+            "type[RetrieverConfig]", registry.config_class("retriever", name, place=place)
+        )
+        if config_class.own_memory:
+            raise CM3Error(place, "has a memory of its own", "name one that searches a bank")
+        config = named_config(config_class, {"num_retrieved": NEAREST}, "retriever")
+        check_config(config)
+        found[name] = config
+    return found
+
+
 def run_engines(
     folder: Path,
     towers: Towers,
@@ -90,6 +115,7 @@ def run_engines(
     postgres: bool,
     lancedb: bool,
     qdrant: bool,
+    others: Mapping[str, RetrieverConfig],
     done: Callable[[Row], None],
 ) -> None:
     """Fill the databases, ask the queries of each and of the bank's own indexes.
@@ -101,6 +127,7 @@ def run_engines(
         indexes: types of local indexes that are kept there, or built.
         num_queries: of each modality.
         postgres, lancedb, qdrant: which are measured.
+        others: name -> retriever over the bank that is measured too.
         done: called with each row.
     """
     bank = MemoryBank.open(folder)
@@ -112,6 +139,10 @@ def run_engines(
     exact = dict.fromkeys(indexes, exact_QWs[""])
     for name in indexes:
         engines[name] = _by(DenseRetrieverConfig(index=name).build(bank, embedder).retrieve, asked)
+
+    for name, config in others.items():
+        engines[name] = _by(config.build(bank, embedder).retrieve, asked)
+        exact[name] = exact_QWs[""]
 
     def add(
         engine: str, asking: Callable[[Sequence[str]], Ask], filters: Iterable[str] = FILTERS

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from cm3core.document import PixelArray
-from cm3core.errors import DataError, close_match
+from cm3core.errors import DataError
 from cm3core.evaluation.protocol import sha256_of
 
 #: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question.
@@ -99,26 +99,6 @@ class Task:
                 ]
             ),
         }
-
-
-def known_keys(task: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a task with their defaults.
-
-    Raises:
-        DataError: an unknown key, or a value of another type than the default (of an `int`: less
-            than 1).
-    """
-    for key, value in values.items():
-        place = f"protocol: task.{key}"
-        if key not in known:
-            raise DataError(place, f"the task {task!r} has no such key", close_match(key, known))
-        default = known[key]
-        if type(value) is not type(default) and default is not None and value is not None:
-            kind = type(default).__name__
-            raise DataError(place, f"is {value!r}", f"give a value of the type {kind}")
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise DataError(place, f"is {value}", "use 1 or more")
-    return {**known, **values}
 
 
 def enough(place: str, found: int, wanted: int | None) -> None:

@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task, enough
+from cm3apps.evaluation.tasks.keys import known_keys
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.images import fit, open_image
@@ -29,9 +30,7 @@ def open_pictures(
 ) -> Task:
     """Captions of `annotations` to pictures: the first `num` images by the hash of their ids in decimal,
     each with its caption of smallest annotation id; the reference is the centre square."""
-    keys = known_keys(
-        "coco", values, {"annotations": "captions_val2014.json", "images": "val2014", "num": 30000}
-    )
+    keys = known_keys("coco", values)
     folder, size = _folder(data), _size(size)
     path = folder / "annotations" / keys["annotations"]
     values = _read(path)
@@ -59,8 +58,7 @@ def open_captions(
 ) -> Task:
     """Pictures of a split of Karpathy's file, with all their captions as references. `ranked`: the first
     caption of each is ranked among so many, the others being the first ones of the pictures after it."""
-    known = {"annotations": "dataset_coco.json", "split": "test", "num": 5000, "ranked": None}
-    keys = known_keys("captions", values, known)
+    keys = known_keys("captions", values)
     folder = _folder(data)
     path = folder / "annotations" / keys["annotations"]
     fields = ("split", "filepath", "filename", "sentences", "cocoid")
@@ -106,8 +104,7 @@ def open_vqa(
 ) -> Task:
     """Questions with the answers of ten people, in the format of VQA (also OKVQA). `ranked`: the model's answer is the
     most probable of so many, those that people gave most often to all questions of the file; null: it writes one."""
-    known = {"questions": "", "annotations": "", "images": "val2014", "num": None, "ranked": None}
-    keys = known_keys("vqa", values, known)
+    keys = known_keys("vqa", values)
     folder = _folder(data)
     paths = [folder / "annotations" / keys[name] for name in ("questions", "annotations")]
     fields = ("question_id", "image_id", "question")

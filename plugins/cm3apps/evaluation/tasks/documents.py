@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task, enough
 from cm3apps.evaluation.tasks.candidates import Find, candidates_of
+from cm3apps.evaluation.tasks.keys import known_keys
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
@@ -23,8 +24,6 @@ from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.plugins.providers import ANYONE, Writer
 from cm3core.recipe.merge import stored_recipe
 from cm3plugins.datasets.icons.source import IconSource
-
-_KEYS = {"dataset": None, "split": "valid", "num": None, "one_of_a_group": True}
 
 
 def open_documents(
@@ -38,7 +37,7 @@ def open_documents(
 ) -> Task:
     """See `open_task`. `dataset`: a recipe's section, null for the model's own; `split`; `num`
     documents, null for all; `one_of_a_group`: of documents of one group the first only."""
-    keys = known_keys("documents", values, _KEYS)
+    keys = known_keys("documents", values)
     for key, kind in (("split", str), ("num", int)):
         if not isinstance(keys[key], kind) and not (key == "num" and keys[key] is None):
             raise DataError(

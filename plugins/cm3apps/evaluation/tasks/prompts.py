@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.tasks.base import Sample, Task, known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task
+from cm3apps.evaluation.tasks.keys import known_keys
 from cm3core.errors import DataError
 
 
@@ -20,7 +21,7 @@ def open_prompts(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
     """`repeat` pictures of each prompt."""
-    keys = known_keys("prompts", values, {"repeat": 4})
+    keys = known_keys("prompts", values)
     if data is None:
         raise DataError(
             "this protocol", "needs the benchmark's prompts", "give their file or folder (--data)"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.evaluation.scene_checker import COLOURS, SHAPES, draw_scene
-from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task, enough
+from cm3apps.evaluation.tasks.keys import known_keys
 from cm3core.errors import DataError
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -28,7 +29,7 @@ def open_scenes(
     values: Mapping[str, Any], *, size: int | None, data: Path | None, model: Any, registry: Any
 ) -> Task:
     """`num` prompts of each of the four categories."""
-    keys = known_keys("scenes", values, {"num": 15})
+    keys = known_keys("scenes", values)
     if size is None:
         raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
     samples = []

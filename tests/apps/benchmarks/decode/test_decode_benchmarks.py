@@ -14,7 +14,9 @@ from cm3apps.benchmarks.decode import baselines, engine, plain, runner, workload
 from cm3apps.benchmarks.decode.sizes import SIZES, Size
 from cm3apps.benchmarks.decode.workload import Setup, decode_case
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
+from cm3core.errors import CM3Error
 from cm3core.generation.engine import Engine
+from cm3core.interfaces.benchmark import BenchmarkRegistry, DecodeProvider
 from cm3plugins.samplers.config import CFGSamplerConfig
 from decode_bench import CPU, MINI, SETUP
 
@@ -117,7 +119,7 @@ def ours() -> engine.EngineProvider:
     "provider", runner.all_providers(SETUP), ids=lambda provider: provider.name
 )
 def test_everybody_passes_the_gate_and_draws_what_was_asked(
-    provider: engine.DecodeProvider, monkeypatch: pytest.MonkeyPatch
+    provider: DecodeProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # compiling takes half a minute
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
@@ -225,3 +227,26 @@ def test_a_conversation_that_is_kept_draws_the_same() -> None:
     anew()  # the question of which `kept` was made
     for _ in range(2):
         assert torch.equal(anew(), kept())
+
+
+def test_plugins_add_providers() -> None:
+    """Each is made for the run's setup, behind ours; names are unique."""
+    from decode_bench import Fake
+
+    class Mine(Fake):
+        name = "mine"
+
+        def __init__(self, setup: Setup) -> None:
+            DecodeProvider.__init__(self, setup)
+
+    registry = BenchmarkRegistry()
+    registry.add_decoder(Mine)
+    *ours, mine = runner.all_providers(SETUP, registry.decoders)
+    assert [one.name for one in ours] == [one.name for one in runner.all_providers(SETUP)]
+    assert (type(mine), mine.setup) == (Mine, SETUP)
+    registry.add_decoder(Mine)
+    with pytest.raises(CM3Error) as error:
+        runner.all_providers(SETUP, registry.decoders)
+    assert str(error.value) == (
+        "provider 'mine': cm3 bench decode has a provider of this name\n  next: give it another one"
+    )

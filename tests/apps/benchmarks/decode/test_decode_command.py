@@ -149,7 +149,7 @@ def test_interrupted_run_keeps_what_it_has(
 ) -> None:
     log: list[str] = []
     fakes = [Fake("first", log), Fake("second", log, {2: KeyboardInterrupt()})]
-    monkeypatch.setattr(runner, "all_providers", lambda setup: fakes)
+    monkeypatch.setattr(runner, "all_providers", lambda setup, added: fakes)
     out = tmp_path / "decode.json"
     assert main(["bench", "decode", "--quick", "--size", "mini", "-o", str(out)]) == 130
     rows = json.loads(out.read_text())["results"]
@@ -195,7 +195,7 @@ def test_a_provider_that_fails_is_in_the_exit_code(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fakes = [Fake("fails", [], {1: RuntimeError("boom")}), Fake("fine", [])]
-    monkeypatch.setattr(runner, "all_providers", lambda setup: fakes)
+    monkeypatch.setattr(runner, "all_providers", lambda setup, added: fakes)
     assert main(["bench", "decode", "--quick", "--size", "mini", "--batch", "1"]) == 1
     assert capsys.readouterr().err.endswith("\n1 of 2 results are wrong or failed\n")
 
