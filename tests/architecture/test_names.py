@@ -49,6 +49,7 @@ OTHER_MEANINGS = {
     ("checkpoint/state.py", "tokens"): "how many were trained on",
     ("cli/task.py", "tokens"): "how many a document has",
     ("interfaces/objective.py", "tokens"): "a field of sequences",
+    ("interfaces/benchmark.py", "tokens"): "how many a case draws",
     ("training/loop.py", "tokens"): "how many were trained on",
 }
 

@@ -54,6 +54,7 @@ NO_NETWORK = {
     "postgres stat",
     "eval card",
     "eval protocols",
+    "eval show",
     "eval prompts",
     "eval export",
     "eval import",
