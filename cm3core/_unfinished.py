@@ -14,7 +14,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Ending of the folders' names; nothing else that we write has it.
@@ -51,6 +51,12 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     finally:
         # the lock is freed last, so that only one process removes the folder
         shutil.rmtree(folder, ignore_errors=True)
+        _close(handle)
+
+
+def _close(handle: int) -> None:
+    """Close a folder's descriptor, whose lock goes with it; nothing was written by it that could be lost."""
+    with suppress(OSError):
         os.close(handle)
 
 
@@ -67,12 +73,12 @@ def _made(target: Path) -> tuple[Path, int] | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
+        _close(handle)
         return None
     except OSError:  # no locks on this disk: then nobody can lock it to remove it, either
         return folder, handle
     if not _is_at(folder, handle):
-        os.close(handle)
+        _close(handle)
         return None
     return folder, handle
 
@@ -123,7 +129,7 @@ def _remove_if_free(folder: Path) -> None:
     except OSError:  # its owner is alive, or the disk has no locks
         return
     finally:
-        os.close(handle)
+        _close(handle)
 
 
 def _is_at(path: Path, handle: int) -> bool:

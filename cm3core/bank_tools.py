@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core.arguments import checked
 from cm3core.bank import Manifest, MemoryBank, Tools
 from cm3core.bank.manifest import MANIFEST
 from cm3core.build import image_tokenizer_of, section
 from cm3core.config.components import check_config
 from cm3core.config.schema import to_plain
+from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.built import built
@@ -67,6 +69,7 @@ def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tool
     )
 
 
+@checked(DataError)
 def bank_tools(
     folder: str | Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
 ) -> Tools:

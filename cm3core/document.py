@@ -18,14 +18,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import Called, Shape
+
 IntArray: TypeAlias = npt.NDArray[np.int32]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+#: A picture that is given, uint8 [height, width, 3].
+Pixels: TypeAlias = Annotated[
+    PixelArray, Shape((None, None, 3)), Called("RGB pixels uint8 [height, width, 3]")
+]
 
 #: `TokenSequence.cells` of a token that is not an image code.
 NO_CELL = -1

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cm3core._unfinished import remove_unfinished as remove_unfinished
 from cm3core._unfinished import temporary_folder
+from cm3core.arguments import checked
 from cm3core.errors import CM3Error, DataError, FileError
 from cm3core.user_folders import cache_directory as cache_directory
 from cm3core.user_folders import cache_folder as cache_folder
@@ -26,6 +27,8 @@ _SPECIAL = "is a device, a pipe or a socket, not a regular file"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
 #: Errors of a disk that is full or fails while a file is being written.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: What a disk says that may not be written, at the first byte or later: a share whose rights changed.
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ESTALE)
 #: The next step where a disk is full.
 FREE_SPACE = "free space on that disk"
 #: Bytes that a disk with room takes.
@@ -34,6 +37,7 @@ _A_LITTLE = 1 << 16
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
+@checked(FileError)
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path for a file that becomes `path`; on success, flush it to disk and replace `path`.
@@ -101,7 +105,12 @@ def check_regular(path: str | Path, place: str) -> None:
         DataError: it is one. A folder or a missing path is left to the reader's own message.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    try:
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    except OSError as error:  # a name that is too long
+        reason = error.strerror or str(error)
+        raise DataError(place, f"can't be read ({reason})", "correct the path") from error
+    if special:
         raise DataError(place, _SPECIAL, "use a regular file in its place")
 
 
@@ -172,7 +181,12 @@ def _disk_error(error: Exception, file: Path) -> OSError | None:
     Libraries in C++ and Rust have errors of their own for a full disk, which don't say so, or only in
     words: the file is asked for a little more, to hear it from the system."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error if error.errno in _DISK_ERRORS else None
+        # of a file that is read meanwhile the error names that file
+        own = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(
+            file.parent
+        )
+        refused = error.errno in _DISK_ERRORS or (own and error.errno in _REFUSED)
+        return error if refused else None
     try:
         with file.open("ab") as more:
             more.write(bytes(_A_LITTLE))
@@ -200,6 +214,7 @@ def not_written(path: Path, error: OSError) -> FileError:
     return FileError(str(path), f"can't be written ({error.strerror or error})", step)
 
 
+@checked(FileError)
 def make_folder(path: Path) -> None:
     """Make a folder and its parents unless it exists. Raises `FileError` if it can't be made."""
     try:
@@ -208,6 +223,7 @@ def make_folder(path: Path) -> None:
         raise not_written(path, error) from error
 
 
+@checked(FileError)
 def check_writable(path: str | Path, *, folder: bool = False) -> None:
     """Raise `FileError` if this file, or files in this folder, plainly can't be written.
 
@@ -278,15 +294,24 @@ def allocate(file: int, offset: int, num_bytes: int) -> None:
         offset, num_bytes = offset + num_written, num_bytes - num_written
 
 
+@checked(FileError)
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
+@checked(FileError)
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) atomically."""
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        cause = (
+            f"can't be written: the text has half of a character ({error.object[error.start]!a})"
+        )
+        raise FileError(str(path), cause, "correct the text") from error
+    write_bytes(path, data)
 
 
 @contextmanager
@@ -306,7 +331,8 @@ def locked(path: str | Path, busy: CM3Error | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):  # the lock goes all the same, and nothing was written to it
+            os.close(handle)
 
 
 @contextmanager
@@ -316,7 +342,10 @@ def held_folder(folder: str | Path, busy: CM3Error) -> Iterator[None]:
     folder = Path(folder)
     made = not folder.exists()
     make_folder(folder)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:  # it may not be read
+        raise not_written(folder, error) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -331,7 +360,8 @@ def held_folder(folder: str | Path, busy: CM3Error) -> Iterator[None]:
                 folder.rmdir()
         raise
     finally:
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
 def _still_there(path: str | Path, handle: int) -> bool:
@@ -385,6 +415,7 @@ def _not_a_lock(path: Path) -> FileError:
     )
 
 
+@checked(FileError)
 def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes. Raises `OSError`, see `open_regular`."""
     with open_regular(path) as file:

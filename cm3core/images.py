@@ -11,14 +11,15 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from cm3core.document import PixelArray
+from cm3core.arguments import Called, Range, Shape, checked
+from cm3core.document import PixelArray, Pixels
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, check_regular, check_writable
 from cm3core.fonts import Font, font_for
@@ -58,6 +59,7 @@ _BROKEN = (
 )
 
 
+@checked(DataError)
 def open_image(source: str | Path | bytes, place: str | None = None) -> PixelArray:
     """Return the pixels of a picture file.
 
@@ -122,11 +124,19 @@ def check_pixels(source: bytes, place: str, max_pixels: int) -> None:
 
 
 T = TypeVar("T")
+#: Of a picture, in pixels.
+Side = Annotated[int, Range(1, 65_536)]
+#: uint8 [height, width, 4], the last channel is how opaque a pixel is.
+TransparentPixels = Annotated[
+    PixelArray,
+    Shape((None, None, 4)),
+    Called("with how opaque they are uint8 [height, width, 4]"),
+]
 
 
 def _named(source: str | Path | bytes, place: str | None) -> str:
     """What messages call a picture."""
-    return place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
+    return place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source) or "''")
 
 
 def _opened(
@@ -285,7 +295,8 @@ def is_blank(pixels_HWC: PixelArray) -> bool:
     return bool((highest - lowest <= _INVISIBLE).all())
 
 
-def fit(pixels: PixelArray, size: tuple[int, int]) -> PixelArray:
+@checked(DataError)
+def fit(pixels: Pixels, size: tuple[Side, Side]) -> PixelArray:
     """Return the picture at exactly `size` = (height, width), centre-cropped and resized.
 
     The largest centred part of that aspect ratio is resampled with LANCZOS. This is like resizing
@@ -331,8 +342,11 @@ def check_writable_png(path: str | Path) -> None:
         )
 
 
+@checked(DataError)
 def save_png(
-    path: str | Path, pixels: PixelArray, metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    pixels: Pixels | TransparentPixels,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a PNG atomically, with text chunks (any Unicode; keys 1 to 79 Latin-1 characters)."""
     with atomic_path(path) as temporary:
@@ -354,6 +368,7 @@ def png_bytes(pixels: PixelArray, metadata: Mapping[str, str] | None = None) -> 
     return file.getvalue()
 
 
+@checked(DataError)
 def read_png_metadata(path: str | Path) -> dict[str, str]:
     """Return the text chunks of a PNG; raises `DataError` if it isn't one or is damaged."""
     open_image(path)  # reports what is wrong with a broken file; text may also follow the pixels
@@ -364,16 +379,17 @@ def read_png_metadata(path: str | Path) -> dict[str, str]:
         return {key: str(value) for key, value in image.text.items()}
 
 
+@checked(DataError)
 def grid(
-    rows: Sequence[Sequence[PixelArray | None]],
+    rows: Sequence[Sequence[Pixels | None]],
     *,
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
-    scale: int = 2,
-    gap: int = 6,
-    font_size: int = 13,
-    label_width: int = 180,
+    scale: Annotated[int, Range(1, 256)] = 2,
+    gap: Annotated[int, Range(0, 10_000)] = 6,
+    font_size: Annotated[int, Range(1, 1_000)] = 13,
+    label_width: Annotated[int, Range(1, 10_000)] = 180,
 ) -> PixelArray:
     """Return a contact sheet: rows of pictures, with text left of, above and below them.
 

@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from cm3core._unfinished import remove_unfinished_once
+from cm3core.arguments import checked
 from cm3core.errors import CM3Error, FileError
 
 
+@checked(FileError)
 def user_path(path: str | Path, place: str | None = None) -> Path:
     """Return a path with a leading `~` or `~user` replaced by that user's home folder.
 
@@ -53,6 +55,7 @@ def state_folder(*names: str) -> Path:
     return (state / "cm3leon").joinpath(*names)
 
 
+@checked(FileError)
 def cache_folder(*names: str, root: str | Path | None = None) -> Path:
     """Return a folder of the cache; it need not be there.
 

@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.errors import DocumentError, close_match
+from cm3core.arguments import checked
+from cm3core.errors import DocumentError, TokenizerError, close_match
 
 #: Ids as disjoint ranges in ascending order.
 IdRanges: TypeAlias = tuple[range, ...]
@@ -167,6 +168,7 @@ class Vocabulary:
         """Ids of mask tokens."""
         return self._sentinels
 
+    @checked(TokenizerError)
     def sentinel(self, index: int) -> int:
         """Return the id of `<sentinel:index>`."""
         if not 0 <= index < self.num_sentinels:
@@ -187,6 +189,7 @@ class Vocabulary:
         """Ids of the objective's own control tokens, in the order of `control`."""
         return tuple(self._control.values())
 
+    @checked(TokenizerError)
     def control_id(self, name: str) -> int:
         """Return the id of the objective's control token `name`."""
         if name not in self._control:
@@ -211,6 +214,7 @@ class Vocabulary:
         """Most ids that a text tokenizer may have."""
         return self._size - self._first_text
 
+    @checked(TokenizerError)
     def text_ranges(self, num_text_ids: int) -> IdRanges:
         """Ids of texts where the text tokenizer has `num_text_ids` ids of its own."""
         stop = self._first_text + num_text_ids
@@ -275,6 +279,7 @@ class Vocabulary:
 
     # ---- as a whole
 
+    @checked(TokenizerError)
     def name(self, token: int) -> str:
         """Return a readable name of an id, for messages and for inspecting sequences."""
         names = {number: name for name, number in (self._special | self._control).items()}
@@ -287,6 +292,7 @@ class Vocabulary:
         is_text = any(token in own for own in self._text)
         return f"text:{token - self._first_text}" if is_text else f"<unused:{token}>"
 
+    @checked(TokenizerError)
     def with_control(self, names: Sequence[str]) -> Vocabulary:
         """The same with these control tokens, behind all other ids."""
         values = [*self._special.values(), *(own.stop - 1 for own in self._text)]

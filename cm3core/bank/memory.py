@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
+from cm3core.arguments import checked
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
 
@@ -29,12 +30,14 @@ class Memory(DocumentSource):
     def place(self) -> str:
         """Where it is, for messages."""
 
+    @checked(DataError)
     def check_embedder(self, embedder: Embedder) -> None:
         """Raise `DataError` unless the vectors are this embedder's."""
         maker = self.manifest.embedder
         if maker.fingerprint != embedder.fingerprint:
             raise self._made_with("embedder", maker, embedder.fingerprint)
 
+    @checked(DataError)
     def check_tokenizer(self, image_tokenizer: ImageTokenizer) -> None:
         """Raise `DataError` unless the codes are this image tokenizer's."""
         maker = self.manifest.image_tokenizer

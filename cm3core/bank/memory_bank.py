@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cm3core.arguments import checked
 from cm3core.bank.manifest import MANIFEST, Manifest
 from cm3core.bank.memory import Memory
 from cm3core.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, id_hash
@@ -59,6 +60,7 @@ class MemoryBank(Memory):
         self._starts = list(accumulate(map(len, shards), initial=0))
 
     @classmethod
+    @checked(DataError)
     def open(cls, folder: str | Path, *, skip_damaged: bool = False) -> MemoryBank:
         """Open a bank. Costs a few milliseconds for each shard, whatever its size: files are
         memory-mapped.
@@ -119,16 +121,19 @@ class MemoryBank(Memory):
         shard = bisect_right(self._starts, index) - 1
         return self.shards[shard], index - self._starts[shard]
 
+    @checked(DataError)
     def id(self, index: int) -> str:
         """The id it was added under."""
         shard, row = self._place(index)
         return shard.id(row)
 
+    @checked(DataError)
     def content_keys(self, index: int) -> frozenset[str]:
         """Those of the document that it was made of, and of its codes."""
         shard, row = self._place(index)
         return shard.content_keys(row)
 
+    @checked(DataError)
     def provenance(self, index: int) -> Provenance:
         """Licence and source, as the data set that it was built of states them."""
         shard, row = self._place(index)
@@ -174,6 +179,7 @@ class MemoryBank(Memory):
         """`shard.id_hash` of each document's id, uint64 [M]."""
         return np.concatenate([np.asarray(shard.table["id_hash"]) for shard in self.shards])
 
+    @checked(DataError)
     def find(self, names: Sequence[str]) -> dict[str, int]:
         """Index of each document of these ids; ids that are not there are left out."""
         wanted: dict[int, list[str]] = {}

@@ -13,6 +13,9 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import checked
+from cm3core.errors import DataError
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -24,25 +27,28 @@ class VectorRows:
         dimension: E, needed where there is no part.
 
     Raises:
-        ValueError: a part of another shape or type.
+        DataError: a part of another shape or type, or none and no dimension.
     """
 
+    @checked(DataError)
     def __init__(self, parts: Sequence[FloatArray], dimension: int | None = None) -> None:
         if dimension is None:
-            if not parts:
-                raise ValueError("parts: there is none; give the dimension")
+            if len(parts) == 0:
+                raise DataError("parts", "there is none", "give the dimension")
             dimension = parts[0].shape[-1]
         for place, part in enumerate(parts):
             if part.dtype != np.float32 or part.ndim != 2 or part.shape[1] != dimension:
-                raise ValueError(
-                    f"part {place}: is {part.dtype} {list(part.shape)}, not float32 [m, "
-                    f"{dimension}]"
+                raise DataError(
+                    f"parts[{place}]",
+                    f"is {part.dtype} {list(part.shape)}, not float32 [m, {dimension}]",
+                    "give rows of one length",
                 )
         self.parts: Sequence[FloatArray] = tuple(parts)
         self.dimension = dimension
         self._starts = list(accumulate((len(part) for part in parts), initial=0))
 
     @classmethod
+    @checked(DataError)
     def of(cls, rows: FloatArray) -> VectorRows:
         """The rows of one array."""
         return cls([rows])

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cm3core.arguments import checked
 from cm3core.checkpoint.adapters import is_adapter
 from cm3core.checkpoint.carried import CARRIED, copy_carried
 from cm3core.checkpoint.hashes import file_hashes
@@ -49,6 +50,7 @@ _PARTS = frozenset(
 _PARTS_OF_CARDS = "CARD-*.png"
 
 
+@checked(CheckpointError)
 def export_model(
     checkpoint: str | Path,
     folder: str | Path,
@@ -111,7 +113,12 @@ def check_target(folder: str | Path, dtype: str) -> Path:
         raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
     target = Path(folder)
     if target.is_symlink() or not target.name:
-        target = target.resolve()  # the folder is replaced, not the link; "." has no name
+        try:
+            target = target.resolve()  # the folder is replaced, not the link; "." has no name
+        except (RuntimeError, OSError) as error:  # links in a circle
+            raise CheckpointError(
+                str(folder), "is a link that leads back to itself", "name a new folder"
+            ) from error
     in_a_run = target.parent.name == "checkpoints" and complete_checkpoints(target.parent.parent)
     if in_a_run or any((target / name).exists() for name in (OPTIMIZER, shards_of(OPTIMIZER))):
         raise CheckpointError(

@@ -142,6 +142,12 @@ def _run(args: Namespace) -> int:
         else:
             _in_processes(args, encoder, part, bar)
     manifest = encoder.finish()
+    if manifest is None and number == 1:
+        raise DataError(
+            str(args.out),
+            "a shard that was written is not there any more",
+            "run the command again, and nothing else in that folder meanwhile",
+        )
     if manifest is None:
         print(
             f"part {index}/{number} of {args.out} is done; the manifest is written when all parts are"

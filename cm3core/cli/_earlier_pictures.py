@@ -14,6 +14,10 @@ from cm3core.files import open_regular
 
 _PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
 _ZIP = "set.zip"
+#: Whatever is written beside pictures.
+_WRITTEN = re.compile(
+    r"\d{3,}(-large|-transparent)?\.(png|svg)|(grid|retrieved|preview)\.png|set\.zip"
+)
 #: What is beside the pictures: sheets of them, and other versions of one.
 _SHEET = ("grid.png", "retrieved.png", "preview.png")
 _ORIGINAL = re.compile(r"(\d{3,})-original\.[a-z0-9]{1,8}(\.license)?")
@@ -66,6 +70,19 @@ def remove_earlier_pictures(folder: Path) -> None:
         f"note: {folder}: {number} of an earlier call {'is' if len(found) == 1 else 'are'} replaced",
         file=sys.stderr,
     )
+
+
+def remove_links(folder: Path) -> None:
+    """Remove links that have the names of pictures, not what they lead to, where a picture would be written."""
+    from tqdm import tqdm
+
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink() and _WRITTEN.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                path.unlink()
+            tqdm.write(
+                f"note: {path} was a link; the picture is written in its place", file=sys.stderr
+            )
 
 
 def _is_ours(path: Path) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.cli import whole_number
-from cm3core.cli._earlier_pictures import remove_earlier_pictures
+from cm3core.cli._earlier_pictures import remove_earlier_pictures, remove_links
 from cm3core.cli._model import (
     add_model_options,
     add_task,
@@ -193,15 +193,18 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     )
 
 
-def pictures_folder(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def pictures_folder(folder: Path) -> Iterator[None]:
     """Context in which no other command generates into the folder: the two would replace each other's
-    pictures, which are numbered."""
+    pictures, which are numbered. Links of their names are removed first."""
     busy = CM3Error(
         str(folder),
         "another process is generating into this folder",
         "wait for it, or name another folder (-o)",
     )
-    return held_folder(folder, busy)
+    with held_folder(folder, busy):
+        remove_links(folder)
+        yield
 
 
 def _counted(

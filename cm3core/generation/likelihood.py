@@ -20,7 +20,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from cm3core.arguments import checked
 from cm3core.document import Document, IntArray
+from cm3core.errors import GenerationError
 from cm3core.generation.teacher_forcing import ForcedRow, check_context, forced_row, padded
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.reranker import LogProbability
@@ -66,6 +68,7 @@ class Likelihood:
         self.max_text_tokens, self.max_tokens = max_text_tokens, max_tokens
 
     @torch.inference_mode()
+    @checked(GenerationError)
     def log_probability(
         self,
         documents: Sequence[Document],
@@ -90,6 +93,11 @@ class Likelihood:
             DocumentError: a document can't be serialised.
         """
         prepended = [()] * len(documents) if retrieved is None else retrieved
+        for name, given in (("contents", contents), ("retrieved", prepended)):
+            if len(given) != len(documents):
+                raise GenerationError(
+                    name, f"has {len(given)} for {len(documents)} documents", "give one for each"
+                )
         rows = [
             self._row(f"document {place}", *one)
             for place, one in enumerate(
@@ -104,6 +112,7 @@ class Likelihood:
             nats |= zip((row.key for row in chunk), self._nats(chunk).tolist(), strict=True)
         return [LogProbability(nats[row.key], len(row.targets)) for row in rows]
 
+    @checked(GenerationError)
     def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
         """Contents of each hole, int32, in order.
 
@@ -119,6 +128,7 @@ class Likelihood:
         """
         return self.serializer.contents_of(document, filled)
 
+    @checked(GenerationError)
     def num_text_tokens(self, text: str) -> int:
         """Number of tokens of a text."""
         return len(self.serializer.text_tokens(text))

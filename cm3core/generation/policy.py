@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from cm3core.arguments import Range, checked
 from cm3core.document import has_holes
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Engine, Progress, Request, candidates
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder
     from cm3core.sequence.serialize import Serializer
     from cm3core.vocab import Vocabulary
+
+#: Documents of one group: all are kept, with every token's log-probabilities.
+GroupSize = Annotated[int, Range(1, 100_000)]
 
 
 class Policy:
@@ -88,10 +92,11 @@ class Policy:
             self._engine = version, engine
         return self._engine[1]
 
+    @checked(GenerationError)
     def sample(
         self,
         requests: Sequence[Request],
-        num: int = 1,
+        num: GroupSize = 1,
         *,
         keep_support: bool = True,
         progress: Progress | None = None,
@@ -116,8 +121,6 @@ class Policy:
                 than 1, or a request can't be completed.
             DocumentError: a document can't be serialised.
         """
-        if num < 1:
-            raise GenerationError("num", f"is {num}", "use 1 or more")
         asked = [
             replace(one, sampler=self._checked(one.sampler))
             for request in requests
@@ -130,6 +133,7 @@ class Policy:
             for request, completion in zip(asked, completions, strict=True)
         ]
 
+    @checked(GenerationError)
     def rollout(
         self,
         request: Request,
@@ -166,6 +170,7 @@ class Policy:
         tokens = row.targets.astype(np.int32)
         return Rollout(replace(request, sampler=sampler), filled, tuple(contents), sampler, tokens)
 
+    @checked(GenerationError)
     def score(
         self,
         rollouts: Sequence[Rollout],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cm3core.arguments import checked
 from cm3core.errors import GenerationError
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class TokenLogProbabilities:
         )
 
 
+@checked(GenerationError)
 def recorded(
     rollouts: Sequence[Rollout], device: torch.device | str = "cpu"
 ) -> TokenLogProbabilities:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
+from cm3core.arguments import check_fields
 from cm3core.errors import RecipeError
 from cm3core.interfaces.reach import Outside, Reach
 
@@ -59,7 +60,7 @@ class ComponentConfig:
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
 
-        Must stay light: no torch, no reading of files. This one checks `ranges`: an override
+        Must stay light: no torch, no reading of files. This one checks the fields' types and `ranges`: an override
         begins with `super().check()`. Components in its fields are checked afterwards."""
         ranges: dict[str, tuple[float, float]] = {}
         for parent in reversed(type(self).__mro__):
@@ -101,13 +102,14 @@ def check_value(
 
 
 def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `RecipeError` for a number of a dataclass that is out of its range.
+    """Raise `RecipeError` for a field of a dataclass that is of another type, or a number out of its range.
 
     Args:
         place: the section.
         values: its dataclass; the numbers in lists, dicts and dataclasses in it are checked too.
         ranges: see `ComponentConfig.ranges`.
     """
+    check_fields(values, RecipeError, lambda name: f"{place}.{name}")
     for key, value in _numbers(values, ""):
         usual = _INT_RANGE if isinstance(value, int) else _FLOAT_RANGE
         least, most = ranges.get(key, usual)

@@ -17,16 +17,20 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cm3core.arguments import Count, check_value
 from cm3core.document import Codes, Document, PixelArray
+from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Failed, Finished, Request, candidate_seed
 from cm3core.model.async_chatting import AsyncChatting
 from cm3core.model.async_engine import AsyncEngine
 from cm3core.model.coroutines import cancelled, in_thread, together
 from cm3core.model.drawing import result_events
 from cm3core.model.jobs import Job
+from cm3core.model.loaded import check_kept
 from cm3core.model.results import (
     GeneratedImage,
     GeneratedText,
@@ -113,8 +117,9 @@ class AsyncModel(AsyncChatting):
         self, make: Callable[..., Any], *arguments: Any, details: bool = True, **options: Any
     ) -> AsyncGenerator[Event, None]:
         """The events of the jobs that `make` makes."""
-        jobs, _ = await self._aside(make, *arguments, **options)
-        async with aclosing(self._events(list(jobs), details)) as events:
+        check_value("details", details, bool, GenerationError)
+        jobs = await self._jobs(make, *arguments, **options)
+        async with aclosing(self._events(jobs, details)) as events:
             async for event in events:
                 yield event
 
@@ -135,6 +140,9 @@ class AsyncModel(AsyncChatting):
         """
 
         def jobs() -> tuple[list[Job[InfilledImage]], int]:
+            check_value("seed", seed, int, GenerationError)
+            check_value("num_images", num_images, Count, GenerationError)
+            check_kept(self.model, num_images, "num_images", "use fewer")
             seeds = [candidate_seed(seed, place) for place in range(num_images)]
             make = self.model.infill_job
             return [make(picture, box, text, seed=own, **options)[0] for own in seeds], 0
@@ -215,13 +223,24 @@ class AsyncModel(AsyncChatting):
 
         return await in_thread(alone)
 
+    async def _jobs(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """The jobs that `make` makes, all at once; refused for more pictures than a call may keep."""
+        jobs, total = await self._aside(make, *arguments, **options)
+        if isinstance(jobs, list):
+            return jobs
+        made = list(islice(jobs, self.model.max_pictures + 1))
+        if len(made) > self.model.max_pictures:
+            codes = len(made[0].requests) * self.model.components.serializer.num_codes
+            check_kept(self.model, total // codes, "num_images", "use fewer")
+        return made
+
     async def _result(self, job: Job[T]) -> T:
         completions = await together([self.engine.complete(request) for request in job.requests])
         return await self._aside(job.finish, completions)
 
     async def _made(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
         """The results of the jobs that `make` makes."""
-        jobs, _ = await self._aside(make, *arguments, **options)
+        jobs = await self._jobs(make, *arguments, **options)
         return await together([self._result(job) for job in jobs])
 
     async def _report(

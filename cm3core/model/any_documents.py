@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cm3core.arguments import Count, Name, checked
 from cm3core.document import Codes, Document, PixelArray, Text
+from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Progress, Request
 from cm3core.generation.policy import Policy
 from cm3core.model.loaded import Loaded, sampler_of, text_hole
@@ -21,12 +23,13 @@ class AnyDocuments(Loaded):
 
     # ---- any task
 
+    @checked(GenerationError)
     def do(
         self,
-        task: str,
+        task: Name,
         record: Record,
         *,
-        max_tokens: int | None = None,
+        max_tokens: Count | None = None,
         force: bool = False,
         progress: Progress | None = None,
         **options: Any,
@@ -57,6 +60,7 @@ class AnyDocuments(Loaded):
 
     # ---- any documents
 
+    @checked(GenerationError)
     def complete(
         self,
         documents: Sequence[Document],
@@ -64,7 +68,7 @@ class AnyDocuments(Loaded):
         retrieved: Sequence[Sequence[Document]] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
-        sampler: str | None = None,
+        sampler: Name | None = None,
         **options: Any,
     ) -> list[Completion]:
         """Fill the holes of any documents.
@@ -86,6 +90,7 @@ class AnyDocuments(Loaded):
             progress=progress,
         )
 
+    @checked(GenerationError)
     def requests(
         self,
         documents: Sequence[Document],
@@ -93,7 +98,7 @@ class AnyDocuments(Loaded):
         retrieved: Sequence[Sequence[Document]] | None = None,
         seed: int = 0,
         truncate: bool = False,
-        sampler: str | None = None,
+        sampler: Name | None = None,
         **options: Any,
     ) -> list[Request]:
         """The engine requests of `complete` with these arguments.
@@ -101,6 +106,12 @@ class AnyDocuments(Loaded):
         For `Engine.stream`, for sessions, and for `policy`.
         """
         prepended = [()] * len(documents) if retrieved is None else retrieved
+        if len(prepended) != len(documents):
+            raise GenerationError(
+                "retrieved",
+                f"has {len(prepended)} lists of documents for {len(documents)} documents",
+                "give one for each, () where there is none",
+            )
         built = sampler_of(self, sampler, **sampler_keys(options))
         return [
             Request(

@@ -17,7 +17,7 @@ from cm3core.generation.engine import Completion, Request, candidate_seed, turn_
 from cm3core.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3core.interfaces.reranker import Candidate
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, check_length, sampler_of, seen
+from cm3core.model.loaded import Loaded, check_kept, check_length, sampler_of, seen
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedImage
 from cm3core.model.retrieval import Augmented, Retrieval
@@ -72,9 +72,13 @@ class Plan:
         sampler = sampler_of(loaded, options.sampler, **options.sampling)
         number = options.num_candidates
         number = loaded.recipe.generate.num_candidates if number is None else number
-        if number < 1:
-            raise GenerationError("num_candidates", f"is {number}", "use 1 or more")
+        check_kept(loaded, number, "num_candidates", "use fewer")
         chooser = reranker(loaded, options.reranker) if number > 1 else None
+        own = loaded.recipe.component_names.get("reranker")
+        if chooser is None and options.reranker not in (None, own):
+            _reranker_config(
+                loaded, options.reranker
+            )  # a wrong name, though there is nothing to choose
         context = [(seen(loaded, picture), text) for picture, text in options.context]
         if not truncate:
             texts = [(f"context {place}, text", text) for place, (_, text) in enumerate(context)]
@@ -196,12 +200,18 @@ def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
                 f"name one (reranker); {known}",
             )
         return parts.reranker
-    config_class = parts.registry.config_class("reranker", name, place="reranker")
-    config = cast("RerankerConfig", named_config(config_class, {}, "reranker"))
-    config.check()
+    config = _reranker_config(loaded, name)
     return built(
         config.build(embedder=parts.embedder, likelihood=parts.likelihood), config, parts.registry
     )
+
+
+def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
+    """The config of the reranker of that name, with its defaults."""
+    config_class = loaded.components.registry.config_class("reranker", name, place="reranker")
+    config = cast("RerankerConfig", named_config(config_class, {}, "reranker"))
+    config.check()
+    return config
 
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:

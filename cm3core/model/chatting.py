@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cm3core.arguments import Count, CountOrZero, Name, check_fields, checked
 from cm3core.document import (
     Codes,
     Document,
@@ -43,7 +44,6 @@ from cm3core.model.options import sampler_keys
 from cm3core.model.results import GeneratedImage
 from cm3core.model.tasks import conversing_task
 from cm3core.model.turns import (
-    ANSWERS,
     Answer,
     Reply,
     ReplyPart,
@@ -69,22 +69,17 @@ class ReplyOptions:
     """What is asked of a reply; `Chatting.chat` describes them."""
 
     answer: Answer = "any"
-    max_tokens: int | None = None
-    max_pictures: int = MAX_PICTURES
+    max_tokens: Count | None = None
+    max_pictures: CountOrZero = MAX_PICTURES
     truncate: bool = False
     seed: int = 0
     force: bool = False
-    sampler: str | None = None
+    sampler: Name | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self, GenerationError)
         candidate_seed(self.seed, 0)
-        if self.answer not in ANSWERS:
-            raise GenerationError(
-                "answer", f"is {self.answer!r}", f"use one of {', '.join(ANSWERS)}"
-            )
-        if self.max_pictures < 0:
-            raise GenerationError("max_pictures", f"is {self.max_pictures}", "use 0 or more")
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> ReplyOptions:
@@ -98,6 +93,7 @@ class ReplyOptions:
 class Chatting(Drawing, Writing, ConversationTexts):
     """A model that converses."""
 
+    @checked(GenerationError)
     def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
         """Reply to a conversation, whose last turn is the user's.
 
@@ -124,6 +120,7 @@ class Chatting(Drawing, Writing, ConversationTexts):
         """
         return self.chats([conversation], **options)[0]
 
+    @checked(GenerationError)
     def chats(self, conversations: Sequence[str | Sequence[Turn]], **options: Any) -> list[Reply]:
         """Reply to several conversations in one batch; see `chat`. All have the same seed, and each
         reply is what it would be alone."""
@@ -135,6 +132,7 @@ class Chatting(Drawing, Writing, ConversationTexts):
                 replies[event.request] = event.reply
         return [replies[number] for number in range(len(conversations))]
 
+    @checked(GenerationError)
     def chat_events(
         self,
         conversations: Sequence[str | Sequence[Turn]],
@@ -152,6 +150,7 @@ class Chatting(Drawing, Writing, ConversationTexts):
             elif isinstance(event, (Failed, ReplyPart)) or details:
                 yield event
 
+    @checked(GenerationError)
     def reply_chain(self, conversation: str | Sequence[Turn], asked: ReplyOptions) -> Chain[Reply]:
         """The chain of requests that make a reply."""
         turns = turns_of(conversation)
@@ -160,6 +159,7 @@ class Chatting(Drawing, Writing, ConversationTexts):
             return (yield from self._in_turns(turns, asked))
         return (yield from self._by_task(task, turns, asked))
 
+    @checked(GenerationError)
     def check_converses(self, *, force: bool = False) -> str | None:
         """The task by which the model converses; None: in its layout's turns.
 

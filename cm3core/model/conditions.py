@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
+from cm3core.arguments import Called, check_value
 from cm3core.config.components import all_parts
 from cm3core.config.overrides import with_options
 from cm3core.errors import GenerationError
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from cm3core.model.loaded import Loaded
 
 #: (name, what it is drawn from), or with keys to change as a third: ("canny", "photo.png", {"low": 50}).
-GivenCondition: TypeAlias = Sequence[Any]
+_CALLED = Called(
+    "a name and what it is drawn from",
+    'give ("canny", "photo.png"), or ("canny", "photo.png", {"low": 50})',
+)
+GivenCondition: TypeAlias = Annotated[Sequence[Any], _CALLED]
+_FORM = Annotated[tuple[str, Any], _CALLED]
+_FORM_WITH_KEYS = Annotated[tuple[str, Any, Mapping[str, Any] | None], _CALLED]
 
 
 def condition_config(
@@ -110,12 +117,8 @@ def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
         GenerationError: `given` is of another form.
         DataError: its picture can't be read, or nothing can be drawn from it.
     """
-    if isinstance(given, str) or not 2 <= len(given) <= 3 or not isinstance(given[0], str):
-        raise GenerationError(
-            "condition",
-            f"is {given!r}, not a name and what it is drawn from",
-            'give ("canny", "photo.png"), or ("canny", "photo.png", {"low": 50})',
-        )
+    form = _FORM if len(given) == 2 else _FORM_WITH_KEYS
+    check_value("condition", given, form, GenerationError)
     name, source = given[0], given[1]
     condition, feature = open_condition(loaded, name, given[2] if len(given) == 3 else None)
     if (words := trained_structures(loaded)) and feature not in words:

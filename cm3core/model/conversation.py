@@ -7,7 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3core.arguments import checked
 from cm3core.document import PixelArray
+from cm3core.errors import GenerationError
 from cm3core.generation.engine import Event, Failed, candidate_seed
 from cm3core.model.turns import Part, Reply, ReplyPicture, ReplyReady, Turn
 
@@ -47,6 +49,7 @@ class Conversation:
         """The seed of the next reply."""
         return candidate_seed(self.seed, sum(turn.role == "assistant" for turn in self.turns))
 
+    @checked(GenerationError)
     def say(self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any) -> Reply:
         """Say something, pictures before the text, and return the reply; both are added to `turns`.
 
@@ -57,6 +60,7 @@ class Conversation:
                 return event.reply
         raise AssertionError("a stream ends with a reply")
 
+    @checked(GenerationError)
     def stream(
         self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any
     ) -> Generator[Event, None, None]:

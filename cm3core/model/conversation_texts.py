@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cm3core.arguments import Count, Name, checked
 from cm3core.document import Codes, Document
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Request
@@ -17,12 +18,13 @@ from cm3core.model.turns import as_text, beginnings, most_that_fit
 class ConversationTexts(Loaded):
     """A model that reads a conversation as the text of a task."""
 
+    @checked(GenerationError)
     def conversation_read(
         self,
-        task: str,
+        task: Name,
         said: Sequence[tuple[str, str]],
         *,
-        max_tokens: int | None = None,
+        max_tokens: Count | None = None,
         truncate: bool = False,
         force: bool = False,
         place: str = CONVERSATION,
@@ -41,6 +43,8 @@ class ConversationTexts(Loaded):
         Raises:
             GenerationError: several turns are too long.
         """
+        if not len(said):
+            raise GenerationError(place, "has no turn", "add what is to be answered")
         kept = [(role, text) for role, text in said[:-1] if text]
         number = len(kept)
 

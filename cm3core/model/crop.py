@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -179,8 +180,8 @@ def region(
         return region_HW, crop.mask_cells(region_HW, grid)
     boxes = (
         [cast(Box, box)]
-        if box and isinstance(box[0], int)
-        else [cast(Box, one) for one in box or ()]
+        if box is not None and len(box) and isinstance(box[0], Integral)
+        else [cast(Box, one) for one in (() if box is None else box)]
     )
     if not boxes:
         raise GenerationError("box", "there is none", "give (x0, y0, x1, y1), or several of them")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from cm3core.arguments import Count, Name, checked
 from cm3core.document import (
     BoolArray,
     Codes,
@@ -26,6 +27,8 @@ from cm3core.model.jobs import Done, Job
 from cm3core.model.loaded import (
     Loaded,
     Picture,
+    check_alone,
+    check_kept,
     check_prompt,
     check_text,
     pixels_of,
@@ -63,15 +66,16 @@ if TYPE_CHECKING:
 class Drawing(Loaded):
     """A model that generates pictures: the jobs of `Model.generate`, `edit` and `infill`."""
 
+    @checked(GenerationError)
     def image_jobs(
         self,
         prompt: str | Sequence[str],
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         seed: int = 0,
         truncate: bool = False,
-        upscale: bool | str = False,
-        task: str | None = None,
+        upscale: bool | Name = False,
+        task: Name | None = None,
         force: bool = False,
         condition: GivenCondition | None = None,
         **options: Any,
@@ -114,25 +118,27 @@ class Drawing(Loaded):
         num_codes = self.components.serializer.num_codes
         return jobs, len(prompts) * number * plan.num_candidates * num_codes
 
+    @checked(GenerationError)
     def edit_jobs(
         self,
         picture: Picture,
         instruction: str,
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         seed: int = 0,
         truncate: bool = False,
-        upscale: bool | str = False,
-        task: str | None = None,
+        upscale: bool | Name = False,
+        task: Name | None = None,
         force: bool = False,
         task_text: str | None = None,
-        sampler: str | None = None,
+        sampler: Name | None = None,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
         """The jobs of `edit`, one per picture, and the number of tokens they generate."""
         if task_text is None:
             chosen = task_for(self, "edit", task, force=force)
         else:
+            check_alone("task_text", task)
             check_text(self, "task_text", task_text, truncate=truncate)
             chosen = edit_task(task_text)
         check_text(self, "instruction", instruction, truncate=truncate)
@@ -157,16 +163,17 @@ class Drawing(Loaded):
         )
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
+    @checked(GenerationError)
     def task_jobs(
         self,
-        task: str,
+        task: Name,
         record: Record,
         prompt: str,
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         seed: int = 0,
         truncate: bool = False,
-        upscale: bool | str = False,
+        upscale: bool | Name = False,
         force: bool = False,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
@@ -208,6 +215,7 @@ class Drawing(Loaded):
         )
         return jobs, number * plan.num_candidates * self.components.serializer.num_codes
 
+    @checked(GenerationError)
     def infill_job(
         self,
         picture: Picture,
@@ -310,10 +318,13 @@ def result_events(first: int, image: GeneratedImage | InfilledImage) -> Iterator
 
 
 def _num_images(loaded: Loaded, asked: int | None) -> int:
-    number = loaded.recipe.generate.num_images if asked is None else asked
-    if number < 1:
-        raise GenerationError("num_images", f"is {number}", "use 1 or more")
-    return number
+    return loaded.recipe.generate.num_images if asked is None else asked
+
+
+def check_num_images(loaded: Loaded, num_prompts: int, asked: int | None) -> None:
+    """Raise `GenerationError` for more pictures than a call that returns them all may keep."""
+    number = num_prompts * _num_images(loaded, asked)
+    check_kept(loaded, number, "num_images", "use fewer, or stream, which keeps one at a time")
 
 
 def _image_maker(

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 import numpy as np
 
 from cm3core import images
+from cm3core.arguments import Range, checked
 from cm3core.config.overrides import in_place_of, with_options
 from cm3core.document import (
     Codes,
@@ -21,13 +22,14 @@ from cm3core.document import (
     Image,
     MaskedText,
     PixelArray,
+    Pixels,
     Text,
     TextHole,
     as_codes,
 )
 from cm3core.errors import DataError, GenerationError
 from cm3core.generation.engine import Engine
-from cm3core.generation.prepare import SHORTEN_OR_TRUNCATE, too_long
+from cm3core.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3core.grey import DECODED_FROM, has_colour, without_colour
 from cm3core.model.fewer_bits import arranged, held_out
 from cm3core.model.queries import has_a_phrase, in_singular
@@ -47,7 +49,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
-Picture: TypeAlias = PixelArray | str | Path
+Picture: TypeAlias = Pixels | str | Path
+#: Of torch, on the CPU.
+Threads = Annotated[int, Range(1, MAX_THREADS)]
+#: Of a decoder's weights for generation.
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "int4"]
 #: Pictures whose codes a model remembers; each takes a few KB.
 MOST_CODED = 65_536
 #: Grey level of the pixels of a preview that are not generated yet.
@@ -66,6 +72,9 @@ class Loaded:
 
     #: The words of the training texts; None: not known.
     words: TrainingWords | None = None
+    #: Pictures of one call at most, and candidates of one result, where all of them are kept until the last is drawn:
+    #: a number that is mistyped would take hours, and then all memory. Set another one on the model.
+    max_pictures = 10_000
     #: Called with a line that a user should know: the precision that was measured and chosen, a structure
     #: that training had not; the default logs it.
     told: Callable[[str], None] = staticmethod(_log.info)
@@ -76,7 +85,7 @@ class Loaded:
         components: Components,
         *,
         num_threads: int | None,
-        precision: str,
+        precision: Precision,
         max_rows: int,
         tasks: TunedTasks | None = None,
     ) -> None:
@@ -86,6 +95,7 @@ class Loaded:
         self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
 
+    @checked(GenerationError)
     def unknown_words(self, text: str) -> dict[str, str | None]:
         """The words of a prompt that are in no training text, in order, each with the training word
         that is spelled most like it (None: none is close).
@@ -97,6 +107,7 @@ class Loaded:
             return {}
         return {word: self.words.nearest(word) for word in self.words.unknown(text)}
 
+    @checked(GenerationError)
     def query_text(self, prompt: str, *, known_plurals: bool = False) -> str:
         """What a prompt asks the memory for: see `query_replaces`, `query_leaves_out` and `query_singular` of
         `RetrieverConfig`; `known_plurals`: in the singular even where training texts have the plural."""
@@ -107,6 +118,7 @@ class Loaded:
             prompt = in_singular(prompt, self.words.words, known_plurals=known_plurals)
         return config.asked(prompt)
 
+    @checked(GenerationError)
     def thing_asked_for(self, prompt: str) -> str:
         """What of `query_text` names the thing: what stands behind a comma is style, see also `thing_ends_at` of
         `RetrieverConfig`."""
@@ -155,6 +167,7 @@ class Loaded:
             self._engine = version, engine
         return self._engine[1]
 
+    @checked(GenerationError)
     def sampler_config(self, sampler: str | None = None, /, **options: Any) -> SamplerConfig:
         """The sampler's config with some keys changed.
 
@@ -195,12 +208,14 @@ class Loaded:
 
     # ---- pictures and codes
 
-    def encode(self, pictures: Sequence[PixelArray]) -> list[Codes]:
+    @checked(DataError)
+    def encode(self, pictures: Sequence[Pixels]) -> list[Codes]:
         """Codes of pictures uint8 [height, width, 3] of the model's size (see `images.fit`)."""
         # one by one: in a batch, the last bits depend on the batch size
         tokenizer = self.components.image_tokenizer
         return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
 
+    @checked(DataError)
     def coded(self, document: Document) -> Document:
         """The document with its pictures as codes; those of the last `MOST_CODED` pictures are remembered."""
         new = {
@@ -220,11 +235,13 @@ class Loaded:
             del self._codes[next(iter(self._codes))]
         return coded
 
+    @checked(DataError)
     def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
         """Pictures uint8 [height, width, 3] of codes."""
         # one by one, see `encode`
         return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]
 
+    @checked(DataError)
     def drawn(
         self, codes: Codes, texts: Iterable[str], pictures: Iterable[PixelArray]
     ) -> PixelArray:
@@ -240,6 +257,7 @@ class Loaded:
         asked_for = not words or any(has_a_phrase(text, words) for text in texts)
         return pixels if asked_for or any(map(has_colour, pictures)) else without_colour(pixels)
 
+    @checked(DataError)
     def preview(self, codes: Codes) -> PixelArray:
         """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""
         if codes.missing is None or not codes.missing.any():
@@ -288,6 +306,34 @@ def check_length(
     if number + num_more > limit:
         raise too_long(
             place, number, limit, loaded.components.decoder.context_length, next_step, without
+        )
+
+
+def check_kept(loaded: Loaded, number: int, place: str, instead: str) -> None:
+    """Raise `GenerationError` for more pictures than a call may keep, with what they take.
+
+    Args:
+        loaded: the model.
+        number: of pictures.
+        place: name of the option that asks for them.
+        instead: what does it otherwise, for the next step.
+    """
+    if number > loaded.max_pictures:
+        height, width = loaded.image_size
+        codes = loaded.components.serializer.num_codes
+        raise GenerationError(
+            place,
+            f"{number:,} pictures of {height} x {width} pixels are {number * codes:,} codes to draw, and "
+            f"{number * height * width * 3 / 1e9:,.1f} GB to keep; a call may keep {loaded.max_pictures:,}",
+            f"{instead}, or set the model's max_pictures",
+        )
+
+
+def check_alone(own_words: str, task: str | None) -> None:
+    """Raise `GenerationError` for a task that is named beside words that take its place."""
+    if task is not None:
+        raise GenerationError(
+            "task", f"is {task!r}, and {own_words} takes its place", "leave one of the two out"
         )
 
 
@@ -342,8 +388,6 @@ def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
     """
     if max_tokens is None:
         return TextHole(min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens))
-    if max_tokens < 1:
-        raise GenerationError("max_tokens", f"is {max_tokens}", "use 1 or more")
     return TextHole(max_tokens)
 
 

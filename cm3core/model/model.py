@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cm3core.arguments import Count, CountOrZero, Name, checked
 from cm3core.checkpoint import find_model, open_checkpoint, read_retrieving, read_tasks, reads_turns
 from cm3core.document import BoolArray
+from cm3core.errors import GenerationError
 from cm3core.generation.engine import Event, Progress
 from cm3core.model import candidates
 from cm3core.model.any_documents import AnyDocuments
 from cm3core.model.chatting import Chatting
 from cm3core.model.crop import Box
 from cm3core.model.default import DEFAULT_MODEL
-from cm3core.model.drawing import box_below, image_events
+from cm3core.model.drawing import box_below, check_num_images, image_events
 from cm3core.model.jobs import results, run
-from cm3core.model.loaded import Picture, pixels_of
+from cm3core.model.loaded import Picture, Precision, Threads, pixels_of
 from cm3core.model.memory import with_memory
 from cm3core.model.results import (
     GeneratedImage,
@@ -44,15 +46,16 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 
+@checked(GenerationError)
 def load(
     model: str | Path = DEFAULT_MODEL,
     *,
     bank: str | Path | None = None,
     registry: Registry | None = None,
     device: torch.device | str | None = None,
-    num_threads: int | None = None,
-    precision: str = "auto",
-    max_rows: int = 64,
+    num_threads: Threads | None = None,
+    precision: Precision = "auto",
+    max_rows: Count = 64,
     trust_plugins: Sequence[str] = (),
     trust_endpoints: Sequence[str] = (),
 ) -> Model:
@@ -140,16 +143,17 @@ class Model(Chatting, AnyDocuments):
         tasks: those that it was tuned for; None: it was not tuned.
     """
 
+    @checked(GenerationError)
     def __init__(
         self,
         recipe: Recipe,
         components: Components,
         *,
         name: str = "",
-        step: int = 0,
-        num_threads: int | None = None,
-        precision: str = "auto",
-        max_rows: int = 64,
+        step: CountOrZero = 0,
+        num_threads: Threads | None = None,
+        precision: Precision = "auto",
+        max_rows: Count = 64,
         tasks: TunedTasks | None = None,
     ) -> None:
         super().__init__(
@@ -162,12 +166,13 @@ class Model(Chatting, AnyDocuments):
         )
         self.name, self.step = name, step
 
+    @checked(GenerationError)
     def with_memory(
         self,
         bank: str | Path | None = None,
-        retriever: str | None = None,
+        retriever: Name | None = None,
         *,
-        split: str | None = None,
+        split: Name | None = None,
         **settings: Any,
     ) -> Model:
         """This model with another memory, or with another way to search it.
@@ -204,10 +209,11 @@ class Model(Chatting, AnyDocuments):
 
     # ---- pictures
 
+    @checked(GenerationError)
     def generate(
         self,
         prompt: str | Sequence[str],
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         progress: Progress | None = None,
         **options: Any,
@@ -236,12 +242,14 @@ class Model(Chatting, AnyDocuments):
                 is no memory to retrieve from or no reranker.
             RecipeError: a sampler key is unknown, or a value is out of range.
         """
+        check_num_images(self, 1 if isinstance(prompt, str) else len(prompt), num_images)
         return GeneratedImages(self.stream(prompt, num_images, progress=progress, **options))
 
+    @checked(GenerationError)
     def stream(
         self,
         prompt: str | Sequence[str],
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         progress: Progress | None = None,
         **options: Any,
@@ -254,8 +262,9 @@ class Model(Chatting, AnyDocuments):
         jobs, total = self.image_jobs(prompt, num_images, **options)
         return results(self.engine, jobs, progress=progress, total=total)
 
+    @checked(GenerationError)
     def events(
-        self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
+        self, prompt: str | Sequence[str], num_images: Count | None = None, **options: Any
     ) -> Iterator[Event]:
         """The events of `generate` with these arguments, as they happen.
 
@@ -266,11 +275,12 @@ class Model(Chatting, AnyDocuments):
         jobs, total = self.image_jobs(prompt, num_images, **options)
         return image_events(run(self.engine, jobs, details=True, total=total))
 
+    @checked(GenerationError)
     def edit(
         self,
         picture: Picture,
         instruction: str,
-        num_images: int | None = None,
+        num_images: Count | None = None,
         *,
         progress: Progress | None = None,
         **options: Any,
@@ -286,9 +296,11 @@ class Model(Chatting, AnyDocuments):
                 Also: task_text: a text of your own before the picture, in place of the task's. sampler: None: one made for
                 editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
+        check_num_images(self, 1, num_images)
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
         return GeneratedImages(results(self.engine, jobs, progress=progress, total=total))
 
+    @checked(GenerationError)
     def infill(
         self,
         picture: Picture,
@@ -320,6 +332,7 @@ class Model(Chatting, AnyDocuments):
         job, total = self.infill_job(picture, box, text, mask=mask, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
 
+    @checked(GenerationError)
     def continue_image(
         self, picture: Picture, keep: int, text: str | None = None, **options: Any
     ) -> InfilledImage:
@@ -337,10 +350,12 @@ class Model(Chatting, AnyDocuments):
 
     # ---- texts
 
+    @checked(GenerationError)
     def caption(self, picture: Picture, **options: Any) -> GeneratedText:
         """Caption a picture; see `captions`."""
         return self.captions([picture], **options)[0]
 
+    @checked(GenerationError)
     def captions(
         self, pictures: Sequence[Picture], *, progress: Progress | None = None, **options: Any
     ) -> list[GeneratedText]:
@@ -362,6 +377,7 @@ class Model(Chatting, AnyDocuments):
         jobs, total = self.caption_jobs(pictures, **options)
         return list(results(self.engine, jobs, progress=progress, total=total))
 
+    @checked(GenerationError)
     def ask(
         self, picture: Picture, question: str, *, progress: Progress | None = None, **options: Any
     ) -> GeneratedText:
@@ -385,14 +401,16 @@ class Model(Chatting, AnyDocuments):
 
     # ---- scores
 
-    def score(self, picture: GeneratedImage, reranker: str | None = None) -> float:
+    @checked(GenerationError)
+    def score(self, picture: GeneratedImage, reranker: Name | None = None) -> float:
         """A generated picture's score for its prompt, by the recipe's reranker or a named one.
 
         See `Choice` for the meaning of scores.
         """
         return candidates.score(self, picture, reranker)
 
-    def reranker(self, name: str | None = None) -> Reranker:
+    @checked(GenerationError)
+    def reranker(self, name: Name | None = None) -> Reranker:
         """The recipe's reranker, or the named one with its defaults.
 
         Raises `GenerationError` if there is none.

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral
-from typing import Any
+from typing import Annotated, Any
 
+from cm3core.arguments import Called, Count, CountOrZero, Name, check_fields, check_value
 from cm3core.errors import GenerationError
 from cm3core.model.loaded import Picture
 
@@ -26,43 +26,28 @@ class GenerationOptions:
     """
 
     seed: int = 0
-    num_retrieved: int | None = None
+    num_retrieved: CountOrZero | None = None
     context: Sequence[tuple[Picture, str]] = ()
-    num_candidates: int | None = None
-    reranker: str | None = None
-    sampler: str | None = None
-    exclude: Collection[str] = ()
+    num_candidates: Count | None = None
+    reranker: Name | None = None
+    sampler: Name | None = None
+    exclude: Annotated[Collection[str], Called("a list of documents' ids")] = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, GenerationError)
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
         """The options among a call's keyword arguments; all other keys are the sampler's.
 
         Raises:
-            GenerationError: an option has the wrong type (ranges are checked where they are used).
+            GenerationError: an option has the wrong type or is out of its range.
         """
         names = {item.name for item in fields(cls)} - {"sampling"}
         own = {name: options[name] for name in names if name in options}
-        for name, value in own.items():
-            _check_type(name, value)
         rest = {key: value for key, value in options.items() if key not in names}
         return cls(**own, sampling=sampler_keys(rest))
-
-
-def _check_type(name: str, value: object) -> None:
-    """Refuse a value that isn't of the option's type: it may come from the command line."""
-    number = isinstance(value, Integral) and not isinstance(value, bool)
-    wanted = ""
-    if name == "seed" and not number:
-        wanted = "a whole number"
-    elif name in ("num_retrieved", "num_candidates") and not (number or value is None):
-        wanted = "a whole number or None"
-    elif name in ("reranker", "sampler") and not (value is None or isinstance(value, str)):
-        wanted = "a name or None"
-    elif name == "exclude" and (isinstance(value, str) or not isinstance(value, Collection)):
-        wanted = "a list of documents' ids"
-    if wanted:
-        raise GenerationError(name, f"is {value!r}, must be {wanted}", "correct the value")
 
 
 def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +60,7 @@ def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
         GenerationError: a key is given twice.
     """
     loose = {key: value for key, value in options.items() if key != "sampling"}
+    check_value("sampling", options.get("sampling"), Mapping[str, Any] | None, GenerationError)
     grouped: Mapping[str, Any] = options.get("sampling") or {}
     for key in grouped:
         if key in loose:

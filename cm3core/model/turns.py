@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-import numpy as np
-
-from cm3core.document import Codes, PixelArray
+from cm3core.arguments import Called
+from cm3core.document import Codes, PixelArray, Pixels
 from cm3core.errors import GenerationError
 from cm3core.generation.events import Event
 from cm3core.images import png_bytes
@@ -44,7 +43,7 @@ class ReplyPicture:
 
 
 #: A text, or a picture: its file, RGB pixels uint8 [height, width, 3], or one that a model drew.
-Part: TypeAlias = str | Path | PixelArray | ReplyPicture
+Part: TypeAlias = Annotated[str, Called("a text")] | Path | Pixels | ReplyPicture
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,25 +123,14 @@ def turns_of(conversation: str | Sequence[Turn]) -> list[Turn]:
     """The turns of a conversation, the last one the user's; a text alone is one turn.
 
     Raises:
-        GenerationError: there is none, one is empty or of another type, or the last isn't the user's.
+        GenerationError: there is none, one is empty, or the last isn't the user's.
     """
     turns = [Turn("user", (conversation,))] if isinstance(conversation, str) else list(conversation)
     for number, turn in enumerate(turns):
-        place = f"conversation, turn {number}"
-        if not isinstance(turn, Turn) or turn.role not in SPEAKERS:
-            shown = turn.role if isinstance(turn, Turn) else type(turn).__name__
-            raise GenerationError(
-                place, f"is {shown!r}", "give a Turn of the role 'user' or 'assistant'"
-            )
-        for part in turn.parts:
-            if not isinstance(part, (str, Path, ReplyPicture, np.ndarray)):
-                raise GenerationError(
-                    place,
-                    f"has a part that is {type(part).__name__}",
-                    "give texts, and pictures as a Path or as pixels",
-                )
         if not turn.pictures and not turn.text.strip():
-            raise GenerationError(place, "is empty", "say something, or show a picture")
+            raise GenerationError(
+                f"conversation, turn {number}", "is empty", "say something, or show a picture"
+            )
     if not turns or turns[-1].role != "user":
         raise GenerationError(
             "conversation",

@@ -10,12 +10,22 @@ from typing import Any
 
 import numpy as np
 
+from cm3core.arguments import Count, Name, checked
 from cm3core.document import Codes, Image, PixelArray, TextHole
+from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Request
 from cm3core.interfaces.task import Task
 from cm3core.model.candidates import Decode, Plan
 from cm3core.model.jobs import Job
-from cm3core.model.loaded import Loaded, Picture, check_prompt, check_text, seen, text_hole
+from cm3core.model.loaded import (
+    Loaded,
+    Picture,
+    check_alone,
+    check_prompt,
+    check_text,
+    seen,
+    text_hole,
+)
 from cm3core.model.options import GenerationOptions
 from cm3core.model.results import Choice, GeneratedText
 from cm3core.model.retrieval import Augmented
@@ -37,12 +47,13 @@ PLAIN = 25.0
 class Writing(Loaded):
     """A model that writes text: the jobs of `Model.captions` and `ask`."""
 
+    @checked(GenerationError)
     def caption_jobs(
         self,
         pictures: Sequence[Picture],
         *,
-        max_tokens: int | None = None,
-        task: str | None = None,
+        max_tokens: Count | None = None,
+        task: Name | None = None,
         force: bool = False,
         **options: Any,
     ) -> tuple[list[Job[GeneratedText]], int]:
@@ -51,14 +62,15 @@ class Writing(Loaded):
         chosen = task_for(self, "caption", task, force=force)
         return _text_jobs(self, pictures, chosen, None, hole, GenerationOptions.of(options))
 
+    @checked(GenerationError)
     def ask_job(
         self,
         picture: Picture,
         question: str,
         *,
         template: str | None = None,
-        max_tokens: int | None = None,
-        task: str | None = None,
+        max_tokens: Count | None = None,
+        task: Name | None = None,
         force: bool = False,
         **options: Any,
     ) -> tuple[Job[GeneratedText], int]:
@@ -67,6 +79,7 @@ class Writing(Loaded):
             chosen = task_for(self, "ask", task, force=force)
             question = without_wording(chosen, question)
         else:
+            check_alone("a template", task)
             chosen = question_task(template)
         check_text(self, "question", question, truncate=True)
         hole = text_hole(self.recipe, max_tokens)

@@ -32,6 +32,7 @@ from types import ModuleType
 
 from cm3core import hookspecs
 from cm3core._version import DISTRIBUTION
+from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
 from cm3core.plugins.kinds import KINDS, Kind
@@ -51,6 +52,7 @@ FILE_MODULE, SOURCE = "cm3_plugin_file_", "__cm3_source__"
 logger = logging.getLogger("cm3core.plugins")
 
 
+@checked(PluginError)
 def load_registry(
     files: Sequence[Path] = (), *, environ: Mapping[str, str] | None = None
 ) -> Registry:

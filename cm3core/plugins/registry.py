@@ -12,6 +12,7 @@ from typing import Any
 
 from cm3core import interfaces as base
 from cm3core._version import DISTRIBUTION
+from cm3core.arguments import checked
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS, Kind
 
@@ -135,14 +136,17 @@ class Registry:
                 {name: target for owner, name, target in other._benchmarks if owner == info.name},
             )
 
+    @checked(PluginError)
     def names(self, kind: str) -> list[str]:
         """Return the names of a kind's components, sorted, without duplicates."""
         return sorted(self._configs.get(kind, {}))
 
+    @checked(PluginError)
     def owners(self, kind: str, name: str) -> list[str]:
         """Return the plugins that provide the component, in order of discovery."""
         return list(self._configs.get(kind, {}).get(name, {}))
 
+    @checked(PluginError)
     def config_class(
         self, kind: str, name: str, *, place: str | None = None
     ) -> type[base.ComponentConfig]:
@@ -206,6 +210,7 @@ class Registry:
         """Return the names of the sub-commands that plugins provide, sorted."""
         return sorted(self._commands)
 
+    @checked(PluginError)
     def command(self, name: str) -> Callable[..., Any] | None:
         """Return the function that sets up sub-command `name`; None if no plugin provides it."""
         found = self._commands.get(name, {})
@@ -234,6 +239,7 @@ class Registry:
             for owner, name, target in self._benchmarks
         ]
 
+    @checked(PluginError)
     def with_reasons(self, step: str, kind: str | None = None) -> str:
         """Return the next step, followed by every plugin that is not in use.
 
@@ -272,6 +278,7 @@ def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
     return loaded
 
 
+@checked(PluginError)
 def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
     """Return name -> version of the plugins in use, to store with a checkpoint."""
     return {info.name: info.version for info in plugins if info.status == "loaded"}

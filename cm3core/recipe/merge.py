@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3core.arguments import checked
 from cm3core.config.component_fields import component_field
 from cm3core.config.schema import hints, make
 from cm3core.errors import PluginError, RecipeError, close_match
@@ -28,6 +29,7 @@ from cm3core.recipe.values import wrong_type
 _PLAIN_NAME = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
+@checked(RecipeError)
 def compose(
     name_or_path: str,
     overrides: Sequence[str] = (),
@@ -66,6 +68,7 @@ def compose(
     )
 
 
+@checked(RecipeError)
 def recipe_from_yaml(text: str, registry: Registry, *, label: str = "recipe.yaml") -> Recipe:
     """Return the recipe that `Recipe.to_yaml` wrote; `label` names the text in errors."""
     return _compose(Path(label).stem, [_resolved_layer(text, label, ANYONE)], registry)

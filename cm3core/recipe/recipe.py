@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
+from cm3core.arguments import checked
 from cm3core.config.components import all_parts, check_config, needs_of
 from cm3core.config.schema import to_plain
 from cm3core.errors import RecipeError
@@ -261,6 +262,7 @@ class Recipe(KindSections):
             )
 
 
+@checked(RecipeError)
 def diff(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """Return (key, value in `a`, value in `b`) of every key that differs, in the recipes' order.
 

@@ -175,6 +175,7 @@ class TrainSection:
 
     def check(self) -> None:
         """Raise `RecipeError` for values that are out of range or can't be combined."""
+        check_numbers("train", self, TRAIN_RANGES)
         if (self.steps is None) == (self.minutes is None):
             given = (
                 "neither is given"
@@ -216,7 +217,6 @@ class TrainSection:
             check_value(
                 f"train.{key}", getattr(self, key), getattr(self, key) >= 0, must_be="0 or more"
             )
-        check_numbers("train", self, TRAIN_RANGES)
         for key in ("final_learning_rate_fraction", "decay_fraction"):
             fraction = getattr(self, key)
             check_value(f"train.{key}", fraction, 0 <= fraction <= 1, must_be="from 0 to 1")

@@ -12,18 +12,23 @@ and joined again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import Called, Shape, checked
 from cm3core.document import NO_CELL, IntArray, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.vocab import Vocabulary
 
 #: Tokens that one moved span adds: the sentinel in its place, the sentinel before it, and <eoss>.
 TOKENS_PER_SPAN = 3
+#: Of the tokens of a sequence, float32 [n].
+Weights = Annotated[npt.NDArray[np.float32], Shape((None,)), Called("floats [tokens]")]
 
 
+@checked(DocumentError)
 def loss_weights(
     sequence: TokenSequence,
     vocabulary: Vocabulary,
@@ -42,10 +47,11 @@ def loss_weights(
     return weights
 
 
+@checked(DocumentError)
 def move_spans(
     sequence: TokenSequence,
     spans: Sequence[tuple[int, int]],
-    weights: npt.NDArray[np.float32],
+    weights: Weights,
     vocabulary: Vocabulary,
     *,
     sentinel_loss: bool = True,
@@ -92,6 +98,7 @@ def move_spans(
     return MaskedSequence(np.concatenate(tokens), np.concatenate(cells), np.concatenate(losses))
 
 
+@checked(DocumentError)
 def prefixed(masked: MaskedSequence, tokens: Sequence[int]) -> MaskedSequence:
     """The sequence with an objective's own control tokens behind its first <eos>, without loss.
 
@@ -104,6 +111,7 @@ def prefixed(masked: MaskedSequence, tokens: Sequence[int]) -> MaskedSequence:
     )
 
 
+@checked(DocumentError)
 def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     """The tokens int32 [n - 3s] before `move_spans`: every span back in the place of its sentinel.
 

@@ -8,7 +8,9 @@ from itertools import takewhile
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import checked
 from cm3core.document import Codes, MaskedText, Segment, Span, Text, TextHole, TokenSequence
+from cm3core.errors import DocumentError
 from cm3core.sequence.segments import SegmentCodec
 
 
@@ -41,6 +43,7 @@ def _num_equal(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
     return sum(1 for _ in takewhile(bool, (one == other for one, other in zip(a, b, strict=False))))
 
 
+@checked(DocumentError)
 def only_responses(
     weights: npt.NDArray[np.float32], sequence: TokenSequence
 ) -> npt.NDArray[np.float32]:

@@ -240,9 +240,14 @@ class Encoder:
         return self.work / f"{split}-{number:06d}.json"
 
     def _note(self, split: str, number: int) -> _Note | None:
-        """What a finished shard is; None where it is to be written."""
+        """What a finished shard is; None where it is to be written.
+
+        Raises:
+            DataError: it is there, and the disk doesn't give it out.
+        """
+        path = self._note_path(split, number)
         try:
-            values = json.loads(read_text(self._note_path(split, number)))
+            values = json.loads(read_text(path))
             shard = None if values["shard"] is None else shard_of(values["shard"])
             if shard is not None and (self.folder / shard.name).stat().st_size != shard.num_bytes:
                 return None
@@ -251,8 +256,13 @@ class Encoder:
                 [SkippedRecord(**record) for record in values["skipped"]],
                 dict(map(provenance_of, values["provenance"])),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
+        except OSError as error:  # to write it again would not make the disk whole
+            cause = f"can't be read ({error.strerror or error})"
+            raise DataError(
+                str(path), cause, "check the disk, then run the command again"
+            ) from error
 
     def _write_manifest(self, notes: Mapping[str, list[_Note]]) -> None:
         skipped = {

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cm3core.arguments import checked
 from cm3core.checkpoint import latest_checkpoint
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, RecipeError
 from cm3core.interfaces.tracker import RunEnded, RunFailed, RunInterrupted, RunStarted, StepDone
 from cm3core.machine_memory import fitting_memory, peak_resident
 from cm3core.processes import Processes
@@ -49,6 +50,7 @@ SMALLER = (
 )
 
 
+@checked(RecipeError)
 def train(
     recipe: Recipe,
     out_dir: str | Path,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.errors import CM3Error, FileError
+from cm3core.errors import CM3Error, DataError, FileError
 from cm3core.files import (
     allocate,
     atomic_path,
@@ -374,3 +374,44 @@ def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError), held_folder(tmp_path / "new", BUSY):
         raise BlockingIOError
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_refuses_the_bytes(tmp_path: Path) -> None:
+    """As a share whose rights changed while it was written; what is read meanwhile has its own error."""
+    refused = OSError(errno.EACCES, "Permission denied")
+    with pytest.raises(FileError) as caught, atomic_path(tmp_path / "new"):
+        raise refused
+    assert str(caught.value) == (
+        f"{tmp_path / 'new'}: can't be written (Permission denied)\n  next: name a place where you may write"
+    )
+    other = OSError(errno.EACCES, "Permission denied", str(tmp_path / "read" / "me"))
+    with pytest.raises(OSError, match="read/me"), atomic_path(tmp_path / "new"):
+        raise other
+
+
+def test_a_lock_whose_close_fails_is_left_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def failing(handle: int) -> None:
+        close(handle)
+        raise OSError(errno.EIO, "Input/output error")
+
+    busy = DataError("here", "is busy", "wait")
+    with monkeypatch.context() as patched:
+        with locked(tmp_path / "lock"):
+            patched.setattr(os, "close", failing)
+        with held_folder(tmp_path, busy):
+            pass
+    with locked(tmp_path / "lock", busy):
+        pass  # it was free
+
+
+def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as caught:
+        write_text(tmp_path / "a", "x\ud800")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a'}: can't be written: the text has half of a character ('\\ud800')\n"
+        "  next: correct the text"
+    )

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from cm3core.errors import DocumentError, RecipeError
+from cm3core.arguments import checked
+from cm3core.errors import DocumentError, RecipeError, TokenizerError
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 from cm3core.vocab import Vocabulary, VocabularySizes
 
@@ -104,6 +105,7 @@ class CM3LeonVocabulary(Vocabulary):
         """As many as the range of texts: image codes follow."""
         return len(self.text)
 
+    @checked(TokenizerError)
     def with_control(self, names: Sequence[str]) -> CM3LeonVocabulary:
         """The same sizes with these control tokens."""
         return CM3LeonVocabulary(**self._sizes, control=tuple(names))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cm3core.checkpoint import open_checkpoint
-from cm3core.checkpoint.exporting import write_model
+from cm3core.checkpoint.exporting import check_target, write_model
 from cm3core.checkpoint.layout import find_checkpoint
 from cm3core.checkpoint.tensors import read_tensors
 from cm3core.cli.main import main
@@ -155,3 +155,12 @@ def test_weights_that_half_precision_can_not_hold(folder: Path) -> None:
     assert not (folder / "large").exists()
     write_model(checkpoint, folder / "large", weights, "bf16")
     open_checkpoint(folder / "large", load_registry([PLUGIN]))
+
+
+def test_a_link_that_leads_back_to_itself(tmp_path: Path) -> None:
+    (loop := tmp_path / "loop").symlink_to(loop)
+    with pytest.raises(CheckpointError) as caught:
+        check_target(loop, "fp16")
+    assert str(caught.value) == (
+        f"{loop}: is a link that leads back to itself\n  next: name a new folder"
+    )

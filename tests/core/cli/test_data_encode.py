@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cm3core.cli.main import main
+from cm3core.files import read_text
 from cm3core.token_shards import Manifest, kept_documents
 from cm3core.token_shards.manifest import MANIFEST
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
@@ -289,6 +291,26 @@ def test_a_shard_that_was_cut_off_meanwhile_is_written_again(place: Path) -> Non
     path.write_bytes(path.read_bytes()[:1000])
     assert encode("-o", "out", "--shard-size", "8") == 0
     assert files(Path("out")) == files(Path("whole"))
+
+
+def test_a_disk_that_does_not_give_out_what_is_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreadable(path: Path) -> str:
+        if path.suffix == ".json":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_text(path)
+
+    monkeypatch.setattr("cm3core.token_shards.writing.read_text", unreadable)
+    assert encode("-o", "out", "--shard-size", "8") == 2
+    note = Path("out") / ".encoding" / "train-000000.json"
+    assert (
+        f"error: {note}: can't be read (Input/output error)\n"
+        "  next: check the disk, then run the command again\n"
+    ) in capsys.readouterr().err
+    monkeypatch.undo()
+    assert encode("-o", "out", "--shard-size", "8") == 0
+    assert (Path("out") / MANIFEST).is_file()
 
 
 def test_shards_are_validated_like_any_data_set(

@@ -130,3 +130,20 @@ def test_links_and_pipes_are_left_alone(tmp_path: Path) -> None:
     (out / "001.png").mkdir()
     os.mkfifo(out / "002.png")
     assert earlier_pictures(out) == []
+
+
+def test_nothing_is_written_through_a_link(
+    cm3: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out := tmp_path / "out").mkdir()
+    (mine := tmp_path / "mine").write_text("mine")
+    for name in ("000.png", "grid.png", "preview.png", "other.png"):
+        (out / name).symlink_to(mine)
+    assert cm3("generate", "red", "--n", 1, "--preview", "-o", out) == 0
+    assert mine.read_text() == "mine"
+    assert images.read_png_metadata(out / "000.png")["prompt"] == "red"
+    assert (out / "other.png").is_symlink()
+    assert (
+        f"note: {out / '000.png'} was a link; the picture is written in its place\n"
+        in capsys.readouterr().err
+    )

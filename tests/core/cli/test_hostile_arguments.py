@@ -23,7 +23,7 @@ LONG = "n" * 300
     ("arguments", "message"),
     [
         (["recipe", "show", LONG], "no shipped recipe is called"),
-        (["recipe", "show", f"{LONG}.yaml"], "there is no file"),
+        (["recipe", "show", f"{LONG}.yaml"], "can't be used (File name too long)"),
         (["train", "tiny", "-o", LONG], "can't be used (File name too long)"),
         (["generate", "x", "--model", LONG], "can't be used (File name too long)"),
         (["caption", LONG], "can't be used (File name too long)"),

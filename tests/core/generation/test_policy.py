@@ -392,7 +392,7 @@ def test_wrong_input(decoder):
     policy = make_policy(decoder)
     rollout = policy.rollout(REQUESTS[0], (Text("ab"), APPLE))
     for call, message in (
-        (lambda: policy.sample(REQUESTS[:1], 0), "num: is 0\n  next: use 1 or more"),
+        (lambda: policy.sample(REQUESTS[:1], 0), "num: is 0\n  next: use 1 to 100,000"),
         (lambda: policy.score([]), "rollouts: are none\n  next: give at least one"),
         (lambda: recorded([]), "rollouts: are none\n  next: give at least one"),
         (

@@ -223,12 +223,12 @@ def test_old_turns_are_left_out_if_asked(model: Model) -> None:
         ),
         (
             [Turn("system", ("hi",))],  # type: ignore[arg-type]  # the test
-            "conversation, turn 0: is 'system'\n  next: give a Turn of the role 'user' or 'assistant'",
+            "conversation[0].role: is 'system'\n  next: use one of user, assistant",
         ),
         (
             [Turn("user", (3,))],  # type: ignore[arg-type]  # the test
-            "conversation, turn 0: has a part that is int\n  next: give texts, and pictures as a Path or as "
-            "pixels",
+            "conversation[0].parts[0]: is 3, must be a path, RGB pixels uint8 [height, width, 3] or a "
+            "ReplyPicture\n  next: correct the value",
         ),
     ],
 )

@@ -210,8 +210,12 @@ def test_a_blank_structure_is_told() -> None:
 @pytest.mark.parametrize(
     ("condition", "error", "message"),
     [
-        ("canny", GenerationError, "condition: is 'canny', not a name and what it is drawn from"),
-        (("canny",), GenerationError, "condition: is ('canny',), not a name and"),
+        (
+            "canny",
+            GenerationError,
+            "condition: is 'canny', must be a name and what it is drawn from",
+        ),
+        (("canny",), GenerationError, "condition: is ('canny',), must be a name and"),
         (("cany", "x.png"), PluginError, "condition 'cany': no condition is called 'cany'"),
         (("canny", "no.png"), DataError, "no.png: there is no such file"),
         (("boxes", "bell"), DataError, "condition: 'bell' has 0 boxes, of which 0 can be read"),

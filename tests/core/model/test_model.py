@@ -70,8 +70,7 @@ def test_complete_takes_any_documents(model):
         ),
         (
             lambda model: model.caption(picture().astype(float)),
-            "picture: is float64 [8, 8, 3]\n  next: pass a file's path, or RGB pixels as uint8 "
-            "[height, width, 3]",
+            "picture: is float64 [8, 8, 3], must be RGB pixels uint8 [height, width, 3] or a path\n  next: correct the value",
         ),
         (
             lambda model: model.caption(picture(), max_tokens=0),

@@ -1,0 +1,482 @@
+"""Arguments of public functions, checked against the annotations that the functions have.
+
+    @checked(GenerationError)
+    def generate(self, prompt: str | Sequence[str], num_images: Count | None = None) -> ...
+
+    model.generate("a bell", "2")
+    GenerationError: num_images: is '2', must be a whole number or None
+      next: correct the value
+
+Annotations are read at the first call, and what is imported for type checkers only is imported then. Numpy's
+numbers pass as numbers, lists as tuples; nothing is converted. Of frozen dataclasses the fields are checked too.
+A text beside `Path` in a union is a path. What an annotation can't say (that a name is known, that a picture fits)
+is the function's.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import importlib
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
+
+from cm3core.errors import CM3Error
+
+F = TypeVar("F", bound=Callable[..., Any])
+#: Characters of a wrong value that a message shows.
+_SHOWN = 60
+#: Bytes of a file's name, and of a path, on usual disks.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+_UNIONS = (Union, types.UnionType)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be, both ends included; None: no end."""
+
+    least: float | None = None
+    most: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        low = self.least is None or value >= self.least
+        return low and (self.most is None or value <= self.most)
+
+    @property
+    def advice(self) -> str:
+        """The next step of a message."""
+        if self.most is None:
+            return f"use {self.least:,} or more"
+        return f"use {'at most' if self.least is None else f'{self.least:,} to'} {self.most:,}"
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a value is called in messages, in place of the words for its type, and what to give."""
+
+    words: str
+    next_step: str = "correct the value"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an array's dimensions, none of them zero; None: any."""
+
+    sizes: tuple[int | None, ...]
+
+    def __contains__(self, value: Any) -> bool:
+        fixed = len(value.shape) == len(self.sizes) and all(
+            wanted in (None, size) for size, wanted in zip(value.shape, self.sizes, strict=True)
+        )
+        return fixed and 0 not in value.shape
+
+
+#: Numbers of things.
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+#: Of a component, a task, a split.
+Name = Annotated[str, Called("a name")]
+
+
+class _WrongError(Exception):
+    """A value is not of its annotation.
+
+    Args:
+        path: where in the argument it is: "[2].codes".
+        cause, next_step: as in `CM3Error`.
+    """
+
+    def __init__(self, path: str, cause: str, next_step: str = "correct the value") -> None:
+        super().__init__(path, cause, next_step)
+        self.path, self.cause, self.next_step = path, cause, next_step
+        #: Place of the message in place of the argument's name: a path that has the form of one.
+        self.place = ""
+        #: Whether the value as a whole is of another class.
+        self.is_whole = False
+
+
+def checked(error: type[CM3Error]) -> Callable[[F], F]:
+    """Check the arguments of a function at its call.
+
+    Args:
+        error: raised for an argument that is not of its annotation; the place is the argument's name.
+    """
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        takes_options = {
+            item.kind: name
+            for name, item in signature.parameters.items()
+            if item.kind in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
+        }
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                bound = signature.bind(*arguments, **options).arguments
+            except TypeError:  # Python's own words for what is missing or unknown
+                return function(*arguments, **options)
+            annotations = _annotations(call)
+            for name, value in bound.items():
+                if name not in takes_options.values() and name in annotations:
+                    check_value(name, value, annotations[name], error)
+                elif name == takes_options.get(inspect.Parameter.VAR_POSITIONAL):
+                    for one in value:
+                        check_value(name, one, annotations.get(name, Any), error)
+            return function(*arguments, **options)
+
+        return typing.cast(F, call)
+
+    return decorate
+
+
+def check_value(place: str, value: object, annotation: Any, error: type[CM3Error]) -> None:
+    """Raise `error` for a value that is not of its annotation.
+
+    Args:
+        place: of the value, for the message.
+        value: anything.
+        annotation: resolved; `Annotated` with `Range` and `Called`.
+        error: the class of what is raised.
+    """
+    try:
+        _check(value, annotation)
+    except _WrongError as wrong:
+        raise error(wrong.place or place + wrong.path, wrong.cause, wrong.next_step) from None
+
+
+def check_fields(instance: Any, error: type[CM3Error], place: Callable[[str], str] = str) -> None:
+    """Raise `error` for the first field of a dataclass that is not of its annotation.
+
+    Args:
+        instance: of a dataclass.
+        error: the class of what is raised.
+        place: name of a field -> its place in the message.
+    """
+    owner: Any = type(instance)
+    annotations = _annotations(owner)
+    for item in fields(instance):
+        check_value(place(item.name), getattr(instance, item.name), annotations[item.name], error)
+
+
+def shown(value: object) -> str:
+    """A wrong value as a message shows it: short, and arrays by type and shape.
+
+    >>> shown("x"), shown([0] * 100)
+    ("'x'", '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ...')
+    """
+    if hasattr(value, "dtype") and getattr(value, "shape", ()) != ():
+        kind = f"{value.dtype} {list(value.shape)}"  # type: ignore[attr-defined]  # has both
+        return kind.removeprefix("torch.")
+    if isinstance(value, int) and not -(10**_SHOWN) < value < 10**_SHOWN:
+        return "a number of very many digits"
+    if isinstance(value, (str, bytes)):
+        value = value[: _SHOWN + 1]
+    try:
+        text = repr(value)
+    except Exception:  # a stranger's class
+        text = ""
+    if not text or " at 0x" in text:
+        return "a " + type(value).__name__
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+# ---- annotations
+
+
+class _Names(dict[str, Any]):
+    """The names that an annotation may have: those of its module, also those that it imports for type checkers
+    only; of others the name alone is known."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(vars(sys.modules[module]))
+        self._module = sys.modules[module]
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        for node in ast.walk(_source(self._module)):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    if name == (alias.asname or alias.name):
+                        return getattr(importlib.import_module(node.module), alias.name)
+        return ForwardRef(name)
+
+
+@functools.cache
+def _source(module: types.ModuleType) -> ast.Module:
+    """A module's source, for what it imports only where types are checked."""
+    return ast.parse(inspect.getsource(module))
+
+
+@functools.cache
+def _annotations(owner: Any) -> dict[str, Any]:
+    """The resolved annotations of a function, or of a dataclass's fields."""
+    owners = reversed(owner.__mro__) if isinstance(owner, type) else [inspect.unwrap(owner)]
+    found: dict[str, Any] = {}
+    for one in owners:
+        names = None
+        own = vars(one).get("__annotations__", {}) if isinstance(one, type) else one.__annotations__
+        for name, annotation in own.items():
+            if name != "return" and isinstance(annotation, str):
+                names = _Names(one.__module__) if names is None else names
+                annotation = eval(annotation, {}, names)  # our own source, as typing does
+            found[name] = annotation
+    return found
+
+
+def _check(value: object, annotation: Any) -> None:
+    """Raise `_WrongError` for a value that is not of its annotation."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        _check_annotated(value, annotation)
+    elif origin in _UNIONS:
+        _check_union(value, annotation, arguments)
+    elif origin is Literal:
+        if not any(type(value) is type(one) and value == one for one in arguments):
+            names = ", ".join(str(one) for one in arguments)
+            raise _WrongError("", f"is {shown(value)}", f"use one of {names}")
+    elif isinstance(origin, type) and not _is_of(value, origin):
+        raise _wrong(value, annotation)
+    elif isinstance(origin, type):
+        _check_parts(value, origin, arguments, annotation)
+    elif not _is_of(value, annotation):
+        raise _wrong(value, annotation)
+    elif isinstance(value, Path):
+        _check_path(value)
+    elif (
+        is_dataclass(value)
+        and not isinstance(value, type)
+        and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]  # every dataclass has them
+    ):
+        for item in fields(value):
+            with _Within(f".{item.name}"):
+                _check(getattr(value, item.name), _annotations(type(value))[item.name])
+
+
+def _check_annotated(value: Any, annotation: Any) -> None:
+    marks = annotation.__metadata__
+    try:
+        _check(value, annotation.__origin__)
+    except _WrongError:
+        if any(isinstance(one, Called) for one in marks):
+            raise _wrong(value, annotation) from None
+        raise
+    for limit in marks:
+        if isinstance(limit, Range) and value not in limit:
+            raise _WrongError("", f"is {shown(value)}", limit.advice)
+        if isinstance(limit, Shape) and value not in limit:
+            raise _wrong(value, annotation)
+
+
+def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> None:
+    """Raise for a value that is of no member; if it is of one member's class, say what is wrong within."""
+    if isinstance(value, Path) or (isinstance(value, str) and str in members and Path in members):
+        _check_path(value)
+    inner: _WrongError | None = None
+    for member in members:
+        try:
+            return _check(value, member)
+        except _WrongError as wrong:
+            bare = member.__origin__ if get_origin(member) is Annotated else member
+            if _is_of(value, get_origin(bare) or bare):
+                inner = wrong if inner is None or len(wrong.path) > len(inner.path) else inner
+    # the words for all members say more than those for one, but for what is wrong within it
+    raise inner if inner is not None and not inner.is_whole else _wrong(value, annotation)
+
+
+def _check_path(value: str | Path) -> None:
+    """Raise for what no file can be called."""
+    try:
+        name = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise _WrongError("", f"is {shown(str(value))}, no path", "correct the path") from None
+    if not name or b"\0" in name:
+        raise _WrongError("", f"is {shown(str(value))}, no path", "correct the path")
+    longest = max(len(part) for part in name.split(b"/"))
+    if longest > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+        wrong = _WrongError("", "can't be used (File name too long)", "correct the path")
+        wrong.place = str(value)
+        raise wrong
+
+
+def _check_parts(value: Any, origin: Any, arguments: tuple[Any, ...], annotation: Any) -> None:
+    """The items of a container, the type of an array."""
+    if origin.__module__ == "numpy":
+        wanted = get_args(arguments[1])[0]
+        if not isinstance(wanted, TypeVar) and wanted is not Any and not _has_dtype(value, wanted):
+            raise _wrong(value, annotation)
+    elif issubclass(origin, tuple) and arguments[1:] != (Ellipsis,):
+        if len(value) != len(arguments):
+            raise _wrong(value, annotation)
+        for place, (one, inner) in enumerate(zip(value, arguments, strict=True)):
+            with _Within(f"[{place}]"):
+                _check(one, inner)
+    elif issubclass(origin, Mapping):
+        for key, one in value.items():
+            with _Within(f"[{shown(key)}]"):
+                _check(key, arguments[0])
+                _check(one, arguments[1])
+    elif arguments and issubclass(origin, Iterable) and isinstance(value, Collection):
+        # of an iterator that is no collection the items are taken once only, by the function
+        for place, one in enumerate(value):
+            with _Within(f"[{place}]"):
+                _check(one, arguments[0])
+
+
+class _Within:
+    """What is wrong within is at this step of the path."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, _WrongError):
+            error.path = self.step + error.path
+
+
+def _has_dtype(array: Any, wanted: Any) -> bool:
+    """Whole numbers of any size pass as int32: what is too large is refused where it is used."""
+    import numpy as np
+
+    if array.dtype.kind == "O":
+        return False
+    if isinstance(wanted, type) and issubclass(wanted, np.signedinteger):
+        return bool(array.dtype.kind in "iu")
+    if isinstance(wanted, type) and issubclass(wanted, np.floating):
+        return bool(array.dtype.kind == "f")
+    return bool(np.issubdtype(array.dtype, wanted))
+
+
+def _is_of(value: object, kind: Any) -> bool:
+    """Whether a value is of a class, not of its parts."""
+    if kind is Any or isinstance(kind, TypeVar):
+        return True
+    if kind is None or kind is types.NoneType:
+        return value is None
+    if isinstance(kind, ForwardRef):
+        return any(base.__name__ == kind.__forward_arg__ for base in type(value).__mro__)
+    if kind is bool:
+        return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+    if kind in (int, float):
+        if isinstance(value, bool) or type(value).__name__ == "bool_":
+            return False
+        return isinstance(value, Integral if kind is int else Real)
+    if not isinstance(kind, type):
+        return True  # a TypedDict, a ParamSpec: nothing to compare with
+    if kind is Callable or kind.__name__ == "Callable":
+        return callable(value)
+    if getattr(kind, "_is_protocol", False):
+        return True
+    if issubclass(kind, (str, bytes, Path)):
+        return isinstance(value, kind)
+    if issubclass(kind, Iterable) and (isinstance(value, (str, bytes)) or _is_number(value)):
+        return False
+    if issubclass(kind, (Sequence, tuple)) and not hasattr(kind, "_fields"):
+        return isinstance(value, (Sequence, tuple)) or _is_row(value)
+    if kind is Iterator:
+        return isinstance(value, Iterable)
+    return isinstance(value, kind)
+
+
+def _is_number(value: object) -> bool:
+    """An array of no dimension has a method to iterate, which fails."""
+    return type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+
+
+def _is_row(value: object) -> bool:
+    """An array of numbers whose rows are taken in order."""
+    shape = getattr(value, "shape", ())
+    if type(value).__module__ != "numpy" or not shape:
+        return False
+    return bool(shape[0] > 0 and value.dtype.kind in "iufb")  # type: ignore[attr-defined]  # an array
+
+
+# ---- words
+
+
+def _wrong(value: object, annotation: Any) -> _WrongError:
+    members = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+    marks = [mark for one in members for mark in getattr(one, "__metadata__", ())]
+    steps = [one.next_step for one in marks if isinstance(one, Called)]
+    cause = f"is {shown(value)}, must be {_listed(_words(annotation))}"
+    wrong = _WrongError("", cause, *steps[:1])
+    wrong.is_whole = True
+    return wrong
+
+
+def _listed(words: list[str]) -> str:
+    """Alternatives in a sentence.
+
+    >>> _listed(["a path", "a text", "None"])
+    'a path, a text or None'
+    """
+    return " or ".join(one for one in (", ".join(words[:-1]), words[-1]) if one)
+
+
+_WORDS: Mapping[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    types.NoneType: "None",
+    Callable: "a function",
+    Mapping: "a mapping",
+    dict: "a mapping",
+}
+_DTYPES = {"uint8": "uint8", "int32": "whole numbers", "bool": "bools", "bool_": "bools"}
+
+
+def _words(annotation: Any) -> list[str]:
+    """What an annotation asks for, in words; the members of a union one by one."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        named = [one.words for one in arguments[1:] if isinstance(one, Called)]
+        return named or _words(arguments[0])
+    if origin in _UNIONS:
+        several = [word for one in arguments for word in _words(one)]
+        if "a path" in several and "a text" in several:
+            several.remove("a text")
+        return list(dict.fromkeys([one for one in several if one != "None"] + several))
+    if isinstance(annotation, ForwardRef):
+        return [_a(annotation.__forward_arg__)]
+    kind = annotation if origin is None else origin
+    if kind in _WORDS:
+        return [_WORDS[kind]]
+    if origin is not None and origin.__module__ == "numpy":
+        inner = getattr(get_args(arguments[1])[0], "__name__", "")
+        return [f"an array of {_DTYPES.get(inner, inner or 'numbers')}"]
+    if isinstance(kind, type) and issubclass(kind, tuple) and arguments[1:] != (Ellipsis,):
+        if arguments and len(set(arguments)) == 1:
+            return [f"{len(arguments)} {_plural(arguments[0])}"]
+        return ["(" + ", ".join(_listed(_words(one)) for one in arguments) + ")"]
+    if isinstance(kind, type) and issubclass(kind, Iterable) and arguments:
+        plural = _plural(arguments[0])
+        return [f"a list of {plural}" if plural else "a list"]
+    return [_a(getattr(kind, "__name__", str(kind)))]
+
+
+def _plural(annotation: Any) -> str:
+    """The words in the plural; "" where they would be too many."""
+    words = _words(annotation)
+    article, _, rest = words[0].partition(" ")
+    if annotation is Any or len(words) > 1 or article not in ("a", "an"):
+        return ""
+    head, of, tail = rest.partition(" of ")
+    return f"{head if head.endswith('s') else head + 's'}{of}{tail}"
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIO' else 'a'} {name}"
