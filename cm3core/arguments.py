@@ -291,7 +291,9 @@ def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> No
             if _is_of(value, get_origin(bare) or bare):
                 inner = wrong if inner is None or len(wrong.path) > len(inner.path) else inner
     # the words for all members say more than those for one, but for what is wrong within it
-    raise inner if inner is not None and not inner.is_whole else _wrong(value, annotation)
+    if inner is not None and (inner.path or not inner.is_whole):
+        raise inner
+    raise _wrong(value, annotation)
 
 
 def _check_path(value: str | Path) -> None:

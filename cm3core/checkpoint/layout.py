@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 from cm3core.errors import CheckpointError
+from cm3core.files import read_text
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.providers import COMPONENTS, PLUGINS
 from cm3core.recipe.layers import STORED
@@ -75,6 +78,13 @@ def find_checkpoint(path: str | Path) -> Path:
         return folder
     if (newest := latest_checkpoint(folder)) is not None:
         return newest
+    if (kind := _hugging_face_type(folder)) is not None:
+        raise CheckpointError(
+            str(folder),
+            f"is a model of Hugging Face's format ({kind}), not of this framework's",
+            f"convert it: cm3 convert {shlex.quote(str(folder))} -o {shlex.quote(folder.absolute().name + '-cm3')} "
+            "--to cm3 (docs/models.md lists the models that can be converted)",
+        )
     cause = (
         "holds no checkpoint and no model"
         if folder.is_dir()
@@ -87,6 +97,18 @@ def find_checkpoint(path: str | Path) -> Path:
         cause,
         "name a run's folder (cm3 train -o), one of its checkpoints, or an exported model",
     )
+
+
+def _hugging_face_type(folder: Path) -> str | None:
+    """The type of model that a folder of Hugging Face's format states; None: it is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        kind = json.loads(read_text(path))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return kind if isinstance(kind, str) and kind.isprintable() else None
 
 
 def provenance_file(folder: Path) -> Path | None:

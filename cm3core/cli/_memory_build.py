@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,8 +104,11 @@ def run(args: Namespace) -> int:
     """Build a bank, or resume that."""
     from cm3core.bank import build_bank
     from cm3core.cli._memory_processes import helpers_of
+    from cm3core.training.kept import note_on_codes
 
     source, tools, model = _work(args)
+    if not args.quiet and (note := note_on_codes(source, tools.image_tokenizer)) is not None:
+        print(f"note: {note}. Of a bank nothing but the codes is drawn after", file=sys.stderr)
     report = build_bank(
         source,
         args.out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,15 +39,39 @@ def run(args: Namespace) -> int:
     """Train and print the checkpoint's path."""
 
     def recipe_of(registry: Registry) -> Recipe:
-        return tuning_recipe(
+        recipe = tuning_recipe(
             args.model,
             args.recipe,
             args.overrides,
             registry,
             trust_endpoints=args.trust_endpoints,
         )
+        if not args.quiet and (note := lost_retrieval(args.model, recipe, registry)) is not None:
+            print(f"note: {note}", file=sys.stderr)
+        return recipe
 
     return train_and_report(args, recipe_of, ["tune", shlex.quote(args.model)])
+
+
+def lost_retrieval(model: str, recipe: Recipe, registry: Registry) -> str | None:
+    """What a user should know of a model that retrieves, and does not once it is tuned; None: nothing is lost."""
+    from cm3core.checkpoint import find_checkpoint, find_model
+    from cm3core.recipe.layers import STORED, parse, read
+
+    if recipe.retriever is not None:
+        return None  # what the recipe says, "none" too, is meant
+    path = find_checkpoint(find_model(model, registry)) / STORED
+    section = parse(read(path), str(path)).get("retriever")
+    name = section.get("name") if isinstance(section, dict) else None
+    if not isinstance(name, str) or name not in registry.names("retriever"):
+        return None
+    if not registry.config_class("retriever", name).retrieves:
+        return None
+    return (
+        f"{model} retrieves (retriever {name}), and the tuned model will not: the recipe has no retriever. To train and "
+        f"draw with documents of what it is tuned on in front, add retriever={name}; to retrieve from a memory bank "
+        "only when it draws, give the bank then (cm3 memory build, --bank)"
+    )
 
 
 def _refuse_unread(overrides: list[str], method: str) -> None:

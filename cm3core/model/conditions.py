@@ -105,16 +105,19 @@ def open_condition(
     return built(config.build(), config, loaded.components.registry), config.feature
 
 
-def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
+def with_condition(
+    loaded: Loaded, task: Task, given: GivenCondition, *, force: bool = False
+) -> Record:
     """The fields of a task that say the structure: its name and its picture.
 
     Args:
         loaded: the model.
         task: two texts are given, what the structure is and the prompt, and a picture.
         given: the condition.
+        force: draw after a structure that the model was not tuned on.
 
     Raises:
-        GenerationError: `given` is of another form.
+        GenerationError: `given` is of another form, or the model was tuned on other structures.
         DataError: its picture can't be read, or nothing can be drawn from it.
     """
     form = _FORM if len(given) == 2 else _FORM_WITH_KEYS
@@ -122,6 +125,13 @@ def with_condition(loaded: Loaded, task: Task, given: GivenCondition) -> Record:
     name, source = given[0], given[1]
     condition, feature = open_condition(loaded, name, given[2] if len(given) == 3 else None)
     if (words := trained_structures(loaded)) and feature not in words:
+        if not force:
+            raise GenerationError(
+                f"condition {name!r}",
+                f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}",
+                "use one of these, or give force=True (--force), which draws all the same: what comes of it is "
+                "seldom what the structure shows",
+            )
         loaded.told(
             f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}"
         )

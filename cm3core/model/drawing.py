@@ -89,7 +89,7 @@ class Drawing(Loaded):
         chosen = task_for(self, method, task, force=force)
         shared: Record = {}
         if condition is not None:
-            shared = with_condition(self, chosen, condition)
+            shared = with_condition(self, chosen, condition, force=force)
             sampler = sampler_for("structures", self.recipe, self.components.registry)
             options = {"num_retrieved": 0, "sampler": sampler, **options}
         given = GenerationOptions.of({**options, "seed": seed})

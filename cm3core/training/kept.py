@@ -1,14 +1,20 @@
-"""What an image tokenizer's codes keep of the pictures that a decoder is to be trained on."""
+"""What is told of a data set before a long work on it: what codes keep of its pictures, which words are new."""
 
 from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cm3core import images
-from cm3core.build import Components
-from cm3core.document import Image, PixelArray
+from cm3core.checkpoint.words import TrainingWords, words_of
+from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.evaluation.image_tokenizer import drawn_psnr_per_picture
+
+if TYPE_CHECKING:
+    from cm3core.interfaces import DocumentSource, ImageTokenizer
 
 #: Pictures that are looked at: the median of so many icons is within 1.3 dB of that of all in nine of ten cases.
 NUM_PICTURES = 32
@@ -16,17 +22,20 @@ NUM_PICTURES = 32
 #: (the median of 300), emoji 16.8, Tux Paint's stamps 16.2, Open Clipart's pictures 15.2; by the codes of emoji, emoji
 #: 23.4, photographs 22.4, stamps 21.2, clipart 19.8.
 LEAST_PSNR = 18.0
+#: Documents whose captions are read, and the share of their words from which on new ones are told.
+NUM_TEXTS, LEAST_NEW = 2_000, 0.2
+#: New words that are named, those of most captions first.
+MOST_NAMED = 6
 
 
-def note_on_codes(components: Components) -> str | None:
-    """What a user should know of the image tokenizer before a long training; None: nothing.
+def note_on_codes(source: DocumentSource, tokenizer: ImageTokenizer) -> str | None:
+    """What a user should know of the image tokenizer before a long work on pictures; None: nothing.
 
     Of a few pictures, evenly spaced over the data set. Pictures that are codes already, or far away, are not looked at.
     """
-    pictures = _some_pictures(components)
+    pictures = _some_pictures(source, tokenizer)
     if not pictures:
         return None
-    tokenizer = components.image_tokenizer
     # one by one: memory, and the same result as when a model draws them
     through = [tokenizer.decode(tokenizer.encode(one[None]))[0] for one in pictures]
     psnr_N = drawn_psnr_per_picture(np.stack(pictures), np.stack(through))
@@ -42,8 +51,30 @@ def note_on_codes(components: Components) -> str | None:
     )
 
 
-def _some_pictures(components: Components) -> list[PixelArray]:
-    source, size = components.source, components.image_tokenizer.image_size
+def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | None:
+    """What a user should know of the captions before a model is tuned on them; None: nothing.
+
+    Args:
+        source: what it is tuned on; the first documents are read.
+        known: the words of the captions that the model was trained on; None: they are not known.
+    """
+    if known is None or source.is_far:
+        return None
+    texts = [text_of(source.document(index)) for index in range(min(len(source), NUM_TEXTS))]
+    counts = Counter(word for text in texts for word in set(words_of(text)))
+    new = [(word, number) for word, number in counts.most_common() if word not in known.words]
+    if len(new) < LEAST_NEW * len(counts):
+        return None
+    named = ", ".join(repr(word) for word, _ in new[:MOST_NAMED])
+    return (
+        f"{len(new):,} of the {len(counts):,} words of the captions are in none that the model was trained on ({named}"
+        f"{', ...' if len(new) > MOST_NAMED else ''}): what they mean is learnt from these pictures alone. Use words that "
+        "the model knows where there are some, or tune it longer"
+    )
+
+
+def _some_pictures(source: DocumentSource, tokenizer: ImageTokenizer) -> list[PixelArray]:
+    size = tokenizer.image_size
     if source.is_far:
         return []
     chosen = np.linspace(0, len(source), NUM_PICTURES, endpoint=False).astype(int)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from cm3core.build import Components, build
 from cm3core.checkpoint import CheckpointState, remove_leftovers
 from cm3core.checkpoint.layout import PROVENANCE
-from cm3core.checkpoint.words import words_of_training
+from cm3core.checkpoint.words import TrainingWords, words_of_training
 from cm3core.devices import choose_device, choose_precision, device_memory
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
@@ -22,7 +23,7 @@ from cm3core.processes import Processes
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
-from cm3core.training.kept import note_on_codes
+from cm3core.training.kept import note_on_codes, note_on_words
 from cm3core.training.licences import check_licences, write_provenance
 from cm3core.training.loader import micro_batches
 from cm3core.training.loss import GROUPS
@@ -135,7 +136,7 @@ def start(
             f"{parallel.in_words(processes)}",
             file=sys.stderr,
         )
-        if origin.folder is None and (note := note_on_codes(components)) is not None:
+        for note in [] if origin.resumed else _notes(components, origin.folder):
             print(f"note: {note}", file=sys.stderr)
     first = processes.is_first
     sums_G2 = _loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts)))
@@ -164,6 +165,19 @@ def start(
         # those of all processes, summed when they are logged
         sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
     )
+
+
+def _notes(components: Components, base: Path | None) -> list[str]:
+    """What a user should know before the first step.
+
+    `base`: the model that is tuned; None: a new one."""
+    known = None
+    if base is not None:
+        with suppress(CheckpointError):  # damaged: the run does without
+            known = TrainingWords.read(base)
+    source = components.source
+    notes = (note_on_codes(source, components.image_tokenizer), note_on_words(source, known))
+    return [note for note in notes if note is not None]
 
 
 def _write_description(preparation: Preparation, out_dir: Path, *, finished: bool) -> None:

@@ -72,7 +72,8 @@ class ModelPool:
         if asked not in self.openers:
             raise APIError(
                 404,
-                f"the model {asked[:80]!r} does not exist here; {close_match(asked[:80], self.names)}",
+                f"the model {asked[:80]!r} does not exist here; {close_match(asked[:80], self.names)} (the server "
+                "gives a model any name: cm3 serve --model NAME=MODEL)",
                 param="model",
                 code="model_not_found",
             )

@@ -227,7 +227,10 @@ def test_errors_are_the_clients_own(client):
     with pytest.raises(openai.NotFoundError) as missing:
         client.images.generate(model="nope", prompt="red")
     assert missing.value.code == "model_not_found"
-    assert missing.value.body["message"] == "the model 'nope' does not exist here; known: toy"
+    assert missing.value.body["message"] == (
+        "the model 'nope' does not exist here; known: toy (the server gives a model any name: "
+        "cm3 serve --model NAME=MODEL)"
+    )
     with pytest.raises(openai.BadRequestError) as long:
         client.images.generate(prompt="a prompt that is too long")
     assert long.value.body == {

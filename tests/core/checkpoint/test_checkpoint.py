@@ -23,6 +23,7 @@ from cm3core.checkpoint import (
     WEIGHTS,
     complete_checkpoints,
     export_model,
+    find_checkpoint,
     latest_checkpoint,
     open_checkpoint,
     read_tensors,
@@ -323,3 +324,19 @@ def test_full_disk_leaves_the_old_checkpoint(
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert not list((out / "models").iterdir()), "nothing half-written is left"
     assert latest_checkpoint(out) == newest
+
+
+def test_a_model_of_hugging_faces_format_is_to_be_converted(tmp_path: Path) -> None:
+    (folder := tmp_path / "my model").mkdir()
+    (folder / "config.json").write_text('{"model_type": "chameleon"}')
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(folder)
+    assert str(caught.value) == (
+        f"{folder}: is a model of Hugging Face's format (chameleon), not of this framework's\n"
+        f"  next: convert it: cm3 convert '{folder}' -o 'my model-cm3' --to cm3 (docs/models.md lists the models that "
+        "can be converted)"
+    )
+    for text in ("{}", "[", '{"model_type": 3}', "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="holds no checkpoint and no model"):
+            find_checkpoint(folder)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from cm3core.checkpoint import open_checkpoint, read_recipe
+from cm3core.checkpoint import find_checkpoint, open_checkpoint, read_recipe
 from cm3core.cli.main import main
+from cm3core.cli.tune import lost_retrieval, tuning_recipe
 from cm3core.plugins import load_registry
 from cm3core.recipe import diff
 from squares import PARTS
@@ -55,6 +57,28 @@ def test_a_recipe_says_only_what_to_train_on(
     assert {key for key in changed if not key.startswith("train.")} == {"sampler.temperature"}
     assert tuned.train.start_from == str(folder / "base")
     assert (tuned.name, tuned.train.warmup_steps) == ("pairs", 100), "the model's was 4"
+
+
+def test_retrieval_that_is_lost_is_said_before_the_first_step(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a model that retrieves, unless the recipe says what becomes of it."""
+    registry = load_registry([PLUGIN])
+    tuned = tuning_recipe("base", "pairs.yaml", [], registry)
+    assert lost_retrieval("base", tuned, registry) is None, "the base has no retriever"
+    (retrieving := folder / "retrieving").mkdir()
+    shutil.copytree(find_checkpoint(folder / "base"), retrieving, dirs_exist_ok=True)
+    stored = retrieving / "recipe.yaml"
+    stored.write_text(stored.read_text() + "\nretriever: {name: bm25}\n")
+    assert lost_retrieval("retrieving", tuned, registry) == (
+        "retrieving retrieves (retriever bm25), and the tuned model will not: the recipe has no retriever. To train and "
+        "draw with documents of what it is tuned on in front, add retriever=bm25; to retrieve from a memory bank only "
+        "when it draws, give the bank then (cm3 memory build, --bank)"
+    )
+    kept = tuning_recipe("base", "pairs.yaml", ["retriever=bm25"], registry)
+    assert lost_retrieval("retrieving", kept, registry) is None
+    none = tuning_recipe("base", "pairs.yaml", ["retriever=none"], registry)
+    assert lost_retrieval("retrieving", none, registry) is None
 
 
 def test_what_is_tuned_is_said_and_the_command_that_resumes(

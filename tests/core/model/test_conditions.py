@@ -153,11 +153,19 @@ def test_a_picture_as_it_is_has_the_words_of_training() -> None:
     assert asked(both, chosen)[0] == Text("Make high quality image from human pose")
 
 
-def test_a_structure_that_training_had_not_is_told() -> None:
+def test_a_structure_that_training_had_not_is_refused_or_told() -> None:
     told: list[str] = []
     tuned = tuned_on(pairs("scribbles"))
     tuned.told = told.append
-    asked(tuned, ("canny", picture(16, 16)))
+    with pytest.raises(GenerationError) as error:
+        asked(tuned, ("canny", picture(16, 16)))
+    assert str(error.value) == (
+        "condition 'canny': the model was tuned to draw after 'scribbles', and not after 'canny edge features'\n"
+        "  next: use one of these, or give force=True (--force), which draws all the same: what comes of it is "
+        "seldom what the structure shows"
+    )
+    assert told == []
+    asked(tuned, ("canny", picture(16, 16)), force=True)
     assert told == [
         "the model was tuned to draw after 'scribbles', and not after 'canny edge features'"
     ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
+from cm3core.checkpoint.words import TrainingWords
 from cm3core.document import Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSource
-from cm3core.training.kept import note_on_codes
+from cm3core.training.kept import note_on_codes, note_on_words
 from toy_model import GreyTokenizer
 
 
@@ -42,7 +41,7 @@ class Pictures(DocumentSource):
 
 
 def note(colours: list) -> str | None:
-    return note_on_codes(SimpleNamespace(source=Pictures(colours), image_tokenizer=GreyTokenizer()))  # type: ignore[arg-type]  # all that it reads
+    return note_on_codes(Pictures(colours), GreyTokenizer())
 
 
 def test_by_hand() -> None:
@@ -69,7 +68,7 @@ def test_a_white_background_hides_nothing() -> None:
     red = np.full((8, 8, 3), 248, np.uint8)
     red[4:6, 4:6] = (255, 0, 0)
     source._document = lambda index, rng: (Image(str(index), lambda: red),)  # type: ignore[method-assign]
-    found = note_on_codes(SimpleNamespace(source=source, image_tokenizer=GreyTokenizer()))  # type: ignore[arg-type]
+    found = note_on_codes(source, GreyTokenizer())
     assert found is not None
     assert "6.5 dB where something is drawn, the median of 4" in found
 
@@ -93,3 +92,22 @@ def test_some_of_all_evenly_spaced() -> None:
     found = note(colours)
     assert found is not None
     assert "the median of 30" in found
+
+
+class Captions(Pictures):
+    """Texts alone."""
+
+    def _document(self, index, rng):
+        return (Text(self.colours[index]),)
+
+
+def test_captions_of_new_words_are_told() -> None:
+    """Of five words two are new, the one of more captions first; one of six is too few to tell."""
+    known = TrainingWords(frozenset({"a", "red", "bell", "and", "cup"}))
+    source = Captions(["a red zorb", "a blick zorb", "a bell"])
+    assert note_on_words(source, known) == (
+        "2 of the 5 words of the captions are in none that the model was trained on ('zorb', 'blick'): what they mean is "
+        "learnt from these pictures alone. Use words that the model knows where there are some, or tune it longer"
+    )
+    assert note_on_words(Captions(["a red bell and cup", "a zorb"]), known) is None
+    assert note_on_words(source, None) is None
