@@ -153,6 +153,12 @@ class Resuming(RuleBasedStateMachine):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "model.safetensors").write_bytes(b"half")
 
+    @rule()
+    @precondition(lambda self: self.finished)
+    def started_again(self) -> None:
+        """One that is finished trains nothing."""
+        assert run(self.out).was_finished
+
     def _look(self, at_most: int) -> None:
         newest = latest_checkpoint(self.out)
         step = 0 if newest is None else int(newest.name.rpartition("-")[2])
