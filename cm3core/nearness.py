@@ -66,7 +66,8 @@ def background(pixels: PixelArray) -> NDArray[np.int16]:
     [250, 250, 250]
     """
     frame = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.median(frame, axis=0).astype(np.int16)
+    colour: NDArray[np.int16] = np.median(frame, axis=0).astype(np.int16)
+    return colour
 
 
 def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
