@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
@@ -99,6 +100,12 @@ def check_value(
     if not holds:
         rule = f", must be {must_be}" if must_be else ""
         raise RecipeError(place, f"is {value!r}{rule}", next_step)
+
+
+def check_device(place: str, device: str) -> None:
+    """Raise `RecipeError` for what is no name of a device: whether it is there is known where it is used."""
+    known = re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device) is not None
+    check_value(place, device, known, "use auto, cpu, cuda, or cuda:1 for the second")
 
 
 def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -6,13 +6,14 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, MissingPackageError
 from cm3core.files import user_path
+from cm3core.interfaces.component import check_device
 from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
@@ -54,7 +55,12 @@ class ExternalUpscalerConfig(UpscalerConfig):
 
     tile: int = 256
     margin: int = 32
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be used."""
+        super().check()
+        check_device("upscaler.device", self.device)
 
     def build(self) -> ExternalUpscaler:
         """The upscaler.

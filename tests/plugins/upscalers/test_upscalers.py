@@ -480,3 +480,13 @@ def test_a_recipes_components_have_its_upscaler() -> None:
     components.recipe = replace(recipe, upscaler=None)
     del components.upscaler
     assert components.upscaler is None
+
+
+def test_a_second_gpu_may_be_named_and_nonsense_not() -> None:
+    EDSRConfig(device="cuda:1").check()
+    ExternalUpscalerConfig(path="x.pth", device="cuda:1").check()
+    with pytest.raises(RecipeError) as caught:
+        EDSRConfig(device="gpu one").check()
+    assert str(caught.value) == (
+        "upscaler.device: is 'gpu one'\n  next: use auto, cpu, cuda, or cuda:1 for the second"
+    )

@@ -128,13 +128,20 @@ class Database:
                 "dbname": options.database,
                 "user": options.user,
             }
-            connection: Connection = psycopg.connect(
-                **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # keys of this config
-                autocommit=True,  # `run` opens the transactions
-                connect_timeout=max(2, round(options.timeout_seconds)),
-                application_name="cm3leon",
-                client_encoding="UTF8",
-            )
+            try:
+                connection: Connection = psycopg.connect(
+                    **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]  # keys of this config
+                    autocommit=True,  # `run` opens the transactions
+                    connect_timeout=max(2, round(options.timeout_seconds)),
+                    application_name="cm3leon",
+                    client_encoding="UTF8",
+                )
+            except UnicodeError as error:  # of the lookup of a name, before anything is sent
+                raise DatabaseError(
+                    f"host {options.host!r}" if options.host is not None else "PGHOST",
+                    "is no name of a server",
+                    "correct the host (--host, retriever.host or PGHOST)",
+                ) from error
             try:
                 with suppress(psycopg.ProgrammingError):  # the extension is not there yet
                     register_vector(connection)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
+from cm3core.interfaces.component import check_device
 from cm3core.interfaces.reach import READS, Outside
 from cm3core.interfaces.upscaler import UpscalerConfig
 from cm3plugins.trained.bundled import BUNDLED
@@ -40,8 +41,13 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
     }
     is_default: ClassVar[bool] = True
     weights: str | None = BUNDLED + "emoji256"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = "auto"
     training: EDSRTraining = field(default_factory=EDSRTraining)
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be used."""
+        super().check()
+        check_device("upscaler.device", self.device)
 
     @property
     def architecture(self) -> EDSRArchitecture:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from bank_parts import source, tools
+from cm3core.cli.main import main
 from cm3core.errors import DatabaseError
 from small_disk import small_disk
 
@@ -161,3 +162,12 @@ def test_the_servers_disk_is_full(postgres, tmp_path):
         finally:
             postgres.sql(f"DROP SCHEMA {config.schema} CASCADE")
             postgres.sql("DROP TABLESPACE small")
+
+
+def test_a_host_that_is_no_name(capsys):
+    """The lookup of the name fails in Python, before libpq sees it."""
+    assert main(["postgres", "stat", "--host", ".", "--database", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "error: host '.': is no name of a server\n"
+        "  next: correct the host (--host, retriever.host or PGHOST)\n"
+    )
