@@ -153,6 +153,22 @@ def test_a_replica_whose_engine_has_stopped_is_unwell():
     asyncio.run(main())
 
 
+def test_a_replica_whose_engine_is_stuck_is_unwell(monkeypatch, caplog):
+    async def main() -> None:
+        replica = await replica_of()
+        pool = replica.workshop.pool
+        async with pool.use("toy") as loaded:
+            monkeypatch.setattr(loaded.engine._workers[0], "since", time.monotonic() - 125.4)
+            with pytest.raises(RuntimeError, match="model toy: a step has taken 125 s so far"):
+                await replica.check_health()
+            assert "its threads:" in caplog.text
+            monkeypatch.undo()
+        await replica.check_health()
+        await pool.close()
+
+    asyncio.run(main())
+
+
 # ---- two replicas, by Ray
 
 
