@@ -56,6 +56,7 @@ def run(args: Namespace) -> int:
 def lost_retrieval(model: str, recipe: Recipe, registry: Registry) -> str | None:
     """What a user should know of a model that retrieves, and does not once it is tuned; None: nothing is lost."""
     from cm3core.checkpoint import find_checkpoint, find_model
+    from cm3core.interfaces.retriever import RetrieverConfig
     from cm3core.recipe.layers import STORED, parse, read
 
     if recipe.retriever is not None:
@@ -65,7 +66,8 @@ def lost_retrieval(model: str, recipe: Recipe, registry: Registry) -> str | None
     name = section.get("name") if isinstance(section, dict) else None
     if not isinstance(name, str) or name not in registry.names("retriever"):
         return None
-    if not registry.config_class("retriever", name).retrieves:
+    config = registry.config_class("retriever", name)
+    if not (issubclass(config, RetrieverConfig) and config.retrieves):
         return None
     return (
         f"{model} retrieves (retriever {name}), and the tuned model will not: the recipe has no retriever. To train and "
