@@ -162,3 +162,21 @@ def test_styles_that_the_recipe_ranks_last_are_not_offered():
     assert drawn_styles(styles, model) == ["filled, mdi", "outline"]
     model.recipe.retriever = None
     assert drawn_styles(styles, model) == styles
+
+
+@pytest.mark.parametrize("text", ["é", "\U0001f34e", "日本語", '\\"\\u00e9é\\\\'])
+def test_large_bodies_are_read_as_small_ones(monkeypatch, text):
+    """Letters beyond ASCII, also where pieces end inside of one."""
+    body = f'{{"prompt": "{text * 50}", "{text}": ["{text}"]}}'.encode()
+    expected = fields.json_object(body)
+    for piece in (1, 2, 3, 5, 7):
+        monkeypatch.setattr(fields, "_LARGE", 0)
+        monkeypatch.setattr(fields, "_PIECE", piece)
+        assert fields.json_object(bytearray(body)) == expected
+        for wrong in (
+            body[:13] + b"\xff" + body[13:],
+            body[:-1] + "é}".encode(),
+            b'{"a": "\xf0\x9f',
+        ):
+            with pytest.raises(APIError, match="the body is not JSON"):
+                fields.json_object(wrong)
