@@ -112,6 +112,12 @@ def check_target(folder: str | Path, dtype: str) -> Path:
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
     target = Path(folder)
+    if _not_utf8(str(target.absolute())):
+        raise CheckpointError(
+            ascii(str(folder)),
+            "has a name that is not UTF-8, by which no recipe could find the model",
+            "name another folder",
+        )
     if target.is_symlink() or not target.name:
         try:
             target = target.resolve()  # the folder is replaced, not the link; "." has no name
@@ -142,6 +148,14 @@ def check_target(folder: str | Path, dtype: str) -> Path:
             "name a new folder, or take that out before",
         )
     return target
+
+
+def _not_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _others_in(target: Path) -> list[str]:

@@ -61,9 +61,15 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
     for section, keys in given.items():
         both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
         merged[section] = {**merged[section], **keys} if both else keys
-    return recipe_from_yaml(
-        OmegaConf.to_yaml(OmegaConf.create(merged)), registry, label="arguments"
-    )
+    try:
+        text = OmegaConf.to_yaml(OmegaConf.create(merged))
+    except UnicodeEncodeError as error:  # bytes of a file's name that are no UTF-8
+        raise DataError(
+            "arguments",
+            f"have a name that is not UTF-8 ({error.object[:60]!a}), which no recipe can hold",
+            "rename the folder or the file",
+        ) from error
+    return recipe_from_yaml(text, registry, label="arguments")
 
 
 def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:

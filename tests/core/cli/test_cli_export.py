@@ -164,3 +164,25 @@ def test_a_link_that_leads_back_to_itself(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{loop}: is a link that leads back to itself\n  next: name a new folder"
     )
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "out\udcff"
+    with pytest.raises(CheckpointError) as caught:
+        check_target(folder, "fp16")
+    assert str(caught.value) == (
+        f"{str(folder)!a}: has a name that is not UTF-8, by which no recipe could find the model\n"
+        "  next: name another folder"
+    )
+
+
+@pytest.mark.parametrize("command", [["data", "validate"], ["memory", "build", "-o", "bank"]])
+def test_data_whose_name_is_not_utf8(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "out\udcff").mkdir()
+    (folder / "a.txt").write_text("red")
+    assert main([*command, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "not UTF-8" in error
+    assert "next: rename the folder" in error
