@@ -21,7 +21,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cm3core.arguments import Count, check_value
+from cm3core.arguments import Count, check_value, checked
 from cm3core.document import Codes, Document, PixelArray
 from cm3core.errors import GenerationError
 from cm3core.generation.engine import Completion, Event, Failed, Finished, Request, candidate_seed
@@ -74,6 +74,7 @@ class AsyncModel(AsyncChatting):
     ) -> None:
         await asyncio.to_thread(self.engine.close)
 
+    @checked(GenerationError)
     def trouble(self, seconds: float) -> str | None:
         """What is wrong with the engine, or with what works beside it, in words; None: nothing.
 

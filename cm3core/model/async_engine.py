@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeAlias
 
+from cm3core.arguments import checked
 from cm3core.errors import CM3Error, GenerationError
 from cm3core.faults import told
 from cm3core.generation.engine import (
@@ -220,6 +221,7 @@ class AsyncEngine:
         """Whether it completes nothing any more: it stopped, or was closed."""
         return self._closed or not all(worker.thread.is_alive() for worker in self._workers)
 
+    @checked(GenerationError)
     def trouble(self, seconds: float) -> str | None:
         """What is wrong with the engine, in words; None: nothing.
 
