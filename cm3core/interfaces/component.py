@@ -58,6 +58,11 @@ class ComponentConfig:
         or what is used where a key is left out. By default nothing."""
         return []
 
+    #: Keys that change nothing of what the component returns: that decide speed, memory, devices, where
+    #: files are, or how it is trained. The conformance kits hold that any other key changes something. A
+    #: subclass adds to its bases' keys.
+    not_in_outputs: ClassVar[tuple[str, ...]] = ()
+
     def check(self) -> None:
         """Raise `RecipeError` if the values can't work together.
 
@@ -67,6 +72,13 @@ class ComponentConfig:
         for parent in reversed(type(self).__mro__):
             ranges |= vars(parent).get("ranges", {})
         check_numbers(self.kind, self, ranges)
+
+
+def keys_not_in_outputs(config_class: type[ComponentConfig]) -> set[str]:
+    """`not_in_outputs` of a config class and of its bases."""
+    return {
+        key for parent in config_class.__mro__ for key in vars(parent).get("not_in_outputs", ())
+    }
 
 
 def chosen_name(config: ComponentConfig) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
+
 from cm3core.errors import DataError, close_match
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.contract import broken, shown
@@ -38,6 +40,10 @@ COLUMNS: Mapping[str, str] = {
     "codes": "int [C]: the image codes of the picture",
     "targets": "dict: what the picture should show, in the task's own terms",
 }
+#: Columns of floats, which must be finite.
+FLOAT_COLUMNS = frozenset(
+    name for name, about in COLUMNS.items() if about.startswith(("float", "list of float"))
+)
 #: Columns that one `update` needs together.
 Group: TypeAlias = tuple[str, ...]
 
@@ -152,7 +158,8 @@ class Metric(ABC):
         """Collect the samples of a batch.
 
         Raises:
-            DataError: no group of columns that it needs is there, or a sample was there before.
+            DataError: no group of columns that it needs is there, a sample was there before, or a number
+                is NaN or infinite.
         """
         groups = [group for group in self.needs if set(group) <= set(batch.columns)]
         if not groups:
@@ -166,6 +173,8 @@ class Metric(ABC):
             again = self._seen[group].intersection(batch.indices)
             if again:
                 raise DataError(f"sample {min(again)}", "was there before", "give each sample once")
+        for name in sorted(FLOAT_COLUMNS.intersection(name for group in groups for name in group)):
+            _check_finite(name, batch)
         for group in groups:
             self._seen[group].update(batch.indices)
             if len(batch.indices):
@@ -228,3 +237,16 @@ class Metric(ABC):
     @cached_property
     def _seen(self) -> dict[Group, set[int]]:
         return {group: set() for group in self.needs}
+
+
+def _check_finite(name: str, batch: MetricBatch) -> None:
+    """Raise `DataError` for a number of a column that is NaN or infinite: a mean would be one, or leave it out."""
+    for index, value in zip(batch.indices, batch.columns[name], strict=True):
+        array = np.asarray(value, dtype=np.float64)
+        if not np.isfinite(array).all():
+            bad = array[~np.isfinite(array)].flat[0]
+            raise DataError(
+                f"sample {index}",
+                f"has {bad} in its {name}",
+                "look for what made it, and leave it out",
+            )

@@ -32,6 +32,8 @@ class ObjectiveConfig(ComponentConfig):
     kind: ClassVar[str] = "objective"
     #: Whether it puts sentinels in place of spans, which not every layout has.
     masks_spans: ClassVar[bool] = False
+    #: Whether spans may be of retrieved documents too, which are given in every prompt.
+    masks_retrieved: ClassVar[bool] = False
     retrieved_loss_weight: float = 1.0
     text_loss_weight: float = 1.0
 

@@ -46,14 +46,23 @@ class Reporter:
                 call.excinfo.value.next_step,
             )
         elif report.failed:
-            cause, _, _ = worded(call.excinfo.value)
-            meaning = summary(inspect.getdoc(item.function) or "")
-            self.teller.verdict(
-                "law", subject, "fail", cause, f"the law: {meaning}", _detail(call.excinfo.value)
-            )
+            error = call.excinfo.value
+            cause, _, _ = worded(error)
+            step = f"the law: {summary(inspect.getdoc(item.function) or '')}"
+            if hasattr(error, "in_a_line"):  # a law's own finding
+                cause, step = error.in_a_line(), f"{error.next_step}; {step}"
+            self.teller.verdict("law", subject, "fail", cause, step, _detail(error))
         elif report.when == "call":
             self.teller.verdict("law", subject, "ok", "")
         return report
+
+    def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
+        """A key that seems to have no effect is a warning of its law."""
+        if warning_message.category.__name__ == "UnusedKeyWarning":
+            first, *rest = str(warning_message.message).splitlines()
+            steps = [line.strip().removeprefix("next: ") for line in rest if "next: " in line]
+            subject = f"{self.subject} {_law(nodeid)}"
+            self.teller.verdict("law", subject, "warn", first, "".join(steps[:1]))
 
 
 def _law(nodeid: str) -> str:
@@ -64,7 +73,9 @@ def _detail(error: BaseException) -> str:
     """The falsifying example, and where the law failed."""
     # a broken law's second line names this very check as the next step
     told = [] if isinstance(error, BrokenLawError) else str(error).splitlines()[1:]
-    message = [line for line in told if line.strip()][:8]
+    if hasattr(error, "tested_lines"):
+        told = error.tested_lines()
+    message = [line for line in told if line.strip()][:12]
     drawn = [
         line.partition("  # or any other")[0]
         for note in getattr(error, "__notes__", [])

@@ -29,14 +29,18 @@ shrunk by Hypothesis. Each kind has a kit, named by `cm3core.plugins.KINDS[kind]
     Waives a law that does not apply to a component: the method returns the reason, and the test is
     skipped with it. A waiver of an unknown law, or without a reason, is an error, and so is
     replacing the test of a law by another (or by None).
+`observe(self, component)`
+    What a component does with a few fixed inputs: name -> values. The laws of configs compare it: another
+    value of each key changes something and, where outputs change, the fingerprint; another process finds the
+    same. A config names keys that decide speed, memory or training alone in `not_in_outputs`.
 `Kit.laws()`
     Law -> its description, in one line.
 `Kit.for_config(config)`
     The same test class, made by a program.
 
-A law that fails is shrunk for at most a few seconds, a whole kit for half a minute, and the failed
-assertion shows values. Each law is known to fail for some component that is wrong in just that way (`tests/core/testing`
-has them all).
+A law that fails is shrunk for at most a few seconds, a whole kit for half a minute. It says what was done,
+what was expected, what came out and where, what the law is, what to do, and on which config. Each law is
+known to fail for some component that is wrong in just that way (`tests/core/testing` has them all).
 
 `Contract` is the base of all kits, from which a plugin derives the kit of a kind that it brings
 (docs/adding-a-kind.md). For your own tests there are Hypothesis strategies (`cm3core.testing.strategies`: `texts`,

@@ -3,7 +3,7 @@
 A law compares calls that must be equal. Hypothesis seeds the global generators at the start of each
 example, and some components read them without advancing them (`torch.initial_seed`, `fork_rng`), so
 that two calls in a row may agree by accident. The kits therefore put the generators into another
-state before each call, and restore them after the law.
+state before each call, look whether it is still there afterwards, and restore them after the law.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,22 @@ def perturb(number: int) -> None:
         torch.default_generator.manual_seed(number)
         if _uses_cuda():
             torch.cuda.manual_seed_all(number)
+
+
+def states() -> dict[str, Any]:
+    """The state of each global generator, under the name by which an author knows it."""
+    found: dict[str, Any] = {"random": random.getstate()}
+    own: Any = np.random.get_state()  # noqa: NPY002
+    found["numpy.random"] = (own[0], own[1].tobytes(), *own[2:])
+    if (torch := sys.modules.get("torch")) is not None:
+        found["torch"] = torch.random.get_rng_state().numpy().tobytes()
+    return found
+
+
+def changed(before: dict[str, Any]) -> list[str]:
+    """Names of the global generators that are not in these states any more."""
+    now = states()
+    return [name for name, state in before.items() if now[name] != state]
 
 
 @contextmanager

@@ -21,7 +21,12 @@ second one.)
 
 Between equal calls a law finds the global generators in other states: `subject` and `make_again`
 perturb them, so laws write `self.subject` for every call, and `self.make_again()` for a second
-instance. They are restored after the law.
+instance. Each example starts from another state, and a call that leaves a generator in another state
+than it found it in breaks the law. What builds a component may use them: laws do that under
+`with self.building():`. They are restored after the law.
+
+Laws compare with `same`, `holds` and `refuses` of `cm3core.testing._findings`, which say what was done,
+expected and got; a plain `assert` is told with the law's docstring.
 
 A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
 attribute `max_examples` limits the examples per law (for slow components). A component that a law
@@ -33,8 +38,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import linecache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
@@ -46,9 +55,12 @@ from cm3core.config.schema import default, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.testing import _generators
+from cm3core.testing._findings import LawBroken, readable, recipe_form
 from cm3core.testing._shrinking import Shrinking
 
 T = TypeVar("T")
+#: States of the global generators in which examples of a law begin.
+_STARTS = st.integers(0, 2**31 - 1)
 
 
 class Contract(Generic[T]):
@@ -71,6 +83,9 @@ class Contract(Generic[T]):
     _shrinking_seconds: ClassVar[float] = 0.0
     _shrinking: Shrinking
     _perturbations: int = 0
+    _first_state: int = 0
+    _generators_left: dict[str, Any] | None = None
+    _is_new: bool = False
 
     def make(self) -> T:
         """Return a new instance of the component under test; equal calls give equal components.
@@ -92,7 +107,8 @@ class Contract(Generic[T]):
         """
         cls = type(self)
         if "_subject" not in cls.__dict__:
-            cls._subject = self.make()
+            with self.building():
+                cls._subject = self.make()
         subject: T = cls._subject
         self._perturb_generators()
         return subject
@@ -100,7 +116,17 @@ class Contract(Generic[T]):
     def make_again(self) -> T:
         """Another instance, equal to the subject, made with the global generators perturbed."""
         self._perturb_generators()
-        return self.make()
+        with self.building():
+            return self.make()
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Within it, global generators may be used: networks are built with random weights, which those of
+        a file then replace."""
+        self._check_generators()
+        self._generators_left = None
+        yield
+        self._generators_left, self._is_new = _generators.states(), True
 
     def _perturb_generators(self) -> None:
         """Put the global generators of `random`, numpy and torch into a state not seen before.
@@ -108,16 +134,32 @@ class Contract(Generic[T]):
         Called before each use of the component, so that a law finds one that depends on them.
         They are restored after the law.
         """
+        self._check_generators()
         self._perturbations += 1
-        _generators.perturb(self._perturbations)
+        _generators.perturb((self._first_state + 7919 * self._perturbations) % 2**32)
+        self._generators_left = _generators.states()
+
+    def _check_generators(self) -> None:
+        """Raise `LawBroken` if a call since the last look changed the state of a global generator."""
+        left, self._generators_left = self._generators_left, None
+        used = [] if left is None else _generators.changed(left)
+        is_new, self._is_new = self._is_new, False
+        if used == ["torch"] and is_new:
+            return  # a network that is built when it is first needed
+        if used:
+            raise LawBroken(
+                "called it, and looked at the global random generators before and after",
+                "their states unchanged",
+                f"the state of {' and '.join(used)} was changed",
+                next_step="draw from a generator of its own, made of a seed or passed to the call: other "
+                "components, and runs that are to be repeated, share the global ones",
+            )
 
     @classmethod
     def laws(cls) -> dict[str, str]:
         """Law (without `law_`, sorted) -> its docstring's first paragraph, on one line."""
         return {
-            name.removeprefix("law_"): " ".join(
-                (inspect.getdoc(getattr(cls, name)) or "").partition("\n\n")[0].split()
-            )
+            name.removeprefix("law_"): _meaning(getattr(cls, name))
             for name in dir(cls)
             if name.startswith("law_")
         }
@@ -222,18 +264,18 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
     if "data" not in inspect.signature(law).parameters:
 
         def run_once(self: Contract[Any]) -> None:
-            with _generators.preserved():
-                law(self)
+            self._perturbations, self._generators_left = 0, None
+            _run(self, law)
 
         return run_once
 
     def run(self: Contract[Any], data: st.DataObject) -> None:
         self._shrinking.check(data)
-        # from the same state in each example, so that it can be repeated
-        self._perturbations = 0
+        # from a state that belongs to the example, so that it can be repeated; not among its draws
+        self._first_state = data.conjecture_data.draw(_STARTS)
+        self._perturbations, self._generators_left = 0, None
         try:
-            with _generators.preserved():
-                law(self, data)
+            _run(self, law, data)
         except (Exception, pytest.fail.Exception) as error:
             if not isinstance(error, UnsatisfiedAssumption):
                 self._shrinking.begin()
@@ -251,7 +293,78 @@ def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[...
         self._shrinking = Shrinking(cls._shrinking_seconds)
         try:
             test(self)
+        except BaseExceptionGroup as group:
+            # Hypothesis's, of what failed and then did not, as where a component remembers calls
+            found = next((one for one in group.exceptions if isinstance(one, LawBroken)), None)
+            if found is None:
+                raise
+            raise found from None
+        except BaseException as error:
+            if notes := getattr(error, "__notes__", None):
+                error.__notes__ = [readable(note) for note in notes]
+            raise
         finally:
             cls._shrinking_seconds += self._shrinking.seconds
 
     return run_limited
+
+
+def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObject) -> None:
+    """One run of a law; what it finds is told with the law and the component."""
+    name, meaning = law.__name__.removeprefix("law_"), _meaning(law)
+    try:
+        with _generators.preserved():
+            law(contract, *drawn)
+            contract._check_generators()
+    except LawBroken as error:
+        raise error.framed(name, meaning, _tested(contract)) from error.__cause__
+    except AssertionError as error:
+        place = _innermost(error.__traceback__)
+        if not _is_of_kits(place):
+            raise  # the component's own assertion
+        got = str(error) or _source(place)
+        found = LawBroken(f"tested the law {name!r}", meaning, got, _line(place))
+        raise found.framed(name, "", _tested(contract)) from None
+
+
+def _meaning(law: Callable[..., None]) -> str:
+    return " ".join((inspect.getdoc(law) or "").partition("\n\n")[0].split())
+
+
+def _tested(contract: Contract[Any]) -> str:
+    """What the law was tested on: the config as a recipe has it, else the component's class."""
+    if contract.config is not None:
+        try:
+            return recipe_form(contract.config)
+        except (TypeError, ValueError, AttributeError):  # a kind's own test has odd configs
+            return type(contract.config).__name__
+    subject = type(contract).__dict__.get("_subject")
+    return f"{type(subject).__name__}, made by {type(contract).__qualname__}.make"
+
+
+def _innermost(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_of_kits(place: TracebackType | None) -> bool:
+    """Whether an assertion is a law's, in this folder or in a kit of another kind's author."""
+    if place is None:
+        return True
+    code = place.tb_frame.f_code
+    return code.co_name.startswith("law_") or (
+        Path(code.co_filename).parent == Path(__file__).parent
+    )
+
+
+def _line(place: TracebackType | None) -> str:
+    if place is None:
+        return ""
+    return f"{Path(place.tb_frame.f_code.co_filename).name}, line {place.tb_lineno}"
+
+
+def _source(place: TracebackType | None) -> str:
+    if place is None:
+        return ""
+    return linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno).strip()

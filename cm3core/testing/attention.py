@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.interfaces.attention import AttentionBackend
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import every, holds, same
 
 
 def dense_attention(
@@ -88,6 +89,15 @@ class AttentionCase:
             **options,
         )
 
+    def told(self) -> str:
+        """The call in words."""
+        B, T, H, D = self.q_BTHD.shape
+        S, K = self.k_BSKD.shape[1:3]
+        told = f"{B} rows of {T} queries and {S} keys, {H} heads of {D} over {K} of keys"
+        if self.kv_start_BT is not None:
+            told += f", kv_start {self.kv_start_BT.tolist()}"
+        return told if self.offset_B is None else f"{told}, offset {self.offset_B.tolist()}"
+
     def expected(self) -> Tensor:
         """The oracle's result."""
         return dense_attention(
@@ -95,7 +105,7 @@ class AttentionCase:
         )
 
 
-class AttentionContract(Contract[AttentionBackend]):
+class AttentionContract(ConfigLaws[AttentionBackend]):
     """Laws of the visibility rule.
 
     Override `dtype`, `tolerance` and `head_dims` for a backend that does not support them all.
@@ -142,25 +152,45 @@ class AttentionContract(Contract[AttentionBackend]):
             q, k, v, kv_start_BT, offset_B, data.draw(st.sampled_from([None, 0.3]), label="scale")
         )
 
-    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
-        """Assert equality with a float64 result within the kit's tolerance."""
-        torch.testing.assert_close(
-            actual.double(), expected, atol=self.tolerance, rtol=self.tolerance
+    def observe(self, component: AttentionBackend) -> Outputs:
+        """Results of a plain call and of one with a cache."""
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (
+            torch.randn(2, 9, heads, self.head_dims[0], generator=generator, dtype=torch.float64)
+            for heads in (4, 2, 2)
+        )
+        starts_BT = torch.tensor([[0] * 9, [0, 0, 0, 3, 3, 3, 6, 7, 7]])
+        plain = AttentionCase(q, k, v, starts_BT, None, None)
+        cached = AttentionCase(q[:, :2], k, v, None, torch.tensor([7, 3]), 0.3)
+        return {
+            "is_plain_softmax": str(component.is_plain_softmax),
+            "results": plain.call(component, self.dtype).double().numpy(),
+            "results with a cache": cached.call(component, self.dtype).double().numpy(),
+        }
+
+    def assert_close(self, actual: Tensor, expected: Tensor, did: str = "attended") -> None:
+        """Raise unless a result equals a float64 one within the kit's tolerance."""
+        same(
+            actual.double(),
+            expected.double(),
+            f"{did} in {str(self.dtype).removeprefix('torch.')}, and by a dense oracle in float64",
+            tolerance=self.tolerance,
         )
 
     def law_equals_the_oracle(self, data: st.DataObject) -> None:
         """Plain causal and packed rows."""
         case = self.case(data, cached=False)
         out = case.call(self.subject, self.dtype)
-        assert out.dtype == self.dtype
-        self.assert_close(out, case.expected())
+        holds(out.dtype == self.dtype, "attended", str(self.dtype), str(out.dtype))
+        self.assert_close(out, case.expected(), f"attended {case.told()}")
 
     def law_cached_rows_equal_the_oracle(self, data: st.DataObject) -> None:
         """Rows at their own lengths in a longer cache, one query or many."""
         case = self.case(
             data, cached=True, max_tokens=data.draw(st.sampled_from([1, 9]), label="most queries")
         )
-        self.assert_close(case.call(self.subject, self.dtype), case.expected())
+        out = case.call(self.subject, self.dtype)
+        self.assert_close(out, case.expected(), f"attended {case.told()}")
 
     def law_starts_of_32_bits_and_strided_inputs(self, data: st.DataObject) -> None:
         """int32 `kv_start`, and q, k and v as strided views with last stride 1: the same result."""
@@ -172,24 +202,33 @@ class AttentionContract(Contract[AttentionBackend]):
             torch.cat([x, x + 1], 2).to(self.dtype)[:, :, : x.shape[2]]
             for x in (case.q_BTHD, case.k_BSKD, case.v_BSKD)
         )
-        torch.testing.assert_close(
-            case.call(self.subject, self.dtype), expected, atol=self.tolerance, rtol=self.tolerance
+        same(
+            case.call(self.subject, self.dtype).double(),
+            expected.double(),
+            f"attended {case.told()}, and the same as strided views with int32 starts",
+            tolerance=self.tolerance,
         )
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """Queries, keys, values, starts and offsets are unchanged."""
         case = self.case(data, cached=data.draw(st.booleans(), label="cached"))
-        inputs = [
-            case.q_BTHD.to(self.dtype),
-            case.k_BSKD.to(self.dtype),
-            case.v_BSKD.to(self.dtype),
-        ]
-        others = [x for x in (case.kv_start_BT, case.offset_B) if x is not None]
-        before = [x.clone() for x in inputs + others]
+        inputs = {
+            "queries": case.q_BTHD.to(self.dtype),
+            "keys": case.k_BSKD.to(self.dtype),
+            "values": case.v_BSKD.to(self.dtype),
+        }
+        before = {name: x.clone() for name, x in inputs.items()}
+        others = {"kv_start": case.kv_start_BT, "offset": case.offset_B}
+        before |= {name: x.clone() for name, x in others.items() if x is not None}
         self.subject.attend(
-            *inputs, kv_start_BT=case.kv_start_BT, offset_B=case.offset_B, scale=case.scale
+            *inputs.values(),
+            kv_start_BT=case.kv_start_BT,
+            offset_B=case.offset_B,
+            scale=case.scale,
         )
-        assert all(torch.equal(x, old) for x, old in zip(inputs + others, before, strict=True))
+        for name, old in before.items():
+            now = (inputs | others)[name]
+            same(now, old, f"attended {case.told()}, and looked at the {name} given")
 
     def law_a_plan_changes_nothing(self, data: st.DataObject) -> None:
         """`attend` with a plan equals `attend` without."""
@@ -200,7 +239,8 @@ class AttentionContract(Contract[AttentionBackend]):
             kv_start_BT=case.kv_start_BT,
             offset_B=case.offset_B,
         )
-        self.assert_close(case.call(self.subject, self.dtype, plan=plan), case.expected())
+        out = case.call(self.subject, self.dtype, plan=plan)
+        self.assert_close(out, case.expected(), f"attended {case.told()} with a plan")
 
     def law_gradients_equal_the_oracles(self, data: st.DataObject) -> None:
         """Of q, k and v, against float64 autograd through the oracle."""
@@ -215,8 +255,9 @@ class AttentionContract(Contract[AttentionBackend]):
         actual = torch.autograd.grad(
             (case.call(self.subject, self.dtype).double() * weight).sum(), inputs
         )
-        for ours, oracles in zip(actual, expected, strict=True):
-            self.assert_close(ours, oracles)
+        names = ("queries", "keys", "values")
+        for name, ours, oracles in zip(names, actual, expected, strict=True):
+            self.assert_close(ours, oracles, f"took gradients of the {name} ({case.told()})")
 
     def law_unseen_keys_change_nothing(self, data: st.DataObject) -> None:
         """Slots past a row's queries may hold anything finite."""
@@ -226,8 +267,11 @@ class AttentionContract(Contract[AttentionBackend]):
         T, S = case.q_BTHD.shape[1], case.k_BSKD.shape[1]
         unseen_BS = torch.arange(S) >= (case.offset_B + T)[:, None]
         case.k_BSKD[unseen_BS], case.v_BSKD[unseen_BS] = 1e3, -1e3
-        torch.testing.assert_close(
-            case.call(self.subject, self.dtype), before, atol=1e-6, rtol=1e-6
+        same(
+            case.call(self.subject, self.dtype).double(),
+            before.double(),
+            f"attended {case.told()}, and again with other keys and values past the queries",
+            tolerance=1e-6,
         )
 
     @torch.no_grad()
@@ -235,14 +279,20 @@ class AttentionContract(Contract[AttentionBackend]):
         """Padding: zeros, never NaN."""
         q, k, v = self._qkv()
         out = self.subject.attend(q, k, v, kv_start_BT=torch.tensor([[0, 0, 3, 4]]))
-        assert not out[0, 2:].any(), "queries 2 and 3 see no key"
-        assert out[0, :2].any()
+        did = "attended with kv_start [0, 0, 3, 4]"
+        padding = out[0, 2:].double()
+        every(padding, padding == 0, f"{did}: queries 2 and 3 see no key", "zeros")
+        holds(out[0, :2].any(), f"{did}: queries 0 and 1 see keys", "not zeros", "zeros")
 
     def law_gradients_of_padding_are_finite(self) -> None:
         """Gradients are finite even where a query sees no keys."""
         q, k, v = (x.requires_grad_() for x in self._qkv())
         self.subject.attend(q, k, v, kv_start_BT=torch.tensor([[0, 0, 3, 4]])).sum().backward()
-        assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in (q, k, v))
+        for name, x in (("queries", q), ("keys", k), ("values", v)):
+            did = f"took gradients of the {name} where queries 2 and 3 see no key"
+            holds(x.grad is not None, did, "a gradient", "none")
+            assert x.grad is not None
+            every(x.grad.double(), x.grad.isfinite(), did, "finite numbers")
 
     def _qkv(self) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)

@@ -9,19 +9,21 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.boxes import text_of_boxes
 from cm3core.errors import DataError
 from cm3core.interfaces.condition import Condition
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import holds, refuses, same, shown
+from cm3core.testing.samples import example_pictures
 from cm3core.testing.strategies import pictures
 
-_LABELS = st.sampled_from(["bell", "red key", "lock"])
+_NAMES = ("bell", "red key", "lock")
+_LABELS = st.sampled_from(_NAMES)
 
 
-class ConditionContract(Contract[Condition]):
+class ConditionContract(ConfigLaws[Condition]):
     """Laws of a condition."""
 
     kind: ClassVar[str] = "condition"
@@ -31,6 +33,25 @@ class ConditionContract(Contract[Condition]):
         """See `ConditionConfig.build`."""
         condition: Condition = config.build()
         return condition
+
+    def observe(self, component: Condition) -> Outputs:
+        """Structures of pictures or boxes, without and with a generator."""
+        sources: list[Any] = self.sources(component)
+        return {
+            "structures": [component.draw(source) for source in sources],
+            "structures with a generator": [
+                component.draw(source, np.random.default_rng(seed))
+                for seed, source in enumerate(sources)
+            ],
+        }
+
+    def sources(self, component: Condition) -> list[Any]:
+        """What `observe` draws from. Override it for texts of another form."""
+        if component.draws_from == "image":
+            return [*example_pictures(40), *(example_pictures(24, 36) // 2)[:2]]
+        places = (10, 20, 90, 140), (100, 8, 240, 130), (0, 0, 255, 255)
+        boxes = list(zip(_NAMES, places, strict=True))
+        return [text_of_boxes(boxes[:count]) for count in (1, 2, 3)]
 
     def source(self, data: st.DataObject) -> Any:
         """What the condition is drawn from: a picture, or a text of boxes. Override it for texts of
@@ -46,20 +67,25 @@ class ConditionContract(Contract[Condition]):
         source = self.source(data)
         for rng in (None, np.random.default_rng(1)):
             drawn = self.subject.draw(source, rng)
-            assert drawn.dtype == np.uint8
-            assert drawn.ndim == 3
-            assert drawn.shape[2] == 3
+            good = drawn.dtype == np.uint8 and drawn.ndim == 3 and drawn.shape[2] == 3
+            expected = "uint8 [height, width, 3]"
             if not isinstance(source, str):
-                assert drawn.shape == source.shape
+                good, expected = good and drawn.shape == source.shape, f"uint8 {list(source.shape)}"
+            holds(good, f"drew the structure of {shown(source)}", expected, drawn)
 
     def law_drawing_is_deterministic(self, data: st.DataObject) -> None:
         """Equal sources and seeds give equal pictures, also from an equal condition."""
         source, seed = self.source(data), data.draw(st.integers(0, 99))
         again = source if isinstance(source, str) else source.copy()
-        for make in (lambda: None, lambda: np.random.default_rng(seed)):
+        for make, how in (
+            (lambda: None, "without a generator"),
+            (lambda: np.random.default_rng(seed), "with equal generators"),
+        ):
             first = self.subject.draw(source, make())
-            assert np.array_equal(self.subject.draw(again, make()), first)
-            assert np.array_equal(self.make_again().draw(source, make()), first)
+            second = self.subject.draw(again, make())
+            same(second, first, f"drew {shown(source)} twice, {how}")
+            other = self.make_again().draw(source, make())
+            same(other, first, f"drew {shown(source)} with two conditions of one config, {how}")
 
     def law_the_picture_given_is_not_written_to(self, data: st.DataObject) -> None:
         """The source is what it was, and what is drawn is no part of it."""
@@ -68,18 +94,29 @@ class ConditionContract(Contract[Condition]):
             return
         before = source.copy()
         drawn = self.subject.draw(source, np.random.default_rng(0))
-        assert np.array_equal(source, before)
-        assert not np.shares_memory(drawn, source)
+        same(source, before, "drew the structure of a picture, and looked at the picture given")
+        holds(
+            not np.shares_memory(drawn, source),
+            "drew the structure of a picture",
+            "a new array",
+            "a view of the picture given",
+            next_step="return a copy",
+        )
         source.setflags(write=False)
         self.subject.draw(source)
 
     def law_the_fingerprint_is_fixed(self) -> None:
         """It is a text, the same in an equal condition."""
         fingerprint = self.subject.fingerprint
-        assert isinstance(fingerprint, str)
-        assert fingerprint
-        assert self.subject.fingerprint == fingerprint
-        assert self.make_again().fingerprint == fingerprint
+        holds(
+            isinstance(fingerprint, str) and fingerprint,
+            "looked at its fingerprint",
+            "a text",
+            fingerprint,
+        )
+        same(self.subject.fingerprint, fingerprint, "looked at its fingerprint twice")
+        again = self.make_again().fingerprint
+        same(again, fingerprint, "looked at the fingerprints of two conditions of one config")
 
     def law_wrong_input_is_refused(self) -> None:
         """Pictures of another form and empty texts are errors, never converted."""
@@ -87,5 +124,8 @@ class ConditionContract(Contract[Condition]):
         wrong += [np.zeros((4, 4, 3), np.float32)]
         wrong += ["", " "] if self.subject.draws_from == "text" else ["a text"]
         for source in wrong:
-            with pytest.raises(DataError):
-                self.subject.draw(source)
+            refuses(
+                lambda source=source: self.subject.draw(source),  # type: ignore[misc]
+                f"drew the structure of {shown(source)}",
+                DataError,
+            )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 from cm3core.errors import GenerationError
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, InferenceDecoder, KVCache
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import differ, holds, refuses, same
 from cm3core.testing.attention import DenseAttention
 from cm3core.testing.vocabularies import make_vocabulary
 from cm3core.vocab import Vocabulary
 
 
-class DecoderContract(Contract[Decoder]):
+class DecoderContract(ConfigLaws[Decoder]):
     """Laws of `Decoder` and its cache.
 
     The config must be of a tiny decoder with a context of at least 24 tokens.
@@ -80,9 +80,42 @@ class DecoderContract(Contract[Decoder]):
         is_code_BT = (code_BT >= 0) & (code_BT < self.vocabulary.num_image)
         return torch.where(is_code_BT, (code_BT * 7 + 3) % (self.grid[0] * self.grid[1]), -1)
 
-    def assert_close(self, actual: Tensor, expected: Tensor) -> None:
-        """Assert equality up to the order of float64 sums."""
-        torch.testing.assert_close(actual, expected, atol=self.tolerance, rtol=self.tolerance)
+    def observe(self, component: Decoder) -> Outputs:
+        """States and logits in evaluation and in training, a cache, sizes, groups of parameters."""
+        tokens_BT = torch.arange(24).view(2, 12) * 5 % self.vocabulary.size
+        cells_BT, module = self.cells(tokens_BT), component.module
+        found: Outputs = {
+            "context_length": component.context_length,
+            "groups of parameters": {
+                name: sum(one.numel() for one in group)
+                for name, group in component.parameter_groups().items()
+            },
+        }
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            generator = torch.Generator().manual_seed(0)
+            for parameter in module.parameters():
+                parameter.add_(
+                    0.2 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+                )
+            for name, training in (("evaluation", False), ("training", True)):
+                torch.manual_seed(0)
+                module.train(training)
+                states_BTE = component.hidden_states(tokens_BT, cells_BT=cells_BT)
+                found[f"states in {name}"] = states_BTE
+                found[f"logits in {name}"] = component.logits(states_BTE)
+            module.eval()
+            far_BT = tokens_BT[:, :4] * 0 + 7 + torch.arange(4)
+            last = component.context_length - 4
+            found["states at the end of the context"] = component.hidden_states(
+                far_BT, positions_BT=torch.arange(last, last + 4).expand_as(far_BT)
+            )
+        return found
+
+    def assert_close(
+        self, actual: Tensor, expected: Tensor, did: str = "computed states in two ways"
+    ) -> None:
+        """Raise unless they are equal up to the order of float64 sums."""
+        same(actual, expected, did, tolerance=self.tolerance)
 
     def plain(self, tokens_BT: Tensor) -> Tensor:
         """Hidden states without cache or packing."""
@@ -96,8 +129,9 @@ class DecoderContract(Contract[Decoder]):
         other_BT = tokens_BT.clone()
         other_BT[:, changed:] = (other_BT[:, changed:] + 1) % self.vocabulary.size
         before, after = self.plain(tokens_BT), self.plain(other_BT)
-        self.assert_close(after[:, :changed], before[:, :changed])
-        assert not torch.allclose(after[:, changed], before[:, changed])
+        did = f"changed the tokens from position {changed} on, and compared the states "
+        self.assert_close(after[:, :changed], before[:, :changed], f"{did}before it")
+        differ(after[:, changed], before[:, changed], f"{did}at it", "other states")
 
     @torch.no_grad()
     def law_positions_and_cells_have_defaults(self, data: st.DataObject) -> None:
@@ -114,55 +148,68 @@ class DecoderContract(Contract[Decoder]):
             cells_BT=torch.full_like(tokens_BT, -1),
             kv_start_BT=torch.zeros_like(tokens_BT),
         )
-        self.assert_close(states_BTE, explicit_BTE)
-        assert torch.equal(tokens_BT, before_BT)
+        did = "computed states without positions, cells and starts, and with 0..T-1, -1 and 0"
+        self.assert_close(states_BTE, explicit_BTE, did)
+        same(tokens_BT, before_BT, "computed states, and looked at the tokens given")
 
     def law_sizes_are_as_stated(self) -> None:
         """`vocab_size`, the head's shape and the config's number of parameters are right."""
         decoder = self.decoder
-        assert decoder.vocab_size == self.vocabulary.size
+        same(decoder.vocab_size, self.vocabulary.size, "compared vocab_size with the vocabulary's")
         state_BTE = self.plain(torch.zeros(1, 1, dtype=torch.int64))
         rows = decoder.vocab_size - len(decoder.own_head or ())
-        assert decoder.head_weight().shape == (rows, state_BTE.shape[-1])
+        shape = list(decoder.head_weight().shape)
+        same(shape, [rows, state_BTE.shape[-1]], "looked at the shape of head_weight()")
         if self.config is not None:
-            assert decoder.context_length == self.config.context_length
+            length = self.config.context_length
+            same(decoder.context_length, length, "compared context_length with the config's")
             stated = self.config.num_parameters(self.vocabulary, self.grid)
-            assert stated in (None, sum(p.numel() for p in decoder.module.parameters()))
+            number = sum(p.numel() for p in decoder.module.parameters())
+            did = "counted parameters without building, and in the module"
+            holds(stated in (None, number), did, f"{number}, or None: not known", stated)
 
     @torch.no_grad()
     def law_a_full_cache_takes_no_more(self) -> None:
         """Advancing a row beyond its reserved room raises."""
         arranged = self.decoder.for_inference()
         cache = arranged.allocate_cache(2, 4)
-        assert cache.length_B.tolist() == [0, 0]
-        assert cache.length_B.dtype == torch.int64
+        same(cache.length_B.tolist(), [0, 0], "looked at length_B of a new cache")
+        dtype = cache.length_B.dtype
+        holds(dtype == torch.int64, "looked at the type of length_B", "int64", str(dtype))
         arranged.hidden_states(torch.arange(8).view(2, 4), cache=cache)
         cache.advance([4, 3])
-        with pytest.raises(GenerationError):
-            cache.advance([1 << 20, 0])
-        assert cache.length_B.tolist() == [4, 3]
+        did = "advanced a row of a cache of 4 tokens by a million"
+        refuses(lambda: cache.advance([1 << 20, 0]), did, GenerationError)
+        same(cache.length_B.tolist(), [4, 3], f"{did}, and looked at length_B")
 
     @torch.no_grad()
     def law_inference_equals_training(self, data: st.DataObject) -> None:
         """`for_inference` gives the same states and logits; an unknown precision is refused."""
         tokens_BT = self.tokens(data, 2, 6)
         arranged = self.decoder.for_inference()
-        assert arranged.device == self.decoder.head_weight().device
-        assert arranged.vocab_size == self.decoder.vocab_size
-        assert arranged.context_length == self.decoder.context_length
+        did = "arranged it for inference, and compared "
+        device = str(self.decoder.head_weight().device)
+        same(str(arranged.device), device, f"{did}the device")
+        for name in ("vocab_size", "context_length"):
+            same(getattr(arranged, name), getattr(self.decoder, name), did + name)
         states_BTE = arranged.hidden_states(
             tokens_BT, cells_BT=self.cells(tokens_BT), cache=arranged.allocate_cache(2, 6)
         )
-        self.assert_close(states_BTE, self.plain(tokens_BT))
-        self.assert_close(arranged.logits(states_BTE), self.decoder.logits(states_BTE))
-        with pytest.raises(GenerationError):
-            self.decoder.for_inference("fp3")
+        self.assert_close(states_BTE, self.plain(tokens_BT), f"{did}the states")
+        logits = self.decoder.logits(states_BTE)
+        self.assert_close(arranged.logits(states_BTE), logits, f"{did}the logits")
+        refuses(
+            lambda: self.decoder.for_inference("fp3"),
+            "arranged it for inference in the precision 'fp3'",
+            GenerationError,
+        )
 
     @torch.no_grad()
     def law_rows_are_independent(self, data: st.DataObject) -> None:
         """A row has the same states as alone."""
         tokens_BT = self.tokens(data, 3, data.draw(st.integers(1, 10), label="T"))
-        self.assert_close(self.plain(tokens_BT)[1:2], self.plain(tokens_BT[1:2]))
+        alone = self.plain(tokens_BT[1:2])
+        self.assert_close(self.plain(tokens_BT)[1:2], alone, "computed a row among 3, and alone")
 
     @torch.no_grad()
     def law_every_earlier_token_counts(self) -> None:
@@ -170,7 +217,13 @@ class DecoderContract(Contract[Decoder]):
         tokens_BT = torch.arange(10)[None]
         other_BT = tokens_BT.clone()
         other_BT[0, 0] = 11
-        assert not torch.allclose(self.plain(tokens_BT)[:, -1], self.plain(other_BT)[:, -1])
+        holds(
+            not torch.allclose(self.plain(tokens_BT)[:, -1], self.plain(other_BT)[:, -1]),
+            "changed the first of 10 tokens, and compared the last state",
+            "another state",
+            "the same state",
+            next_step="check that attention sees all earlier keys",
+        )
 
     @torch.no_grad()
     def law_token_by_token_equals_at_once(self, data: st.DataObject) -> None:
@@ -187,7 +240,8 @@ class DecoderContract(Contract[Decoder]):
                 )
             )
             cache.advance([1, 1])
-        self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT))
+        did = "read 7 tokens one by one with a cache, and at once without"
+        self.assert_close(torch.cat(steps, 1), self.plain(tokens_BT), did)
 
     @torch.no_grad()
     def law_ragged_chunks_equal_at_once(self, data: st.DataObject) -> None:
@@ -211,10 +265,11 @@ class DecoderContract(Contract[Decoder]):
             for row, (held, count) in enumerate(
                 zip(held_B.tolist(), count_B.tolist(), strict=True)
             ):
-                self.assert_close(states[row, :count], expected[row, held : held + count])
+                did = f"read {count} more tokens of row {row} behind {held}, and all at once"
+                self.assert_close(states[row, :count], expected[row, held : held + count], did)
             cache.advance(count_B.tolist())
             held_B = held_B + count_B
-            assert torch.equal(cache.length_B, held_B)
+            same(cache.length_B, held_B, f"advanced rows by {count_B.tolist()}: length_B")
 
     @torch.no_grad()
     def law_documents_packed_into_a_row_are_isolated(self, data: st.DataObject) -> None:
@@ -229,7 +284,8 @@ class DecoderContract(Contract[Decoder]):
         packed = self.decoder.hidden_states(
             tokens_BT, positions_BT=positions_BT, cells_BT=cells_BT, kv_start_BT=starts_BT
         )
-        self.assert_close(packed, alone)
+        did = f"packed documents of {lengths} tokens into a row, and read each alone"
+        self.assert_close(packed, alone, did)
 
     @torch.no_grad()
     def law_rows_of_a_cache_are_forked_dropped_and_joined(self, data: st.DataObject) -> None:
@@ -255,7 +311,7 @@ class DecoderContract(Contract[Decoder]):
                 row = data.draw(st.integers(0, len(whole) - 1), label="row")
                 length = data.draw(st.integers(1, len(whole[row])), label="length")
                 kept, own = cache.copy(row, length), [whole[row][:length]]
-                assert kept.length_B.tolist() == [length]
+                same(kept.length_B.tolist(), [length], "copied a row of a cache: length_B")
                 kept.reserve([1])
                 self._read_more(decoder, kept, data, own, [1])
             else:
@@ -269,7 +325,8 @@ class DecoderContract(Contract[Decoder]):
                 if min(counts) > 0:
                     cache.reserve(counts)
                     self._read_more(decoder, cache, data, whole, counts)
-            assert cache.length_B.tolist() == [len(row) for row in whole]
+            lengths = [len(row) for row in whole]
+            same(cache.length_B.tolist(), lengths, f"did {event!r} with a cache: length_B")
 
     def _read(
         self, decoder: InferenceDecoder, data: st.DataObject, rows: list[list[int]]
@@ -297,7 +354,9 @@ class DecoderContract(Contract[Decoder]):
         for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
             row += new_BT[place, :count].tolist()
             self.assert_close(
-                states_BTE[place, :count], self.plain(torch.tensor([row]))[0, -count:]
+                states_BTE[place, :count],
+                self.plain(torch.tensor([row]))[0, -count:],
+                f"read {count} more tokens of a cached row of {len(row) - count}, and all at once",
             )
 
     @torch.no_grad()
@@ -306,13 +365,16 @@ class DecoderContract(Contract[Decoder]):
         ids but those with a head of their own."""
         hidden = self.plain(self.tokens(data, 1, 3))
         full = self.decoder.logits(hidden)
-        assert full.shape == (1, 3, self.vocabulary.size)
+        same(list(full.shape), [1, 3, self.vocabulary.size], "computed logits of 3 states")
         own = self.decoder.own_head or range(0)
         others = torch.cat([full[..., : own.start], full[..., own.stop :]], -1) if own else full
-        self.assert_close(others, hidden @ self.decoder.head_weight().T)
+        did = "computed logits, and states times head_weight()"
+        self.assert_close(others, hidden @ self.decoder.head_weight().T, did)
         start = data.draw(st.integers(0, self.vocabulary.size - 1), label="start")
         stop = data.draw(st.integers(start + 1, self.vocabulary.size), label="stop")
-        self.assert_close(self.decoder.logits(hidden, range(start, stop)), full[..., start:stop])
+        part = self.decoder.logits(hidden, range(start, stop))
+        did = f"computed logits of the ids {start}..{stop - 1}, and of all"
+        self.assert_close(part, full[..., start:stop], did)
 
     def law_loss_is_that_of_the_logits(self, data: st.DataObject) -> None:
         """`loss_sums` is the logits' weighted cross entropy with z loss, groups and gradients, among
@@ -338,17 +400,21 @@ class DecoderContract(Contract[Decoder]):
             hidden_NE, targets_N, weights_N, groups_N, num_groups=3, z_loss=z_loss
         )
         found = torch.autograd.grad(loss, (hidden_NE, head))
-        for actual, right in zip((loss, *found), (expected, *wanted), strict=True):
-            self.assert_close(actual, right)
-        assert not found[0][1::3].any()
+        names = ("the loss", "its gradient of the states", "its gradient of the head")
+        for name, actual, right in zip(names, (loss, *found), (expected, *wanted), strict=True):
+            did = f"computed {name} by loss_sums, and of the logits, with z_loss {z_loss}"
+            self.assert_close(actual, right, did)
+        unweighted = found[0][1::3]
+        zeros = torch.zeros_like(unweighted)
+        same(unweighted, zeros, "took gradients of the states whose weight is 0")
         right_G2 = torch.stack(
             [
                 torch.stack([(weights_N * nll_N)[g::3].sum(), weights_N[g::3].sum()])
                 for g in range(3)
             ]
         )
-        assert sums_G2.shape == (3, 2)
-        self.assert_close(sums_G2, right_G2.detach())
+        same(list(sums_G2.shape), [3, 2], "summed losses and weights of 3 groups")
+        self.assert_close(sums_G2, right_G2.detach(), "summed losses and weights of 3 groups")
 
     def law_gradient_reaches_every_parameter(self) -> None:
         """Every parameter is in exactly one optimiser group and gets a non-zero gradient."""
@@ -360,9 +426,18 @@ class DecoderContract(Contract[Decoder]):
             logits[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten()
         ).backward()
         for name, parameter in module.named_parameters():
-            assert parameter.grad is not None, f"{name} gets no gradient"
-            assert bool(parameter.grad.any()), f"{name} gets a zero gradient"
-        grouped = [id(p) for group in self.decoder.parameter_groups().values() for p in group]
-        assert sorted(grouped) == sorted(id(p) for p in module.parameters()), (
-            "each parameter belongs to one group"
-        )
+            did, advice = f"took the loss's gradient of {name}", "use it, or remove it"
+            given = parameter.grad is not None
+            holds(given, did, "a gradient", f"{name} gets no gradient", next_step=advice)
+            assert parameter.grad is not None
+            moved = bool(parameter.grad.any())
+            holds(moved, did, "not zero", f"{name} gets a zero gradient", next_step=advice)
+        names = {id(p): name for name, p in module.named_parameters()}
+        counts = dict.fromkeys(names.values(), 0)
+        for group in self.decoder.parameter_groups().values():
+            for one in group:
+                name = names.get(id(one), "another one")
+                counts[name] = counts.get(name, 0) + 1
+        for name, count in counts.items():
+            did = f"looked for {name} in parameter_groups()"
+            same(count, 1, f"{did}: each parameter belongs to one group")

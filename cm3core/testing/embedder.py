@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.embedder import Embedder, normalise
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import difference, every, holds, refuses, same
+from cm3core.testing.samples import SAMPLE_TEXTS, example_pictures
 from cm3core.testing.strategies import pictures, texts
 
 _TOLERANCE = 1e-4
@@ -36,7 +37,7 @@ def _pictures(max_num: int) -> st.SearchStrategy[list[PixelArray]]:
     return st.lists(pictures(max_side=90), min_size=1, max_size=max_num)
 
 
-class EmbedderContract(Contract[Embedder]):
+class EmbedderContract(ConfigLaws[Embedder]):
     """Laws of an embedder."""
 
     kind: ClassVar[str] = "embedder"
@@ -47,46 +48,59 @@ class EmbedderContract(Contract[Embedder]):
         embedder: Embedder = config.build()
         return embedder
 
+    def observe(self, component: Embedder) -> Outputs:
+        """Vectors of texts and pictures."""
+        some = [*example_pictures(32), example_pictures(90)[0][:, :40]]
+        return {
+            "vectors of texts": component.embed_texts(SAMPLE_TEXTS),
+            "vectors of pictures": component.embed_images(some),
+            "looks": component.embed_looks(some[:2]),
+        }
+
     def law_vectors_are_finite_unit_float32(self, data: st.DataObject) -> None:
         """Vectors are float32 [N, dimension], finite and of length 1."""
         many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(3))
-        for vectors, count in (
-            (self.subject.embed_texts(many_texts), len(many_texts)),
-            (self.subject.embed_images(many_pictures), len(many_pictures)),
-            (self.subject.embed_looks(many_pictures), len(many_pictures)),
+        dimension = self.subject.dimension
+        for what, vectors, count in (
+            ("texts", self.subject.embed_texts(many_texts), len(many_texts)),
+            ("pictures", self.subject.embed_images(many_pictures), len(many_pictures)),
+            ("looks", self.subject.embed_looks(many_pictures), len(many_pictures)),
         ):
-            assert vectors.dtype == np.float32
-            assert vectors.shape == (count, self.subject.dimension)
-            assert np.isfinite(vectors).all()
-            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=_TOLERANCE)
+            did = f"embedded {count} {what}"
+            holds(
+                vectors.dtype == np.float32 and vectors.shape == (count, dimension),
+                did,
+                f"float32 [{count}, {dimension}]",
+                vectors,
+            )
+            every(vectors, np.isfinite(vectors), did, "finite numbers")
+            lengths = np.linalg.norm(vectors, axis=1)
+            same(lengths, np.ones(count), did + ", and took lengths", tolerance=_TOLERANCE)
 
     def law_nothing_gives_no_rows(self) -> None:
         """No texts, no pictures, no documents: shape [0, dimension]."""
-        for vectors in (
-            self.subject.embed_texts([]),
-            self.subject.embed_images([]),
-            self.subject.embed_documents([]),
+        for what, vectors in (
+            ("texts", self.subject.embed_texts([])),
+            ("images", self.subject.embed_images([])),
+            ("documents", self.subject.embed_documents([])),
         ):
-            assert vectors.shape == (0, self.subject.dimension)
+            same(list(vectors.shape), [0, self.subject.dimension], f"embedded no {what}")
 
     def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
         """An item's vector does not depend on what else is in the batch."""
         many_texts, many_pictures = data.draw(_texts()), data.draw(_pictures(4))
-        np.testing.assert_allclose(
-            self.subject.embed_texts(many_texts),
-            np.concatenate([self.subject.embed_texts([text]) for text in many_texts]),
-            atol=_TOLERANCE,
-        )
-        np.testing.assert_allclose(
-            self.subject.embed_images(many_pictures),
-            np.concatenate([self.subject.embed_images([one]) for one in many_pictures]),
-            atol=_TOLERANCE,
-        )
-        np.testing.assert_allclose(
-            self.subject.embed_looks(many_pictures),
-            np.concatenate([self.subject.embed_looks([one]) for one in many_pictures]),
-            atol=_TOLERANCE,
-        )
+        for name, items in (
+            ("embed_texts", many_texts),
+            ("embed_images", many_pictures),
+            ("embed_looks", many_pictures),
+        ):
+            embed = getattr(self.subject, name)
+            same(
+                embed(items),
+                np.concatenate([embed([one]) for one in items]),
+                f"called {name} with {len(items)} items together, and one by one",
+                tolerance=_TOLERANCE,
+            )
 
     def law_a_document_is_the_mean_of_its_parts(self, data: st.DataObject) -> None:
         """Text and picture vectors are normalised, averaged, normalised; a single one is kept."""
@@ -100,18 +114,25 @@ class EmbedderContract(Contract[Embedder]):
             self.subject.embed_images([picture])[0],
         )
         documents: list[Document] = [(Text(text),), (image,), (Text(text), image)]
-        expected = [text_part, image_part, normalise((text_part + image_part)[None] / 2)[0]]
-        np.testing.assert_allclose(
-            self.subject.embed_documents(documents), expected, atol=_TOLERANCE
+        expected = np.stack(
+            [text_part, image_part, normalise((text_part + image_part)[None] / 2)[0]]
         )
-        np.testing.assert_allclose(
-            self.subject.embed_document(documents[2]), expected[2], atol=_TOLERANCE
-        )
+        did = "embedded a text, a picture, and a document of both"
+        advice = "don't override embed_documents, or take the mean of the parts' unit vectors"
+        for got, wanted in (
+            (self.subject.embed_documents(documents), expected),
+            (self.subject.embed_document(documents[2]), expected[2]),
+        ):
+            same(got, wanted, did, tolerance=_TOLERANCE, next_step=advice)
 
     def law_an_empty_document_is_refused(self) -> None:
         """A document with neither text nor picture has no vector."""
-        with pytest.raises(DataError, match="neither text nor a picture"):
-            self.subject.embed_documents([(Text("a dog"),), ()])
+        refuses(
+            lambda: self.subject.embed_documents([(Text("a dog"),), ()]),
+            "embedded an empty document",
+            DataError,
+            match="neither text nor a picture",
+        )
 
     def law_what_is_no_picture_is_refused(self) -> None:
         """Pictures must be non-empty uint8 [height, width, 3]; the message names the wrong one."""
@@ -123,28 +144,44 @@ class EmbedderContract(Contract[Embedder]):
             np.zeros((0, 4, 3), np.uint8),
         ]
         for bad in wrong:
-            with pytest.raises(DataError, match=r"^picture 1: "):
-                self.subject.embed_images([good, bad])
+            refuses(
+                lambda bad=bad: self.subject.embed_images([good, bad]),  # type: ignore[misc]
+                f"embedded a picture and {bad.dtype} {list(bad.shape)}",
+                DataError,
+                match=r"^picture 1: ",
+            )
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """Lists and pictures are not changed, and pictures may be read-only."""
         many_texts, picture = data.draw(_texts()), data.draw(pictures(max_side=90))
         given_texts, given_pictures, before = list(many_texts), [picture], picture.copy()
         self.subject.embed_texts(given_texts)
-        assert given_texts == many_texts
+        same(given_texts, many_texts, "embedded a list of texts, and looked at the list")
         vectors = self.subject.embed_images(given_pictures)
-        assert len(given_pictures) == 1
-        assert given_pictures[0] is picture
-        np.testing.assert_array_equal(picture, before)
+        holds(
+            len(given_pictures) == 1 and given_pictures[0] is picture,
+            "embedded a list of one picture, and looked at the list",
+            "the same picture in it",
+            f"{len(given_pictures)} others",
+        )
+        same(picture, before, "embedded a picture, and looked at its pixels")
         picture.setflags(write=False)
-        np.testing.assert_allclose(self.subject.embed_images([picture]), vectors, atol=_TOLERANCE)
+        same(
+            self.subject.embed_images([picture]),
+            vectors,
+            "embedded a picture, and again as a read-only array",
+            tolerance=_TOLERANCE,
+        )
 
     def law_equal_makes_are_equal(self) -> None:
         """Two embedders of one config have the same fingerprint and vectors."""
-        other = self.make_again()
-        assert other.fingerprint == self.subject.fingerprint != ""
-        np.testing.assert_array_equal(
-            other.embed_texts(["red apple"]), self.subject.embed_texts(["red apple"])
+        other, did = self.make_again(), "made it twice, and compared "
+        holds(other.fingerprint != "", "looked at its fingerprint", "a text", other.fingerprint)
+        same(other.fingerprint, self.subject.fingerprint, did + "the fingerprints")
+        same(
+            other.embed_texts(["red apple"]),
+            self.subject.embed_texts(["red apple"]),
+            did + "the vectors of 'red apple'",
         )
 
     def law_different_things_have_different_vectors(self) -> None:
@@ -155,9 +192,16 @@ class EmbedderContract(Contract[Embedder]):
             np.zeros((32, 32, 3), np.uint8),
             np.broadcast_to(rows // 4 % 2 * 255, (32, 32, 3)).astype(np.uint8),
         )
-        for vectors in (
-            self.subject.embed_texts(["a red apple", "two dogs", "the green house"]),
-            self.subject.embed_images([noise, flat, striped]),
+        names = ["'a red apple'", "'two dogs'", "'the green house'"]
+        looks = ["noise", "a black picture", "a striped one"]
+        for what, vectors in (
+            (names, self.subject.embed_texts(["a red apple", "two dogs", "the green house"])),
+            (looks, self.subject.embed_images([noise, flat, striped])),
         ):
             for first, second in ((0, 1), (0, 2), (1, 2)):
-                assert np.abs(vectors[first] - vectors[second]).max() > _TOLERANCE
+                holds(
+                    difference(vectors[first], vectors[second], _TOLERANCE) is not None,
+                    f"embedded {what[first]} and {what[second]}",
+                    "two vectors",
+                    "one vector for both",
+                )

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, IntArray, MaskedText, Text, TextHole
@@ -23,7 +22,8 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.prompt_writer import Prompt
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import every, holds, refuses, same, shown
 from cm3core.vocab import VocabularySizes
 
 #: Image codes of the kit's pictures.
@@ -65,7 +65,7 @@ class NamedBytes(TextTokenizer):
         (folder / "names.txt").write_text("\n".join(self.names), encoding="utf-8")
 
 
-class LayoutContract(Contract[Layout]):
+class LayoutContract(ConfigLaws[Layout]):
     """Laws of `Layout`, built for `text_tokenizer()`, pictures of `grid` and `NUM_CODES` codes."""
 
     kind: ClassVar[str] = "layout"
@@ -132,6 +132,35 @@ class LayoutContract(Contract[Layout]):
         size = serializer.text_tokenizer.vocab_size
         return HoleGrammar(prompt.holes, serializer.vocabulary, size, serializer.text)
 
+    def observe(self, component: Layout) -> Outputs:
+        """Sequences of documents, prompts, and what a guidance stream without texts sees."""
+        tokenizer = self.text_tokenizer()
+        serializer = Serializer(component.vocabulary, tokenizer, self.grid, layout=component)
+        codes = np.arange(self.grid[0] * self.grid[1], dtype=np.int32) % NUM_CODES
+        picture, text = Codes(codes, self.grid), Text("red bell")
+        whole: list[Document] = [(text, picture), (picture,)]
+        holes: list[Document] = [(text, ImageHole())]
+        if component.reads_pictures:
+            whole += [(text, picture, Text("a"), picture)]
+        if component.writes_text and component.reads_pictures:
+            holes += [(picture, TextHole(3))]
+        hidden = PromptVariant(hide_text="all")
+        return {
+            "sequences": [serializer.sequence(one).tokens for one in whole],
+            "sequences with a retrieved one": [
+                serializer.sequence(one, [whole[0]]).tokens for one in whole[:1]
+            ],
+            "prompts": [serializer.prompt(one).tokens for one in holes],
+            "prompts without texts": [
+                serializer.prompt(one, variant=hidden).tokens for one in holes[:1]
+            ],
+        }
+
+    def fingerprints(self, component: Layout) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """The vocabulary and the fingerprint stand for all sequences."""
+        both = f"{component.fingerprint} {component.vocabulary.to_dict()}"
+        return {"fingerprint and vocabulary": (both, ())}
+
     # ---- laws
 
     def law_every_document_has_ids(self, data: st.DataObject) -> None:
@@ -140,33 +169,45 @@ class LayoutContract(Contract[Layout]):
         layout, document = self.subject, self.document(data)
         retrieved = [self.document(data) for _ in range(data.draw(st.integers(0, 2)))]
         sequence = self.serializer.sequence(document, retrieved)
-        tokens = sequence.tokens
-        assert ((tokens >= 0) & (tokens < layout.vocabulary.size)).all()
-        assert not (tokens == layout.vocabulary.pad).any()
+        tokens, did = sequence.tokens, f"made a sequence of {_named(document)}"
+        size = layout.vocabulary.size
+        every(tokens, (tokens >= 0) & (tokens < size), did, f"ids in 0..{size - 1}")
+        every(tokens, tokens != layout.vocabulary.pad, did, "no padding")
         first = (retrieved[0] if retrieved else document)[0]
         begin = layout.begin_before("image" if isinstance(first, Codes) else "text")
-        assert tuple(tokens[: len(begin)].tolist()) == begin
-        assert tuple(tokens[len(tokens) - len(layout.end) :].tolist()) == layout.end
+        same(tuple(tokens[: len(begin)].tolist()), begin, f"{did}, and looked at its begin")
+        behind = tuple(tokens[len(tokens) - len(layout.end) :].tolist())
+        same(behind, layout.end, f"{did}, and looked at its end")
         spans = sequence.segments[sequence.query_segment :]
-        for span, segment in zip(spans, document, strict=True):
+        for place, (span, segment) in enumerate(zip(spans, document, strict=True)):
             inside, cells = (part[span.start : span.stop] for part in (tokens, sequence.cells))
             if isinstance(segment, Codes):
+                at = f"{did}, and looked at the picture, segment {place}: "
                 codes = layout.vocabulary.to_codes(inside[cells >= 0])
-                assert codes.tolist() == segment.codes[cells[cells >= 0]].tolist()
-                assert sorted(cells[cells >= 0].tolist()) == list(range(len(segment.codes)))
+                same(codes, segment.codes[cells[cells >= 0]], f"{at}its codes")
+                numbers = sorted(cells[cells >= 0].tolist())
+                same(numbers, list(range(len(segment.codes))), f"{at}its cells, sorted")
 
     def law_sequences_come_back(self, data: st.DataObject) -> None:
         """A sequence is a document again, segment by segment, if no text of it is empty."""
         document = self.document(data)
-        assert self.serializer.documents(self.serializer.sequence(document)) == [document]
+        again = self.serializer.documents(self.serializer.sequence(document))
+        holds(
+            again == [document],
+            f"made a sequence of {_named(document)}, and documents of that",
+            "the same document",
+            " and ".join(map(_named, again)) or "none",
+        )
 
     def law_prompts_continue_as_trained(self, data: st.DataObject) -> None:
         """A prompt, what is drawn and what is fed behind it are, token for token, the sequence that
         training has; only what follows the last draw is left."""
         document = self.document(data)
         sequence = self.serializer.sequence(document).tokens
-        prompt = self.serializer.prompt(self.with_hole(document, data))
-        assert sequence[: len(prompt.tokens)].tolist() == prompt.tokens.tolist()
+        asked = self.with_hole(document, data)
+        prompt = self.serializer.prompt(asked)
+        did = f"made the prompt of {_named(asked)}, drew what was missing"
+        same(prompt.tokens, sequence[: len(prompt.tokens)], f"{did}: the prompt")
         grammar, place = self.grammar(prompt), len(prompt.tokens)
         fed = place
         while not grammar.done:
@@ -174,53 +215,75 @@ class LayoutContract(Contract[Layout]):
             forced = grammar.take(sequence[place : place + number])
             place += number
             fed = place
-            assert sequence[place : place + len(forced)].tolist() == forced.tolist()
+            same(forced, sequence[place : place + len(forced)], f"{did}: what is fed at {place}")
             place += len(forced)
-        assert fed - 1 <= len(prompt.tokens) + num_new_tokens(prompt.holes)
+        most = len(prompt.tokens) + num_new_tokens(prompt.holes)
+        holds(fed - 1 <= most, f"{did}, and counted tokens", f"at most {most}", fed - 1)
         behind = sequence[place:].tolist()
         around = (*self.serializer.frame.row_end, *self.serializer.frame.closing)
-        assert behind in ([], [*around, *self.subject.end], list(self.subject.end[1:]))
+        allowed: tuple[list[int], ...] = (
+            [],
+            [*around, *self.subject.end],
+            list(self.subject.end[1:]),
+        )
+        expected = " or ".join(map(str, allowed))
+        holds(behind in allowed, f"{did}, and looked at what is left", expected, behind)
 
     def law_the_grammar_is_exact(self, data: st.DataObject) -> None:
         """Where a code is due, every code may be drawn and nothing else; where text is due, every id
         of texts and, after the first, what ends it."""
-        document = self.document(data)
+        document = self.with_hole(self.document(data), data)
         vocabulary = self.subject.vocabulary
-        prompt = self.serializer.prompt(self.with_hole(document, data))
+        prompt = self.serializer.prompt(document)
         grammar = self.grammar(prompt)
         legal = {one for ids in grammar.legal for one in ids}
         size = self.serializer.text_tokenizer.vocab_size
+        did = f"looked at the ids that may follow the prompt of {_named(document)}"
         if grammar.modality == "image":
-            assert legal == set(vocabulary.of_codes(np.arange(NUM_CODES)).tolist())
+            codes = set(vocabulary.of_codes(np.arange(NUM_CODES)).tolist())
+            same(sorted(legal), sorted(codes), f"{did}: codes")
         else:
             special = self.serializer.text_tokenizer.special_ids().values()
             texts = vocabulary.of_text(np.arange(size))
             allowed = set(texts[vocabulary.is_text(texts)].tolist())
-            assert legal == allowed
+            same(sorted(legal), sorted(allowed), f"{did}: text")
             if vocabulary.num_sentinels == 0:
-                assert allowed.isdisjoint(special)
+                both = sorted(allowed.intersection(special))
+                holds(not both, f"{did}: text", "no special token", both)
             grammar.take(np.array(sorted(legal)[:1], np.int32))
             after = {one for ids in grammar.legal for one in ids}
-            assert after == allowed | {self.subject.end[0]}
+            wanted = sorted(allowed | {self.subject.end[0]})
+            same(sorted(after), wanted, f"{did} and a text token")
         illegal = next(one for one in (vocabulary.pad, *self.subject.begin) if one not in legal)
-        with pytest.raises(GenerationError, match="drew"):
-            grammar.take(np.array([illegal], np.int32))
+        refuses(
+            lambda: grammar.take(np.array([illegal], np.int32)),
+            f"drew the id {illegal}, which may not follow",
+            GenerationError,
+            match="drew",
+        )
 
     def law_ids_have_one_meaning(self) -> None:
         """Image codes have an id each; padding, and what is written around segments, are none of
         them, and padding is no text."""
         layout, vocabulary = self.subject, self.subject.vocabulary
         codes = vocabulary.of_codes(np.arange(NUM_CODES))
-        assert len(set(codes.tolist())) == NUM_CODES
-        assert vocabulary.to_codes(codes).tolist() == list(range(NUM_CODES))
+        did = "looked at the ids of image codes"
+        holds(len(set(codes.tolist())) == NUM_CODES, did, f"{NUM_CODES} different ids", codes)
+        same(vocabulary.to_codes(codes), np.arange(NUM_CODES), f"{did}, and back")
         frame = layout.frame(self.grid)
         begin = (*layout.begin_before("text"), *layout.begin_before("image"))
         around = {*begin, *layout.end, *frame.opening, *frame.row_end, *frame.closing}
-        assert around.isdisjoint(codes.tolist())
-        assert vocabulary.pad not in around
-        pad = np.array([vocabulary.pad])
-        assert not vocabulary.is_text(pad).any()
-        assert not vocabulary.is_image(pad).any()
+        both = sorted(around.intersection(codes.tolist()))
+        holds(not both, "looked at what is around segments", "no id of an image code", both)
+        pad = vocabulary.pad
+        holds(pad not in around, "looked at what is around segments", "no padding", pad)
+        for name, of in (("text", vocabulary.is_text), ("image", vocabulary.is_image)):
+            holds(
+                not of(np.array([pad])).any(),
+                f"looked at the id {pad} of padding",
+                f"no {name}",
+                pad,
+            )
 
     def law_hidden_texts_leave_no_trace(self, data: st.DataObject) -> None:
         """What a guidance stream without texts sees doesn't depend on them, but for their length where
@@ -235,45 +298,67 @@ class LayoutContract(Contract[Layout]):
             documents: list[Document] = [(Text(one), *rest) for one in (first, second)]
             prompts = [self.serializer.prompt(one, variant=hidden) for one in documents]
             seen = self.serializer.prompt(documents[0])
+            did = f"made prompts that hide the texts {first!r} and {second!r}"
             if (blank := self.subject.blank) is None:
-                assert prompts[0].tokens.tolist() == prompts[1].tokens.tolist()
-                assert len(prompts[0].tokens)
+                same(prompts[1].tokens, prompts[0].tokens, f"{did}, and compared them")
+                holds(len(prompts[0].tokens), did, "at least one token", "none")
             else:
                 opening = self.subject.frame(self.grid).opening
                 behind = len(seen) - len(opening)
                 expected = [seen.tokens[0], *[blank] * (behind - 1), *opening]
-                assert prompts[0].tokens.tolist() == expected
-            assert [_facts(hole) for hole in prompts[0].holes] == [_facts(h) for h in seen.holes]
+                same(prompts[0].tokens, np.array(expected), f"{did}: a blank for each token")
+            facts = [_facts(hole) for hole in prompts[0].holes]
+            same(facts, [_facts(hole) for hole in seen.holes], f"{did}, and compared their holes")
 
     def law_holes_elsewhere_need_sentinels(self, data: st.DataObject) -> None:
         """With sentinels any hole can be filled; without, one that is not the end is refused, with
         the layout's name."""
         layout = self.subject
-        assert layout.has_sentinels == self.config.has_sentinels
+        stated = self.config.has_sentinels
+        same(layout.has_sentinels, stated, "compared has_sentinels with the config's")
         document: Document = (MaskedText(("a ", TextHole(2), " b")), self.picture(data))
+        did = f"made the prompt of {_named(document)}"
         if layout.has_sentinels:
-            assert len(self.serializer.prompt(document).holes) == 1
+            same(len(self.serializer.prompt(document).holes), 1, f"{did}, and counted its holes")
             return
-        with pytest.raises(DocumentError) as caught:
-            self.serializer.prompt(document)
-        assert repr(layout.name) in caught.value.cause
+        error = refuses(lambda: self.serializer.prompt(document), did, DocumentError)
+        named = repr(layout.name) in error.cause
+        holds(named, did, f"an error that names the layout {layout.name!r}", error.cause)
 
     def law_sizes_are_known_without_building(self) -> None:
         """The config states no fewer tokens of a picture than there are, and as many rows of the
         table."""
         picture = self.subject.frame(self.grid).num_tokens(self.grid)
-        assert self.config.picture_length(self.grid) >= picture
-        size = self.subject.vocabulary.size
-        assert self.config.num_ids(self.sizes) in (None, size)
+        stated = self.config.picture_length(self.grid)
+        holds(
+            stated >= picture, "looked at the config's picture_length", f"{picture} or more", stated
+        )
+        size, told = self.subject.vocabulary.size, self.config.num_ids(self.sizes)
+        holds(told in (None, size), "looked at the config's num_ids", f"{size} or None", told)
 
     def law_equal_makes_are_equal(self, data: st.DataObject) -> None:
         """Equal configs make equal vocabularies, fingerprints and sequences."""
-        again = self.make_again()
-        assert again.vocabulary.to_dict() == self.subject.vocabulary.to_dict()
-        assert again.fingerprint == self.subject.fingerprint
+        again, did = self.make_again(), "made it twice, and compared "
+        mine, other = self.subject.vocabulary.to_dict(), again.vocabulary.to_dict()
+        same(other, mine, did + "the vocabularies")
+        same(again.fingerprint, self.subject.fingerprint, did + "the fingerprints")
         document, here = self.document(data), self.serializer
         there = Serializer(again.vocabulary, self.text_tokenizer(), self.grid, layout=again)
-        assert there.sequence(document).tokens.tolist() == here.sequence(document).tokens.tolist()
+        tokens = here.sequence(document).tokens
+        same(there.sequence(document).tokens, tokens, f"{did}sequences of {_named(document)}")
+
+
+def _named(document: Document) -> str:
+    """A document in words."""
+    words = []
+    for segment in document:
+        if isinstance(segment, Text):
+            words.append(repr(segment.text))
+        elif isinstance(segment, Codes):
+            words.append("a picture" if segment.missing is None else "a picture with missing codes")
+        else:
+            words.append(shown(segment))
+    return f"({', '.join(words)})"
 
 
 def _facts(hole: Any) -> tuple[str, int, int | None, list[int] | None]:

@@ -16,17 +16,19 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.errors import DataError
-from cm3core.interfaces.metric import Metric, MetricBatch
-from cm3core.testing._laws import Contract
+from cm3core.interfaces.metric import FLOAT_COLUMNS, Metric, MetricBatch, Score
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import holds, refuses, same
+from cm3core.testing._watched import Watched
 
 _WORDS = ("a", "red", "green", "apple", "dog", "on", "the", "table", "2", "don't", "it's")
 _SIDE, _DIMENSION = 24, 6
@@ -34,7 +36,7 @@ _SIDE, _DIMENSION = 24, 6
 Samples = list[MetricBatch]
 
 
-class MetricContract(Contract[Metric]):
+class MetricContract(ConfigLaws[Metric]):
     """Laws of a metric."""
 
     kind: ClassVar[str] = "metric"
@@ -57,15 +59,32 @@ class MetricContract(Contract[Metric]):
         values: Sequence[Any] = _column(name, num, rng)
         return values
 
+    def observe(self, component: Metric) -> Outputs:
+        """Scores of samples."""
+        rng = np.random.default_rng(0)
+        num = max(component.minimum + 9, 30)
+        for group in component.needs:
+            columns = {name: self.column(name, num, rng) for name in group}
+            component.update(MetricBatch(list(range(num)), columns))
+        scores = component.result()
+        return {
+            "minimum": component.minimum,
+            "scores": {score.name: score.value for score in scores},
+            "spreads": {score.name: score.spread for score in scores},
+            "scores per sample": {score.name: dict(score.per_sample) for score in scores},
+        }
+
     def law_batch_size_does_not_matter(self, data: st.DataObject) -> None:
         """Scores of one batch equal those of its samples one by one, or in parts."""
         samples, rng = self._samples(data)
         whole = self._scores(samples)
-        self._same(whole, self._scores(_parts(samples, rng)))
+        in_parts = self._scores(_parts(samples, rng))
+        self._same(in_parts, whole, "scored the samples in one batch, and in several")
         few = [_take(batch, range(min(len(batch.indices), 40))) for batch in samples]
         if all(len(batch.indices) >= self.subject.minimum for batch in few):
             alone = [_take(batch, [place]) for batch in few for place in range(len(batch.indices))]
-            self._same(self._scores(few), self._scores(alone))
+            did = "scored the samples in one batch, and one by one"
+            self._same(self._scores(alone), self._scores(few), did)
 
     def law_order_does_not_matter(self, data: st.DataObject) -> None:
         """Scores are the same in any order of the samples; the columns are unchanged."""
@@ -73,11 +92,9 @@ class MetricContract(Contract[Metric]):
         before = copy.deepcopy(samples)
         whole = self._scores(samples)
         shuffled = [_take(batch, rng.permutation(len(batch.indices))) for batch in samples[::-1]]
-        self._same(whole, self._scores(shuffled))
+        self._same(self._scores(shuffled), whole, "scored the samples, and in another order")
         for batch, old in zip(samples, before, strict=True):
-            assert json.dumps(batch.columns, default=np.ndarray.tolist) == json.dumps(
-                old.columns, default=np.ndarray.tolist
-            )
+            same(batch.columns, old.columns, "scored samples, and looked at the columns given")
 
     def law_merged_shards_equal_the_whole(self, data: st.DataObject) -> None:
         """Metrics of parts, merged in any order, give the scores of the whole; what is merged into
@@ -92,8 +109,36 @@ class MetricContract(Contract[Metric]):
             for shard in rng.permutation(3):
                 first.merge(shards[shard])
                 second.merge(shards[shard])  # as it was
-            self._same(whole, _named(first))
-            self._same(whole, _named(second))
+            self._same(_named(first), whole, "scored all samples, and merged 3 metrics of parts")
+            did = "scored all samples, and merged 3 metrics that had been merged before"
+            self._same(_named(second), whole, did)
+
+    def law_metrics_share_nothing(self, data: st.DataObject) -> None:
+        """A metric's scores are of its own samples, whatever another one has seen of the same numbers, before
+        and in between."""
+        samples, rng = self._samples(data)
+        others = [
+            MetricBatch(
+                batch.indices,
+                {name: self.column(name, len(batch.indices), rng) for name in batch.columns},
+            )
+            for batch in samples
+        ]
+        elsewhere = [
+            MetricBatch([index + 10_000 for index in batch.indices], batch.columns)
+            for batch in others
+        ]
+        alone = [self._scores(one) for one in (samples, elsewhere)]
+        first, second = self.make_again(), self.make_again()
+        for one, other in zip(samples, others, strict=True):
+            first.update(one)
+            second.update(other)
+        for metric, batches, expected in ((first, samples, alone[0]), (second, others, alone[1])):
+            did = "gave two metrics other samples under the same numbers, by turns"
+            self._same(_named(metric), expected, did)
+            nums = {score.num for score in metric.result()}
+            known = len({index for batch in batches for index in batch.indices})
+            holds(max(nums) <= known, did, f"scores of at most {known} samples", max(nums))
 
     def law_too_few_samples_are_refused(self, data: st.DataObject) -> None:
         """`result` raises `DataError` with less than `minimum` samples of any group, and gives scores
@@ -101,15 +146,15 @@ class MetricContract(Contract[Metric]):
         minimum = self.subject.minimum
         samples, _ = self._samples(data)
         enough = [_take(batch, range(minimum)) for batch in samples]
-        assert self._scores(enough)
+        holds(self._scores(enough), f"scored {minimum} samples, its minimum", "scores", "none")
         for place, batch in enumerate(enough):
             metric = self.make_again()
             for other in (*enough[:place], *enough[place + 1 :]):
                 metric.update(other)
             if minimum > 1:
                 metric.update(_take(batch, range(minimum - 1)))
-            with pytest.raises(DataError, match="needs"):
-                metric.result()
+            did = f"scored {minimum - 1} samples; its minimum is {minimum}"
+            refuses(metric.result, did, DataError, match="needs")
 
     def law_a_sample_counts_once(self, data: st.DataObject) -> None:
         """A sample given again, by `update` or by `merge`, is refused and changes nothing."""
@@ -118,11 +163,20 @@ class MetricContract(Contract[Metric]):
         for batch in samples:
             metric.update(batch)
         other.update(samples[0])
-        with pytest.raises(DataError, match="was there before"):
-            metric.update(_take(samples[0], [0]))
-        with pytest.raises(DataError, match="is in both metrics"):
-            metric.merge(other)
-        self._same(self._scores(samples), _named(metric))
+        refuses(
+            lambda: metric.update(_take(samples[0], [0])),
+            "gave it a sample again",
+            DataError,
+            match="was there before",
+        )
+        refuses(
+            lambda: metric.merge(other),
+            "merged a metric of samples that it has",
+            DataError,
+            match="is in both metrics",
+        )
+        did = "scored samples, and again after samples that it refused"
+        self._same(_named(metric), self._scores(samples), did)
 
     def law_a_result_changes_nothing(self, data: st.DataObject) -> None:
         """`result` may be called in between, and again, and changes no later score."""
@@ -131,53 +185,196 @@ class MetricContract(Contract[Metric]):
         for batch in samples:
             metric.update(_take(batch, range(least)))
         first = _named(metric)
-        self._same(first, _named(metric))
+        self._same(_named(metric), first, "called result() twice")
         for batch in samples:
             metric.update(_take(batch, range(least, len(batch.indices))))
-        self._same(self._scores(samples), _named(metric))
+        did = "scored samples at once, and with a result() in between"
+        self._same(_named(metric), self._scores(samples), did)
 
     def law_scores_are_named_and_counted(self, data: st.DataObject) -> None:
-        """Scores have the same valid names whatever the samples, count these, and are the mean of
-        their values per sample where they have them."""
+        """Scores have the same valid names whatever the samples, count these, are finite, and are the mean
+        of their values per sample where they have them."""
         samples, _ = self._samples(data)
         metric = self.make_again()
         for batch in samples:
             metric.update(batch)
         scores, known = metric.result(), {i for batch in samples for i in batch.indices}
         names = [score.name for score in scores]
-        assert len(set(names)) == len(names)
-        assert all(re.fullmatch(r"[a-z0-9][a-z0-9_]*", name) for name in names), names
+        did = "looked at its scores"
+        holds(len(set(names)) == len(names), did, "each name once", names)
+        for name in names:
+            good = re.fullmatch(r"[a-z0-9][a-z0-9_]*", name)
+            holds(good, did, "names of lower-case letters, digits and '_'", name)
         other, _ = self._samples(data)
-        assert list(self._scores(other)) == names
+        same(list(self._scores(other)), names, "looked at the names of scores of other samples")
         for score in scores:
-            assert 0 < score.num <= len(known)
-            assert set(score.per_sample) <= known
+            at = f"{did}: {score.name}"
+            holds(0 < score.num <= len(known), at, f"num in 1..{len(known)}", score.num)
+            unknown = sorted(set(score.per_sample) - known)
+            holds(not unknown, at, "per_sample of given samples", f"of {unknown} too")
+            _check_finite(score, at)
             if score.per_sample:
                 mean = float(np.mean(list(score.per_sample.values())))
-                assert mean == pytest.approx(score.value, abs=1e-6, rel=1e-6)
+                did_mean = f"{at}, and the mean of its per_sample"
+                same(score.value, mean, did_mean, tolerance=1e-6)
+
+    def law_simple_samples_have_finite_scores(self) -> None:
+        """Right answers, equal pictures and pictures of one colour have scores that are finite numbers, or are
+        refused by the metric, with a reason."""
+        for name in ("right answers", "pictures of one colour"):
+            metric = self.make_again()
+            num = max(metric.minimum, 4)
+            rng = np.random.default_rng(0)
+            try:
+                for group in metric.needs:
+                    columns = {key: self.column(key, num, rng) for key in group}
+                    metric.update(MetricBatch(list(range(num)), _simple(columns, name)))
+                scores = metric._result()
+            except DataError:
+                continue
+            for score in scores:
+                _check_finite(
+                    score,
+                    f"scored {num} samples that are {name}: {score.name}",
+                    next_step="treat divisions by zero and logarithms of zero, as those of PSNR for equal "
+                    "pictures, or raise a DataError that says what can't be scored",
+                )
+
+    def law_what_is_no_number_is_refused(self, data: st.DataObject) -> None:
+        """NaN and infinity in a column raise `DataError`; they are never left out of a mean."""
+        samples, _ = self._samples(data)
+        for batch in samples:
+            for name in sorted(FLOAT_COLUMNS.intersection(batch.columns)):
+                for bad in (np.nan, np.inf):
+                    values = copy.deepcopy(list(batch.columns[name]))
+                    values[0] = np.asarray(values[0], float).copy()
+                    values[0][...] = bad
+                    values[0] = values[0].tolist() if values[0].ndim < 2 else values[0]
+                    columns = {**batch.columns, name: values}
+
+                    spoiled = MetricBatch(batch.indices, columns)
+                    given = [spoiled if other is batch else other for other in samples]
+                    refuses(
+                        lambda given=given: self._scores(given),  # type: ignore[misc]
+                        f"scored samples of which the first has {bad} as {name}",
+                        DataError,
+                        next_step="raise a DataError, or leave it to Metric.update; np.nanmean hides samples "
+                        "that failed",
+                    )
+
+    def law_pixels_do_not_overflow(self) -> None:
+        """Arithmetic with pixels is not done in uint8, where 0 - 1 is 255."""
+        groups = [
+            group for group in self.subject.needs if {"pictures", "reference_pictures"} & {*group}
+        ]
+        if not groups:
+            return
+        num = max(self.subject.minimum, 3)
+        rng = np.random.default_rng(0)
+        batches = [
+            MetricBatch(list(range(num)), {name: self.column(name, num, rng) for name in group})
+            for group in self.subject.needs
+        ]
+        notes: list[str] = []
+        watched: Samples = []
+        for batch in batches:
+            columns = dict(batch.columns)
+            for name in ("pictures", "reference_pictures"):
+                if name in columns:
+                    columns[name] = [Watched.of(one, notes) for one in columns[name]]
+            watched.append(MetricBatch(batch.indices, columns))
+        self._scores(watched)
+        if not notes:
+            return
+        wide = [
+            MetricBatch(
+                batch.indices,
+                {
+                    name: [one.astype(np.int64) for one in values]
+                    if name in ("pictures", "reference_pictures")
+                    else values
+                    for name, values in batch.columns.items()
+                },
+            )
+            for batch in batches
+        ]
+        try:
+            expected = self._scores(wide)
+        except Exception:
+            expected = {}  # it takes no other type: what overflowed counts
+        found = self._scores(batches)
+        holds(
+            expected and all(abs(found[name] - expected[name]) < 1e-9 for name in found),
+            "scored pictures, and watched the arithmetic with their pixels",
+            "exact differences, sums and products",
+            notes[0],
+            next_step="convert pixels first: pictures.astype(np.float32)",
+        )
+
+    def law_near_pictures_score_no_worse_than_opposite_ones(self) -> None:
+        """Of pictures and references, those that differ by 8 levels are scored no worse than negatives: a
+        difference of 255 is not one of 1."""
+        both = {"pictures", "reference_pictures"}
+        if not any(both <= {*group} for group in self.subject.needs):
+            return
+        num = max(self.subject.minimum, 4)
+        rng = np.random.default_rng(0)
+        blocks = rng.integers(0, 2, (num, 6, 6, 1), np.uint8) * np.uint8(255)
+        blocks[0], blocks[1] = 0, 255
+        blocks[0, :3], blocks[1, :3] = 255, 0
+        reference = blocks.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
+        near = np.where(reference > 0, 247, 8).astype(np.uint8)
+        scores = []
+        for pictures in (near, 255 - reference):
+            metric = self.make_again()
+            for group in metric.needs:
+                columns = {name: self.column(name, num, rng) for name in group}
+                if both <= {*group}:
+                    columns |= {"pictures": list(pictures), "reference_pictures": list(reference)}
+                metric.update(MetricBatch(list(range(num)), columns))
+            scores.append({score.name: score for score in metric.result()})
+        for name, score in scores[0].items():
+            sign = 1 if score.higher_is_better else -1
+            opposite = scores[1][name].value
+            holds(
+                sign * score.value >= sign * opposite - self.tolerance * max(1.0, abs(opposite)),
+                f"scored pictures of 8 and 247 against references of 0 and 255, and negatives: {name}",
+                f"no worse than the negatives' {opposite:.6g}",
+                f"{score.value:.6g}, where {'more' if score.higher_is_better else 'less'} is better",
+                next_step="convert pixels before subtracting: pictures.astype(np.float32)",
+            )
 
     def law_the_protocol_is_json(self) -> None:
         """The config's protocol is JSON, with its version and every key, and the same each time."""
         if self.config is None:
             return
         protocol = self.config.protocol()
-        assert json.loads(json.dumps(protocol)) == protocol
-        assert protocol["version"] == type(self.config).version
-        assert set(vars(self.config)) <= set(protocol)
+        did = "looked at the config's protocol()"
+        read = json.loads(json.dumps(protocol))
+        holds(read == protocol, f"{did}, written as JSON and read", f"{protocol}", f"{read}")
+        same(protocol.get("version"), type(self.config).version, f"{did}: its version")
+        missing = sorted(set(vars(self.config)) - set(protocol))
+        holds(not missing, did, "every key of the config", f"none of {', '.join(missing)}")
         self.make_again()
-        assert self.config.protocol() == protocol
+        same(self.config.protocol(), protocol, f"{did} before and after building a metric")
 
     def law_known_answers_are_given(self) -> None:
         """The scores of `known_answers`."""
-        for batches, answers in self.known_answers():
+        for place, (batches, answers) in enumerate(self.known_answers()):
             found = self._scores(list(batches))
             for name, value in answers.items():
-                assert found[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+                did = f"scored the batches of known_answers()[{place}]: {name}"
+                holds(name in found, did, "a score of this name", f"only {', '.join(found)}")
+                same(found[name], value, did, tolerance=1e-6)
 
     def law_other_columns_are_refused(self) -> None:
         """A batch without the columns that it needs is an error."""
-        with pytest.raises(DataError, match="needs"):
-            self.subject.update(MetricBatch([0], {}))
+        refuses(
+            lambda: self.subject.update(MetricBatch([0], {})),
+            "gave it a sample without columns",
+            DataError,
+            match="needs",
+        )
 
     def _samples(self, data: st.DataObject) -> tuple[Samples, np.random.Generator]:
         """A batch for each group, of some more samples than needed."""
@@ -195,10 +392,43 @@ class MetricContract(Contract[Metric]):
             metric.update(batch)
         return _named(metric)
 
-    def _same(self, one: dict[str, float], other: dict[str, float]) -> None:
-        assert list(one) == list(other)
-        for name, value in one.items():
-            assert abs(other[name] - value) <= self.tolerance * max(1.0, abs(value)), name
+    def _same(self, got: dict[str, float], expected: dict[str, float], did: str) -> None:
+        same(list(got), list(expected), f"{did}: names of scores")
+        for name, value in expected.items():
+            same(got[name], value, f"{did}: {name}", tolerance=self.tolerance)
+
+
+def _check_finite(score: Score, did: str, next_step: str = "") -> None:
+    """Raise `LawBroken` unless all numbers of a score are finite."""
+    numbers = {"value": score.value} | {f"per_sample[{i}]": v for i, v in score.per_sample.items()}
+    if score.spread is not None:
+        numbers["spread"] = score.spread
+    for name, number in numbers.items():
+        holds(math.isfinite(number), did, "finite numbers", number, where=name, next_step=next_step)
+
+
+def _simple(columns: dict[str, Any], sort: str) -> dict[str, Any]:
+    """The columns, changed to right answers, or to pictures of one colour."""
+    columns = dict(columns)
+    pictures, references = (columns.get(f"{name}pictures") for name in ("", "reference_"))
+    if sort == "right answers":
+        if pictures is not None and references is not None:
+            columns["pictures"] = [one.copy() for one in references]
+        for name in ("reference_features", "text_features"):
+            if "features" in columns and name in columns:
+                columns["features"] = np.array(columns[name], copy=True)
+        if "texts" in columns and "references" in columns:
+            columns["texts"] = [many[0] for many in columns["references"]]
+        if "choices" in columns and "answers" in columns:
+            for scores, right in zip(columns["choices"], columns["answers"], strict=True):
+                scores[right] = max(scores) + 1.0
+        return columns
+    for name, many in (("pictures", pictures), ("reference_pictures", references)):
+        if many is not None:
+            columns[name] = [
+                np.full_like(one, (0, 255, 120, 60)[place % 4]) for place, one in enumerate(many)
+            ]
+    return columns
 
 
 def _named(metric: Metric) -> dict[str, float]:

@@ -10,14 +10,14 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, IntArray, MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence.infill import unmask
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import LawBroken, every, holds, refuses, same
 from cm3core.testing.strategies import make_sequence, token_sequences
 from cm3core.testing.vocabularies import make_vocabulary
 from cm3core.vocab import Vocabulary
@@ -26,9 +26,15 @@ __all__ = ["ObjectiveContract", "make_sequence"]
 
 #: Codes per side of a picture with more rows than the kit's vocabulary has sentinels.
 _LARGE_SIDE = 33
+#: Documents of the sequences that `observe` masks; the last is the query.
+_EXAMPLES = (
+    [[("text", 6), ("image", 16)]],
+    [[("image", 9), ("text", 5)], [("text", 8), ("image", 16)]],
+    [[("text", 3)], [("image", 4)], [("text", 4), ("image", 16), ("text", 7)]],
+)
 
 
-class ObjectiveContract(Contract[MaskingObjective]):
+class ObjectiveContract(ConfigLaws[MaskingObjective]):
     """Laws of `MaskingObjective`, built for `vocabulary`."""
 
     vocabulary: ClassVar[Vocabulary] = make_vocabulary(60, 16, 32)
@@ -41,28 +47,67 @@ class ObjectiveContract(Contract[MaskingObjective]):
         objective: MaskingObjective = config.build(self.vocabulary)
         return objective
 
+    def observe(self, component: MaskingObjective) -> Outputs:
+        """What it makes of sequences, with many generators."""
+        found: Outputs = {
+            "max_added_tokens": component.max_added_tokens,
+            "control tokens": list(self.config.control_tokens()),
+            "prompt tokens": [
+                list(self.config.prompt_tokens(continuation=one)) for one in (False, True)
+            ],
+        }
+        for number, documents in enumerate(_EXAMPLES):
+            sequence = make_sequence(self.vocabulary, documents, number)
+            sequence = dataclasses.replace(sequence, responses=sequence.segments[-2:-1])
+            masked = [
+                component.mask(sequence, np.random.default_rng(seed), len(sequence) + 60)
+                for seed in range(24)
+            ]
+            found[f"tokens of sequence {number}"] = [one.tokens for one in masked]
+            found[f"weights of sequence {number}"] = [one.weights for one in masked]
+        return found
+
     def _masked(self, data: st.DataObject) -> tuple[TokenSequence, MaskedSequence]:
         sequence = data.draw(token_sequences(self.vocabulary))
         max_length = len(sequence) + data.draw(st.integers(0, 64), label="room")
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         masked = self.subject.mask(sequence, rng, max_length)
-        assert len(masked) <= max_length
+        did = f"masked a sequence of {len(sequence)} tokens, with room for {max_length}"
+        holds(len(masked) <= max_length, did, f"at most {max_length} tokens", len(masked))
         return sequence, masked
 
     def law_masking_is_reversible(self, data: st.DataObject) -> None:
         """Every span can be restored: nothing is cut, overwritten or repeated."""
         sequence, masked = self._masked(data)
-        assert unmask(masked, self.vocabulary).tolist() == sequence.tokens.tolist()
+        same(
+            self._unmasked(masked),
+            sequence.tokens,
+            "masked a sequence, and put the spans behind it back in place of their sentinels",
+        )
+
+    def _unmasked(self, masked: MaskedSequence) -> IntArray:
+        """The sequence before masking."""
+        did = "put the spans behind a masked sequence back in place of their sentinels"
+        try:
+            return np.asarray(unmask(masked, self.vocabulary))
+        except (ValueError, KeyError, IndexError) as error:
+            told = " ".join(self.vocabulary.name(int(token)) for token in masked.tokens)
+            got = f"{told} ({type(error).__name__}: {error})"
+            expected = "a sentinel for each span, and <infill> behind each"
+            raise LawBroken(did, expected, got) from None
 
     def law_shapes_and_types(self, data: st.DataObject) -> None:
         """int32, int32 and float32 of one length; weights are finite, >= 0, and 0 for <pad>."""
         _, masked = self._masked(data)
-        assert masked.tokens.shape == masked.cells.shape == masked.weights.shape
-        assert masked.tokens.dtype == masked.cells.dtype == np.int32
-        assert masked.weights.dtype == np.float32
-        assert np.isfinite(masked.weights).all()
-        assert (masked.weights >= 0).all()
-        assert not masked.weights[masked.tokens == self.vocabulary.pad].any()
+        did, num = "masked a sequence", len(masked.tokens)
+        for name, dtype in (("tokens", np.int32), ("cells", np.int32), ("weights", np.float32)):
+            array = getattr(masked, name)
+            good = array.shape == (num,) and array.dtype == dtype
+            holds(good, f"{did}: its {name}", f"{dtype.__name__} [{num}]", array)
+        weights = masked.weights
+        every(weights, np.isfinite(weights) & (weights >= 0), did, "finite weights, 0 or more")
+        padding = masked.tokens == self.vocabulary.pad
+        every(weights, ~padding | (weights == 0), did, "a weight of 0 for <pad>")
 
     def law_spans_hold_no_specials(self, data: st.DataObject) -> None:
         """A moved span is not empty, of one modality and without <eos>, <break> or sentinels."""
@@ -72,9 +117,14 @@ class ObjectiveContract(Contract[MaskingObjective]):
         while moved:
             length = moved.index(self.vocabulary.end_of_infill)
             span, moved = moved[1:length], moved[length + 1 :]
-            assert span
-            assert all(token in self.vocabulary.text for token in span) or all(
+            good = all(token in self.vocabulary.text for token in span) or all(
                 token in self.vocabulary.image for token in span
+            )
+            holds(
+                span and good,
+                "masked a sequence, and looked at a span behind it",
+                "text tokens only, or image codes only",
+                " ".join(self.vocabulary.name(token) for token in span) or "nothing",
             )
 
     def law_specials_stay(self, data: st.DataObject) -> None:
@@ -83,25 +133,32 @@ class ObjectiveContract(Contract[MaskingObjective]):
         special = [self.vocabulary.eos, self.vocabulary.break_]
         end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
         body = masked.tokens[: end + 1]
-        assert (
-            body[np.isin(body, special)].tolist()
-            == sequence.tokens[np.isin(sequence.tokens, special)].tolist()
+        same(
+            body[np.isin(body, special)],
+            sequence.tokens[np.isin(sequence.tokens, special)],
+            "masked a sequence, and compared its <eos> and <break>",
         )
 
     def law_cells_move_along(self, data: st.DataObject) -> None:
         """Image codes keep their raster cells; nothing else has one."""
         sequence, masked = self._masked(data)
         is_image = np.isin(masked.tokens, self.vocabulary.image)
-        assert ((masked.cells == NO_CELL) == ~is_image).all()
+        every(
+            masked.cells,
+            (masked.cells == NO_CELL) == ~is_image,
+            "masked a sequence, and looked at its cells",
+            f"a cell for each image code, {NO_CELL} for all else",
+        )
         as_cells = np.where(
             is_image, self.vocabulary.image.start + masked.cells, masked.tokens
         ).astype(np.int32)
         wanted = np.where(
             sequence.cells == NO_CELL, sequence.tokens, self.vocabulary.image.start + sequence.cells
         )
-        assert (
-            unmask(MaskedSequence(as_cells, masked.cells, masked.weights), self.vocabulary).tolist()
-            == wanted.tolist()
+        same(
+            self._unmasked(MaskedSequence(as_cells, masked.cells, masked.weights)),
+            wanted,
+            "masked a sequence, put its spans back, and compared the cells of codes",
         )
 
     def law_equal_generators_give_equal_results(self, data: st.DataObject) -> None:
@@ -113,11 +170,33 @@ class ObjectiveContract(Contract[MaskingObjective]):
             self.subject.mask(sequence, np.random.default_rng(seed), len(sequence) + 48)
             for _ in range(2)
         )
-        assert np.array_equal(first.tokens, second.tokens)
-        assert np.array_equal(first.weights, second.weights)
-        assert np.array_equal(first.cells, second.cells)
-        assert np.array_equal(sequence.tokens, before[0])
-        assert np.array_equal(sequence.cells, before[1])
+        for name in ("tokens", "weights", "cells"):
+            did = f"masked a sequence twice with default_rng({seed}): its {name}"
+            same(getattr(second, name), getattr(first, name), did)
+        did = "masked a sequence, and looked at the sequence given"
+        same(sequence.tokens, before[0], did)
+        same(sequence.cells, before[1], did)
+
+    def law_retrieved_documents_are_whole(self, data: st.DataObject) -> None:
+        """What is retrieved is given, in prompts too: no span of it is masked, unless the config says
+        `masks_retrieved`."""
+        if self.config is None or self.config.masks_retrieved:
+            return
+        sequence, masked = self._masked(data)
+        first = sequence.segments[sequence.query_segment].start
+        own = ~np.isin(masked.tokens, self.vocabulary.control_ids)  # without what it adds
+        masked = MaskedSequence(masked.tokens[own], masked.cells[own], masked.weights[own])
+        end = int(np.flatnonzero(masked.tokens == self.vocabulary.eos)[-1])
+        moved = _places(masked, self.vocabulary)[end + 1 :]
+        gone = sorted(int(place) for place in moved if 0 <= place < first)
+        holds(
+            not gone,
+            f"masked a sequence whose query document begins at token {first}",
+            "spans of the query document only",
+            f"the retrieved tokens {gone[:8]} moved behind it",
+            next_step="draw spans from sequence.segments[sequence.query_segment:]; an objective that is "
+            "meant to mask retrieved documents says masks_retrieved = True in its config",
+        )
 
     def law_loss_weights_belong_to_their_tokens(self, data: st.DataObject) -> None:
         """`text_loss_weight` scales the weights of texts, `retrieved_loss_weight` those of others.
@@ -129,26 +208,35 @@ class ObjectiveContract(Contract[MaskingObjective]):
             return
         sequence = data.draw(token_sequences(self.vocabulary))
         seed = data.draw(st.integers(0, 2**32 - 1), label="seed")
-        plain, texts, retrieved = (
-            self.build(dataclasses.replace(self.config, **weights)).mask(
-                sequence, np.random.default_rng(seed), len(sequence) + 48
+        with self.building():
+            plain, texts, retrieved = (
+                self.build(dataclasses.replace(self.config, **weights)).mask(
+                    sequence, np.random.default_rng(seed), len(sequence) + 48
+                )
+                for weights in (
+                    {"text_loss_weight": 1.0, "retrieved_loss_weight": 1.0},
+                    {"text_loss_weight": 4.0, "retrieved_loss_weight": 1.0},
+                    {"text_loss_weight": 1.0, "retrieved_loss_weight": 0.25},
+                )
             )
-            for weights in (
-                {"text_loss_weight": 1.0, "retrieved_loss_weight": 1.0},
-                {"text_loss_weight": 4.0, "retrieved_loss_weight": 1.0},
-                {"text_loss_weight": 1.0, "retrieved_loss_weight": 0.25},
+        for weighed in (texts, retrieved):
+            same(
+                weighed.tokens,
+                plain.tokens,
+                "masked a sequence with other loss weights: its tokens",
             )
-        )
-        assert plain.tokens.tolist() == texts.tokens.tolist() == retrieved.tokens.tolist()
         ordinary = np.isin(plain.tokens, [*self.vocabulary.text, *self.vocabulary.image])
         text = np.isin(plain.tokens, self.vocabulary.text)
         others = _places(plain, self.vocabulary) < sequence.segments[sequence.query_segment].start
-        for weighed, expected in (
-            (texts, np.where(text, 4.0, 1.0)),
-            (retrieved, np.where(others, 0.25, 1.0)),
+        for did, weighed, expected in (
+            ("text_loss_weight 4", texts, np.where(text, 4.0, 1.0)),
+            ("retrieved_loss_weight 0.25", retrieved, np.where(others, 0.25, 1.0)),
         ):
-            np.testing.assert_allclose(
-                weighed.weights[ordinary], (plain.weights * expected)[ordinary], rtol=1e-6
+            same(
+                weighed.weights[ordinary],
+                (plain.weights * expected)[ordinary],
+                f"masked a sequence with {did}, and compared the weights of texts and codes",
+                tolerance=1e-6,
             )
 
     def law_something_is_trained(self, data: st.DataObject) -> None:
@@ -161,7 +249,12 @@ class ObjectiveContract(Contract[MaskingObjective]):
             np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))),
             len(sequence) + 48,
         )
-        assert masked.weights[1:].any()
+        holds(
+            masked.weights[1:].any(),
+            "masked a document of a text and a picture",
+            "a weight above 0",
+            "only weights of 0",
+        )
 
     def law_the_reserve_is_enough(self, data: st.DataObject) -> None:
         """`max_added_tokens` is constant, not negative, and never exceeded, even by many spans."""
@@ -174,23 +267,35 @@ class ObjectiveContract(Contract[MaskingObjective]):
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
         sequence, masked = self._masked(data)
         most = self.subject.max_added_tokens
-        assert most == self.make_again().max_added_tokens >= 0
-        assert len(sequence) <= len(masked) <= len(sequence) + most
+        holds(most >= 0, "looked at max_added_tokens", "0 or more", most)
+        same(self.make_again().max_added_tokens, most, "looked at max_added_tokens of two")
+        self._check_length(len(masked), len(sequence), most)
         for _ in range(64):
-            masked = self.subject.mask(large, rng, 2 * len(large))
-            assert len(large) <= len(masked) <= len(large) + most
+            self._check_length(len(self.subject.mask(large, rng, 2 * len(large))), len(large), most)
+
+    def _check_length(self, got: int, whole: int, most: int) -> None:
+        holds(
+            whole <= got <= whole + most,
+            f"masked a sequence of {whole} tokens; max_added_tokens is {most}",
+            f"{whole} to {whole + most} tokens",
+            got,
+        )
 
     def law_no_room_means_no_masking(self, data: st.DataObject) -> None:
         """A sequence that fills the context is not changed."""
         sequence = data.draw(token_sequences(self.vocabulary))
         masked = self.subject.mask(sequence, np.random.default_rng(0), len(sequence))
-        assert np.array_equal(masked.tokens, sequence.tokens)
+        same(masked.tokens, sequence.tokens, "masked a sequence that fills the context")
 
     def law_too_long_is_refused(self) -> None:
         """A sequence longer than the context is an error, never cut."""
         sequence = make_sequence(self.vocabulary, [[("text", 5)]])
-        with pytest.raises(DocumentError, match="7 tokens, the context holds 6"):
-            self.subject.mask(sequence, np.random.default_rng(0), 6)
+        refuses(
+            lambda: self.subject.mask(sequence, np.random.default_rng(0), 6),
+            "masked a sequence of 7 tokens for a context of 6",
+            DocumentError,
+            match="7 tokens, the context holds 6",
+        )
 
 
 def _places(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:

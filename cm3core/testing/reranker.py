@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, PixelArray, Text, TextHole
@@ -25,7 +24,8 @@ from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Likelihood, Reranker
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import holds, same
 from cm3core.testing.samples import HashEmbedder
 from cm3core.testing.strategies import codes
 from cm3core.testing.vocabularies import make_vocabulary
@@ -75,6 +75,28 @@ def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
     """One to five candidates of one request of one of `kinds` (see `RerankerContract`)."""
     kind, given_text = draw(st.sampled_from(kinds)), draw(_letters())
     given_picture, original = draw(codes(grid=GRID)), draw(codes(grid=GRID))
+    retrieved = tuple(draw(st.lists(st.tuples(_letters().map(Text), codes(grid=GRID)), max_size=1)))
+    answers = draw(st.lists(st.tuples(_letters(), codes(grid=GRID)), min_size=1, max_size=5))
+    return make_candidates(kind, given_text, (given_picture, original), retrieved, answers)
+
+
+def make_candidates(
+    kind: str,
+    given_text: str,
+    pictures: tuple[Codes, Codes],
+    retrieved: tuple[Document, ...],
+    answers: Sequence[tuple[str, Codes]],
+) -> list[Candidate]:
+    """Candidates of one request.
+
+    Args:
+        kind: see `RerankerContract.kinds`.
+        given_text: of the request.
+        pictures: the picture given, and the one of whose codes a box is missing.
+        retrieved: documents that are prepended.
+        answers: the text and the picture of each candidate, of which the kind takes what it needs.
+    """
+    given_picture, original = pictures
     holed = Codes(original.codes, GRID, BOX)
     requests: dict[str, Document] = {
         "picture": (Text(given_text), ImageHole()),
@@ -84,10 +106,8 @@ def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
         "part": (MaskedText((given_text, TextHole(6))), given_picture),
         "both": (TextHole(6), ImageHole()),
     }
-    retrieved = tuple(draw(st.lists(st.tuples(_letters().map(Text), codes(grid=GRID)), max_size=1)))
     result = []
-    for seed in range(draw(st.integers(1, 5))):
-        text, picture = draw(_letters()), draw(codes(grid=GRID))
+    for seed, (text, picture) in enumerate(answers):
         boxed = Codes(np.where(BOX, picture.codes, original.codes), GRID)
         filled: dict[str, Document] = {
             "picture": (Text(given_text), picture),
@@ -103,7 +123,7 @@ def candidates(draw: st.DrawFn, kinds: Sequence[str]) -> list[Candidate]:
     return result
 
 
-class RerankerContract(Contract[Reranker]):
+class RerankerContract(ConfigLaws[Reranker]):
     """Laws of a reranker: a score depends on the candidate only, and is repeatable."""
 
     kind: ClassVar[str] = "reranker"
@@ -128,46 +148,89 @@ class RerankerContract(Contract[Reranker]):
         reranker: Reranker = config.build(embedder=self.embedder, likelihood=self.likelihood())
         return reranker
 
+    def observe(self, component: Reranker) -> Outputs:
+        """Scores of candidates of each kind of request, and what they are called."""
+        rng = np.random.default_rng(0)
+        found: Outputs = {"measure": component.measure}
+        for kind in self.kinds:
+            many = [Codes(rng.integers(0, 16, 6, np.int32), GRID) for _ in range(6)]
+            answers = [("abc", many[0]), ("j", many[1]), ("fade hide ", many[2])]
+            retrieved: Document = (Text("bad"), many[3])
+            scores = []
+            for text, pair, before in (
+                ("abe", (many[4], many[5]), (retrieved,)),
+                ("gig", (many[5], many[4]), ()),
+            ):
+                some = make_candidates(kind, text, pair, before, answers)
+                scores.append(component.score(some))
+            found[f"scores ({kind})"] = scores
+        return found
+
     def law_each_candidate_gets_a_finite_number(self, data: st.DataObject) -> None:
         """One finite float per candidate, in order; no scores for no candidates."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
-        assert len(scores) == len(some)
-        assert all(type(score) is float and np.isfinite(score) for score in scores)
-        assert self.subject.score([]) == []
+        did = f"scored {len(some)} candidates"
+        same(len(scores), len(some), f"{did}, and counted the scores")
+        for place, score in enumerate(scores):
+            holds(
+                type(score) is float and np.isfinite(score),
+                did,
+                "finite numbers of type float",
+                f"{score} of type {type(score).__name__}",
+                where=f"score {place}",
+            )
+        same(self.subject.score([]), [], "scored no candidates")
 
     def law_a_score_is_the_candidate_s_own(self, data: st.DataObject) -> None:
         """Up to rounding, neither the other candidates nor their order matter."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
         order = data.draw(st.permutations(range(len(some))))
-        reordered = self.subject.score([some[place] for place in order])
-        assert reordered == pytest.approx([scores[place] for place in order], abs=_TOLERANCE)
-        assert self.subject.score([some[order[0]]]) == pytest.approx(
-            [scores[order[0]]], abs=_TOLERANCE
+        same(
+            self.subject.score([some[place] for place in order]),
+            [scores[place] for place in order],
+            f"scored {len(some)} candidates, and again in the order {list(order)}",
+            tolerance=_TOLERANCE,
+        )
+        same(
+            self.subject.score([some[order[0]]]),
+            [scores[order[0]]],
+            f"scored a candidate alone, and among {len(some)}",
+            tolerance=_TOLERANCE,
         )
 
     def law_equal_candidates_have_equal_scores(self, data: st.DataObject) -> None:
         """Equal candidates have equal scores, whatever their seeds."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score([*some, replace(some[0], seed=99)])
-        assert scores[-1] == pytest.approx(scores[0], abs=_TOLERANCE)
+        did = "scored two equal candidates with other seeds"
+        same(scores[-1], scores[0], did, tolerance=_TOLERANCE)
 
     def law_scores_repeat(self, data: st.DataObject) -> None:
         """The same candidates get the same scores again, also from another instance."""
         some = data.draw(candidates(self.kinds))
         scores = self.subject.score(some)
-        assert self.subject.score(some) == scores
-        assert self.make_again().score(some) == pytest.approx(scores, abs=_TOLERANCE)
+        same(self.subject.score(some), scores, "scored the same candidates twice")
+        again = self.make_again().score(some)
+        did = "scored the same candidates with two rerankers of one config"
+        same(again, scores, did, tolerance=_TOLERANCE)
 
     def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
         """The list of candidates is unchanged: scores are matched to it by place."""
         some = data.draw(candidates(self.kinds))
         given = list(some)
         self.subject.score(given)
-        assert list(map(id, given)) == list(map(id, some))
+        holds(
+            list(map(id, given)) == list(map(id, some)),
+            f"scored a list of {len(some)} candidates, and looked at the list",
+            "the same candidates in the same order",
+            f"{len(given)} candidates in another order",
+            next_step="sort a copy: sorted(candidates, ...)",
+        )
 
     def law_the_measure_is_named(self) -> None:
         """`measure`, shown with the scores, is constant and not empty."""
-        assert self.subject.measure.strip() == self.subject.measure != ""
-        assert self.make_again().measure == self.subject.measure
+        name, did = self.subject.measure, "looked at its measure"
+        holds(name.strip() == name != "", did, "a text without spaces around it", repr(name))
+        same(self.make_again().measure, name, f"{did}, and at another one of its config")

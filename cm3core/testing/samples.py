@@ -108,6 +108,26 @@ def example_documents(count: int = 24) -> list[Document]:
     return [*documents, documents[-1]]
 
 
+def example_pictures(height: int, width: int | None = None) -> PixelArray:
+    """Six different pictures uint8 [6, height, width, 3]: a red square at the top left, a ramp from the left, one
+    from the top, stripes, a blue disc at the bottom right, and noise."""
+    width = height if width is None else width
+    y_HW, x_HW = np.mgrid[0:height, 0:width]
+    y_HW, x_HW = y_HW / max(1, height - 1), x_HW / max(1, width - 1)
+    white, black = np.full((height, width, 3), 255), np.zeros((height, width, 3))
+    square, disc = (y_HW < 0.5) & (x_HW < 0.5), (y_HW - 0.7) ** 2 + (x_HW - 0.7) ** 2 < 0.07
+    stripes = (x_HW * 4).astype(int) % 2 == 0
+    drawn = [
+        np.where(square[..., None], (210, 30, 40), white),
+        np.stack([x_HW * 255, x_HW * 255, 128 + 0 * x_HW], axis=2),
+        np.stack([y_HW * 255, 255 - y_HW * 255, 0 * y_HW], axis=2),
+        np.where(stripes[..., None], white, (20, 120, 60)),
+        np.where(disc[..., None], (30, 60, 200), black),
+        np.random.default_rng(0).integers(0, 256, (height, width, 3)),
+    ]
+    return np.stack(drawn).round().astype(np.uint8)
+
+
 @contextmanager
 def own_cache() -> Iterator[None]:
     """Keep what is cached of the kits' many small memories out of the user's cache."""

@@ -15,7 +15,7 @@
 | `documents` | texts and pictures (pixels by reference, or codes), and holes if requested |
 | `memories`, `banks` | a `DocumentSource` in memory; a bank's documents have codes instead of pixels |
 | `token_sequences` | serialised documents, as masking objectives take them |
-| `logits` | float32 tensors [rows, ids]: small, large, tied, far apart, and -inf if requested |
+| `logits` | float32 tensors [rows, ids]: flat, falling as a power of the rank, few likely ids, large, tied, -inf if requested |
 
 Everything drawn is a function of few numbers, so that Hypothesis shrinks it quickly: arrays are
 made from a drawn seed. Only `logits` imports torch, when it is called.
@@ -51,7 +51,7 @@ from cm3core.testing.vocabularies import PARTS, make_vocabulary
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 _SPACES = (" ", "  ", "\n", "\r\n", "\t", "\0")
 _SEEDS = st.integers(0, 2**32 - 1)
@@ -316,7 +316,8 @@ def token_sequences(vocabulary: Vocabulary) -> st.SearchStrategy[TokenSequence]:
 def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = False) -> Tensor:
     """Logits float32 [num_rows, num_ids], each row of a random sort.
 
-    Sorts: all equal, ordinary, peaked, very large, few values (ties), or one id far above the rest.
+    Sorts: those of `shaped`, all equal, ordinary, peaked, very large, few values (ties), or one id far above
+    the rest.
 
     Args:
         num_rows, num_ids: the shape.
@@ -327,7 +328,9 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
     generator = torch.Generator().manual_seed(draw(_SEEDS, label="seed"))
     sorts = draw(
         st.lists(
-            st.sampled_from(["equal", "ordinary", "peaked", "large", "ties", "one above"]),
+            st.sampled_from(
+                ["equal", "ordinary", "peaked", "large", "ties", "one above", "power", "few"]
+            ),
             min_size=num_rows,
             max_size=num_rows,
         ),
@@ -341,6 +344,8 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
             row_R.copy_(row_R.round().clamp(-1, 1))
         elif sort == "one above":
             row_R[int(torch.randint(num_ids, (), generator=generator))] += 1e3
+        elif sort in ("power", "few"):
+            row_R.copy_(shaped(sort, num_ids, generator))
         else:
             row_R.mul_({"ordinary": 1.0, "peaked": 5.0, "large": 1e4}[sort])
     if infinite and draw(st.booleans(), label="-inf"):
@@ -350,3 +355,26 @@ def logits(draw: st.DrawFn, num_rows: int, num_ids: int, *, infinite: bool = Fal
         ] = False
         rows_SR.masked_fill_(gone_SR, -torch.inf)
     return rows_SR
+
+
+def shaped(shape: str, num_ids: int, generator: Generator) -> Tensor:
+    """Logits float32 [num_ids] of a distribution as models have them, in a random order of ids.
+
+    Args:
+        shape: "flat", of the highest entropy; "power", falling as a power of the rank, steeply or not; "few",
+            2 ids or more that are nearly equally likely, and all others hardly; "sure", one id.
+        num_ids: ids.
+        generator: what is random.
+    """
+    import torch
+
+    order_R = torch.randperm(num_ids, generator=generator)
+    noise_R = 0.1 * torch.randn(num_ids, generator=generator)
+    if shape == "flat":
+        return noise_R
+    share = float(torch.rand((), generator=generator))
+    if shape == "power":
+        return noise_R - (0.5 + 2 * share) * (order_R + 1.0).log()
+    assert shape in ("few", "sure"), shape
+    few = round(2 * (num_ids / 2) ** share) if shape == "few" else 1
+    return noise_R - 30.0 * (order_R >= few)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 
 from cm3core.document import (
@@ -25,13 +24,14 @@ from cm3core.document import (
 )
 from cm3core.errors import DataError
 from cm3core.interfaces.task import Record, Task
-from cm3core.testing._laws import Contract
+from cm3core.testing._config_laws import ConfigLaws, Outputs
+from cm3core.testing._findings import holds, refuses, same, shown
 
 #: Words of which a law makes texts, each field its own.
 _WORDS = ("red", "bell", "is it", "under 3", "café", "don't know", "yes!", "A (b)", "1.")
 
 
-class TaskContract(Contract[Task]):
+class TaskContract(ConfigLaws[Task]):
     """Laws of `Task`. `max_examples` is of each law."""
 
     kind: ClassVar[str] = "task"
@@ -53,13 +53,41 @@ class TaskContract(Contract[Task]):
                 record[name] = Image(f"picture {number}", _no_pixels)
         return record
 
+    def observe(self, component: Task) -> Outputs:
+        """Fields, and documents and prompts of a record, in many wordings."""
+        records: list[dict[str, Any]] = [{} for _ in range(4)]
+        for place, record in enumerate(records):
+            for number, (name, kind) in enumerate(component.fields.items()):
+                word = _WORDS[(number + 2 * place) % len(_WORDS)]
+                picture = Image(f"picture {number}", _no_pixels)
+                record[name] = f"x{number} {word} y{place}" if kind == "text" else picture
+        found: Outputs = {
+            "fields": dict(component.fields),
+            "responses": list(component.responses),
+            "documents": [],
+            "prompts": [],
+        }
+        for record in records:
+            for seed in (None, *range(12)):
+                rngs = [None if seed is None else _rng(seed) for _ in "12"]
+                found["documents"].append(shown_segments(component.document(record, rngs[0])))
+                found["prompts"].append(shown_segments(component.prompt(record, rngs[1])))
+        return found
+
     def law_fields_and_responses_are_named(self) -> None:
         """At least one field is given and one asked for; types are "text" or "image"."""
-        task = self.subject
-        assert set(task.fields.values()) <= {"text", "image"}
-        assert task.responses
-        assert len(set(task.responses)) == len(task.responses)
-        assert set(task.responses) < set(task.fields)
+        task, did = self.subject, "looked at fields and responses"
+        kinds = set(task.fields.values())
+        holds(kinds <= {"text", "image"}, did, 'types "text" or "image"', sorted(kinds))
+        responses = list(task.responses)
+        holds(responses, did, "at least one response", "none")
+        holds(len(set(responses)) == len(responses), did, "each response once", responses)
+        holds(
+            set(responses) < set(task.fields),
+            did,
+            f"responses among the fields {list(task.fields)}, and a field that is given",
+            responses,
+        )
 
     def law_the_prompt_filled_is_the_document(self, data: st.DataObject) -> None:
         """With the same generator, the prompt is the document with a hole in place of each response,
@@ -67,19 +95,26 @@ class TaskContract(Contract[Task]):
         record, seed = self.record(data), data.draw(_SEEDS)
         document = self.subject.document(record, _rng(seed))
         prompt = self.subject.prompt(record, _rng(seed))
-        assert len(prompt) == len(document)
+        did = f"made document and prompt of a record, with default_rng({seed})"
+        told = f"{shown_segments(prompt)} of {shown_segments(document)}"
+        same(len(prompt), len(document), f"{did}, and counted segments")
         holes = 0
-        for asked, whole in zip(prompt, document, strict=True):
-            number = _num_holes(asked)
+        for place, (asked, whole) in enumerate(zip(prompt, document, strict=True)):
+            number, at = _num_holes(asked), f"segment {place}"
             holes += number
             if isinstance(whole, Text):
-                assert number == len(whole.responses)
-                assert _parts_seen(asked) == _parts_between(whole)
+                expected = f"{len(whole.responses)} holes"
+                holds(number == len(whole.responses), did, expected, told, where=at)
+                around = f"{did}, and compared the texts around the holes of {at}"
+                same(_parts_seen(asked), _parts_between(whole), around)
             else:
-                assert isinstance(whole, (Image, Codes))
-                assert whole.response == bool(number)
-                assert number or asked == whole
-        assert holes == len(self.subject.responses)
+                known = isinstance(whole, (Image, Codes))
+                holds(known, did, "a text or a picture", type(whole).__name__, where=at)
+                is_response = getattr(whole, "response", False)
+                good = is_response == bool(number) and (number or asked == whole)
+                holds(good, did, "a hole for each response alone", told, where=at)
+        expected = f"a hole for each of {list(self.subject.responses)}"
+        holds(holes == len(self.subject.responses), did, expected, f"{holes} holes: {told}")
 
     def law_responses_are_marked(self, data: st.DataObject) -> None:
         """What the document marks are the responses; a text may have the punctuation behind it."""
@@ -90,31 +125,39 @@ class TaskContract(Contract[Task]):
                 marked += [segment.text[start:stop] for start, stop in segment.responses]
             elif isinstance(segment, (Image, Codes)) and segment.response:
                 marked.append(segment)
-        values = [record[name] for name in self.subject.responses]
-        assert len(marked) == len(values)
-        for value in values:
-            assert any(
+        values = {name: record[name] for name in self.subject.responses}
+        did = (
+            f"made the document of a record, with default_rng({seed}), and looked at what it marks"
+        )
+        told = [one if isinstance(one, str) else shown(one) for one in marked]
+        holds(len(marked) == len(values), did, f"{len(values)} responses", told)
+        for name, value in values.items():
+            found = any(
                 one == value if isinstance(value, Image) else str(one).startswith(value)
                 for one in marked
             )
+            holds(found, did, f"the response {name!r}: {shown(value)}", told)
 
     def law_every_wording_has_all_fields(self, data: st.DataObject) -> None:
         """Nothing that is given is left out, whatever wording is drawn."""
         record, seed = self.record(data), data.draw(_SEEDS)
         document = self.subject.document(record, _rng(seed))
-        texts = text_of(document)
+        did = f"made the document of a record, with default_rng({seed})"
         for name, kind in self.subject.fields.items():
-            if kind == "text":
-                assert record[name] in texts
-            else:
-                assert record[name] in document
+            value = record[name]
+            there = value in text_of(document) if kind == "text" else value in document
+            expected = f"the field {name!r} in it: {shown(value)}"
+            holds(there, did, expected, shown_segments(document))
 
     def law_prompts_read_no_response(self, data: st.DataObject) -> None:
         """A prompt needs no responses, and is the same with others."""
         record, seed = self.record(data), data.draw(_SEEDS)
         prompt = self.subject.prompt(record, _rng(seed))
         bare = {name: record[name] for name in record if name not in self.subject.responses}
-        assert self.subject.prompt(bare, _rng(seed)) == prompt
+        did = (
+            f"made the prompt of a record with its responses and without, with default_rng({seed})"
+        )
+        same(self.subject.prompt(bare, _rng(seed)), prompt, did)
 
     def law_answers_are_read_back(self, data: st.DataObject) -> None:
         """`answer` of the whole document gives its responses."""
@@ -122,15 +165,19 @@ class TaskContract(Contract[Task]):
         document = self.subject.document(record, _rng(seed))
         bare = {name: record[name] for name in record if name not in self.subject.responses}
         found = self.subject.answer(bare, document, _rng(seed))
-        assert found == {name: record[name] for name in self.subject.responses}
+        wanted = {name: record[name] for name in self.subject.responses}
+        same(found, wanted, f"read the answer of {shown_segments(document)}")
 
     def law_the_generator_decides_the_wording(self, data: st.DataObject) -> None:
         """Equal generators give equal documents, and no generator always the same one."""
         record, seed = self.record(data), data.draw(_SEEDS)
-        for make in (self.subject, self.make_again()):
-            assert make.document(record, _rng(seed)) == self.subject.document(record, _rng(seed))
-            assert make.document(record) == self.subject.document(record)
-            assert make.prompt(record) == self.subject.prompt(record)
+        for make, how in ((self.subject, "twice"), (self.make_again(), "with two of one config")):
+            did = f"made the document of a record {how}, "
+            whole = self.subject.document(record, _rng(seed))
+            same(make.document(record, _rng(seed)), whole, f"{did}with default_rng({seed})")
+            bare = f"{did}without a generator"
+            same(make.document(record), self.subject.document(record), bare)
+            same(make.prompt(record), self.subject.prompt(record), f"{bare}: the prompt")
 
     def law_incomplete_records_are_refused(self, data: st.DataObject) -> None:
         """A field that is missing, empty or of another type is an error that names record and
@@ -139,11 +186,35 @@ class TaskContract(Contract[Task]):
         for name, kind in self.subject.fields.items():
             for wrong in (None, " " if kind == "text" else "no picture", 7):
                 record: Record = {**whole, name: wrong}
-                with pytest.raises(DataError, match=f"record 7.*field '{name}'"):
-                    self.subject.document(record, place="record 7")
-                if name not in self.subject.responses:
-                    with pytest.raises(DataError, match=f"record 7.*field '{name}'"):
-                        self.subject.prompt(record, place="record 7")
+                calls = {"document": self.subject.document, "prompt": self.subject.prompt}
+                if name in self.subject.responses:
+                    del calls["prompt"]
+                for what, call in calls.items():
+                    refuses(
+                        lambda call=call, record=record: call(record, place="record 7"),  # type: ignore[misc]
+                        f"made the {what} of a record whose field {name!r} is {wrong!r}",
+                        DataError,
+                        match=f"record 7.*field '{name}'",
+                    )
+
+
+def shown_segments(document: Document) -> str:
+    """A document or prompt in a line."""
+    parts = []
+    for segment in document:
+        if isinstance(segment, Text):
+            parts.append(repr(segment.text))
+        elif isinstance(segment, MaskedText):
+            parts.append(
+                "".join("[...]" if isinstance(one, TextHole) else one for one in segment.parts)
+            )
+        elif isinstance(segment, Image):
+            parts.append(f"<{segment.key}>")
+        else:
+            parts.append(
+                {"TextHole": "[...]", "ImageHole": "<...>"}.get(type(segment).__name__, "<codes>")
+            )
+    return " ".join(parts)
 
 
 _SEEDS = st.integers(0, 2**32 - 1)

@@ -44,7 +44,7 @@ class TrackerContract(Contract[Tracker]):
     `make` with one that stands for it."""
 
     kind: ClassVar[str] = "tracker"
-    max_examples: ClassVar[int | None] = 10
+    max_examples: ClassVar[int | None] = None
 
     def build(self, config: Any) -> Tracker:
         """See `TrackerConfig.build`."""

@@ -57,6 +57,7 @@ class CM3ObjectiveConfig(LossWeightsConfig):
     """
 
     masks_spans: ClassVar[bool] = True
+    masks_retrieved: ClassVar[bool] = True  # random spans are of the whole sequence
     lambda_spans: float = 1.0
     max_spans: int = 16
     segment_mask_probability: float = 0.3

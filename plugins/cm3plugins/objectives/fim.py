@@ -28,6 +28,7 @@ class FIMObjectiveConfig(LossWeightsConfig):
     """
 
     masks_spans: ClassVar[bool] = True
+    masks_retrieved: ClassVar[bool] = True  # random spans are of the whole sequence
     fim_rate: float = 1.0
     mask_sentinel_loss: bool = True
 

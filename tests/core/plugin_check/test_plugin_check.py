@@ -87,12 +87,14 @@ def test_a_law_that_breaks_shows_what_broke_it(
     assert (skipped["status"], skipped["text"], skipped["next_step"]) == told
     broken = failed["text_tokenizer/characters round_trip_is_lossless"]
     assert broken["check"] == "law"
-    assert broken["text"] == "AssertionError: assert 'a' == 'b'"
-    assert broken["detail"].splitlines()[0] == "falsified by: Draw 1: 'b'"
-    assert broken["detail"].endswith(
-        "assert self.subject.decode(self.subject.encode(text)) == text"
+    assert broken["text"] == (
+        "encoded 'b' to [97], and decoded that: expected 'b', got 'a' at letter 0"
     )
-    assert broken["next_step"].startswith("the law: Every valid string comes back")
+    detail = broken["detail"].splitlines()
+    assert detail[0] == "falsified by: Draw 1: 'b'"
+    assert detail[1].startswith("tested: ")
+    assert broken["next_step"].startswith("correct the component; if the law can't apply to it, ")
+    assert "; the law: Every valid string comes back" in broken["next_step"]
 
 
 def test_strict_fails_on_warnings(write: WriteFile) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cm3core.document import Codes, Document, Image, PixelArray, Text
-from cm3core.interfaces.dataset import SkippedRecord
+from cm3core.interfaces.dataset import Original, SkippedRecord
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3core.testing.samples import ListSource, example_documents
 from kit_mutants import assert_covers, assert_law_fails, cases
+from planted_mistakes import ThingsConfig, planted
 
 
 class Right(ListSource):
@@ -196,7 +198,12 @@ class RemembersTheGenerator(Right):
         return super()._document(index, self.last)
 
 
-MUTANTS = {
+class OriginalsAsText(Right):
+    def original(self, index: int) -> Original:
+        return Original(".svg", b"<html/>")
+
+
+MUTANTS: dict[str, list[Any]] = {
     "a_generator_decides_the_document": [ItsOwnGenerator, TurnsPictures],
     "an_index_outside_is_refused": [GoesRound],
     "content_keys_name_the_document": [HasNoKeys, KeysOfItsOwn],
@@ -210,17 +217,26 @@ MUTANTS = {
     "equal_keys_are_equal_pictures": [OneKeyForAll],
     "fingerprint_is_stable": [NamedByItself, Nameless],
     "groups_are_names": [NoGroup, GroupsAsTheyCome],
+    "ids_are_the_same_in_every_split": [
+        planted(ThingsConfig, "ids by place"),
+        planted(ThingsConfig, "ids with the split"),
+    ],
     "ids_are_unique_and_stable": [IdsTwice, IdsOfItsOwn],
     "pictures_load": [OneArrayForAll, FloatPictures, GreyPictures],
     "skipped_records_say_why": [SkipsWithoutReason],
     "texts_hold_every_canonical_text": [KeepsTexts],
+    "the_original_is_a_picture_file": [OriginalsAsText],
     "without_a_generator_it_is_canonical": [RemembersTheGenerator],
 }
 
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
-def test_a_wrong_source_fails(law: str, wrong: type[Right]) -> None:
-    assert_law_fails(DocumentSourceContract, law, {"make": lambda self: wrong()})
+def test_a_wrong_source_fails(law: str, wrong: type[Any]) -> None:
+    made = wrong()
+    attributes = (
+        {"config": made} if isinstance(made, ThingsConfig) else {"make": lambda self: wrong()}
+    )
+    assert_law_fails(DocumentSourceContract, law, attributes)
 
 
 def test_every_law_has_a_mutant() -> None:

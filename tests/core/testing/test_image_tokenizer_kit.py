@@ -178,12 +178,31 @@ class ClampsCodes(Greys):
         return self._decode(codes_Nc[:, :6].clip(0, 15))
 
 
+class CountsOneMore(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return (super()._encode(pixels_NHWC) + 1) % 16
+
+
+class Transposes(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC).reshape(-1, 2, 3).swapaxes(1, 2).reshape(-1, 6)
+
+
+class ColumnByColumn(Transposes):
+    """Both ways: what is encoded is decoded rightly."""
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc.reshape(-1, 3, 2).swapaxes(1, 2).reshape(-1, 6))
+
+
 MUTANTS = {
     "a_batch_is_its_items": [AgainstTheMean, BrighterInCompany],
     "an_equal_tokenizer_has_the_same_fingerprint": [NamedByItself],
     "codebook_matches_its_size": [CodebookOfFewer, CodebookOfDoubles],
+    "codes_are_in_raster_order": [ColumnByColumn],
     "codes_have_the_stated_shape_and_range": [CountsFromOne, LongCodes, GridOfCodes],
     "codes_tell_pictures_apart": [SeesNothing, DrawsNothing],
+    "decoded_pictures_are_the_encoded_ones": [CountsOneMore, Transposes, Inverted],
     "encoding_and_decoding_are_deterministic": [Dithers, BuiltWithANewCodebook],
     "inputs_are_not_written_to": [WritesOnPictures, WritesOnCodes],
     "nothing_is_a_batch": [AtLeastOnePicture],

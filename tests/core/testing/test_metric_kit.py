@@ -14,6 +14,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Metric, MetricBatch, MetricConfig, Score
 from cm3core.testing.metric import MetricContract
 from kit_mutants import assert_covers, assert_law_fails, cases
+from planted_mistakes import ErrorConfig, TopicConfig, planted
 
 
 class Length(Metric):
@@ -147,17 +148,36 @@ MUTANTS: dict[str, list[Any]] = {
     "known_answers_are_given": [Wrong],
     "merged_shards_equal_the_whole": [ForgetsOthers, EatsOthers],
     "order_does_not_matter": [FirstMatters, Clears],
+    "metrics_share_nothing": [
+        planted(ErrorConfig, "cached by index"),
+        planted(ErrorConfig, "values on the class"),
+    ],
+    "near_pictures_score_no_worse_than_opposite_ones": [
+        planted(ErrorConfig, "overflow of stacked pictures"),
+        planted(ErrorConfig, "wrong direction"),
+    ],
     "other_columns_are_refused": [Ignores],
+    "pixels_do_not_overflow": [
+        planted(ErrorConfig, "overflow of uint8"),
+        planted(ErrorConfig, "overflow of squares"),
+    ],
     "scores_are_named_and_counted": [NamesItsData, NotTheMean],
+    "simple_samples_have_finite_scores": [
+        planted(ErrorConfig, "infinite for equal pictures"),
+        planted(ErrorConfig, "NaN of flat pictures"),
+    ],
     "the_protocol_is_json": [KeepsAKey, NotJSON],
     "too_few_samples_are_refused": [TakesOne],
+    "what_is_no_number_is_refused": [planted(TopicConfig, "leaves NaN out")],
 }
 
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_metric_fails(law: str, wrong: Any) -> None:
     attributes: dict[str, Any] = {"known_answers": lambda self: [([TWO], {"words": 3.0})]}
-    if issubclass(wrong, MetricConfig):
+    if issubclass(wrong, (ErrorConfig, TopicConfig)):
+        attributes = {"config": wrong()}
+    elif issubclass(wrong, MetricConfig):
         attributes["config"] = wrong()
     else:
         attributes["make"] = lambda self: wrong()

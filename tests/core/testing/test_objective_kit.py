@@ -40,6 +40,13 @@ class Right(MaskingObjective):
 CONFIG = CM3ObjectiveConfig(lambda_spans=3.0)
 
 
+class UnsaidConfig(CM3ObjectiveConfig):
+    masks_retrieved = False
+
+
+UNSAID = UnsaidConfig(lambda_spans=3.0)
+
+
 class TestRight(ObjectiveContract):
     config = CONFIG
 
@@ -216,6 +223,7 @@ MUTANTS = {
     ],
     "masking_is_reversible": [SwapsTokens, RepeatsAToken, MasksInPlace],
     "no_room_means_no_masking": [MasksInPlace, SwapsTokens],
+    "retrieved_documents_are_whole": [Right],
     "shapes_and_types": [DoubleWeights, NegativeWeights, LongTokens, OneWeightTooMany],
     "something_is_trained": [TrainsNothing],
     "spans_hold_no_specials": [MovesBreaks, MovesSpansAcrossSegments],
@@ -227,10 +235,15 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
 def test_a_wrong_objective_fails(law: str, wrong: type[Right]) -> None:
+    # random spans of the whole sequence, which it does not say
+    unsaid = law == "retrieved_documents_are_whole"
     assert_law_fails(
         ObjectiveContract,
         law,
-        {"config": CONFIG, "build": lambda self, config: wrong(config, self.vocabulary)},
+        {
+            "config": UNSAID if unsaid else CONFIG,
+            "build": lambda self, config: wrong(config, self.vocabulary),
+        },
     )
 
 
