@@ -53,6 +53,10 @@ def parts_of(error: BaseException) -> tuple[str, str, str] | None:
         return None
 
 
+class AlreadyReported(SystemExit):
+    """Ends a process in silence, with that exit code: another process has reported the error of both."""
+
+
 class contained:  # noqa: N801  # used as a function
     """Context in which what is no `Exception`, and `StopIteration`, becomes a `GenerationError`.
 
@@ -77,7 +81,10 @@ class contained:  # noqa: N801  # used as a function
         trace: TracebackType | None,
     ) -> None:
         """Raise the error in its new form."""
-        if error is None or (isinstance(error, Exception) and not isinstance(error, self.besides)):
+        passes = isinstance(error, AlreadyReported) or (
+            isinstance(error, Exception) and not isinstance(error, self.besides)
+        )
+        if error is None or passes:
             return
         raise_interrupt(error)
         raise GenerationError(self.place, told(error), SEE_TRACEBACK) from error

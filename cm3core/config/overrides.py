@@ -196,7 +196,9 @@ class _Change:
         if isinstance(whole, Mapping):
             inner = {**{key: value for key, value in whole.items() if key != "name"}, **inner}
             whole = whole.get("name")
-        if whole is not None or ("" in given and current is None):
+        if isinstance(whole, ComponentConfig) and whole.kind == self.field.kind:
+            current = whole
+        elif whole is not None or ("" in given and current is None):
             if self.find is None or not isinstance(whole, str):
                 raise GenerationError(
                     place, f"is {whole!r}, not {self.field.kind}", "correct the value"

@@ -292,7 +292,8 @@ def _family(name: str, classes: dict[str, ast.ClassDef]) -> Iterator[str]:
     if name in classes:
         yield name
         for base in classes[name].bases:
-            yield from _family(base.id if isinstance(base, ast.Name) else "", classes)
+            named = base.value if isinstance(base, ast.Subscript) else base
+            yield from _family(named.id if isinstance(named, ast.Name) else "", classes)
 
 
 def find(wanted: str, registry: Registry) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from cm3core.errors import CM3Error, DeviceError, ProcessError
+from cm3core.faults import AlreadyReported
 from cm3core.processes.interface import Processes
 from cm3core.processes.several import RESUME, TorchProcesses, first_sentence, is_lost
 
@@ -121,7 +121,7 @@ def started_processes(
         processes.any(False)  # the first one keeps the store until all have read it
     except CM3Error as error:
         if processes.is_reported(error):
-            sys.exit(2)
+            raise AlreadyReported(2) from None
         raise
     except RuntimeError as error:
         if not is_lost(error):

@@ -322,7 +322,12 @@ class MetricContract(ConfigLaws[Metric]):
         blocks = rng.integers(0, 2, (num, 6, 6, 1), np.uint8) * np.uint8(255)
         blocks[0], blocks[1] = 0, 255
         blocks[0, :3], blocks[1, :3] = 255, 0
-        reference = blocks.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
+        height, width = self.column("pictures", 1, rng)[0].shape[
+            :2
+        ]  # a network may need them large
+        times = -(-max(height, width) // 6)
+        large = blocks.repeat(times, axis=1).repeat(times, axis=2).repeat(3, axis=3)
+        reference = large[:, :height, :width]
         near = np.where(reference > 0, 247, 8).astype(np.uint8)
         scores = []
         for pictures in (near, 255 - reference):

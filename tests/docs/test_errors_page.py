@@ -25,6 +25,7 @@ from cm3core.plugins.providers import Provider, Writer
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.recipe.merge import stored_recipe
+from cm3core.recipe.missing import MissingComponent
 from cm3core.testing.sampler import SamplerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
 
@@ -198,6 +199,15 @@ def stored(registry: Registry, **known: object) -> object:
     return stored_recipe(text, registry, label="recipe.yaml", writer=writer)
 
 
+def stored_kind() -> None:
+    """A stored recipe with a section of a kind that nobody brings now."""
+    writer = Writer({"thing": Provider("gone", "mine", "cm3-mine", "0.1")})
+    recipe = stored_recipe("thing: {name: gone}\n", Registry(), label="recipe.yaml", writer=writer)
+    section = recipe.section("thing")
+    assert isinstance(section, MissingComponent)
+    section.refuse()
+
+
 def failing(setting: Setting) -> None:
     """What the command line makes of an exception in a plugin's code."""
     registry = setting.load(changed('raise AssertionError("described, never built")', "1 / 0"))
@@ -224,7 +234,54 @@ def needing() -> object:
     return type("TestMine", (SamplerContract,), {"config": config})
 
 
+#: A plugin that brings a kind: its config's base, then the row; %s is what differs.
+KIND = """
+from abc import ABC
+from dataclasses import dataclass
+from cm3core.hookspecs import hookimpl
+from cm3core.interfaces import ComponentConfig
+from cm3core.plugins import Kind
+CM3_API = 1
+class Thing(ABC): ...
+@dataclass(kw_only=True)
+class ThingConfig(ComponentConfig):
+    kind = "thing"
+    def build(self) -> Thing: ...
+@dataclass(kw_only=True)
+class Unbuilt(ComponentConfig):
+    kind = "thing"
+@hookimpl
+def cm3_kinds():
+    return {}
+"""
+
+
+def kinds(answer: str = "", **changed: str) -> Callable[[Setting], object]:
+    """A plugin whose hook returns that, or a row with some arguments changed."""
+    row = {
+        "hook": "'cm3_things'", "config": "ThingConfig", "interface": "'Thing'", "kit": "''",
+        "words": "'things'", "summary": "'things are made'",
+    } | changed  # fmt: skip  # a row
+    made = answer or f"[Kind({', '.join(f'{key}={value}' for key, value in row.items())})]"
+    return lambda setting: setting.load(KIND.replace("return {}", f"return {made}"))
+
+
 CASES: dict[str, Callable[[Setting], object]] = {
+    "kinds: of a plugin that is gone": lambda setting: stored_kind(),
+    "kinds: no list": kinds("{'thing': ThingConfig}"),
+    "kinds: no base of configs": kinds(config="Thing"),
+    "kinds: name": kinds(
+        config="type('Odd', (ThingConfig,), {'kind': 'Thing!', '__dataclass_fields__': {}})"
+    ),
+    "kinds: taken": kinds(
+        config="type('Odd', (ThingConfig,), {'kind': 'sampler', '__dataclass_fields__': {}})"
+    ),
+    "kinds: hook's name": kinds(hook="'things'"),
+    "kinds: hook taken": kinds(hook="'cm3_samplers'"),
+    "kinds: no interface": kinds(interface="'Nothing'"),
+    "kinds: no build": kinds(config="Unbuilt"),
+    "kinds: kit": kinds(kit="'nowhere'"),
+    "kinds: no words": kinds(words="' '"),
     **{
         f"plugin: {name}": lambda setting, source=source: setting.load(source)
         for name, source in SOURCES.items()

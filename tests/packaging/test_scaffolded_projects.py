@@ -231,7 +231,8 @@ def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) 
         if kind in kinds
     ]
     checks = [
-        f"recipe check tiny {kind}={name_of(kind)}"
+        "recipe check tiny "
+        + (f"train.trackers=[{name_of(kind)}]" if kind == "tracker" else f"{kind}={name_of(kind)}")
         + (" objective=causal" if kind == "layout" else "")  # it has no sentinels
         for kind in WRITTEN
         if kind not in ("retriever", *MEASURING)

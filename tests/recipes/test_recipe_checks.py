@@ -24,8 +24,8 @@ CHECKS = {
     (
         "train.steps=null",
     ): "train.steps, train.minutes: exactly one decides the length, neither is given",
-    ("train.batch_rows=0",): "train.batch_rows: is 0, must be more than 0",
-    ("train.seed=-1",): "train.seed: is -1, must be 0 or more",
+    ("train.batch_rows=0",): "train.batch_rows: is 0, must be at least 1",
+    ("train.seed=-1",): "train.seed: is -1, must be at least 0",
     ("train.seed=9223372036854775808",): (
         "train.seed: is 9223372036854775808, must be at most 9,223,372,036,854,775,807"
     ),
@@ -39,7 +39,7 @@ CHECKS = {
     (
         "train.steps=null",
         "train.minutes=.nan",
-    ): "train.minutes: is nan, must be null or more than 0",
+    ): "train.minutes: is nan, must be finite",
     ("train.steps=null", "train.minutes=10000001"): (
         "train.minutes: is 10000001.0, must be at most 10,000,000"
     ),
@@ -49,7 +49,7 @@ CHECKS = {
     ("train.accumulate=1048577",): "train.accumulate: is 1048577, must be at most 1,048,576",
     ("train.num_threads=4097",): "train.num_threads: is 4097, must be at most 4,096",
     ("train.learning_rate=.inf",): "train.learning_rate: is inf, must be finite",
-    ("train.learning_rate=.nan",): "train.learning_rate: is nan, must be more than 0",
+    ("train.learning_rate=.nan",): "train.learning_rate: is nan, must be finite",
     ("train.muon_learning_rate=.inf",): "train.muon_learning_rate: is inf, must be finite",
     ("train.eps=.inf",): "train.eps: is inf, must be finite",
     ("train.weight_decay=.inf",): "train.weight_decay: is inf, must be finite",

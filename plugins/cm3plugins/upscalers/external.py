@@ -14,7 +14,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, MissingPackageError
 from cm3core.files import user_path
 from cm3core.interfaces.component import check_device
-from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "path": Outside(READS, "its weights"),
+        "device": TEXT,
     }
 
     path: str

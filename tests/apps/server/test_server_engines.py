@@ -146,6 +146,7 @@ def test_an_engine_that_is_stuck_is_told_and_given_up(caplog):
             reason = health(server)[1]["reason"]
             assert reason.startswith("model toy: a step has taken 0 s so far; 1 wait")
             assert health(server, "/readyz")[0] == 503
+            caplog.clear()
             with caplog.at_level(logging.CRITICAL, "cm3.serve"):
                 run(server, Watch(server.workshop.pool, 0.2, 0.02).run())
             assert "in sticks" in caplog.messages[0]  # where it is stuck

@@ -190,8 +190,9 @@ class RoundedProduct:
     """By oneDNN: bytes times bytes.
 
     Inputs are unsigned with a zero at 128, which it has instructions for; its other forms take
-    hundreds of times as long. It supports only one scale for all inputs, so the scales of the rows
-    are applied afterwards. Sums are whole numbers: a row's result is the same with any other rows.
+    hundreds of times as long. Sums are whole numbers, and all scales are applied afterwards: a row's result is the same
+    with any other rows. oneDNN supports only one scale for all inputs, and multiplies by scales in another order for more
+    rows (some CPUs from 6 on), which moves the last bit.
 
     Args:
         codes: int8 [V, E].
@@ -201,7 +202,9 @@ class RoundedProduct:
 
     def __init__(self, codes: Tensor, scale_V: Tensor, *, relu: bool = False) -> None:
         self._packed = torch.ops.onednn.qlinear_prepack(codes, [FEWEST_ROWS, codes.shape[1]])
-        self._scale_V, self._zero_V = scale_V, torch.zeros(len(codes), dtype=torch.int64)
+        self._scale_V = scale_V / MOST
+        self._one_V = torch.ones(len(codes))
+        self._zero_V = torch.zeros(len(codes), dtype=torch.int64)
         self._half = torch.tensor(ZERO + 0.5)  # conversion to integers truncates: this rounds
         self._post = "relu" if relu else "none"
 
@@ -224,10 +227,10 @@ class RoundedProduct:
         bytes_ME = torch.addcdiv(self._half, x, largest_M1, value=MOST).to(torch.uint8)
         result: Tensor = torch.ops.onednn.qlinear_pointwise(
             bytes_ME,
-            1 / MOST,
+            1.0,
             ZERO,
             self._packed,
-            self._scale_V,
+            self._one_V,
             self._zero_V,
             None,
             1.0,
@@ -237,7 +240,7 @@ class RoundedProduct:
             [],
             "",
         )
-        return result, largest_M1
+        return result.mul_(self._scale_V), largest_M1
 
 
 def add_product(total: Tensor, product: Product, x: Tensor) -> None:

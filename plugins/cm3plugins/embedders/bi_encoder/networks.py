@@ -56,13 +56,15 @@ class Networks:
 
     @cached_property
     def _pictures(self) -> EfficientNetLite:
-        network = load_efficientnet_lite("lite0").fuse()
+        with torch.random.fork_rng(devices=[]):  # random weights are drawn, and replaced
+            network = load_efficientnet_lite("lite0").fuse()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
         return network.to(self._device)
 
     @cached_property
     def _texts(self) -> SentenceEncoder:
-        encoder = SentenceEncoder.load(minilm_folder())
+        with torch.random.fork_rng(devices=[]):
+            encoder = SentenceEncoder.load(minilm_folder())
         encoder.move_to(self._device)
         return encoder
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cm3core.document import PixelArray
 from cm3core.interfaces.component import check_device
-from cm3core.interfaces.reach import READS, Outside
+from cm3core.interfaces.reach import READS, TEXT, Outside
 from cm3core.interfaces.upscaler import UpscalerConfig
 from cm3plugins.trained.bundled import BUNDLED
 from cm3plugins.upscalers.edsr.settings import TRAINING_RANGES, EDSRArchitecture, EDSRTraining
@@ -34,6 +34,7 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
 
     outside: ClassVar[Mapping[str, Outside]] = {
         "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "device": TEXT,
     }
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
