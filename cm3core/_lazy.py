@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,15 +15,13 @@ def exporter(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
         modules: exported name -> module in the package that defines it.
 
     Returns:
-        A function that imports an exported name, keeps it in the package, and raises
-        `AttributeError` for any other name.
+        A function that imports an exported name, and raises `AttributeError` for any other one. It keeps nothing
+        in the package: a name there is always what its module has now, also while that is replaced.
     """
 
     def get(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-        setattr(sys.modules[package], name, value)
-        return value
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return get

@@ -17,7 +17,7 @@ from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import Output, Upload, from_url, text_of_base64
 from cm3apps.server.sampling_options import check_sampling, documents_of, generation_options
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import PictureTask, Workshop, aside, encoded_aside, in_order
+from cm3apps.server.tasks import PictureTask, Workshop, in_order
 from cm3core.images import fit
 from cm3core.model.facts import facts_of as picture_facts
 from cm3core.model.loaded import check_length
@@ -146,7 +146,7 @@ def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
 
 async def completions(workshop: Workshop, intake: Intake) -> Answer:
     """Answer the last message of the user."""
-    values, client = intake.values, intake.client
+    values = intake.values
     turn = await intake.aside(turn_of, values["messages"], workshop.limits)
     name = workshop.pool.name_of(values.get("model"))
     options = generation_options(values)
@@ -162,7 +162,7 @@ async def completions(workshop: Workshop, intake: Intake) -> Answer:
         if not values.get("truncate"):
             _check_room(turn, model)
         turns = await _seen_turns(turn, workshop, intake, model, name)
-        return await turns_api.completions(workshop, client, name, turns, values, options)
+        return await turns_api.completions(workshop, intake, name, turns, options)
     wants_picture = _answers_with_picture(values, turn)
     _add_sampling(options, values, "" if wants_picture else "text_")
     check_sampling(model, options)
@@ -201,6 +201,12 @@ class _Chat:
             async with self.workshop.pool.use(self.name) as loaded:
                 await loaded.call(check_length, model, "instruction", turn.text)
         pixels = await self._seen()
+        read = await self.workshop.call(self.name, _tokens_read, model, turn)
+        unknown = None
+        if pixels is None:
+            unknown = await self.workshop.unknown_words(self.name, [turn.text])
+        height, width = model.image_size
+        await self.intake.room_for_results(number * height * width)
         task = PictureTask(
             sort="draw" if pixels is None else "edit",
             text=turn.text,
@@ -210,11 +216,12 @@ class _Chat:
         )
         events = self.workshop.pictures(self.intake.client, self.name, task)
         pictures = await in_order(events, number)
-        choices = [await encoded_aside(_with_picture, model, one, task, naming) for one in pictures]
+        encoded = self.intake.encoded
+        choices = [await encoded(_with_picture, model, one, task, naming) for one in pictures]
         if task.sort == "draw":
-            unknown = await self.workshop.unknown_words(self.name, [turn.text])
             choices = [one | {"unknown_words": unknown} for one in choices]
-        return _reply(self.name, choices, values, _usage(model, turn, choices))
+        written = number * model.components.serializer.num_codes
+        return _reply(self.name, choices, values, _usage(read, written))
 
     async def written(self) -> Answer:
         """A text about a picture."""
@@ -224,23 +231,31 @@ class _Chat:
         most = values.get("max_completion_tokens", values.get("max_tokens"))
         options = self.options | ({} if most is None else {"max_tokens": most})
         cuts, client = bool(values.get("truncate")), self.intake.client
-        question, own_task, num_read = await aside(_question, model, turn, most, cuts)
+        question, own_task, num_read = await self.workshop.call(
+            self.name, _question, model, turn, most, cuts
+        )
         plain = not self.given and _is_plain(options, documents)
         if own_task and values.get("stream") and number == 1 and plain:
             turns = await _seen_turns(turn, self.workshop, self.intake, model, self.name)
             options |= {"answer": "text", "truncate": cuts}
-            return turns_api.streamed(self.workshop, client, self.name, turns, values, options)
+            return turns_api.streamed(self.workshop, self.intake, self.name, turns, options)
         pixels = await self._seen()
         assert pixels is not None
         options |= {**own_task, **self.options}
         read = {"turns_read": num_read, "turns_left_out": len(turn.earlier) - num_read}
-        choices = []
+        choices, texts = [], []
         for place in range(number):
             own = options if place == 0 else options | {"seed": options["seed"] + place}
-            written = await self.workshop.text(client, self.name, pixels, question, own)
+            written, loaded = await self.workshop.text(client, self.name, pixels, question, own)
+            texts.append(written.text)
             choices.append(_message(written.text, written, naming) | read)
-        turn = replace(turn, text=question or "")
-        return _reply(self.name, choices, values, _usage(model, turn, choices))
+
+        def usage() -> dict[str, int]:
+            encode = model.components.text_tokenizer.encode
+            asked = replace(turn, text=question or "")
+            return _usage(_tokens_read(model, asked), sum(len(encode(one)) for one in texts))
+
+        return _reply(self.name, choices, values, await loaded.call(usage))
 
     async def _seen(self) -> PixelArray | None:
         """The picture as the model sees it; the documents become an option."""
@@ -360,14 +375,13 @@ def _message(content: Any, result: Any, naming: Naming) -> dict[str, Any]:
     return message
 
 
-def _usage(model: Model, turn: Asked, messages: list[dict[str, Any]]) -> dict[str, int]:
-    """Tokens of the text and the picture that were read, and of what came back."""
-    tokenizer, codes = model.components.text_tokenizer, model.components.serializer.num_codes
-    read = len(tokenizer.encode(turn.text)) + (0 if turn.picture is None else codes)
-    written = sum(
-        len(tokenizer.encode(one["content"])) if isinstance(one["content"], str) else codes
-        for one in messages
-    )
+def _tokens_read(model: Model, turn: Asked) -> int:
+    """Tokens of the text and the picture that are read."""
+    codes = 0 if turn.picture is None else model.components.serializer.num_codes
+    return len(model.components.text_tokenizer.encode(turn.text)) + codes
+
+
+def _usage(read: int, written: int) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 

@@ -48,7 +48,6 @@ async def structures(workshop: Workshop, intake: Intake) -> dict[str, Any]:
         pixels = await intake.decoded([upload], lambda: smaller(upload.pixels(most)))
         intake.forget_pictures()
         async with workshop.queue.place(intake.client, 1):
-            answer: dict[str, Any] = await aside(
-                workshop.structures.drawn, loaded.model, condition, pixels
-            )
-            return answer
+            drawn = await aside(workshop.structures.drawn, loaded.model, condition, pixels)
+    answer: dict[str, Any] = await intake.encoded(drawn.answer)
+    return answer

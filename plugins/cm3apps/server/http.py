@@ -20,7 +20,6 @@ from cm3apps.server.intake import Gate, Intake, Structure, check_length_is_given
 from cm3apps.server.pictures import Upload
 from cm3apps.server.settings import Limits
 from cm3apps.server.streaming import DONE, Event
-from cm3apps.server.tasks import encoded_aside
 from cm3apps.server.unsent import PIECE, Outbox, Unsent, UnsentFull
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, GenerationError
 from cm3core.model.coroutines import cancelled
@@ -73,8 +72,8 @@ class Endpoint:
         """Answer one request; errors are answered and logged once."""
         start = time.perf_counter()
         client = (scope.get("client") or ("unknown",))[0]
-        reply = Reply(send, self.gate.unsent, splits=SEED not in scope)
         intake = Intake(self.gate, client)
+        reply = Reply(send, self.gate.unsent, splits=SEED not in scope)
         try:
             headers = Headers(scope=scope)
             if SEED not in scope:  # a door has the body already
@@ -144,13 +143,13 @@ class Endpoint:
         try:
             async with asyncio.timeout_at(end):
                 answer = await self.handler(intake)
-                body = await encoded_aside(encoded, answer) if isinstance(answer, dict) else b""
+                body = await intake.encoded(encoded, answer) if isinstance(answer, dict) else b""
             if isinstance(answer, dict):
                 del answer
                 intake.forget_results()
                 await reply.whole(200, body)
             else:
-                await reply.stream(answer, closes=self.closes, end=end, made=intake.forget_results)
+                await reply.stream(answer, intake, closes=self.closes, end=end)
         except TimeoutError:
             raise APIError(
                 504,
@@ -186,10 +185,10 @@ class Reply:
     async def stream(
         self,
         events: AsyncGenerator[Event, None],
+        intake: Intake,
         *,
         closes: bool,
         end: float,
-        made: Callable[[], None],
     ) -> None:
         """Send events as they happen. Errors before the first one are not in the stream.
 
@@ -198,13 +197,13 @@ class Reply:
 
         Args:
             events: the work.
+            intake: of the request; its results are forgotten when the work is done.
             closes: whether the last line says that it is the last.
             end: when the work must be done, on the event loop's clock.
-            made: called when it is.
         """
         outbox = Outbox(self._unsent, self._length)
-        work = asyncio.create_task(self._collect(events, outbox, end))
-        work.add_done_callback(lambda _: made())
+        work = asyncio.create_task(self._collect(events, outbox, intake, end))
+        work.add_done_callback(lambda _: intake.forget_results())
         try:
             first = await outbox.get()
             if first is None:
@@ -229,7 +228,7 @@ class Reply:
             outbox.close()
 
     async def _collect(
-        self, events: AsyncGenerator[Event, None], outbox: Outbox, end: float
+        self, events: AsyncGenerator[Event, None], outbox: Outbox, intake: Intake, end: float
     ) -> None:
         """Put the events into the outbox."""
         try:
@@ -237,7 +236,7 @@ class Reply:
                 async for event in events:
                     if event.optional and outbox.size > _BEHIND:
                         continue
-                    await outbox.put(await encoded_aside(event.encode))
+                    await outbox.put(await intake.encoded(event.encode))
         except UnsentFull:
             raise not_read() from None
         finally:

@@ -31,7 +31,6 @@ from cm3apps.server.tasks import (
     Partial,
     PictureTask,
     Workshop,
-    encoded_aside,
     in_order,
     transparent,
 )
@@ -57,7 +56,7 @@ async def generations(workshop: Workshop, intake: Intake) -> Answer:
     sort, record = ("draw", {}) if condition is None else condition
     asked = await Asked.of(workshop, intake, sort)
     task = await asked.task(record=record)
-    return await _answer(workshop, intake.client, asked, task, "image_generation")
+    return await _answer(workshop, asked, task, "image_generation")
 
 
 async def edits(workshop: Workshop, intake: Intake) -> Answer:
@@ -73,7 +72,7 @@ async def edits(workshop: Workshop, intake: Intake) -> Answer:
     mask = await intake.aside(mask_of, intake.values, intake.uploads)
     asked = await Asked.of(workshop, intake, "edit" if mask is None else "fill")
     task = await asked.task(picture=found[0], mask=mask)
-    return await _answer(workshop, intake.client, asked, task, "image_edit")
+    return await _answer(workshop, asked, task, "image_edit")
 
 
 def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -> BoolArray | None:
@@ -253,22 +252,20 @@ class Asked:
         return True
 
 
-async def _answer(
-    workshop: Workshop, client: str, asked: Asked, task: PictureTask, event: str
-) -> Answer:
-    values, wish, number = asked.intake.values, asked.wish, asked.number
+async def _answer(workshop: Workshop, asked: Asked, task: PictureTask, event: str) -> Answer:
+    intake, wish, number = asked.intake, asked.wish, asked.number
     # an instruction has other words than captions
     texts = [] if task.sort == "edit" else [task.text]
     unknown = await workshop.unknown_words(asked.name, texts)
-    events = workshop.pictures(client, asked.name, task)
-    reply = Reply(asked.model, task, wish, event, workshop.naming(asked.name, values))
+    reply = await Reply.of(workshop, asked, task, event)
     reply.unknown_words = unknown
-    if values.get("stream"):
+    events = workshop.pictures(intake.client, asked.name, task)
+    if intake.values.get("stream"):
         return reply.events(events)
     pictures = await in_order(events, number)
     return {
         "created": int(time.time()),
-        "data": [await encoded_aside(reply.item, one) for one in pictures],
+        "data": [await intake.encoded(reply.item, one) for one in pictures],
         "background": wish.background,
         "output_format": wish.output.format,
         "quality": wish.quality,
@@ -278,27 +275,50 @@ async def _answer(
     }
 
 
+def _pixels_of(model: Model, task: PictureTask) -> int:
+    """Of each result, until it is encoded."""
+    if task.sort == "fill" and task.picture is not None:  # as large as what is filled
+        return int(task.picture.shape[0] * task.picture.shape[1])
+    height, width = model.image_size
+    enlarger = model.components.upscaler if task.upscale else None
+    scale: int = 0 if enlarger is None else enlarger.scale
+    return height * width * (1 + scale * scale)
+
+
 class Reply:
     """Pictures as the API returns them.
 
     Args:
-        model, task, wish: what draws, what is asked for, how it is returned.
+        asked: what the request asks for.
+        task: the work.
         event: the name that its events begin with.
         naming: names the documents that were in front.
+        text_tokens: of the prompts.
     """
 
     def __init__(
-        self,
-        model: Model,
-        task: PictureTask,
-        wish: Wish,
-        event: str,
-        naming: Naming,
+        self, asked: Asked, task: PictureTask, event: str, naming: Naming, text_tokens: int
     ) -> None:
-        self.model, self.task, self.wish, self.event = model, task, wish, event
-        self.naming = naming
+        self.model, self.wish, self.encoded = asked.model, asked.wish, asked.intake.encoded
+        self.task, self.event = task, event
+        self.naming, self.text_tokens = naming, text_tokens
         #: See `Workshop.unknown_words`.
         self.unknown_words: Mapping[str, str | None] | None = None
+
+    @classmethod
+    async def of(cls, workshop: Workshop, asked: Asked, task: PictureTask, event: str) -> Reply:
+        """The reply to a request, when there is room for its pictures."""
+        model, texts = asked.model, task.texts or ([] if task.text is None else [task.text])
+
+        def count() -> tuple[int, int]:
+            most = model.recipe.data.max_text_tokens  # a longer one is refused, or cut
+            encode = model.components.text_tokenizer.encode
+            return sum(min(len(encode(one)), most) for one in texts), _pixels_of(model, task)
+
+        tokens, pixels = await workshop.call(asked.name, count)
+        await asked.intake.room_for_results(task.results * pixels)
+        naming = workshop.naming(asked.name, asked.intake.values)
+        return cls(asked, task, event, naming, tokens)
 
     def item(self, picture: GeneratedImage | InfilledImage) -> dict[str, Any]:
         """One of `data`."""
@@ -346,7 +366,7 @@ class Reply:
                 if isinstance(one, Partial):
                     yield await self.partial(one)
                 else:
-                    item = await encoded_aside(self.item, one.result)
+                    item = await self.encoded(self.item, one.result)
                     body = self.head(one.picture) | item | {"usage": self.usage(1)}
                     yield Event(f"{self.event}.completed", body)
 
@@ -364,9 +384,9 @@ class Reply:
 
     async def partial(self, one: Partial) -> Event:
         """The event of a growing picture."""
-        encoded = await encoded_aside(self.wish.output.preview, one.pixels)
+        encoded = await self.encoded(self._preview, one.pixels)
         grown = {
-            "b64_json": text_of_base64(encoded),
+            "b64_json": encoded,
             "partial_image_index": one.number,
             "rows": one.rows,
             "all_rows": one.all_rows,
@@ -374,14 +394,13 @@ class Reply:
         optional = not Growing(self.task.partials).all_are_sent
         return Event(f"{self.event}.partial_image", self.head(one.picture) | grown, optional)
 
+    def _preview(self, pixels: PixelArray) -> str:
+        return text_of_base64(self.wish.output.preview(pixels))
+
     def usage(self, number: int) -> dict[str, Any]:
         """Tokens of the prompt and of what was drawn, candidates included. A filled picture counts
         as a whole."""
-        parts = self.model.components
-        texts = self.task.texts or ([] if self.task.text is None else [self.task.text])
-        most = self.model.recipe.data.max_text_tokens  # a longer one is refused, or cut
-        text = sum(min(len(parts.text_tokenizer.encode(one)), most) for one in texts)
-        codes = parts.serializer.num_codes
+        text, codes = self.text_tokens, self.model.components.serializer.num_codes
         has_picture = self.task.picture is not None or "condition" in self.task.record
         own = codes if has_picture else 0
         each = self.task.options.get("num_candidates", self.model.recipe.generate.num_candidates)

@@ -1,7 +1,8 @@
 """What requests send, from its first byte to arrays: nothing is read, parsed or decoded without room for it.
 
 All requests share one budget of bytes and one of pixels. Parsing and decoding have threads of their own, so
-that they neither keep the event loop nor each other's results.
+that they neither keep the event loop nor each other's results. Results wait for their encoding in a budget of
+their own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +36,8 @@ SMALL_BODY = 64 << 10
 _SLOWEST = 1024
 #: Threads that parse bodies and decode pictures: each may need 20 bytes for a pixel.
 THREADS = 2
+#: Threads that encode results: each needs several times a result's size.
+ENCODERS = max(2, min(8, os.cpu_count() or 1))
 #: What starts a value of JSON, or ends one.
 _STRUCTURE = (b",", b"[", b"{")
 #: Freed memory is given back to the system after requests that had more than this.
@@ -53,7 +58,11 @@ class Gate:
         waiting = limits.waiting, limits.waiting_per_client
         self.bodies = FairQueue(limits.all_body_bytes, *waiting, "room for their bodies")
         self.pixels = FairQueue(limits.all_pixels, *waiting, "room for their pictures")
+        #: Pixels of results, from before they are drawn until they are encoded.
+        self.results = FairQueue(limits.all_pixels, *waiting, "others' results to be encoded")
         self.unsent = Unsent(limits)
+        self._encoding = FairQueue(ENCODERS, sys.maxsize, sys.maxsize)
+        self._encoders = ThreadPoolExecutor(ENCODERS, "cm3-encode")
         self.threads = ThreadPoolExecutor(THREADS, "cm3-intake")
         self.parsing = asyncio.Lock()
         self._trims = False
@@ -62,6 +71,13 @@ class Gate:
         """Run in one of the threads for what is sent."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, function, *arguments)
+
+    async def encoded(self, client: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Run what encodes a client's results in a thread: few at a time, and of the clients that wait the one
+        with the fewest there is next."""
+        async with self._encoding.place(client, 1):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._encoders, function, *arguments)
 
     def trim(self) -> None:
         """Give freed memory back to the system, soon and once for all who ask: glibc keeps it otherwise, in
@@ -76,7 +92,8 @@ class Gate:
 
     def close(self) -> None:
         """End the threads."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.threads, self._encoders):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _give_back() -> None:
@@ -98,6 +115,7 @@ class Intake:
         self.uploads: Mapping[str, Sequence[Upload]] = {}
         self._bytes: Lease | None = None
         self._pixels: Lease | None = None
+        self._results: Lease | None = None
 
     async def body(
         self, headers: Headers, receive: Receive, check: Callable[[bytes], None] | None = None
@@ -116,6 +134,16 @@ class Intake:
     async def aside(self, function: Callable[..., T], *arguments: Any) -> T:
         """See `Gate.aside`."""
         return await self.gate.aside(function, *arguments)
+
+    async def encoded(self, function: Callable[..., T], *arguments: Any) -> T:
+        """See `Gate.encoded`."""
+        return await self.gate.encoded(self.client, function, *arguments)
+
+    async def room_for_results(self, pixels: int) -> None:
+        """Wait until there is room for as many pixels of results. It is asked for before a place in the engine,
+        so that no place waits for an encoder, and kept until `forget_results`."""
+        if self._pixels is None or not self._pixels.weight:  # else they are counted already
+            self._results = await self.gate.results.lease(self.client, pixels)
 
     async def parsed(self, function: Callable[..., T], *arguments: Any) -> T:
         """What a body holds. Large ones are parsed one at a time: letters of four bytes make them four
@@ -165,7 +193,10 @@ class Intake:
         )
 
     def forget_results(self) -> None:
-        """The request returns no pictures as large as those that it brought."""
+        """The request's results are encoded, or none is as large as the pictures that it brought."""
+        if self._results is not None:
+            self._done(self._results.weight > _TRIM_PIXELS)
+            self._results.release()
         if self._pixels is not None:
             self._done(self._pixels.weight > _TRIM_PIXELS)
             self._pixels.release()

@@ -57,6 +57,11 @@ class Metrics:
             ("cm3_model_loads", "Models loaded since the start", lambda: pool.loads),
             ("cm3_body_bytes", "Bytes of bodies in flight", lambda: gate.bodies.in_flight),
             ("cm3_pixels", "Pixels of sent pictures in flight", lambda: gate.pixels.in_flight),
+            (
+                "cm3_result_pixels",
+                "Pixels of results that are drawn, or wait to be encoded",
+                lambda: gate.results.in_flight,
+            ),
             ("cm3_unsent_bytes", "Bytes of answers not read, in memory", lambda: unsent.in_memory),
             ("cm3_spooled_bytes", "Bytes of answers not read, in files", lambda: unsent.in_files),
         ):

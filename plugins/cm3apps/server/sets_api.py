@@ -16,7 +16,7 @@ from cm3apps.server.images_api import Answer, Asked, Reply
 from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Drawn, Partial, Workshop, encoded_aside
+from cm3apps.server.tasks import Drawn, Partial, Workshop
 from cm3apps.server.wish import can_trace
 from cm3core.attribution import licences_text
 from cm3core.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
@@ -89,9 +89,8 @@ async def sets(workshop: Workshop, intake: Intake) -> Answer:
     formats = _formats(values.get("formats", ["png"]))
     texts = styled(things, values.get("style", "").strip())
     asked = await Asked.of(workshop, intake, "draw", texts=texts)
-    model, wish, name = asked.model, asked.wish, asked.name
-    task = await asked.task()
-    reply = Reply(model, task, wish, "set", workshop.naming(name, values))
+    task, name = await asked.task(), asked.name
+    reply = await Reply.of(workshop, asked, task, "set")
     reply.unknown_words = await workshop.unknown_words(name, task.texts)
     work = _Set(reply, things, formats)
     events = work.events(workshop.pictures(intake.client, name, task))
@@ -162,10 +161,12 @@ class _Set:
                     "prompt": self.reply.task.texts[one.picture],
                     "file": self.files[one.picture],
                 }
-                self.items[one.picture] = names | await encoded_aside(self.reply.item, one.result)
+                self.items[one.picture] = names | await self.reply.encoded(
+                    self.reply.item, one.result
+                )
                 yield Event("set.picture", self.reply.head(one.picture) | self.items[one.picture])
         pictures = [made[place] for place in range(len(self.things))]
-        grid, zipped = await encoded_aside(self._packed, pictures)
+        grid, zipped = await self.reply.encoded(self._packed, pictures)
         self.whole = {
             "created": int(time.time()),
             "grid": text_of_base64(grid),

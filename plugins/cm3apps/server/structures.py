@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.server.errors import invalid_value
@@ -72,8 +73,8 @@ class Structures:
             known = ", ".join(offered) or "none: the packages that draw them are not installed"
             raise invalid_value("condition", f"is {shown(name)}, must be one of {known}")
 
-    def drawn(self, model: Model, name: str, pixels: PixelArray) -> dict[str, Any]:
-        """The answer to a request.
+    def drawn(self, model: Model, name: str, pixels: PixelArray) -> Structure:
+        """The structure of a picture.
 
         Args:
             model: what is to follow the structure.
@@ -82,12 +83,31 @@ class Structures:
         """
         condition, feature = self.of(model, name)
         seen = fit(condition.draw(pixels), model.image_size)
+        return Structure(name, feature, seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A structure that was drawn.
+
+    Args:
+        condition: its name.
+        feature: what the model calls it.
+        pixels: uint8 [height, width, 3], in the model's size.
+    """
+
+    condition: str
+    feature: str
+    pixels: PixelArray
+
+    def answer(self) -> dict[str, Any]:
+        """The answer to a request, its picture encoded."""
         return {
             "created": int(time.time()),
-            "condition": name,
-            "feature": feature,
-            "size": f"{seen.shape[1]}x{seen.shape[0]}",
-            "b64_json": text_of_base64(Output().preview(seen)),
+            "condition": self.condition,
+            "feature": self.feature,
+            "size": f"{self.pixels.shape[1]}x{self.pixels.shape[0]}",
+            "b64_json": text_of_base64(Output().preview(self.pixels)),
         }
 
 

@@ -6,15 +6,12 @@ Only the public coroutines of `AsyncModel` are used. Every task waits for its tu
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -170,44 +167,52 @@ class Workshop:
         which words are."""
         async with self.pool.use(model) as loaded:
             words = loaded.model.words
-            if words is None:
-                return None
+        if words is None:
+            return None
+
+        def look() -> dict[str, str | None]:
             unknown = islice(words.unknown(" ".join(text for text in texts if text)), MOST_WORDS)
-            return {word: await aside(words.nearest, word) for word in unknown}
+            return {word: words.nearest(word) for word in unknown}
+
+        return await in_thread(look)
+
+    async def call(self, model: str, function: Callable[..., T], *arguments: Any) -> T:
+        """What a function returns that uses the model's tokenizers, while no other does."""
+        async with self.pool.use(model) as loaded:
+            return await loaded.call(function, *arguments)
 
     # ---- pictures
 
     async def pictures(
         self, client: str, model: str, task: PictureTask
     ) -> AsyncGenerator[Partial | Drawn, None]:
-        """The task's pictures as they finish, in any order, with partial ones between."""
-        async with (
-            self.turn(client, model, task.results, task.options) as loaded,
-            aclosing(self._events(loaded, task)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, Drawn):
-                    self.on_finished(task.sort)
-                yield event
+        """The task's pictures as they finish, in any order, with partial ones between.
 
-    async def _events(
-        self, loaded: AsyncModel, task: PictureTask
-    ) -> AsyncGenerator[Partial | Drawn, None]:
-        from cm3core.model.results import ImageReady, InfillReady
-
-        force = task.sort in _TUNED and refuse_untuned(loaded.model, task.sort, self.forced)
-        each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
+        Its place in the queue is free when the last one is drawn, however slowly they are taken.
+        """
         growing = Growing(task.partials)
-        async with aclosing(newest(_stream(loaded, task, force), each, growing)) as events:
-            async for event in events:
-                picture = event.request // each
-                if isinstance(event, (ImageReady, InfillReady)):
-                    yield Drawn(picture, event.image)
+        async with aclosing(newest(self._made(client, model, task), growing)) as events:
+            async for one in events:
+                if one.is_ready:
+                    yield Drawn(one.picture, one.event.image)
                     continue
-                rows, all_rows = rows_of(event.codes)
-                number = growing.number(picture)
-                pixels = await self._preview(loaded, event.codes, growing)
-                yield Partial(picture, number, pixels, rows, all_rows)
+                rows, all_rows = rows_of(one.event.codes)
+                number = growing.number(one.picture)
+                pixels = await self._preview(one.model, one.event.codes, growing)
+                yield Partial(one.picture, number, pixels, rows, all_rows)
+
+    async def _made(self, client: str, model: str, task: PictureTask) -> AsyncGenerator[Made, None]:
+        """The engine's events, when it is the request's turn."""
+        async with self.turn(client, model, task.results, task.options) as loaded:
+            force = task.sort in _TUNED and refuse_untuned(loaded.model, task.sort, self.forced)
+            each = task.options.get("num_candidates", loaded.model.recipe.generate.num_candidates)
+            async with aclosing(_stream(loaded, task, force)) as events:
+                async for event in events:
+                    picture, candidate = divmod(event.request, each)
+                    one = Made(loaded, picture, candidate, event)
+                    if one.is_ready:
+                        self.on_finished(task.sort)
+                    yield one
 
     async def _preview(self, loaded: AsyncModel, codes: Codes, growing: Growing) -> PixelArray:
         """A growing picture's pixels. Where many are wanted, making them takes a third of the time
@@ -231,8 +236,8 @@ class Workshop:
         picture: PixelArray,
         question: str | None,
         options: Mapping[str, Any],
-    ) -> GeneratedText:
-        """A caption of the picture, or the answer to the question.
+    ) -> tuple[GeneratedText, AsyncModel]:
+        """A caption of the picture, or the answer to the question, and the model that wrote it.
 
         `options` may name the task that answers.
         """
@@ -243,7 +248,7 @@ class Workshop:
                 force = "task" not in options and refuse_untuned(loaded.model, "ask", self.forced)
                 result = await loaded.ask(picture, question, force=force, **options)
             self.on_finished("caption" if question is None else "ask")
-            return result
+            return result, loaded
 
 
 #: Sorts of pictures that a model must have been tuned for.
@@ -303,51 +308,80 @@ class Growing:
         return number
 
 
-async def newest(
-    events: AsyncGenerator[Any, None], each: int, growing: Growing
-) -> AsyncGenerator[Any, None]:
-    """Finished pictures, and of the growing ones those that are due, of each picture's first candidate.
+class Made(NamedTuple):
+    """An event of a picture's candidate, and the model that makes it."""
 
-    Args:
-        events: of `AsyncModel`.
-        each: candidates for each picture.
-        growing: decides what is due.
-    """
-    from cm3core.generation.engine import PictureGrown
-    from cm3core.model.results import ImageReady, InfillReady
+    model: AsyncModel
+    picture: int
+    candidate: int
+    event: Any
 
-    waiting: asyncio.Queue[Any] = asyncio.Queue()
-    latest: dict[int, Any] = {}
+    @property
+    def is_ready(self) -> bool:
+        """Whether the picture is finished."""
+        from cm3core.model.results import ImageReady, InfillReady
+
+        return isinstance(self.event, (ImageReady, InfillReady))
+
+
+async def ahead(events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same events, which are read as they come, however slowly they are taken: what the generator holds, such
+    as a place in the queue, is free when it has made the last one."""
+    waiting: asyncio.Queue[tuple[T] | None] = asyncio.Queue()
 
     async def read() -> None:
         async with aclosing(events):
             async for event in events:
-                picture, candidate = divmod(event.request, each)
-                if isinstance(event, (ImageReady, InfillReady)):
-                    latest.pop(picture, None)
-                    waiting.put_nowait(event)
-                elif (
-                    isinstance(event, PictureGrown)
-                    and candidate == 0
-                    and growing.is_due(picture, event.codes)
-                ):
-                    if growing.all_are_sent:
-                        waiting.put_nowait(event)
-                    else:
-                        if picture not in latest:
-                            waiting.put_nowait(picture)
-                        latest[picture] = event
+                waiting.put_nowait((event,))
 
     reader = asyncio.create_task(read())
     reader.add_done_callback(lambda _: waiting.put_nowait(None))
     try:
         while (one := await waiting.get()) is not None:
-            event = latest.pop(one, None) if isinstance(one, int) else one
-            if event is not None:
-                yield event
+            yield one[0]
         reader.result()
     finally:
         await cancelled([reader])
+
+
+async def newest(
+    events: AsyncGenerator[Made, None], growing: Growing
+) -> AsyncGenerator[Made, None]:
+    """Finished pictures, and of the growing ones those that are due, of each picture's first candidate. They are
+    read `ahead`.
+
+    Args:
+        events: of all candidates.
+        growing: decides what is due.
+    """
+    from cm3core.generation.engine import PictureGrown
+
+    latest: dict[int, Made] = {}
+
+    async def due() -> AsyncGenerator[Made | int, None]:
+        async with aclosing(events):
+            async for one in events:
+                if one.is_ready:
+                    latest.pop(one.picture, None)
+                    yield one
+                elif (
+                    isinstance(one.event, PictureGrown)
+                    and one.candidate == 0
+                    and growing.is_due(one.picture, one.event.codes)
+                ):
+                    if growing.all_are_sent:
+                        yield one
+                        continue
+                    was_there = one.picture in latest
+                    latest[one.picture] = one
+                    if not was_there:
+                        yield one.picture
+
+    async with aclosing(ahead(due())) as waiting:
+        async for thing in waiting:
+            found = latest.pop(thing, None) if isinstance(thing, int) else thing
+            if found is not None:
+                yield found
 
 
 def rows_of(codes: Codes) -> tuple[int, int]:
@@ -369,18 +403,8 @@ async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -
 
 
 async def aside(function: Any, *arguments: Any) -> Any:
-    """Run what takes milliseconds (decoding, encoding) in a thread, so that others aren't kept."""
+    """Run what takes milliseconds in a thread, so that others aren't kept."""
     return await in_thread(function, *arguments)
-
-
-async def encoded_aside(function: Callable[..., T], *arguments: Any) -> T:
-    """Run what encodes results in a thread: few at a time, since each needs several times its size."""
-    return await asyncio.get_running_loop().run_in_executor(_encoders(), function, *arguments)
-
-
-@cache
-def _encoders() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), "cm3-encode")
 
 
 def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:

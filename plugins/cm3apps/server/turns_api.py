@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
-from cm3apps.server.tasks import Growing, Workshop, aside, encoded_aside, rows_of
+from cm3apps.server.tasks import Growing, Workshop, ahead, rows_of
 from cm3core.generation.engine import PictureGrown, TextGrown, candidate_seed
 from cm3core.model.facts import facts_of_reply
 from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
 
 if TYPE_CHECKING:
+    from cm3apps.server.intake import Intake
+    from cm3core.model.aio import AsyncModel
     from cm3core.model.model import Model
 
 #: Options of pictures that a reply has no use for.
@@ -42,22 +44,21 @@ def wanted(modalities: object) -> str:
 
 async def completions(
     workshop: Workshop,
-    client: str,
+    intake: Intake,
     name: str,
     turns: Sequence[Turn],
-    values: Mapping[str, Any],
     options: dict[str, Any],
 ) -> dict[str, Any] | AsyncGenerator[Event, None]:
     """Reply to a conversation.
 
     Args:
         workshop: does the work.
-        client: who asks.
+        intake: of the request.
         name: of the model.
         turns: of user and assistant, the last one the user's.
-        values: the request's fields.
         options: of the sampler, and the seed.
     """
+    values = intake.values
     for option, field in NOT_HERE.items():
         if option in options:
             raise invalid_value(field, "a reply of this model has none")
@@ -70,20 +71,22 @@ async def completions(
     options["sampling"] = own | options.get("sampling", {})
     number = values.get("n", 1)
     if values.get("stream") and number == 1:
-        return streamed(workshop, client, name, turns, values, options)
+        return streamed(workshop, intake, name, turns, options)
     head = _head(name)
     choices, usage = [], {}
     for place in range(number):
         seeded = options | {"seed": candidate_seed(options["seed"], place)}
         reply: Reply | None = None
-        async with aclosing(_events(workshop, client, name, turns, seeded)) as events:
-            async for model, event in events:
+        async with aclosing(_events(workshop, intake, name, turns, seeded)) as events:
+            async for loaded, event in events:
                 if isinstance(event, ReplyReady):
                     reply = event.reply
                     for picture in reply.pictures:
                         workshop.drawn.remember(name, picture)
-                    shown = await encoded_aside(_content, model, reply.parts, turns, seeded)
-                    usage = _usage(model, turns, [reply])
+                    model = loaded.model
+                    shown = await intake.encoded(_content, model, reply.parts, turns, seeded)
+                    usage = await loaded.call(_usage, model, turns, [reply])
+        intake.forget_results()
         assert reply is not None
         message = {"role": "assistant", "content": shown, "refusal": None} | _facts(reply)
         choices.append(
@@ -93,14 +96,29 @@ async def completions(
 
 
 async def _events(
-    workshop: Workshop, client: str, name: str, turns: Sequence[Turn], options: dict[str, Any]
-) -> AsyncGenerator[tuple[Model, Any], None]:
-    """The model, and the events of a reply, when it is the request's turn."""
-    async with workshop.turn(client, name, 1, {"num_candidates": 1}) as loaded:
-        async with aclosing(loaded.chat_events(turns, **options)) as events:
-            async for event in events:
-                yield loaded.model, event
-        workshop.on_finished("chat")
+    workshop: Workshop, intake: Intake, name: str, turns: Sequence[Turn], options: dict[str, Any]
+) -> AsyncGenerator[tuple[AsyncModel, Any], None]:
+    """The model, and the events of a reply, when it is the request's turn. They are read `ahead`."""
+    await intake.room_for_results(await _most_pixels(workshop, name))
+
+    async def made() -> AsyncGenerator[tuple[AsyncModel, Any], None]:
+        async with workshop.turn(intake.client, name, 1, {"num_candidates": 1}) as loaded:
+            async with aclosing(loaded.chat_events(turns, **options)) as events:
+                async for event in events:
+                    yield loaded, event
+            workshop.on_finished("chat")
+
+    async with aclosing(ahead(made())) as events:
+        async for event in events:
+            yield event
+
+
+async def _most_pixels(workshop: Workshop, name: str) -> int:
+    """Of all pictures that fit the model's context: so many may be in a reply."""
+    async with workshop.pool.use(name) as loaded:
+        parts, (height, width) = loaded.model.components, loaded.model.image_size
+    number = max(1, parts.decoder.context_length // parts.serializer.num_codes)
+    return number * height * width
 
 
 def _head(name: str) -> dict[str, Any]:
@@ -114,10 +132,9 @@ def _head(name: str) -> dict[str, Any]:
 
 async def streamed(
     workshop: Workshop,
-    client: str,
+    intake: Intake,
     name: str,
     turns: Sequence[Turn],
-    values: Mapping[str, Any],
     options: dict[str, Any],
 ) -> AsyncGenerator[Event, None]:
     """A reply in chunks: pieces of its texts as they are written, its pictures when they are finished, and
@@ -125,7 +142,7 @@ async def streamed(
 
     Args: see `completions`; `options` are those of `Model.chat`.
     """
-    head = _head(name) | {"object": "chat.completion.chunk"}
+    head, values = _head(name) | {"object": "chat.completion.chunk"}, intake.values
     with_usage = values.get("stream_options", {}).get("include_usage") is True
     growing = Growing(values.get("partial_images", 0))
 
@@ -135,16 +152,17 @@ async def streamed(
         )
 
     role: dict[str, Any] = {"role": "assistant"}
-    async with aclosing(_events(workshop, client, name, turns, options)) as events:
-        async for model, event in events:
+    async with aclosing(_events(workshop, intake, name, turns, options)) as events:
+        async for loaded, event in events:
             if isinstance(event, TextGrown):
                 yield chunk(role | {"content": event.text})
                 role = {}
             elif isinstance(event, PictureGrown) and growing.is_due(event.segment, event.codes):
                 rows, all_rows = rows_of(event.codes)
-                pixels = await aside(model.preview, event.codes)
+                pixels = await loaded.preview(event.codes)
+                url = await intake.encoded(lambda given: _png(Output().preview(given)), pixels)
                 partial = {
-                    "image_url": {"url": _png(Output().preview(pixels))},
+                    "image_url": {"url": url},
                     "rows": rows,
                     "all_rows": all_rows,
                 }
@@ -152,19 +170,14 @@ async def streamed(
                 role = {}
             elif isinstance(event, ReplyPart) and isinstance(event.part, ReplyPicture):
                 workshop.drawn.remember(name, event.part)
-                yield chunk(
-                    role
-                    | {
-                        "content": await encoded_aside(
-                            _content, model, [event.part], turns, options
-                        )
-                    }
-                )
+                parts = [event.part]
+                content = await intake.encoded(_content, loaded.model, parts, turns, options)
+                yield chunk(role | {"content": content})
                 role = {}
             elif isinstance(event, ReplyReady):
                 yield chunk(_facts(event.reply), event.reply.finish)
                 if with_usage:
-                    usage = _usage(model, turns, [event.reply])
+                    usage = await loaded.call(_usage, loaded.model, turns, [event.reply])
                     yield Event("", head | {"choices": [], "usage": usage})
 
 

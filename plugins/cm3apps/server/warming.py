@@ -91,10 +91,13 @@ async def _draw(own: Workshop, facts: Mapping[str, Any]) -> None:
     }
     intake = Intake(own.gate, "")
     intake.values = values
-    answer = await images_api.generations(own, intake)
-    async with aclosing(cast("AsyncGenerator[Event, None]", answer)) as events:
-        async for _ in events:
-            pass
+    try:
+        answer = await images_api.generations(own, intake)
+        async with aclosing(cast("AsyncGenerator[Event, None]", answer)) as events:
+            async for _ in events:
+                pass
+    finally:
+        intake.close()
 
 
 def _striped(height: int, width: int) -> Any:
