@@ -9,6 +9,8 @@ process with exit code 0.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from cm3core.errors import CM3Error, GenerationError
@@ -88,3 +90,14 @@ class contained:  # noqa: N801  # used as a function
             return
         raise_interrupt(error)
         raise GenerationError(self.place, told(error), SEE_TRACEBACK) from error
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of a library in Rust, which is no `Exception`, into `ValueError`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the library gave up: {error}") from error

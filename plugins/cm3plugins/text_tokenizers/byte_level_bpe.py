@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cm3core.errors import TokenizerError
+from cm3core.faults import panics_as_errors
 from cm3core.files import read_text, write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 
@@ -57,7 +58,8 @@ class ByteLevelBPETokenizer(TextTokenizer):
     def __init__(self, content: str, place: str) -> None:
         check_content(content, place)
         try:
-            self._tokenizer = Tokenizer.from_str(content)
+            with panics_as_errors():
+                self._tokenizer = Tokenizer.from_str(content)
         except Exception as error:
             # the Rust library raises plain Exception for anything it can't read
             raise TokenizerError(place, f"can't be read: {error}", NEXT_STEP) from error
@@ -133,7 +135,7 @@ def check_content(content: str, place: str) -> None:
     """Raise `TokenizerError` unless `content` is lossless and has no special tokens."""
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(place, f"is not JSON: {error}", NEXT_STEP) from error
     for key, allowed in LOSSLESS.items():
         value: Any = values
@@ -145,7 +147,11 @@ def check_content(content: str, place: str) -> None:
             cause = f"its {key} is {shown}; a lossless byte-level BPE has {json.dumps(allowed[0])}"
             raise TokenizerError(place, cause, NEXT_STEP)
     vocabulary = values["model"].get("vocab")
-    if not isinstance(vocabulary, dict) or set(vocabulary.values()) != set(range(len(vocabulary))):
+    if (
+        not isinstance(vocabulary, dict)
+        or any(type(number) is not int for number in vocabulary.values())
+        or set(vocabulary.values()) != set(range(len(vocabulary)))
+    ):
         raise TokenizerError(
             place, "its model.vocab does not number its tokens 0, 1, 2, ...", NEXT_STEP
         )

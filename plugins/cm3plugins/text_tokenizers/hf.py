@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cm3core.errors import TokenizerError
+from cm3core.faults import panics_as_errors
 from cm3core.files import write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3plugins.text_tokenizers.shielding import (
@@ -53,7 +54,8 @@ class HFTokenizer(TextTokenizer):
             if values["model"].get("unk_id") is not None:
                 unknown = values["model"]["vocab"][values["model"]["unk_id"]][0]
             hidden = special | {token for token in tokens if is_control(token, control)}
-            self._tokenizer = Tokenizer.from_str(json.dumps(_without_special(values, hidden)))
+            with panics_as_errors():
+                self._tokenizer = Tokenizer.from_str(json.dumps(_without_special(values, hidden)))
         except Exception as error:
             # the Rust library raises plain Exception for anything it can't read
             text = f"{type(error).__name__}: {str(error)[:200]}"
@@ -123,7 +125,10 @@ def _numbered(values: dict[str, Any]) -> dict[str, int]:
 
 def _without_special(values: dict[str, Any], hidden: set[str]) -> dict[str, Any]:
     """The file's values with `hidden` tokens out of reach; ids stay as they are."""
+    # dropout of merges is for training the file's own model: a text would have other ids each time
     model = dict(values["model"])
+    if isinstance(model.get("dropout"), float):
+        model["dropout"] = None
     kept_names = {model.get("unk_token")} if model.get("type") in ("WordPiece", "WordLevel") else {}
     names = {
         token: f"\ue000{number}\ue001"

@@ -11,6 +11,7 @@ from pathlib import Path
 import tiktoken
 
 from cm3core.errors import TokenizerError
+from cm3core.faults import panics_as_errors
 from cm3core.files import atomic_path
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3plugins.text_tokenizers.shielding import (
@@ -92,10 +93,9 @@ class TiktokenTokenizer(TextTokenizer):
             "text_tokenizer.pattern", lost, "correct it, or leave it out for that of Qwen and Emu3"
         )
         try:
-            ids = self._encoding.encode_ordinary(text)
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
-                raise
+            with panics_as_errors():
+                ids = self._encoding.encode_ordinary(text)
+        except ValueError as error:
             raise wrong from error
         if self._encoding.decode_bytes(ids) != text.encode("utf-8"):
             raise wrong

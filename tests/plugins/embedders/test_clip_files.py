@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,109 @@ def test_configs_of_other_models(folder, tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match="holds a list, not an object"):
         read_checkpoint(tmp_path)
+
+
+# ---- files that hold no CLIP: each is told, whatever its bytes make a reader raise
+
+
+def _zipped(path: Path, **records: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(f"x/{name}.pkl", content)
+    return path
+
+
+def _saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def _bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    whole = _saved(tmp_path / "whole.pt", open_clip_names(folder)).read_bytes()
+    damaged = bytearray(_zipped(tmp_path / "z.pt", constants=b"", data=b"\x80\x02}.").read_bytes())
+    directory = damaged.find(b"PK\x01\x02")
+    damaged[8] = damaged[directory + 10] = 77  # a way of compression that there isn't
+    for path, cause in (
+        (tmp_path / "empty.safetensors", "holds no weights"),
+        (_saved(tmp_path / "words.pt", {"a": "b"}), "holds no weights"),
+        (_saved(tmp_path / "list.pt", [1]), "holds a list, not weights by name"),
+        (_bytes(tmp_path / "text.pt", b"hello"), r"does not hold plain tensors \(KeyError\)"),
+        (_bytes(tmp_path / "cut.pt", whole[: len(whole) // 2]), "does not hold plain tensors"),
+        (_zipped(tmp_path / "none.pt", constants=b""), "is not a readable TorchScript archive"),
+        (_bytes(tmp_path / "way.pt", bytes(damaged)), "NotImplementedError: That compression"),
+    ):
+        with pytest.raises(CheckpointError, match=cause) as refused:
+            read_checkpoint(path, quick_gelu=True)
+        assert refused.value.place == str(path)
+        assert refused.value.next_step
+    with pytest.raises(CheckpointError) as empty:
+        read_checkpoint(tmp_path / "empty.safetensors")
+    assert str(empty.value) == (
+        f"{tmp_path / 'empty.safetensors'}: holds no weights\n"
+        "  next: give the file of a CLIP's weights in embedder.path"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(()), torch.zeros(0), torch.zeros(0, 0, 0, 0), torch.zeros(1, 1, 1, 1, 1)],
+    ids=["number", "empty", "no pixels", "five axes"],
+)
+def test_tensors_of_other_shapes(wrong: torch.Tensor, folder: Path, tmp_path: Path) -> None:
+    """Sizes are read from shapes: none may end in an `IndexError` or a division by zero."""
+    path = tmp_path / "model.safetensors"
+    for tensors in (open_clip_names(folder), load_file(folder / "model.safetensors")):
+        for name in tensors:
+            if name != "logit_scale" and ".1." not in name and ".2." not in name:
+                save_file(tensors | {name: wrong}, path)
+                with pytest.raises(CheckpointError):
+                    CLIP.load(path, quick_gelu=True)
+
+
+def test_tensors_that_are_not_plain_numbers(folder: Path, tmp_path: Path) -> None:
+    ours = open_clip_names(folder)
+    name = "token_embedding.weight"
+    for wrong, cause in (
+        (ours[name].to_sparse(), rf"{name} is no plain tensor \(torch.sparse_coo, on cpu\)"),
+        (ours[name].to("meta"), rf"{name} is no plain tensor \(torch.strided, on meta\)"),
+        (ours[name].to(torch.complex64), f"{name} is of complex64, not of real numbers"),
+        (ours[name].to(torch.int8), f"{name} is of int8, not of real numbers"),
+    ):
+        with pytest.raises(CheckpointError, match=cause):
+            read_checkpoint(_saved(tmp_path / "w.pt", ours | {name: wrong}), quick_gelu=True)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (DEEP, r"can't be read \(maximum recursion depth"),
+        ('{"model_cfg": 1}', "model_cfg is a int, not an object"),
+        ('{"model_cfg": {"text_cfg": []}}', "text_cfg is a list, not an object"),
+        ('{"model_cfg": {"text_cfg": {"heads": -4}}}', "heads is -4, not a whole number of 1"),
+        ('{"model_cfg": {"text_cfg": {"heads": "4"}}}', "heads is '4', not a whole number of 1"),
+        ('{"preprocess_cfg": [1]}', "preprocess_cfg is a list, not an object"),
+        ('{"preprocess_cfg": {"mean": [1, 2]}}', r"its mean is \[1, 2\], not three numbers$"),
+        ('{"preprocess_cfg": {"std": [1, 0, 1]}}', "its std is .*, not three numbers above 0"),
+    ],
+    ids=range(8),
+)
+def test_configs_with_wrong_values(content: str, cause: str, folder: Path, tmp_path: Path) -> None:
+    save_file(open_clip_names(folder), tmp_path / "open_clip_model.safetensors")
+    values = content
+    if "preprocess_cfg" in content:
+        good = '{"model_cfg": {"embed_dim": 24, "text_cfg": {"heads": 4}}, '
+        values = good + content.removeprefix("{")
+    (tmp_path / "open_clip_config.json").write_text(values)
+    with pytest.raises(CheckpointError) as refused:
+        read_checkpoint(tmp_path)
+    assert refused.value.place == str(tmp_path / "open_clip_config.json")
+    assert re.search(cause, refused.value.cause)

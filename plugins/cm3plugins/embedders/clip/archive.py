@@ -31,10 +31,11 @@ _DTYPES = {
 
 def is_archive(path: Path) -> bool:
     """Whether a file is a TorchScript archive: a zip with code in it."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # no zip, cut off, or damaged
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         AttributeError,
         EOFError,
         OSError,
-        RecursionError,
+        RuntimeError,  # encrypted, compressed in a way that isn't known, nested too deep
     ) as error:
         raise CheckpointError(
             str(path),

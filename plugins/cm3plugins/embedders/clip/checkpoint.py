@@ -35,7 +35,12 @@ from cm3plugins.embedders.clip.configs import (
     read_preprocessing,
 )
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
-from cm3plugins.embedders.clip.tensors import find_weights, from_hugging_face, read_tensors
+from cm3plugins.embedders.clip.tensors import (
+    check_axes,
+    find_weights,
+    from_hugging_face,
+    read_tensors,
+)
 from cm3plugins.embedders.clip.towers import Activation, CLIPSizes, TransformerSizes
 from cm3plugins.trained.finite import check_finite
 
@@ -90,9 +95,15 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
     else:
         origin = "OpenAI" if is_torchscript else "open_clip"
         tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-    tensors = {
-        name: tensor.float() for name, tensor in tensors.items() if not _IGNORED.search(name)
-    }
+    tensors = {name: value for name, value in tensors.items() if not _IGNORED.search(name)}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                str(weights),
+                f"{name} is of {str(tensor.dtype).removeprefix('torch.')}, not of real numbers",
+                "give the weights in float32, float16 or bfloat16",
+            )
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     check_finite(tensors, weights)
     _check_architecture(weights, tensors)
     activations = read_activations(weights, origin, open_clip, hugging_face, quick_gelu)
@@ -117,14 +128,14 @@ def read_checkpoint(path: Path, quick_gelu: bool | None = None) -> CLIPCheckpoin
 
 def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` unless the tensors are those of a CLIP with a vision transformer."""
-    needed = (
-        "visual.conv1.weight",
-        "visual.positional_embedding",
-        "visual.proj",
-        "token_embedding.weight",
-        "positional_embedding",
-        "text_projection",
-    )
+    needed = {
+        "visual.conv1.weight": 4,
+        "visual.positional_embedding": 2,
+        "visual.proj": 2,
+        "token_embedding.weight": 2,
+        "positional_embedding": 2,
+        "text_projection": 2,
+    }
     missing = [name for name in needed if name not in tensors]
     other = any(
         name.startswith(("visual.layer1.", "visual.trunk.", "visual.attn_pool."))
@@ -141,6 +152,10 @@ def _check_architecture(path: Path, tensors: Mapping[str, Tensor]) -> None:
             "language model, are "
             "not read",
         )
+    hidden = {f"{prefix}transformer.resblocks.0.mlp.c_fc.weight": 2 for prefix in ("visual.", "")}
+    for name, num_axes in (needed | hidden).items():
+        if name in tensors:
+            check_axes(name, tensors[name], num_axes, path)
 
 
 def _sizes(

@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(str(path), f"can't be read ({error})", "copy it again") from error
     if not isinstance(found, dict):
         raise CheckpointError(
@@ -44,13 +44,43 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _object(values: Mapping[str, Any], key: str, place: Path) -> dict[str, Any]:
+    """The object of a key, empty if it is missing or null."""
+    found = values.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            str(place), f"{key} is a {type(found).__name__}, not an object", "copy it again"
+        )
+    return found
+
+
+def _count(values: Mapping[str, Any], key: str, default: int, place: Path) -> int:
+    """The whole number of a key, 1 or more."""
+    found = default if values.get(key) is None else values[key]
+    if type(found) is not int or found < 1:
+        raise CheckpointError(
+            str(place), f"{key} is {found!r}, not a whole number of 1 or more", "copy it again"
+        )
+    return found
+
+
+def _parts(config: Mapping[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Vision and text parts of a Hugging Face config; in old files, the second of two wins."""
     vision, text = (
-        {**(config.get(f"{kind}_config") or {}), **(config.get(f"{kind}_config_dict") or {})}
+        _object(config, f"{kind}_config", place) | _object(config, f"{kind}_config_dict", place)
         for kind in ("vision", "text")
     )
     return vision, text
+
+
+def _open_clip_parts(
+    config: Mapping[str, Any], place: Path
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """open_clip's `model_cfg`, and the vision and text parts in it."""
+    model = _object(config, "model_cfg", place)
+    return model, _object(model, "vision_cfg", place), _object(model, "text_cfg", place)
 
 
 def read_activations(
@@ -71,12 +101,14 @@ def read_activations(
     if origin == "OpenAI":
         said.append([("quick_gelu", "OpenAI's archive")] * 2)
     if open_clip is not None:
-        quick = open_clip.get("model_cfg", {}).get("quick_gelu", False)
+        model = _object(open_clip, "model_cfg", path.parent / "open_clip_config.json")
+        quick = model.get("quick_gelu", False)
         said.append([("quick_gelu" if quick else "gelu", "open_clip_config.json")] * 2)
     if hugging_face is not None and (
         "vision_config" in hugging_face or "vision_config_dict" in hugging_face
     ):
-        said.append([(_hidden_act(part, path), "config.json") for part in _parts(hugging_face)])
+        parts = _parts(hugging_face, path.parent / "config.json")
+        said.append([(_hidden_act(part, path), "config.json") for part in parts])
     if not said:
         raise CheckpointError(
             str(path),
@@ -114,32 +146,35 @@ def read_heads(
 ) -> list[int | None]:
     """Heads of the vision and of the text tower; None: as OpenAI's, one per 64 of the width."""
     if origin == "Hugging Face" and hugging_face is not None:
+        place = path.parent / "config.json"
         if hugging_face.get("model_type", "clip") != "clip":
             raise CheckpointError(
-                str(path.parent / "config.json"),
+                str(place),
                 f"is of a model {hugging_face['model_type']!r}",
                 "give a CLIP",
             )
-        vision, text = _parts(hugging_face)
+        vision, text = _parts(hugging_face, place)
         for part in (vision, text):
-            if not math.isclose(part.get("layer_norm_eps", 1e-5), 1e-5):
+            epsilon = part.get("layer_norm_eps", 1e-5)
+            if not isinstance(epsilon, float) or not math.isclose(epsilon, 1e-5):
                 raise CheckpointError(
-                    str(path.parent / "config.json"),
-                    f"asks for layer_norm_eps {part['layer_norm_eps']}",
+                    str(place),
+                    f"asks for layer_norm_eps {epsilon}",
                     "only 1e-5 is known, as all published CLIPs have it",
                 )
         # transformers' defaults
-        return [vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)]
+        key = "num_attention_heads"
+        return [_count(vision, key, 12, place), _count(text, key, 8, place)]
     if origin == "open_clip" and open_clip is not None:
-        model = open_clip.get("model_cfg", {})
-        vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-        width = vision.get("width")
+        place = path.parent / "open_clip_config.json"
+        _, vision, text = _open_clip_parts(open_clip, place)
+        head_width = _count(vision, "head_width", HEAD_WIDTH, place)
         heads = (
-            None
-            if not isinstance(width, int)
-            else width // (vision.get("head_width") or HEAD_WIDTH)
+            max(1, _count(vision, "width", 1, place) // head_width)
+            if vision.get("width") is not None
+            else None
         )
-        return [heads, text.get("heads", 8)]  # open_clip's default
+        return [heads, _count(text, "heads", 8, place)]  # open_clip's default
     return [None, None]
 
 
@@ -150,16 +185,16 @@ def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> 
         CheckpointError: it needs something that these towers don't support, or contradicts the
             weights.
     """
-    place, model = str(path.parent / "open_clip_config.json"), config.get("model_cfg", {})
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    place = path.parent / "open_clip_config.json"
+    model, vision, text = _open_clip_parts(config, place)
     unknown = [f"vision_cfg.{key}" for key in vision if key not in _KNOWN_VISION and vision[key]]
     unknown += [f"text_cfg.{key}" for key in text if key not in _KNOWN_TEXT and text[key]]
     if unknown:
         raise CheckpointError(
-            place, f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read"
+            str(place), f"asks for {', '.join(unknown)}", "only OpenAI's architecture is read"
         )
     _compare(
-        place,
+        str(place),
         (
             ("vision_cfg.width", vision.get("width"), sizes.vision.width),
             ("vision_cfg.layers", vision.get("layers"), sizes.vision.num_layers),
@@ -174,7 +209,7 @@ def check_open_clip(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> 
 
 def check_hugging_face(path: Path, config: Mapping[str, Any], sizes: CLIPSizes) -> None:
     """Raise `CheckpointError` if Hugging Face's config contradicts the weights."""
-    vision, text = _parts(config)
+    vision, text = _parts(config, path.parent / "config.json")
     _compare(
         str(path.parent / "config.json"),
         (
@@ -212,7 +247,8 @@ def read_preprocessing(
         CheckpointError: it is not supported.
     """
     if origin == "open_clip" and open_clip is not None:
-        place, said = path.parent / "open_clip_config.json", open_clip.get("preprocess_cfg", {})
+        place = path.parent / "open_clip_config.json"
+        said = _object(open_clip, "preprocess_cfg", place)
         resize = said.get("resize_mode") or "shortest"
         fields = {
             "mean": said.get("mean"),
@@ -230,16 +266,14 @@ def read_preprocessing(
         fields = {
             "mean": found.get("image_mean"),
             "std": found.get("image_std"),
-            "interpolation": {2: "bilinear", 3: "bicubic"}.get(resample, str(resample)),
+            "interpolation": {"2": "bilinear", "3": "bicubic"}.get(str(resample), str(resample)),
         }
         known = True
     else:
         return Preprocessing(resolution)
-    fields = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in fields.items()
-        if value is not None
-    }
+    fields = {key: value for key, value in fields.items() if value is not None}
+    for key in {"mean", "std"} & fields.keys():
+        fields[key] = _colours(fields[key], key, place)
     if not known or fields.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
         raise CheckpointError(
             str(place),
@@ -247,3 +281,13 @@ def read_preprocessing(
             "only shortest and squash with bicubic and bilinear are done here",
         )
     return Preprocessing(resolution, squash=resize == "squash", **fields)
+
+
+def _colours(values: object, key: str, place: Path) -> tuple[float, ...]:
+    """Mean or standard deviation of red, green and blue."""
+    good = isinstance(values, list) and len(values) == 3
+    good = good and all(type(one) in (int, float) and math.isfinite(one) for one in values)
+    if not good or (key == "std" and min(values) <= 0):
+        needed = "three numbers above 0" if key == "std" else "three numbers"
+        raise CheckpointError(str(place), f"its {key} is {values!r}, not {needed}", "copy it again")
+    return tuple(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,9 +69,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by its names; raises `CheckpointError` if it holds anything else."""
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _weights(load_file(path), path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # torch's reader raises anything about bytes that are no pickle
         # torch's message explains how to run the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
         raise CheckpointError(
@@ -88,11 +87,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"holds a {type(state).__name__}, not weights by name",
             "give the weights alone",
         )
-    return {
+    return _weights(state, path)
+
+
+def _weights(state: Mapping[str, object], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state, none of them of a kind that the towers can't hold."""
+    tensors = {
         name.removeprefix("module."): value
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
+    if not tensors:
+        raise CheckpointError(
+            str(path), "holds no weights", "give the file of a CLIP's weights in embedder.path"
+        )
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, on {tensor.device}"
+            raise CheckpointError(
+                str(path), f"{name} is no plain tensor ({kind})", "give the weights as safetensors"
+            )
+    return tensors
+
+
+def check_axes(name: str, tensor: Tensor, num_axes: int, path: Path) -> None:
+    """Raise `CheckpointError` unless a tensor has so many axes, and a number in it."""
+    if tensor.ndim != num_axes or not tensor.numel():
+        raise CheckpointError(
+            str(path),
+            f"{name} has the shape {tuple(tensor.shape)}; a CLIP's has {num_axes} axes",
+            "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+        )
 
 
 def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -109,18 +134,26 @@ def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Te
     for place in [
         name.removesuffix("q_proj.weight") for name in renamed if name.endswith(".q_proj.weight")
     ]:
-        for kind in ("weight", "bias"):
+        for kind, num_axes in (("weight", 2), ("bias", 1)):
             try:
                 parts = [renamed.pop(f"{place}{letter}_proj.{kind}") for letter in "qkv"]
             except KeyError as error:
                 raise CheckpointError(
                     str(path), f"{error.args[0]} is missing", "copy the file again"
                 ) from error
+            if any(part.ndim != num_axes or part.shape != parts[0].shape for part in parts):
+                shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+                raise CheckpointError(
+                    str(path),
+                    f"{place}(q|k|v)_proj.{kind} have the shapes {shapes}",
+                    "copy the file again",
+                )
             renamed[f"{place}in_proj_{kind}"] = torch.cat(parts)
     for old, new in (
         ("visual_projection.weight", "visual.proj"),
         ("text_projection.weight", "text_projection"),
     ):
         if old in renamed:
+            check_axes(old, renamed[old], 2, path)
             renamed[new] = rearrange(renamed.pop(old), "E D -> D E").contiguous()
     return renamed

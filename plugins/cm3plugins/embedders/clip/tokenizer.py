@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from cm3core.errors import CheckpointError
+from cm3core.faults import panics_as_errors
 
 #: The merges of all OpenAI CLIPs (MIT, see `assets/README.md`), and the number of its lines that
 #: are
@@ -108,7 +109,9 @@ def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
     )
     if whole.is_file():
         try:
-            return CLIPTokenizer(Tokenizer.from_file(str(whole)), context_length, str(whole))
+            with panics_as_errors():
+                read = Tokenizer.from_file(str(whole))
+            return CLIPTokenizer(read, context_length, str(whole))
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception
