@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -54,6 +55,7 @@ def build_bank(
     id_prefix: str = "",
     part: tuple[int, int] | None = None,
     helpers: Sequence[Helper] = (),
+    codes_psnr: float | None = None,
     progress: bool = True,
 ) -> BuildReport:
     """Build a bank of all documents of a source, or resume where an earlier call was cut off; of one
@@ -72,6 +74,7 @@ def build_bank(
         helpers: start processes that call `help_build` with the same arguments and shares
             (1, n), (2, n), ... of n = 1 + the number of helpers. What one that fails leaves undone is
             done here.
+        codes_psnr: kept in the manifest, see `cm3core.bank.Manifest`.
         progress: show a bar.
 
     Raises:
@@ -80,6 +83,8 @@ def build_bank(
     """
     folder = user_path(folder)
     _check_size(shard_size)
+    if codes_psnr is not None and not math.isfinite(codes_psnr):
+        raise DataError("codes_psnr", f"is {codes_psnr}", "give a finite number, or None")
     if folder.is_dir() and not is_bank(folder):
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
@@ -108,7 +113,7 @@ def build_bank(
         shards, skipped = work.build(helpers, progress=progress)
         if not shards:
             raise _nothing_usable(folder, skipped)
-        manifest = tools.manifest.with_shards(tuple(shards), plan)
+        manifest = replace(tools.manifest, codes_psnr=codes_psnr).with_shards(tuple(shards), plan)
         manifest.write(folder)
         tidy(folder, manifest)
         record_own(folder, tools.reaches)
@@ -261,7 +266,7 @@ def _plan(
 ) -> str:
     """Hash of all that decides the shards."""
     parts = [
-        asdict(tools.manifest),
+        tools.manifest.values(),
         source.content_fingerprint,
         list(wanted),
         shard_size,

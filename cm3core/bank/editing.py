@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -231,7 +231,10 @@ def _write_merged(
                 shards += own
         if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
             _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
-        banks[0].manifest.with_shards(tuple(shards)).write(temporary)
+        # the worst: a model may draw after a document of any of them
+        known = [psnr for bank in banks if (psnr := bank.manifest.codes_psnr) is not None]
+        manifest = replace(banks[0].manifest, codes_psnr=min(known, default=None))
+        manifest.with_shards(tuple(shards)).write(temporary)
     except FileError as error:
         if not is_of(error, temporary):
             raise

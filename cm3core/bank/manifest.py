@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -92,6 +93,8 @@ class Manifest:
         built_from: hash of all that decided the bank when it was built; "" once documents were
             added or removed.
         format: version of the folder's layout.
+        codes_psnr: what the codes kept of some pictures when the bank was built, see
+            `cm3core.training.kept.codes_psnr`; None: that was not measured.
     """
 
     dimension: int
@@ -100,6 +103,7 @@ class Manifest:
     shards: tuple[ShardInfo, ...] = ()
     built_from: str = ""
     format: int = FORMAT
+    codes_psnr: float | None = None
 
     @property
     def num_documents(self) -> int:
@@ -120,9 +124,16 @@ class Manifest:
         """The manifest of a bank with other documents."""
         return replace(self, shards=shards, built_from=built_from)
 
+    def values(self) -> dict[str, Any]:
+        """What is written; a bank whose codes were not measured has no key of that."""
+        values = asdict(self)
+        if self.codes_psnr is None:
+            del values["codes_psnr"]
+        return values
+
     def write(self, folder: Path) -> None:
         """Make this the folder's bank, atomically."""
-        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=1, sort_keys=True) + "\n")
+        write_text(folder / MANIFEST, json.dumps(self.values(), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -217,7 +228,16 @@ def _manifest_of(values: dict[str, Any]) -> Manifest:
         tuple(shard_of(shard) for shard in values["shards"]),
         _typed(values["built_from"], str, "built_from"),
         values["format"],
+        _decibels(values.get("codes_psnr")),
     )
+
+
+def _decibels(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"codes_psnr is {value!r}")
+    return float(value)
 
 
 def _maker(values: dict[str, Any]) -> tuple[str, dict[str, Any], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -104,10 +105,11 @@ def run(args: Namespace) -> int:
     """Build a bank, or resume that."""
     from cm3core.bank import build_bank
     from cm3core.cli._memory_processes import helpers_of
-    from cm3core.training.kept import note_on_codes
+    from cm3core.training.kept import codes_psnr, note_of_codes
 
     source, tools, model = _work(args)
-    if not args.quiet and (note := note_on_codes(source, tools.image_tokenizer)) is not None:
+    kept = codes_psnr(source, tools.image_tokenizer)
+    if kept is not None and not args.quiet and (note := note_of_codes(*kept)) is not None:
         print(f"note: {note}. Of a bank nothing but the codes is drawn after", file=sys.stderr)
     report = build_bank(
         source,
@@ -117,6 +119,8 @@ def run(args: Namespace) -> int:
         id_prefix=args.id_prefix,
         part=args.part,
         helpers=helpers_of(args),
+        # of a file, whose number of digits should not depend on the processor
+        codes_psnr=None if kept is None or not math.isfinite(kept[0]) else round(kept[0], 1),
         progress=not args.quiet,
     )
     print_report(args.out, report)

@@ -126,11 +126,10 @@ def open_model(args: Namespace) -> Model:
         trust_plugins=args.trust_plugins,
         trust_endpoints=args.trust_endpoints,
     )
+    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
-    model = model.with_memory(args.bank, args.retriever, **settings) if changed else model
-    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
-    return model
+    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:

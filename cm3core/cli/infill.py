@@ -94,6 +94,12 @@ def run(args: Namespace) -> int:
     for path in filter(None, (args.out, args.decoded)):
         images.check_writable_png(path)
         check_not_input(path, *filter(None, (args.picture, args.mask)))
+    if args.decoded is not None and args.decoded.resolve() == args.out.resolve():
+        raise GenerationError(
+            f"--decoded {args.decoded}",
+            "is the file of -o, and two pictures are written",
+            "name another file for one of them",
+        )
     boxes, options = (
         [parse_box(box) for box in args.box or ()],
         task_options(args) | {"truncate": args.truncate},

@@ -261,10 +261,9 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 
 def _evaluate(args: Namespace) -> int:
     from cm3core.devices import choose_device
-    from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
+    from cm3core.evaluation.image_tokenizer import LEAST_PSNR, evaluate_image_tokenizer
     from cm3core.images import check_writable_png, save_png
     from cm3core.recipe import compose
-    from cm3core.training.kept import LEAST_PSNR
 
     check_writable_png(args.out)
     target, ours = _evaluated(args.recipe)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3core.bank import Memory, memory_of
+from cm3core.bank import Memory, MemoryBank, memory_of
 from cm3core.bank_tools import config_of
 from cm3core.config.components import needs_of
 from cm3core.config.overrides import named_config, with_options
 from cm3core.errors import GenerationError
+from cm3core.evaluation.image_tokenizer import LEAST_PSNR
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.plugins.lookup import finder
 from cm3core.plugins.marks import default_name
@@ -120,6 +121,21 @@ def with_memory(
     # an unusable bank is reported now, not at the first picture
     assert changed.retriever is not None
     return recipe, changed
+
+
+def note_on_bank(components: Components) -> str | None:
+    """What a user should know of a bank that a model draws after; None: nothing."""
+    memory = components.memory
+    if not isinstance(memory, MemoryBank):
+        return None
+    psnr = memory.manifest.codes_psnr
+    if psnr is None or psnr >= LEAST_PSNR:
+        return None
+    return (
+        f"the codes of the memory bank {memory.place} keep little of its pictures: PSNR {psnr:.1f} dB where something is "
+        "drawn, the median of some when it was built. What is drawn after them is no better; docs/data.md, 'What the "
+        "codes keep of your pictures', shows how to train an image tokenizer on them"
+    )
 
 
 def _check_split(recipe: Recipe, split: str, bank: str | None) -> None:

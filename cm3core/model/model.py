@@ -29,7 +29,7 @@ from cm3core.model.default import DEFAULT_MODEL
 from cm3core.model.drawing import box_below, check_num_images, image_events
 from cm3core.model.jobs import results, run
 from cm3core.model.loaded import Picture, Precision, Threads, pixels_of
-from cm3core.model.memory import with_memory
+from cm3core.model.memory import note_on_bank, with_memory
 from cm3core.model.results import (
     GeneratedImage,
     GeneratedImages,
@@ -204,7 +204,9 @@ class Model(Chatting, AnyDocuments):
             max_rows=self.max_rows,
             tasks=self.tasks,
         )
-        changed.words = self.words
+        changed.words, changed.told = self.words, self.told
+        if bank is not None and (note := note_on_bank(changed.components)) is not None:
+            changed.told(note)
         return changed
 
     # ---- pictures

@@ -80,7 +80,7 @@ class Retrieval:
             )
             for place, (pixels, text) in enumerate(context)
         ]
-        result, left_out = [], 0
+        result, left_out = [], (0, 0)
         retrieved = self._retrieve(requests, queries, number, num_alternatives - 1, exclude)
         for request, query, found in zip(requests, queries, retrieved, strict=True):
             alternatives = []
@@ -94,13 +94,13 @@ class Retrieval:
                     for document in shown
                 )
                 alternatives.append((one, shown))
-                left_out = max(left_out, without)
+                left_out = max(left_out, (without, min(number, len(in_order))))
             result.append(alternatives)
-        if left_out:
+        if left_out[0]:
             tqdm.write(
                 f"note: the decoder's context of {self.components.decoder.context_length} tokens "
                 "has no room for the last "
-                f"{left_out} of {number} retrieved documents; they are left out",
+                f"{left_out[0]} of {left_out[1]} retrieved documents; they are left out",
                 file=sys.stderr,
             )
         return result

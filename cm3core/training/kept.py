@@ -11,17 +11,13 @@ from cm3core import images
 from cm3core.checkpoint.words import TrainingWords, words_of
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
-from cm3core.evaluation.image_tokenizer import drawn_psnr_per_picture
+from cm3core.evaluation.image_tokenizer import LEAST_PSNR, drawn_psnr_per_picture
 
 if TYPE_CHECKING:
     from cm3core.interfaces import DocumentSource, ImageTokenizer
 
 #: Pictures that are looked at: the median of so many icons is within 1.3 dB of that of all in nine of ten cases.
 NUM_PICTURES = 32
-#: PSNR in dB, where something is drawn, below which shapes and colours are lost. By the codes of icons, icons have 19.6
-#: (the median of 300), emoji 16.8, Tux Paint's stamps 16.2, Open Clipart's pictures 15.2; by the codes of emoji, emoji
-#: 23.4, photographs 22.4, stamps 21.2, clipart 19.8.
-LEAST_PSNR = 18.0
 #: Documents whose captions are read, and the share of their words from which on new ones are told.
 NUM_TEXTS, LEAST_NEW = 2_000, 0.2
 #: New words that are named, those of most captions first.
@@ -33,6 +29,27 @@ def note_on_codes(source: DocumentSource, tokenizer: ImageTokenizer) -> str | No
 
     Of a few pictures, evenly spaced over the data set. Pictures that are codes already, or far away, are not looked at.
     """
+    found = codes_psnr(source, tokenizer)
+    return None if found is None else note_of_codes(*found)
+
+
+def note_of_codes(psnr: float, num_pictures: int) -> str | None:
+    """`note_on_codes` of what `codes_psnr` found."""
+    if psnr >= LEAST_PSNR:
+        return None
+    return (
+        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB where something is drawn, the median "
+        f"of {num_pictures}. "
+        "A model draws no better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to "
+        "see that, and to train a tokenizer on them"
+    )
+
+
+def codes_psnr(source: DocumentSource, tokenizer: ImageTokenizer) -> tuple[float, int] | None:
+    """What codes keep of pictures where something is drawn: PSNR in dB, the median, and the number of pictures.
+
+    None: there are none that can be looked at, or nothing is drawn in them. See `note_on_codes`.
+    """
     pictures = _some_pictures(source, tokenizer)
     if not pictures:
         return None
@@ -41,14 +58,7 @@ def note_on_codes(source: DocumentSource, tokenizer: ImageTokenizer) -> str | No
     psnr_N = drawn_psnr_per_picture(np.stack(pictures), np.stack(through))
     drawn = psnr_N[~np.isnan(psnr_N)]
     # the median: few pictures that are kept to the last bit would outweigh all others
-    if not len(drawn) or (psnr := float(np.median(drawn))) >= LEAST_PSNR:
-        return None
-    return (
-        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB where something is drawn, the median "
-        f"of {len(drawn)}. "
-        "A model draws no better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to "
-        "see that, and to train a tokenizer on them"
-    )
+    return (float(np.median(drawn)), len(drawn)) if len(drawn) else None
 
 
 def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,42 @@ def test_a_licence_that_is_no_text_is_damage(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank").provenance(1)
     assert error.value.cause == "document 1 can't be read (unexpected types)"
+
+
+# ---- what codes keep
+
+
+def test_a_bank_that_was_not_measured_is_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    """The manifest's keys, and the hash by which building goes on with a bank of theirs."""
+    build_bank(source(3), tmp_path / "bank", tools(), progress=False)
+    values = json.loads((tmp_path / "bank" / MANIFEST).read_text())
+    assert sorted(values) == [
+        "built_from",
+        "dimension",
+        "embedder",
+        "format",
+        "image_tokenizer",
+        "shards",
+    ]
+    assert values["built_from"].startswith("983b1298e96e2a1079e18c75")
+    again = build_bank(source(3), tmp_path / "bank", tools(), codes_psnr=12.5, progress=False)
+    assert again.num_added == 0
+    assert MemoryBank.open(tmp_path / "bank").manifest.codes_psnr is None
+
+
+def test_what_codes_keep_stays_with_a_bank(tmp_path: Path) -> None:
+    """Through adding and removing; of banks that are merged, the least."""
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    for folder, first, psnr in zip(folders, (0, 5, 10), (21.0, 12.5, None), strict=True):
+        build_bank(source(5, first), folder, tools(), codes_psnr=psnr, progress=False)
+    add_documents(folders[0], source(2), tools(), id_prefix="more/", progress=False)
+    remove_documents(folders[0], ["d1"])
+    assert MemoryBank.open(folders[0]).manifest.codes_psnr == 21.0
+    merged = merge_banks(folders, tmp_path / "all", progress=False)
+    assert merged.manifest.codes_psnr == 12.5
+    with pytest.raises(DataError, match=r"codes_psnr: is inf\n"):
+        build_bank(source(5), tmp_path / "new", tools(), codes_psnr=float("inf"), progress=False)
+    path = tmp_path / "all" / MANIFEST
+    path.write_text(path.read_text().replace("12.5", '"x"'))
+    with pytest.raises(DataError, match=r"is damaged \(codes_psnr is 'x'\)"):
+        MemoryBank.open(tmp_path / "all")

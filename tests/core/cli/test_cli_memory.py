@@ -243,6 +243,28 @@ def test_a_model_retrieves_from_a_bank_that_is_swapped(
     assert out.endswith("\nretrieved.png\n")
 
 
+def test_codes_that_keep_little_are_told_where_a_bank_is_used(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are measured when the bank is built, which is the last to see the pictures."""
+    assert cm3("memory", "build", "pictures", "-o", "bank", "--quiet") == 0
+    measured = MemoryBank.open("bank").manifest.codes_psnr
+    assert measured is not None
+    assert measured >= 18, "the codes of emoji keep squares"
+    corner = ["infill", "pictures/red.png", "--box", "0,0,4,4", "--text", "red square"]
+    capsys.readouterr()
+    assert cm3(*corner, "--bank", "bank") == 0
+    assert "keep little" not in capsys.readouterr().err
+    path = place / "bank" / "manifest.json"
+    path.write_text(path.read_text().replace(f'"codes_psnr": {measured}', '"codes_psnr": 12.5'))
+    assert cm3(*corner, "--bank", "bank") == 0
+    assert (
+        "note: the codes of the memory bank bank keep little of its pictures: PSNR 12.5 dB where something is drawn, "
+        "the median of some when it was built. What is drawn after them is no better; docs/data.md, 'What the codes "
+        "keep of your pictures', shows how to train an image tokenizer on them\n"
+    ) in capsys.readouterr().err
+
+
 def test_a_bank_that_is_none_or_of_other_parts_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -248,6 +248,12 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
         assert capsys.readouterr().err == (
             f"error: {path}: is the file that is read\n  next: name another file to write\n"
         )
+    two = tmp_path / "a" / ".." / "new.png"
+    assert cm3("infill", path, *box, "-o", tmp_path / "new.png", "--decoded", two) == 2
+    assert capsys.readouterr().err == (
+        f"error: --decoded {two}: is the file of -o, and two pictures are written\n"
+        "  next: name another file for one of them\n"
+    )
     assert cm3("edit", path, "red", "-o", tmp_path, "--force") == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}: holds 000.png, which is read and might be replaced\n"

@@ -29,6 +29,9 @@ def test_retrieved_documents_that_do_not_fit_are_left_out_and_it_is_said(
             "note: the decoder's context of 70 tokens has no room for the last 1 of 3 retrieved "
             "documents; they are left out\n"
         )
+    model.generate("red", 1, num_retrieved=99)
+    # of those that there are
+    assert f"no room for the last {len(MEMORY) - 2} of {len(MEMORY)} " in capsys.readouterr().err
     assert (
         model.generate("red", 1, num_retrieved=3)[0].codes
         == model.generate("red", 1, num_retrieved=2)[0].codes

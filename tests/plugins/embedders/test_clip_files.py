@@ -299,8 +299,8 @@ def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
     whole = _saved(tmp_path / "whole.pt", open_clip_names(folder)).read_bytes()
     damaged = bytearray(_zipped(tmp_path / "z.pt", constants=b"", data=b"\x80\x02}.").read_bytes())
-    directory = damaged.find(b"PK\x01\x02")
-    damaged[8] = damaged[directory + 10] = 77  # a way of compression that there isn't
+    record, directory = damaged.rfind(b"PK\x03\x04"), damaged.rfind(b"PK\x01\x02")
+    damaged[record + 8] = damaged[directory + 10] = 77  # a way of compression that there isn't
     for path, cause in (
         (tmp_path / "empty.safetensors", "holds no weights"),
         (_saved(tmp_path / "words.pt", {"a": "b"}), "holds no weights"),

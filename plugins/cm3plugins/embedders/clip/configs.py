@@ -271,19 +271,19 @@ def read_preprocessing(
         known = True
     else:
         return Preprocessing(resolution)
-    fields = {key: value for key, value in fields.items() if value is not None}
-    for key in {"mean", "std"} & fields.keys():
-        fields[key] = _colours(fields[key], key, place)
-    if not known or fields.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
+    given: dict[str, Any] = {key: value for key, value in fields.items() if value is not None}
+    for key in {"mean", "std"} & given.keys():
+        given[key] = _colours(given[key], key, place)
+    if not known or given.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
         raise CheckpointError(
             str(place),
-            f"asks for {resize!r} scaling with {fields.get('interpolation', 'bicubic')!r}",
+            f"asks for {resize!r} scaling with {given.get('interpolation', 'bicubic')!r}",
             "only shortest and squash with bicubic and bilinear are done here",
         )
-    return Preprocessing(resolution, squash=resize == "squash", **fields)
+    return Preprocessing(resolution, squash=resize == "squash", **given)
 
 
-def _colours(values: object, key: str, place: Path) -> tuple[float, ...]:
+def _colours(values: Any, key: str, place: Path) -> tuple[float, ...]:
     """Mean or standard deviation of red, green and blue."""
     good = isinstance(values, list) and len(values) == 3
     good = good and all(type(one) in (int, float) and math.isfinite(one) for one in values)

@@ -68,9 +68,11 @@ def find_weights(path: Path) -> Path:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by its names; raises `CheckpointError` if it holds anything else."""
     try:
-        if path.suffix == ".safetensors":
-            return _weights(load_file(path), path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # torch's reader raises anything about bytes that are no pickle
         # torch's message explains how to run the file's code anyway
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
