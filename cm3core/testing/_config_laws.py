@@ -11,11 +11,12 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import tempfile
 import time
 import types
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
@@ -67,6 +68,8 @@ class ConfigLaws(Contract[T]):
 
     #: The config, and its values before anything was built.
     _keys_before: ClassVar[Any] = (None, None)
+    #: Whether components are built in other folders, too, for trying values of keys.
+    _moves: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,6 +104,7 @@ class ConfigLaws(Contract[T]):
         advice = (
             "keep values that a recipe can hold in its fields, and everything else in the component"
         )
+        self._check_unchanged(before)  # by what other laws built
         try:
             again = pickle.loads(pickle.dumps(config))
         except Exception as error:
@@ -124,8 +128,12 @@ class ConfigLaws(Contract[T]):
             )
         with self.building(), suppress(Exception):  # other laws say that it can't be built
             _built(self, config)
+        self._check_unchanged(before)
+
+    def _check_unchanged(self, before: Any) -> None:
+        """Raise `LawBroken` if the config has other values than it had before anything was built."""
         same(
-            to_plain(config),
+            to_plain(self.config),
             before,
             "built the component, and looked at the config's keys before and after",
             next_step="change a copy: one config may build several components, and is saved with a model",
@@ -168,8 +176,9 @@ class ConfigLaws(Contract[T]):
         )
         if key not in self._keys_read() and not is_mentioned(key, type(self.config), self.subject):
             raise found
-        if self._counts_beside_others(key, own):
-            return
+        with _own_folder() if self._moves else nullcontext():
+            if self._counts_beside_others(key, own):
+                return
         message = f"{name}.{key} seems to change nothing: {readable(str(found))}"
         warnings.warn(message, UnusedKeyWarning, stacklevel=2)
 
@@ -197,7 +206,7 @@ class ConfigLaws(Contract[T]):
                     found is None or value != base.fingerprints[name][0],
                     f"built it with {trial.key} = {shown(trial.value)} instead of "
                     f"{shown(getattr(self.config, trial.key))}"
-                    + (f", which changes {found.where.strip()}" if found else ""),
+                    + (f", which changes {found.where}" if found else ""),
                     f"another {name}",
                     f"the same {name}: {value!r}",
                     next_step=f"put every key that decides what comes out into `{name}`: what was made "
@@ -251,12 +260,21 @@ class ConfigLaws(Contract[T]):
         base = self._try(self.config, "", None)
         if base.error or not (base.outputs or base.fingerprints):
             return None, []
+        # where files that a value such as a folder's name makes harm nothing, unless paths of the config need
+        # the folder that is current
+        with _own_folder():
+            type(self)._moves = not self._try(self.config, "", None).error
+        with _own_folder() if self._moves else nullcontext():
+            return base, self._tried_values(base)
+
+    def _tried_values(self, base: _Trial) -> list[_Trial]:
+        """The component with other values of each key, until one has an effect."""
         trials: list[_Trial] = []
         end = time.monotonic() + _SECONDS
         for key in _own_keys(self.config):
             for value in _other_values(self.config, key):
                 if time.monotonic() > end:
-                    return base, trials
+                    return trials
                 changed = _with(self.config, key, value)
                 if changed is None:
                     continue
@@ -264,7 +282,7 @@ class ConfigLaws(Contract[T]):
                 trials.append(trial)
                 if not trial.error and _change(self, base, trial) is not None:
                     break
-        return base, trials
+        return trials
 
     def _try(self, config: ComponentConfig, key: str, value: Any) -> _Trial:
         try:
@@ -305,6 +323,13 @@ class ConfigLaws(Contract[T]):
         return False
 
 
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Within it, a new folder is the current one."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, chdir(folder):
+        yield
+
+
 def _built(contract: Contract[Any], config: ComponentConfig) -> Any:
     """The component of a config, built in the kind's usual way."""
     own = copy.copy(contract)
@@ -327,7 +352,8 @@ def _change(
     for label in labels or base.outputs:
         found = difference(trial.outputs[label], base.outputs[label], contract.output_tolerance)
         if found is not None:
-            return dataclasses.replace(found, where=f"{label}{found.where}")
+            between = "" if found.where.startswith(("[", ".")) else " "
+            return dataclasses.replace(found, where=f"{label}{between}{found.where}".strip())
     return None
 
 

@@ -65,6 +65,10 @@ class MetricContract(ConfigLaws[Metric]):
         num = max(component.minimum + 9, 30)
         for group in component.needs:
             columns = {name: self.column(name, num, rng) for name in group}
+            if "texts" in columns and "references" in columns:
+                # random texts are never right: one that is, and one but for its capitals
+                right = [many[0] for many in columns["references"][:2]]
+                columns["texts"] = [right[0], right[1].swapcase(), *columns["texts"][2:]]
             component.update(MetricBatch(list(range(num)), columns))
         scores = component.result()
         return {

@@ -183,7 +183,13 @@ class SamplerContract(StateLaws):
         together_nk = batch.repeated(seed_k).draw().view(batch.n, len(seed_k))
         alone_k = self._alone(batch, place, rows_G, low, seed_k)
         did = f"drew for request {place} alone, and among {batch.n}"
-        same(alone_k, together_nk[place], f"{did}, with {len(seed_k)} seeds")
+        same(
+            alone_k,
+            together_nk[place],
+            f"{did}, with {len(seed_k)} seeds",
+            next_step="use the row's own logits and the ids that it may draw alone: the slice has ids of others, "
+            "as many as the batch needs, so that its width counts for nothing",
+        )
         one = self._alone(batch, place, rows_G, low, seed_k[:1])
         same(int(one[0]), int(batch.draw()[place]), f"{did}, with one seed")
         same(int(alone_k[0]), int(one[0]), f"{did}, with one seed and with {len(seed_k)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +13,7 @@ from cm3core.testing._config_laws import ConfigLaws
 from cm3core.testing._findings import LawBroken, difference, readable
 from cm3core.testing._key_use import UnusedKeyWarning
 from cm3core.testing.condition import ConditionContract
+from cm3core.testing.extractor import ExtractorContract
 from cm3core.testing.image_tokenizer import ImageTokenizerContract
 from cm3core.testing.text_tokenizer import TextTokenizerContract
 from kit_mutants import assert_law_fails, cases
@@ -21,6 +24,7 @@ from planted_mistakes import (
     ForgottenCondition,
     ForgottenPicture,
     LambdaConfig,
+    MeansConfig,
     SortingConfig,
     SquaresConfig,
     planted,
@@ -85,6 +89,30 @@ def test_a_key_that_is_declared_has_no_effect(recwarn: pytest.WarningsRecorder) 
     assert not recwarn.list
 
 
+@dataclass(kw_only=True)
+class Writing(BlackConfig):
+    """Args: folder: of a file that is written."""
+
+    folder: str | None = None
+
+    def build(self) -> Black:
+        if self.folder is not None:
+            Path(self.folder).mkdir(exist_ok=True)
+        return Black(self)
+
+
+def test_a_folders_other_names_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that are tried are names of folders in a folder that is removed."""
+    monkeypatch.chdir(tmp_path)
+    contract: Any = ConditionContract.for_config(Writing())()
+    with pytest.warns(UnusedKeyWarning, match="'folder': 'x', 'other'"):
+        contract.test_every_key_counts()
+    assert not list(tmp_path.iterdir())
+    assert Path.cwd() == tmp_path
+
+
 def message(kit: Any, config: Any, law: str) -> str:
     with pytest.raises(LawBroken) as caught:
         getattr(kit.for_config(config)(), f"test_{law}")()
@@ -120,6 +148,27 @@ def test_an_unused_key_is_told() -> None:
         "  next: use the key, or remove it; if it decides speed, memory, devices or training alone, write "
         "not_in_outputs = ('forgotten',) in ForgottenCondition\n"
     ) in told
+
+
+def test_a_config_that_building_changes_is_told_whatever_ran_before() -> None:
+    """Another law may have built it, so that what is pickled is no longer what was given."""
+    for earlier in ((), ("equal_makes_are_equal",)):
+        contract: Any = TextTokenizerContract.for_config(SortingConfig())()
+        for law in earlier:
+            with suppress(LawBroken):
+                getattr(contract, f"test_{law}")()
+        with pytest.raises(LawBroken) as caught:
+            contract.test_a_config_can_be_sent()
+        assert str(caught.value).startswith(
+            "built the component, and looked at the config's keys before and after\n"
+        )
+
+
+def test_another_shape_is_told() -> None:
+    """Where all of an output is another one, not a place of it, a space is between."""
+    config = planted(MeansConfig, "fingerprint without a key")()
+    told = message(ExtractorContract, config, "the_fingerprint_covers_every_key")
+    assert told.startswith("built it with strips = 3 instead of 4, which changes features shape\n")
 
 
 def test_code_in_another_order_is_told() -> None:

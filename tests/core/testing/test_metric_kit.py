@@ -215,3 +215,45 @@ def test_what_a_metric_refuses() -> None:
     ):
         with pytest.raises(DataError, match=message):
             wrong()
+
+
+class Exact(Metric):
+    """Right: the share of texts that are their reference."""
+
+    needs: ClassVar[tuple[Group, ...]] = (("texts", "references"),)
+
+    def __init__(self, ignore_case: bool) -> None:
+        self.ignore_case, self.own = ignore_case, dict[int, float]()
+
+    def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
+        rows = zip(indices, columns["texts"], columns["references"], strict=True)
+        for index, text, references in rows:
+            forms = {self.form(one) for one in references}
+            self.own[index] = float(self.form(text) in forms)
+
+    def form(self, text: str) -> str:
+        return text.casefold() if self.ignore_case else text
+
+    def _merge(self, other: Exact) -> None:
+        self.own |= other.own
+
+    def _result(self) -> Sequence[Score]:
+        mean = float(np.mean([self.own[index] for index in sorted(self.own)]))
+        return [Score("exact", mean, len(self.own), True, per_sample=dict(self.own))]
+
+
+@dataclass(kw_only=True)
+class ExactConfig(MetricConfig):
+    """Args: ignore_case: capitals count as small letters."""
+
+    ignore_case: bool = True
+
+    def build(self) -> Exact:
+        return Exact(self.ignore_case)
+
+
+def test_a_key_that_counts_for_right_texts_alone_counts(recwarn: pytest.WarningsRecorder) -> None:
+    """Random texts are never right, so that none of them tells what such a key does."""
+    contract: Any = MetricContract.for_config(ExactConfig())()
+    contract.test_every_key_counts()
+    assert not recwarn.list

@@ -21,6 +21,9 @@ class SQLiteRetrieverConfig(RetrieverConfig):
         cache: folder of the index. None: `sqlite-search` in cm3leon's cache (`CM3_CACHE`).
     """
 
+    # the folder decides where the index is, not what is found
+    not_in_outputs = ("cache",)
+
     stem: bool = True
     cache: str | None = None
 
