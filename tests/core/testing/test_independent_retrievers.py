@@ -43,7 +43,8 @@ class MMR(Retriever):
 
     def nearness(self, query: Document) -> np.ndarray:
         """Cosines [N] of the query with each document."""
-        return (self._vectors_ND * self._embedder.embed_document(query)).sum(-1)
+        near_N: np.ndarray = (self._vectors_ND * self._embedder.embed_document(query)).sum(-1)
+        return near_N
 
     def choose(self, near_N: np.ndarray, indices: list[int], number: int) -> list[Retrieved]:
         """At most `number` of the documents `indices`."""
