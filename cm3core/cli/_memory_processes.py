@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PATHS = ("out",)
 _VALUES = (
     "target",
+    "trust_endpoints",
     "overrides",
     "embedder",
     "image_tokenizer",

@@ -194,6 +194,7 @@ class Loaded:
             )
         return with_options(config, options, find=finder(self.components.registry))
 
+    @checked(GenerationError)
     def original(self, document: RetrievedDocument) -> Original | None:
         """The file of a document's picture, as it was published; None: the memory has no such file, as banks have none,
         or the document was given by hand.

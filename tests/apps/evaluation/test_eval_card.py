@@ -268,6 +268,7 @@ def test_the_memory_is_the_one_that_it_draws_with(tmp_path: Path) -> None:
     run = tmp_path / "run"
     folder = run / "checkpoints" / "step-00000001"
     shutil.copytree(find_model("bundled:emoji64", REGISTRY), folder)
+    (folder / "provenance.json").unlink()  # a run has it beside its checkpoints
     row = {"licence": "MIT", "source": "", "attribution": "", "documents": 7}
     kept = {"format": "cm3 provenance 1", "trained_on": [row], "memory": [row]}
     (run / "provenance.json").write_text(json.dumps(kept))

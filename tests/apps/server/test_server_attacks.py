@@ -398,6 +398,13 @@ def test_memory_and_waits_of_others(process, name):
     with process.watched():
         cases.ATTACKS[name](process, random.Random(f"2 {name}"), 1.0)
     assert max(process.memory) < 2500 * 10**6
-    assert process.failures == []
+    if (
+        name == "idle"
+    ):  # while connections are closed to make room, a new one may be among them: it is made again
+        resets = [one for one in process.failures if one.endswith("ConnectionResetError")]
+        assert resets == process.failures
+        assert len(resets) <= 3 + len(process.health) // 20
+    else:
+        assert process.failures == []
     assert max(process.health) < 10
     assert process.draw()[0] == 200
