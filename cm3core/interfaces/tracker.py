@@ -182,34 +182,34 @@ class Tracker(ABC):  # noqa: B024  # each method is optional
     def on_start(self, event: RunStarted) -> None:  # noqa: B027  # as all below: optional
         """The first event."""
 
-    def on_step(self, event: StepDone) -> None:  # noqa: B027
+    def on_step(self, event: StepDone) -> None:  # noqa: B027  # nothing unless overridden
         """After each step. Must be fast."""
 
-    def on_metrics(self, event: Measured) -> None:  # noqa: B027
+    def on_metrics(self, event: Measured) -> None:  # noqa: B027  # nothing unless overridden
         """Metrics of training."""
 
-    def on_validation(self, event: Validated) -> None:  # noqa: B027
+    def on_validation(self, event: Validated) -> None:  # noqa: B027  # nothing unless overridden
         """Metrics of the validation splits."""
 
-    def on_picture(self, event: PictureDrawn) -> None:  # noqa: B027
+    def on_picture(self, event: PictureDrawn) -> None:  # noqa: B027  # nothing unless overridden
         """Sample pictures."""
 
-    def on_checkpoint(self, event: CheckpointSaved) -> None:  # noqa: B027
+    def on_checkpoint(self, event: CheckpointSaved) -> None:  # noqa: B027  # nothing unless overridden
         """A checkpoint; at the end of the run its last one too."""
 
-    def on_end(self, event: RunEnded) -> None:  # noqa: B027
+    def on_end(self, event: RunEnded) -> None:  # noqa: B027  # nothing unless overridden
         """The last event of a run that is done."""
 
-    def on_interrupt(self, event: RunInterrupted) -> None:  # noqa: B027
+    def on_interrupt(self, event: RunInterrupted) -> None:  # noqa: B027  # nothing unless overridden
         """The last event of a session that was interrupted."""
 
-    def on_failure(self, event: RunFailed) -> None:  # noqa: B027
+    def on_failure(self, event: RunFailed) -> None:  # noqa: B027  # nothing unless overridden
         """The last event of a session that failed."""
 
-    def flush(self) -> None:  # noqa: B027
+    def flush(self) -> None:  # noqa: B027  # nothing unless overridden
         """Write what was told so far. Called before a checkpoint is saved: a run that is resumed from it
         tells only what came after."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027  # nothing unless overridden
         """Write everything and release what is held. Called once, after the last event, also after an
         error of this tracker."""

@@ -187,7 +187,7 @@ class ConfigLaws(Contract[T]):
         """Keys that were read while components were built and called."""
         if "_keys_found" not in cls.__dict__:
             cls._keys_found = set()  # type: ignore[attr-defined]  # as `_subject`
-        found: set[str] = cls._keys_found  # type: ignore[attr-defined]
+        found: set[str] = cls._keys_found  # type: ignore[attr-defined]  # set on each class
         return found
 
     def law_the_fingerprint_covers_every_key(self) -> None:
@@ -253,7 +253,7 @@ class ConfigLaws(Contract[T]):
         cls = type(self)
         if "_tried" not in cls.__dict__:
             cls._tried = self._try_all()  # type: ignore[attr-defined]  # as `_subject`
-        found: tuple[_Trial | None, list[_Trial]] = cls._tried  # type: ignore[attr-defined]
+        found: tuple[_Trial | None, list[_Trial]] = cls._tried  # type: ignore[attr-defined]  # set on each class
         return found
 
     def _try_all(self) -> tuple[_Trial | None, list[_Trial]]:

@@ -31,7 +31,7 @@ def perturb(number: int) -> None:
 def states() -> dict[str, Any]:
     """The state of each global generator, under the name by which an author knows it."""
     found: dict[str, Any] = {"random": random.getstate()}
-    own: Any = np.random.get_state()  # noqa: NPY002
+    own: Any = np.random.get_state()  # noqa: NPY002  # the global state is what is looked at
     found["numpy.random"] = (own[0], own[1].tobytes(), *own[2:])
     if (torch := sys.modules.get("torch")) is not None:
         found["torch"] = torch.random.get_rng_state().numpy().tobytes()

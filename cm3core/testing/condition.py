@@ -125,7 +125,7 @@ class ConditionContract(ConfigLaws[Condition]):
         wrong += ["", " "] if self.subject.draws_from == "text" else ["a text"]
         for source in wrong:
             refuses(
-                lambda source=source: self.subject.draw(source),  # type: ignore[misc]
+                lambda source=source: self.subject.draw(source),  # type: ignore[misc]  # a default
                 f"drew the structure of {shown(source)}",
                 DataError,
             )

@@ -277,7 +277,7 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         count = len(self.subject)
         for index in (-1, count):
             refuses(
-                lambda index=index: self.subject.document(index),  # type: ignore[misc]
+                lambda index=index: self.subject.document(index),  # type: ignore[misc]  # a default
                 f"read document {index} of {count}",
                 DataError,
                 match=f"^document {index}: the data set has {count}",

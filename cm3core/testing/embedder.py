@@ -145,7 +145,7 @@ class EmbedderContract(ConfigLaws[Embedder]):
         ]
         for bad in wrong:
             refuses(
-                lambda bad=bad: self.subject.embed_images([good, bad]),  # type: ignore[misc]
+                lambda bad=bad: self.subject.embed_images([good, bad]),  # type: ignore[misc]  # a default
                 f"embedded a picture and {bad.dtype} {list(bad.shape)}",
                 DataError,
                 match=r"^picture 1: ",

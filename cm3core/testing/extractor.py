@@ -135,7 +135,7 @@ class ExtractorContract(ConfigLaws[Extractor]):
         wrong += [np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
         for pixels in wrong:
             refuses(
-                lambda pixels=pixels: self.subject.extract([pixels]),  # type: ignore[misc]
+                lambda pixels=pixels: self.subject.extract([pixels]),  # type: ignore[misc]  # a default
                 f"extracted features of {pixels.dtype} {list(pixels.shape)}",
                 DataError,
                 match="an extractor takes uint8" if pixels.size else "has no pixels",

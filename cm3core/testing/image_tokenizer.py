@@ -341,7 +341,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             np.zeros((1, height, width, 3), np.float32),
         ):
             refuses(
-                lambda pictures=pictures: self.subject.encode(pictures),  # type: ignore[misc]
+                lambda pictures=pictures: self.subject.encode(pictures),  # type: ignore[misc]  # a default
                 f"encoded {pictures.dtype} {list(pictures.shape)}",
                 TokenizerError,
                 match="the image tokenizer takes uint8",
@@ -351,7 +351,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             (np.zeros((1, rows * columns + 1), np.int32), "a picture is"),
         ):
             refuses(
-                lambda codes=codes: self.subject.decode(codes),  # type: ignore[misc]
+                lambda codes=codes: self.subject.decode(codes),  # type: ignore[misc]  # a default
                 f"decoded codes {list(codes.shape)} with a largest one of {codes.max()}",
                 TokenizerError,
                 match=match,

@@ -259,7 +259,7 @@ class MetricContract(ConfigLaws[Metric]):
                     spoiled = MetricBatch(batch.indices, columns)
                     given = [spoiled if other is batch else other for other in samples]
                     refuses(
-                        lambda given=given: self._scores(given),  # type: ignore[misc]
+                        lambda given=given: self._scores(given),  # type: ignore[misc]  # a default
                         f"scored samples of which the first has {bad} as {name}",
                         DataError,
                         next_step="raise a DataError, or leave it to Metric.update; np.nanmean hides samples "

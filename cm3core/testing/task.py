@@ -191,7 +191,7 @@ class TaskContract(ConfigLaws[Task]):
                     del calls["prompt"]
                 for what, call in calls.items():
                     refuses(
-                        lambda call=call, record=record: call(record, place="record 7"),  # type: ignore[misc]
+                        lambda call=call, record=record: call(record, place="record 7"),  # type: ignore[misc]  # a default
                         f"made the {what} of a record whose field {name!r} is {wrong!r}",
                         DataError,
                         match=f"record 7.*field '{name}'",

@@ -132,7 +132,7 @@ class TextTokenizerContract(ConfigLaws[TextTokenizer]):
         size = self.subject.vocab_size
         for bad in (-1, size):
             error = refuses(
-                lambda bad=bad: self.subject.decode([0, bad]),  # type: ignore[misc]
+                lambda bad=bad: self.subject.decode([0, bad]),  # type: ignore[misc]  # a default
                 f"decoded the ids [0, {bad}]",
                 TokenizerError,
             )

@@ -133,7 +133,7 @@ class UpscalerContract(ConfigLaws[Upscaler]):
         wrong += [np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
         for pixels in wrong:
             refuses(
-                lambda pixels=pixels: self.subject.upscale(pixels),  # type: ignore[misc]
+                lambda pixels=pixels: self.subject.upscale(pixels),  # type: ignore[misc]  # a default
                 f"enlarged {pixels.dtype} {list(pixels.shape)}",
                 DataError,
                 match="an upscaler takes uint8" if pixels.size else "is 4 x 0 pixels",

@@ -49,7 +49,7 @@ def own_of(folder: str | Path) -> list[Reach]:
     made of it."""
     targets = recorded(folder)
     # a run's `checkpoints` may be a link to a larger disk
-    for spelling in (os.path.realpath(folder), os.path.abspath(folder)):  # noqa: PTH100
+    for spelling in (os.path.realpath(folder), os.path.abspath(folder)):  # noqa: PTH100  # a path as it is spelled
         if (place := Path(spelling)).parent.name == "checkpoints":
             targets |= recorded(place.parent.parent)
     return [Reach("", one, "") for one in sorted(targets)]

@@ -85,7 +85,7 @@ class Wire(H11Protocol):
 
     # ---- what asyncio and uvicorn call
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # asyncio's own signature
         super().connection_made(transport)
         self.keeper.arrived(self)
 

@@ -81,11 +81,11 @@ class Declared(Kept):
 def test_a_key_that_is_read_without_an_effect_is_a_warning() -> None:
     """It may decide speed: the law can't know."""
     with pytest.warns(UnusedKeyWarning, match="^Kept.size seems to change nothing: built it with"):
-        ConditionContract.for_config(Kept())().test_every_key_counts()  # type: ignore[attr-defined]
+        ConditionContract.for_config(Kept())().test_every_key_counts()  # type: ignore[attr-defined]  # laws become tests
 
 
 def test_a_key_that_is_declared_has_no_effect(recwarn: pytest.WarningsRecorder) -> None:
-    ConditionContract.for_config(Declared())().test_every_key_counts()  # type: ignore[attr-defined]
+    ConditionContract.for_config(Declared())().test_every_key_counts()  # type: ignore[attr-defined]  # laws become tests
     assert not recwarn.list
 
 

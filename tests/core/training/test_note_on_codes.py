@@ -67,7 +67,7 @@ def test_a_white_background_hides_nothing() -> None:
     source = Pictures([(255, 255, 255)] * 4)
     red = np.full((8, 8, 3), 248, np.uint8)
     red[4:6, 4:6] = (255, 0, 0)
-    source._document = lambda index, rng: (Image(str(index), lambda: red),)  # type: ignore[method-assign]
+    source._document = lambda index, rng: (Image(str(index), lambda: red),)  # type: ignore[method-assign]  # for one test
     found = note_on_codes(source, GreyTokenizer())
     assert found is not None
     assert "6.5 dB where something is drawn, the median of 4" in found
