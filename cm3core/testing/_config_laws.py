@@ -107,7 +107,7 @@ class ConfigLaws(Contract[T]):
         self._check_unchanged(before)  # by what other laws built
         try:
             again = pickle.loads(pickle.dumps(config))
-        except Exception as error:
+        except Exception as error:  # of a class's own pickling
             raise LawBroken(
                 "pickled the config, as processes that load data do",
                 "an equal config",
@@ -300,7 +300,7 @@ class ConfigLaws(Contract[T]):
                 )
         except BrokenLawError as error:
             return _Trial(key, value, error=shown(error), broken=error)
-        except Exception as error:
+        except Exception as error:  # of a component: what it raises is a result too
             return _Trial(key, value, error=shown(error))
 
     def _counts_beside_others(self, key: str, own: list[_Trial]) -> bool:
@@ -374,7 +374,7 @@ def _with(config: ComponentConfig, key: str, value: Any) -> ComponentConfig | No
     try:
         changed = dataclasses.replace(config, **{key: value})
         changed.check()
-    except Exception:
+    except Exception:  # whatever refuses it, no such config
         return None
     return changed
 
@@ -478,7 +478,7 @@ def _request(contract: Contract[Any]) -> _other_process.Request | None:
             attributes.setdefault(name, value)
     try:
         config, kept = pickle.dumps(contract.config), pickle.dumps(attributes)
-    except Exception:
+    except Exception:  # of a class's own pickling
         return None  # another law says so
     return _other_process.Request(
         (kit.__module__, kit.__qualname__), config, kept, _other_process.modules_of(contract.config)

@@ -320,7 +320,7 @@ def refuses(
         if match and not re.search(match, str(raised)):
             raise LawBroken(did, expected, shown(raised), next_step=next_step) from raised
         return raised
-    except Exception as raised:
+    except Exception as raised:  # of a component, in place of the error asked for
         raise LawBroken(did, expected, shown(raised), next_step=next_step) from raised
     raise LawBroken(did, expected, f"no error, but {shown(returned)}", next_step=next_step)
 

@@ -68,7 +68,7 @@ async def warm_up(name: str, model: AsyncModel, workshop: Workshop) -> None:
             await model.caption(_striped(height, width), max_tokens=1)
     except asyncio.CancelledError:
         raise
-    except Exception as error:
+    except Exception as error:  # of any component: the request of a user would tell it
         logger.warning("model %s: its first picture, drawn as a test, failed", name, exc_info=error)
         return
     logger.info("model %s has drawn its first picture, in %.1f s", name, time.monotonic() - start)
