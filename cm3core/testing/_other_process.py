@@ -16,6 +16,7 @@ import selectors
 import struct
 import subprocess
 import sys
+import types
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
@@ -237,8 +238,20 @@ def _import(name: str, file: str) -> None:
     with suppress(ImportError):
         if getattr(importlib.import_module(name), "__file__", None):
             return
+    _have_parents(name, Path(file))
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is not None and spec.loader is not None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
+
+
+def _have_parents(name: str, file: Path) -> None:
+    """Have the packages around a module in `sys.modules`, as pytest does for tests that it imports from files:
+    `pickle` imports a module's top package before the module."""
+    parts = name.split(".")[:-1]
+    for depth in range(len(parts), 0, -1):
+        file = file.parent
+        package = types.ModuleType(".".join(parts[:depth]))
+        package.__path__ = [str(file)]
+        sys.modules.setdefault(package.__name__, package)
