@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,7 +62,7 @@ def _close(handle: int) -> None:
 def _made(target: Path) -> tuple[Path, int] | None:
     """A folder and its open descriptor, locked. None: between the two, another process took it for
     one without an owner."""
-    name = f".{target.name[:_MAX_LETTERS]}.{uuid.uuid4().hex[:8]}{SUFFIX}"
+    name = f".{target.name[:_MAX_LETTERS]}.{os.urandom(4).hex()}{SUFFIX}"
     folder = target.parent / name
     folder.mkdir(mode=0o700)
     try:

@@ -112,15 +112,9 @@ def checked(error: type[CM3Error]) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        signature = inspect.signature(function)
-        takes_options = {
-            item.kind: name
-            for name, item in signature.parameters.items()
-            if item.kind in (item.VAR_KEYWORD, item.VAR_POSITIONAL)
-        }
-
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
+            signature, takes_options = _signature(function)
             try:
                 bound = signature.bind(*arguments, **options).arguments
             except TypeError:  # Python's own words for what is missing or unknown
@@ -137,6 +131,16 @@ def checked(error: type[CM3Error]) -> Callable[[F], F]:
         return typing.cast(F, call)
 
     return decorate
+
+
+@functools.cache
+def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[Any, str]]:
+    """A function's signature, and its `*arguments` and `**options` by their kinds. Read at the first call: importing
+    must not pay for functions that nobody calls."""
+    signature = inspect.signature(function)
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    takes = signature.parameters.items()
+    return signature, {item.kind: name for name, item in takes if item.kind in variable}
 
 
 def check_value(place: str, value: object, annotation: Any, error: type[CM3Error]) -> None:

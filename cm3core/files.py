@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import io
 import os
 import re
@@ -418,5 +417,7 @@ def _not_a_lock(path: Path) -> FileError:
 @checked(FileError)
 def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes. Raises `OSError`, see `open_regular`."""
+    import hashlib  # here: it loads OpenSSL, which few commands need
+
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from cm3core.cli import _recipe_memory, add_overrides, registry_of
 from cm3core.cli._training import RECIPE_FILE
 from cm3core.recipe.library import list_recipes
-from cm3core.recipe.storing import in_full
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
@@ -86,7 +85,9 @@ def run(args: Namespace) -> int:
         return _list()
     if args.action == "diff":
         return _diff(args)
+    # here: the list answers without what composing takes
     from cm3core.recipe import compose
+    from cm3core.recipe.storing import in_full
 
     registry = registry_of(args)
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)

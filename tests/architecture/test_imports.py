@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 #: Packages without a module that is heavy.
 PACKAGES = (cm3core.cli, cm3core.config, cm3core.interfaces, cm3core.plugins, cm3core.recipe)
 HEAVY = ("torch", "faiss", "tokenizers", "PIL", "transformers", "matplotlib", "resvg_py")
+#: What describes plugins and composes recipes.
+DESCRIBING = ("cm3core.interfaces", "cm3core.plugins", "cm3core.config", "cm3core.recipe.layers")
 
 
 def modules_of(package: ModuleType) -> list[str]:
@@ -71,6 +73,20 @@ def test_describing_and_composing_import_nothing_heavy() -> None:
         "print(*set(sys.argv[1].split()) & set(sys.modules))"
     )
     assert run(script, " ".join(HEAVY)).split() == []
+
+
+@pytest.mark.parametrize("command", ["--help", "recipe list", "generate --help"])
+def test_a_command_that_describes_nothing_imports_no_more_than_python(command: str) -> None:
+    """Python's own library and the modules of the command itself: each other import takes longer than the answer."""
+    script = (
+        "import sys\nbefore = set(sys.modules)\nfrom cm3core.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*(name for name in sorted(set(sys.modules) - before)"
+        " if name.partition('.')[0] not in sys.stdlib_module_names))"
+    )
+    imported = run(script, *command.split()).splitlines()[-1].split()
+    assert [name for name in imported if not name.startswith("cm3core")] == []
+    assert [name for name in imported if name.startswith(DESCRIBING)] == []
 
 
 def test_import_contracts(tmp_path: Path) -> None:
