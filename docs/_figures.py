@@ -1,4 +1,4 @@
-"""Write the pages' tables of measured figures from the evaluations that are stored: `python docs/_figures.py`.
+"""The pages' tables of measured figures, made from what is stored. `python docs/_generate.py` writes them.
 
 Stored are the cards beside the weights (`cm3 eval card` wrote them from evaluations), and docs/figures: the
 `figures.json` of `cm3 experiment icons`, and what `docs/_held_out.py` and `docs/_sheets.py` measure.
@@ -23,7 +23,6 @@ from typing import Any
 DOCS = Path(__file__).parent
 FIGURES = DOCS / "figures"
 MODELS = DOCS.parent / "plugins/cm3plugins/assets/models"
-COMMAND = "python docs/_figures.py"
 MARKER = re.compile(r"<!-- figures: (.*?) -->\n", re.DOTALL)
 SPLITS = ("comp", "compose", "unseen", "train")
 #: Tables under one heading: rows of cells by the name of their column.
@@ -383,20 +382,5 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "sheets of quickstart": _sheets(*quickstart),
         },
         "tuning.md": {"tasks": _tasks()},
-        "quickstart.md": {"nearness": _sheets(*quickstart)},
+        "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},
     }
-
-
-def page(name: str, text: str) -> str:
-    """Return a page with its tables made anew."""
-    for table, rows in tables()[name].items():
-        start = text.index("\n", text.index(f"<!-- table: {table}, by {COMMAND} -->")) + 1
-        end = text.index("<!-- end -->", start)
-        text = text[:start] + "".join(f"{row}\n" for row in rows) + text[end:]
-    return text
-
-
-if __name__ == "__main__":
-    for its_page in tables():
-        path = DOCS / its_page
-        path.write_text(page(its_page, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,7 +2,7 @@
 `python docs/_held_out.py` (a few minutes of one core).
 
 Splits go by names, so that a drawing of a held-out thing may be in `train` under another name. `python
-docs/_icons.py` makes the table of docs/icons.md of the file; tests compare both with the shipped data.
+docs/_generate.py` makes the table of docs/icons.md of the file; tests compare both with the shipped data.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Write the tables of docs/icons.md and its picture from the bundled icon corpus: `python docs/_icons.py`.
+"""The tables and the picture of docs/icons.md, made from the bundled icon corpus.
 
-`tests/docs/test_icons_page.py` fails when the tables are out of date.
+`python docs/_generate.py` writes the tables, `python docs/_icons.py` the picture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.datasets.icons.splits import SPLITS
 
 COMMAND = "python docs/_icons.py"
-PAGE = Path(__file__).parent / "icons.md"
 PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"
 HELD_OUT = Path(__file__).parent / "figures" / "held-out.json"
 SIZE = 64
@@ -25,18 +24,15 @@ THING = "lock"
 """Shown in many versions."""
 
 
-def page(text: str, corpus: IconCorpus) -> str:
-    """Return the page with its tables made anew."""
-    for name, rows in (
-        ("splits", _splits(corpus)),
-        ("held out", _held_out()),
-        ("styles", _styles(corpus)),
-        ("sets", _sets(corpus)),
-    ):
-        start = text.index("\n", text.index(f"<!-- table: {name}, ")) + 1
-        end = text.index("<!-- end -->", start)
-        text = text[:start] + "".join(f"{row}\n" for row in rows) + text[end:]
-    return text
+def tables() -> dict[str, list[str]]:
+    """The tables of the page, by name: their lines."""
+    corpus = IconCorpus()
+    return {
+        "splits": _splits(corpus),
+        "held out": _held_out(),
+        "styles": _styles(corpus),
+        "sets": _sets(corpus),
+    }
 
 
 def _splits(corpus: IconCorpus) -> list[str]:
@@ -153,6 +149,4 @@ def _spread(indices: list[int], num: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    bundled = IconCorpus()
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), bundled), encoding="utf-8")
-    save_png(PICTURE, picture(bundled))
+    save_png(PICTURE, picture(IconCorpus()))

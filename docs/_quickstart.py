@@ -1,10 +1,10 @@
-"""Write the tables and pictures of docs/quickstart.md from a run of `cm3 quickstart`:
+"""Store the tables and pictures of a run of `cm3 quickstart`, for docs/quickstart.md:
 
     cm3 quickstart -o FOLDER
     python docs/_quickstart.py FOLDER
+    python docs/_generate.py
 
 The tables are those of the run's report, from its `training.json` and `drawn.json`.
-`tests/docs/test_quickstart_page.py` checks that the page has a place for each.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3apps.quickstart.report import (
     run_rows,
 )
 
-PAGE = Path(__file__).parent / "quickstart.md"
+FILE = Path(__file__).parent / "figures" / "quickstart.json"
 IMAGES = Path(__file__).parent / "images"
 #: Pictures of a run's folder that the page shows, and their names there.
 PICTURES = {
@@ -36,26 +36,20 @@ PICTURES = {
 }
 
 
-def page(text: str, training: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
-    """Return the page with its tables made anew.
+def rows_of(training: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The lines of the page's tables, by name.
 
     Args:
-        text: the page.
         training: as in training.json.
         drawn: as in drawn.json.
     """
-    tables: dict[str, Sequence[str]] = {
+    return {
         "run": run_rows(dict(training), dict(drawn)),
         "pictures": picture_rows(dict(drawn)),
         "captions": caption_rows(dict(drawn)),
         "inpainted": repair_rows(dict(drawn)),
         "losses": loss_rows(dict(training)),
     }
-    for name, rows in tables.items():
-        start = text.index("\n", text.index(f"<!-- table: {name}, ")) + 1
-        end = text.index("<!-- end -->", start)
-        text = text[:start] + "".join(f"{row}\n" for row in rows) + text[end:]
-    return text
 
 
 if __name__ == "__main__":
@@ -63,6 +57,7 @@ if __name__ == "__main__":
     found = [
         json.loads((folder / name).read_text("utf-8")) for name in ("training.json", "drawn.json")
     ]
-    PAGE.write_text(page(PAGE.read_text("utf-8"), *found), encoding="utf-8")
+    rows = json.dumps(rows_of(*found), indent=1, ensure_ascii=False)
+    FILE.write_text(rows + "\n", encoding="utf-8")
     for name, shown in PICTURES.items():
         shutil.copyfile(folder / name, IMAGES / shown)

@@ -2,7 +2,7 @@
 docs/figures/sheets.json: `python docs/_sheets.py FOLDER` (ten minutes of one core).
 
 Pictures of `bundled:icons64-tuned` are drawn again, into FOLDER, by the commands of README.md and docs/gallery.md; the
-sheets of experiments and of the quick start are measured as they are published. `python docs/_figures.py` then writes
+sheets of experiments and of the quick start are measured as they are published. `python docs/_generate.py` then writes
 the tables.
 """
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
+import _figures
+import _held_out
+import _sheets
 import pytest
 
 from cm3plugins.datasets.icons.corpus import IconCorpus
@@ -16,64 +15,42 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))
 
 
-@cache
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docs{name}", DOCS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_tables_are_those_of_stored_evaluations() -> None:
-    figures = script("_figures")
-    for name in figures.tables():
-        text = (DOCS / name).read_text(encoding="utf-8")
-        assert figures.page(name, text) == text, f"run `{figures.COMMAND}`"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_sentences_have_the_figures_that_are_stored(page: Path) -> None:
-    figures = script("_figures")
     text = page.read_text(encoding="utf-8")
-    assert text.count("<!-- figures: ") == len(figures.MARKER.findall(text)), "a comment is broken"
-    for source, key, figure, below in figures.markers(text):
-        assert figures.shown(source, key, figure) == figure, f"{source}: {key}"
+    assert text.count("<!-- figures: ") == len(_figures.MARKER.findall(text)), "a comment is broken"
+    for source, key, figure, below in _figures.markers(text):
+        assert _figures.shown(source, key, figure) == figure, f"{source}: {key}"
         assert figure in below, f"{source}: {key} = {figure} is not in the paragraph"
 
 
 def test_some_sentences_are_checked() -> None:
-    figures = script("_figures")
-    found = [one for page in PAGES for one in figures.markers(page.read_text(encoding="utf-8"))]
+    found = [one for page in PAGES for one in _figures.markers(page.read_text(encoding="utf-8"))]
     assert len(found) >= 30
 
 
 def test_a_wrong_figure_is_found() -> None:
-    figures = script("_figures")
     page = (
         "<!-- figures: held-out.json; names.things = 688;\n     names.things_tagged / names.things = 12% -->\n"
         "Of 688 things 12% are tags.\n\nMore."
     )
-    (first, second) = figures.markers(page)
+    (first, second) = _figures.markers(page)
     assert first == ("held-out.json", "names.things", "688", "Of 688 things 12% are tags.")
-    assert figures.shown(*first[:3]) == "687"
-    assert figures.shown(*second[:3]) == "12%"
+    assert _figures.shown(*first[:3]) == "687"
+    assert _figures.shown(*second[:3]) == "12%"
     with pytest.raises(KeyError):
-        figures.value_of("held-out.json", "names.thing")
+        _figures.value_of("held-out.json", "names.thing")
 
 
 def test_a_card_has_its_figures() -> None:
-    figures, card = script("_figures"), "icons64-tuned/CARD.md"
-    assert figures.shown(card, "Edits > comp & drawn > R@5", "87%") == "87%"
-    assert figures.shown(card, "Captions > unseen & told > name", "0.6") == "0.6"
+    card = "icons64-tuned/CARD.md"
+    assert _figures.shown(card, "Edits > comp & drawn > R@5", "87%") == "87%"
+    assert _figures.shown(card, "Captions > unseen & told > name", "0.6") == "0.6"
 
 
 def test_published_sheets_are_as_near_to_their_documents_as_is_said() -> None:
-    sheets = script("_sheets")
-    said = script("_figures").stored("sheets.json")
-    for name, own in sheets.published().items():
+    said = _figures.stored("sheets.json")
+    for name, own in _sheets.published().items():
         assert own["num"] == said[name]["num"]
         # another version of Pillow may resample otherwise
         assert own["median"] == pytest.approx(said[name]["median"], abs=0.01)
@@ -81,15 +58,15 @@ def test_published_sheets_are_as_near_to_their_documents_as_is_said() -> None:
 
 
 def test_what_names_tell_of_the_splits_is_so() -> None:
-    found = script("_held_out").of_names(IconCorpus().entries)
-    assert found == script("_figures").stored("held-out.json")["names"]
+    found = _held_out.of_names(IconCorpus().entries)
+    assert found == _figures.stored("held-out.json")["names"]
 
 
 @pytest.mark.slow
 def test_what_pictures_tell_of_the_splits_is_so() -> None:
     """All pairs of a held-out icon and one of `train`."""
-    found = script("_held_out").of_pictures(IconCorpus())
-    said = script("_figures").stored("held-out.json")["pictures"]
+    found = _held_out.of_pictures(IconCorpus())
+    said = _figures.stored("held-out.json")["pictures"]
     assert found["near_duplicates"] == said["near_duplicates"]
     [pair] = found["near_duplicates"]
     page = (DOCS / "icons.md").read_text(encoding="utf-8")

@@ -1,0 +1,50 @@
+"""Tables of docs/evaluation.md and docs/kernels.md, made from the code. `python docs/_generate.py` writes them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def inputs() -> list[str]:
+    """What providers of each op get, in its smallest case."""
+    import torch
+
+    from cm3apps.benchmarks.ops import add
+    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
+
+    registry, where = BenchmarkRegistry(), Where(torch.device("cpu"), "cpu", "dry")
+    add(registry)
+    lines = ["| op | input | what, in the case of a dry run |", "| --- | --- | --- |"]
+    for name, op in registry.ops.items():
+        case = op.cases(where)[0]
+        lines.append(f"| `{name}` | | {case.name}: `{sorted(case.parameters)}` |")
+        for key, value in op.inputs(case, where, 0).items():
+            lines.append(f"| | `{key}` | {_input(value)} |")
+    return lines
+
+
+def _input(value: Any) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        trained = ", with a gradient" if value.requires_grad else ""
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}{trained}"
+    return "null" if value is None else type(value).__name__
+
+
+def protocol() -> list[str]:
+    """The keys of a protocol's file, and those of each task."""
+    from cm3apps.evaluation.tasks.keys import TASKS
+    from cm3core.evaluation.protocol import KEYS
+
+    rows = [
+        f"| `{key}` | {'yes' if must else 'no'} | {text} |" for key, (must, text) in KEYS.items()
+    ]
+    lines = ["| key | required | what |", "| --- | --- | --- |", *rows, ""]
+    lines += ["| task | key | default | what |", "| --- | --- | --- | --- |"]
+    for task, (about, keys) in TASKS.items():
+        lines.append(f"| `{task}` | | | {about} |")
+        for name, key in keys.items():
+            lines.append(f"| | `{name}` | `{json.dumps(key.default)}` | {key.text} |")
+    return lines
