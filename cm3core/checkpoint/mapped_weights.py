@@ -18,7 +18,7 @@ from cm3core.checkpoint.adapters import is_adapter
 from cm3core.checkpoint.hashes import check_file
 from cm3core.checkpoint.layout import WEIGHTS, damaged
 from cm3core.checkpoint.state import read_state
-from cm3core.checkpoint.tensors import check_tensors, read_tensors
+from cm3core.checkpoint.tensors import check_tensors
 from cm3core.mapped import map_tensors
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ def map_model(decoder: nn.Module, folder: Path) -> None:
         stored = map_tensors(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise damaged(path, f"is not a complete safetensors file ({error})") from error
-    if stored is None:
-        stored = read_tensors(path)
     check_file(folder, WEIGHTS, read_state(folder))
     check_tensors(path, stored, decoder.state_dict())
     kept = {

@@ -1,13 +1,14 @@
-"""`bm25`: documents that share words with the query's text, by the package bm25s.
+"""`bm25`: documents that share words with the query's text.
 
 Pictures are ignored.
 
-Legend: M documents of the memory, C of them that are compared.
+Legend: M documents of the memory, C of them that are compared, V different words, N words in all, P pairs of
+a word and a document that has it.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,23 +72,15 @@ class BM25Retriever(Retriever):
     """
 
     def __init__(self, config: BM25RetrieverConfig, memory: DocumentSource) -> None:
-        import bm25s
-
-        # its import makes it tell everything, even in the log of a program that asked for nothing
-        logging.getLogger("bm25s").setLevel(logging.WARNING)
         self._memory = memory
         self._word_ids: dict[str, int] = {}
-        texts = [
-            [
-                self._word_ids.setdefault(word, len(self._word_ids))
-                for word in words_of(text_of(memory.document(index)))
-            ]
-            for index in range(len(memory))
-        ]
-        self._engine: Any = None
-        if self._word_ids:  # bm25s can't index an empty vocabulary
-            self._engine = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
-            self._engine.index((texts, self._word_ids), show_progress=False)
+        ids: list[int] = []
+        lengths: list[int] = []
+        for index in range(len(memory)):
+            words = words_of(text_of(memory.document(index)))
+            lengths.append(len(words))
+            ids += [self._word_ids.setdefault(word, len(self._word_ids)) for word in words]
+        self._postings = _postings(np.asarray(ids), np.asarray(lengths), config)
 
     @property
     def memory(self) -> DocumentSource:
@@ -112,8 +105,7 @@ class BM25Retriever(Retriever):
         # float sums depend on their order, which must not depend on the memory
         words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
-        postings = [self._postings(word_id) for word_id in known]
-        postings = [posting for posting in postings if len(posting[0])]
+        postings = [self._postings[word_id] for word_id in known]
         largest = [float(values.max()) for _, values in postings]
         order = np.argsort(-np.asarray(largest), kind="stable").tolist()
         allowed: dict[int, bool] = {}
@@ -139,11 +131,36 @@ class BM25Retriever(Retriever):
                 break
         return results
 
-    def _postings(self, word_id: int) -> Postings:
-        """The documents that have a word, in the memory's order, and what it adds to their scores."""
-        scores = self._engine.scores
-        start, stop = scores["indptr"][word_id], scores["indptr"][word_id + 1]
-        return scores["indices"][start:stop], scores["data"][start:stop]
+
+def _postings(
+    ids_N: npt.NDArray[Any], lengths_M: npt.NDArray[Any], config: BM25RetrieverConfig
+) -> list[Postings]:
+    """The postings of each word, from the ids of the documents' words, one document after the other.
+
+    BM25 as Lucene has it: Kamphuis et al. 2020, "Which BM25 do you mean?".
+    """
+    num_documents = len(lengths_M)
+    if not len(ids_N):
+        return []
+    document_of_N = np.repeat(np.arange(num_documents), lengths_M)
+    pairs_P, counts_P = np.unique(ids_N * num_documents + document_of_N, return_counts=True)
+    words_P, documents_P = np.divmod(pairs_P, num_documents)
+    frequencies_V = np.bincount(words_P)
+    # math.log: numpy's depends on the processor in its last digit
+    idf_V = np.asarray(
+        [math.log(1 + (num_documents - n + 0.5) / (n + 0.5)) for n in frequencies_V.tolist()],
+        np.float32,
+    )
+    penalties_M = config.k1 * ((1 - config.b) + config.b * lengths_M / lengths_M.mean())
+    values_P = idf_V[words_P] * (counts_P / (penalties_M[documents_P] + counts_P))
+    ends_V = np.cumsum(frequencies_V)[:-1]
+    return list(
+        zip(
+            np.split(documents_P.astype(np.int32), ends_V),
+            np.split(values_P.astype(np.float32), ends_V),
+            strict=True,
+        )
+    )
 
 
 def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt.NDArray[Any]:

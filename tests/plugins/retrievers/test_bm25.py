@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 
@@ -115,10 +114,3 @@ def test_bad_settings(settings, message):
     with pytest.raises(RecipeError) as error:
         BM25RetrieverConfig(**settings).check()
     assert str(error.value) == message
-
-
-def test_nothing_of_the_package_reaches_a_programs_log(caplog):
-    """Its import sets its logger to tell everything, whatever the program asked for."""
-    logging.getLogger("bm25s").setLevel(logging.DEBUG)
-    assert found(["red apple"], "red")
-    assert caplog.text == ""
