@@ -372,9 +372,7 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "nearness": _nearness(),
         },
         "gallery.md": {
-            "sheets": _sheets("readme", "icons-model"),
-            "sheets of the experiment": _sheets(*icons),
-            "sheets of quickstart": _sheets(*quickstart),
+            "sheets": _sheets("readme", "icons-model", *icons),
         },
         "tuning.md": {"tasks": _tasks()},
         "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},
