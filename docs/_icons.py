@@ -41,11 +41,11 @@ def _splits(corpus: IconCorpus) -> list[str]:
         things[entry.split].add(entry.words)
     meaning = {
         "train": "the rest",
-        "comp": "drawings held out whose name is in `train` in another set or style",
-        "compose": "pairs of parts held out: both parts are in names of `train`, never in one name",
-        "unseen": "names held out in every version",
+        "comp": "held-out drawings; `train` has the name in another set or style",
+        "compose": "held-out pairs of words; `train` has both, never in one name",
+        "unseen": "held-out names, in every version",
     }
-    return ["| split | icons | names | what |", "| --- | --- | --- | --- |"] + [
+    return ["| split | icons | names | |", "| --- | --- | --- | --- |"] + [
         f"| `{split}` | {corpus.manifest.num_of_split[split]:,} | {len(things[split]):,} | "
         f"{meaning[split]} |"
         for split in SPLITS
@@ -56,31 +56,35 @@ def _held_out() -> list[str]:
     """What "held out by name" means, as `docs/_held_out.py` measured it."""
     found = json.loads(HELD_OUT.read_text(encoding="utf-8"))
     names, pictures = found["names"], found["pictures"]
+    things = (names["things"], "objects of `unseen`")
+    near = ", ".join(
+        f"`{pair['held_out']}` and `{pair['train']}`" for pair in pictures["near_duplicates"]
+    )
     return [
-        "| held out by name, and yet | of | number |",
+        "| held out by name, but | of | number |",
         "| --- | --- | --- |",
         *(
-            f"| {what} | {of:,} {unit} | {number:,} ({number / of:.0%}) |"
+            f"| {what} | {of:,} {unit} | {number:,} ({number / of:.{0 if number > of / 100 else 2}%}) |"
             for what, of, unit, number in (
+                ("the name is a tag of a `train` icon", *things, names["things_tagged"]),
                 (
-                    "the thing is a tag of an icon of `train`, and so at times its caption",
-                    *(names["things"], "things of `unseen`", names["things_tagged"]),
+                    "the name is part of a longer one in `train` (fuel pump diesel)",
+                    *things,
+                    names["things_inside"],
+                ),
+                ("one of the two", *things, names["things_either"]),
+                ("one of the two", names["icons"], "icons of `unseen`", names["icons_either"]),
+                (
+                    "`train` has the same drawing in another place or size",
+                    pictures["comp_icons"],
+                    "icons of `comp`",
+                    pictures["comp_same_drawing"],
                 ),
                 (
-                    "the thing lies inside a longer name of `train`: fuel pump, fuel pump diesel",
-                    *(names["things"], "things of `unseen`", names["things_inside"]),
-                ),
-                (
-                    "one of the two",
-                    *(names["things"], "things of `unseen`", names["things_either"]),
-                ),
-                (
-                    "one of the two",
-                    *(names["icons"], "icons of `unseen`", names["icons_either"]),
-                ),
-                (
-                    "an icon of `train` is the same drawing in another place or size (correlation of at least 0.98)",
-                    *(pictures["comp_icons"], "icons of `comp`", pictures["comp_same_drawing"]),
+                    f"`train` has nearly the same picture ({near})",
+                    pictures["held_out_icons"],
+                    "held-out icons",
+                    len(pictures["near_duplicates"]),
                 ),
             )
         ),
@@ -96,18 +100,17 @@ def _styles(corpus: IconCorpus) -> list[str]:
 
 def _sets(corpus: IconCorpus) -> list[str]:
     """One row for each set, in the corpus' order."""
-    number: Counter[tuple[str, str]] = Counter()
+    number: Counter[str] = Counter()
     styles: dict[str, set[str]] = defaultdict(set)
     for entry in corpus.entries:
-        number[entry.set_name, entry.split] += 1
+        number[entry.set_name] += 1
         styles[entry.set_name].update(entry.style.split())
-    head = ["set", "in captions", "licence", *SPLITS, "style words"]
+    head = ["set (in captions)", "licence", "icons", "style words"]
     rows = [
         [
-            f"`{name}`",
-            corpus.manifest.title(name),
+            f"`{name}` ({corpus.manifest.title(name)})",
             corpus.manifest.licences[name],
-            *(f"{number[name, split]:,}" for split in SPLITS),
+            f"{number[name]:,}",
             ", ".join(word for word in STYLE_WORDS if word in styles[name]),
         ]
         for name in styles
