@@ -18,7 +18,6 @@ from typing import Any
 
 from cm3apps.quickstart.report import (
     caption_rows,
-    loss_rows,
     picture_rows,
     repair_rows,
     run_rows,
@@ -48,7 +47,6 @@ def rows_of(training: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, 
         "pictures": picture_rows(dict(drawn)),
         "captions": caption_rows(dict(drawn)),
         "inpainted": repair_rows(dict(drawn)),
-        "losses": loss_rows(dict(training)),
     }
 
 
