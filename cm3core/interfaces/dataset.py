@@ -344,6 +344,14 @@ class DocumentSource(ABC):
         what is found for each. By default `content_fingerprint`."""
         return self.content_fingerprint
 
+    @property
+    def quick_fingerprint(self) -> str | None:
+        """Hash that differs wherever `content_fingerprint` does, made without reading the documents, such as from
+        the hash of their file and the settings that choose and word them; None, the default: there is none.
+
+        What is kept for `content_fingerprint`, or for the texts, is found by it at once."""
+        return None
+
     def texts(self) -> Iterator[str]:
         """Yield all canonical texts, for training a text tokenizer.
 

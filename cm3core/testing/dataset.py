@@ -65,12 +65,15 @@ class DocumentSourceContract(ConfigLaws[DocumentSource]):
         }
 
     def fingerprints(self, component: DocumentSource) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """`fingerprint` stands for ids and pictures, `content_fingerprint` for texts too."""
+        """`fingerprint` stands for ids and pictures, `content_fingerprint` and `quick_fingerprint` for texts too."""
         held = ("number of documents", "ids", "pictures")
-        return {
+        found = {
             "fingerprint": (component.fingerprint, held),
             "content_fingerprint": (component.content_fingerprint, (*held, "texts")),
         }
+        if (quick := component.quick_fingerprint) is not None:
+            found["quick_fingerprint"] = (quick, (*held, "texts"))
+        return found
 
     def law_ids_are_unique_and_stable(self) -> None:
         """Every document has a unique id, the same when the source is made again."""

@@ -1,6 +1,7 @@
 """The document vectors of a memory, computed once and cached.
 
-The cache is keyed by the fingerprints of everything that determines the vectors.
+The cache is keyed by the fingerprints of everything that determines the vectors. To know the key takes all captions;
+where the source has a quick fingerprint, a file beside the vectors keeps the key under that.
 
 Legend: M documents of the memory, E dimension of the embedder.
 """
@@ -8,18 +9,20 @@ Legend: M documents of the memory, E dimension of the embedder.
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from weakref import ref
 
 import numpy as np
 from tqdm import tqdm
 
 from cm3core.document import Document, Image, Text, text_of
-from cm3core.errors import DataError
-from cm3core.files import atomic_path, cache_folder
+from cm3core.errors import DataError, FileError
+from cm3core.files import atomic_path, cache_folder, read_text, write_text
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3core.npy import load_array, save_array
@@ -42,18 +45,10 @@ def memory_vectors(
     picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
     of another shape is recomputed and replaced.
     """
-    path = cache_folder("embeddings") / f"{vectors_key(memory, embedder, part)}.npy"
-    if cache and path.is_file():
-        try:
-            cached = load_array(path, memory_map=True)
-        except (ValueError, OSError):
-            cached = None  # truncated or not ours
-        if (
-            cached is not None
-            and cached.shape == (len(memory), embedder.dimension)
-            and cached.dtype == np.float32
-        ):
-            return np.asarray(cached)
+    path = _cached_file(memory, embedder, part) if cache else None
+    cached = None if path is None else _kept(path, (len(memory), embedder.dimension))
+    if cached is not None:
+        return cached
     vectors_ME = np.zeros((len(memory), embedder.dimension), np.float32)
     bad: list[DataError] = []
     _prepare_pictures(memory, part)
@@ -79,10 +74,36 @@ def memory_vectors(
             f"{bad[0].cause}",
             file=sys.stderr,
         )
-    if cache:
+    if path is not None:
         with atomic_path(path) as temporary:
             save_array(temporary, vectors_ME)
     return vectors_ME
+
+
+def _cached_file(memory: DocumentSource, embedder: Embedder, part: str | None) -> Path:
+    """The file of the cached vectors; `vectors_key` names it."""
+    folder = cache_folder("embeddings")
+    if (quick := memory.quick_fingerprint) is None:
+        return folder / f"{vectors_key(memory, embedder, part)}.npy"
+    note = folder / f"{_start(embedder, part, quick).hexdigest()[:32]}.key"
+    try:
+        key = read_text(note)
+    except (OSError, UnicodeDecodeError):
+        key = ""
+    if not re.fullmatch(r"[0-9a-f]{32}", key):
+        key = vectors_key(memory, embedder, part)
+        with suppress(FileError):  # a cache that may not be written is read all the same
+            write_text(note, key)
+    return folder / f"{key}.npy"
+
+
+def _kept(path: Path, shape: tuple[int, int]) -> VectorArray | None:
+    """The vectors of a file, mapped; None: there is none, it is damaged, or it has another shape."""
+    try:
+        vectors = load_array(path, memory_map=True)
+    except (ValueError, OSError):
+        return None
+    return np.asarray(vectors) if vectors.shape == shape and vectors.dtype == np.float32 else None
 
 
 def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
@@ -148,13 +169,19 @@ def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = N
     The source's fingerprint covers only ids and pictures; captions may change under it, so they are
     hashed here.
     """
-    maker = embedder.looks_fingerprint if part == "image" else embedder.fingerprint
-    digest = hashlib.sha256(f"{maker}\0{memory.fingerprint}\0".encode())
-    if part is not None:
-        digest.update(f"{part} alone\0".encode())
+    digest = _start(embedder, part, memory.fingerprint)
     for piece in _ids_and_texts(memory):
         digest.update(piece)
     return digest.hexdigest()[:32]
+
+
+def _start(embedder: Embedder, part: str | None, fingerprint: str) -> hashlib._Hash:
+    """A hash of the embedder, a fingerprint of the memory, and the part of its documents."""
+    maker = embedder.looks_fingerprint if part == "image" else embedder.fingerprint
+    digest = hashlib.sha256(f"{maker}\0{fingerprint}\0".encode())
+    if part is not None:
+        digest.update(f"{part} alone\0".encode())
+    return digest
 
 
 def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:

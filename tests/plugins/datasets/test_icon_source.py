@@ -183,6 +183,22 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
     assert len(set(prints)) == 3
 
 
+def test_quick_fingerprint_changes_with_captions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"sets": ["eva"]}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"templates": ["{words}"], "template_weights": [1.0]},
+        {"image_size": 32},
+        {"split": "comp"},
+        {"sets": ["lucide"]},
+    ]
+    prints = [IconSourceConfig(**base | change).build().quick_fingerprint for change in changes]
+    assert len(set(prints)) == len(changes)
+    assert IconSourceConfig(**base).build().quick_fingerprint == prints[0]
+    monkeypatch.setattr(source_module, "caption", lambda entry, *_: f"{entry.words} differently")
+    assert IconSourceConfig(**base).build().quick_fingerprint != prints[0]
+
+
 # --- cache
 
 

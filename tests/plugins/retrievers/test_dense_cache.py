@@ -44,6 +44,44 @@ def test_vectors_are_computed_once_and_a_damaged_cache_is_replaced(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+class QuickSource(ListSource):
+    """Knows without reading its documents whether they changed; counts how many are read."""
+
+    num_read = 0
+    quick_fingerprint = "first"
+
+    def _document(self, index, rng):
+        self.num_read += 1
+        return super()._document(index, rng)
+
+
+def test_a_cache_is_found_again_without_reading_the_documents(tmp_path):
+    embedder = CountingEmbedder()
+    first = memory_vectors(ListSource(words("a", "b", "c")), embedder)  # by an earlier version
+    memory = QuickSource(words("a", "b", "c"))
+    np.testing.assert_array_equal(memory_vectors(memory, embedder), first)
+    assert (embedder.num_texts, memory.num_read) == (3, 3)
+    again = QuickSource(words("a", "b", "c"))
+    np.testing.assert_array_equal(memory_vectors(again, embedder), first)
+    assert (embedder.num_texts, again.num_read) == (3, 0)
+    changed = QuickSource(words("a", "b", "d"))
+    changed.quick_fingerprint = "second"
+    assert not np.array_equal(memory_vectors(changed, embedder), first)
+
+
+@pytest.mark.parametrize("damage", [b"", b"../../x", b"\xff", b"0" * 31])
+def test_a_damaged_note_of_a_key_is_written_again(tmp_path, damage):
+    embedder = CountingEmbedder()
+    first = memory_vectors(QuickSource(words("a", "b", "c")), embedder)
+    [note] = (tmp_path / "cache" / "embeddings").glob("*.key")
+    good = note.read_bytes()
+    note.write_bytes(damage)
+    np.testing.assert_array_equal(
+        memory_vectors(QuickSource(words("a", "b", "c")), embedder), first
+    )
+    assert (embedder.num_texts, note.read_bytes()) == (3, good)
+
+
 def test_the_cache_knows_embedder_ids_and_captions():
     one = vectors_key(ListSource(words("a", "b")), HashEmbedder(4))
     assert one != vectors_key(ListSource(words("a", "b")), HashEmbedder(5))

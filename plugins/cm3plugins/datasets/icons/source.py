@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core.document import Document, Image, Text
+from cm3core._version import program
+from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError, close_match
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
@@ -24,6 +26,8 @@ from cm3plugins.datasets.vector.templates import CaptionTemplate
 DRAW_ALL_AFTER = 512
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache: a look
 at some does not pay for all."""
+_SAMPLED = 500
+"""Captions, spread over the source, that enter its quick fingerprint."""
 
 
 class IconSource(DocumentSource):
@@ -126,6 +130,21 @@ class IconSource(DocumentSource):
         """Hash of the pictures' version and of the documents' ids, in order."""
         names = "\n".join((self._key, *(self.corpus.entries[index].id for index in self._indices)))
         return hashlib.sha256(names.encode()).hexdigest()
+
+    @property
+    def quick_fingerprint(self) -> str:
+        """Hash of the ids and pictures, and of what captions are made of: data, settings, code. Some captions stand
+        for the code that words them, so that it also changes while it is developed."""
+        step = max(1, len(self) // _SAMPLED)
+        made_of = (
+            program(),
+            self.fingerprint,
+            self.corpus.data_sha256,
+            sorted(self.corpus.manifest.titles.items()),
+            [(template.text, template.weight) for template in self._templates],
+            [text_of(self.document(index)) for index in range(0, len(self), step)],
+        )
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
     def _pixels(self, corpus_index: int) -> NDArray[np.uint8]:
         """Draw the picture, or take it from the cache, which is filled with this source's pictures
