@@ -15,12 +15,11 @@ def inputs() -> list[str]:
 
     registry, where = BenchmarkRegistry(), Where(torch.device("cpu"), "cpu", "dry")
     add(registry)
-    lines = ["| op | input | what, in the case of a dry run |", "| --- | --- | --- |"]
+    lines = ["| op | inputs in the smallest case |", "| --- | --- |"]
     for name, op in registry.ops.items():
         case = op.cases(where)[0]
-        lines.append(f"| `{name}` | | {case.name}: `{sorted(case.parameters)}` |")
-        for key, value in op.inputs(case, where, 0).items():
-            lines.append(f"| | `{key}` | {_input(value)} |")
+        cells = (f"`{key}` {_input(value)}" for key, value in op.inputs(case, where, 0).items())
+        lines.append(f"| `{name}` | {', '.join(cells)} |")
     return lines
 
 
@@ -38,13 +37,12 @@ def protocol() -> list[str]:
     from cm3apps.evaluation.tasks.keys import TASKS
     from cm3core.evaluation.protocol import KEYS
 
-    rows = [
-        f"| `{key}` | {'yes' if must else 'no'} | {text} |" for key, (must, text) in KEYS.items()
-    ]
-    lines = ["| key | required | what |", "| --- | --- | --- |", *rows, ""]
-    lines += ["| task | key | default | what |", "| --- | --- | --- | --- |"]
+    lines = ["| key | meaning |", "| --- | --- |"]
+    for key, (must, text) in KEYS.items():
+        lines.append(f"| `{key}`{'' if must else ' (optional)'} | {text} |")
+    lines += ["", "| task and its keys, with defaults | meaning |", "| --- | --- |"]
     for task, (about, keys) in TASKS.items():
-        lines.append(f"| `{task}` | | | {about} |")
-        for name, key in keys.items():
-            lines.append(f"| | `{name}` | `{json.dumps(key.default)}` | {key.text} |")
+        lines.append(f"| **`{task}`** | {about} |")
+        for name, own in keys.items():
+            lines.append(f"| `{name}` = `{json.dumps(own.default)}` | {own.text} |")
     return lines

@@ -99,23 +99,15 @@ def _styles(corpus: IconCorpus) -> list[str]:
 
 
 def _sets(corpus: IconCorpus) -> list[str]:
-    """One row for each set, in the corpus' order."""
-    number: Counter[str] = Counter()
-    styles: dict[str, set[str]] = defaultdict(set)
-    for entry in corpus.entries:
-        number[entry.set_name] += 1
-        styles[entry.set_name].update(entry.style.split())
-    head = ["set (in captions)", "licence", "icons", "style words"]
-    rows = [
-        [
-            f"`{name}` ({corpus.manifest.title(name)})",
-            corpus.manifest.licences[name],
-            f"{number[name]:,}",
-            ", ".join(word for word in STYLE_WORDS if word in styles[name]),
-        ]
-        for name in styles
+    """One row for each licence."""
+    sets: dict[str, list[str]] = defaultdict(list)
+    for name in dict.fromkeys(entry.set_name for entry in corpus.entries):
+        title = corpus.manifest.title(name)
+        shown = f"`{name}`" if title == name else f"`{name}` ({title})"
+        sets[corpus.manifest.licences[name]].append(shown)
+    return ["| licence | sets (name in captions) |", "| --- | --- |"] + [
+        f"| {licence} | {', '.join(names)} |" for licence, names in sorted(sets.items())
     ]
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def picture(corpus: IconCorpus) -> PixelArray:
