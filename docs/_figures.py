@@ -1,7 +1,8 @@
 """The pages' tables of measured figures, made from what is stored. `python docs/_generate.py` writes them.
 
-Stored are the cards beside the weights (`cm3 eval card` wrote them from evaluations), and docs/figures: the
-`figures.json` of `cm3 experiment icons`, and what `docs/_held_out.py` and `docs/_sheets.py` measure.
+Stored are the cards beside the weights (`cm3 eval card` wrote them from evaluations); docs/figures: the
+`figures.json` of `cm3 experiment icons`, `cm3 embedder eval --out`, and what the scripts of this folder measure; and
+the benchmarks of kernels/bench/results, whose README names their commands.
 
 A sentence or a table that is written by hand names where its figures are stored, in a comment above it:
 
@@ -16,12 +17,15 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 DOCS = Path(__file__).parent
 FIGURES = DOCS / "figures"
+BENCHMARKS = DOCS.parent / "kernels/bench/results"
 MODELS = DOCS.parent / "plugins/cm3plugins/assets/models"
 MARKER = re.compile(r"<!-- figures: (.*?) -->\n", re.DOTALL)
 SPLITS = ("comp", "compose", "unseen", "train")
@@ -34,9 +38,10 @@ Rows = list[dict[str, str]]
 
 @cache
 def stored(source: str) -> Any:
-    """A file of docs/figures; the tables of a card, by heading."""
+    """A file of docs/figures, or of the benchmarks; the tables of a card, by heading."""
     if source.endswith(".json"):
-        return json.loads((FIGURES / source).read_text(encoding="utf-8"))
+        folder = FIGURES if (FIGURES / source).is_file() else BENCHMARKS
+        return json.loads((folder / source).read_text(encoding="utf-8"))
     tables: dict[str, Rows] = {}
     heading, columns = "", []
     for line in (MODELS / source).read_text(encoding="utf-8").splitlines():
@@ -160,129 +165,75 @@ _FREQUENT = (
     "the most frequent answer of the kind",
     "the most frequent answer of the kind in training",
 )
-_SCENE = ("another scene's", "those of another record")
-_BOX = ("another icon's box", "those of another record")
 #: Task, figure, heading and column of the card, whose figure it is, and what stands beside it.
 _TASKS: list[tuple[str, str, str, str, str, list[tuple[str, str]]]] = [
-    *(
-        (
-            "edit",
-            "R@5 of the target",
-            "Edits",
-            "R@5",
-            "drawn",
-            [("a copy of what was given", "copies of what was given")],
-        ),
-        ("", "R@1", "Edits", "R@1", "drawn", [("a copy", "copies of what was given")]),
-        (
-            "",
-            "the finish asked for",
-            "Edits",
-            "finish",
-            "drawn",
-            [("real targets", "the real pictures")],
-        ),
+    (
+        "edit",
+        "R@5 of the target",
+        "Edits",
+        "R@5",
+        "drawn",
+        [("a copy of what was given", "copies of what was given")],
     ),
-    *(
-        (
-            "after edges",
-            "F1 of the edges",
-            "Drawing after edges",
-            "edge F1",
-            "drawn",
-            [("drawn after the caption alone",) * 2],
-        ),
-        (
-            "",
-            "R@5",
-            "Drawing after edges",
-            "R@5",
-            "drawn",
-            [("the caption alone", "drawn after the caption alone")],
-        ),
+    (
+        "",
+        "the finish asked for",
+        "Edits",
+        "finish",
+        "drawn",
+        [("real targets", "the real pictures")],
     ),
-    *(
-        (
-            "at boxes, as a picture",
-            "IoU of the ink's box",
-            "Drawing at boxes (a picture of them)",
-            "IoU",
-            "drawn",
-            [_SCENE],
-        ),
-        (
-            "",
-            "R@5 of the icon in its box",
-            "Drawing at boxes (a picture of them)",
-            "R@5",
-            "drawn",
-            [_SCENE],
-        ),
-        (
-            "at boxes, as a text",
-            "IoU of the ink's box",
-            "Drawing at boxes (a text)",
-            "IoU",
-            "drawn",
-            [_SCENE],
-        ),
+    (
+        "after edges",
+        "F1 of the edges",
+        "Drawing after edges",
+        "edge F1",
+        "drawn",
+        [("drawn after the caption alone",) * 2],
     ),
-    *(
-        (
-            "find",
-            "IoU of the box told",
-            "Finding",
-            "IoU",
-            "told",
-            [_BOX, ("a rule, by what is in front", _RULE)],
-        ),
-        ("", "IoU above 0.5", "Finding", "IoU above 0.5", "told", [_BOX, ("the rule", _RULE)]),
+    (
+        "at boxes",
+        "IoU of the ink's box",
+        "Drawing at boxes (a picture of them)",
+        "IoU",
+        "drawn",
+        [("another scene's", "those of another record")],
     ),
-    *(
-        ("answer", "right", "Answers", "all", "told", [_FREQUENT]),
-        ("", "right", "Answers", "all", "told", [_WHITE]),
-        ("", '"What is it?", {} questions', "Answers", "what", "told", [_WHITE]),
-        (
-            "",
-            '"How many things are there?", {} questions',
-            "Answers",
-            "how many",
-            "told",
-            [_WHITE, ("the rule", _RULE)],
-        ),
-        (
-            "",
-            '"Is there a bell?", {} questions',
-            "Answers",
-            "is there",
-            "told",
-            [_WHITE, ("the rule", _RULE)],
-        ),
-        (
-            "",
-            '"Where is the bell?", {} questions',
-            "Answers",
-            "where",
-            "told",
-            [_WHITE, ("the rule", _RULE)],
-        ),
+    (
+        "",
+        "R@5 of the icon in its box",
+        "Drawing at boxes (a picture of them)",
+        "R@5",
+        "drawn",
+        [("another scene's", "those of another record")],
     ),
-    *(
-        ("chat, second answer", "right", "Second answers in a chat", "all", "told", [_FREQUENT]),
-        ("", '"What is it?", {} questions', "Second answers in a chat", "what", "told", [_WHITE]),
+    (
+        "find",
+        "IoU above 0.5",
+        "Finding",
+        "IoU above 0.5",
+        "told",
+        [("another icon's box", "those of another record"), ("the rule", _RULE)],
     ),
-    *(
-        ("caption", "the exact name", "Captions", "name", "told", [_WHITE]),
-        ("", "the exact style", "Captions", "style", "told", [_WHITE]),
-        (
-            "",
-            "the exact name",
-            "Captions",
-            "name",
-            "told",
-            [("the caption of the picture that is retrieved first",) * 2],
-        ),
+    ("answer", "right", "Answers", "all", "told", [_FREQUENT]),
+    ("", '"What is it?"', "Answers", "what", "told", [_WHITE]),
+    ("", '"How many things are there?"', "Answers", "how many", "told", [("the rule", _RULE)]),
+    ("", '"Is there a bell?"', "Answers", "is there", "told", [("the rule", _RULE)]),
+    ("", '"Where is the bell?"', "Answers", "where", "told", [("the rule", _RULE)]),
+    (
+        "caption",
+        "the exact name",
+        "Captions",
+        "name",
+        "told",
+        [
+            (
+                "the retrieved picture's caption",
+                "the caption of the picture that is retrieved first",
+            )
+        ],
     ),
+    ("", "the exact style", "Captions", "style", "told", [_WHITE]),
     (
         "enlarge 32 px to 64",
         "PSNR, dB",
@@ -290,12 +241,11 @@ _TASKS: list[tuple[str, str, str, str, str, list[tuple[str, str]]]] = [
         "PSNR",
         "drawn",
         [
-            ("enlarged by Lanczos", "the small pictures, enlarged by Lanczos: what is given"),
+            ("Lanczos", "the small pictures, enlarged by Lanczos: what is given"),
             (
-                "by `edsr` and reduced",
+                "`edsr`, reduced",
                 "the small pictures, enlarged by EDSR (`cm3 upscale`) and reduced to the size",
             ),
-            ("real pictures through their codes", "the real pictures, through their codes"),
         ],
     ),
 ]
@@ -317,12 +267,10 @@ def _tasks() -> list[str]:
         return found
 
     lines = [
-        "| task | figure | `comp` | `unseen` | beside it: `comp`, `unseen` |",
+        "| task | figure | `comp` | `unseen` | for comparison: `comp`, `unseen` |",
         "| --- | --- | --- | --- | --- |",
     ]
     for task, figure, heading, column, label, others in _TASKS:
-        if "{}" in figure:
-            figure = figure.format(" and ".join(cells(heading, "number of questions", column)))
         beside = "; ".join(
             f"{title}: {', '.join(cells(heading, other, column))}" for title, other in others
         )
@@ -361,6 +309,192 @@ def _sheets(*names: str) -> list[str]:
     return lines
 
 
+def _table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table with these columns, which `|` separates."""
+    return [
+        f"| {columns} |",
+        "| --- |" + " --- |" * columns.count("|"),
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
+
+
+def _gain() -> list[str]:
+    """The gain of retrieved documents, mean over seeds, with the memory of all icons."""
+    arms = {
+        "no documents": ("none", None),
+        "`bm25`, one document": ("bm25-1", "bm25/1"),
+        "`bm25`, two": ("bm25-2", "bm25/2"),
+        "`dense`, one": ("dense-1", "dense/1"),
+        "`random`, one": ("random-1", "random/1"),
+    }
+    runs = stored("retrieval-gain.json")["runs"]
+    rows = []
+    for title, (arm, documents) in arms.items():
+        own, cells = [run for run in runs if run["arm"] == arm], [title]
+        for split in ("comp", "unseen"):
+            key = f"{split}/all/{documents}" if documents else split
+            cells.append(f"{mean(run['losses'][key] for run in own):.2f}")
+            drawn, copied = (
+                [run["drawn"][split][name] for run in own] for name in ("r5", "copy_r5")
+            )
+            cells.append(f"{mean(drawn):.2f}" + (f" ({mean(copied):.2f})" if documents else ""))
+        rows.append(cells)
+    return _table(
+        "trained and asked with | `comp`: loss | R@5 (a copy) | `unseen`: loss | R@5 (a copy)", rows
+    )
+
+
+def _indexes() -> list[str]:
+    """Recall and speed of the indexes of a bank of a million documents."""
+    rows = []
+    for own in stored("retrieval-1m-1thread.json")["results"]:
+        if own["part"] == "index":
+            asked = list(own["queries"].values())
+            size, seconds = own["file_bytes"], own["build_s"]
+            rows.append(
+                (
+                    f"`{own['index']}`",
+                    " / ".join(f"{one['recall']:.3f}" for one in asked),
+                    " / ".join(f"{one['retrieve_ms']:.1f}" for one in asked),
+                    f"{own['batches'][-1]['retriever_ms']:.1f}",
+                    f"{seconds:.0f}" if size else "–",
+                    f"{size / 1e6:.0f}" if size else "–",
+                )
+            )
+    return _table(
+        "index | recall@4, text / image | ms a query | of 256 at once | seconds to build | file, MB",
+        rows,
+    )
+
+
+def _postgres() -> list[str]:
+    """Recall and speed of a database of a million documents, beside the local bank."""
+    titles = {
+        "ivf": "a local bank, `ivf`",
+        "pgvector": "`pgvector`",
+        "pgvector, one style": "`pgvector`, filtered to one document in 100",
+    }
+    rows = []
+    for own in stored("retrieval-1m-postgres.json")["results"]:
+        if own["part"] == "engine":
+            asked = list(own["queries"].values())
+            rows.append(
+                (
+                    titles[own["engine"]],
+                    " / ".join(f"{one['recall']:.3f}" for one in asked),
+                    " / ".join(f"{one['ms']:.0f}" for one in asked),
+                    f"{own['batch_ms']:.0f}",
+                )
+            )
+    return _table("searched | recall@4, text / image | ms a query | of 256 at once", rows)
+
+
+def _embedder() -> list[str]:
+    """How often the embedder of icons finds another drawing of the same object, beside BM25."""
+    found = stored("embedder-icons.json")
+    titles = {
+        "a caption": ("comp: caption", "comp: caption, by bm25"),
+        "a caption, a version of the same set": ("comp: caption", "comp: caption, by bm25"),
+        "a picture, by its picture vector": ("comp: picture", None),
+        "a picture, by its looks": ("comp: picture", None),
+    }
+    ends = {
+        "a caption, a version of the same set": "versions of its set, where there are",
+        "a picture, by its looks": "versions among all pictures",
+    }
+    rows = []
+    for title, queries in titles.items():
+        keys = [query and f"{query} -> {ends.get(title, 'versions')}" for query in queries]
+        cells = [
+            f"{found[key]['R@1']:.2f}, {found[key]['R@5']:.2f}" if key else "–" for key in keys
+        ]
+        rows.append((title, *cells))
+    return _table("query | `light_encoder` | `bm25`", rows)
+
+
+def _speed() -> list[str]:
+    """Image tokens a second of a decoder of 100M parameters, and times Janus."""
+    titles = {
+        "engine": "`cm3`, fp32",
+        "engine-bf16": "`cm3`, bf16",
+        "engine-int8": "`cm3`, int8",
+        "janus": "Janus (transformers), fp32",
+    }
+    found: dict[tuple[str, int, int], float] = {
+        (own["provider"], own["parameters"]["batch"], own["parameters"]["tokens"]): own[
+            "tokens_per_s"
+        ]
+        for own in stored("decode-100m.json")["results"]
+        if own["part"] == "compare"
+    }
+    cases = [(1, 256), (8, 256)]
+    return _table(
+        " | ".join(["", *(f"batch {batch}, {tokens:,} tokens" for batch, tokens in cases)]),
+        [
+            [
+                title,
+                *(
+                    f"{found[name, *case]:.0f} ({found[name, *case] / found['janus', *case]:.1f})"
+                    for case in cases
+                ),
+            ]
+            for name, title in titles.items()
+        ],
+    )
+
+
+def _rerankers() -> list[str]:
+    """How often the candidate that a reranker chooses is right."""
+    titles = {
+        "nothing": "the mean candidate",
+        "clip": "`clip`, with the bundled embedder",
+        "likelihood": "`likelihood`",
+        "pmi text": "`pmi`, `direction: text`",
+        "pmi image": "`pmi`, `direction: image`",
+        "the best": "the best candidate",
+    }
+    right = stored("rerankers.json")["right"]
+    return _table(
+        "chosen by | right", [(title, f"{right[name]:.2f}") for name, title in titles.items()]
+    )
+
+
+def _near_pairs() -> list[str]:
+    """How near pairs of icons are to each other."""
+    return _table(
+        "two pictures | median nearness | nearly copies",
+        [
+            (name, f"{own['median']:.2f}", f"{own['copies'] / own['num']:.1%}")
+            for name, own in stored("nearness.json").items()
+        ],
+    )
+
+
+def _ways() -> list[str]:
+    """What ways of tuning reach in the same time."""
+    found = stored("tuning-ways.json")
+    titles = {
+        "draw": "draw",
+        "caption": "caption",
+        "find": "find a thing",
+        "answer": "answer",
+    }
+    losses = {"before": found["before"]} | {one["arm"]: one["losses"] for one in found["runs"]}
+    return _table(
+        "task | before | `full` | `lora` | `response-only` | `paper-layout`",
+        [
+            [
+                title,
+                *(
+                    f"{mean(own[f'{split}/{part}'] for split in found['splits']):.1f}"
+                    for own in losses.values()
+                ),
+            ]
+            for part, title in titles.items()
+        ],
+    )
+
+
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     icons = ("icons-comp", "icons-compose", "icons-unseen")
@@ -374,6 +508,17 @@ def tables() -> dict[str, dict[str, list[str]]]:
         "gallery.md": {
             "sheets": _sheets("readme", "icons-model", *icons),
         },
-        "tuning.md": {"tasks": _tasks()},
+        "retrieval.md": {
+            "gain": _gain(),
+            "embedder": _embedder(),
+            "indexes": _indexes(),
+            "postgres": _postgres(),
+        },
+        "decoding.md": {
+            "rerankers": _rerankers(),
+            "nearness of pairs": _near_pairs(),
+            "speed": _speed(),
+        },
+        "tuning.md": {"tasks": _tasks(), "ways": _ways()},
         "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},
     }

@@ -1,9 +1,12 @@
-"""Measure what `cm3core.nearness` says of pairs of icons, for the table of decoding.md: `python docs/_nearness.py`."""
+"""Measure the nearness of pairs of icons, and write docs/figures/nearness.json: `python docs/_nearness.py` (some
+minutes). `python docs/_generate.py` then writes the table of decoding.md."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +16,13 @@ from cm3core.nearness import NEARLY_A_COPY, nearness
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
 
+FILE = Path(__file__).parent / "figures" / "nearness.json"
 NUMBER, SIDE = 400, 64
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    """Print a row for each sort of pairs."""
+    """Write the median of each sort of pairs, and the share that counts as nearly a copy."""
     corpus, rng = IconCorpus(), np.random.default_rng(0)
     grey = [index for index, entry in enumerate(corpus.entries) if not entry.has_colour]
     some = [int(index) for index in rng.choice(grey, 2 * NUMBER, replace=False)]
@@ -53,36 +57,41 @@ def main() -> None:
 
     tokenizer = load("bundled:icons64-tuned").components.image_tokenizer
     rows: dict[str, Iterable[Pair]] = {
-        "an icon, and itself elsewhere and 36 to 55 pixels large": (
+        "an icon, and the same icon moved and resized (36 to 55 pixels)": (
             (drawn(index), moved(index)) for index in some[:NUMBER]
         ),
-        "an icon, and what the bundled image tokenizer keeps of it": (
+        "an icon, and its reconstruction by the image tokenizer": (
             (
                 drawn(index),
                 without_colour(tokenizer.decode(tokenizer.encode(drawn(index)[None]))[0]),
             )
             for index in some[:NUMBER]
         ),
-        "one thing and style in two sets": pairs(
+        "one object and style in two sets": pairs(
             lambda e: (e.words, e.style), lambda e: e.set_name
         ),
-        "one thing in two sets": pairs(lambda e: e.words, lambda e: e.set_name),
-        "two things in one set, filled, both with a circle or a square": pairs(
+        "one object in two sets": pairs(lambda e: e.words, lambda e: e.set_name),
+        "two objects of one set, both on a filled circle or square": pairs(
             framed, lambda e: e.words
         ),
-        "two things of one set and style": pairs(
+        "two objects of one set and style": pairs(
             lambda e: (e.set_name, e.style), lambda e: e.words
         ),
-        "two icons": (
+        "two random icons": (
             (drawn(one), drawn(other))
             for one, other in zip(some[:NUMBER], some[NUMBER:], strict=True)
         ),
     }
+    figures = {}
     for name, own in rows.items():
         near = np.array([nearness(*pair) for pair in own])
-        print(
-            f"| {name} | {len(near)} | {np.median(near):.2f} | {(near >= NEARLY_A_COPY).mean():.1%} |"
-        )
+        figures[name] = {
+            "num": len(near),
+            "median": round(float(np.median(near)), 4),
+            "copies": int((near >= NEARLY_A_COPY).sum()),
+        }
+    FILE.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(FILE)
 
 
 if __name__ == "__main__":
