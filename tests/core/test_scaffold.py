@@ -380,14 +380,6 @@ def test_a_kind_without_a_template_is_refused(
         )
 
 
-def test_the_page_shows_how_each_kind_is_tried() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "plugins" / "scaffold.md").read_text(
-        encoding="utf-8"
-    )
-    rows = re.findall(r"^\| `(\w+)` \| .* \| `(cm3 .*)` \|$", page, re.MULTILINE)
-    assert rows == [(kind, Plan("mine", kind, Path()).fields["use"]) for kind in WRITTEN]
-
-
 def test_it_needs_no_torch() -> None:
     script = (
         "import sys\nfrom cm3core.cli.main import main\n"
