@@ -1,4 +1,4 @@
-"""Bundled layouts: CM3leon's, and those of published models whose tokens the framework can write."""
+"""Bundled layouts: CM3leon's, and those of published models."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class ChameleonLayoutConfig(LayoutConfig):
     code: str = "IMGIMG([A-J]+)Z"
 
     def check(self) -> None:
-        """Raise `RecipeError` for an expression that is none, or has not one group."""
+        """Raise `RecipeError` unless the expression is valid and has exactly one group."""
         super().check()
         try:
             groups = re.compile(self.code).groups
@@ -88,7 +88,7 @@ class ChameleonLayoutConfig(LayoutConfig):
     def _vocabulary(
         self, parts: VocabularyParts, special: Mapping[str, int], others: Mapping[str, int]
     ) -> Vocabulary:
-        """Texts, image codes and the layout's own tokens, `others` too."""
+        """Texts, image codes and the layout's own tokens, including `others`."""
         from cm3core.vocab import Vocabulary
         from cm3plugins.layouts.turns import text_between
 
@@ -125,7 +125,7 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"first_size": (0, 99_999)}
 
     def check(self) -> None:
-        """Raise `RecipeError` for a `size` that is no pattern."""
+        """Raise `RecipeError` for an invalid `size` pattern."""
         super().check()
         try:
             is_pattern = self.size.format(1) != self.size
@@ -134,7 +134,7 @@ class LuminaLayoutConfig(ChameleonLayoutConfig):
         check_value("layout.size", self.size, is_pattern, must_be="a name with {:05d}")
 
     def picture_length(self, grid: tuple[int, int]) -> int:
-        """Codes, row ends, two sizes, and what begins and ends."""
+        """Codes, row ends, two sizes, and the tokens around a picture."""
         return grid[0] * (grid[1] + 1) + 4
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:

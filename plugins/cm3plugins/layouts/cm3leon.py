@@ -26,7 +26,7 @@ from cm3core.errors import DocumentError, RecipeError, TokenizerError
 from cm3core.interfaces.layout import Layout, LayoutConfig, VocabularyParts
 from cm3core.vocab import Vocabulary, VocabularySizes
 
-#: `<s> <pad> </s> <unk>`, before all texts.
+#: `<s> <pad> </s> <unk>`, before all text ids.
 NUM_CONTROL = 4
 _FIRST = ("s", "pad", "eos", "unk")
 #: A control token's name; it is shown as `<NAME>`.
@@ -102,7 +102,7 @@ class CM3LeonVocabulary(Vocabulary):
 
     @property
     def room_for_text(self) -> int:
-        """As many as the range of texts: image codes follow."""
+        """The size of the text range, which image codes follow."""
         return len(self.text)
 
     @checked(TokenizerError)
@@ -111,7 +111,7 @@ class CM3LeonVocabulary(Vocabulary):
         return CM3LeonVocabulary(**self._sizes, control=tuple(names))
 
     def to_dict(self) -> dict[str, Any]:
-        """The sizes, from which all ids follow."""
+        """The sizes, which determine all ids."""
         control = {"control": list(self.control)} if self.control else {}
         return {**self._sizes, **control}
 
@@ -127,7 +127,7 @@ class CM3LeonLayoutConfig(LayoutConfig):
     is_default: ClassVar[bool] = True
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
-        """By the sizes."""
+        """The number of ids, from the sizes."""
         needed = max(sizes.num_text_ids, 1) + NUM_CONTROL
         return self._vocabulary(sizes, needed if sizes.num_text is None else sizes.num_text).size
 

@@ -71,7 +71,7 @@ class Emu3LayoutConfig(LayoutConfig):
         return self.vocab_size
 
     def picture_length(self, grid: tuple[int, int]) -> int:
-        """Codes, row ends, the size as text (a token a digit at most), and five more."""
+        """Codes, row ends, the size as text (at most a token per digit), and five more."""
         digits = len(str(grid[0])) + 1 + len(str(grid[1]))
         return grid[0] * (grid[1] + 1) + digits + 4
 

@@ -62,7 +62,7 @@ class JanusLayoutConfig(LayoutConfig):
     text_prefix: str = " "
 
     def num_ids(self, sizes: VocabularySizes) -> int | None:
-        """Ids of texts and codes."""
+        """The number of text ids and codes."""
         return None if self.first_code is None else self.first_code + sizes.num_image
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
@@ -96,7 +96,7 @@ class JanusLayoutConfig(LayoutConfig):
 
 
 def ids_of_template(template: str, tokenizer: TextTokenizer) -> tuple[int, ...]:
-    """Ids of a text in which the names of special tokens stand for these tokens."""
+    """Encode a text in which the names of special tokens stand for the tokens."""
     special = tokenizer.special_ids()
     names = sorted(special, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, names))})", template) if names else [template]

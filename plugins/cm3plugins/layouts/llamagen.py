@@ -63,16 +63,16 @@ class ClassLayout(Layout):
 
     @property
     def fingerprint(self) -> str:
-        """Only the vocabulary decides, and that is stored."""
+        """Depends on the vocabulary alone, which is stored."""
         return "class codes"
 
     @property
     def begin(self) -> tuple[int, ...]:
-        """Nothing: the class is first."""
+        """Nothing: a sequence starts with the class."""
         return ()
 
     def begin_before(self, modality: str) -> tuple[int, ...]:
-        """The class "none" before a picture without one."""
+        """The class "none", before a picture without a class."""
         return (self._none,) if modality == "image" else ()
 
     @property
@@ -80,10 +80,10 @@ class ClassLayout(Layout):
         return (self._end,)
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """Nothing between a class and its picture; the end between others."""
+        """Nothing between a class and its picture, the end token elsewhere."""
         shown = boundary.before == boundary.after == "text" and not boundary.text_hidden
         return (self._end,) if shown or boundary.starts_document else ()
 
     def frame(self, grid: tuple[int, int]) -> Frame:
-        """Nothing: the number of codes is known."""
+        """Nothing: the number of codes is fixed."""
         return Frame()

@@ -1,4 +1,4 @@
-"""A layout of one request and one answer, by a model that draws pictures and does not read them."""
+"""A layout of one request and one answer, for models that draw pictures and do not read them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cm3plugins.layouts.turns import split_at
 
 @dataclass(frozen=True)
 class RequestTokens:
-    """What a layout of requests writes.
+    """The token ids that a request layout writes.
 
     Args:
-        begin: ids of a sequence's begin, up to the request.
+        begin: ids from the start of a sequence to the request.
         answer: ids between a request and its answer.
-        end: ids behind an answer.
-        opening, closing: ids before and behind a picture.
+        end: ids after an answer.
+        opening, closing: ids before and after a picture.
         blank: see `Layout.blank`.
         text_prefix: see `Layout.text_prefix`.
     """
@@ -36,12 +36,12 @@ class RequestTokens:
 
 
 class RequestLayout(Layout):
-    """A layout of documents whose last segment is an answer.
+    """A layout of documents whose last segment is the answer.
 
     Args:
-        name: in messages.
+        name: for messages.
         vocabulary: its ids.
-        tokens: what is written around segments.
+        tokens: ids around segments.
     """
 
     def __init__(self, name: str, vocabulary: Vocabulary, tokens: RequestTokens) -> None:
@@ -83,7 +83,7 @@ class RequestLayout(Layout):
         return self.tokens.text_prefix
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """What is before an answer.
+        """The ids before an answer.
 
         Raises:
             DocumentError: something follows a picture, or another document.
@@ -107,6 +107,6 @@ class RequestLayout(Layout):
         return Frame(self.tokens.opening, (), self.tokens.closing)
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
-        """As other layouts; what is before an answer holds ids of texts."""
+        """As in other layouts; the ids before an answer include text ids."""
         parts = split_at(tokens, self.tokens.answer)
         return [one for part in parts for one in super(RequestLayout, self).segments(part, grid)]

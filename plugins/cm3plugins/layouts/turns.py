@@ -1,10 +1,10 @@
-"""Layouts of conversations: a request, the end of a turn, an answer, the end of a turn.
+"""Layouts of conversations: request, end of turn, answer, end of turn.
 
     begin  request ...  turn_end  answer  turn_end
 
-A conversation says where its turns begin (`cm3core.document.is_conversation`). Of any other document
-the last segment is the answer, what is before it the request; a document of one segment is a text or a
-picture without a request. Two texts side by side are two turns.
+A conversation marks where its turns begin (`cm3core.document.is_conversation`). In any other document
+the last segment is the answer and the rest the request; a document of one segment is a text or a
+picture without a request. Two adjacent texts are two turns.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CELLS_PER_SIZE = 2
 
 @dataclass(frozen=True)
 class TurnTokens:
-    """Ids that a conversation's layout writes.
+    """The token ids that a conversation layout writes.
 
     Args:
-        begin: of a sequence.
-        turn_end: behind each turn.
-        opening, closing: before and behind a picture; sizes are not among them.
-        row_end: behind each row of codes.
+        begin: at the start of a sequence.
+        turn_end: after each turn.
+        opening, closing: before and after a picture, without size tokens.
+        row_end: after each row of codes.
         hides_all: see `Layout`.
     """
 
@@ -67,7 +67,7 @@ class TurnLayout(Layout):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokens and of what sizes are written with."""
+        """Hash of the tokens and of how sizes are written."""
         facts = json.dumps([self._name, asdict(self.tokens), self._size_facts()])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
@@ -88,7 +88,7 @@ class TurnLayout(Layout):
         return True
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """The end of a turn, where one ends; none within a request whose texts are hidden."""
+        """The end of a turn, if one ends here; nothing within a request whose texts are hidden."""
         ends = boundary.turn_ends
         if ends is None:
             ends = boundary.is_last or boundary.before == boundary.after == "text"
@@ -100,12 +100,12 @@ class TurnLayout(Layout):
         return Frame(opening, self.tokens.row_end, self.tokens.closing)
 
     def _sizes(self, grid: tuple[int, int]) -> tuple[int, ...]:
-        """Ids behind the token that begins a picture; raises `DocumentError` for a grid that can't
+        """Size ids after the token that begins a picture; raises `DocumentError` for a grid that can't
         be written."""
         return ()
 
     def _size_facts(self) -> list[int]:
-        """What decides `_sizes`."""
+        """Everything that `_sizes` depends on."""
         return []
 
 
@@ -143,9 +143,9 @@ class Emu3Layout(TurnLayout):
 
     Args:
         vocabulary, tokens: see `TurnLayout`.
-        picture_start: id behind the size.
-        text_tokenizer: of the size.
-        answer: ids between a request and an answer that is a text; (): what ends a sequence.
+        picture_start: id after the size.
+        text_tokenizer: encodes the size.
+        answer: ids between a request and a text answer; (): those that end a sequence.
     """
 
     def __init__(
@@ -162,19 +162,19 @@ class Emu3Layout(TurnLayout):
 
     @property
     def has_turns(self) -> bool:
-        """No: there is one request."""
+        """No: there is a single request."""
         return False
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """Nothing between a text and its picture; what ends a sequence between documents, and between
-        two texts if nothing else is written before an answer."""
+        """Nothing between a text and its picture; the end of a sequence between documents, and between
+        two texts if the layout has no ids before an answer."""
         if boundary.starts_document:
             return self.tokens.turn_end
         both_text = boundary.before == boundary.after == "text" and not boundary.text_hidden
         return (self._answer or self.tokens.turn_end) if both_text else ()
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
-        """As other layouts; what is before an answer holds ids of texts."""
+        """As in other layouts; the ids before an answer include text ids."""
         parts = split_at(tokens, self._answer)
         return [one for part in parts for one in super(Emu3Layout, self).segments(part, grid)]
 
@@ -186,7 +186,7 @@ class Emu3Layout(TurnLayout):
 
 
 def split_at(tokens: IntArray, separator: tuple[int, ...]) -> list[IntArray]:
-    """The parts of a sequence [n] between separators; (): all of it.
+    """Split a sequence [n] at a separator; (): return all of it.
 
     >>> import numpy as np
     >>> [part.tolist() for part in split_at(np.array([1, 8, 9, 2, 9], np.int32), (8, 9))]
@@ -204,7 +204,7 @@ def split_at(tokens: IntArray, separator: tuple[int, ...]) -> list[IntArray]:
 
 
 def text_between(size: int, special: set[int]) -> IdRanges:
-    """Ids 0..size-1 that are not special, as ranges.
+    """The ids 0..size-1 that are not special, as ranges.
 
     >>> text_between(6, {0, 1, 3})
     (range(2, 3), range(4, 6))
@@ -214,7 +214,7 @@ def text_between(size: int, special: set[int]) -> IdRanges:
 
 
 def no_such_grid(name: str, grid: tuple[int, int], cause: str, next_step: str) -> DocumentError:
-    """The error of a grid that a layout can't write."""
+    """The error for a grid that a layout can't write."""
     return DocumentError(
         f"layout {name}", f"a picture of {grid[0]} x {grid[1]} codes {cause}", next_step
     )

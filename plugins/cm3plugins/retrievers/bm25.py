@@ -2,8 +2,7 @@
 
 Pictures are ignored.
 
-Legend: M documents of the memory, C of them that are compared, V different words, N words in all, P pairs of
-a word and a document that has it.
+Legend: M documents of the memory, C compared documents, V distinct words, N words in all, P (word, document) pairs.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.retriever import Retrieved, Retriever, RetrieverConfig
 
-#: Scores are rounded to this many digits, so that documents with equal words have equal scores.
+#: Scores are rounded to this many digits, so that documents with the same words score the same.
 _DIGITS = 5
 _WORD = re.compile(r"\w+")
-#: The documents that have a word, in order, and what the word adds to the score of each.
+#: The documents that contain a word, in order, and the word's contribution to each one's score.
 Postings: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
@@ -98,11 +97,11 @@ class BM25Retriever(Retriever):
     def _found(self, query: Document, number: int, exclude: Collection[str]) -> list[Retrieved]:
         """The best documents, exactly, from the postings of as few words as are certain to hold them.
 
-        A word that half of the memory has adds little to any score. So documents are gathered word by
-        word, the word that can add most first, until the worst one taken is better than a document
-        could be that has only the words that are left.
+        A word that half of the memory has adds little to any score. So documents are collected word by
+        word, from the word that can add most, until no document with only the remaining words can
+        beat the worst one collected.
         """
-        # float sums depend on their order, which must not depend on the memory
+        # the order of a float sum changes it, and must not depend on the memory
         words = sorted(set(words_of(text_of(query))))
         known = [self._word_ids[word] for word in words if word in self._word_ids]
         postings = [self._postings[word_id] for word_id in known]
@@ -135,9 +134,9 @@ class BM25Retriever(Retriever):
 def _postings(
     ids_N: npt.NDArray[Any], lengths_M: npt.NDArray[Any], config: BM25RetrieverConfig
 ) -> list[Postings]:
-    """The postings of each word, from the ids of the documents' words, one document after the other.
+    """The postings of each word, from the word ids of all documents, concatenated.
 
-    BM25 as Lucene has it: Kamphuis et al. 2020, "Which BM25 do you mean?".
+    Lucene's variant of BM25: Kamphuis et al. 2020, "Which BM25 do you mean?".
     """
     num_documents = len(lengths_M)
     if not len(ids_N):
@@ -164,7 +163,7 @@ def _postings(
 
 
 def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt.NDArray[Any]:
-    """The candidates' scores float64 [C], rounded; sums over the words, in their order."""
+    """The candidates' scores, float64 [C]: sums over the words in their order, rounded."""
     scores_C = np.zeros(len(candidates_C), np.float32)
     for documents, values in postings:
         places_C = np.minimum(np.searchsorted(documents, candidates_C), len(documents) - 1)
@@ -175,14 +174,14 @@ def _scores(candidates_C: npt.NDArray[Any], postings: Sequence[Postings]) -> npt
 def _best_first(
     candidates_C: npt.NDArray[Any], scores_C: npt.NDArray[Any]
 ) -> Iterator[tuple[int, float]]:
-    """Candidates with a score above 0, and it; equal scores in the memory's order."""
+    """Candidates with a score above 0 and their scores, best first; ties in the memory's order."""
     for place in np.lexsort((candidates_C, -scores_C)).tolist():
         if scores_C[place] > 0:
             yield int(candidates_C[place]), float(scores_C[place])
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, as they are compared.
+    """Split a text into words, normalised for comparison.
 
     >>> words_of("Red apple, NOTO style")
     ['red', 'apple', 'noto', 'style']

@@ -31,7 +31,7 @@ class DenseRetrieverConfig(IndexOptions, VectorRetrieverConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Exact up to a certain size, else built once and kept next to the bank."""
+        """Open an exact index for a small memory, else one that is built once and kept next to the bank."""
         from cm3plugins.retrievers.index import open_index
 
         return open_index(vectors, self, folder, fingerprint)

@@ -1,7 +1,7 @@
 """The document vectors of a memory, computed once and cached.
 
-The cache is keyed by the fingerprints of everything that determines the vectors. To know the key takes all captions;
-where the source has a quick fingerprint, a file beside the vectors keeps the key under that.
+The cache is keyed by the fingerprints of everything that determines the vectors. Computing the key reads all captions;
+if the source has a quick fingerprint, a file beside the vectors stores the key under it.
 
 Legend: M documents of the memory, E dimension of the embedder.
 """
@@ -28,10 +28,10 @@ from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
 from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 
-#: Documents whose ids and texts are read at once, and at most remembered.
+#: Documents whose ids and texts are read at once, and the largest memory whose texts are remembered.
 _PIECE, _MOST_REMEMBERED = 1000, 500_000
 _last_read: tuple[ref[DocumentSource] | None, tuple[bytes, ...]] = (None, ())
-#: Documents embedded at once: their pictures, of any size, are in memory together.
+#: Documents embedded at once; their pictures are in memory together, at full size.
 AT_ONCE = 32
 
 
@@ -41,9 +41,9 @@ def memory_vectors(
     """Unit vectors float32 [M, E] of the canonical documents of `memory`; of their `part` alone, "text" or
     "image" (a document without it has zeros; pictures have those of `Embedder.embed_looks`).
 
-    Memory-mapped from the cache if they are there. A document that can't be embedded (an unreadable
-    picture) has a vector of zeros, and their number is reported. A cached file that is damaged or
-    of another shape is recomputed and replaced.
+    They are memory-mapped from the cache if it has them. A document that can't be embedded (an unreadable
+    picture) gets a zero vector, and the number of these is reported. A cached file that is damaged or has
+    another shape is replaced.
     """
     path = _cached_file(memory, embedder, part) if cache else None
     cached = None if path is None else _kept(path, (len(memory), embedder.dimension))
@@ -92,13 +92,13 @@ def _cached_file(memory: DocumentSource, embedder: Embedder, part: str | None) -
         key = ""
     if not re.fullmatch(r"[0-9a-f]{32}", key):
         key = vectors_key(memory, embedder, part)
-        with suppress(FileError):  # a cache that may not be written is read all the same
+        with suppress(FileError):  # a read-only cache can still be read
             write_text(note, key)
     return folder / f"{key}.npy"
 
 
 def _kept(path: Path, shape: tuple[int, int]) -> VectorArray | None:
-    """The vectors of a file, mapped; None: there is none, it is damaged, or it has another shape."""
+    """Map the vectors of a file; None if it is missing, damaged or has another shape."""
     try:
         vectors = load_array(path, memory_map=True)
     except (ValueError, OSError):
@@ -107,10 +107,10 @@ def _kept(path: Path, shape: tuple[int, int]) -> VectorArray | None:
 
 
 def _prepare_pictures(memory: DocumentSource, part: str | None) -> None:
-    """Load the first picture: some corpora draw all of theirs then, minutes that a bar of its own shows, and
-    that an estimate of embedding must not count."""
+    """Load the first picture. Some corpora render all of theirs then: minutes with a progress bar of their own,
+    which the estimate for embedding must not include."""
     if len(memory) and part != "text":
-        with suppress(DataError):  # embedding counts what can't be read, and names the first
+        with suppress(DataError):  # embedding counts unreadable pictures and names the first
             for segment in memory.document(0):
                 if isinstance(segment, Image):
                     segment.load()
@@ -126,8 +126,8 @@ def _part_of(document: Document, part: str | None) -> Document:
 
 
 def embed_part(embedder: Embedder, part: str | None, documents: Sequence[Document]) -> VectorArray:
-    """Unit vectors float32 [N, E] of documents that hold a part alone: pictures by their looks, the mean of
-    several; others as documents."""
+    """Unit vectors float32 [N, E] of documents with a single part: pictures by their looks (the mean, if there
+    are several), texts as documents."""
     if part != "image":
         return embedder.embed_documents(documents)
     pictures = [
@@ -176,7 +176,7 @@ def vectors_key(memory: DocumentSource, embedder: Embedder, part: str | None = N
 
 
 def _start(embedder: Embedder, part: str | None, fingerprint: str) -> hashlib._Hash:
-    """A hash of the embedder, a fingerprint of the memory, and the part of its documents."""
+    """Begin a hash with the embedder, a fingerprint of the memory, and the part of its documents."""
     maker = embedder.looks_fingerprint if part == "image" else embedder.fingerprint
     digest = hashlib.sha256(f"{maker}\0{fingerprint}\0".encode())
     if part is not None:
@@ -185,8 +185,8 @@ def _start(embedder: Embedder, part: str | None, fingerprint: str) -> hashlib._H
 
 
 def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:
-    """Every document's id and text, in pieces. Those of the last memory are remembered unless they are long: texts
-    and pictures have a key each, and reading 100,000 captions takes seconds."""
+    """Yield every document's id and text, in pieces. Those of the last memory are remembered unless there are too
+    many: texts and pictures each need a key, and reading 100,000 captions takes seconds."""
     global _last_read
     source, known = _last_read
     if source is not None and source() is memory:
@@ -201,5 +201,5 @@ def _ids_and_texts(memory: DocumentSource) -> Iterator[bytes]:
         if start < _MOST_REMEMBERED:
             read.append(piece)
         yield piece
-    if len(memory) <= _MOST_REMEMBERED:  # replaced as a whole: other threads may read it
+    if len(memory) <= _MOST_REMEMBERED:  # replace it as a whole: other threads may be reading it
         _last_read = ref(memory), tuple(read)

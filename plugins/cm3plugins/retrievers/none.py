@@ -1,6 +1,6 @@
 """`none`: retrieves nothing.
 
-The baseline of every retrieval experiment, and the way to train without retrieved documents.
+The baseline of retrieval experiments, and the way to train without retrieved documents.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NoRetriever(Retriever):
 
     @property
     def memory(self) -> DocumentSource:
-        """The documents of the memory, none of which is found."""
+        """The documents of the memory, which are never retrieved."""
         return self._memory
 
     def _retrieve(

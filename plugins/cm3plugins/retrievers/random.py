@@ -36,7 +36,7 @@ class RandomRetrieverConfig(RetrieverConfig):
 class RandomRetriever(Retriever):
     """Draws from the memory, seeded by the content of the query.
 
-    All scores are 0: no document is nearer than another.
+    All scores are 0.
 
     Args:
         memory: M documents.
@@ -74,10 +74,10 @@ class RandomRetriever(Retriever):
 
 
 def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
-    """0..size-1 in random order, all orders equally probable.
+    """Yield 0..size-1 in random order, all orders equally likely.
 
-    Time and memory grow with the number of items consumed, not with `size`: a Fisher-Yates shuffle
-    that keeps only the touched entries of its array.
+    A Fisher-Yates shuffle that stores only the entries it touched, so time and memory grow with the
+    number of items consumed, not with `size`.
     """
     moved: dict[int, int] = {}
     for place in range(size):

@@ -1,4 +1,4 @@
-"""Parts of a picture that may be things of their own, by recursive cuts along empty rows and columns.
+"""Parts of a picture that may show separate objects, found by recursive cuts along empty rows and columns.
 
 Source: G. Nagy, S. Seth, "Hierarchical representation of optically scanned documents" (1984), the X-Y cut.
 
@@ -18,17 +18,17 @@ from cm3core.document import Document, Image, PixelArray
 from cm3core.images import fit
 from cm3core.interfaces.retriever import Region
 
-#: Side at which pictures are cut, in pixels.
+#: Pictures are resized to this side before they are cut.
 SIDE = 128
-#: Difference from the background, of 255, from which on a pixel is ink.
+#: A pixel that differs from the background by at least this much (of 255) is ink.
 _INK = 48
-#: The share of the side below which a part is no thing.
+#: A part smaller than this share of the side is not an object.
 _SMALLEST = 0.12
-#: Around a part's ink, pixels of `SIDE`.
+#: Margin around a part's ink, in pixels at `SIDE`.
 _MARGIN_PIXELS = 4
-#: A picture whose nearest document is more similar than this is one thing.
+#: A picture with a nearest document more similar than this shows a single object.
 KNOWN = 0.8
-#: How much better the parts must be explained than the whole, so that a thing of several strokes is not cut.
+#: The parts must match this much better than the whole, so that an object of several strokes is not cut.
 MARGIN = 0.02
 
 Box = tuple[int, int, int, int]
@@ -40,7 +40,7 @@ class Part:
 
     Args:
         box: around its ink, (x0, y0, x1, y1) in pixels at `SIDE`, half open.
-        children: the two parts that its widest gap leaves; none where it has no gap.
+        children: the two parts on either side of its widest gap; none if there is no gap.
     """
 
     box: Box
@@ -54,17 +54,17 @@ class Part:
 
     @property
     def region(self) -> Region:
-        """The box in coordinates of what a model sees (`cm3core.boxes`)."""
+        """The box in the coordinates of the picture that a model sees (`cm3core.boxes`)."""
         x0, y0, x1, y1 = (round(MAX_COORDINATE * value / SIDE) for value in self.box)
         return x0, y0, x1, y1
 
     def nodes(self) -> list[Part]:
-        """The part and all parts of it."""
+        """The part itself and all parts below it."""
         return [self, *(node for child in self.children for node in child.nodes())]
 
 
 def seen(pixels: PixelArray) -> PixelArray:
-    """What is cut: the picture as a model sees it, its largest centred square, at `SIDE`."""
+    """The picture to cut: its largest centred square, which a model sees, resized to `SIDE`."""
     return fit(pixels, (SIDE, SIDE))
 
 
@@ -73,7 +73,7 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
 
     Args:
         square: uint8 [SIDE, SIDE, 3].
-        most: no deeper than it takes for this many parts.
+        most: maximum number of parts, which limits the depth.
     """
     far = np.abs(square.astype(np.float32) - _background(square)) > _INK
     ink = (
@@ -83,10 +83,10 @@ def parts_of(square: PixelArray, most: int) -> Part | None:
 
 
 def cropped(square: PixelArray, part: Part) -> Document:
-    """A document of a part's pixels, in the middle of a square of the background.
+    """A document of a part's pixels, centred on a square of background.
 
-    An embedder sees the largest centred square: of a long part that would be its middle, and of ink that touches the border,
-    it would not know which is the background.
+    An embedder sees the largest centred square, which would cut off the ends of a long part, and takes the border for the
+    background, which fails where ink touches it.
     """
     x0, y0, x1, y1 = part.box
     width, height = x1 - x0, y1 - y0
@@ -99,14 +99,14 @@ def cropped(square: PixelArray, part: Part) -> Document:
 
 
 def explained(whole: Part, scores: Sequence[float], most: int) -> list[int]:
-    """The parts that a memory explains best, by their numbers in `whole.nodes()`, from left to right.
+    """Choose the parts that match the memory best: their numbers in `whole.nodes()`, from left to right.
 
-    A part is cut where its two parts, weighted by area, are found by more than `MARGIN` better than itself.
+    A part is cut if its two parts, weighted by area, match more than `MARGIN` better than the part itself.
 
     Args:
         whole: a picture's tree.
-        scores: of each node, how similar the nearest document is.
-        most: more parts than this are none: the picture is left whole.
+        scores: similarity of each node's nearest document.
+        most: a picture with more parts than this is left whole.
     """
     nodes = whole.nodes()
     number = {id(node): place for place, node in enumerate(nodes)}
@@ -169,7 +169,7 @@ def _cut(ink_HW: npt.NDArray[np.bool_], within: Box, depth: int) -> Part | None:
 
 
 def _widest(lines: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """The widest gap among lines with ink, and where it begins: (0, 0) where there is none.
+    """The width of the widest gap between lines with ink, and where it begins; (0, 0) if there is none.
 
     >>> _widest(np.array([1, 2, 6, 7, 9]))
     (3, 3)

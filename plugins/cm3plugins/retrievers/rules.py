@@ -1,4 +1,4 @@
-"""A search by vectors, and the rules of `strategy.py`, which choose among the documents found.
+"""Search by vectors, then choose among the results by the rules of `strategy.py`.
 
 Legend: Q searches, W results of each, M documents of the memory, E dimension.
 """
@@ -31,7 +31,7 @@ from cm3plugins.retrievers.strategy import (
     take,
 )
 
-#: Extra results of a search, so that a tie at the cut-off or a skipped document seldom needs a
+#: Extra results of a search, so that a tie at the cut-off or a skipped document rarely needs a
 #: second search.
 _MARGIN = 8
 
@@ -126,13 +126,13 @@ class RuleConfig(RetrieverConfig):
 
 
 class RuleRetriever(Retriever):
-    """A search by vectors, which a subclass does, and then the rules.
+    """The rules, applied to a search that a subclass defines.
 
     Args:
         config: the rules.
         memory: M documents.
         embedder: embeds the queries.
-        unreadable: documents without a vector; never found.
+        unreadable: documents without a vector, which are never found.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class RuleRetriever(Retriever):
         return self._memory
 
     def _embed(self, documents: Sequence[Document], parts: Sequence[str]) -> FloatArray:
-        """Unit vectors float32 [N, E] of what is searched for; `parts`: see `_search`."""
+        """Unit vectors float32 [N, E] of the queries; `parts`: see `_search`."""
         return self._embedder.embed_documents(documents)
 
     @abstractmethod
@@ -163,11 +163,11 @@ class RuleRetriever(Retriever):
 
     @abstractmethod
     def _vector(self, index: int) -> FloatArray:
-        """The unit vector of a document that was found, float32 [E]."""
+        """The unit vector of a retrieved document, float32 [E]."""
 
     @abstractmethod
     def _is_preferred(self, index: int) -> bool:
-        """Whether a document that was found has text and a picture."""
+        """Whether a retrieved document has text and a picture."""
 
     def _retrieve(
         self, queries: Sequence[Document], num_retrieved: int, exclude: Sequence[Collection[str]]
@@ -181,7 +181,7 @@ class RuleRetriever(Retriever):
                 for start in range(0, len(asked), AT_ONCE)
             ]
         )
-        first = np.cumsum([0, *map(len, parts)]).tolist()  # of each query's searches
+        first = np.cumsum([0, *map(len, parts)]).tolist()  # where each query's searches begin
         results: list[list[Retrieved]] = [[] for _ in queries]
         pending = list(range(len(queries)))
         width = num_retrieved + max(map(len, exclude)) + _MARGIN
@@ -208,17 +208,14 @@ class RuleRetriever(Retriever):
                 results[query], complete = self._chosen(rankings, num_retrieved, exclude[query])
                 if len(results[query]) < num_retrieved and not complete:
                     unfinished.append(query)
-            # Short only if ties or skipped documents took more than the margin: search deeper.
+            # Too few only if ties or skipped documents used up the margin: search deeper.
             pending, width = unfinished, 4 * width
         return results
 
     def _chosen(
         self, rankings: Sequence[Ranking], number: int, exclude: Collection[str]
     ) -> tuple[list[Retrieved], bool]:
-        """What the rules keep of a query's searches, and whether a longer search can't find more.
-
-        At most `number` documents.
-        """
+        """At most `number` documents that the rules keep, and whether a longer search can't find more."""
         if self._config.prefer_both:
             rankings = [preferred_first(ranking, self._is_preferred) for ranking in rankings]
         merged = interleaved(rankings)

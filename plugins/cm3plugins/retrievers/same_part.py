@@ -1,8 +1,8 @@
-"""A search that compares a query's text with the memory's texts, and its picture with pictures.
+"""Compare a query's text with the memory's texts, and its picture with the memory's pictures.
 
 Documents are usually embedded whole, their text and picture averaged (CM3leon section 2.1). That suits an
-embedder whose texts and pictures of the same thing are near each other, as CLIP's are. Where they are not, the
-other part only adds noise.
+embedder that puts text and picture of the same object near each other, as CLIP does. With others, the other part
+only adds noise.
 
 Legend: Q searches, W results of each, M documents of the memory, P those that have a part, E dimension.
 """
@@ -30,13 +30,13 @@ from cm3plugins.retrievers.strategy import FloatArray, query_parts
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index import VectorIndex
 
-#: Queries whose parts are searched for at once.
+#: Queries whose parts are searched for together.
 _QUERIES = 256
 
 
 @dataclass(frozen=True)
 class _Part:
-    """An index over one part of the documents, and which they are: int64 [P], rising."""
+    """An index over one part of the documents, and their rows in the memory, int64 [P], ascending."""
 
     index: VectorIndex
     rows_P: npt.NDArray[np.int64]
@@ -54,9 +54,9 @@ class _CutQuery:
 
     Args:
         square: the picture, see `regions.seen`.
-        nodes: of its tree, the whole first.
-        exclude: names that must not be found.
-        nearest: for each node that was searched for, in their order, its nearest document.
+        nodes: its tree's nodes, the whole picture first.
+        exclude: documents that must not be found.
+        nearest: the nearest document of each node searched for so far, in order.
     """
 
     square: PixelArray
@@ -65,7 +65,7 @@ class _CutQuery:
     nearest: list[Retrieved | None] = field(default_factory=list)
 
     def scores(self) -> list[float]:
-        """How similar the nearest documents are."""
+        """Similarity of each node's nearest document."""
         return [-1.0 if found is None else found.score for found in self.nearest]
 
 
@@ -111,7 +111,7 @@ class SamePartRetriever(RuleRetriever):
     def _of_parts(
         self, queries: Sequence[Document], exclude: Sequence[Collection[str]]
     ) -> list[list[Retrieved]]:
-        """As `_retrieve_parts`, of few queries: the crops of all are searched for at once."""
+        """As `_retrieve_parts`, for few queries: their crops are searched for together."""
         cut: dict[int, _CutQuery] = {}
         for place, (query, own) in enumerate(zip(queries, exclude, strict=True)):
             square = self._square(query)
@@ -119,7 +119,7 @@ class SamePartRetriever(RuleRetriever):
             if square is not None and tree is not None and tree.children:
                 cut[place] = _CutQuery(square, tree.nodes(), own)
         self._search_nodes(list(cut.values()), slice(1))
-        # most pictures of one thing are known as a whole, and need no more searches
+        # most pictures of a single object match as a whole and need no more searches
         unknown = {place: one for place, one in cut.items() if one.scores()[0] < KNOWN}
         self._search_nodes(list(unknown.values()), slice(1, None))
         results: list[list[Retrieved]] = [[] for _ in queries]
@@ -129,7 +129,7 @@ class SamePartRetriever(RuleRetriever):
                 results[place] = [
                     replace(found, region=one.nodes[number].region)
                     for number in chosen
-                    # what is prepended is the text
+                    # only the text is prepended
                     if (found := one.nearest[number]) is not None
                     and self._is_preferred(found.index)
                 ]
@@ -145,7 +145,7 @@ class SamePartRetriever(RuleRetriever):
                 query.nearest.append(found[0] if found else None)
 
     def _square(self, query: Document) -> PixelArray | None:
-        """The picture that a query is searched by, as it is cut; None if it is searched by text."""
+        """The picture of a query, ready to be cut; None if the query is searched by text."""
         [(found_by, asked)] = query_parts(query, self._config.query)[:1]
         pictures = [part for part in asked if isinstance(part, Image)]
         return seen(pictures[0].load()) if found_by == "image" and len(pictures) == 1 else None
@@ -185,7 +185,7 @@ class SamePartRetriever(RuleRetriever):
 
 
 def _rows_at(rows_P: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows of the memory at places of a part; places below 0 stay.
+    """Translate a part's places to rows of the memory; places below 0 stay.
 
     >>> _rows_at(np.array([3, 5]), np.array([[1, 0, -1]])).tolist()
     [[5, 3, -1]]

@@ -1,14 +1,14 @@
-"""Which of the documents found are prepended to a query: the rules of CM3leon section 2.1.
+"""Choose which search results are prepended to a query: the rules of CM3leon section 2.1.
 
 Each rule is a function.
 
     relevance     `ranked`: by score
     modality      `preferred_first`: documents with both text and a picture before others
-    diversity     `is_redundant`: none that is nearly one already taken (near-duplicates of the query are a limit on the score)
+    diversity     `is_redundant`: no near-duplicates of a document already taken (those of the query: a limit on the score)
     the query     `query_parts`: its text, its picture, or both, whose results are `interleaved`
 
-A search returns only the beginning of the whole ranking. Every rule here therefore keeps what is
-certain in that beginning, so that a longer search never changes the results of a shorter one.
+A search returns only the beginning of the whole ranking. Every rule keeps only what that beginning
+makes certain, so a longer search never changes the results of a shorter one.
 
 Legend: W results of a search, C candidates of them, n documents taken, E dimension.
 """
@@ -37,7 +37,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A document that may be taken: `index` into the memory, `score`; rest as in `Retrieved`."""
+    """A document that may be taken: its `index` in the memory, its `score`; the rest as in `Retrieved`."""
 
     index: int
     score: float
@@ -50,8 +50,8 @@ class Ranking:
     """The result of one search: candidates, best first.
 
     Args:
-        candidates: the beginning of the whole ranking, in which every position is certain.
-        complete: nothing follows.
+        candidates: the certain beginning of the whole ranking.
+        complete: it is the whole ranking.
     """
 
     candidates: tuple[Candidate, ...]
@@ -59,9 +59,9 @@ class Ranking:
 
 
 def query_parts(query: Document, part: str) -> list[tuple[str, Document]]:
-    """The parts of a query to embed, one search each, as ("text" or "image", document).
+    """Split a query into the parts to search by, as ("text" or "image", document).
 
-    The name is the `found_by` of the search's results.
+    The name becomes `found_by` in the results.
 
     Args:
         query: a document; parts that it lacks are left out.
@@ -98,24 +98,24 @@ def ranked(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Ranking:
-    """Results of a search by relevance: by rounded score, equal scores in the memory's order.
+    """Rank the results of a search by rounded score, ties in the memory's order.
 
     If the search did not cover the whole memory, the last score is dropped: documents beyond it may
-    have the same.
+    have the same score.
 
     Args:
         scores_W, rows_W: best first; a row below 0 means no result, and none follows.
         whole: there are no further results.
         found_by: "text" or "image".
-        minimum: less similar documents are not candidates.
-        maximum: nor are more similar ones: near-duplicates of the query (paper: 0.9).
+        minimum: drop documents less similar than this.
+        maximum: drop documents more similar than this: near-duplicates of the query (paper: 0.9).
     """
     there = rows_W >= 0
     whole = whole or not there.all()
     scores: Any = np.round(scores_W[there].astype(np.float64), DIGITS)
     rows = rows_W[there]
     if minimum is not None and len(scores) and scores[-1] < minimum:
-        whole = True  # what follows is less similar still
+        whole = True  # the rest is even less similar
     keep = np.ones(len(scores), bool) if whole else scores > scores[-1]
     if minimum is not None:
         keep &= scores >= minimum
@@ -127,7 +127,7 @@ def ranked(
 
 
 def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ranking:
-    """The preferred candidates first, in their order, then the others.
+    """Put preferred candidates first, otherwise keeping the order.
 
     The others are included only if the ranking is complete, since more preferred ones may follow.
 
@@ -146,9 +146,9 @@ def preferred_first(ranking: Ranking, is_preferred: Callable[[int], bool]) -> Ra
 
 
 def interleaved(rankings: Sequence[Ranking]) -> Ranking:
-    """The best of each ranking, then the second of each, and so on.
+    """Take the best of each ranking, then the second of each, and so on.
 
-    A document found twice counts once, at its first position.
+    A document that occurs twice keeps its first position.
 
     >>> one, two = (Ranking(tuple(Candidate(index, 1.0) for index in places), True) for places in ([7, 3, 5], [3, 9]))
     >>> [candidate.index for candidate in interleaved([one, two]).candidates]
@@ -190,7 +190,7 @@ def take(
     vector_of: Callable[[int], FloatArray] | None = None,
     max_redundancy: float = 1.0,
 ) -> list[Candidate]:
-    """The first `number` candidates that are allowed and, given `vector_of`, not redundant."""
+    """Take the first `number` allowed candidates; with `vector_of`, skip redundant ones."""
     taken: list[Candidate] = []
     vectors: list[FloatArray] = []
     for candidate in takewhile(lambda _: len(taken) < number, candidates):

@@ -45,7 +45,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """Built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
+        """Open a graph that is built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
         from cm3plugins.retrievers.index import open_engine
         from cm3plugins.retrievers.index.flat import FlatIndex
 

@@ -77,11 +77,11 @@ class UsearchEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """By usearch's scores of its compressed vectors."""
+        """The best rows by usearch's scores of its compressed vectors."""
         native.expansion_search = max(setting, number)
         found = native.search(queries_QE, number, threads=num_threads())
         keys_QC = np.asarray(found.keys).reshape(len(queries_QE), -1).astype(np.int64)
-        # a single query's result has no counts
+        # the result of a single query has no counts
         counts_Q = np.atleast_1d(getattr(found, "counts", keys_QC.shape[1]))
         rows_QC = np.full((len(queries_QE), number), NO_ROW, np.int64)
         rows_QC[:, : keys_QC.shape[1]] = np.where(
@@ -95,7 +95,7 @@ class UsearchEngine(Engine):
         check_whole(path, native.serialized_length)
 
     def read(self, path: Path) -> Any:
-        """Memory-mapped."""
+        """Map a file into memory."""
         native = Index.restore(str(path), view=True)
         if native is None or (len(native), native.ndim) != self.vectors.shape:
             raise ValueError("holds no graph of these rows")

@@ -1,6 +1,6 @@
 """Vector retrievers: an index finds candidates, the rules of `strategy.py` choose among them.
 
-A config of an engine derives from `VectorRetrieverConfig` and defines in `open_index` how vectors
+An engine's config derives from `VectorRetrieverConfig`, and its `open_index` defines how vectors
 are searched.
 
 Legend: Q searches, W results of each, M documents of the memory, E dimension.
@@ -37,11 +37,11 @@ class VectorRetrieverConfig(RuleConfig):
     def open_index(
         self, vectors: VectorRows, folder: Path | None, fingerprint: str | None
     ) -> VectorIndex:
-        """The index over the memory's vectors.
+        """Open an index over the memory's vectors.
 
         Args:
             vectors: of the memory's documents.
-            folder: where an index may be kept; None: nowhere.
+            folder: where an index may be stored; None: nowhere.
             fingerprint: of the vectors, if known.
         """
         raise NotImplementedError
@@ -49,7 +49,7 @@ class VectorRetrieverConfig(RuleConfig):
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> RuleRetriever:
         """Open the index over the memory's vectors.
 
-        The vectors are the memory bank's, or read from the cache, or embedded.
+        The vectors come from the memory bank, from the cache, or from the embedder.
 
         Raises:
             RecipeError: no embedder.
@@ -79,7 +79,7 @@ class VectorRetrieverConfig(RuleConfig):
 
 
 class VectorRetriever(RuleRetriever):
-    """The rules over an index.
+    """The rules, applied to the results of an index.
 
     Args:
         config, memory, embedder, unreadable: see `RuleRetriever`.
@@ -121,7 +121,7 @@ class VectorRetriever(RuleRetriever):
 
     @cached_property
     def _has_both(self) -> npt.NDArray[np.bool_]:
-        """Which documents have text and a picture, bool [M]."""
+        """Whether each document has text and a picture, bool [M]."""
         from cm3core.bank import MemoryBank
 
         if isinstance(self._memory, MemoryBank):

@@ -12,7 +12,7 @@ from cm3plugins.samplers.planned import PlannedSampler
 
 
 class MixtureSampler(PlannedSampler):
-    """Candidates by two methods; used directly, it is the sampler of candidate 0.
+    """Draws candidates by two methods; used directly, it is the sampler of candidate 0.
 
     Args:
         first, second: each method's plans, one per modality; all have the same streams.

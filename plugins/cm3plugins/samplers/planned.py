@@ -1,4 +1,4 @@
-"""The sampler that executes plans: mixing, filters and sampling are one call of the kernels.
+"""The sampler that executes plans: the kernels mix, filter and sample in one call.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -15,14 +15,14 @@ from cm3core.generation import plan_columns
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3kernels import guided_log_probabilities, guided_sample
 
-#: Batches of which a sampler remembers the filters as tensors.
+#: Number of batches whose filter tensors a sampler caches.
 _NUM_SEEN = 4
 
 
 class PlannedSampler(Sampler):
     """A sampler that is defined by its plans alone, one per modality."""
 
-    #: A subclass that draws as this class does says so again, and `draws_with` with it.
+    #: A subclass that draws as this class does must set it again.
     by_plans_alone: ClassVar[bool] = True
 
     def __init__(self, plans: Mapping[str, SamplingPlan]) -> None:
@@ -34,7 +34,7 @@ class PlannedSampler(Sampler):
         return self._plans[modality]
 
     def draws_with(self, other: Sampler) -> bool:
-        """With all whose classes say that they draw by plans alone."""
+        """Whether both draw by plans alone."""
         return other is self or (_by_plans_alone(self) and _by_plans_alone(other))
 
     def draw(
@@ -92,8 +92,8 @@ class PlannedSampler(Sampler):
             if known[0] is plans and known[1] == device:
                 return known[2]
         columns = plan_columns(plans, device)
-        if isinstance(plans, tuple):  # a list may change under the same identity
-            # replaced as a whole: other threads may read it
+        if isinstance(plans, tuple):  # a list may change its contents
+            # replace it as a whole: other threads may be reading it
             self._seen = ((plans, device, columns), *self._seen[: _NUM_SEEN - 1])
         return columns
 

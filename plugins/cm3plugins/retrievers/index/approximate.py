@@ -1,9 +1,8 @@
-"""Base of the approximate engines: exact re-ranking, and choosing the setting of a search.
+"""Base of the approximate engines: exact re-ranking, and the choice of a search's setting.
 
-An engine's own scores come from compressed vectors. Re-ranking a few more candidates than wanted by
-the full vectors makes scores exact (thresholds mean the same with every index) and undoes most of
-the errors of compression, above all for queries that are unlike the documents, as texts are
-compared with averages of text and picture.
+An engine scores compressed vectors. Re-ranking some extra candidates by the full vectors makes scores
+exact, so thresholds mean the same with every index, and corrects most errors of compression, above
+all for queries unlike the documents, such as texts compared with means of text and picture.
 
 Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
 """
@@ -24,29 +23,29 @@ from cm3plugins.retrievers.index.flat import FlatIndex
 if TYPE_CHECKING:
     from cm3core.bank import VectorRows
 
-#: Bytes of vectors that are added at once.
+#: Bytes of vectors added at once.
 BLOCK_BYTES = 64 << 20
-#: The setting of a search is the smallest tried that finds `WANTED` of the `NEAREST` neighbours of
-#: `NUM_MEASURED` documents of the bank; then doubled: queries of one modality are farther from the
-#: documents than documents from each other.
+#: A search uses the smallest setting that finds `WANTED` of the `NEAREST` neighbours of `NUM_MEASURED`
+#: documents of the bank, doubled: queries of one modality are farther from the documents than these
+#: are from each other.
 WANTED, NEAREST, NUM_MEASURED, MARGIN = 0.99, 4, 256, 2
-#: The largest setting tried; a recall this close to the best is as good; scores this close are
-#: equal (a bank may hold the same document many times, and which of them is found doesn't matter).
+#: The largest setting tried; a recall this close to the best counts as the best; scores this close
+#: count as equal (a bank may hold copies of a document, and any of them will do).
 MOST_TRIED, LEAST_GAIN, TIE = 1024, 0.002, 1e-6
 
 
 class Engine(ABC):
     """How an approximate index over rows is built, written, read and searched.
 
-    The index itself is the engine's own object ("native").
+    The index itself is an object of the engine's library ("native").
 
     Args:
         vectors: M rows, M >= 1.
     """
 
-    #: Name of the type, and of the folder that its file is kept in.
+    #: Name of the type, and of the folder of its file.
     name: ClassVar[str]
-    #: The recipe's key for the setting of a search: higher finds more and takes longer.
+    #: The recipe's key for the setting of a search: higher values find more and take longer.
     setting_key: ClassVar[str]
     #: The smallest setting worth trying.
     least_setting: ClassVar[int] = 1
@@ -57,7 +56,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """Everything besides the vectors that determines the native index, as JSON types."""
+        """Everything but the vectors that determines the native index, as JSON types."""
 
     @property
     @abstractmethod
@@ -71,7 +70,7 @@ class Engine(ABC):
 
     @abstractmethod
     def build(self, progress: bool) -> Any:
-        """The native index over all rows, numbered as they are; reads them in blocks.
+        """Build the native index over all rows, in their order; reads them in blocks.
 
         Raises:
             RecipeError: too few rows for this type.
@@ -82,7 +81,7 @@ class Engine(ABC):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """The best rows [Q, number] by its own scores, in any order, no duplicates per query.
+        """The best rows [Q, number] by the engine's scores, unsorted, without duplicates per query.
 
         Missing results are -1.
         """
@@ -93,20 +92,20 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, path: Path) -> Any:
-        """Read from a file, memory-mapped.
+        """Map a file into memory.
 
         Raises:
             RuntimeError, ValueError: it is damaged or of another type.
         """
 
     def measured_setting(self, native: Any, num_candidates: int) -> int:
-        """The setting of a search, see `WANTED`."""
+        """Measure the setting of a search, see `WANTED`."""
         if len(self.vectors) < 2:
             return self.least_setting
         queries_QE = self.vectors.take(
             np.unique(np.linspace(0, len(self.vectors) - 1, NUM_MEASURED).astype(np.int64))
         )
-        # one of them is the document itself, or a duplicate
+        # one of them is the document itself or a copy
         width = min(NEAREST + 1, len(self.vectors))
         least_Q1 = FlatIndex(self.vectors).search(queries_QE, width)[0][:, -1:] - TIE
         recalls: dict[int, float] = {}
@@ -119,8 +118,8 @@ class Engine(ABC):
             if recalls[setting] >= WANTED or setting >= min(self.most_setting, MOST_TRIED):
                 break
             setting = min(2 * setting, self.most_setting)
-        # Compressed vectors may stay below the target at any setting: then take the smallest that
-        # comes close to the best.
+        # Compressed vectors may miss the target at every setting: then take the smallest setting
+        # that comes close to the best.
         enough = min(WANTED, max(recalls.values()) - LEAST_GAIN)
         return min(
             self.most_setting,
@@ -135,8 +134,8 @@ class ApproximateIndex(VectorIndex):
         engine: finds them.
         native: its index.
         setting: of its searches.
-        num_candidates: minimum of C. C is the same for all widths up to half of it, so that the
-            first results don't depend on the width.
+        num_candidates: minimum of C. C is the same for all widths up to half of it, so the first
+            results don't depend on the width.
     """
 
     def __init__(self, engine: Engine, native: Any, setting: int, num_candidates: int) -> None:

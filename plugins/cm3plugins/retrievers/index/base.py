@@ -27,7 +27,7 @@ class VectorIndex(ABC):
     """Finds the rows with the largest inner products.
 
     Args:
-        vectors: M rows; they stay where they are.
+        vectors: M rows, which are not copied.
     """
 
     def __init__(self, vectors: VectorRows) -> None:
@@ -41,7 +41,7 @@ class VectorIndex(ABC):
     @property
     @abstractmethod
     def exact(self) -> bool:
-        """Whether nothing is missed."""
+        """Whether it finds every result."""
 
     @property
     @abstractmethod

@@ -27,7 +27,7 @@ from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_f
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
 
 SAMPLE_BYTES = 256 << 20
-#: Training rows per k-means list, if there are that many; more hardly change the lists.
+#: Training rows per k-means list, if available; more hardly change the lists.
 ROWS_PER_LIST = 64
 #: One byte of a PQ code represents this many numbers; training its 256 values needs as many rows.
 NUMBERS_PER_BYTE, CODE_VALUES = 8, 256
@@ -45,7 +45,7 @@ class FaissEngine(Engine):
 
     @abstractmethod
     def empty(self) -> Any:
-        """The native index without rows, untrained."""
+        """An untrained native index without rows."""
 
     @abstractmethod
     def parameters(self, setting: int) -> Any:
@@ -79,7 +79,7 @@ class FaissEngine(Engine):
     def candidates(
         self, native: Any, setting: int, queries_QE: FloatArray, number: int
     ) -> RowArray:
-        """By faiss's scores of its compressed vectors."""
+        """The best rows by faiss's scores of its compressed vectors."""
         with faiss_calls(self.vectors.dimension):
             rows_QC: RowArray = native.search(queries_QE, number, params=self.parameters(setting))[
                 1
@@ -91,7 +91,7 @@ class FaissEngine(Engine):
         write_faiss(native, path)
 
     def read(self, path: Path) -> Any:
-        """Memory-mapped."""
+        """Map a file into memory."""
         faiss = _faiss()
         native = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         if (
@@ -128,14 +128,14 @@ class IVFEngine(FaissEngine):
         return num_lists(len(self.vectors))
 
     def empty(self) -> Any:
-        """Trains on the whole sample that it is given."""
+        """Trains on the whole given sample."""
         faiss = _faiss()
         native = faiss.index_factory(
             self.vectors.dimension,
             f"IVF{num_lists(len(self.vectors))},{self._codec}",
             faiss.METRIC_INNER_PRODUCT,
         )
-        # faiss warns below 39; the size of the sample is chosen
+        # faiss warns below 39; the sample's size is deliberate
         native.cp.min_points_per_centroid = 1
         native.cp.max_points_per_centroid = 2 * max(ROWS_PER_LIST, CODE_VALUES)
         return native
@@ -165,7 +165,7 @@ class PQEngine(IVFEngine):
 
     @property
     def _codec(self) -> str:
-        # "np": no polysemous training: seconds a byte, for Hamming distances only
+        # "np" skips polysemous training, which takes seconds per byte and serves Hamming distances only
         return f"PQ{self._row_bytes}np"
 
     def empty(self) -> Any:

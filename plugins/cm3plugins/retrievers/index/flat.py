@@ -1,4 +1,4 @@
-"""`flat`: every vector is compared, without a copy; exact.
+"""`flat`: exact search that compares every vector, without a copy.
 
 Legend: Q queries, W results a query, m rows of a part, E dimension.
 """
@@ -33,7 +33,7 @@ class FlatIndex(VectorIndex):
                         queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT
                     )
                 scores.append(of_part[0])
-                # A row with NaN is never found, and leaves a place empty.
+                # A row with NaN is never found, and leaves an empty place.
                 rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))
             start += len(part_mE)
         return best(np.concatenate(scores, 1), np.concatenate(rows, 1), width)

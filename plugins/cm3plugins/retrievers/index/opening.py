@@ -1,4 +1,4 @@
-"""From options to an index: chosen, built or found next to its bank, opened."""
+"""Choose an index by the options, build it or find it next to its bank, and open it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chosen_index(options: IndexOptions, shape: tuple[int, int]) -> str:
     """
     num_rows, dimension = shape
     if num_rows == 0:
-        return "flat"  # there is nothing to approximate
+        return "flat"  # too small to approximate
     if options.index == "auto":
         return "flat" if num_rows * dimension <= FLAT_NUMBERS else "ivf"
     return options.index
@@ -45,15 +45,15 @@ def open_index(
     *,
     progress: bool = True,
 ) -> VectorIndex:
-    """The index that `options` choose over `vectors`.
+    """Open the index that `options` choose over `vectors`.
 
     Args:
-        vectors: M rows; they stay where they are, and must stay there.
+        vectors: M rows, which are not copied and must not move.
         options: checked.
-        folder: where approximate indexes are kept, each type in its own folder; None: built in
-            memory, each time.
-        fingerprint: of the vectors (the bank's), by which a kept index recognises them. None: they
-            are hashed, which reads them all.
+        folder: where approximate indexes are stored, each type in its own folder; None: they are
+            built in memory each time.
+        fingerprint: of the vectors (the bank's), by which a stored index recognises them. None:
+            they are hashed, which reads them all.
         progress: show a progress bar while building.
 
     Raises:
@@ -83,7 +83,7 @@ def open_engine(
     *,
     progress: bool = True,
 ) -> VectorIndex:
-    """The index of an engine, read from its folder if it is kept there, else built.
+    """Open an engine's index, read from its folder if it is stored there, else built.
 
     Args:
         engine: over M rows.
@@ -137,7 +137,7 @@ def open_engine(
 
 
 def hash_of(vectors: VectorRows) -> str:
-    """SHA-256 of all vectors, however they are split into parts."""
+    """SHA-256 of all vectors, independent of how they are split into parts."""
     digest = hashlib.sha256(f"{vectors.shape}".encode())
     for _, block in vectors.blocks(65536):
         digest.update(block.tobytes())

@@ -3,7 +3,7 @@
 It is one faiss index (IndexIVFPQ; Jegou et al. 2011) whose product quantiser is the tokenizer's
 codebook itself, so that a place takes the bits of its four codes, and distances are exact. Up to
 `EXACT` distinct places there is one list, which is searched whole; more are put into k-means lists,
-of which a search looks at the nearest `PROBED`. The id of a place holds its code and its number.
+of which a search looks at the nearest `PROBED`. The id of a place holds its code and its count.
 
 Legend: M places, K codes around one, V codes of the codebook, d numbers of a code vector, L lists,
 n searches, N neighbours.
@@ -35,13 +35,13 @@ from cm3plugins.samplers.patch_knn.places import AROUND, CountArray, PlaceArray,
 if TYPE_CHECKING:
     from cm3core.interfaces.model_parts import ModelParts
 
-#: Distinct places that are searched whole; lists of more, and how many of them are searched.
+#: Up to this many distinct places are all searched; beyond, the number of lists, and of lists searched.
 EXACT, LISTS_PER_ROOT, PROBED = 1 << 18, 4, 64
-#: Places per list that k-means sees, bytes of a sample or a block of vectors, and its seed.
+#: Training places per k-means list, bytes of a sample or a block of vectors, and the seed.
 _PER_LIST, _BLOCK_BYTES, _SEED = 64, 128 << 20, 20_250_608
-#: Bits of an id that hold the code; the others hold its number.
+#: Bits of an id that hold the code; the others hold its count.
 _CODE_BITS = 22
-#: Raised when the file changes its meaning.
+#: Increased when the meaning of the file changes.
 _FORMAT = 1
 
 FloatArray = npt.NDArray[np.float32]
@@ -51,7 +51,7 @@ _lock = Lock()
 
 
 class PlaceDatabase:
-    """Places, by their surroundings. Distances are 1 on average for two places taken at random.
+    """Places, searchable by their surroundings. The mean distance of two random places is 1.
 
     Args:
         native: the index, see the top of this file.
@@ -80,11 +80,11 @@ class PlaceDatabase:
 
 
 def database_for(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase:
-    """The places of a bank, or of the model's memory; read or opened once for a model.
+    """The places of a bank, or of the model's memory; opened once per model.
 
     Raises:
         RecipeError: the image tokenizer has no code vectors.
-        DataError: no bank there, one of another image tokenizer, or one without pictures.
+        DataError: there is no bank, or it has another image tokenizer, or no pictures.
     """
     with _lock:
         own = _opened.setdefault(parts, {})
@@ -137,7 +137,7 @@ def _open(parts: ModelParts, bank: str | None, max_places: int) -> PlaceDatabase
 
 
 def _folder(memory: DocumentSource, built: Mapping[str, Any], fingerprint: str) -> Path:
-    """Next to the bank, if one can write there; else in the cache."""
+    """The folder next to the bank if it is writable, else in the cache."""
     if isinstance(memory, MemoryBank):
         folder = memory.folder / "patch_knn" / _hash(built)
         try:
@@ -154,7 +154,7 @@ def _hash(value: object) -> str:
 
 
 def in_memory(places_ML: PlaceArray, count_M: CountArray, codebook_Vd: FloatArray) -> PlaceDatabase:
-    """A database that is kept nowhere."""
+    """A database that is not stored."""
     mean = _mean_distance(places_ML, count_M, codebook_Vd)
     return PlaceDatabase(_index(places_ML, count_M, codebook_Vd), codebook_Vd, mean)
 

@@ -1,5 +1,4 @@
-"""From pictures to places: a place's surroundings and the code in it. Places that are equal in both
-are one, with their number.
+"""Turn pictures into places: a place is a code and its surroundings. Equal places are merged and counted.
 
 Legend: P pictures, c codes of one, M places, K = len(AROUND).
 """
@@ -19,9 +18,9 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
 
-#: Offsets (rows, columns) of the surroundings: what is above, and on the left.
+#: Offsets (rows, columns) of the surroundings: three above, one on the left.
 AROUND = ((-1, -1), (-1, 0), (-1, 1), (0, -1))
-#: Pictures encoded together, and places after which equal ones are merged.
+#: Pictures encoded together, and the number of places after which equal ones are merged.
 _PICTURES, _MERGED = 32, 1 << 20
 
 PlaceArray = npt.NDArray[np.int32]
@@ -31,14 +30,13 @@ CountArray = npt.NDArray[np.int64]
 def places_of(
     memory: DocumentSource, tokenizer: ImageTokenizer, max_places: int
 ) -> tuple[PlaceArray, CountArray]:
-    """The distinct places of a memory's pictures, int32 [M, K + 1] with the code last, sorted, and
-    how often each occurs, int64 [M].
+    """The distinct places of a memory's pictures, int32 [M, K + 1], sorted, with the code last, and
+    the number of times each occurs, int64 [M].
 
     Args:
-        memory: documents with pictures or codes of `tokenizer`; those that can't be read are left
-            out.
+        memory: documents with pictures, or codes of `tokenizer`; unreadable ones are skipped.
         tokenizer: encodes pictures.
-        max_places: read at most; of more, every n-th document is read.
+        max_places: maximum number to read; of a larger memory, every n-th document is read.
 
     Raises:
         DataError: no place has surroundings.
@@ -84,7 +82,7 @@ def _pictures(
                 elif isinstance(segment, Image):
                     pixels.append(images.fit(segment.load(), tokenizer.image_size))
         except DataError:
-            continue  # an unreadable picture; `cm3 data validate` reports it
+            continue  # unreadable; `cm3 data validate` reports it
         if len(codes) >= 8 * _PICTURES:
             yield np.stack(codes).astype(np.int32)
             codes = []
@@ -98,7 +96,7 @@ def _pictures(
 
 
 def _inside(codes_Pyx: npt.NDArray[np.int32]) -> PlaceArray:
-    """The places with all their surroundings, int32 [M, K + 1]."""
+    """The places whose surroundings lie within the picture, int32 [M, K + 1]."""
     rows, columns = codes_Pyx.shape[1:]
     if rows < 2 or columns < 3:
         return np.zeros((0, len(AROUND) + 1), np.int32)
@@ -112,7 +110,7 @@ def _inside(codes_Pyx: npt.NDArray[np.int32]) -> PlaceArray:
 def _merge(
     merged: list[tuple[PlaceArray, CountArray]], waiting: list[PlaceArray]
 ) -> tuple[PlaceArray, CountArray]:
-    """Equal places as one."""
+    """Merge equal places and add up their counts."""
     places = np.concatenate([*(one for one, _ in merged), *waiting])
     counts = np.concatenate(
         [*(count for _, count in merged), *(np.ones(len(one), np.int64) for one in waiting)]

@@ -1,10 +1,10 @@
-"""The sampler that mixes another one's codes with those of a memory's places.
+"""The sampler that mixes another sampler's codes with codes from a memory's places.
 
-A mixture is drawn exactly without the inner sampler's probabilities: a share of the draws is made
-from the memory's distribution, the others are the inner sampler's as they are. So any sampler can be
-the inner one, and only that share of the codes is searched for.
+An exact mixture needs no probabilities of the inner sampler: a share of the draws comes from the memory's
+distribution, the rest are the inner sampler's own. So any sampler can be the inner one, and only that
+share of the codes is searched for.
 
-Legend: n requests, m of them that draw from the memory, S stream rows, G guidance streams, R ids of
+Legend: n requests, m of which draw from the memory, S stream rows, G guidance streams, R ids of
 the legal slice, K codes around a place, N neighbours, V codes.
 """
 
@@ -24,7 +24,7 @@ from cm3kernels import guided_sample
 from cm3plugins.samplers.patch_knn.database import PlaceDatabase
 from cm3plugins.samplers.patch_knn.places import AROUND
 
-#: Changes of a request's seed for the draws of this sampler, which are independent of the inner's.
+#: Changes a request's seed for this sampler's own draws, which are independent of the inner's.
 _WHICH, _CODE = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 
 
@@ -113,7 +113,7 @@ class PatchKNNSampler(StatefulSampler):
             first_id=first_id,
             allowed_nV=allowed_mR,
         )
-        # where the memory has no legal code, the inner sampler's draw counts
+        # if the memory has no legal code, keep the inner sampler's draw
         return token_n.index_put((row_m,), drawn_m.where(legal_mR.any(1), token_n[row_m]))
 
     def log_probabilities(self, around_mK: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class PatchKNNSampler(StatefulSampler):
         -inf for those that no neighbour has."""
         found = self.database.search(around_mK.cpu().numpy(), self.neighbours)
         distance_mN, code_mN, count_mN = map(torch.from_numpy, found)
-        # float64: a sum's last bits depend on the order of its parts
+        # float64, because the order of a sum changes its last bits
         score_mN = (distance_mN[:, :1] - distance_mN).double() / self.scale
         weight_mV = score_mN.new_zeros(len(around_mK), len(self.database.codebook_Vd))
         if self.combine == "sum":
@@ -138,7 +138,7 @@ class PatchKNNSampler(StatefulSampler):
         return ((which_n == 1) & (around_nK >= 0).all(1)).nonzero()[:, 0]
 
     def _slice(self, log_probability_mV: Tensor, first_id: int, logits_SR: Tensor) -> Tensor:
-        """As logits of the legal slice, [m, R]; -inf for ids that are no image codes."""
+        """The same as logits of the legal slice, [m, R]; -inf for ids that are not image codes."""
         num, size = len(log_probability_mV), logits_SR.shape[1]
         logits_mR = torch.full((num, size), -math.inf)
         start = first_id - self.first_code
@@ -148,10 +148,10 @@ class PatchKNNSampler(StatefulSampler):
         return logits_mR.to(logits_SR.device)
 
     def _around(self, inner: Sampler) -> PatchKNNSampler:
-        """The same around another sampler."""
+        """A copy around another inner sampler."""
         if inner is self.inner:
             return self
-        another = copy(self)  # of the same class, whatever that has besides
+        another = copy(self)  # of the same class, with all its attributes
         another.inner = inner
         return another
 
@@ -174,7 +174,7 @@ def _draw(
     first_id: int = 0,
     allowed_nV: Tensor | None = None,
 ) -> Tensor:
-    """One draw of each row."""
+    """Draw once from each row."""
     row_n = torch.arange(len(logits_nR), device=logits_nR.device)
     return guided_sample(
         logits_nR.contiguous(),
