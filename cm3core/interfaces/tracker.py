@@ -163,7 +163,7 @@ class RunFailed:
 @dataclass(kw_only=True)
 class TrackerConfig(ComponentConfig):
     """Base of trackers' configs. With `is_default`, one of cm3leon's own is used by recipes that name
-    none."""
+    none, where its packages are installed."""
 
     kind: ClassVar[str] = "tracker"
 

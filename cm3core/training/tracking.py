@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cm3core._version import DISTRIBUTION
 from cm3core.config.components import check_config
+from cm3core.errors import MissingPackageError
 from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.tracker import (
     CheckpointSaved,
@@ -51,7 +52,8 @@ METHODS: Mapping[type[Any], str] = {
 
 
 def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]:
-    """The (name, tracker) that a run has: those of `train.trackers`, or cm3leon's own default ones.
+    """The (name, tracker) that a run has: those of `train.trackers`, or those of cm3leon's own default
+    ones whose packages are installed.
 
     Raises:
         CM3Error: one can't be built.
@@ -60,7 +62,19 @@ def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]
     configs = _defaults(registry) if named is None else [(chosen_name(one), one) for one in named]
     for _, config in configs:
         check_config(config, "train.trackers")
-    return [(name, built(config.build(), config, registry)) for name, config in configs]
+    found: list[tuple[str, Tracker]] = []
+    for name, config in configs:
+        try:
+            found.append((name, built(config.build(), config, registry)))
+        except MissingPackageError as error:
+            if named is not None:
+                raise
+            print(
+                f"note: the tracker {name!r} is left out, because {error.cause}: {error.next_step}, or "
+                "train.trackers=[] for none; metrics.jsonl has what it records",
+                file=sys.stderr,
+            )
+    return found
 
 
 def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:

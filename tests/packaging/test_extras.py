@@ -7,10 +7,16 @@ import re
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 #: Of work on cm3leon itself, which needs the checkout.
 OF_THE_CHECKOUT = {"test", "dev", "docs"}
+#: What `all` leaves out besides: a CUDA build of PyTorch brings the one, and the other needs such a build.
+OF_A_GPU = {"triton", "xformers"}
+#: Installs cm3leon itself, with the curves of the quickstart's report.
+FIRST = {("README.md", ".", "plots")}
 NAMED = re.compile(r"'(cm3leon|\.)\[([\w,]+)\]'")
 
 
@@ -35,5 +41,11 @@ def test_extras_that_are_named_exist() -> None:
 
 def test_only_work_in_the_checkout_installs_the_folder() -> None:
     """`pip install '.[lora]'` works in the checkout alone, and there replaces an editable installation."""
-    wrong = [one for one in named() if one[1] == "." and one[2] not in OF_THE_CHECKOUT]
-    assert wrong == []
+    wrong = {one for one in named() if one[1] == "." and one[2] not in OF_THE_CHECKOUT}
+    assert wrong == FIRST
+
+
+def test_all_is_every_extra_of_a_user() -> None:
+    requirements = map(Requirement, EXTRAS["all"])
+    taken = set().union(*(one.extras for one in requirements if one.name == "cm3leon"))
+    assert taken == set(EXTRAS) - OF_THE_CHECKOUT - OF_A_GPU - {"all"}

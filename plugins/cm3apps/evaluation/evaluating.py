@@ -192,10 +192,10 @@ class Evaluation:
                 filled, self.registry, where, self.protocol.writer
             )
             name = measured_name("metric", values["metric"]["name"], config, self.registry)
-            if extractor_config is not None:
-                key = json.dumps(filled["extractor"], sort_keys=True)
-                extractor = built[key] = built.get(key) or extractor_config.build()
             try:
+                if extractor_config is not None:
+                    key = json.dumps(filled["extractor"], sort_keys=True)
+                    extractor = built[key] = built.get(key) or extractor_config.build()
                 metric = config.build()
             except MissingPackageError as error:
                 if not self.skip_missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cm3core.document import Image as ImageSegment
 from cm3core.document import PixelArray
+from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource
@@ -88,8 +90,19 @@ def _cut(
     return text + "…"
 
 
+def check_can_plot() -> None:
+    """Raise `MissingPackageError` unless `write_curves` has its package."""
+    if find_spec("matplotlib") is None:
+        raise MissingPackageError.extra("the curves of the losses", "matplotlib", "plots")
+
+
 def write_curves(path: Path, metrics: Sequence[dict[str, float]]) -> None:
-    """Write a PNG of the losses (nats a token) over minutes, an axis for each modality."""
+    """Write a PNG of the losses (nats a token) over minutes, an axis for each modality.
+
+    Raises:
+        MissingPackageError: matplotlib is not installed.
+    """
+    check_can_plot()
     import matplotlib
 
     matplotlib.use("Agg")

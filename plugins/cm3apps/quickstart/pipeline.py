@@ -4,7 +4,7 @@ Each leaves its result in the folder, and is skipped when that exists.
 
 tokenizer/     with `--tokenizer train`: the image tokenizer's run
 plan.json      the minutes of training that the whole leaves
-run/           the decoder's run: checkpoints, metrics, TensorBoard
+run/           the decoder's run: checkpoints, metrics, and TensorBoard where it is installed
 model/         the trained model, ready for `cm3 generate --model`
 drawn.json     everything that was measured; its pictures are next to it
 report.md      the report
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.errors import RecipeError
+from cm3core.errors import MissingPackageError, RecipeError
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.machine_memory import peak_resident
 
@@ -148,6 +148,7 @@ class Quickstart:
             f"done already; results go to {self.out}/",
             file=sys.stderr,
         )
+        self._say_what_is_missing()
         make_folder(self.out)
         self._say(1, "image tokenizer")
         before = time.monotonic()
@@ -167,6 +168,19 @@ class Quickstart:
         drawn["peak_memory_bytes"] = max(drawn.get("peak_memory_bytes", 0), peak)
         write_text(self.out / "drawn.json", json.dumps(drawn, indent=1, ensure_ascii=False))
         return write_report(self.out, recipe, self.registry, training, drawn, self.command)
+
+    def _say_what_is_missing(self) -> None:
+        """Now, so that nobody waits for a report without curves."""
+        from cm3apps.quickstart.pictures import check_can_plot
+
+        try:
+            check_can_plot()
+        except MissingPackageError as error:
+            print(
+                f"note: the report will be without {error.place}, because {error.cause}: "
+                f"{error.next_step}; the same command then adds them",
+                file=sys.stderr,
+            )
 
     def _say(self, number: int, what: str) -> None:
         print(f"[{number}/4] {what}", file=sys.stderr)

@@ -14,6 +14,7 @@ import cm3core
 from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.subjects import num_named
+from cm3core.errors import MissingPackageError
 from cm3core.files import write_text
 from cm3core.recipe.storing import files_of
 from cm3core.training.metrics import read_metrics
@@ -41,15 +42,23 @@ def write_report(
     drawn: dict[str, Any],
     command: str,
 ) -> Path:
-    """Write `report.md`, the curves and the resolved recipe; return the report's path."""
-    write_curves(out / "losses.png", read_metrics(out / "run"))
+    """Write `report.md`, the curves where matplotlib is installed, and the resolved recipe; return the
+    report's path."""
+    try:
+        write_curves(out / "losses.png", read_metrics(out / "run"))
+        curves = "![losses](losses.png)"
+    except MissingPackageError as error:
+        curves = (
+            f"Without {error.place}, because {error.cause}: {code(error.next_step)}; the command "
+            "above then adds them."
+        )
     for name, text in files_of(recipe, registry).items():
         write_text(out / name, text)
     parts = [
         _head(training, drawn, command),
         _pictures(out, drawn),
         _captions(drawn),
-        _losses(training),
+        _losses(training, curves),
         _again(out),
     ]
     path = out / "report.md"
@@ -216,8 +225,8 @@ def _captions(drawn: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _losses(training: dict[str, Any]) -> str:
-    lines = ["## Losses", "", "![losses](losses.png)", "", *loss_rows(training), ""]
+def _losses(training: dict[str, Any], curves: str) -> str:
+    lines = ["## Losses", "", curves, "", *loss_rows(training), ""]
     return "\n".join(lines)
 
 
@@ -240,6 +249,8 @@ def loss_rows(training: dict[str, Any]) -> list[str]:
 
 def _again(out: Path) -> str:
     model = shlex.quote(str(out / "model"))
+    run = out / "run"
+    watching = [f"tensorboard --logdir {shlex.quote(str(run))}"] * (run / "tensorboard").is_dir()
     return "\n".join(
         [
             "## Next steps",
@@ -248,7 +259,7 @@ def _again(out: Path) -> str:
             f'cm3 generate "bell off, outline rounded" --model {model} --n 4 -o drawn',
             f"cm3 caption picture.png --model {model}",
             f"cm3 infill picture.png --box 16,16,48,48 --model {model} -o repaired.png",
-            f"tensorboard --logdir {shlex.quote(str(out / 'run'))}",
+            *watching,
             "```",
             "",
             "The resolved recipe is in [recipe.yaml](recipe.yaml); train it again, or longer, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cm3core.errors import MissingPackageError
 from cm3core.interfaces.tracker import Tracker, TrackerConfig
 
 
@@ -15,8 +16,16 @@ class TensorBoardConfig(TrackerConfig):
     is_default = True
 
     def build(self) -> Tracker:
-        """Nothing is written before the run begins."""
-        from cm3plugins.trackers.tensorboard import TensorBoard
+        """Nothing is written before the run begins.
+
+        Raises:
+            MissingPackageError: `tensorboard` is not installed.
+        """
+        try:
+            from cm3plugins.trackers.tensorboard import TensorBoard
+        except ImportError as error:
+            place = "tracker 'tensorboard'"
+            raise MissingPackageError.extra(place, "tensorboard", "tensorboard") from error
 
         return TensorBoard()
 

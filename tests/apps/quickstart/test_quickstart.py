@@ -4,6 +4,7 @@ are refused early when wrong."""
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,11 +58,28 @@ def untrained(out: Path, overrides: list[str]) -> Model:
 
 
 def test_all_stages_and_again(
-    overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    overrides: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     arguments = ["quickstart", "-o", str(out), *overrides]
-    assert main(arguments) == 0
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "matplotlib", None)
+        missing.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+        assert main(arguments) == 0
+    report = (out / "report.md").read_text()
+    without = "ithout the curves of the losses, because the package 'matplotlib' is not installed: "
+    assert f"W{without}`pip install 'cm3leon[plots]'`" in report
+    assert "losses.png" not in report
+    assert "tensorboard --logdir" not in report
+    told = capsys.readouterr().err
+    assert told.index(f"note: the report will be w{without}") < told.index("[1/4]")
+    before = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
+    assert main(arguments) == 0, "the same command again only writes the report"
+    after = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
+    assert before == after
     report = (out / "report.md").read_text()
     pictures = [
         f"{kind}-{split}.png"
@@ -86,10 +104,6 @@ def test_all_stages_and_again(
     }
     assert drawn["repairs"]["train"]["real"]["r5"] == 1.0
     assert "| what it was trained on (`train`) | 2 | 0 | 0 |" in report
-    before = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
-    assert main(arguments) == 0, "the same command again only writes the report"
-    after = [(out / name).stat().st_mtime_ns for name in ("pictures-train.png", "training.json")]
-    assert before == after
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
@@ -181,7 +195,7 @@ def test_captions_become_no_markup_in_the_report() -> None:
     assert not set("<>[]`") & set(row)
     assert row.count("|") == 3
     metrics = {"validation/<b>/image_loss": 1.0, "train/image_loss": 2.0}
-    losses = report._losses({"metrics": metrics})
+    losses = report._losses({"metrics": metrics}, "")
     assert "<b>" not in losses
     assert "| train/image_loss | 2.000 |" in losses
 

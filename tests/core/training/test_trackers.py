@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from cm3core.checkpoint import latest_checkpoint
 from cm3core.cli.main import main
-from cm3core.errors import CM3Error, PluginError, RecipeError
+from cm3core.errors import CM3Error, MissingPackageError, PluginError, RecipeError
 from cm3core.model import load
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
@@ -260,11 +261,35 @@ def test_the_default_is_cm3leons_own(tmp_path: Path, registry: Registry, cache: 
 
 
 def test_what_is_missing_is_said_before_training(
-    tmp_path: Path, registry: Registry, cache: Path
+    tmp_path: Path, registry: Registry, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CM3Error, match="the package 'absent' is not installed"):
         run(tmp_path, registry, cache, "train.trackers=[absent]")
+    monkeypatch.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+    with pytest.raises(MissingPackageError) as error:
+        run(tmp_path, registry, cache, "train.trackers=[tensorboard]")
+    assert str(error.value) == (
+        "tracker 'tensorboard': the package 'tensorboard' is not installed\n"
+        "  next: pip install 'cm3leon[tensorboard]'"
+    )
     assert latest_checkpoint(tmp_path) is None
+
+
+def test_without_tensorboard_a_run_that_did_not_ask_for_it_trains(
+    tmp_path: Path,
+    registry: Registry,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+    assert run(tmp_path, registry, cache).step == 6
+    assert not (tmp_path / "tensorboard").exists()
+    assert (
+        "note: the tracker 'tensorboard' is left out, because the package 'tensorboard' is not "
+        "installed: pip install 'cm3leon[tensorboard]', or train.trackers=[] for none; metrics.jsonl "
+        "has what it records\n"
+    ) in capsys.readouterr().err
 
 
 def test_checks_name_the_place(registry: Registry) -> None:

