@@ -10,6 +10,7 @@ import pytest
 from cm3core.cli.main import main
 from cm3plugins.datasets.emoji import corpus as emoji
 from cm3plugins.datasets.icons import corpus as icons
+from cm3plugins.datasets.icons.entries import IconEntries
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +38,7 @@ def few(monkeypatch, tmp_path):
 
     monkeypatch.setattr(emoji, "EmojiCorpus", Few)
     bells = [entry for entry in icons.IconCorpus().entries if entry.words in ("bell", "lock")]
-    monkeypatch.setattr(icons, "_entries_of", lambda *_: tuple(bells))
+    monkeypatch.setattr(icons, "_entries_of", lambda *_: IconEntries.of(bells))
     monkeypatch.setattr(
         icons.IconCorpus,
         "pictures",

@@ -17,12 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cm3core.errors import DataError
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
+from cm3plugins.datasets.icons import entries as entries_module
 from cm3plugins.datasets.icons.attribution import attribution
-from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
+from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.duplicates import NEAR, shrink
+from cm3plugins.datasets.icons.entries import (
+    IconEntries,
+    IconEntry,
+    read_entries,
+    read_manifest,
+)
 from cm3plugins.datasets.icons.names import parts
 from cm3plugins.datasets.icons.sets import (
     ASSETS,
@@ -115,6 +124,44 @@ def test_every_entry_has_a_drawing(corpus: IconCorpus) -> None:
 
 def test_reading_twice_shares_the_entries() -> None:
     assert IconCorpus().entries is IconCorpus().entries
+
+
+def test_entries_are_read_again_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus").mkdir()
+    folder = write_corpus(tmp_path / "corpus")
+    manifest = read_manifest(folder, "")
+    first = list(read_entries(folder, manifest, ""))
+    [kept] = (tmp_path / "cache" / "icons").glob("entries-*.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(entries_module, "unpack_lines", None)
+        again = read_entries(folder, manifest, "")
+    assert [again[0], again[-1], *again[1:]] == [first[0], first[-1], *first[1:]]
+    assert list(again) == first
+    for damage in (
+        b"",
+        b"\xff",
+        kept.read_bytes()[:-9],
+        kept.read_bytes()[:-2],
+        kept.read_bytes() + b"\0",
+    ):
+        kept.write_bytes(damage)
+        assert list(read_entries(folder, manifest, "")) == first
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=3)
+
+
+@given(st.lists(st.builds(IconEntry, *[ANY_TEXT] * 3, st.lists(ANY_TEXT).map(tuple), ANY_TEXT)))
+def test_packed_entries_are_the_same_or_are_not_packed(rows: list[IconEntry]) -> None:
+    entries = IconEntries.of(rows)
+    assert list(entries) == [entries[index] for index in range(len(entries))] == rows
+    if (packed := entries.packed()) is not None:
+        again = IconEntries.unpacked(packed)
+        assert again is not None
+        assert list(again) == rows
 
 
 def test_an_unknown_id_is_named_with_the_nearest(corpus: IconCorpus) -> None:

@@ -21,10 +21,12 @@ from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.entries import (
     REBUILD,
     REINSTALL,
-    IconEntry,
+    IconEntries,
     Manifest,
+    has_colour,
     read_entries,
     read_manifest,
+    set_of,
 )
 from cm3plugins.datasets.icons.sets import ASSETS, EMOJI_SET
 from cm3plugins.datasets.vector.files import unpack_lines
@@ -51,9 +53,7 @@ class IconCorpus:
         self._assets = assets
         self._next_step = REINSTALL if assets == ASSETS else REBUILD
         self.manifest: Manifest = read_manifest(assets, self._next_step)
-        self.entries: Sequence[IconEntry] = _entries_of(
-            assets, self.manifest.data_sha256, self._next_step
-        )
+        self.entries = _entries_of(assets, self.manifest.data_sha256, self._next_step)
         self._drawings: dict[str, list[str]] = {}
 
     @property
@@ -141,7 +141,7 @@ class IconCorpus:
             indices: positions in ``entries``; None: all.
         """
         kinds = self._by_colour(indices)
-        files = self._renderings(size, cache_dir, indices)
+        files = self._renderings(size, cache_dir, kinds, whole=indices is None)
         return IconPictures(
             kinds,
             *(
@@ -157,15 +157,22 @@ class IconCorpus:
         indices: Sequence[int] | None = None,
     ) -> bool:
         """Say whether ``pictures`` finds its files, whole."""
-        return all(renderings.exist() for renderings in self._renderings(size, cache_dir, indices))
+        kinds, whole = self._by_colour(indices), indices is None
+        return all(file.exist() for file in self._renderings(size, cache_dir, kinds, whole=whole))
 
     def _renderings(
-        self, size: int, cache_dir: Path | str | None, indices: Sequence[int] | None
+        self,
+        size: int,
+        cache_dir: Path | str | None,
+        kinds: tuple[Sequence[int], Sequence[int]],
+        *,
+        whole: bool,
     ) -> tuple[Renderings, Renderings]:
-        grey, coloured = self._by_colour(indices)
+        """The files of grey pictures and of coloured ones; `whole`: these are all of the corpus."""
+        grey, coloured = kinds
 
         def file(name: str, kind: Sequence[int], *channels: int) -> Renderings:
-            names = None if indices is None else [self.entries[index].id for index in kind]
+            names = None if whole else [self.entries.ids[index] for index in kind]
             shape = (len(kind), size, size, *channels)
             return Renderings(name, self.data_sha256, shape, cache_dir, names)
 
@@ -174,27 +181,30 @@ class IconCorpus:
     def _by_colour(self, indices: Sequence[int] | None) -> tuple[list[int], list[int]]:
         """Positions of the grey entries, and of the coloured ones."""
         kinds: tuple[list[int], list[int]] = ([], [])
+        styles = self.entries.styles
+        coloured = {style for style in set(styles) if has_colour(style)}
         for index in range(len(self)) if indices is None else indices:
-            kinds[self.entries[index].has_colour].append(index)
+            kinds[styles[index] in coloured].append(index)
         return kinds
 
     @cached_property
     def _indices(self) -> dict[str, int]:
-        return {entry.id: index for index, entry in enumerate(self.entries)}
+        return {name: index for index, name in enumerate(self.entries.ids)}
 
     @cached_property
     def _rows(self) -> list[int]:
         """Entry -> its line in the file of its set's drawings."""
         seen: Counter[str] = Counter()
         rows = []
-        for entry in self.entries:
-            rows.append(seen[entry.set_name])
-            seen[entry.set_name] += 1
+        for name in self.entries.ids:
+            set_name = set_of(name)
+            rows.append(seen[set_name])
+            seen[set_name] += 1
         return rows
 
     @cached_property
     def _num_of_set(self) -> Counter[str]:
-        return Counter(entry.set_name for entry in self.entries)
+        return Counter(map(set_of, self.entries.ids))
 
     @cached_property
     def _emoji(self) -> EmojiCorpus:
@@ -202,7 +212,7 @@ class IconCorpus:
 
 
 @lru_cache(maxsize=2)
-def _entries_of(assets: Path, data_sha256: str, next_step: str) -> tuple[IconEntry, ...]:
+def _entries_of(assets: Path, data_sha256: str, next_step: str) -> IconEntries:
     """A process reads the entries once, not again for every split: they never change under one hash."""
     return read_entries(assets, read_manifest(assets, next_step), next_step)
 

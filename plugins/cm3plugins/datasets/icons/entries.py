@@ -4,14 +4,17 @@ and checking them, since the folder may be one that a user was given."""
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from cm3core.errors import DataError
+from cm3core.errors import DataError, FileError
+from cm3core.files import cache_folder, open_regular, write_bytes
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
 from cm3plugins.datasets.icons.sets import (
     ASSETS,
@@ -50,12 +53,22 @@ class IconEntry(NamedTuple):
     @property
     def set_name(self) -> str:
         """The set: the id's first half."""
-        return self.id.partition("/")[0]
+        return set_of(self.id)
 
     @property
     def has_colour(self) -> bool:
         """Whether the picture has three different channels."""
-        return "colour" in self.style
+        return has_colour(self.style)
+
+
+def set_of(entry_id: str) -> str:
+    """The set of the entry of this id."""
+    return entry_id.partition("/")[0]
+
+
+def has_colour(style: str) -> bool:
+    """Whether pictures of a style have three different channels."""
+    return "colour" in style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,23 +151,126 @@ def _table(values: Any, kind: type) -> dict[str, Any]:
     return values
 
 
-def read_entries(folder: Path, manifest: Manifest, next_step: str) -> tuple[IconEntry, ...]:
-    """Return the entries of a corpus' folder, equal texts as one object.
+class IconEntries(Sequence[IconEntry]):
+    """All entries of a corpus, in its order: a list for each field, of which entries are made when they are asked
+    for. To choose among 100,000 takes a look at one or two of the fields.
+
+    Args:
+        ids, words, styles, splits: see `IconEntry`.
+        tags: of each entry, as JSON.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        words: Sequence[str],
+        styles: Sequence[str],
+        tags: Sequence[str],
+        splits: Sequence[str],
+    ) -> None:
+        self.ids, self.words, self.styles, self.splits = ids, words, styles, splits
+        self._tags = tags
+
+    @classmethod
+    def of(cls, entries: Iterable[IconEntry]) -> IconEntries:
+        """These entries."""
+        ids, words, styles, tags, splits = tuple(zip(*entries, strict=True)) or ((),) * 5
+        return cls(ids, words, styles, [json.dumps(one) for one in tags], splits)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> IconEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[IconEntry, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> IconEntry | tuple[IconEntry, ...]:
+        if isinstance(index, slice) or "_all" in vars(self):
+            return self._all[index]
+        tags = tuple(json.loads(self._tags[index]))
+        return IconEntry(
+            self.ids[index], self.words[index], self.styles[index], tags, self.splits[index]
+        )
+
+    def __iter__(self) -> Iterator[IconEntry]:
+        return iter(self._all)
+
+    @cached_property
+    def _all(self) -> tuple[IconEntry, ...]:
+        """All of them, for who looks at all: made once."""
+        one = _once()
+        with _no_collection():
+            tags = (tuple([one(tag, tag) for tag in row]) for row in _rows(self._tags))
+            columns = zip(self.ids, self.words, self.styles, tags, self.splits, strict=True)
+            return tuple(map(IconEntry._make, columns))
+
+    def packed(self) -> bytes | None:
+        """The columns as one text, which `unpacked` reads a dozen times as fast as the corpus' own file; None: a
+        field has a character that separates fields, or half of one, or there is no entry."""
+        columns = (self.ids, self.words, self.styles, self._tags, self.splits)
+        texts = ["\n".join(column) for column in columns]
+        if not len(self) or any("\0" in one or one.count("\n") >= len(self) for one in texts):
+            return None
+        try:
+            return "\0".join(texts).encode()
+        except UnicodeEncodeError:
+            return None
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> IconEntries | None:
+        """The entries that `packed` wrote; None: these are none."""
+        try:
+            columns = [text.split("\n") for text in packed.decode().split("\0")]
+        except UnicodeDecodeError:
+            return None
+        if len(columns) != len(IconEntry._fields) or len({len(one) for one in columns}) > 1:
+            return None
+        ids, *texts, tags, splits = columns
+        one = _once()
+        words, styles, splits = (list(map(one, text, text)) for text in (*texts, splits))
+        return cls(ids, words, styles, tags, splits)
+
+
+def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntries:
+    """Return the entries of a corpus' folder.
+
+    They are kept in the cache under the hash of their file, in a form that is read at once.
 
     Raises:
         DataError: the file can't be read, is damaged, or does not fit the manifest.
     """
     path = folder / "entries.jsonl.xz"
-    lines = unpack_lines(path, next_step)
+    packed = read(path, next_step)
+    kept = cache_folder("icons") / f"entries-{hashlib.sha256(packed).hexdigest()[:32]}.txt"
+    if (found := _kept_entries(kept, manifest)) is not None:
+        return found
+    lines = unpack_lines(path, next_step, packed)
     try:
-        with _no_collection():
-            entries = _entries(_rows(lines), manifest)
+        entries = _entries(lines)
+        _check(entries, manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(str(path), f"the file is damaged ({_cause(error)})", next_step) from error
     if len(entries) != manifest.num_entries:
         cause = f"holds {len(entries):,} entries, the manifest {manifest.num_entries:,}"
         raise DataError(str(path), cause, next_step)
+    if (content := entries.packed()) is not None:
+        with suppress(FileError):  # without a cache they are read each time
+            write_bytes(kept, content)
     return entries
+
+
+def _kept_entries(path: Path, manifest: Manifest) -> IconEntries | None:
+    """The entries that were kept; None: they were not, or do not fit."""
+    try:
+        with open_regular(path) as file:
+            entries = IconEntries.unpacked(file.read())
+        if entries is not None:
+            _check(entries, manifest)
+    except (OSError, ValueError):
+        return None
+    return entries if entries is not None and len(entries) == manifest.num_entries else None
 
 
 @contextmanager
@@ -170,35 +286,40 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _rows(lines: list[str]) -> Iterator[Any]:
+def _rows(lines: Sequence[str]) -> Iterator[Any]:
     """Parse lines by the block: much faster than each by itself, and smaller than all at once."""
     for start in range(0, len(lines), _BLOCK):
         yield from json.loads(f"[{','.join(lines[start : start + _BLOCK])}]")
 
 
-def _entries(rows: Iterator[Any], manifest: Manifest) -> tuple[IconEntry, ...]:
-    texts: dict[Any, Any] = {}
-    one = texts.setdefault  # equal texts once: styles, splits and most names occur many times
-    entries = tuple(
-        IconEntry(
-            row["id"],
-            one(row["words"], row["words"]),
-            one(row["style"], row["style"]),
-            tuple([one(tag, tag) for tag in row["tags"]]),
-            one(row["split"], row["split"]),
-        )
-        for row in rows
-    )
+def _once() -> Callable[[str, str], str]:
+    """Keeps a text, and returns the one that it keeps: of equal texts one object."""
+    texts: dict[str, str] = {}
+    return texts.setdefault
+
+
+def _entries(lines: Sequence[str]) -> IconEntries:
+    with _no_collection():
+        rows = [
+            IconEntry(row["id"], row["words"], row["style"], tuple(row["tags"]), row["split"])
+            for row in _rows(lines)
+        ]
+        texts = {text for row in rows for text in (row.id, row.words, row.style, row.split)}
+        texts.update(tag for row in rows for tag in row.tags)
     if not all(type(text) is str for text in texts):
         raise TypeError("a value is no text")
-    sets = dict.fromkeys(entry.id.partition("/")[0] for entry in entries)
+    if len({row.id for row in rows}) < len(rows):
+        raise ValueError("an id occurs twice")
+    return IconEntries.of(rows)
+
+
+def _check(entries: IconEntries, manifest: Manifest) -> None:
+    """Raise `ValueError` for a set without a licence, or an unknown split."""
+    sets = dict.fromkeys(map(set_of, entries.ids))
     if unknown := [name for name in sets if name not in manifest.licences]:
         raise ValueError(f"the manifest has no licence of {unknown[0]!r}")
-    if unknown := sorted({entry.split for entry in entries}.difference(SPLITS)):
+    if unknown := sorted(set(entries.splits).difference(SPLITS)):
         raise ValueError(f"there is no split {unknown[0]!r}")
-    if len({entry.id for entry in entries}) < len(entries):
-        raise ValueError("an id occurs twice")
-    return entries
 
 
 def _cause(error: Exception) -> str:

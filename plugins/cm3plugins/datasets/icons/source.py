@@ -17,7 +17,7 @@ from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.entries import IconEntries, IconEntry, set_of
 from cm3plugins.datasets.icons.sets import ASSETS
 from cm3plugins.datasets.icons.splits import unit_hash
 from cm3plugins.datasets.vector.render import renderer_version
@@ -28,6 +28,28 @@ DRAW_ALL_AFTER = 512
 at some does not pay for all."""
 _SAMPLED = 500
 """Captions, spread over the source, that enter its quick fingerprint."""
+
+
+def _chosen(
+    entries: IconEntries,
+    split: str,
+    sets: Collection[str],
+    styles: Collection[str],
+    things_share: float,
+) -> list[int]:
+    """Positions of the entries of a source: see `IconSource`."""
+    fitting = {style for style in set(entries.styles) if set(styles) <= set(style.split())}
+    chosen = [
+        index
+        for index, (own, style) in enumerate(zip(entries.splits, entries.styles, strict=True))
+        if split in (own, "all") and style in fitting
+    ]
+    if sets:
+        chosen = [index for index in chosen if set_of(entries.ids[index]) in sets]
+    if things_share < 1:
+        words = entries.words
+        chosen = [index for index in chosen if unit_hash("share", words[index]) < things_share]
+    return chosen
 
 
 class IconSource(DocumentSource):
@@ -67,14 +89,7 @@ class IconSource(DocumentSource):
             if name not in known:
                 cause = f"the icon corpus has no set {name!r}; {close_match(name, known)}"
                 raise DataError("dataset.sets", cause, f"use some of {', '.join(known)}")
-        self._indices = tuple(
-            index
-            for index, entry in enumerate(self.corpus.entries)
-            if split in (entry.split, "all")
-            and (not sets or entry.set_name in sets)
-            and set(styles) <= set(entry.style.split())
-            and (things_share >= 1 or unit_hash("share", entry.words) < things_share)
-        )
+        self._indices = tuple(_chosen(self.corpus.entries, split, sets, styles, things_share))
         if not self._indices:
             cause = f"no icon is in split {split!r}, sets {list(sets)} and styles {list(styles)}"
             raise DataError("dataset", cause, "widen one of the three")
@@ -128,7 +143,7 @@ class IconSource(DocumentSource):
     @property
     def fingerprint(self) -> str:
         """Hash of the pictures' version and of the documents' ids, in order."""
-        names = "\n".join((self._key, *(self.corpus.entries[index].id for index in self._indices)))
+        names = "\n".join((self._key, *(self.corpus.entries.ids[index] for index in self._indices)))
         return hashlib.sha256(names.encode()).hexdigest()
 
     @property

@@ -44,31 +44,35 @@ def read(path: Path, next_step: str = "reinstall cm3leon") -> bytes:
         ) from error
 
 
-def unpack(path: Path, next_step: str = "reinstall cm3leon") -> str:
+def unpack(path: Path, next_step: str = "reinstall cm3leon", content: bytes | None = None) -> str:
     """Return the text of a file that `compress` made.
+
+    `content`: the file's, where it was read already.
 
     Raises:
         DataError: it can't be read or is damaged.
     """
-    data = read(path, next_step)
+    data = read(path, next_step) if content is None else content
     unpacker = lzma.LZMADecompressor(memlimit=_MAX_MEMORY)
     try:
-        content = unpacker.decompress(data, MAX_UNPACKED_BYTES)
+        text = unpacker.decompress(data, MAX_UNPACKED_BYTES)
         if not unpacker.eof:
             raise lzma.LZMAError(
                 "Compressed data ended before the end-of-stream marker was reached"
                 if unpacker.needs_input
                 else f"it unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
             )
-        return content.decode()
+        return text.decode()
     except (lzma.LZMAError, UnicodeDecodeError) as error:
         raise DataError(str(path), f"the file is damaged ({error})", next_step) from error
 
 
-def unpack_lines(path: Path, next_step: str = "reinstall cm3leon") -> list[str]:
-    """Return the lines of a file that `compress` made.
+def unpack_lines(
+    path: Path, next_step: str = "reinstall cm3leon", content: bytes | None = None
+) -> list[str]:
+    """Return the lines of a file that `compress` made; see `unpack`.
 
     Raises:
         DataError: it can't be read or is damaged.
     """
-    return unpack(path, next_step).removesuffix("\n").split("\n")
+    return unpack(path, next_step, content).removesuffix("\n").split("\n")
