@@ -16,12 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3apps.quickstart.report import (
-    caption_rows,
-    picture_rows,
-    repair_rows,
-    run_rows,
-)
+from cm3apps.quickstart.report import picture_rows, run_rows
 
 FILE = Path(__file__).parent / "figures" / "quickstart.json"
 IMAGES = Path(__file__).parent / "images"
@@ -45,8 +40,6 @@ def rows_of(training: Mapping[str, Any], drawn: Mapping[str, Any]) -> dict[str, 
     return {
         "run": run_rows(dict(training), dict(drawn)),
         "pictures": picture_rows(dict(drawn)),
-        "captions": caption_rows(dict(drawn)),
-        "inpainted": repair_rows(dict(drawn)),
     }
 
 

@@ -2,6 +2,19 @@
 
 Recipes, plugins, their checks, commands and completion know a kind only by its row. Those of a registry,
 `Registry.kinds`, are these and the ones that its plugins bring (docs/adding-a-kind.md).
+
+A new kind that training or generation needs has
+
+- its interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; its kit in cm3core/testing/KIND.py, with at
+  least three laws; its hook in cm3core/hookspecs.py; its row below, in the order of `cm3 recipe show`;
+- a property of `Components` in cm3core/build.py where it is a part of a model, and its name in `NEEDED` there if nothing
+  works without it; a line in cm3core/recipe/kind_sections.py, for mypy;
+- forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
+
+Tests fail until it is documented and tested like the others: test_kits.py (a test of the kit with a mutant for each law),
+test_public_api.py (names in docs/plugins/stability.md; `python tests/core/test_public_api.py`), test_reference.py (a row in
+docs/reference.md), test_plugin_reference.py (`python docs/_generate.py`), test_scaffold.py (a template, or a name in
+`WITHOUT_TEMPLATE`), test_imports.py (nothing heavy), test_architecture_page.py (the import contract in pyproject.toml).
 """
 
 from __future__ import annotations
