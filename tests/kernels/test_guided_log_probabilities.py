@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cm3kernels import guided_log_probabilities
 from cm3kernels.guided_sample.reference import legal_ids
 from guided_sample_oracle import ints, random_batch
+from messages import tells
 
 ROWS, ONE = ints(0)[:, None], torch.ones(1, 1)
 
@@ -113,8 +114,6 @@ def test_wrong_input() -> None:
     logits = torch.zeros(1, 3)
     with pytest.raises(ValueError, match="guided_log_probabilities: kept_nV is") as error:
         guided_log_probabilities(logits, ROWS, ONE, kept_nV=torch.ones(1, 2, dtype=torch.bool))
-    assert str(error.value) == (
-        "guided_log_probabilities: kept_nV is [1, 2] torch.bool, must be bool [1, 3]"
-    )
+    assert tells(error.value, "guided_log_probabilities: kept_nV is [1, 2 ... torch.bool")
     with pytest.raises(ValueError, match="request 0 has no id that is both allowed"):
         guided_log_probabilities(logits, ROWS, ONE, allowed_nV=torch.zeros(1, 3, dtype=torch.bool))

@@ -20,6 +20,7 @@ from cm3plugins.datasets.conditioned import ConditionedConfig
 from cm3plugins.datasets.folder import FolderSourceConfig
 from cm3plugins.tasks.bundled import StructureConfig
 from draw_formats import FORMATS
+from messages import tells
 from picture_files import picture, write
 
 
@@ -99,9 +100,8 @@ def test_a_record_without_what_is_drawn_from(pictures: FolderSourceConfig) -> No
     source = conditioned(pictures, condition=BoxesConfig()).build()
     with pytest.raises(DataError) as error:
         source.record(0)
-    assert str(error.value) == (
-        f"record {source.id(0)}: has no field 'objects', from which its condition is drawn\n"
-        "  next: choose another dataset.condition or dataset.source"
+    assert tells(
+        error.value, f"record {source.id(0)}: has no field 'objects' ... dataset.condition"
     )
     # with a task, such records are named and counted
     tuned = TaskSource(source, StructureConfig().build())

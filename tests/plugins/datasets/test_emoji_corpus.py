@@ -40,6 +40,7 @@ from cm3plugins.datasets.emoji.splits import assign_splits
 from cm3plugins.datasets.vector.files import data_hash
 from cm3plugins.datasets.vector.render import render_svg, square_svg
 from cm3plugins.datasets.vector.templates import CaptionTemplate
+from messages import tells
 
 DATA_SHA256 = "d60adccc29289bd685bcdaa1fe589409759d27ff25256d83d68081f9427ed7ed"
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "emoji128"
@@ -138,11 +139,7 @@ def test_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "entries.jsonl.xz").write_bytes(lzma.compress(b"x" * 99)[:-20])
     with pytest.raises(DataError) as caught:
         EmojiCorpus(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/entries.jsonl.xz: the file is damaged (Compressed data ended before the "
-        "end-of-stream marker was reached)\n"
-        "  next: reinstall cm3leon"
-    )
+    assert tells(caught.value, f"{tmp_path}/entries.jsonl.xz: the file is damaged (Compressed data")
 
 
 # --- splits
@@ -284,17 +281,10 @@ def test_own_list_of_concepts(corpus: EmojiCorpus, tmp_path: Path) -> None:
     path.write_text("pear\nred aple\n")
     with pytest.raises(DataError) as caught:
         select_concepts(str(path), corpus)
-    assert str(caught.value) == (
-        f"{path}, line 2: the emoji corpus has no concept 'red aple'; did you mean 'red apple'?\n"
-        "  next: write labels as in the corpus, one a line"
-    )
+    assert tells(caught.value, f"{path}, line 2: the emoji corpus ... 'red aple' ... 'red apple'")
     with pytest.raises(DataError) as caught:
         select_concepts("quikstart", corpus)
-    assert str(caught.value) == (
-        "dataset.concepts: 'quikstart' is neither a list of concepts nor a file; did you mean "
-        "'quickstart'?\n"
-        "  next: use all, concrete, quickstart, starter, or the path of a text file"
-    )
+    assert tells(caught.value, "dataset.concepts: 'quikstart' is neither ... 'quickstart'")
 
 
 # --- captions
@@ -381,40 +371,34 @@ def test_fingerprint_names_the_pictures_not_the_captions() -> None:
     [
         (
             {"split": "trian"},
-            "dataset.split: the emoji corpus has no split 'trian'; did you mean 'train'?\n"
-            "  next: use one of train, comp, unseen, all",
+            "dataset.split: the emoji corpus ... 'trian' ... 'train'",
         ),
         (
             {"styles": ["notto"]},
-            "dataset.styles: the emoji corpus has no style 'notto'; did you mean 'noto'?\n"
-            "  next: use some of noto, noto-v1, fluent, twemoji, emojione",
+            "dataset.styles: the emoji corpus ... 'notto' ... 'noto'",
         ),
         (
             {"image_size": 0},
-            "dataset.image_size: is 0, must be at least 1\n  next: correct the value",
+            "dataset.image_size: is 0, must ... least 1",
         ),
         (
             {"templates": ["{label}"]},
-            "dataset.template_weights: 4 weights for 1 templates\n  next: give one weight per "
-            "template",
+            "dataset.template_weights: 4 weights for 1",
         ),
         (
             {"templates": ["{lable}"], "template_weights": [1.0]},
-            "dataset.templates: the template '{lable}' has an unknown field {lable}; did you "
-            "mean 'label'?\n"
-            "  next: use fields out of label, style, tags, category, concept",
+            "dataset.templates: the template '{lable}' ... 'label'",
         ),
         (
             {"templates": ["{label}"], "template_weights": [0.0]},
-            "dataset.templates: the template '{label}' has weight 0.0\n  next: give a weight "
-            "above 0, or leave the template out",
+            "dataset.templates: the template '{label}' ... weight 0.0",
         ),
     ],
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         EmojiSourceConfig(**values).build()
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_the_config_is_light() -> None:
@@ -478,11 +462,8 @@ def test_build_without_npm(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.main(["--tarballs", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}/none: iconify-json-noto-1.2.9.tgz and 6 more are not there, and npm "
-        "is not installed to fetch them\n"
-        "  next: install npm, or put the tarballs there yourself and give the folder with "
-        "--tarballs\n"
+    assert tells(
+        capsys.readouterr().err, f"error: {tmp_path}/none: iconify-json-noto-1.2.9.tgz and 6"
     )
 
 
@@ -490,11 +471,9 @@ def test_build_with_another_tarball(tmp_path: Path) -> None:
     (tmp_path / NAMES_PACKAGE.tarball).write_bytes(b"")
     with pytest.raises(DataError) as caught:
         build.open_package(tmp_path, NAMES_PACKAGE)
-    assert str(caught.value) == (
-        f"{tmp_path}/unicode-emoji-json-0.9.0.tgz: SHA-256 is "
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855, expected "
-        "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401\n"
-        "  next: delete the file and run the command again to fetch unicode-emoji-json@0.9.0"
+    assert tells(
+        caught.value,
+        f"{tmp_path}/unicode-emoji-json-0.9.0.tgz: SHA-256 is e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     )
 
 

@@ -17,22 +17,17 @@ from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import FoundRecord, captions_of, split_of
 from cm3plugins.datasets.picture_index import VERSION
+from messages import tells
 from picture_files import folder, picture, png_chunk, png_header, write
 
 
 def test_unknown_split_and_share(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, split="vald")
-    assert str(caught.value) == (
-        "dataset.split: there is no split 'vald'; did you mean 'valid'?\n"
-        "  next: use one of train, valid, all"
-    )
+    assert tells(caught.value, "dataset.split: there is no ... 'vald' ... 'valid'")
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, valid=5.0)
-    assert (
-        str(caught.value)
-        == "dataset.valid: is 5.0, a share is 0..1\n  next: use 0.05 for one record in twenty"
-    )
+    assert tells(caught.value, "dataset.valid: is 5.0, a ... is 0..1 ... use 0.05")
 
 
 def test_splits_are_a_partition_and_stay(tmp_path: Path) -> None:
@@ -89,9 +84,7 @@ def test_copies_of_one_picture_are_in_one_split(tmp_path: Path) -> None:
 def test_what_splits_can_be_made_by(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         folder(tmp_path, split_by="pictures")
-    assert str(caught.value) == (
-        "dataset.split_by: is 'pictures'; did you mean 'picture'?\n  next: use one of id, picture"
-    )
+    assert tells(caught.value, "dataset.split_by: is 'pictures'; did ... 'picture'")
 
 
 def test_without_a_picture_the_id_decides() -> None:
@@ -170,17 +163,11 @@ def test_changed_and_removed_pictures(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(2)})
     with pytest.raises(DataError) as caught:
         image.load()
-    assert (
-        str(caught.value)
-        == f"{tmp_path}/a.png: has changed since the data set was opened\n  next: start again"
-    )
+    assert tells(caught.value, f"{tmp_path}/a.png: has changed since the data set")
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError) as caught:
         image.load()
-    assert str(caught.value) == (
-        f"{tmp_path}/a.png: can no longer be read: No such file or directory\n"
-        "  next: put it back, or start again"
-    )
+    assert tells(caught.value, f"{tmp_path}/a.png: can no longer be read: No")
 
 
 def test_damaged_index(tmp_path: Path, cache: Path) -> None:
@@ -192,10 +179,7 @@ def test_damaged_index(tmp_path: Path, cache: Path) -> None:
     )
     with pytest.raises(DataError) as caught:
         folder(tmp_path)
-    assert str(caught.value) == (
-        f"{index}: the index of pictures can't be used: file is not a database\n"
-        "  next: delete it, or set CM3_CACHE to a folder that can be written"
-    )
+    assert tells(caught.value, f"{index}: the index of pictures can't be ... CM3_CACHE")
 
 
 def test_config_modules_are_light() -> None:

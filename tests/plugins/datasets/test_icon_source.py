@@ -25,6 +25,7 @@ from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
 from cm3plugins.datasets.vector.templates import CaptionTemplate
 from icon_corpora import write_corpus
+from messages import tells
 
 BELL = IconEntry("ph/bell-slash", "bell slash", "outline rounded", ("mute", "alarm"), "train")
 
@@ -246,71 +247,56 @@ KNOWN_SETS = ", ".join((*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLE
     [
         (
             {"split": "unsen"},
-            "dataset.split: the icon corpus has no split 'unsen'; did you mean 'unseen'?\n"
-            "  next: use one of train, comp, compose, unseen, all",
+            "dataset.split: the icon corpus ... 'unsen' ... 'unseen'",
         ),
         (
             {"sets": ["lucid"]},
-            "dataset.sets: the icon corpus has no set 'lucid'; did you mean 'lucide'?\n"
-            f"  next: use one of {KNOWN_SETS}",
+            f"dataset.sets: the icon corpus ... 'lucid' ... 'lucide' ... {KNOWN_SETS}",
         ),
         (
             {"styles": ["outlined"]},
-            "dataset.styles: the icon corpus has no style word 'outlined'; did you mean "
-            f"'outline'?\n  next: use one of {', '.join(STYLE_WORDS)}",
+            "dataset.styles: the icon corpus ... 'outlined' ... 'outline'",
         ),
         (
             {"image_size": 0},
-            "dataset.image_size: is 0, must be at least 1\n  next: correct the value",
+            "dataset.image_size: is 0, must ... least 1",
         ),
         (
             {"templates": ["{words}"]},
-            "dataset.template_weights: 7 weights for 1 templates\n  next: give one weight per "
-            "template",
+            "dataset.template_weights: 7 weights for 1",
         ),
         (
             {"templates": ["{word}"], "template_weights": [1.0]},
-            "dataset.templates: the template '{word}' has an unknown field {word}; did you mean "
-            f"'words'?\n  next: use fields out of {', '.join(FIELDS)}",
+            f"dataset.templates: the template '{{word}}' ... 'words' ... {', '.join(FIELDS)}",
         ),
         (
             {"templates": [], "template_weights": []},
-            "dataset.templates: there is no caption template\n"
-            '  next: give at least one, such as "{words}, {style}, {set}"',
+            "dataset.templates: there is no caption template",
         ),
     ],
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         IconSourceConfig(**values).build()
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_a_choice_that_leaves_nothing() -> None:
     with pytest.raises(DataError) as caught:
         IconSourceConfig(sets=["lucide"], styles=["filled"]).build()
-    assert str(caught.value) == (
-        "dataset: no icon is in split 'train', sets ['lucide'] and styles ['filled']\n"
-        "  next: widen one of the three"
-    )
+    assert tells(caught.value, "dataset: no icon is ... 'train' ... 'lucide' ... 'filled'")
 
 
 def test_a_path_that_holds_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(CM3Error) as caught:
         IconSourceConfig(path=str(tmp_path)).build()
-    assert str(caught.value) == (
-        f"{tmp_path}/manifest.json: the file can't be read (No such file or directory)\n"
-        "  next: build it again with `cm3 icons build`"
-    )
+    assert tells(caught.value, f"{tmp_path}/manifest.json: the file can't be read (No")
 
 
 def test_a_set_that_the_folder_lacks_is_named(tmp_path: Path) -> None:
     write_corpus(tmp_path)
     with pytest.raises(CM3Error) as caught:
         IconSourceConfig(path=str(tmp_path), sets=["onn"]).build()
-    assert str(caught.value) == (
-        "dataset.sets: the icon corpus has no set 'onn'; did you mean 'one'?\n"
-        "  next: use some of one, two"
-    )
+    assert tells(caught.value, "dataset.sets: the icon corpus ... 'onn' ... 'one'")
     source = IconSourceConfig(path=str(tmp_path), sets=["one"]).build()
     assert source.document(0)[0] == Text("bell, outline, Set One")

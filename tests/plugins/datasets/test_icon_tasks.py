@@ -25,6 +25,7 @@ from cm3plugins.datasets.icon_tasks.source import blurred, halved
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.tasks.bundled import TASKS
 from icon_corpora import write_corpus
+from messages import tells
 
 #: Form -> the task that takes its records.
 TASK_OF = {
@@ -215,10 +216,7 @@ class TestQuestions(OfASmallCorpus):
 def test_a_form_without_records() -> None:
     with pytest.raises(DataError) as error:
         IconTasksConfig(form="edit", path=small_corpus()).build()
-    assert str(error.value) == (
-        "dataset: no record of the form 'edit' is in split 'train'\n"
-        "  next: raise dataset.things_share"
-    )
+    assert tells(error.value, "dataset: no record of ... 'edit' ... 'train'")
 
 
 def test_changes_choose_among_the_pairs() -> None:
@@ -238,9 +236,7 @@ def test_changes_choose_among_the_pairs() -> None:
 def test_changes_of_another_form() -> None:
     with pytest.raises(RecipeError) as error:
         IconTasksConfig(form="scene", changes="badge").check()
-    assert str(error.value) == (
-        "dataset.changes: is 'badge'\n  next: leave it out: it chooses pairs of the form 'edit', not of 'scene'"
-    )
+    assert tells(error.value, "dataset.changes: is 'badge' ... 'edit' ... 'scene'")
 
 
 def test_where_alone_is_asked_about_the_same_scenes() -> None:
@@ -261,14 +257,10 @@ def test_where_alone_is_asked_about_the_same_scenes() -> None:
 def test_asks_of_another_form() -> None:
     with pytest.raises(RecipeError) as error:
         IconTasksConfig(form="chat", asks="where").check()
-    assert str(error.value) == (
-        "dataset.asks: is 'where'\n  next: leave it out: it chooses questions of the form 'question', not of 'chat'"
-    )
+    assert tells(error.value, "dataset.asks: is 'where' ... 'question' ... 'chat'")
 
 
 def test_unknown_splits() -> None:
     with pytest.raises(RecipeError) as error:
         IconTasksConfig(split="all").check()
-    assert str(error.value) == (
-        "dataset.split: is 'all'\n  next: use one of train, comp, compose, unseen"
-    )
+    assert tells(error.value, "dataset.split: is 'all'")

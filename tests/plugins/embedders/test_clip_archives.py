@@ -19,6 +19,7 @@ from cm3plugins.embedders import CLIPConfig
 from cm3plugins.embedders.clip.archive import is_archive, read_archive
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
 from cm3plugins.trained.inert_pickle import follow
+from messages import tells
 
 
 @pytest.mark.parametrize(
@@ -114,10 +115,7 @@ def test_nothing_in_an_archive_is_called(tmp_path):
     (tmp_path / "evil.bin").write_bytes(pickled)
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path / "evil.bin")
-    assert str(refused.value) == (
-        f"{tmp_path / 'evil.bin'}: does not hold plain tensors (UnpicklingError)\n"
-        "  next: give the weights alone; files that run code when loaded are rejected"
-    )
+    assert tells(refused.value, f"{tmp_path / 'evil.bin'}: does not hold ... UnpicklingError")
     assert not (tmp_path / "made").exists()
 
 

@@ -22,6 +22,7 @@ from cm3plugins.embedders.clip.embedder import CLIP
 from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.tokenizer import bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import quick_gelu
+from messages import tells
 
 # ---- the activation
 
@@ -35,10 +36,7 @@ def test_the_activation_is_inferred_told_and_overruled(folder, tmp_path):
     with pytest.raises(CheckpointError) as unknown:
         read_checkpoint(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
-    assert (
-        str(unknown.value)
-        == f"{weights}: nothing states whether its activation is QuickGELU\n  next: {ASK}"
-    )
+    assert tells(unknown.value, f"{weights}: nothing states whether ... QuickGELU ... {ASK}")
     assert read_checkpoint(tmp_path, quick_gelu=False).summary.endswith("GELU (set in the recipe)")
     config(
         tmp_path,
@@ -67,10 +65,7 @@ def test_two_that_say_different_things_are_asked_about(folder, tmp_path):
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path)
     weights = tmp_path / "open_clip_model.safetensors"
-    assert str(refused.value) == (
-        f"{weights}: open_clip_config.json states gelu but config.json states quick_gelu\n"
-        "  next: set embedder.quick_gelu=true or embedder.quick_gelu=false"
-    )
+    assert tells(refused.value, f"{weights}: open_clip_config.json states gelu ... config.json")
     archive = written("TorchScript", open_clip_names(folder), tmp_path)
     with pytest.raises(
         CheckpointError,
@@ -120,9 +115,8 @@ def test_preprocessing_stands_beside_the_weights(folder, tmp_path):
     )
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path)
-    assert str(refused.value) == (
-        f"{tmp_path / 'open_clip_config.json'}: asks for 'longest' scaling with 'bicubic'\n"
-        "  next: only shortest and squash with bicubic and bilinear are done here"
+    assert tells(
+        refused.value, f"{tmp_path / 'open_clip_config.json'}: asks for 'longest' ... 'bicubic'"
     )
     tiny().save_pretrained(tmp_path / "hf")
     config(
@@ -178,27 +172,20 @@ def test_long_texts_are_cut_and_told_once(folder, caplog):
 def test_wrong_paths_and_folders(tmp_path):
     with pytest.raises(CheckpointError) as absent:
         CLIPConfig(path=str(tmp_path / "none")).build()
-    assert (
-        str(absent.value)
-        == f"{tmp_path / 'none'}: there is no such file or folder\n  next: correct embedder.path"
-    )
+    assert tells(absent.value, f"{tmp_path / 'none'}: there is no such file or ... embedder.path")
     for name in ("a.pt", "b.bin"):
         (tmp_path / name).touch()
     with pytest.raises(CheckpointError) as several:
         read_checkpoint(tmp_path)
-    assert str(several.value) == (
-        f"{tmp_path}: files of weights in it: a.pt, b.bin\n"
-        "  next: give the file itself, or name it model.safetensors"
+    assert tells(
+        several.value, f"{tmp_path}: files of weights ... a.pt ... b.bin ... model.safetensors"
     )
     (tmp_path / "model.safetensors.index.json").touch()
     with pytest.raises(CheckpointError, match="its weights are in several files"):
         read_checkpoint(tmp_path)
     with pytest.raises(RecipeError) as batch:
         CLIPConfig(path="x", batch_size=0).check()
-    assert (
-        str(batch.value)
-        == "embedder.batch_size: is 0, must be at least 1\n  next: correct the value"
-    )
+    assert tells(batch.value, "embedder.batch_size: is 0, must ... least 1")
 
 
 def test_what_is_no_clip_of_ours(folder, tmp_path):
@@ -206,12 +193,7 @@ def test_what_is_no_clip_of_ours(folder, tmp_path):
     save_file({"visual.layer1.0.conv1.weight": torch.zeros(2)} | open_clip_names(folder), path)
     with pytest.raises(CheckpointError) as resnet:
         read_checkpoint(path, quick_gelu=True)
-    assert str(resnet.value) == (
-        f"{path}: is not a CLIP with a vision transformer (its picture tower is not a vision "
-        "transformer)\n"
-        "  next: give ViT-B/32, B/16, L/14 or a relative; ResNets, and towers of timm or of a "
-        "language model, are not read"
-    )
+    assert tells(resnet.value, f"{path}: is not a CLIP ... ViT-B/32 ... B/16")
     fewer = open_clip_names(folder)
     del fewer["transformer.resblocks.1.attn.out_proj.bias"]
     save_file(fewer, tmp_path / "fewer.safetensors")
@@ -237,20 +219,14 @@ def test_weights_that_are_no_numbers(folder, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError) as refused:
         read_checkpoint(tmp_path, quick_gelu=True)
-    assert str(refused.value) == (
-        f"{tmp_path / 'model.safetensors'}: visual.proj holds NaN or infinite numbers\n"
-        "  next: use weights of a run that did not diverge"
-    )
+    assert tells(refused.value, f"{tmp_path / 'model.safetensors'}: visual.proj holds NaN")
 
 
 def test_a_tokenizer_of_another_model(tmp_path):
     tiny(vocab_size=1000).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError) as refused:
         CLIPConfig(path=str(tmp_path)).build()
-    assert str(refused.value) == (
-        f"{tmp_path / 'model.safetensors'}: has 1000 text ids, but its tokenizer has 49408\n"
-        "  next: put the tokenizer of these weights next to them"
-    )
+    assert tells(refused.value, f"{tmp_path / 'model.safetensors'}: has 1000 text ... has 49408")
 
 
 def test_configs_of_other_models(folder, tmp_path):
@@ -316,9 +292,9 @@ def test_files_without_weights(folder: Path, tmp_path: Path) -> None:
         assert refused.value.next_step
     with pytest.raises(CheckpointError) as empty:
         read_checkpoint(tmp_path / "empty.safetensors")
-    assert str(empty.value) == (
-        f"{tmp_path / 'empty.safetensors'}: holds no weights\n"
-        "  next: give the file of a CLIP's weights in embedder.path"
+    assert tells(
+        empty.value,
+        f"{tmp_path / 'empty.safetensors'}: holds no weights ... CLIP ... embedder.path",
     )
 
 

@@ -34,6 +34,7 @@ from cm3plugins.embedders.light_encoder.config import BUNDLED_WEIGHTS
 from cm3plugins.embedders.light_encoder.embedder import LightEncoder, save_towers
 from cm3plugins.embedders.light_encoder.text_features import features_of, ngrams_of, words_of
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from messages import tells
 
 SMALL = TowerSizes(
     num_buckets=512,
@@ -61,16 +62,10 @@ class Diverged(HashEmbedder):
 def test_vectors_that_are_no_numbers():
     with pytest.raises(DataError) as refused:
         Diverged().embed_texts(["good", "bad"])
-    assert (
-        str(refused.value) == "text 1: its vector by Diverged holds NaN or infinity\n"
-        "  next: check the embedder's weights"
-    )
+    assert tells(refused.value, "text 1: its vector by ... NaN")
     with pytest.raises(DataError) as gray:
         Diverged().embed_images([np.zeros((2, 3), np.uint8)])
-    assert str(gray.value) == (
-        "picture 0: uint8 [2, 3], an embedder takes uint8 [height, width, 3]\n"
-        "  next: open it with cm3core.images.open_image"
-    )
+    assert tells(gray.value, "picture 0: uint8 [2, 3] ... 3 ... cm3core.images.open_image")
 
 
 def test_words_and_ngrams_by_hand():
@@ -249,10 +244,7 @@ def test_weights_round_trip_and_bad_files(tmp_path):
         LightEncoderConfig(path=str(tmp_path / "bad.safetensors")).build()
     with pytest.raises(CheckpointError) as error:
         LightEncoderConfig(path=str(tmp_path / "none")).build()
-    assert str(error.value) == (
-        f"{tmp_path / 'none'}: there is no such file\n"
-        "  next: use a file that `cm3 embedder train light_encoder` wrote"
-    )
+    assert tells(error.value, f"{tmp_path / 'none'}: there is no such file")
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
         names, header = file.keys(), file.metadata()
         tensors = {name: file.get_tensor(name) for name in names}
@@ -270,16 +262,10 @@ def test_weights_round_trip_and_bad_files(tmp_path):
     save_file(tensors, tmp_path / "other.safetensors", header)
     with pytest.raises(CheckpointError) as infinite:
         LightEncoderConfig(path=str(tmp_path / "other.safetensors")).build()
-    assert str(infinite.value) == (
-        f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN or infinite numbers\n"
-        "  next: use weights of a run that did not diverge"
-    )
+    assert tells(infinite.value, f"{tmp_path / 'other.safetensors'}: text.direct.weight holds NaN")
     with pytest.raises(RecipeError) as refused:
         LightEncoderConfig(batch_size=0).check()
-    assert (
-        str(refused.value)
-        == "embedder.batch_size: is 0, must be at least 1\n  next: correct the value"
-    )
+    assert tells(refused.value, "embedder.batch_size: is 0, must ... least 1")
 
 
 def test_configs_import_nothing_heavy():

@@ -23,6 +23,7 @@ from cm3plugins.embedders.light_encoder.looks import (
     save_looks,
 )
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from messages import tells
 
 
 def ring(side: int = 64, start: int = 16, stop: int = 48, width: int = 4) -> np.ndarray:
@@ -156,9 +157,8 @@ def test_files_and_fingerprints(tmp_path):
         LightEncoderConfig(looks=str(path)).build()
     with pytest.raises(CheckpointError) as missing:
         LightEncoderConfig(looks=str(tmp_path / "none")).build()
-    assert str(missing.value) == (
-        f"{tmp_path / 'none'}: there is no such file\n"
-        "  next: use a file that `cm3 embedder train looks` wrote"
+    assert tells(
+        missing.value, f"{tmp_path / 'none'}: there is no such file ... `cm3 embedder train looks`"
     )
 
 

@@ -25,6 +25,7 @@ from cm3plugins.image_tokenizers.patches.tokenizer import (
     save_codebook,
     squares,
 )
+from messages import tells
 
 SMALL = PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=3, weights=None)
 #: Black, white, and the left half red.
@@ -120,10 +121,7 @@ def test_training_finds_the_squares_there_are(tmp_path: Path) -> None:
         PatchTokenizerConfig(resolution=4, patch_size=2, codebook_size=4, weights=None).train(
             shown, tmp_path, steps=1
         )
-    assert str(error.value) == (
-        "pictures to learn squares from: hold 3 different squares, fewer than codebook_size 4\n"
-        "  next: give more pictures, or a smaller codebook"
-    )
+    assert tells(error.value, "pictures to learn squares from: hold 3 different")
 
 
 def test_by_the_command(tmp_path: Path) -> None:
@@ -161,11 +159,7 @@ def test_bad_files(tmp_path: Path) -> None:
     save_codebook(path, 2, CODEBOOK[:2])
     with pytest.raises(CheckpointError) as other:
         config.build()
-    assert str(other.value) == (
-        f"{path}: holds 2 squares of 2 pixels a side, the recipe says 3 of 2\n"
-        "  next: set image_tokenizer.codebook_size and patch_size as in the file, or give "
-        "another file"
-    )
+    assert tells(other.value, f"{path}: holds 2 squares of 2 ... says 3 of 2")
     save_file(
         {"codebook": CODEBOOK.astype(np.float32)},
         path,
@@ -178,13 +172,7 @@ def test_bad_files(tmp_path: Path) -> None:
         config.build()
     with pytest.raises(CheckpointError) as unknown:
         PatchTokenizerConfig(weights="bundled:none").build()
-    assert str(unknown.value) == (
-        "image_tokenizer.weights=bundled:none: no such bundled tokenizer\n"
-        "  next: bundled: emoji32; or give a path"
-    )
+    assert tells(unknown.value, "image_tokenizer.weights=bundled:none: no such bundled tokenizer")
     with pytest.raises(RecipeError) as odd:
         PatchTokenizerConfig(resolution=30).check()
-    assert (
-        str(odd.value)
-        == "image_tokenizer.resolution: is 30, not a multiple of patch_size 4\n  next: change one of the two"
-    )
+    assert tells(odd.value, "image_tokenizer.resolution: is 30, not ... patch_size 4")

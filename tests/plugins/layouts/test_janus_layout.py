@@ -17,6 +17,7 @@ from cm3core.sequence.serialize import Serializer
 from cm3core.testing.layout import NUM_CODES, LayoutContract, NamedBytes
 from cm3plugins.layouts.janus import JanusLayoutConfig
 from layout_parts import GRID, JANUS, PICTURE, serializer
+from messages import tells
 
 
 class TestJanus(LayoutContract):
@@ -89,27 +90,22 @@ def test_janus_hides_a_request_behind_padding() -> None:
         (
             (PICTURE, TextHole(3)),
             (),
-            "layout janus: has a picture with something behind it, and this model draws pictures but "
-            "cannot read them: the network that it reads them through is not here\n  next: put the "
-            "picture last, or use a model that reads pictures",
+            "layout janus: has a picture with something behind",
         ),
         (
             (Text("hi"), ImageHole()),
             ((Text("a"),),),
-            "layout janus: has one request and one answer, and retrieved documents would be others\n  "
-            "next: retrieve none (generate.retrieve=false)",
+            "layout janus: has one request and one answer",
         ),
     ],
 )
 def test_what_janus_can_not_read(document: Document, retrieved: Any, message: str) -> None:
     with pytest.raises(DocumentError) as caught:
         janus().prompt(document, retrieved)
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_stored_ids_have_no_prefix() -> None:
     with pytest.raises(DocumentError) as caught:
         janus().sequence((Text("hi", ids=(7,)), PICTURE))
-    assert caught.value.cause == (
-        "has stored ids, and the layout 'janus' writes texts with ' ' before them"
-    )
+    assert tells(caught.value.cause, "has stored ids ... 'janus' ... ' '")

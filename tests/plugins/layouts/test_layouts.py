@@ -33,6 +33,7 @@ from cm3plugins.layouts.emu3 import Emu3LayoutConfig
 from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 from layout_parts import GRID, JANUS, PICTURE, TOKENIZER, built, refusal, serializer, text
+from messages import tells
 
 ID = TOKENIZER.special_ids()
 S, BEGIN, END, TURN = (ID[name] for name in ("<s>", "<racm3:break>", "<eoss>", "<reserved08706>"))
@@ -234,9 +235,8 @@ def test_embeddings_start_in_the_order_of_ids() -> None:
 def test_patch_knn_refuses_codes_in_another_order() -> None:
     vocabulary = Vocabulary(10, (), [6, 4, 5], {"pad": 0})
     parts = ModelParts(_Codebook(), vocabulary, lambda: None)
-    assert refusal(lambda: PatchKNNSamplerConfig().build_for(parts)) == (
-        "sampler: patch_knn needs image codes whose ids are in the order of the codes, and this "
-        "model's are not"
+    assert tells(
+        refusal(lambda: PatchKNNSamplerConfig().build_for(parts)), "sampler: patch_knn needs image"
     )
 
 
@@ -245,11 +245,13 @@ def without(*names: str) -> NamedBytes:
 
 
 def test_foreign_tokenizers_are_refused() -> None:
-    assert refusal(lambda: built(ChameleonLayoutConfig(), tokenizer=without("<eoss>"))) == (
-        "layout: needs the token '<eoss>', and the text tokenizer has no such"
+    assert tells(
+        refusal(lambda: built(ChameleonLayoutConfig(), tokenizer=without("<eoss>"))),
+        "layout: needs the token '<eoss>'",
     )
-    assert refusal(lambda: built(ChameleonLayoutConfig(), tokenizer=without("IMGIMGCZ"))) == (
-        "layout: needs 6 image codes for the image tokenizer, and the text tokenizer names 5, not 2"
+    assert tells(
+        refusal(lambda: built(ChameleonLayoutConfig(), tokenizer=without("IMGIMGCZ"))),
+        "layout: needs 6 image ... names 5 ... not 2",
     )
     small = ChameleonLayoutConfig(vocab_size=20)
     assert "in a table of 20" in refusal(lambda: built(small))
@@ -257,9 +259,9 @@ def test_foreign_tokenizers_are_refused() -> None:
 
 def test_grids_that_lumina_cant_write_are_refused() -> None:
     for grid in ((3, 4), (2, 40)):
-        assert refusal(lambda grid=grid: built(LuminaLayoutConfig(), grid)) == (
-            f"layout lumina: a picture of {grid[0]} x {grid[1]} codes has no tokens for its size, "
-            "which counts in two codes (32 pixels)"
+        assert tells(
+            refusal(lambda grid=grid: built(LuminaLayoutConfig(), grid)),
+            f"layout lumina: a picture of {grid[0]} ... {grid[1]} ... 32",
         )
 
 
@@ -276,17 +278,15 @@ def test_holes_elsewhere_are_refused_with_the_layouts_name() -> None:
     own = serializer(ChameleonLayoutConfig())
     with pytest.raises(DocumentError) as caught:
         own.prompt((TextHole(3), PICTURE))
-    assert str(caught.value) == (
-        "query document: has a hole that is not its end, and the layout 'chameleon' has no sentinels\n"
-        "  next: put what is to be generated last: models with this layout only continue documents"
-    )
+    assert tells(caught.value, "query document: has a hole ... 'chameleon'")
 
 
 def test_damaged_sequences_are_refused() -> None:
     own = serializer(ChameleonLayoutConfig())
     tokens = own.sequence((Text("a"), PICTURE)).tokens
-    assert refusal(lambda: own.documents(tokens[1:])) == (
-        "sequence: does not start with <s> and end with <reserved08706>"
+    assert tells(
+        refusal(lambda: own.documents(tokens[1:])),
+        "sequence: does not start ... <s> ... <reserved08706>",
     )
     assert refusal(lambda: own.documents(np.delete(tokens, 6))) == (
         "layout chameleon: a picture is not whole, at image:0"
@@ -299,10 +299,7 @@ def test_objectives_that_mask_need_sentinels(objective: str) -> None:
     recipe = compose("tiny", registry=load_registry(), overrides=overrides)
     with pytest.raises(RecipeError) as caught:
         recipe.check()
-    assert str(caught.value) == (
-        f"objective: '{objective}' masks spans, and the layout 'chameleon' has no sentinels\n"
-        "  next: choose an objective that predicts the next token only (objective=causal)"
-    )
+    assert tells(caught.value, f"objective: '{objective}' masks spans ... 'chameleon'")
 
 
 def test_a_recipe_that_names_cm3leons_layout_has_the_same_ids() -> None:

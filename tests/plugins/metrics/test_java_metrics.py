@@ -23,6 +23,7 @@ from cm3plugins.metrics.caption_words import caption_words
 from cm3plugins.metrics.java import run_java
 from cm3plugins.metrics.meteor import meteor_exact_stem, porter_stemmer
 from cm3plugins.metrics.spice import PARSER
+from messages import tells
 
 WORDS = ["a", "dog", "dogs", "running", "runs", "run", "red", "sits", "sitting", "on", "the"]
 #: Answers as METEOR 1.5 does: the words of each caption that are in a reference; of all captions, their share.
@@ -93,9 +94,7 @@ def test_of_a_program_that_fails_the_innermost_cause_is_told(tmp_path, monkeypat
         fake_java(folder, program, monkeypatch)
         with pytest.raises(DataError) as error:
             run_java(["-jar", "a.jar"])
-        assert str(error.value) == (
-            f"java -jar a.jar: failed: {told}\n  next: see the program's own instructions"
-        )
+        assert tells(error.value, f"java -jar a.jar: failed: {told}")
 
 
 class TestExactStem(MetricContract):
@@ -131,10 +130,7 @@ def test_a_missing_stemmer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snowballstemmer", None)
     with pytest.raises(MissingPackageError) as caught:
         METEORConfig().build()
-    assert str(caught.value) == (
-        "metric 'meteor': the package 'snowballstemmer' is not installed\n"
-        "  next: pip install 'cm3leon[captions]'"
-    )
+    assert tells(caught.value, "metric 'meteor': the package 'snowballstemmer'")
 
 
 @pytest.mark.parametrize("name", ["meteor", "spice"])
@@ -183,16 +179,14 @@ def test_what_the_programs_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return str(caught.value)
 
     none = str(tmp_path / "none.jar")
-    assert message(METEORConfig(jar=none)) == (
-        f"metric.jar {none}: there is no such file\n"
-        "  next: get meteor-1.5.jar with its folder data, of pycocoevalcap"
+    assert tells(
+        message(METEORConfig(jar=none)),
+        f"metric.jar {none}: there is no such file ... meteor-1.5.jar",
     )
     assert "get spice-1.0.jar with its folder lib" in message(SPICEConfig(jar=none))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for config in (METEORConfig(jar=str(meteor)), SPICEConfig(jar=str(spice))):
-        assert message(config) == (
-            "java: is not installed\n  next: install a Java runtime (Debian: default-jre-headless)"
-        )
+        assert tells(message(config), "java: is not installed")
     fake_java(tmp_path, "#!{python}\nimport sys\nsys.exit('no memory')\n", monkeypatch)
     assert "failed: no memory" in message(METEORConfig(jar=str(meteor)))
     shutil.rmtree(tmp_path / "bin")
@@ -200,9 +194,8 @@ def test_what_the_programs_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "wrote no scores of SPICE" in message(SPICEConfig(jar=str(spice)))
     assert "answered '1 lines', which METEOR 1.5 does not" in message(METEORConfig(jar=str(meteor)))
     (tmp_path / "lib" / PARSER[1]).unlink()
-    assert message(SPICEConfig(jar=str(spice))).endswith(
-        "next: copy stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar from "
-        f"http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip to {tmp_path / 'lib'}"
+    assert tells(
+        message(SPICEConfig(jar=str(spice))), "... next: copy stanford-corenlp-3.6.0.jar and"
     )
 
 

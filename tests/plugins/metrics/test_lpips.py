@@ -15,6 +15,7 @@ from cm3core.interfaces.metric import MetricBatch
 from cm3core.testing.metric import MetricContract
 from cm3plugins.metrics import LPIPSConfig
 from cm3plugins.metrics.lpips import BACKBONES
+from messages import tells
 
 
 def random_backbone(network: str) -> dict[str, torch.Tensor]:
@@ -132,19 +133,14 @@ def test_files_that_can_not_be_used(tmp_path: Path) -> None:
             LPIPSConfig(**values).build()
         return str(caught.value)
 
-    assert message(backbone=str(tmp_path / "none")) == (
-        f"{tmp_path / 'none'}: there is no such file\n"
-        "  next: get https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    assert tells(
+        message(backbone=str(tmp_path / "none")), f"{tmp_path / 'none'}: there is no such file"
     )
-    assert "has no tensor 'features.0.weight', which must be [64, 3, 11, 11]" in message(
-        backbone=config.heads
+    assert tells(
+        message(backbone=config.heads), "... has no tensor 'features.0.weight' ... 64 ... 3"
     )
-    assert "has [64, 3, 11, 11] as 'features.0.weight', which must be [64, 3, 3, 3]" in message(
-        network="vgg"
-    )
-    assert message(heads=config.backbone).endswith(
-        "next: get alex.pth of https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1"
-    )
+    assert tells(message(network="vgg"), "... has [64, 3, 11 ... 11 ... 'features.0.weight'")
+    assert tells(message(heads=config.backbone), "... next: get alex.pth of")
     torch.save([1], tmp_path / "list.pth")
     assert "is not a table of tensors" in message(heads=str(tmp_path / "list.pth"))
 
@@ -161,6 +157,4 @@ def test_small_pictures_are_refused(tmp_path: Path) -> None:
     small = pictures(1, side=24)
     with pytest.raises(DataError) as caught:
         score(written(tmp_path, "alex"), small, small)
-    assert str(caught.value) == (
-        "a picture: is 29 x 24 pixels, this network needs 31 a side\n  next: measure larger pictures"
-    )
+    assert tells(caught.value, "a picture: is 29 x 24 ... needs 31")

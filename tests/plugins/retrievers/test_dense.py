@@ -14,6 +14,7 @@ from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
 from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
 from dense_parts import TableEmbedder, dense, picture, words
 from dense_parts import own_cache as own_cache  # the fixture
+from messages import tells
 
 
 class DenseContract(RetrieverContract):
@@ -250,9 +251,9 @@ def test_an_unreadable_picture_of_the_memory_costs_its_document_only(capsys):
     documents = [*words("1 0"), (Text("1 0"), Image("b", broken)), *words("3 4")]
     found = dense(documents).retrieve(words("1 0"), 3)[0]
     assert [result.id for result in found] == ["d0", "d2"]
-    assert capsys.readouterr().err == (
-        "note: 1 documents of the memory can't be embedded and are never found, the first: b.png: "
-        "is not a picture\n"
+    assert tells(
+        capsys.readouterr().err,
+        "note: 1 documents of the memory can't be embedded and are never found, the first: b.png: is not",
     )
 
 
@@ -277,7 +278,4 @@ def test_parts_of_a_query():
     )
     with pytest.raises(DataError) as error:
         dense(documents).retrieve([(ImageHole(),)], 1)
-    assert str(error.value) == (
-        "retrieval query: has neither text nor a picture\n"
-        "  next: give it one, or use num_retrieved=0"
-    )
+    assert tells(error.value, "retrieval query: has neither text nor a picture")

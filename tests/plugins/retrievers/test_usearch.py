@@ -12,6 +12,7 @@ from cm3core.bank import VectorRows
 from cm3core.errors import DataError, MissingPackageError, RecipeError
 from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
+from messages import tells
 
 
 def unit_vectors(num_rows, dimension=16, seed=0):
@@ -26,10 +27,7 @@ def test_the_package_is_missing(monkeypatch):
     monkeypatch.delitem(sys.modules, "cm3plugins.retrievers.usearch_engine", raising=False)
     with pytest.raises(MissingPackageError) as error:
         UsearchRetrieverConfig().build(ListSource(example_documents()), HashEmbedder())
-    assert str(error.value) == (
-        "retriever=usearch: the package 'usearch' is not installed\n"
-        "  next: pip install 'cm3leon[usearch]'"
-    )
+    assert tells(error.value, "retriever=usearch: the package 'usearch'")
 
 
 @pytest.mark.parametrize(
@@ -37,22 +35,22 @@ def test_the_package_is_missing(monkeypatch):
     [
         (
             {"connectivity": 1},
-            "retriever.connectivity: is 1, must be at least 2\n  next: correct the value",
+            "retriever.connectivity: is 1, must ... least 2",
         ),
         (
             {"expansion_search": 0},
-            "retriever.expansion_search: is 0, must be at least 1\n  next: correct the value",
+            "retriever.expansion_search: is 0, must ... least 1",
         ),
         (
             {"query": "txet"},
-            "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",
+            "retriever.query: is 'txet'; did ... 'text'",
         ),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(RecipeError) as error:
         UsearchRetrieverConfig(**options).check()
-    assert str(error.value) == message
+    assert tells(error.value, message)
 
 
 class TestUsearch(RetrieverContract):
@@ -89,9 +87,9 @@ def test_it_is_kept_and_read_again(tmp_path, capsys):
         first.search(rows.take(range(20)), 5)[1], again.search(rows.take(range(20)), 5)[1]
     )
     UsearchRetrieverConfig(connectivity=8).open_index(rows, tmp_path, "bank")
-    assert (
-        f"note: the index {tmp_path / 'usearch'} is built again: it was built with other sizes"
-        in capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err,
+        f"... note: the index {tmp_path / 'usearch'} is built again: it was built with other sizes",
     )
 
 

@@ -17,6 +17,7 @@ from cm3core.errors import RecipeError, TokenizerError
 from cm3core.testing.text_tokenizer import SAMPLE_TEXTS, TextTokenizerContract
 from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
+from messages import tells
 
 
 class TestBPE(TextTokenizerContract):
@@ -118,36 +119,26 @@ def message(error: Any) -> str:
 def test_too_small() -> None:
     with pytest.raises(RecipeError) as caught:
         BPETokenizerConfig(vocab_size=255).build(SAMPLE_TEXTS)
-    assert message(caught) == (
-        "text_tokenizer.vocab_size: is 255; the 256 bytes alone take 256 ids\n"
-        "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte"
-    )
+    assert tells(message(caught), "text_tokenizer.vocab_size: is 255; the 256 ... take 256")
 
 
 def test_neither_file_nor_texts() -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig().build()
-    assert message(caught) == (
-        "text_tokenizer: has neither a file nor texts to train on\n"
-        "  next: give text_tokenizer.path, or a data set"
-    )
+    assert tells(message(caught), "text_tokenizer: has neither a file nor texts")
 
 
 def test_invalid_text_in_the_corpus() -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig().build(["fine", "\ud800"])
-    assert message(caught) == (
-        "text 1 of the corpus: is not valid Unicode (surrogates not allowed at 0)\n"
-        "  next: remove the lone surrogate"
-    )
+    assert tells(message(caught), "text 1 of the corpus: is not valid ... at 0")
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         BPETokenizerConfig(path=str(tmp_path / "no.json")).build()
-    assert message(caught) == (
-        f"{tmp_path / 'no.json'}: there is no such file\n"
-        "  next: correct text_tokenizer.path, or train one with 'cm3 tokenizer train-text'"
+    assert tells(
+        message(caught), f"{tmp_path / 'no.json'}: there is no such file ... text_tokenizer.path"
     )
 
 
@@ -194,7 +185,4 @@ def test_a_tokenizer_that_loses_text_is_refused(
 def test_another_tokenizers_folder(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError) as caught:
         ByteTokenizerConfig().load(tmp_path)
-    assert (
-        message(caught)
-        == f"{tmp_path}: does not hold a byte tokenizer\n  next: use the recipe that the folder was written with"
-    )
+    assert tells(message(caught), f"{tmp_path}: does not hold a byte tokenizer")

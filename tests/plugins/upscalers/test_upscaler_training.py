@@ -30,6 +30,7 @@ from cm3plugins.trained.losses import edge_error
 from cm3plugins.upscalers.edsr.crops import CropSampler, turned
 from cm3plugins.upscalers.edsr.settings import EDSRTraining
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
+from messages import tells
 from upscaler_parts import QUICK, Posteriser, config, tiles
 
 
@@ -245,12 +246,7 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     train(tmp_path, 2)
     with pytest.raises(CheckpointError) as caught:
         train(tmp_path, 3, replace(QUICK, learning_rate=1e-3), resume=True)
-    assert str(caught.value) == (
-        f"{tmp_path / 'state.pt'}: it belongs to a run with another configuration: steps was 2, "
-        "is 3, "
-        "training.learning_rate was 0.005, is 0.001\n  next: resume with the same recipe and "
-        "budget, or choose another folder"
-    )
+    assert tells(caught.value, f"{tmp_path / 'state.pt'}: it belongs to ... was 2 ... is 3")
 
 
 class Hostile:
@@ -279,19 +275,17 @@ def test_hostile_and_cut_states_are_refused(
         (
             tiles(2, side=32),
             {"steps": 1},
-            "training pictures: uint8 [2, 32, 32, 3], expected uint8 [N, 64, 64, 3]\n"
-            "  next: resize with cm3core.images.fit",
+            "training pictures: uint8 [2, 32, 32 ... 3 ... 64",
         ),
         (
             tiles(0),
             {"steps": 1},
-            "training pictures: uint8 [0, 64, 64, 3], expected uint8 [N, 64, 64, 3]\n"
-            "  next: resize with cm3core.images.fit",
+            "training pictures: uint8 [0, 64, 64 ... 3 ... 64",
         ),
         (
             tiles(2),
             {},
-            "train_upscaler: needs either minutes or steps\n  next: give exactly one of them",
+            "train_upscaler: needs either minutes or steps",
         ),
     ],
 )
@@ -300,7 +294,7 @@ def test_wrong_pictures_and_budgets(
 ) -> None:
     with pytest.raises(DataError) as caught:
         config().train(pictures, tmp_path, image_tokenizer=Posteriser(), **options)
-    assert str(caught.value) == told
+    assert tells(caught.value, told)
 
 
 def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
@@ -311,10 +305,7 @@ def test_a_crop_that_is_larger_than_the_picture(tmp_path: Path) -> None:
             image_tokenizer=Posteriser(),
             steps=1,
         )
-    assert str(caught.value) == (
-        "upscaler.training.crop_size: is 20, and the image tokenizer's pictures are 16 x 16\n"
-        "  next: make it smaller"
-    )
+    assert tells(caught.value, "upscaler.training.crop_size: is 20, and ... are 16 x 16")
 
 
 def test_minutes_end_the_run(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from cm3plugins.retrievers.pgvector import PgvectorRetrieverConfig
 from cm3plugins.retrievers.pgvector.config import open_shared_memory
 from cm3plugins.retrievers.pgvector.memory import AT_ONCE, Filter, SharedMemory
 from cm3plugins.retrievers.pgvector.schema import build_index
+from messages import tells
 from shared_memories import about, add, encoded, new_config, new_memory, vector_document
 
 QUERY = [(Text("red apple"),)]
@@ -110,10 +111,7 @@ def test_documents_come_and_go_while_others_draw(postgres):
     assert ids(retriever) == {one.id for one in documents[30:]}
     with pytest.raises(DataError) as error:
         SharedMemory.open(config).document(0)
-    assert str(error.value) == (
-        f"{memory.place}, document number 0: is not there: it was removed\n"
-        "  next: search again; numbers are not given twice"
-    )
+    assert tells(error.value, f"{memory.place}, document number 0: is not there: it was removed")
 
 
 def test_adding_is_all_or_nothing_in_a_transaction(postgres):
@@ -158,10 +156,7 @@ def test_what_postgresql_cannot_hold(postgres, name, value):
     _, memory = new_memory(postgres, 4, index=False)
     with pytest.raises(DataError) as error:
         add(memory, [vector_document(value, (1, 0, 0, 0))])
-    assert str(error.value) == (
-        f"document {value!r}: its id holds a character that PostgreSQL can't\n"
-        "  next: give it another id"
-    )
+    assert tells(error.value, f"document {value!r}: its id holds ... PostgreSQL")
     # texts and keys may have them
     add(memory, [vector_document("fine", (1, 0, 0, 0), "null \0 and half a pair \ud800")])
     assert memory.document(0) == (Text("null \0 and half a pair \ud800"),)
@@ -190,9 +185,7 @@ def test_the_server_is_killed_and_stays_away(postgres):
             retriever.retrieve(QUERY, 4)
         assert time.monotonic() - begin < 5
         assert str(error.value).startswith(f"{memory.place}: can't be reached, tried for 0.5 s (")
-        assert str(error.value).endswith(
-            "\n  next: start the server or correct host and port; retriever.retry_seconds waits longer"
-        )
+        assert tells(error.value, "...   next: start the server ... retriever.retry_seconds")
     finally:
         postgres.start()
     assert ids(retriever) == {f"d{i}" for i in range(8)}
@@ -250,9 +243,7 @@ def test_a_server_that_answers_may_take_its_time(postgres):
     assert str(error.value).startswith(
         f"{memory.place}: does not answer within 2 s, tried for 0 s ("
     )
-    assert str(error.value).endswith(
-        "\n  next: find out what the server waits for; retriever.timeout_seconds waits longer for an answer"
-    )
+    assert tells(error.value, "...   next: find out what ... retriever.timeout_seconds")
 
 
 def test_a_forked_process_opens_a_connection_of_its_own(postgres):
@@ -276,16 +267,11 @@ def test_what_is_not_there_or_is_there_already(postgres):
     with pytest.raises(DatabaseError) as error:
         config.open_memory()
     place = f"PostgreSQL schema {config.schema} (host {postgres.folder}, database cm3)"
-    assert str(error.value) == (
-        f"{place}: holds no memory\n  next: make it: cm3 postgres init BANK, with the same keys"
-    )
+    assert tells(error.value, f"{place}: holds no memory ... BANK")
     config, memory = new_memory(postgres, index=False)
     with pytest.raises(DatabaseError) as error:
         SharedMemory.create(config, memory.manifest, {})
-    assert str(error.value) == (
-        f"{memory.place}: holds a memory already\n"
-        "  next: name another schema, or add to this one: cm3 postgres push"
-    )
+    assert tells(error.value, f"{memory.place}: holds a memory already")
     assert build_index(memory.database, 8, 16, 64) is True
     assert build_index(memory.database, 8, 16, 64) is False
 
@@ -384,7 +370,7 @@ def test_passwords_are_taken_from_the_environment_and_shown_nowhere(
         code, said = run(PGPASSWORD="wrong battery")
         assert code == 2
         assert 'password authentication failed for user "reader"' in said
-        assert "a password is taken from ~/.pgpass, PGPASSWORD or a service file" in said
+        assert tells(said, "... a password is ... PGPASSWORD")
         assert "no password supplied" in run()[1]
     finally:
         rules.write_text(before)
@@ -406,10 +392,7 @@ def test_a_user_who_may_only_read(postgres):
     assert ids(guest.build(reading, HashEmbedder())) == {"d0", "d1", "d2"}
     with pytest.raises(DatabaseError) as error:
         reading.remove(["d0"])
-    assert str(error.value) == (
-        f"{reading.place}: refuses: permission denied for table documents\n"
-        "  next: grant the user that right, or name another user"
-    )
+    assert tells(error.value, f"{reading.place}: refuses: permission denied for table documents")
 
 
 def test_the_fingerprint_is_that_of_the_documents(postgres):

@@ -22,6 +22,7 @@ pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")
 from cm3core.document import Text
 from cm3plugins.retrievers.pgvector import transfer
 from cm3plugins.retrievers.pgvector.rows import About
+from messages import tells
 from shared_memories import about, add, encoded, new_config, new_memory, vector_document
 
 
@@ -178,10 +179,7 @@ def test_the_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingPackageError) as error:
         PgvectorRetrieverConfig().open_memory()
-    assert str(error.value) == (
-        "retriever=pgvector: the package 'psycopg' is not installed\n"
-        "  next: pip install 'cm3leon[pgvector]'"
-    )
+    assert tells(error.value, "retriever=pgvector: the package 'psycopg'")
 
 
 @pytest.mark.parametrize(
@@ -189,39 +187,35 @@ def test_the_package_is_missing(monkeypatch):
     [
         (
             {"schema": 'a"; DROP SCHEMA public --'},
-            "retriever.schema: is 'a\"; DROP SCHEMA public --', which is no name of a schema\n"
-            "  next: use a to z, 0 to 9 and _, at most 63 of them, and no digit first",
+            "retriever.schema: is 'a\"; DROP SCHEMA public --' ... 0 to 9",
         ),
         (
             {"database": "postgresql://me:hunter2@db/art"},
-            "retriever.database: is a connection string, and it may be one name only\n"
-            "  next: give host, port, database and user, each by its key, and a password by "
-            "~/.pgpass, PGPASSWORD or a service file",
+            "retriever.database: is a connection string, and it",
         ),
-        ({"host": ""}, "retriever.host: is empty\n  next: leave it out, or give a name"),
+        ({"host": ""}, "retriever.host: is empty"),
         (
             {"port": 70000},
-            "retriever.port: is 70000, must be at most 65,535\n  next: correct the value",
+            "retriever.port: is 70000, must ... most 65,535",
         ),
         (
             {"bank": "my/bank"},
-            "retriever.bank: is set, and this retriever searches a database\n"
-            "  next: leave it out; cm3 postgres push copies a bank into a database",
+            "retriever.bank: is set, and this retriever searches",
         ),
         (
             {"licences": ["a\0"]},
-            "retriever.licences: holds a null character\n  next: leave that value out",
+            "retriever.licences: holds a null character",
         ),
         (
             {"query": "txet"},
-            "retriever.query: is 'txet'; did you mean 'text'?\n  next: use one of these",
+            "retriever.query: is 'txet'; did ... 'text'",
         ),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(RecipeError) as error:
         PgvectorRetrieverConfig(**options).check()
-    assert str(error.value) == message
+    assert tells(error.value, message)
     assert "hunter2" not in str(error.value)
 
 
@@ -229,10 +223,7 @@ def test_another_embedder_or_none(postgres):
     config, memory = new_memory(postgres, index=False)
     with pytest.raises(DataError) as error:
         config.build(memory, HashEmbedder(9))
-    assert str(error.value).startswith(
-        f"{memory.place}: was built with another embedder ('hash', fingerprint hash-8; the one "
-        "here has hash-9)"
-    )
+    assert tells(error.value, f"{memory.place}: was built with ... 'hash'")
     with pytest.raises(RecipeError, match="needs an embedder, and the recipe has none"):
         config.build(memory, None)
 
