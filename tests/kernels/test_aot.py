@@ -7,11 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install 'cm3leon[triton]'")
 
@@ -35,6 +38,14 @@ def recorded(**changes: int) -> dict[str, Any]:
     return {"op.kernel.d64": {"sm_90": {"registers": 100, "spill": 0, "shared": 50_000, **changes}}}
 
 
+#: `.ci/run newest` and `.ci/run lowest` have others; the extra `test` allows what is recorded.
+needs_recorded_triton = pytest.mark.skipif(
+    aot.triton_series() not in aot.read_budget(),
+    reason=f"no budget is recorded for Triton {aot.triton_series()}",
+)
+
+
+@needs_recorded_triton
 @pytest.mark.parametrize("always", ["nothing", pytest.param("kernel", marks=pytest.mark.slow)])
 def test_all_kernels_are_within_their_budget(always: str) -> None:
     """The one expensive test: about a second for each entry and target that is compiled, in two
@@ -48,12 +59,22 @@ def test_all_kernels_are_within_their_budget(always: str) -> None:
     )
 
 
-def test_budget_belongs_to_the_installed_triton() -> None:
-    budget = aot.read_budget()
-    assert aot.triton_series() in budget
+def test_the_tests_are_run_with_the_triton_that_is_recorded() -> None:
+    """pip installs the newest one that the extra `test` allows."""
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    [triton] = [
+        one
+        for one in map(Requirement, tomllib.loads(text)["project"]["optional-dependencies"]["test"])
+        if one.name == "triton"
+    ]
+    major, minor = max(map(Version, aot.read_budget())).release
+    assert f"<{major}.{minor + 1}" in map(str, triton.specifier)
+
+
+def test_no_recorded_kernel_spills() -> None:
     assert all(
         usage["spill"] == 0
-        for series in budget.values()
+        for series in aot.read_budget().values()
         for targets in series["entries"].values()
         for usage in targets.values()
     )

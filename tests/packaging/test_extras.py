@@ -4,10 +4,14 @@ any folder once cm3leon is installed from a checkout."""
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -49,3 +53,15 @@ def test_all_is_every_extra_of_a_user() -> None:
     requirements = map(Requirement, EXTRAS["all"])
     taken = set().union(*(one.extras for one in requirements if one.name == "cm3leon"))
     assert taken == set(EXTRAS) - OF_THE_CHECKOUT - OF_A_GPU - {"all"}
+
+
+@pytest.mark.parametrize("which", ["lowest", "newest"])
+def test_each_range_has_a_lower_bound(which: str) -> None:
+    """`.ci/run lowest` tests it; `.ci/run newest` leaves the upper ones out."""
+    command = [sys.executable, str(ROOT / ".ci" / "ranges.py"), which, *EXTRAS]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    ranges = {one.name: one.specifier for one in map(Requirement, found)}
+    assert {bound.operator for one in ranges.values() for bound in one} <= {">=", "=="}
+    assert ranges["torch"] == SpecifierSet({"lowest": "==2.10", "newest": ">=2.10"}[which])
+    assert {"pluggy", "starlette", "ruff", "mkdocs", "ray"} <= set(ranges)
+    assert "cm3leon" not in ranges
