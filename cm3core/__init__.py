@@ -1,4 +1,4 @@
-"""The core of cm3leon: interfaces, recipes, documents and the two loops (train, generate).
+"""The core of cm3leon: interfaces, recipes, documents and sequences, and the layer of plugins.
 
 Nothing here imports torch, a plugin or a kernel at module level: `import cm3core` is as fast as
 `import json`.
@@ -16,7 +16,7 @@ from cm3core import _moved
 from cm3core._version import CM3_API, OLDEST_CM3_API, __version__
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model, load
+    from cm3run.model.model import Model, load
 
 __all__ = ["CM3_API", "OLDEST_CM3_API", "Model", "__version__", "load"]
 
@@ -24,9 +24,20 @@ _moved.serve(_moved.MOVED)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the torch-heavy names on first use only."""
+    """Find the engine's names on first use only: it imports torch, and the core knows no engine."""
     if name in {"Model", "load"}:
-        from cm3core import model
-
-        return getattr(model, name)
+        return _engine(name)
     raise AttributeError(f"module 'cm3core' has no attribute {name!r}")
+
+
+def _engine(name: str) -> Any:
+    """Return what the entry point of this name leads to."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="cm3core.engine", name=name):
+        return point.load()
+    from cm3core.errors import PluginError
+
+    raise PluginError(
+        f"cm3core.{name}", "no installed distribution provides it", "install cm3leon again"
+    )

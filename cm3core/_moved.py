@@ -19,15 +19,26 @@ if TYPE_CHECKING:
 else:  # importing them takes half of what `import cm3core` takes
     Loader = MetaPathFinder = object
 
-#: Earlier name -> where its public names are now.
+#: Earlier name -> where its public names are now. A package's modules have moved with it.
 MOVED = {
-    "cm3core.aio": "cm3core.model",
+    "cm3core.aio": "cm3run.model",
     "cm3core.infill": "cm3core.sequence",
     "cm3core.kinds": "cm3core.plugins",
-    "cm3core.likelihood": "cm3core.generation",
-    "cm3core.results": "cm3core.model",
-    "cm3core.sampling": "cm3core.generation",
-    "cm3core.train": "cm3core.training",
+    "cm3core.likelihood": "cm3run.generation",
+    "cm3core.results": "cm3run.model",
+    "cm3core.sampling": "cm3run.generation",
+    "cm3core.train": "cm3run.training",
+    **{
+        f"cm3core.{name}": f"cm3run.{name}"
+        for name in (
+            *("attribution", "bank", "bank_tools", "build", "checkpoint", "evaluation"),
+            *("generation", "grey", "model", "nearness", "prepending", "processes"),
+            *("token_shards", "training", "transparency", "tuning"),
+        )
+    },
+    "cm3core.cli": "cm3apps.cli",
+    "cm3core.plugin_check": "cm3apps.plugin_check",
+    "cm3core.testing": "cm3kits",
 }
 
 
@@ -52,9 +63,10 @@ class _Forwarder(Loader):
 
 
 class MovedModules(MetaPathFinder):
-    """Finds the modules of a table under their earlier names.
+    """Finds the modules of a table under their earlier names, and the modules in them.
 
-    It comes last in `sys.meta_path`, so an existing module is never hidden.
+    It comes first in `sys.meta_path`: what Python left of a package that has moved (`__pycache__`) makes an empty
+    package of its name.
 
     Args:
         moved: earlier name -> new name.
@@ -66,9 +78,15 @@ class MovedModules(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(name, _Forwarder(self.moved[name])) if name in self.moved else None
+        earlier, rest = name, ""
+        while earlier not in self.moved:
+            earlier, dot, module = earlier.rpartition(".")
+            if not dot:
+                return None
+            rest = f".{module}{rest}"
+        return ModuleSpec(name, _Forwarder(self.moved[earlier] + rest), is_package=True)
 
 
 def serve(moved: Mapping[str, str]) -> None:
     """Make the earlier names of a table importable."""
-    sys.meta_path.append(MovedModules(moved))
+    sys.meta_path.insert(0, MovedModules(moved))

@@ -1,4 +1,4 @@
-"""Which commands `cm3` has, and the class of their parsers."""
+"""The class of the parsers of `cm3` and its commands."""
 
 from __future__ import annotations
 
@@ -7,71 +7,6 @@ import sys
 from typing import Any, NoReturn
 
 from cm3core.errors import CM3Error
-
-#: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares
-#: the two. No module: the bundled plugin provides the command (the hook `cm3_commands`); it is
-#: listed here because `cm3 --help` loads no plugin, which would take seconds.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "quickstart": ("", "train a small model on real pictures and write a report, in minutes"),
-    "train": ("cm3core.cli.train", "train a decoder from a recipe, or resume a run"),
-    "tune": (
-        "cm3core.cli.tune",
-        "tune a model on pairs of your own: whole, in part, or by adapters",
-    ),
-    "adapter": ("cm3core.cli.adapter", "merge a run's adapter into its base model"),
-    "export": (
-        "cm3core.cli.export",
-        "write a run's model as a folder to share: its weights, without the optimiser",
-    ),
-    "generate": ("cm3core.cli.generate", "generate pictures for a prompt"),
-    "caption": ("cm3core.cli.caption", "caption a picture"),
-    "infill": ("cm3core.cli.infill", "inpaint a part of a picture"),
-    "edit": ("cm3core.cli.edit", "edit a picture by an instruction"),
-    "ask": ("cm3core.cli.ask", "answer a question about a picture"),
-    "chat": ("cm3core.cli.chat", "talk with a model, with pictures in and out"),
-    "serve": ("", "a page to draw on, and a server with OpenAI's Images API"),
-    "sweep": ("cm3core.cli.sweep", "compare settings: the same prompts under each, side by side"),
-    "tokenizer": ("cm3core.cli.tokenizer", "train and evaluate text and image tokenizers"),
-    "upscale": ("cm3core.cli.upscale", "enlarge a picture"),
-    "upscaler": ("cm3core.cli.upscaler", "train and evaluate upscalers"),
-    "data": (
-        "cm3core.cli.data",
-        "inspect a data set, check every record, and encode it into token shards",
-    ),
-    "icons": ("", "build icon corpora of sets that are not bundled"),
-    "memory": (
-        "cm3core.cli.memory",
-        "build, change, check and measure memory banks for retrieval",
-    ),
-    "postgres": ("", "keep a memory in a PostgreSQL database that many models share"),
-    "provenance": (
-        "cm3core.cli.provenance",
-        "show the licences and sources of a model's data, or of what made a picture",
-    ),
-    "task": ("cm3core.cli.task", "list tasks, and show what one trains on and asks"),
-    "recipe": ("cm3core.cli.recipe", "list, show, check and compare recipes"),
-    "kinds": (
-        "cm3core.cli.kinds",
-        "list the kinds of components, and the plugins that provide them",
-    ),
-    "describe": (
-        "cm3core.cli.describe",
-        "explain a component, its keys and its recipe section; or a kind",
-    ),
-    "completion": (
-        "cm3core.cli.completion",
-        "print a shell completion script for commands, options and names",
-    ),
-    "plugin": (
-        "cm3core.cli.plugin",
-        "list plugins and their components, start a new plugin, check one",
-    ),
-    "convert": ("", "convert Chameleon's weights between Meta's files and Hugging Face's"),
-    "eval": ("", "evaluate a model by a protocol, score pictures, compare"),
-    "embedder": ("", "train a bundled embedder, and evaluate any"),
-    "bench": ("", "measure kernels, decoding, precision and retrieval"),
-    "experiment": ("", "run experiments about the method, such as what retrieval gains"),
-}
 
 
 class CommandParser(argparse.ArgumentParser):

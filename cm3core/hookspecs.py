@@ -217,6 +217,6 @@ def cm3_benchmarks() -> Mapping[str, str]:
 def cm3_models() -> Mapping[str, Path]:
     """Trained models that the plugin ships: name -> folder.
 
-    The folder is one that `cm3core.checkpoint.export_model` wrote. `cm3 generate --model
+    The folder is one that `cm3run.checkpoint.export_model` wrote. `cm3 generate --model
     PLUGIN:NAME` and `cm3core.load("PLUGIN:NAME")` open it.
     """

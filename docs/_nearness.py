@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3core.grey import without_colour
-from cm3core.model import load
-from cm3core.nearness import NEARLY_A_COPY, nearness
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
+from cm3run.grey import without_colour
+from cm3run.model import load
+from cm3run.nearness import NEARLY_A_COPY, nearness
 
 FILE = Path(__file__).parent / "figures" / "nearness.json"
 NUMBER, SIDE = 400, 64

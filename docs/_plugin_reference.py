@@ -13,7 +13,7 @@ from typing import Any, ForwardRef
 from cm3core import hookspecs, interfaces
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins import KINDS, Kind
-from cm3core.testing._laws import Contract
+from cm3kits._laws import Contract
 
 COMMAND = "python docs/_generate.py"
 PAGE = Path(__file__).parent / "plugins" / "reference.md"

@@ -21,7 +21,7 @@ import cm3core
 from cm3apps.experiments.icons.experiment import nearness_figures
 from cm3apps.quickstart.pictures import GAP, HEADER_HEIGHT, TEXT_HEIGHT, TILE
 from cm3core.images import save_png
-from cm3core.nearness import nearness
+from cm3run.nearness import nearness
 
 DOCS = Path(__file__).parent
 FILE = DOCS / "figures" / "sheets.json"

@@ -27,13 +27,20 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from typing import Any
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from profiles import use_profiles
 
 use_profiles()
+
+if TYPE_CHECKING:
+    from cm3run.model import Model
+    from throwaway_plugins import Install
 # Importing the tests and what they need leaves millions of objects that live until the end. Looking
 # through them for garbage again and again took a third of the collection's time.
 gc.disable()
@@ -79,3 +86,63 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.getbasetemp().parent / "compiled"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """The toy model."""
+    from toy_model import toy_model
+
+    return toy_model()
+
+
+@pytest.fixture
+def ranked(model, monkeypatch):
+    """The toy model with a reranker."""
+    from toy_model import Brightness
+
+    monkeypatch.setattr(model.components, "reranker", Brightness(), raising=False)
+    return model
+
+
+@pytest.fixture
+def cm3(model, monkeypatch):
+    """`cm3 ...` with the toy model behind every `--model`."""
+    from cm3apps.cli import main as cli
+
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: model)
+    return lambda *arguments: cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Write a distribution with one module and one entry point, as an installer would."""
+    from cm3core.plugins.discovery import GROUP
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules: list[str] = []
+
+    def write(
+        name: str,
+        source: str,
+        *,
+        module: str | None = None,
+        points: str | None = None,
+        version: str = "1.2",
+    ) -> None:
+        module = module or f"throwaway_{name.replace('-', '_')}"
+        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        info = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
+        (info / "entry_points.txt").write_text(
+            f"[{GROUP}]\n{points or f'{name} = {module}'}\n", encoding="utf-8"
+        )
+        modules.append(module)
+        importlib.invalidate_caches()
+
+    yield write
+    for module in modules:
+        sys.modules.pop(module, None)

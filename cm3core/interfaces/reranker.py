@@ -30,7 +30,7 @@ class Candidate:
         document: the same document, each hole filled by `Text` or `Codes`.
         decode: turns `Codes` into pixels, uint8 [height, width, 3].
         retrieved: the documents that were prepended to the request.
-        log_probability, num_tokens: see `cm3core.generation.engine.Completion`.
+        log_probability, num_tokens: see `cm3run.generation.engine.Completion`.
         seed: the completion's seed.
     """
 
@@ -90,7 +90,7 @@ class LogProbability(NamedTuple):
 class Likelihood(Protocol):
     """Asks the model how probable given contents of holes are.
 
-    `cm3core.generation.Likelihood` implements it."""
+    `cm3run.generation.Likelihood` implements it."""
 
     @property
     def max_text_tokens(self) -> int | None:

@@ -310,7 +310,7 @@ class Retriever(ABC):
         """Return the nearest document of each part of a query's picture, where it shows several things.
 
         Such a query has these in front instead of what `retrieve` finds for the whole of it: their texts with
-        the parts' boxes (`cm3core.prepending`). In the order of the parts; one document may be found for two.
+        the parts' boxes (`cm3run.prepending`). In the order of the parts; one document may be found for two.
         Empty for a query without a picture, or whose picture is best taken as one thing.
 
         Args:

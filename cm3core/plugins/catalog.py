@@ -276,10 +276,13 @@ def _classes_of(module: str) -> dict[str, ast.ClassDef]:
 
 def _source_of(module: str) -> Path | None:
     """The file of a module, which is not imported; None: there is none."""
-    package, _, name = module.rpartition(".")
-    if package == "cm3core.testing":  # importing that package needs pytest
-        return Path(__file__).parents[1] / "testing" / f"{name}.py"
+    top, *rest = module.split(".")
     try:
+        # A module inside a package would be found by importing that package, which a kit's may take pytest for
+        package = importlib.util.find_spec(top)
+        for folder in (package.submodule_search_locations or ()) if package and rest else ():
+            if (path := Path(folder, *rest).with_suffix(".py")).is_file():
+                return path
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None

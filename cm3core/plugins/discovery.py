@@ -2,7 +2,7 @@
 
 Imports no torch. Two of the four phases happen here. Discover: entry points of the group
 `cm3core.plugins`, and files given by `--plugin`. Describe: each plugin's hooks are asked, first for the
-kinds that it brings, then for its config classes. Composing (`cm3core.recipe`) and building (`cm3core.build`) follow.
+kinds that it brings, then for its config classes. Composing (`cm3core.recipe`) and building (`cm3run.build`) follow.
 
 pluggy's `load_setuptools_entrypoints` is not used: one broken plugin would end the program, and a
 second one of the same name is silently dropped. Here each entry point is loaded separately. One

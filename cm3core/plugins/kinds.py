@@ -5,9 +5,9 @@ Recipes, plugins, their checks, commands and completion know a kind only by its 
 
 A new kind that training or generation needs has
 
-- its interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; its kit in cm3core/testing/KIND.py, with at
+- its interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; its kit in plugins/cm3kits/KIND.py, with at
   least three laws; its hook in cm3core/hookspecs.py; its row below, in the order of `cm3 recipe show`;
-- a property of `Components` in cm3core/build.py where it is a part of a model, and its name in `NEEDED` there if nothing
+- a property of `Components` in plugins/cm3run/build.py where it is a part of a model, and its name in `NEEDED` there if nothing
   works without it; a line in cm3core/recipe/kind_sections.py, for mypy;
 - forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
 
@@ -29,119 +29,119 @@ _ROWS = (
         "cm3_text_tokenizers",
         base.TextTokenizerConfig,
         "TextTokenizer",
-        "cm3core.testing.text_tokenizer:TextTokenizerContract",
+        "cm3kits.text_tokenizer:TextTokenizerContract",
         "text tokenizer",
     ),
     Kind(
         "cm3_image_tokenizers",
         base.ImageTokenizerConfig,
         "ImageTokenizer",
-        "cm3core.testing.image_tokenizer:ImageTokenizerContract",
+        "cm3kits.image_tokenizer:ImageTokenizerContract",
         "image tokenizer",
     ),
     Kind(
         "cm3_layouts",
         base.LayoutConfig,
         "Layout",
-        "cm3core.testing.layout:LayoutContract",
+        "cm3kits.layout:LayoutContract",
         "layout",
     ),
     Kind(
         "cm3_embedders",
         base.EmbedderConfig,
         "Embedder",
-        "cm3core.testing.embedder:EmbedderContract",
+        "cm3kits.embedder:EmbedderContract",
         "embedder",
     ),
     Kind(
         "cm3_retrievers",
         base.RetrieverConfig,
         "Retriever",
-        "cm3core.testing.retriever:RetrieverContract",
+        "cm3kits.retriever:RetrieverContract",
         "retriever",
     ),
     Kind(
         "cm3_objectives",
         base.ObjectiveConfig,
         "MaskingObjective",
-        "cm3core.testing.objective:ObjectiveContract",
+        "cm3kits.objective:ObjectiveContract",
         "masking objective",
     ),
     Kind(
         "cm3_decoders",
         base.DecoderConfig,
         "Decoder",
-        "cm3core.testing.decoder:DecoderContract",
+        "cm3kits.decoder:DecoderContract",
         "decoder",
     ),
     Kind(
         "cm3_attention_backends",
         base.AttentionConfig,
         "AttentionBackend",
-        "cm3core.testing.attention:AttentionContract",
+        "cm3kits.attention:AttentionContract",
         "attention backend",
     ),
     Kind(
         "cm3_samplers",
         base.SamplerConfig,
         "Sampler",
-        "cm3core.testing.sampler:SamplerContract",
+        "cm3kits.sampler:SamplerContract",
         "sampler",
     ),
     Kind(
         "cm3_rerankers",
         base.RerankerConfig,
         "Reranker",
-        "cm3core.testing.reranker:RerankerContract",
+        "cm3kits.reranker:RerankerContract",
         "reranker",
     ),
     Kind(
         "cm3_upscalers",
         base.UpscalerConfig,
         "Upscaler",
-        "cm3core.testing.upscaler:UpscalerContract",
+        "cm3kits.upscaler:UpscalerContract",
         "upscaler",
     ),
     Kind(
         "cm3_datasets",
         base.DocumentSourceConfig,
         "DocumentSource",
-        "cm3core.testing.dataset:DocumentSourceContract",
+        "cm3kits.dataset:DocumentSourceContract",
         "data set",
     ),
     Kind(
         "cm3_extractors",
         base.ExtractorConfig,
         "Extractor",
-        "cm3core.testing.extractor:ExtractorContract",
+        "cm3kits.extractor:ExtractorContract",
         "extractor",
     ),
     Kind(
         "cm3_metrics",
         base.MetricConfig,
         "Metric",
-        "cm3core.testing.metric:MetricContract",
+        "cm3kits.metric:MetricContract",
         "metric",
     ),
     Kind(
         "cm3_tasks",
         base.TaskConfig,
         "Task",
-        "cm3core.testing.task:TaskContract",
+        "cm3kits.task:TaskContract",
         "task",
     ),
     Kind(
         "cm3_conditions",
         base.ConditionConfig,
         "Condition",
-        "cm3core.testing.condition:ConditionContract",
+        "cm3kits.condition:ConditionContract",
         "condition",
     ),
     Kind(
         "cm3_trackers",
         base.TrackerConfig,
         "Tracker",
-        "cm3core.testing.tracker:TrackerContract",
+        "cm3kits.tracker:TrackerContract",
         "tracker",
         key="train.trackers",
     ),

@@ -69,8 +69,8 @@ class Ours:
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
         import cm3core
-        from cm3core.generation.engine import Engine
-        from cm3core.model.loaded import sampler_of
+        from cm3run.generation.engine import Engine
+        from cm3run.model.loaded import sampler_of
 
         model = cm3core.load(folder / "own", device="cpu")
         parts = model.components
@@ -85,7 +85,7 @@ class Ours:
         )
 
     def _rate(self, document: Any, number: int) -> float:
-        from cm3core.generation.engine import Request, TokensDrawn
+        from cm3run.generation.engine import Request, TokensDrawn
 
         session = self.engine.open()
         session.submit(Request(document, seed=SEED))

@@ -1,4 +1,4 @@
-"""No module imports itself by way of others, in none of the four packages.
+"""No module imports itself by way of others, in none of the packages.
 
 Every import counts: those inside functions, those for annotations (`if TYPE_CHECKING:`), and those
 of a package's `__init__`. A circle means that none of its files can be read without the others.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import grimp
 import pytest
 
-PACKAGES = ("cm3core", "cm3plugins", "cm3apps", "cm3kernels")
+from source_packages import PACKAGES
 
 
 def circles(modules: Iterable[str], imported_by: Callable[[str], Iterable[str]]) -> list[list[str]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from source_packages import ALL
+
 ROOT = Path(__file__).parents[2]
 #: Where the committed text lies (a source distribution has no git to ask).
 PLACES = (
@@ -78,11 +80,10 @@ def test_the_search_for_paths_finds_them() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     """A module's first statement is its docstring; an empty `__init__.py` has nothing to say."""
-    folders = ("cm3core", "plugins/cm3plugins", "plugins/cm3apps", "kernels/cm3kernels")
     sources = {
         path: path.read_text(encoding="utf-8").lstrip()
-        for folder in folders
-        for path in (ROOT / folder).rglob("*.py")
+        for folder in ALL.values()
+        for path in folder.rglob("*.py")
     }
     assert [
         path.relative_to(ROOT)

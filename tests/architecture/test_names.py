@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 from cm3core.plugins import KINDS, load_registry
+from source_packages import PACKAGES
 
-ROOT = Path(__file__).parents[2]
-#: Tools that write or test components of their own.
-LEFT_OUT = ("_scaffold", "testing")
+#: What knows components by their kinds only: packages whole, and the folders of the command.
+PLACES = ("cm3core", "cm3run", "cm3apps/cli", "cm3apps/plugin_check")
 #: (file, text) -> what the text means there; it is no component's name.
 OTHER_MEANINGS = {
     ("cli/_completion.py", "cm3"): "the program",
@@ -23,9 +22,9 @@ OTHER_MEANINGS = {
     ("cli/chat.py", "conversations"): "what a model is tuned for",
     ("cli/edit.py", "edit"): "the command",
     ("cli/task.py", "structure"): "a method of a model",
-    ("commands.py", "caption"): "a command",
-    ("commands.py", "chat"): "a command",
-    ("commands.py", "edit"): "a command",
+    ("cli/commands.py", "caption"): "a command",
+    ("cli/commands.py", "chat"): "a command",
+    ("cli/commands.py", "edit"): "a command",
     ("interfaces/dataset.py", "caption"): "a field of records",
     ("interfaces/task.py", "caption"): "a method of a model",
     ("interfaces/task.py", "edit"): "a method of a model",
@@ -39,7 +38,7 @@ OTHER_MEANINGS = {
     ("model/writing.py", "caption"): "a method of a model",
     ("user_folders.py", "cm3leon"): "the distribution's cache folder",
     ("plugin_check/targets.py", "cm3leon"): "the distribution",
-    ("commands.py", "icons"): "a plugin's command, in the table of --help",
+    ("cli/commands.py", "icons"): "a plugin's command, in the table of --help",
     ("config/overrides.py", "top_p"): "a sampler's key",
     ("generation/__init__.py", "likelihood"): "a module",
     ("interfaces/sampler.py", "none"): "which texts are hidden",
@@ -86,11 +85,12 @@ def bundled() -> frozenset[str]:
 
 
 def test_the_core_names_no_component() -> None:
-    core, names = ROOT / "cm3core", bundled()
+    names = bundled()
     found = {
-        (path.relative_to(core).as_posix(), text)
-        for path in core.rglob("*.py")
-        if path.relative_to(core).parts[0] not in LEFT_OUT
+        (path.relative_to(folder).as_posix(), text)
+        for place in PLACES
+        for folder in [PACKAGES[place.partition("/")[0]]]
+        for path in (folder.parent / place).rglob("*.py")
         for text in named(path.read_text(encoding="utf-8"), names)
     }
     assert sorted(found - OTHER_MEANINGS.keys()) == []

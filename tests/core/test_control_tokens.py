@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 import ul2_plugin
-from cm3core.checkpoint import latest_checkpoint
 from cm3core.document import NO_CELL, MaskedSequence, Text, TextHole
 from cm3core.errors import CheckpointError, DocumentError
-from cm3core.generation.engine import Engine, Request
-from cm3core.model import Model
-from cm3core.model.model import load
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.sequence import prefixed, unmask
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing.objective import ObjectiveContract
-from cm3core.training import train
+from cm3kits.objective import ObjectiveContract
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from cm3run.checkpoint import latest_checkpoint
+from cm3run.generation.engine import Engine, Request
+from cm3run.model import Model
+from cm3run.model.model import load
+from cm3run.training import train
 from engine_parts import GRID, REQUESTS, VOCABULARY, WARM, LetterTokenizer
 from ul2_plugin import UL2Config
 

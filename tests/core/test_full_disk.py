@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from bank_parts import source, tools
 from built_banks import built, contents
-from cm3core.bank import MemoryBank, add_documents, merge_banks, remove_documents
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
 from cm3core.npy import load_array, save_array
-from cm3core.training.code_cache import sharded_rows
+from cm3run.bank import MemoryBank, add_documents, merge_banks, remove_documents
+from cm3run.training.code_cache import sharded_rows
 from small_disk import leave_room, small_disk
 from squares import PARTS
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cm3apps.cli.main import main
 from cm3core import machine_memory
-from cm3core.cli.main import main
 from cm3core.errors import DeviceError
 from cm3core.machine_memory import (
     MachineMemory,
@@ -100,7 +100,7 @@ def test_refused_memory_is_an_error_with_a_next_step(
     def fail(_: object) -> int:
         raise error
 
-    monkeypatch.setattr("cm3core.cli.main._run", fail)
+    monkeypatch.setattr("cm3apps.cli.main._run", fail)
     assert main(["kinds"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: memory: there is not enough of it (")

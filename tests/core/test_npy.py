@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core.bank.mapping import map_array
 from cm3core.npy import load_array
+from cm3run.bank.mapping import map_array
 
 START = "{'descr': '<f4', 'fortran_order': False, 'shape': "
 HEADERS = {

@@ -23,7 +23,7 @@ import pytest
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "stability.md"
 SNAPSHOT = Path(__file__).parent / "public_api.txt"
 COMMAND = "python tests/core/test_public_api.py"
-OURS = ("cm3core", "cm3plugins", "cm3apps")
+OURS = ("cm3core", "cm3run", "cm3kits", "cm3plugins", "cm3apps")
 
 
 def public_names(page: str) -> dict[str, list[str]]:

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from cm3core._unfinished import SUFFIX, remove_unfinished, temporary_folder
-from cm3core.checkpoint.writing import new_folder, remove_leftovers
 from cm3core.files import atomic_path, write_text
+from cm3run.checkpoint.writing import new_folder, remove_leftovers
 
 WRITER = """
 import sys
 from pathlib import Path
-from cm3core.checkpoint.writing import new_folder
+from cm3run.checkpoint.writing import new_folder
 from cm3core.files import atomic_path
 folder = Path(sys.argv[1])
 print("ready", flush=True)

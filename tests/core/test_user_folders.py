@@ -11,7 +11,7 @@ import pytest
 from cm3core._unfinished import SUFFIX
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import cache_directory, cache_folder, user_path
-from cm3core.training.code_cache import sharded_rows
+from cm3run.training.code_cache import sharded_rows
 
 
 def left_by_a_kill(folder: Path) -> Path:

@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "adding-a-kind.md"
 EXAMPLE = ROOT / "examples" / "plugins" / "cm3-watermark"
 #: Runs `cm3` several times in one process; a line ends what each prints.
 MANY = """import shlex, sys
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 for line in sys.stdin.read().splitlines():
     code = main(shlex.split(line))
     print(f"## {code}", flush=True)

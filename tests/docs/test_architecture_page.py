@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-import tomllib
+import runpy
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+
+import pytest
+
+from source_packages import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PICTURE = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-CONTRACTS: list[dict[str, Any]] = SETTINGS["importlinter"]["contracts"]
-(LAYERS,) = [
-    [layer.split(" | ") for layer in contract["layers"]]
-    for contract in CONTRACTS
-    if contract["type"] == "layers" and contract["containers"] == ["cm3core"]
-]
+_architecture = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "_architecture.py")))
+CONTRACTS = _architecture.contracts()
+FLOORS = {
+    "Floors of the core": "cm3core",
+    "Floors of the engine": "cm3run",
+}
 
 
 def first_cells(heading: str) -> list[str]:
@@ -25,14 +28,16 @@ def first_cells(heading: str) -> list[str]:
     return re.findall(r"^\| (.*?) \|", part, re.MULTILINE)[2:]
 
 
-def test_the_floors_are_the_contracts_layers() -> None:
-    rows = [re.findall(r"`(\w+)`", cell) for cell in first_cells("Floors of the core")]
-    assert rows == LAYERS
+@pytest.mark.parametrize("heading", FLOORS)
+def test_the_floors_are_the_contracts_layers(heading: str) -> None:
+    rows = [re.findall(r"`(\w+)`", cell) for cell in first_cells(heading)]
+    assert rows == [
+        layer.split(" | ") for layer in _architecture.floors(CONTRACTS, FLOORS[heading])
+    ]
 
 
-def test_the_picture_has_the_same_floors() -> None:
-    names = re.findall(r'<text class="name"[^>]*>([^<]*)</text>', PICTURE)
-    assert [name.split(" | ") for name in names] == LAYERS
+def test_the_picture_is_drawn_from_the_contracts() -> None:
+    assert _architecture.drawn(CONTRACTS) == PICTURE, "run `python docs/_architecture.py`"
     assert "prefers-color-scheme: dark" in PICTURE
 
 
@@ -42,12 +47,10 @@ def test_every_contract_is_named() -> None:
 
 
 def test_every_path_is_there() -> None:
-    named = re.findall(r"`((?:cm3core|tests)/[\w/.]+)`", PAGE)
+    named = re.findall(r"`((?:cm3core|plugins|tests)/[\w/.]+)`", PAGE)
     assert len(named) > 10
     assert [path for path in named if not (ROOT / path).exists()] == []
-    packages = {"cm3core", "plugins/cm3plugins", "plugins/cm3apps", "kernels/cm3kernels"}
-    assert set(SETTINGS["hatch"]["build"]["targets"]["wheel"]["packages"]) == packages
-    assert all(f"| `{Path(package).name}` |" in PAGE for package in packages)
+    assert all(f"| `{package}` |" in PAGE for package in PACKAGES)
 
 
 def test_every_kind_of_bundled_component_is_independent() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3plugins import cm3_datasets
 from cm3plugins.datasets import file_source, webdataset
 from cm3plugins.datasets.file_source import FileSourceConfig

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import cm3core
-from cm3core.cli._failures import plugin_failure
+from cm3apps.cli._failures import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
@@ -26,24 +25,24 @@ from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.missing import MissingComponent
-from cm3core.testing.sampler import SamplerContract
-from cm3core.testing.text_tokenizer import TextTokenizerContract
+from cm3kits.sampler import SamplerContract
+from cm3kits.text_tokenizer import TextTokenizerContract
+from source_packages import PACKAGES
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "check.md"
-CORE = Path(cm3core.__file__).parent
 MODULES = tuple(
-    CORE / name
-    for name in (
-        "plugins/discovery.py",
-        "plugins/registry.py",
-        "plugins/lookup.py",
-        "plugins/describe.py",
-        "config/schema.py",
-        "recipe/merge.py",
-        "recipe/choosing.py",
-        "recipe/resolve.py",
-        "recipe/values.py",
-        "testing/_laws.py",
+    folder / name
+    for folder, name in (
+        (PACKAGES["cm3core"], "plugins/discovery.py"),
+        (PACKAGES["cm3core"], "plugins/registry.py"),
+        (PACKAGES["cm3core"], "plugins/lookup.py"),
+        (PACKAGES["cm3core"], "plugins/describe.py"),
+        (PACKAGES["cm3core"], "config/schema.py"),
+        (PACKAGES["cm3core"], "recipe/merge.py"),
+        (PACKAGES["cm3core"], "recipe/choosing.py"),
+        (PACKAGES["cm3core"], "recipe/resolve.py"),
+        (PACKAGES["cm3core"], "recipe/values.py"),
+        (PACKAGES["cm3kits"], "_laws.py"),
     )
 )
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.

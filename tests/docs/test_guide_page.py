@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide.md"
 

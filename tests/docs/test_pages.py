@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from few_icons import few_icons_in_memory
 
 ROOT = Path(__file__).parents[2]

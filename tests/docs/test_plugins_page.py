@@ -68,7 +68,7 @@ def block_with(command: str, blocks: list[Any]) -> Any:
 def test_the_package_is_a_plugin(package: Path, read_blocks: Callable[[Path], list[Any]]) -> None:
     block = block_with("cm3 plugin list", read_blocks(PAGE))
     listing, check = (
-        run(package, "-m", "cm3core.cli.main", *shlex.split(command)[1:])
+        run(package, "-m", "cm3apps.cli.main", *shlex.split(command)[1:])
         for command in block.commands[:2]
     )
     assert "nibble 0.1  loaded\n  text_tokenizer: nibble\n" in listing
@@ -87,7 +87,7 @@ def test_the_kit_finds_a_tokenizer_that_loses_text(
     """The page's own tokenizer, broken as the page says: a kit that passes everything would prove
     nothing."""
     (package / "test_broken.py").write_text(
-        "from cm3core.testing.text_tokenizer import TextTokenizerContract\nfrom cm3_nibble "
+        "from cm3kits.text_tokenizer import TextTokenizerContract\nfrom cm3_nibble "
         "import NibbleTokenizerConfig\n"
         "from cm3_nibble.tokenizer import NibbleTokenizer\n\n\nclass Lossy(NibbleTokenizer):\n"
         "    def _encode(self, text):\n        return super()._encode(text.strip())\n\n\n"
@@ -115,7 +115,7 @@ def test_the_check_prints_what_the_page_says(
     blocks = read_blocks(PAGE)
     index = blocks.index(block_with("cm3 plugin check nibble", blocks))
     shown = run(
-        package, "-m", "cm3core.cli.main", "plugin", "check", "nibble", "--max-examples", "5"
+        package, "-m", "cm3apps.cli.main", "plugin", "check", "nibble", "--max-examples", "5"
     )
     lines = shown.splitlines()
     for line in blocks[index + 1].text.splitlines():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from cm3apps.cli.main import COMMANDS
 from cm3core import hookspecs, interfaces
-from cm3core.cli.main import COMMANDS
 from cm3core.plugins import KINDS, load_registry
 from cm3core.recipe import library
 from cm3core.recipe.sections import FIXED_SECTIONS
@@ -66,9 +66,9 @@ def test_every_kind_is_documented_and_its_row_is_true(kind: str) -> None:
 
 
 def assert_kit_exists(kit: str) -> None:
-    """`module.Class` of cm3core.testing; read, because importing some kits takes seconds."""
+    """`module.Class` of cm3kits; read, because importing some kits takes seconds."""
     module, name = kit.strip("`").split(".")
-    assert f"class {name}(" in (ROOT / "cm3core" / "testing" / f"{module}.py").read_text(
+    assert f"class {name}(" in (ROOT / "plugins" / "cm3kits" / f"{module}.py").read_text(
         encoding="utf-8"
     )
 

@@ -30,7 +30,7 @@ def main() -> int:
 
     command = None
     if options.model is not None:
-        cm3 = [sys.executable, "-m", "cm3core.cli.main"]
+        cm3 = [sys.executable, "-m", "cm3apps.cli.main"]
         command = [*cm3, "serve", "--model", options.model, "--port", "0", "--quiet"]
     failed = False
     with victim(command=command) as server:

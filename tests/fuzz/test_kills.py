@@ -72,7 +72,7 @@ def test_kills_of_long_commands_lose_nothing(prepared: Prepared, tmp_path: Path)
 PROGRAM = """
 import json, random
 from pathlib import Path
-import cm3core.cli.main
+import cm3apps.cli.main
 from fuzzing.killing import disturb
 from fuzzing.writers import Writer
 
@@ -98,7 +98,7 @@ def careless(arguments):
         file.write(" 3]" if before and "other" in arguments else " 2]")
     return 0
 
-cm3core.cli.main.main = careless
+cm3apps.cli.main.main = careless
 result = {{}}
 for name in ("careless", "strict", "other"):
     root = Path({root!r}) / name

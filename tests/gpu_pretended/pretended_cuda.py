@@ -68,7 +68,7 @@ FREE = frozenset(
 WAITING = frozenset(["nonzero", "masked_select", "unique2", "_unique2", "bincount"])
 #: What the host reads of tensors on the device.
 READ = {torch.bool: True, "integer": 0, "floating": 0.0}
-PACKAGES = ("cm3core", "cm3plugins", "cm3kernels", "cm3apps")
+PACKAGES = ("cm3core", "cm3run", "cm3plugins", "cm3kernels", "cm3apps")
 
 
 @dataclass

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from source_packages import PACKAGES
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "examples" / "plugins").glob("*/pyproject.toml"))
 NAMES = [folder.name for folder in FOLDERS]
@@ -68,11 +70,7 @@ def ours_in(source: str) -> list[tuple[str, str]]:
             found += [(node.module, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             found += [(alias.name, "") for alias in node.names]
-    return [
-        (module, name)
-        for module, name in found
-        if module.partition(".")[0] in ("cm3core", "cm3plugins", "cm3kernels")
-    ]
+    return [(module, name) for module, name in found if module.partition(".")[0] in PACKAGES]
 
 
 def public_names() -> dict[str, set[str]]:
@@ -158,14 +156,14 @@ def test_an_example_imports_only_what_is_public(folder: Path) -> None:
 def test_private_imports_are_seen() -> None:
     source = (
         "from cm3plugins.samplers.planned import PlannedSampler\nimport "
-        "cm3core.training.sequences\nimport torch\n"
+        "cm3run.training.sequences\nimport torch\n"
         "def f():\n    from cm3core.files import atomic_path, _secret\n"
     )
     found = ours_in(source)
     assert sorted(found) == [
         ("cm3core.files", "_secret"),
         ("cm3core.files", "atomic_path"),
-        ("cm3core.training.sequences", ""),
+        ("cm3run.training.sequences", ""),
         ("cm3plugins.samplers.planned", "PlannedSampler"),
     ]
     public = public_names()
@@ -246,7 +244,7 @@ def test_what_their_readmes_show_works(
     assert len(commands) >= 2 * len(names)
     script = (
         "import json, shlex, sys\nsys.path.append(sys.argv[2])\n"
-        "from cm3core.cli.main import main\nfrom few_icons import few_icons_in_memory\n"
+        "from cm3apps.cli.main import main\nfrom few_icons import few_icons_in_memory\n"
         "with few_icons_in_memory():\n"
         "    for command in json.loads(sys.argv[1]):\n        print('$', command)\n"
         "        if main(shlex.split(command)[1:]):\n            sys.exit(1)\n"

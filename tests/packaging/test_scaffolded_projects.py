@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core._scaffold import template_kinds
+from cm3apps.scaffold import template_kinds
 from cm3core.images import save_png
 from cm3core.recipe.recipe import MEASURING
 
@@ -36,7 +36,7 @@ def pytest_collection_finish():
 #: Runs `cm3` several times in one process (importing torch takes longer than most of them); a line
 #: ends what each prints.
 MANY = """import shlex, sys
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 for line in sys.stdin.read().splitlines():
     code = main(shlex.split(line))
     print(f"## {code} {line}", flush=True)

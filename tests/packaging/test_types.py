@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from source_packages import PACKAGES
+
 #: A plugin with a component of several kinds, a command and a model.
 PLUGIN = """\
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cm3core.cli import add_overrides, registry_of
+from cm3apps.cli import add_overrides, registry_of
 from cm3core.document import Document, PixelArray, Text
 from cm3core.errors import CM3Error, MissingPackageError, RecipeError, TokenizerError, close_match
 from cm3core.files import write_text
@@ -235,7 +237,7 @@ from cm3core.images import fit, grid, open_image, save_png
 from cm3core.interfaces import Sampler, SamplerConfig
 from cm3core.plugins import load_registry, plugin_versions
 from cm3core.recipe import Recipe, compose, list_recipes
-from cm3core.testing.sampler import SamplerContract
+from cm3kits.sampler import SamplerContract
 from my_plugin import GreedyConfig, Nibble, NibbleConfig
 
 model: cm3core.Model = cm3core.load("bundled:emoji64", num_threads=1)
@@ -338,9 +340,7 @@ def mypy_says(clean: Path, project: Path, mypy: list[str]) -> Callable[[str], li
 
 def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        assert {
-            f"{package}/py.typed" for package in ("cm3core", "cm3plugins", "cm3kernels")
-        } <= set(archive.namelist())
+        assert {f"{package}/py.typed" for package in PACKAGES} <= set(archive.namelist())
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from source_packages import PACKAGES
+
 ROOT = Path(__file__).parents[2]
 ASSETS = {
     "cm3plugins/datasets/emoji/assets/ATTRIBUTION.md",
@@ -36,15 +38,11 @@ def test_the_wheel_holds_what_is_needed(wheel: Path) -> None:
     }
     assert recipes <= names
     assert names >= ASSETS
-    assert {f"{package}/py.typed" for package in ("cm3core", "cm3plugins", "cm3kernels")} <= names
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
     sources = {
-        path.relative_to(ROOT / folder).as_posix()
-        for folder, package in (
-            (".", "cm3core"),
-            ("plugins", "cm3plugins"),
-            ("kernels", "cm3kernels"),
-        )
-        for path in (ROOT / folder / package).rglob("*.py")
+        path.relative_to(folder.parent).as_posix()
+        for folder in PACKAGES.values()
+        for path in folder.rglob("*.py")
     }
     assert sources <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -55,12 +53,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     assert len(names) == len(set(names))
     top = {name.split("/")[0] for name in names}
-    assert {name for name in top if not name.endswith(".dist-info")} == {
-        "cm3apps",
-        "cm3core",
-        "cm3plugins",
-        "cm3kernels",
-    }
+    assert {name for name in top if not name.endswith(".dist-info")} == set(PACKAGES)
     parts = {part for name in names for part in Path(name).parts}
     assert not parts & {"tests", "docs", "bench", "__pycache__"}
     assert not [name for name in names if name.endswith((".pyc", ".pem", ".log"))]
@@ -78,7 +71,7 @@ def test_the_installed_package_is_the_one_that_runs(clean: Path, run: Callable[.
 
 def test_recipes_are_those_of_the_checkout(clean: Path, run: Callable[..., str]) -> None:
     script = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from cm3core.cli.main import main; from "
+        "import sys; sys.path[:0] = sys.argv[1:]; from cm3apps.cli.main import main; from "
         "cm3core.recipe import library; "
         "library.recipes_directory = lambda: __import__('pathlib').Path(sys.argv[1], 'recipes'); "
         "main(['recipe', 'list'])"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3plugins.image_tokenizers.public.model import PublicVQ
 from cm3plugins.image_tokenizers.public.names import Sizes
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture

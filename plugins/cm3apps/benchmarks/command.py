@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3apps.benchmarks import metrics, precision, shards
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
-from cm3core.cli import registry_of, whole_number
+from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 EXAMPLE = """examples:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import whole_number
+from cm3apps.cli import whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,8 +132,8 @@ def _feed(metric: Metric, num: int, dimension: int) -> float:
 
     import numpy as np
 
-    from cm3core.evaluation.features import CHUNK
     from cm3core.interfaces.metric import MetricBatch
+    from cm3run.evaluation.features import CHUNK
 
     drawing = 0.0
     for seed, name in enumerate(("features", "reference_features")):

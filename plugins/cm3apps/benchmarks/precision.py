@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import (
+from cm3apps.cli import (
     add_device,
     add_trust,
     registry_of,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cm3core.document import TokenSequence
     from cm3core.interfaces import InferenceDecoder
-    from cm3core.model import Model
+    from cm3run.model import Model
 
 HELP = "how fewer bits in a model's weights change its predictions"
 EXAMPLE = """examples:
@@ -98,7 +98,7 @@ def run(args: Namespace) -> int:
     from dataclasses import asdict
 
     from cm3core.files import check_writable, write_text
-    from cm3core.model import load
+    from cm3run.model import load
 
     if args.out is not None:
         check_writable(args.out)
@@ -143,7 +143,7 @@ def run(args: Namespace) -> int:
 def sequences(model: Model, split: str | None, number: int) -> list[TokenSequence]:
     """Documents spread evenly over the model's data set, in the form that it was trained on:
     pictures as codes, nothing prepended."""
-    from cm3core.training.validation import spread
+    from cm3run.training.validation import spread
 
     source = model.components.source if split is None else model.components.split(split)
     documents = [source.document(index) for index in spread(len(source), number)]

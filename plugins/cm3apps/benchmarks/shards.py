@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cm3core.cli import whole_number
+from cm3apps.cli import whole_number
 
 HELP = "documents a second from token shards, beside the webdataset package"
 EXAMPLE = """examples:
@@ -181,10 +181,10 @@ def write_shards(folder: Path, num: int, codes: int) -> None:
     from cm3core.document import Codes, Text
     from cm3core.files import sha256_file
     from cm3core.interfaces.dataset import Provenance
-    from cm3core.token_shards import Manifest, ShardInfo, SplitInfo, TokenizerInfo
-    from cm3core.token_shards.record import written
-    from cm3core.token_shards.tar import write_tar
     from cm3plugins.text_tokenizers.byte import ByteTokenizer
+    from cm3run.token_shards import Manifest, ShardInfo, SplitInfo, TokenizerInfo
+    from cm3run.token_shards.record import written
+    from cm3run.token_shards.tar import write_tar
 
     rng, tokenizer = np.random.default_rng(_SEED), ByteTokenizer()
     grid, provenance = (1, codes), Provenance("CC0-1.0", "https://example.org/pictures")

@@ -17,9 +17,9 @@ from cm3plugins.image_tokenizers.public.names import sizes_of, tamings
 from cm3plugins.trained.tensor_files import open_tensors
 
 if TYPE_CHECKING:
-    from cm3core.checkpoint.tensors import LazyTensor
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3run.checkpoint.tensors import LazyTensor
 
 #: Files of the two tokenizers, in the order in which they are looked for.
 TEXT_FILES, IMAGE_FILE = ("text_tokenizer.json", "tokenizer.json"), "vqgan.ckpt"
@@ -158,15 +158,15 @@ def write_folder(
         weights: the decoder's tensors.
         text_file: of the text tokenizer; None: it needs none.
         image_file: of the image tokenizer.
-        tasks: see `cm3core.checkpoint.tasks.tasks_of`. None: it was tuned for none.
+        tasks: see `cm3run.checkpoint.tasks.tasks_of`. None: it was tuned for none.
 
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
-    from cm3core.build import image_tokenizer_of
-    from cm3core.checkpoint.state import CheckpointState
-    from cm3core.checkpoint.writing import write_model
     from cm3core.sequence.of_recipe import layout_of
+    from cm3run.build import image_tokenizer_of
+    from cm3run.checkpoint.state import CheckpointState
+    from cm3run.checkpoint.writing import write_model
 
     recipe.check()
     assert recipe.text_tokenizer is not None

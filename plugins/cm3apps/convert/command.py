@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import whole_number
+from cm3apps.cli import whole_number
 from cm3core.errors import CheckpointError, CM3Error
 
 if TYPE_CHECKING:

@@ -164,7 +164,7 @@ def write_emu3(
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
-    from cm3core.checkpoint.tensors import write_tensors
+    from cm3run.checkpoint.tensors import write_tensors
 
     registry = load_registry()
     kind, text_file = _text_file(tokenizers)

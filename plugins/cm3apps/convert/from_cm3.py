@@ -12,14 +12,14 @@ from cm3apps.convert.facts import Facts
 from cm3apps.convert.hugging_face import lazy_of
 from cm3apps.convert.model import ModelFiles, check_names
 from cm3apps.convert.names import parts
-from cm3core.checkpoint import find_checkpoint
-from cm3core.checkpoint.adapters import is_adapter
-from cm3core.checkpoint.layout import RECIPE, TOKENIZER, WEIGHTS, shards_of
-from cm3core.checkpoint.opening import read_recipe
 from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import load_registry
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.trained.tensor_files import open_tensors
+from cm3run.checkpoint import find_checkpoint
+from cm3run.checkpoint.adapters import is_adapter
+from cm3run.checkpoint.layout import RECIPE, TOKENIZER, WEIGHTS, shards_of
+from cm3run.checkpoint.opening import read_recipe
 
 #: The text tokenizer's file in its folder, of `hf`.
 TEXT_TOKENIZER = "tokenizer.json"

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import (
+from cm3apps.cli import (
     add_device,
     add_overrides,
     registry_of,
@@ -110,7 +110,7 @@ def _train(args: Namespace) -> int:
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3core.cli._dataset import composed
+    from cm3apps.cli._dataset import composed
     from cm3core.devices import choose_device
     from cm3core.files import write_text
 

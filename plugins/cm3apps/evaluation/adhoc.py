@@ -10,22 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cm3apps.cli._earlier_pictures import beside_pictures
 from cm3apps.evaluation.measured import needed
-from cm3core.cli._earlier_pictures import beside_pictures
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
-from cm3core.evaluation.features import CHUNK, features_in_chunks
-from cm3core.evaluation.protocol import (
-    measured_name,
-    measurement_hash,
-    score_configs,
-    sha256_of,
-)
 from cm3core.files import sha256_file
 from cm3core.images import open_image
 from cm3core.interfaces import Metric, MetricBatch
 from cm3core.progress import make_bar
 from cm3core.recipe.yaml_text import value_of
+from cm3run.evaluation.features import CHUNK, features_in_chunks
+from cm3run.evaluation.protocol import (
+    measured_name,
+    measurement_hash,
+    score_configs,
+    sha256_of,
+)
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SUFFIXES = (".png", *_LOSSY)

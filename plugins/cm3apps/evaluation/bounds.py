@@ -11,9 +11,9 @@ import numpy as np
 from cm3apps.evaluation.made import Made
 from cm3core.document import Codes, Document, Image, PixelArray
 from cm3core.errors import DataError
-from cm3core.evaluation.features import Load
 from cm3core.images import fit
-from cm3core.model import Model
+from cm3run.evaluation.features import Load
+from cm3run.model import Model
 
 REAL, RECONSTRUCTED, COPIED = "real", "reconstructed", "copied"
 _BATCH = 64

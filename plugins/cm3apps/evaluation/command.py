@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3apps.cli import registry_of
 from cm3apps.evaluation.card import command as card
 from cm3apps.evaluation.run_options import run_options
-from cm3core.cli import registry_of
 from cm3core.errors import CM3Error
 
 EXAMPLE = """examples:
@@ -166,7 +166,7 @@ def _run(args: Namespace) -> int:
     from cm3apps.evaluation.reading import lines
     from cm3apps.evaluation.shipped import find_protocol
     from cm3apps.evaluation.tasks import open_task
-    from cm3core.model import load
+    from cm3run.model import load
 
     wanted = 1 if args.pictures else 2
     if len(args.names) != wanted:
@@ -287,7 +287,7 @@ def _table(args: Namespace) -> int:
 def _protocols(args: Namespace) -> int:
     from cm3apps.evaluation.reading import aligned
     from cm3apps.evaluation.shipped import find_protocol, shipped
-    from cm3core.evaluation.protocol import SHOWN
+    from cm3run.evaluation.protocol import SHOWN
 
     found = [find_protocol(name) for name in shipped()]
     print("\n".join(aligned([(one.name, one.sha256[:SHOWN], one.title) for one in found])))

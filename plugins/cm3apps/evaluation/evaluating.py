@@ -30,17 +30,17 @@ from cm3apps.evaluation.tasks.base import Task
 from cm3core._version import DISTRIBUTION
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DataError, MissingPackageError
-from cm3core.evaluation.features import picture_hash
-from cm3core.evaluation.protocol import (
+from cm3core.files import check_links, held_folder, write_text
+from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
+from cm3core.plugins.registry import Registry
+from cm3run.evaluation.features import picture_hash
+from cm3run.evaluation.protocol import (
     Protocol,
     measured_name,
     measurement_hash,
     score_configs,
 )
-from cm3core.files import check_links, held_folder, write_text
-from cm3core.interfaces import Extractor, Metric, MetricConfig, Score
-from cm3core.model import Model
-from cm3core.plugins.registry import Registry
+from cm3run.model import Model
 
 FORMAT = "cm3 scores 1"
 

@@ -12,10 +12,10 @@ from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.tasks.base import Sample
 from cm3core.document import Document, Image, ImageHole, Text, TextHole
 from cm3core.errors import DataError
-from cm3core.evaluation.features import CHUNK, Load, features_in_chunks
 from cm3core.interfaces import Extractor, Metric, MetricBatch
-from cm3core.model import Model
 from cm3core.progress import make_bar
+from cm3run.evaluation.features import CHUNK, Load, features_in_chunks
+from cm3run.model import Model
 
 #: Columns that only the model itself can give.
 OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cm3core.config.schema import to_plain
-from cm3core.model import Model
+from cm3run.model import Model
 
 _SAMPLER_OPTIONS = ("seed", "num_retrieved", "num_candidates", "reranker", "sampler", "context")
 

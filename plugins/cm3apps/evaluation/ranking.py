@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cm3core.document import PixelArray
-from cm3core.model import Model
-from cm3core.model.tasks import record_of, task_for
+from cm3run.model import Model
+from cm3run.model.tasks import record_of, task_for
 
 
 def most_probable(

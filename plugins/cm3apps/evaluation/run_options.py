@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from cm3core.cli import add_device, add_precision, add_trust, real_number, whole_number
+from cm3apps.cli import add_device, add_precision, add_trust, real_number, whole_number
 
 
 def run_options(parser: ArgumentParser) -> None:

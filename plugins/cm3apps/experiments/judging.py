@@ -17,8 +17,8 @@ from cm3apps.experiments.icons.ranking import NUM_CANDIDATES, RealPictures, blur
 from cm3core.document import Document, Image, PixelArray
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource
-from cm3core.model import Model
 from cm3plugins.metrics.ranking import LEAST_CANDIDATES, chance_among_first
+from cm3run.model import Model
 
 if TYPE_CHECKING:
     from cm3apps.experiments.icons.style_classifier import StyleClassifier

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cm3core.cli import (
+from cm3apps.cli import (
     add_device,
     add_overrides,
     add_precision,
@@ -20,7 +20,7 @@ from cm3core.cli import (
 from cm3core.errors import CM3Error, close_match
 
 if TYPE_CHECKING:
-    from cm3core.model import Model
+    from cm3run.model import Model
 
 
 def add_model_options(
@@ -81,7 +81,7 @@ def add_model_options(
 
 def loaded(args: Namespace) -> Model:
     """The model of a command that has `add_model_options`."""
-    from cm3core.model import load
+    from cm3run.model import load
 
     return load(
         args.model,

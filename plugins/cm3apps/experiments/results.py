@@ -22,7 +22,7 @@ from cm3core.files import atomic_path, check_writable, make_folder, remove_unfin
 from cm3core.npy import save_array
 
 if TYPE_CHECKING:
-    from cm3core.model import Model
+    from cm3run.model import Model
 
 PARTS = "parts"
 SETTINGS = "settings.json"

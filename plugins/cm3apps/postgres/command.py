@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import real_number, registry_of, whole_number
+from cm3apps.cli import real_number, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError
 
 if TYPE_CHECKING:
@@ -232,8 +232,8 @@ def _check_index(args: Namespace) -> None:
 
 
 def _init(args: Namespace) -> int:
-    from cm3core.bank import MemoryBank
     from cm3plugins.retrievers.pgvector.config import require_packages
+    from cm3run.bank import MemoryBank
 
     options = _options(args)
     _check_index(args)
@@ -263,7 +263,7 @@ def _index(args: Namespace) -> int:
 
 
 def _push(args: Namespace) -> int:
-    from cm3core.bank import MemoryBank
+    from cm3run.bank import MemoryBank
 
     bank = MemoryBank.open(args.bank)
     memory = _opened(args)
@@ -292,7 +292,7 @@ def _abouts(args: Namespace) -> tuple[dict[str, About], About]:
     """Licence, source and style by id, and of the other documents."""
     from dataclasses import replace
 
-    from cm3core.cli._dataset import data_source, recipe_of
+    from cm3apps.cli._dataset import data_source, recipe_of
     from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
     from cm3plugins.retrievers.pgvector.rows import About
     from cm3plugins.retrievers.pgvector.transfer import METADATA, abouts_of, read_metadata

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cm3core.cli import (
+from cm3apps.cli import (
     add_device,
     add_overrides,
     add_training_precision,
@@ -68,7 +68,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run the quickstart; return the exit code."""
     from cm3apps.quickstart.pipeline import Quickstart
-    from cm3core.training import TrainingInterrupted
+    from cm3run.training import TrainingInterrupted
 
     plugins = "".join(f"--plugin {shlex.quote(str(path))} " for path in args.plugin)
     options = ["--minutes", f"{args.minutes:g}", "-o", str(args.out)]

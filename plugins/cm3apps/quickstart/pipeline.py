@@ -97,8 +97,8 @@ class Quickstart:
         that the same command resumes the same training."""
         if (self.out / PLAN).exists() or (self.out / "run").exists() or self._length_is_given():
             return recipe
-        from cm3core.build import build
-        from cm3core.training.preparation import Preparation
+        from cm3run.build import build
+        from cm3run.training.preparation import Preparation
 
         Preparation(build(recipe, self.registry, stage="train"))
         spent = (time.monotonic() - started) / 60
@@ -216,8 +216,8 @@ class Quickstart:
 
     def _train(self, recipe: Recipe) -> dict[str, Any]:
         """Train the decoder and export the model."""
-        from cm3core.checkpoint import export_model
-        from cm3core.training import train
+        from cm3run.checkpoint import export_model
+        from cm3run.training import train
 
         kept = self.out / "training.json"
         if kept.exists() and (self.out / "model").exists():
@@ -245,7 +245,7 @@ class Quickstart:
             stored: dict[str, Any] = json.loads(kept.read_text())
             return stored
         from cm3apps.quickstart.showing import show
-        from cm3core.model import load
+        from cm3run.model import load
 
         share = self.minutes_after_training / MOST_MINUTES_AFTER_TRAINING
         return show(load(self.out / "model", registry=self.registry), self.out, share)

@@ -17,7 +17,7 @@ from cm3apps.quickstart.subjects import num_named
 from cm3core.errors import MissingPackageError
 from cm3core.files import write_text
 from cm3core.recipe.storing import files_of
-from cm3core.training.metrics import read_metrics
+from cm3run.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry

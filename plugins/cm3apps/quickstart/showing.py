@@ -20,8 +20,8 @@ from cm3apps.experiments.icons.report import write_sheet
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3apps.quickstart.subjects import Subjects, subjects_of
 from cm3core.document import PixelArray, text_of
-from cm3core.model import Model
-from cm3core.model.jobs import results
+from cm3run.model import Model
+from cm3run.model.jobs import results
 
 #: Pictures of each split that are measured and drawn, and how many of them are shown.
 NUM_DRAWN = {"comp": 96, "compose": 96, "unseen": 96, "valid": 48, "train": 48}

@@ -20,10 +20,10 @@ from cm3apps.experiments.icons.ranking import NUM_CANDIDATES, RealPictures, blur
 from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource
-from cm3core.model import Model
-from cm3core.training.neighbours import own_names
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.metrics.ranking import chance_among_first, distances
+from cm3run.model import Model
+from cm3run.training.neighbours import own_names
 
 KS = (1, 5)
 

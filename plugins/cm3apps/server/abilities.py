@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cm3apps.server.errors import APIError
 from cm3core.interfaces.task import FieldType
-from cm3core.model.tasks import conversing_task
+from cm3run.model.tasks import conversing_task
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import TaskConfig
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 Ability: TypeAlias = Literal[
     "draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"

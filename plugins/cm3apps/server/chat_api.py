@@ -19,15 +19,15 @@ from cm3apps.server.sampling_options import check_sampling, documents_of, genera
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import PictureTask, Workshop, in_order
 from cm3core.images import fit
-from cm3core.model.facts import facts_of as picture_facts
-from cm3core.model.loaded import check_length
-from cm3core.model.turns import SPEAKERS, Turn
+from cm3run.model.facts import facts_of as picture_facts
+from cm3run.model.loaded import check_length
+from cm3run.model.turns import SPEAKERS, Turn
 
 if TYPE_CHECKING:
     from cm3apps.server.documents import Naming
     from cm3apps.server.settings import Limits
     from cm3core.document import PixelArray
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cm3apps.cli import add_device, add_trust, real_number, registry_of, whole_number
 from cm3apps.server.settings import Limits
-from cm3core.cli import add_device, add_trust, real_number, registry_of, whole_number
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, close_match
 from cm3core.files import check_regular
-from cm3core.model.default import DEFAULT_MODEL
+from cm3run.model.default import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 #: Environment variable with the token.
 TOKEN_VARIABLE = "CM3_SERVE_TOKEN"
@@ -280,7 +280,7 @@ def token_of(file: Path | None) -> str | None:
 
 def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
     """Name -> what opens the model, in the order of the options. Every model is looked for now."""
-    from cm3core.checkpoint import find_model
+    from cm3run.checkpoint import find_model
 
     registry = registry_of(args)
     found: dict[str, str] = {}
@@ -310,7 +310,7 @@ def openers_of(args: Namespace) -> dict[str, Callable[[], Model]]:
 
 def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
     """Name of a model -> its memory bank, which is looked for now."""
-    from cm3core.bank.memory_bank import is_bank
+    from cm3run.bank.memory_bank import is_bank
 
     banks: dict[str, str] = {}
     for one in given:
@@ -329,7 +329,7 @@ def _banks(given: Sequence[str], models: Sequence[str]) -> dict[str, str]:
 
 
 def _open(source: str, bank: str | None, registry: object, args: Namespace) -> Model:
-    from cm3core.model.model import load
+    from cm3run.model.model import load
 
     return load(
         source,

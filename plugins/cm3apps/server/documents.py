@@ -12,14 +12,14 @@ from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
+from cm3apps.cli._picture_set import write_zip
 from cm3apps.server.errors import APIError
 from cm3apps.server.pictures import text_of_base64
-from cm3core.attribution import Credit, original_files, png, told_copy
-from cm3core.cli._picture_set import write_zip
 from cm3core.document import PixelArray
 from cm3core.interfaces.dataset import Original
-from cm3core.model.facts import facts_of_documents
-from cm3core.model.results import GeneratedImage, InfilledImage, RetrievedDocument
+from cm3run.attribution import Credit, original_files, png, told_copy
+from cm3run.model.facts import facts_of_documents
+from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
 
 #: Documents that are remembered; each takes about a KB.
 MOST_DOCUMENTS = 8192

@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.model.turns import ReplyPicture
+from cm3run.model.turns import ReplyPicture
 
 #: Pictures whose codes are remembered; each takes a few KB.
 MOST_DRAWN = 1024

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.abilities import able
 from cm3apps.server.wish import can_trace
 from cm3core.errors import CM3Error
-from cm3core.model.queries import has_a_phrase
+from cm3run.model.queries import has_a_phrase
 
 if TYPE_CHECKING:
     from cm3apps.server.tasks import Workshop
-    from cm3core.model.aio import AsyncModel
-    from cm3core.model.model import Model
+    from cm3run.model.aio import AsyncModel
+    from cm3run.model.model import Model
 
 #: Texts of the data that are read for styles and examples.
 MOST_READ = 5000

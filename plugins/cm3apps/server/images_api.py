@@ -35,17 +35,17 @@ from cm3apps.server.tasks import (
     transparent,
 )
 from cm3apps.server.wish import Wish
-from cm3core.attribution import svg
 from cm3core.images import fit
-from cm3core.model.facts import facts_of as picture_facts
-from cm3core.model.loaded import check_length
-from cm3core.model.results import GeneratedImage, InfilledImage
+from cm3run.attribution import svg
+from cm3run.model.facts import facts_of as picture_facts
+from cm3run.model.loaded import check_length
+from cm3run.model.results import GeneratedImage, InfilledImage
 
 if TYPE_CHECKING:
     from cm3apps.server.documents import Naming
-    from cm3core.attribution import PictureFacts
     from cm3core.document import BoolArray, PixelArray
-    from cm3core.model.model import Model
+    from cm3run.attribution import PictureFacts
+    from cm3run.model.model import Model
 
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
@@ -350,7 +350,7 @@ class Reply:
 
     def svg(self, picture: GeneratedImage | InfilledImage) -> str:
         """The picture traced as curves, with what its file carries."""
-        from cm3core.cli._tracing import svg_of, svg_of_image
+        from cm3apps.cli._tracing import svg_of, svg_of_image
 
         if isinstance(picture, GeneratedImage):
             return svg(svg_of_image(picture), self.facts(picture))

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cm3core.cli import whole_number
+from cm3apps.cli import whole_number
 from cm3core.errors import CM3Error
 
 #: Environment variable with the token, as the server has it.

@@ -14,13 +14,13 @@ from PIL import Image as Pillow
 
 from cm3apps.server.errors import APIError, in_one_line, invalid_value
 from cm3core import images
-from cm3core.attribution import encoded
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.transparency import without_background
+from cm3run.attribution import encoded
+from cm3run.transparency import without_background
 
 if TYPE_CHECKING:
-    from cm3core.attribution import PictureFacts
+    from cm3run.attribution import PictureFacts
 
 _PREFIX = "data:"
 

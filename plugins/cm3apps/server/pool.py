@@ -13,8 +13,8 @@ from cm3apps.server.errors import APIError
 from cm3core.errors import CM3Error, close_match
 
 if TYPE_CHECKING:
-    from cm3core.model.aio import AsyncModel
-    from cm3core.model.model import Model
+    from cm3run.model.aio import AsyncModel
+    from cm3run.model.model import Model
 
 logger = logging.getLogger("cm3.serve")
 #: Makes a model ready: (its name, the model).
@@ -122,8 +122,8 @@ class ModelPool:
             self._starving = False
 
     async def _open(self, name: str) -> AsyncModel:
-        from cm3core.model.aio import AsyncModel
-        from cm3core.model.coroutines import in_thread
+        from cm3run.model.aio import AsyncModel
+        from cm3run.model.coroutines import in_thread
 
         try:
             model = await in_thread(self.openers[name])

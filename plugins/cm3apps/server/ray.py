@@ -19,18 +19,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.cli import whole_number
+from cm3apps.cli._numbers import real_number
 from cm3apps.server import command
 from cm3apps.server.errors import APIError
 from cm3apps.server.settings import Limits
-from cm3core.cli import whole_number
-from cm3core.cli._numbers import real_number
 from cm3core.commands import CommandParser
 from cm3core.errors import CM3Error, MissingPackageError, close_match
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 PLACE = "cm3apps.server.ray"
 #: Arguments of `cm3 serve` that Ray's own configuration takes the place of.

@@ -28,10 +28,10 @@ from cm3apps.server.tasks import Workshop
 from cm3apps.server.warming import warm_up
 from cm3apps.server.wire import MOST_HEAD, Keeper
 from cm3core.errors import CM3Error
-from cm3core.model.coroutines import cancelled
+from cm3run.model.coroutines import cancelled
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 logger = logging.getLogger("cm3.serve")
 

@@ -13,7 +13,7 @@ from cm3apps.server.pictures import Upload, from_url
 from cm3apps.server.settings import Limits
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 #: Seeds of requests that name none; small, so that people can repeat them.
 MOST_RANDOM = 2**31

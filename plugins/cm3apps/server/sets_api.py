@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.field_tables import sampling_fields
 from cm3apps.server.fields import Field, shown
@@ -18,14 +19,13 @@ from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Drawn, Partial, Workshop
 from cm3apps.server.wish import can_trace
-from cm3core.attribution import licences_text
-from cm3core.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
-from cm3core.model.facts import facts_of_sheet
+from cm3run.attribution import licences_text
+from cm3run.model.facts import facts_of_sheet
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
     from cm3core.document import PixelArray
-    from cm3core.model.results import GeneratedImage
+    from cm3run.model.results import GeneratedImage
 
 #: What a zip holds of each picture.
 FORMATS = ("png", "transparent", "svg")

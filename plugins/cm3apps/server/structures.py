@@ -15,12 +15,12 @@ from cm3apps.server.pictures import Output, text_of_base64
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error
 from cm3core.images import fit
-from cm3core.model.conditions import condition_config, open_condition
+from cm3run.model.conditions import condition_config, open_condition
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3core.interfaces.condition import Condition
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 #: A condition that shows a picture as it is draws nothing.
 _NOT_DRAWN = "as_is"

@@ -23,15 +23,15 @@ from cm3apps.server.intake import Gate
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
-from cm3core.model.coroutines import cancelled, in_thread
+from cm3run.model.coroutines import cancelled, in_thread
 
 if TYPE_CHECKING:
     from cm3apps.server.pool import ModelPool
     from cm3apps.server.queueing import FairQueue
     from cm3apps.server.settings import Limits
-    from cm3core.model.aio import AsyncModel
-    from cm3core.model.model import Model
-    from cm3core.model.results import GeneratedImage, GeneratedText, InfilledImage
+    from cm3run.model.aio import AsyncModel
+    from cm3run.model.model import Model
+    from cm3run.model.results import GeneratedImage, GeneratedText, InfilledImage
 
 #: Unknown words that are told of one request: looking for one that is spelled alike takes a while.
 MOST_WORDS = 8
@@ -319,7 +319,7 @@ class Made(NamedTuple):
     @property
     def is_ready(self) -> bool:
         """Whether the picture is finished."""
-        from cm3core.model.results import ImageReady, InfillReady
+        from cm3run.model.results import ImageReady, InfillReady
 
         return isinstance(self.event, (ImageReady, InfillReady))
 
@@ -354,7 +354,7 @@ async def newest(
         events: of all candidates.
         growing: decides what is due.
     """
-    from cm3core.generation.engine import PictureGrown
+    from cm3run.generation.engine import PictureGrown
 
     latest: dict[int, Made] = {}
 

@@ -13,14 +13,14 @@ from cm3apps.server.errors import invalid_value
 from cm3apps.server.pictures import Output, text_of_base64
 from cm3apps.server.streaming import Event
 from cm3apps.server.tasks import Growing, Workshop, ahead, rows_of
-from cm3core.generation.engine import PictureGrown, TextGrown, candidate_seed
-from cm3core.model.facts import facts_of_reply
-from cm3core.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
+from cm3run.generation.engine import PictureGrown, TextGrown, candidate_seed
+from cm3run.model.facts import facts_of_reply
+from cm3run.model.turns import Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
 
 if TYPE_CHECKING:
     from cm3apps.server.intake import Intake
-    from cm3core.model.aio import AsyncModel
-    from cm3core.model.model import Model
+    from cm3run.model.aio import AsyncModel
+    from cm3run.model.model import Model
 
 #: Options of pictures that a reply has no use for.
 NOT_HERE = {

@@ -17,14 +17,14 @@ from cm3apps.server.facts import facts_of
 from cm3apps.server.intake import Intake
 from cm3apps.server.pool import ModelPool
 from cm3apps.server.queueing import FairQueue
-from cm3core.model.coroutines import in_thread
+from cm3run.model.coroutines import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from cm3apps.server.streaming import Event
     from cm3apps.server.tasks import Workshop
-    from cm3core.model.aio import AsyncModel
+    from cm3run.model.aio import AsyncModel
 
 logger = logging.getLogger("cm3.serve")
 #: A prompt where the model's data has none, and a word that no training text has.

@@ -14,7 +14,7 @@ from cm3apps.server.pictures import Output
 from cm3apps.server.settings import Limits
 
 if TYPE_CHECKING:
-    from cm3core.model.model import Model
+    from cm3run.model.model import Model
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 

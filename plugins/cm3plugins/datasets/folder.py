@@ -111,7 +111,7 @@ class FolderSourceConfig(FileSourceConfig):
 def _other_reader(folder: Path) -> str | None:
     """The next step for a folder without pictures, or without captions, that holds the files of another data
     set."""
-    from cm3core.bank.memory_bank import is_bank
+    from cm3run.bank.memory_bank import is_bank
 
     if (folder / "manifest.json").is_file() and any(folder.glob("*.tar")):
         return f"read its token shards: dataset=tokens dataset.path={folder}"

@@ -1,6 +1,6 @@
 """`likelihood` and `pmi`: scores of a candidate under the model itself, by teacher forcing.
 
-See `cm3core.generation.likelihood`.
+See `cm3run.generation.likelihood`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from cm3plugins.retrievers.index.options import IndexOptions
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index import VectorIndex
+    from cm3run.bank import VectorRows
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.bank import VectorRows
 from cm3core.document import Document, Image, PixelArray
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder
@@ -26,6 +25,7 @@ from cm3plugins.retrievers.memory_vectors import embed_part, memory_vectors
 from cm3plugins.retrievers.regions import KNOWN, Part, cropped, explained, parts_of, seen
 from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
 from cm3plugins.retrievers.strategy import FloatArray, query_parts
+from cm3run.bank import VectorRows
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index import VectorIndex

@@ -11,8 +11,8 @@ from cm3core.errors import MissingPackageError
 from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index import VectorIndex
+    from cm3run.bank import VectorRows
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_f
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
+    from cm3run.bank import VectorRows
 
 
 class UsearchEngine(Engine):

@@ -26,8 +26,8 @@ from cm3plugins.retrievers.rules import RuleConfig, RuleRetriever
 from cm3plugins.retrievers.strategy import FloatArray
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index import VectorIndex
+    from cm3run.bank import VectorRows
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class VectorRetrieverConfig(RuleConfig):
             RecipeError: no embedder.
             DataError: the bank's vectors are another embedder's.
         """
-        from cm3core.bank import MemoryBank, VectorRows
+        from cm3run.bank import MemoryBank, VectorRows
 
         if embedder is None:
             raise RecipeError(
@@ -122,7 +122,7 @@ class VectorRetriever(RuleRetriever):
     @cached_property
     def _has_both(self) -> npt.NDArray[np.bool_]:
         """Whether each document has text and a picture, bool [M]."""
-        from cm3core.bank import MemoryBank
+        from cm3run.bank import MemoryBank
 
         if isinstance(self._memory, MemoryBank):
             both: npt.NDArray[np.bool_] = self._memory.has_text & self._memory.has_image

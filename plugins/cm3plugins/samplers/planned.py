@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cm3core.generation import plan_columns
 from cm3core.interfaces.sampler import Sampler, SamplingPlan
 from cm3kernels import guided_log_probabilities, guided_sample
+from cm3run.generation import plan_columns
 
 #: Number of batches whose filter tensors a sampler caches.
 _NUM_SEEN = 4

@@ -14,7 +14,7 @@ from cm3plugins.upscalers.lanczos import LanczosUpscalerConfig
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cm3core.grey import Ink, InkAreas
+    from cm3run.grey import Ink, InkAreas
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ class InkUpscaler(Upscaler):
         return np.stack([self._one(pixels_HWC) for pixels_HWC in pixels_NHWC])
 
     def _one(self, pixels_HWC: PixelArray) -> PixelArray:
-        from cm3core.grey import ink_areas, ink_of
+        from cm3run.grey import ink_areas, ink_of
 
         large = self.otherwise.upscale(pixels_HWC)
         if self.scale == 1 or (ink := ink_of(pixels_HWC)) is None:
@@ -60,7 +60,7 @@ class InkUpscaler(Upscaler):
 
 def _drawn(ink: Ink, areas: InkAreas) -> PixelArray:
     """The areas in their greys, uint8 [height, width, 3]; edges are a pixel wide."""
-    from cm3core.grey import FULL
+    from cm3run.grey import FULL
 
     full = 1.0 if ink.full >= FULL else ink.full
     covered = _covered(areas.dark, areas.full_from)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cm3apps.benchmarks import shards
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3plugins.datasets.tokens import TokensSourceConfig
 
 

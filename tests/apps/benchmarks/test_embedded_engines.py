@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cm3apps.benchmarks.retrieval import embedded, engines, runner, synthetic
-from cm3core.bank import MemoryBank
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
+from cm3run.bank import MemoryBank
 
 BENCH = ["bench", "retrieval", "--num", "1000", "--dimension", "16", "--quick", "--index", "ivf"]
 

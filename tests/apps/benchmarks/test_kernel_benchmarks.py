@@ -18,7 +18,7 @@ from cm3apps.benchmarks.ops import add
 from cm3apps.benchmarks.ops.attention import AttentionOp, attention_case
 from cm3apps.benchmarks.ops.guided_sample import chain
 from cm3apps.benchmarks.ops.segment_decode import decode_case
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import CM3Error
 from cm3core.interfaces.benchmark import (
     BenchmarkRegistry,

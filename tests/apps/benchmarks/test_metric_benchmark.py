@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cm3apps.benchmarks.metrics import feeding
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.interfaces.metric import MetricConfig
 from cm3plugins.metrics import FIDConfig, KIDConfig
 

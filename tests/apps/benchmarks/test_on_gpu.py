@@ -93,7 +93,7 @@ def test_each_step_runs_though_others_fail(tmp_path: Path) -> None:
     done, _ = run(tmp_path, PYTHON=str(python))
     assert done.returncode == 1
     files = archived(tmp_path)
-    assert "tests/core/generation/test_cuda_graph.py" in files["out/tests.log"]
+    assert "tests/run/generation/test_cuda_graph.py" in files["out/tests.log"]
     assert "tests/kernels/test_segment_decode_triton.py" in files["out/tests.log"]
     assert "bench decode --quick --device cuda" in files["out/decoding.log"]
     failed = [line.partition(":")[0] for line in files["out/summary.log"].splitlines()]

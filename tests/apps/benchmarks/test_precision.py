@@ -11,8 +11,8 @@ import torch
 
 import cm3core
 from cm3apps.benchmarks.precision import Quality, measure, sequences
-from cm3core.cli.main import main
-from cm3core.model import Model
+from cm3apps.cli.main import main
+from cm3run.model import Model
 
 
 @pytest.fixture(scope="module")

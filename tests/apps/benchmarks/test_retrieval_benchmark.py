@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cm3apps.benchmarks.retrieval import report, runner, synthetic
-from cm3core.bank import MemoryBank
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Codes, Text
+from cm3run.bank import MemoryBank
 
 
 @pytest.fixture(scope="module")

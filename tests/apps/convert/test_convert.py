@@ -21,10 +21,10 @@ from chameleon_files import (
     meta_shards,
     write_meta,
 )
+from cm3apps.cli.main import main
 from cm3apps.convert import hugging_face
 from cm3apps.convert.facts import Facts, ffn_width, from_params, to_params
 from cm3apps.convert.names import fewest_norms, halves, neighbours
-from cm3core.cli.main import main
 
 
 def reference(shards: list[dict[str, Tensor]], tokens_T: Tensor, swin_norm: bool) -> Tensor:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import cm3core
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
-from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
 from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3run.generation.engine import Request
 from tiny_emu3 import (
     GRID,
     NUM_CODES,

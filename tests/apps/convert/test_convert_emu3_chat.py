@@ -16,11 +16,11 @@ from transformers import (
 )
 
 import cm3core
+from cm3apps.cli.main import main
 from cm3apps.server.abilities import able
-from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.errors import GenerationError
-from cm3core.model.tasks import task_for
+from cm3run.model.tasks import task_for
 from tiny_emu3 import GRID, NUM_CODES, SIZE, Converted, converted
 
 #: BAAI's template (`Emu3Processor.__init__`), with transformers' mark of a picture.

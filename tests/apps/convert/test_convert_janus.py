@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 import cm3core
+from cm3apps.cli.main import main
 from cm3apps.server.abilities import able
-from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
-from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.model import Model
+from cm3run.generation.engine import Request
+from cm3run.model import Model
 from tiny_janus import (
     NUM_CODES,
     NUM_TEXT,

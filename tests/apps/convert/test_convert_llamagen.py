@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cm3core
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
-from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.model import Model
 from cm3plugins.image_tokenizers.public.model import empty
 from cm3plugins.image_tokenizers.public.names import Sizes
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
+from cm3run.generation.engine import Request
+from cm3run.model import Model
 
 CLASSES, CODES, GRID, WIDTH, HEADS, INNER, LAYERS = 5, 24, (4, 4), 128, 2, 96, 3
 

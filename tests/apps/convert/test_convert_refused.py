@@ -25,8 +25,8 @@ from chameleon_files import (
     write_checklist,
     write_meta,
 )
+from cm3apps.cli.main import main
 from cm3apps.convert import hugging_face
-from cm3core.cli.main import main
 
 
 def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -311,7 +311,7 @@ def test_what_a_kill_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
         "    write(*arguments)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "hugging_face.save_file = killed\n"
-        "from cm3core.cli.main import main\n"
+        "from cm3apps.cli.main import main\n"
         "main(sys.argv[1:])\n"
     )
     arguments = ["convert", str(source), "-o", str(tmp_path / "out")]

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
 import cm3core
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
-from cm3core.generation.engine import Request
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.model import Model
+from cm3run.generation.engine import Request
+from cm3run.model import Model
 from tiny_chameleon import (
     BREAK,
     EOSS,

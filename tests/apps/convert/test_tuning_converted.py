@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration
 
 import cm3core
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Text
 from tiny_chameleon import NUM_CODES, write_cm3
 
@@ -157,7 +157,7 @@ def test_a_converted_model_is_converted_back(folder: Path, tmp_path: Path, capsy
 
 
 def test_other_models_are_not_converted(tmp_path: Path, capsys: Any) -> None:
-    from cm3core.checkpoint import bundled_models
+    from cm3run.checkpoint import bundled_models
 
     model = bundled_models()["bundled:emoji64"]
     assert main(["convert", str(model), "-o", str(tmp_path / "out")]) == 2

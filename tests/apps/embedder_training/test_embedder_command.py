@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3plugins.datasets.emoji import corpus as emoji
 from cm3plugins.datasets.icons import corpus as icons
 from cm3plugins.datasets.icons.entries import IconEntries

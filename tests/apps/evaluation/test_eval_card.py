@@ -14,18 +14,18 @@ import pytest
 import torch
 import yaml
 
+from cm3apps.cli.main import main
 from cm3apps.evaluation.card.command import check_card
 from cm3apps.evaluation.card.facts import ModelFacts, facts_of
 from cm3apps.evaluation.card.results import Evaluated, Measured, read_result
 from cm3apps.evaluation.card.text import card_text, mark, marked_weights
-from cm3core.checkpoint import bundled_models
-from cm3core.checkpoint.finding import find_model
-from cm3core.cli.main import main
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.images import open_image, save_png
-from cm3core.model import load
 from cm3core.plugins import load_registry
+from cm3run.checkpoint import bundled_models
+from cm3run.checkpoint.finding import find_model
+from cm3run.model import load
 
 REGISTRY = load_registry()
 WEIGHTS = "ab" * 32
@@ -285,7 +285,7 @@ def test_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load("bundled:emoji64", registry=REGISTRY)
-    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: model)
+    monkeypatch.setattr("cm3run.model.load", lambda *_, **__: model)
     weights = facts_of("bundled:emoji64", model, REGISTRY).weights_sha256
     results, card = evaluation(tmp_path / "eval", weights), tmp_path / "CARD.md"
     write = ["eval", "card", "bundled:emoji64", str(results), "--pictures", "2", "-o", str(card)]

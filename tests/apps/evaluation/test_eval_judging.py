@@ -20,14 +20,14 @@ from cm3apps.evaluation.shipped import find_protocol, shipped
 from cm3apps.evaluation.tasks import open_task
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3apps.experiments.icons import style_classifier
-from cm3core.build import build
 from cm3core.errors import DataError
-from cm3core.evaluation.protocol import protocol_of
 from cm3core.interfaces.metric import MetricBatch
-from cm3core.model import Model
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.metric import MetricContract
+from cm3kits.metric import MetricContract
+from cm3run.build import build
+from cm3run.evaluation.protocol import protocol_of
+from cm3run.model import Model
 from toy_model import Colours, toy_model
 
 REGISTRY = load_registry()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cm3core.cli.main import main
-from cm3core.model import Model, load
+from cm3apps.cli.main import main
+from cm3run.model import Model, load
 
 PROTOCOL: dict[str, Any] = {
     "format": "cm3 protocol 1",
@@ -34,7 +34,7 @@ def emoji() -> Model:
 
 @pytest.fixture
 def evaluate(tmp_path: Path, emoji: Model, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: emoji)
+    monkeypatch.setattr("cm3run.model.load", lambda *_, **__: emoji)
     path = tmp_path / "two.json"
 
     def run(split: str, place: str, measured: str = "comp") -> int:

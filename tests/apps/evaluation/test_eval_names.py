@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3apps.cli.main import main
 from cm3apps.evaluation.shipped import find_protocol, shipped
-from cm3core.cli.main import main
 from cm3core.errors import PluginError
-from cm3core.evaluation.protocol import Protocol, measured_name, score_configs
 from cm3core.images import save_png
 from cm3core.plugins import Registry, load_registry
 from cm3plugins.metrics import KIDConfig
+from cm3run.evaluation.protocol import Protocol, measured_name, score_configs
 
 #: A plugin that has a metric and an extractor with names of bundled ones, and a metric of its own.
 PLUGIN = '''

@@ -13,9 +13,9 @@ import pytest
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.ranking import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
-from cm3core.evaluation.protocol import protocol_of
-from cm3core.model.tasks import task_for
 from cm3core.plugins import load_registry
+from cm3run.evaluation.protocol import protocol_of
+from cm3run.model.tasks import task_for
 from toy_model import toy_model
 
 NOTHING = {"num_retrieved": 0}

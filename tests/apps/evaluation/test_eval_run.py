@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3apps.cli.main import main
 from cm3apps.evaluation import made as making
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.leakage import Looks, check_extractors, check_memory
 from cm3apps.evaluation.reading import beside_paper, compare, lines, read_scores
 from cm3apps.evaluation.tasks.base import Sample, Task
-from cm3core.cli.main import main
 from cm3core.document import Image, Text
 from cm3core.errors import DataError, MissingPackageError
-from cm3core.evaluation.protocol import protocol_of
 from cm3core.images import open_image, save_png
 from cm3core.plugins import load_registry
-from cm3core.testing.samples import ListSource
+from cm3kits.samples import ListSource
+from cm3run.evaluation.protocol import protocol_of
 from toy_model import Colours, toy_model
 
 REGISTRY = load_registry()
@@ -454,7 +454,7 @@ def test_the_command_line(
 ) -> None:
     toy = model()
     toy.components.registry = REGISTRY
-    monkeypatch.setattr("cm3core.model.load", lambda *_, **__: toy)
+    monkeypatch.setattr("cm3run.model.load", lambda *_, **__: toy)
     values = protocol([{"metric": {"name": "scenes"}}], task={"name": "scenes", "num": 1}, size=64)
     path = tmp_path / "mine.json"
     path.write_text(values.text())

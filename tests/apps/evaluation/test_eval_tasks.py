@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 from cm3apps.evaluation.shipped import find_protocol, shipped
 from cm3apps.evaluation.tasks import open_task
 from cm3core.errors import DataError
-from cm3core.evaluation.protocol import score_configs
 from cm3core.images import save_png
 from cm3core.plugins import load_registry
+from cm3run.evaluation.protocol import score_configs
 
 
 def write(path: Path, values: Any) -> None:

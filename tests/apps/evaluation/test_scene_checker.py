@@ -13,7 +13,7 @@ from cm3apps.evaluation.scene_metric import CATEGORIES, ScenesConfig
 from cm3apps.evaluation.tasks.scenes import _targets, open_scenes
 from cm3core.errors import DataError
 from cm3core.interfaces import MetricBatch
-from cm3core.testing.metric import MetricContract
+from cm3kits.metric import MetricContract
 
 SCENES = [(text, own) for targets in _targets().values() for text, own in targets]
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import cm3core
-from cm3core.checkpoint import export_model
 from cm3core.errors import CheckpointError, RecipeError
 from cm3core.images import save_png
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training import train
+from cm3run.checkpoint import export_model
+from cm3run.training import train
 from toy_model import toy_model
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "grpo" / "grpo.py"

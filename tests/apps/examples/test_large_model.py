@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "large_model"
 

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-import cm3core.model
+import cm3run.model
+from cm3apps.cli.main import main
 from cm3apps.experiments.icons import experiment, style_classifier, tokenizer_figures
 from cm3apps.experiments.icons.asked import Samples, best_version
 from cm3apps.experiments.icons.drawing import nats_of_codes
 from cm3apps.experiments.icons.settings import CONDITIONS, IconSettings
 from cm3apps.experiments.results import ResultFolder
-from cm3core.build import build
-from cm3core.cli.main import main
 from cm3core.errors import CM3Error, FileError
 from cm3core.interfaces.retriever import Region
-from cm3core.model import Model
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training.preparation import Preparation
-from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
-from cm3core.training.validation import UnmaskedObjective
 from cm3plugins.datasets.icons.corpus import IconEntry
+from cm3run.build import build
+from cm3run.model import Model
+from cm3run.training.preparation import Preparation
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.validation import UnmaskedObjective
 from small_disk import leave_room, small_disk
 
 TINY = [
@@ -60,7 +60,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model) -> None
     ):
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(cm3core.model, "load", lambda *_, **__: model)
+    monkeypatch.setattr(cm3run.model, "load", lambda *_, **__: model)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from cm3apps.cli.main import main
 from cm3apps.experiments.patch_knn.measuring import HeldOut, frequencies
-from cm3core.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
-from cm3core.testing.samples import ListSource
+from cm3kits.samples import ListSource
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 from cm3plugins.samplers.patch_knn.database import in_memory
 from cm3plugins.samplers.patch_knn.places import places_of

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3apps.cli.main import main
 from cm3apps.experiments.retrieval.arms import ARMS
 from cm3apps.experiments.retrieval.conditions import Condition, Measurement
 from cm3apps.experiments.retrieval.experiment import curve
 from cm3apps.experiments.retrieval.tables import equal_time, gain, predicted
-from cm3core.build import build
-from cm3core.cli.main import main
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training.preparation import Preparation
+from cm3run.build import build
+from cm3run.training.preparation import Preparation
 
 SMALL = [
     "decoder.num_layers=1",

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cm3core.model
+import cm3run.model
+from cm3apps.cli.main import main
 from cm3apps.experiments.icons import style_classifier
 from cm3apps.experiments.tasks import asking, told
 from cm3apps.experiments.tasks.experiment import TaskExperiment, tasks_of
@@ -19,14 +20,13 @@ from cm3apps.experiments.tasks.report import table
 from cm3apps.experiments.tasks.settings import TASKS, TaskSettings
 from cm3apps.experiments.tasks.structures import edge_f1, frame_of, ink, ink_ious, iou
 from cm3apps.experiments.tasks.told import kind_of, names, styles
-from cm3core.build import build
-from cm3core.cli.main import main
 from cm3core.errors import DataError
-from cm3core.model import Model
-from cm3core.model.tuned import TunedTasks
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3plugins.datasets.icons.entries import IconEntry
+from cm3run.build import build
+from cm3run.model import Model
+from cm3run.model.tuned import TunedTasks
 
 RECIPE = """
 extends: [icons]
@@ -76,7 +76,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model) -> None
     for name, value in {"NUM_TRAINED": 64, "NUM_HELD_OUT": 8, "EPOCHS": 1}.items():
         monkeypatch.setattr(style_classifier, name, value)
     monkeypatch.setattr(told, "_COUNTED", 50)
-    monkeypatch.setattr(cm3core.model, "load", lambda *_, **__: model)
+    monkeypatch.setattr(cm3run.model, "load", lambda *_, **__: model)
 
 
 @pytest.mark.usefixtures("small")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from cm3apps.cli.main import main
+from cm3apps.cli.tune import tuning_recipe
 from cm3apps.experiments.icons import style_classifier
 from cm3apps.experiments.tasks import told
 from cm3apps.experiments.tuning import command as command_line
@@ -18,13 +20,11 @@ from cm3apps.experiments.tuning import experiment, responses, speed
 from cm3apps.experiments.tuning.arms import ARMS, TuningSettings
 from cm3apps.experiments.tuning.experiment import TuningExperiment
 from cm3apps.experiments.tuning.report import mean_losses
-from cm3core.cli.main import main
-from cm3core.cli.tune import tuning_recipe
 from cm3core.errors import CM3Error
-from cm3core.model import load
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training import train
+from cm3run.model import load
+from cm3run.training import train
 
 TINY = """
 extends: [icons]

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from cm3apps.benchmarks.retrieval import runner
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
 pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")

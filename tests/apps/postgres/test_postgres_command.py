@@ -12,9 +12,9 @@ from PIL import Image as Pictures
 import cm3core
 from bank_parts import source, tools
 from built_banks import built, contents
-from cm3core.bank import MemoryBank, build_bank
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Text
+from cm3run.bank import MemoryBank, build_bank
 from small_disk import leave_room, small_disk
 
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cm3apps.cli.main import main
 from cm3apps.experiments.icons.drawing import AskedPicture
 from cm3apps.markdown_text import plain
 from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
 from cm3apps.quickstart.subjects import IconSubjects, OtherSubjects, subjects_of
-from cm3core.build import build
-from cm3core.cli.main import main
 from cm3core.document import Image as ImageSegment
 from cm3core.document import Text
 from cm3core.errors import RecipeError
 from cm3core.images import save_png
-from cm3core.model import Model
 from cm3core.plugins import load_registry
+from cm3run.build import build
+from cm3run.model import Model
 
 SMALL = [
     "decoder.num_layers=1",
@@ -254,7 +254,7 @@ def test_drawing_and_encoding_count_as_minutes(
     before = quickstart.recipe()
     assert before.train.minutes == pytest.approx(4.15)
     with monkeypatch.context() as patch:
-        patch.setattr("cm3core.training.preparation.Preparation", Slow)
+        patch.setattr("cm3run.training.preparation.Preparation", Slow)
         patch.setattr("time.monotonic", lambda: clock[0])
         planned = quickstart._plan(before, 100.0)
         assert planned.train.minutes == pytest.approx(4.15 - 1.5)

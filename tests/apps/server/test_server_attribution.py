@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import cm3apps.server
-from cm3core.attribution import facts_in
 from cm3core.document import Image, Text
 from cm3core.images import open_image, png_bytes
-from cm3core.model.model import Model
+from cm3run.attribution import facts_in
+from cm3run.model.model import Model
 from toy_model import MEMORY, Colours
 from toy_server import CHAT, Served, served, toy, tuned
 

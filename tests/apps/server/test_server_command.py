@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cm3apps.cli.main import main
 from cm3apps.server import command, load
 from cm3apps.server.command import openers_of, token_of
-from cm3core.cli.main import main
 from cm3core.errors import CM3Error
 from toy_server import served
 
@@ -119,7 +119,7 @@ def test_each_model_is_opened_with_its_bank(monkeypatch, tmp_path: Path):
     (tmp_path / "manifest.json").write_text("{}")
     opened = []
     monkeypatch.setattr(
-        "cm3core.model.model.load", lambda model, bank, **_: opened.append((model, bank))
+        "cm3run.model.model.load", lambda model, bank, **_: opened.append((model, bank))
     )
     args = Namespace(
         model=["x=bundled:emoji64", "bundled:icons64"],
@@ -178,7 +178,7 @@ def test_packages_that_are_missing(capsys, monkeypatch):
 
 def test_the_command_serves_the_default_model():
     with subprocess.Popen(
-        [sys.executable, "-m", "cm3core.cli.main", "serve", "--port", "0"],
+        [sys.executable, "-m", "cm3apps.cli.main", "serve", "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

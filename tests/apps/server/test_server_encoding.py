@@ -18,7 +18,7 @@ import cm3core
 from cm3apps.server.intake import ENCODERS, Gate
 from cm3apps.server.pictures import Output
 from cm3apps.server.settings import Limits
-from cm3core.model import Model
+from cm3run.model import Model
 from tiny_chameleon import write_cm3
 from toy_model import picture, toy_model
 from toy_server import CHAT, EDIT, GENERATE, Served, choosing, mask, png, served, toy, tuned

@@ -21,7 +21,7 @@ from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop
 from cm3apps.server.warming import warm_up
 from cm3core.errors import CheckpointError, GenerationError, PluginError
-from cm3core.generation.events import wrong_request
+from cm3run.generation.events import wrong_request
 from toy_model import toy_model
 from toy_server import CHAT, served, toy, with_fixtures
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.attribution import facts_in
 from cm3core.interfaces.dataset import Original, Provenance
+from cm3run.attribution import facts_in
 from toy_model import Colours
 from toy_page import CHROMIUM, api, draw, opened, says
 from toy_server import served, toy

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import cm3core
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.images import open_image
-from cm3core.model import Model, Turn
+from cm3run.model import Model, Turn
 from tiny_chameleon import write_cm3
 from toy_model import picture
 from toy_page import CHROMIUM, api, opened, pixels_of, says, upload

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.images import open_image
 from toy_model import picture, toy_model
 from toy_page import (
@@ -42,7 +42,7 @@ def cm3(monkeypatch, tmp_path: Path) -> Callable[[str], None]:
         assert words[0] == "cm3"
         assert main(words[1:]) == 0
 
-    monkeypatch.setattr("cm3core.model.model.load", lambda *_, **__: choosing(toy_model()))
+    monkeypatch.setattr("cm3run.model.model.load", lambda *_, **__: choosing(toy_model()))
     monkeypatch.chdir(tmp_path)
     return run
 
@@ -158,9 +158,9 @@ AWKWARD = [
 
 def test_awkward_texts_reach_the_command_as_they_are(browser, server, monkeypatch):
     """Through a shell's rules and the real parser; prompts, negative prompts, models, styles and messages."""
-    monkeypatch.setattr("cm3core.cli.generate.run", lambda args: found.append(args) or 0)
-    monkeypatch.setattr("cm3core.cli.edit.run", lambda args: found.append(args) or 0)
-    monkeypatch.setattr("cm3core.cli.infill.run", lambda args: found.append(args) or 0)
+    monkeypatch.setattr("cm3apps.cli.generate.run", lambda args: found.append(args) or 0)
+    monkeypatch.setattr("cm3apps.cli.edit.run", lambda args: found.append(args) or 0)
+    monkeypatch.setattr("cm3apps.cli.infill.run", lambda args: found.append(args) or 0)
     found = []
     with opened(browser, server) as page:
         commands = """async (texts) => {

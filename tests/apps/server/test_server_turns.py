@@ -15,7 +15,7 @@ import pytest
 
 import cm3core
 from cm3core.images import open_image
-from cm3core.model import AsyncModel, Model, ReplyReady, Turn
+from cm3run.model import AsyncModel, Model, ReplyReady, Turn
 from tiny_chameleon import write_cm3
 from toy_model import picture
 from toy_server import CHAT, Served, png, served, tuned

@@ -25,9 +25,9 @@ from cm3core.interfaces.contract import ComponentOrigin, set_origin
 from cm3core.plugins import KINDS, PluginInfo, Registry
 from cm3core.plugins.built import built
 from cm3core.plugins.catalog import laws_of
-from cm3core.testing.samples import ListSource
-from cm3core.testing.strategies import make_sequence
 from cm3core.vocab import Vocabulary
+from cm3kits.samples import ListSource
+from cm3kits.strategies import make_sequence
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 VOCABULARY = CM3LeonVocabulary(num_text=20, num_image=8, num_sentinels=4)

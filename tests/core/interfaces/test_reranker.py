@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core.build import build
 from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.testing.reranker import BOX, GRID, pixels_of
+from cm3kits.reranker import BOX, GRID, pixels_of
+from cm3run.build import build
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"
 APPLE = Codes(np.arange(6, dtype=np.int32), GRID)

@@ -24,7 +24,7 @@ from cm3core.document import (
 from cm3core.errors import DataError, PluginError
 from cm3core.interfaces.task import Blank, Task, check_serves
 from cm3core.interfaces.task_source import TaskSource
-from cm3core.testing.samples import ListSource
+from cm3kits.samples import ListSource
 
 PICTURE = Codes(np.arange(4, dtype=np.int32), (2, 2))
 IMAGE = Image("one", lambda: np.zeros((2, 2, 3), np.uint8))

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cm3core.checkpoint import export_model, read_recipe
 from cm3core.errors import CheckpointError, PluginError, RecipeError
 from cm3core.interfaces import ComponentConfig
-from cm3core.model import load
 from cm3core.plugins import KINDS, Registry, load_registry
 from cm3core.plugins.built import built
 from cm3core.plugins.describe import RESERVED
@@ -22,7 +20,9 @@ from cm3core.plugins.registry import PluginInfo
 from cm3core.recipe import compose
 from cm3core.recipe.missing import MissingComponent
 from cm3core.recipe.sections import FIXED_SECTIONS
-from cm3core.training import train
+from cm3run.checkpoint import export_model, read_recipe
+from cm3run.model import load
+from cm3run.training import train
 from squares import PARTS
 from throwaway_plugins import Install, info_of
 

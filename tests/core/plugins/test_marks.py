@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import pytest
 
-from cm3core.cli._dataset import reader_of
+from cm3apps.cli._dataset import reader_of
 from cm3core.errors import PluginError
 from cm3core.interfaces import DocumentSourceConfig, RetrieverConfig, SamplerConfig
 from cm3core.interfaces.dataset import FOLDER
-from cm3core.model.drawing import sampler_for
 from cm3core.plugins import PluginInfo, Registry, load_registry
 from cm3core.plugins.marks import default_name, marked
 from cm3core.recipe import Recipe
+from cm3run.model.drawing import sampler_for
 
 
 @dataclass(kw_only=True)

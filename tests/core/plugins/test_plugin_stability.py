@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
+from cm3apps.cli.main import main
 from cm3core import hookspecs
-from cm3core.cli.main import main
 from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, describe, load_registry
 from cm3core.recipe import compose, recipe_from_yaml

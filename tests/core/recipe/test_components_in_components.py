@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 import rrf_plugin
-from cm3core.cli import main as cli
+from cm3apps.cli import main as cli
+from cm3apps.plugin_check.overrides import config_of
 from cm3core.config.docs import keys_of
 from cm3core.document import Text
 from cm3core.errors import CM3Error, PluginError, RecipeError
 from cm3core.interfaces import RetrieverConfig
-from cm3core.plugin_check.overrides import config_of
 from cm3core.plugins.discovery import load_registry, registry_of_one
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import Recipe, compose, diff, recipe_from_yaml
-from cm3core.testing.retriever import RetrieverContract
-from cm3core.testing.samples import ListSource
+from cm3kits.retriever import RetrieverContract
+from cm3kits.samples import ListSource
 from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
 from rrf_plugin import PlainConfig, RRFConfig
 

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 
 import rrf_plugin
-from cm3core.bank.manifest import Maker
-from cm3core.bank_tools import config_of
-from cm3core.build import section
-from cm3core.checkpoint import bundled_models, read_recipe
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.lookup import class_name
@@ -22,6 +18,10 @@ from cm3core.recipe import compose, list_recipes
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.storing import files_of, in_full, providers_of
+from cm3run.bank.manifest import Maker
+from cm3run.bank_tools import config_of
+from cm3run.build import section
+from cm3run.checkpoint import bundled_models, read_recipe
 from throwaway_plugins import Install, info_of
 
 RIVAL = """\

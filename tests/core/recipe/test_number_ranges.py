@@ -12,10 +12,10 @@ import pytest
 from cm3core.config.overrides import with_options
 from cm3core.config.schema import default, hints, init_fields, nested_dataclass
 from cm3core.errors import RecipeError
-from cm3core.generation.prepare import MAX_THREADS
 from cm3core.interfaces import ComponentConfig, ConditionConfig, DocumentSourceConfig
 from cm3core.plugins import KINDS, load_registry
 from cm3core.recipe.sections import FIXED_SECTIONS, TRAIN_RANGES, TrainSection
+from cm3run.generation.prepare import MAX_THREADS
 
 REGISTRY = load_registry()
 SECTIONS = [

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import pytest
 
-from cm3core.checkpoint import check_recipe
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import RecipeError
 from cm3core.interfaces import RetrieverConfig
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3run.checkpoint import check_recipe
 
 REGISTRY = load_registry()
 NEXT = (

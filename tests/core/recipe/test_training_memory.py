@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import DeviceError, RecipeError
 from cm3core.machine_memory import MachineMemory
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
 from cm3core.recipe.memory import check_training_fits, training_memory
-from cm3core.training import loop
+from cm3run.training import loop
 
 GB = 10**9
 
@@ -140,7 +140,7 @@ def test_memory_refused_in_the_middle_of_a_run(
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
 def test_a_limit_on_address_space_is_a_limit() -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "cm3core.cli.main", "recipe", "check", "cm3leon-350m"],
+        [sys.executable, "-m", "cm3apps.cli.main", "recipe", "check", "cm3leon-350m"],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
@@ -169,7 +169,7 @@ def test_the_estimate_is_what_a_run_takes(overrides: tuple[str, ...], tmp_path: 
     estimate = training_memory(recipe(*own))
     assert estimate is not None
     shown = subprocess.run(
-        [sys.executable, "-m", "cm3core.cli.main", "train", "tiny", "-o", str(tmp_path), *own],
+        [sys.executable, "-m", "cm3apps.cli.main", "train", "tiny", "-o", str(tmp_path), *own],
         capture_output=True,
         text=True,
         check=True,

@@ -8,7 +8,7 @@ import pytest
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
 from cm3core.sequence import loss_weights, move_spans, unmask
-from cm3core.testing.objective import make_sequence
+from cm3kits.objective import make_sequence
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=4)

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from cm3core.checkpoint import export_model, open_checkpoint
-from cm3core.cli.main import main
-from cm3core.commands import COMMANDS
+from cm3apps.cli.commands import COMMANDS
+from cm3apps.cli.main import main
 from cm3core.errors import CM3Error, TrustError
-from cm3core.model.model import load
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.recipe import compose
-from cm3core.training import train
 from cm3core.trust import trust_of
 from cm3core.trust.fields import reaches_of, undeclared_keys
+from cm3run.checkpoint import export_model, open_checkpoint
+from cm3run.model.model import load
+from cm3run.training import train
 from strangers import Watch, hostile_section, rewrite, watched
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.attention import AttentionBackend, AttentionConfig
-from cm3core.testing.attention import AttentionContract, dense_attention
 from cm3kernels.attention.plan import visible_mask
+from cm3kits.attention import AttentionContract, dense_attention
 from cm3plugins.attention import (
     FlexAttentionConfig,
     ReferenceAttentionConfig,

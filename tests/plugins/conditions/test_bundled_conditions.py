@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cm3core.boxes import text_of_boxes
 from cm3core.errors import DataError, MissingPackageError
-from cm3core.testing.condition import ConditionContract
+from cm3kits.condition import ConditionContract
 from cm3plugins.conditions.boxes import colour_of
 from cm3plugins.conditions.config import (
     AsItIsConfig,

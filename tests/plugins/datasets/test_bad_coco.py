@@ -13,7 +13,7 @@ import pytest
 
 import draw_formats
 from bad_formats import annotation, changed
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import DataError, RecipeError
 from cm3plugins.datasets import annotations
 from cm3plugins.datasets.coco.config import COCOConfig

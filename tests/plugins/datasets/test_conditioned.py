@@ -13,7 +13,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces import TaskSource
 from cm3core.plugins import load_registry
 from cm3core.recipe import recipe_from_yaml
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.conditions.config import AsItIsConfig, BoxesConfig, CannyConfig
 from cm3plugins.datasets.coco.config import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig

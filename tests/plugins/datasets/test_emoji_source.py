@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.emoji import EmojiSourceConfig
 
 

@@ -12,7 +12,7 @@ import pytest
 from cm3core.document import Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.folder import FolderSourceConfig
 from messages import tells
 from picture_files import folder, found, picture, write

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance
@@ -240,7 +240,7 @@ def test_folders_that_hold_something_are_left_alone(
 KILLED = """\
 import os, signal, sys
 from pathlib import Path
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3plugins.datasets.icons import comparison, corpus
 small = corpus.IconCorpus(Path(sys.argv[1]))
 corpus.IconCorpus = lambda: small

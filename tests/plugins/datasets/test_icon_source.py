@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cm3core.document import Image, Text
 from cm3core.errors import CM3Error, DataError, RecipeError
 from cm3core.interfaces.dataset import DocumentSource, Provenance
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.emoji import EmojiSourceConfig
 from cm3plugins.datasets.icons import SPLITS, IconSourceConfig
 from cm3plugins.datasets.icons import source as source_module

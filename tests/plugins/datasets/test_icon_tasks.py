@@ -16,7 +16,7 @@ from cm3core.document import Image
 from cm3core.errors import DataError, RecipeError
 from cm3core.images import fit
 from cm3core.interfaces import TaskSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.icon_tasks import FORMS, IconTasksConfig
 from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, kind_of, pairs_of, style_change
 from cm3plugins.datasets.icon_tasks.questions import about_icon, about_scene

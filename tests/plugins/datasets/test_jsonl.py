@@ -11,7 +11,7 @@ import pytest
 from cm3core.document import Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
 from messages import tells
 from picture_files import picture, write

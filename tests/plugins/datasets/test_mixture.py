@@ -12,25 +12,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cm3core.build import build
-from cm3core.checkpoint import find_checkpoint, read_tasks
 from cm3core.document import Image, MaskedSequence, Text
 from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
 from cm3core.interfaces import DocumentSourceConfig, SkippedRecord
 from cm3core.interfaces.task_source import TaskSource
-from cm3core.model import load
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.dataset import DocumentSourceContract
-from cm3core.testing.samples import ListSource
-from cm3core.training import train
-from cm3core.training.loader import BatchLoader
-from cm3core.training.preparation import Preparation
-from cm3core.training.sequences import MaskedSequences
+from cm3kits.dataset import DocumentSourceContract
+from cm3kits.samples import ListSource
 from cm3plugins.datasets.mixture import MixtureConfig, MixtureSource
 from cm3plugins.datasets.mixture_order import counts_of, drawn_records, part_order
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.tasks.bundled import CaptionConfig, QuestionConfig, TextToImageConfig
+from cm3run.build import build
+from cm3run.checkpoint import find_checkpoint, read_tasks
+from cm3run.model import load
+from cm3run.training import train
+from cm3run.training.loader import BatchLoader
+from cm3run.training.preparation import Preparation
+from cm3run.training.sequences import MaskedSequences
 from messages import tells
 
 PAPER = (0.3, 3.0)

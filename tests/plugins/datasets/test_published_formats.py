@@ -14,7 +14,7 @@ from cm3core.boxes import boxes_in
 from cm3core.document import Image, Text
 from cm3core.interfaces import TaskSource
 from cm3core.interfaces.dataset import Provenance
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.coco.config import COCOConfig
 from cm3plugins.datasets.coco.shapes import colour
 from cm3plugins.datasets.conversations import ConversationsConfig

@@ -11,7 +11,7 @@ import pytest
 from cm3core.errors import DataError, RecipeError
 from cm3core.images import save_png
 from cm3core.interfaces import TaskSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.table import TableSourceConfig
 from cm3plugins.tasks.bundled import CaptionConfig, EditConfig, StructureConfig
 from messages import tells

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from cm3core.build import build
-from cm3core.checkpoint.layout import WORDS
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import write_bytes
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.training.loop import train
-from cm3core.training.preparation import Preparation
 from cm3plugins.datasets.tokens import TokensSourceConfig
 from cm3plugins.datasets.tokens import storage as storages
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
+from cm3run.build import build
+from cm3run.checkpoint.layout import WORDS
+from cm3run.training.loop import train
+from cm3run.training.preparation import Preparation
 from messages import tells
 from s3_environment import s3_environment
 from squares import PARTS, encode_squares

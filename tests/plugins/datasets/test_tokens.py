@@ -17,18 +17,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3core.build import build
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Codes, Text
 from cm3core.errors import CM3Error, DataError
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
-from cm3core.testing.dataset import DocumentSourceContract
-from cm3core.training.preparation import Preparation
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.tokens import TokensSourceConfig
 from cm3plugins.datasets.tokens.ahead import Ahead
 from cm3plugins.datasets.tokens.source import TokensSource, stream_part
+from cm3run.build import build
+from cm3run.training.preparation import Preparation
 from messages import tells
 from picture_files import picture, write
 from squares import PARTS
@@ -211,8 +211,8 @@ def test_any_number_of_processes_has_the_same_rows(
     registry: Registry, shards: Path, shuffle_shards: int
 ) -> None:
     """Rows of a step: those of one process are dealt out to two and four; a state resumes in any number."""
-    from cm3core.processes import Processes
-    from cm3core.training.loader import BatchLoader
+    from cm3run.processes import Processes
+    from cm3run.training.loader import BatchLoader
 
     class Pretended(Processes):
         def __init__(self, rank: int, number: int) -> None:

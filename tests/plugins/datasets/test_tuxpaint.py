@@ -9,7 +9,7 @@ import pytest
 from cm3core.document import text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.tuxpaint import STAMPS, TuxPaintSourceConfig
 from messages import tells
 from picture_files import found, picture, write

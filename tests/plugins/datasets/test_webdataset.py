@@ -16,7 +16,7 @@ from PIL import Image as Pictures
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.testing.dataset import DocumentSourceContract
+from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.webdataset import WebDatasetSourceConfig, expand_braces, shard_paths
 from messages import tells
 from picture_files import folder, found, picture, write, write_tar

@@ -13,7 +13,12 @@ from torch import nn
 
 from cm3core.errors import GenerationError
 from cm3core.recipe import TuneSection
-from cm3core.tuning import (
+from cm3plugins.attention import SDPAAttentionConfig
+from cm3plugins.decoders.adapters import merged_weight
+from cm3plugins.decoders.cm3leon import CM3LeonConfig
+from cm3plugins.decoders.llama import LlamaConfig
+from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from cm3run.tuning import (
     ADAPTER,
     ADAPTER_CONFIG,
     add_adapters,
@@ -21,11 +26,6 @@ from cm3core.tuning import (
     merge_adapters,
     write_adapters,
 )
-from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.adapters import merged_weight
-from cm3plugins.decoders.cm3leon import CM3LeonConfig
-from cm3plugins.decoders.llama import LlamaConfig
-from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from messages import tells
 
 peft = pytest.importorskip("peft", reason="peft is not installed")

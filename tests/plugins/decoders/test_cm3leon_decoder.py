@@ -12,7 +12,7 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from cm3core.errors import CM3Error, DocumentError, GenerationError, RecipeError
-from cm3core.testing.decoder import DecoderContract
+from cm3kits.decoder import DecoderContract
 from cm3leon_parts import SDPA, TINY, VOCABULARY, build
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cm3core.interfaces.decoder import Decoder
-from cm3core.testing.decoder import DecoderContract
 from cm3kernels.few_rows import refusal
+from cm3kits.decoder import DecoderContract
 from cm3leon_parts import SDPA, TINY, build
 from cm3plugins.decoders import packed
 from cm3plugins.decoders.cm3leon import inference as inference_module

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cm3core.errors import CM3Error, DocumentError, RecipeError
 from cm3core.interfaces.decoder import Decoder
-from cm3core.testing.decoder import DecoderContract
+from cm3kits.decoder import DecoderContract
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import pool
 from cm3plugins.decoders.llama import LlamaConfig

@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel
 from cm3apps.embedder_training import bi_encoder as training
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
 from cm3core.interfaces.embedder import normalise
-from cm3core.testing.embedder import EmbedderContract
+from cm3kits.embedder import EmbedderContract
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import BiEncoderConfig
 from cm3plugins.embedders.bi_encoder.config import BUNDLED_WEIGHTS

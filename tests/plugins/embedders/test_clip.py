@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer as HuggingFaceTokenizer
 
 import open_clip_oracle as oracle
 from clip_models import example_pictures, features, tiny
-from cm3core.testing.embedder import EmbedderContract
+from cm3kits.embedder import EmbedderContract
 from cm3plugins.embedders import CLIPConfig
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
 from cm3plugins.embedders.clip.embedder import CLIP

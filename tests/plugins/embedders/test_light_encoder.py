@@ -22,8 +22,8 @@ from cm3apps.embedder_training.light_encoder import small_pictures, train
 from cm3core.document import Text
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.interfaces.embedder import VectorArray
-from cm3core.testing.embedder import EmbedderContract
-from cm3core.testing.retriever import HashEmbedder
+from cm3kits.embedder import EmbedderContract
+from cm3kits.retriever import HashEmbedder
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus

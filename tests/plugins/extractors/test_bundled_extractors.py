@@ -12,7 +12,7 @@ import torch
 
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.interfaces.component import choose
-from cm3core.testing.extractor import ExtractorContract
+from cm3kits.extractor import ExtractorContract
 from cm3plugins import extractors
 from cm3plugins.embedders import LightEncoderConfig
 from cm3plugins.extractors.inception.extractor import InceptionExtractor, _scaled_cleanly

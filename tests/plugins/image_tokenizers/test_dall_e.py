@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from cm3core.errors import RecipeError
-from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.public.config import (
     DalleConfig,

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
 from cm3plugins.image_tokenizers.patches.tokenizer import (
     PatchTokenizer,

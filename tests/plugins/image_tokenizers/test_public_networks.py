@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
-from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.public import model as public_model
 from cm3plugins.image_tokenizers.public.config import (

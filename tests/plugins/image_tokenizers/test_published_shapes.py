@@ -19,7 +19,7 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3plugins.image_tokenizers.public import config as configs

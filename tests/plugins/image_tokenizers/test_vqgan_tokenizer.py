@@ -18,19 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cm3core.errors import CheckpointError, RecipeError, TokenizerError
-from cm3core.evaluation.image_tokenizer import (
-    evaluate_image_tokenizer,
-    perplexity_of,
-    psnr_per_picture,
-)
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
 from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
+from cm3run.evaluation.image_tokenizer import (
+    evaluate_image_tokenizer,
+    perplexity_of,
+    psnr_per_picture,
+)
 from messages import tells
 
 TINY = VQGANConfig(

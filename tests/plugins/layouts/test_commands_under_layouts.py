@@ -12,9 +12,9 @@ import pytest
 from PIL import Image as PILImage
 
 import cm3core
+from cm3apps.cli.main import main
 from cm3core import images
-from cm3core.cli.main import main
-from cm3core.model import Model
+from cm3run.model import Model
 from tiny_chameleon import write_cm3
 
 #: A model with Emu3's layout, its ids in a smaller table: 64 codes of squares, texts in bytes.

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
-from cm3core.generation.engine import Engine, Request
-from cm3core.generation.likelihood import Likelihood
 from cm3core.interfaces.layout import LayoutConfig, VocabularyParts
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing.layout import NUM_CODES, PUBLISHED, NamedBytes
 from cm3core.vocab import VocabularySizes
+from cm3kits.layout import NUM_CODES, PUBLISHED, NamedBytes
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
 from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
 from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3run.generation.engine import Engine, Request
+from cm3run.generation.likelihood import Likelihood
 
 GRID = (4, 2)
 PICTURE = Codes(np.array([0, 1, 2, 3, 4, 5, 0, 1], np.int32), GRID)

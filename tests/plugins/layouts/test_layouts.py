@@ -23,8 +23,8 @@ from cm3core.recipe import compose
 from cm3core.sequence.lengths import sequence_length
 from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3core.vocab import Vocabulary
+from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3plugins.decoders.codebook_start import codebook_rows
 from cm3plugins.layouts import LAYOUTS
 from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig

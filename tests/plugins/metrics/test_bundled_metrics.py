@@ -9,7 +9,7 @@ import pytest
 
 from cm3core.errors import CM3Error, DataError
 from cm3core.interfaces.metric import MetricBatch
-from cm3core.testing.metric import MetricContract
+from cm3kits.metric import MetricContract
 from cm3plugins import metrics
 from messages import tells
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import sha256_file
 from cm3core.interfaces.metric import MetricBatch
-from cm3core.testing.metric import MetricContract
+from cm3kits.metric import MetricContract
 from cm3plugins.metrics import METEORConfig, SPICEConfig
 from cm3plugins.metrics.caption_words import caption_words
 from cm3plugins.metrics.java import run_java

@@ -12,7 +12,7 @@ import torch
 from cm3core.errors import CheckpointError, DataError
 from cm3core.files import sha256_file
 from cm3core.interfaces.metric import MetricBatch
-from cm3core.testing.metric import MetricContract
+from cm3kits.metric import MetricContract
 from cm3plugins.metrics import LPIPSConfig
 from cm3plugins.metrics.lpips import BACKBONES
 from messages import tells

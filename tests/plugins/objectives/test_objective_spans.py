@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from cm3core.document import TokenSequence
-from cm3core.testing.objective import make_sequence
+from cm3kits.objective import make_sequence
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig
 from cm3plugins.objectives.spans import draw_spans

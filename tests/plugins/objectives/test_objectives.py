@@ -13,7 +13,7 @@ from scipy import stats
 from cm3core.document import NO_CELL, Codes, Span, Text, TokenSequence
 from cm3core.errors import RecipeError
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing.objective import ObjectiveContract, make_sequence
+from cm3kits.objective import ObjectiveContract, make_sequence
 from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig

@@ -16,16 +16,16 @@ import torch
 import cm3core
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import GenerationError
-from cm3core.generation import Likelihood
 from cm3core.interfaces.embedder import Embedder
 from cm3core.interfaces.reranker import Candidate, Reranker
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.testing.reranker import BOX, GRID, SERIALIZER, VOCABULARY, RerankerContract, pixels_of
-from cm3core.testing.retriever import HashEmbedder
+from cm3kits.reranker import BOX, GRID, SERIALIZER, VOCABULARY, RerankerContract, pixels_of
+from cm3kits.retriever import HashEmbedder
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.rerankers import ClipRerankerConfig, LikelihoodRerankerConfig, PMIRerankerConfig
+from cm3run.generation import Likelihood
 from messages import tells
 
 APPLE = Codes(np.arange(6, dtype=np.int32), GRID)

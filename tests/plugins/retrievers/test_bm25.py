@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import Text
 from cm3core.errors import RecipeError
-from cm3core.testing.retriever import ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import BM25RetrieverConfig
 from messages import tells
 

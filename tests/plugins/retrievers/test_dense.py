@@ -9,7 +9,7 @@ import pytest
 
 from cm3core.document import Image, ImageHole, Text
 from cm3core.errors import DataError
-from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
 from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
 from dense_parts import TableEmbedder, dense, picture, words

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cm3core.document import Image, Text
-from cm3core.testing.retriever import HashEmbedder, ListSource
+from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig, strategy
 from dense_parts import TableEmbedder, dense, picture, words
 from dense_parts import own_cache as own_cache  # the fixture

@@ -8,14 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from cm3core.bank import VectorRows
 from cm3core.document import Image, Text
 from cm3core.errors import DataError, RecipeError
-from cm3core.testing.retriever import HashEmbedder, ListSource
+from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
 from cm3plugins.retrievers.index.flat import FlatIndex
 from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
 from cm3plugins.retrievers.vector_retriever import VectorRetriever
+from cm3run.bank import VectorRows
 from dense_parts import TableEmbedder, dense, words
 from dense_parts import own_cache as own_cache  # the fixture
 from messages import tells

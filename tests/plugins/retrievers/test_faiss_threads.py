@@ -9,7 +9,7 @@ import time
 import faiss
 import pytest
 
-from cm3core.testing._threads import at_once
+from cm3kits._threads import at_once
 from cm3plugins.indexes import threads
 from cm3plugins.indexes.threads import faiss_calls
 

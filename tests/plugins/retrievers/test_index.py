@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustered_rows import APPROXIMATE, clustered
-from cm3core.bank import VectorRows
 from cm3core.errors import DataError, RecipeError
-from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.indexes import threads
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index import (
@@ -24,6 +23,7 @@ from cm3plugins.retrievers.index import (
     opening,
 )
 from cm3plugins.retrievers.index.base import VectorIndex
+from cm3run.bank import VectorRows
 from messages import tells
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from clustered_rows import APPROXIMATE, clustered
-from cm3core.bank import VectorRows
 from cm3core.errors import DataError
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index import (
@@ -24,6 +23,7 @@ from cm3plugins.retrievers.index import (
     faiss_engines,
     open_index,
 )
+from cm3run.bank import VectorRows
 from messages import tells
 
 
@@ -236,7 +236,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from cm3core.bank import VectorRows
+from cm3run.bank import VectorRows
 from cm3plugins.retrievers.index import IndexOptions, faiss_engines, open_index
 write = faiss_engines.FaissEngine.write
 def killed(engine, native, path):
@@ -282,7 +282,7 @@ def test_a_bank_keeps_its_index_beside_it(tmp_path):
         query_documents,
         write_bank,
     )
-    from cm3core.bank import MemoryBank
+    from cm3run.bank import MemoryBank
 
     towers = Towers(300, 16)
     write_bank(tmp_path / "bank", towers)

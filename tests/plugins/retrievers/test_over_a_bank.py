@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from bank_parts import QuarterTokenizer, source, tools
-from cm3core.bank import MemoryBank, build_bank
 from cm3core.errors import DataError
-from cm3core.testing.retriever import HashEmbedder
-from cm3core.training.code_cache import CodeCache
-from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
+from cm3kits.retriever import HashEmbedder
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
+from cm3run.bank import MemoryBank, build_bank
+from cm3run.training.code_cache import CodeCache
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
 from messages import tells
 
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.retriever import Retrieved
-from cm3core.prepending import part_in, prepended
-from cm3core.testing.retriever import HashEmbedder, ListSource
-from cm3core.training.neighbours import NeighbourSettings, NeighbourTable
-from cm3core.training.sequences import RetrievedDocuments
+from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig
 from cm3plugins.retrievers.regions import SIDE, Part, cropped, explained, parts_of
+from cm3run.prepending import part_in, prepended
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
+from cm3run.training.sequences import RetrievedDocuments
 from numbered_documents import Following, Numbers
 
 RED, GREEN, BOTH = (255, 0, 0), (0, 255, 0), (255, 255, 0)

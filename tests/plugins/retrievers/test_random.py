@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.document import Codes, Text
-from cm3core.testing.retriever import ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import RandomRetrieverConfig
 from cm3plugins.retrievers.random import shuffled
 

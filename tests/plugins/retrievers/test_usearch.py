@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from cm3core.bank import VectorRows
 from cm3core.errors import DataError, MissingPackageError, RecipeError
-from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers.usearch import UsearchRetrieverConfig
+from cm3run.bank import VectorRows
 from messages import tells
 
 

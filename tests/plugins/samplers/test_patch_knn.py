@@ -17,16 +17,16 @@ import torch
 from cm3core.document import ImageHole, Text
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces import DrawState, ModelParts
-from cm3core.model import AsyncEngine
-from cm3core.testing.model_parts import GreySquares, example_parts
-from cm3core.testing.sampler import SamplerContract
-from cm3core.testing.samples import ListSource
+from cm3kits.model_parts import GreySquares, example_parts
+from cm3kits.sampler import SamplerContract
+from cm3kits.samples import ListSource
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
 from cm3plugins.samplers.patch_knn.database import PlaceDatabase, database_for, in_memory
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+from cm3run.model import AsyncEngine
 from engine_parts import GRID, REQUESTS, VOCABULARY, make_decoder, make_engine
 from messages import tells
 from mirostat_plugin import MirostatConfig

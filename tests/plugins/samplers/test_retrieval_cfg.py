@@ -13,7 +13,7 @@ from cm3core.document import ImageHole, Text
 from cm3core.errors import RecipeError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
-from cm3core.testing.sampler import SamplerContract
+from cm3kits.sampler import SamplerContract
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.retrieval import RetrievalCFGSamplerConfig

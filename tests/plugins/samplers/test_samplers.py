@@ -11,7 +11,7 @@ import torch
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose, recipe_from_yaml
-from cm3core.testing.sampler import SamplerContract
+from cm3kits.sampler import SamplerContract
 from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,

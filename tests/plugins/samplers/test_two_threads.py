@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from cm3core.document import ImageHole, Text
-from cm3core.generation.engine import Request
 from cm3core.interfaces import ModelParts
-from cm3core.model import AsyncEngine
 from cm3core.plugins import load_registry
-from cm3core.testing._threads import at_once
-from cm3core.testing.model_parts import example_parts
+from cm3kits._threads import at_once
+from cm3kits.model_parts import example_parts
+from cm3run.generation.engine import Request
+from cm3run.model import AsyncEngine
 from engine_parts import GRID, REQUESTS, VOCABULARY, make_decoder, make_engine
 
 #: Different documents, and one document several times, as of candidates.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cm3core.testing.task import TaskContract, responses_of
+from cm3kits.task import TaskContract, responses_of
 from cm3plugins.tasks import bundled
 from cm3plugins.tasks.bundled import TASKS
 from cm3plugins.tasks.worded import fields_of

@@ -7,7 +7,7 @@ import pytest
 
 from cm3core.document import Codes, TextHole
 from cm3core.errors import RecipeError
-from cm3core.testing.task import TaskContract
+from cm3kits.task import TaskContract
 from cm3plugins.tasks.emu3 import Emu3CaptionConfig, Emu3QuestionConfig
 
 

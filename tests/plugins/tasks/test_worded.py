@@ -9,7 +9,7 @@ import pytest
 
 from cm3core.document import Image
 from cm3core.errors import RecipeError
-from cm3core.testing.task import TaskContract
+from cm3kits.task import TaskContract
 from cm3plugins.tasks.worded import TemplateTaskConfig
 from messages import tells
 

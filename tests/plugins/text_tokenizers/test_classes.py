@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import TokenizerError
-from cm3core.testing.strategies import texts
+from cm3kits.strategies import texts
 from cm3plugins.text_tokenizers.classes import ClassesConfig, ClassTokenizer
 
 NUMBERS = ClassesConfig(num_classes=12).build()

@@ -31,8 +31,8 @@ from tokenizers import (
 from transformers import Qwen2TokenizerFast
 
 from cm3core.errors import MissingPackageError, RecipeError, TokenizerError
-from cm3core.testing.strategies import texts
-from cm3core.testing.text_tokenizer import SAMPLE_TEXTS, TextTokenizerContract
+from cm3kits.strategies import texts
+from cm3kits.text_tokenizer import SAMPLE_TEXTS, TextTokenizerContract
 from cm3plugins.text_tokenizers.published import (
     CONTROL,
     QWEN_PATTERN,

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import RecipeError, TokenizerError
-from cm3core.testing.text_tokenizer import SAMPLE_TEXTS, TextTokenizerContract
+from cm3kits.text_tokenizer import SAMPLE_TEXTS, TextTokenizerContract
 from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizerConfig
 from messages import tells

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cm3core.interfaces import Measured, PictureDrawn, RunStarted, Validated
-from cm3core.testing.tracker import TrackerContract
-from cm3core.training.tracking import Tracking
+from cm3kits.tracker import TrackerContract
 from cm3plugins.trackers import TensorBoardConfig
+from cm3run.training.tracking import Tracking
 from messages import tells
 
 

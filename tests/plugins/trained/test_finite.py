@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cm3apps.cli.main import main
 from cm3core import images
-from cm3core.cli.main import main
 from cm3core.errors import CheckpointError, CM3Error
 from cm3plugins.embedders.weights import read_weights, save_weights
 from cm3plugins.image_tokenizers import vqgan

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from cm3core.document import PixelArray
 from cm3core.errors import RecipeError
-from cm3core.evaluation.image_tokenizer import psnr_per_picture
-from cm3core.grey import Ink, ink_of
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.upscaler import UpscalerContract
+from cm3kits.upscaler import UpscalerContract
 from cm3plugins.upscalers import InkUpscalerConfig, LanczosUpscalerConfig
+from cm3run.evaluation.image_tokenizer import psnr_per_picture
+from cm3run.grey import Ink, ink_of
 from messages import tells
 
 

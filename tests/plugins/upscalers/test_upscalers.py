@@ -20,13 +20,11 @@ from PIL import Image as Pillow
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cm3core.build import build
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError, DeviceError, MissingPackageError, RecipeError
-from cm3core.evaluation.upscaler import evaluate_upscaler, lanczos
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.upscaler import UpscalerContract
+from cm3kits.upscaler import UpscalerContract
 from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 from cm3plugins.upscalers.edsr import upscaler as edsr
@@ -35,6 +33,8 @@ from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input, to_pixels
 from cm3plugins.upscalers.edsr.weights import load_weights, save_weights
 from cm3plugins.upscalers.external import ExternalUpscaler
 from cm3plugins.upscalers.tiles import upscale_in_tiles
+from cm3run.build import build
+from cm3run.evaluation.upscaler import evaluate_upscaler, lanczos
 from messages import tells
 from upscaler_parts import config
 

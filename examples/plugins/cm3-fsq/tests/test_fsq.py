@@ -7,7 +7,7 @@ from cm3_fsq import FSQConfig
 from cm3_fsq.tokenizer import FSQNetwork
 
 from cm3core.errors import CM3Error
-from cm3core.testing.image_tokenizer import ImageTokenizerContract
+from cm3kits.image_tokenizer import ImageTokenizerContract
 
 SMALL = {"resolution": 16, "levels": (4, 3), "channels": 8, "num_blocks": 1}
 

@@ -8,8 +8,8 @@ from cm3_sqlite_search import SQLiteRetrieverConfig
 
 from cm3core.document import Text
 from cm3core.errors import DataError, MissingPackageError
-from cm3core.testing.retriever import RetrieverContract
-from cm3core.testing.samples import ListSource
+from cm3kits.retriever import RetrieverContract
+from cm3kits.samples import ListSource
 
 TEXTS = ["a red apple", "two apples, red and green", "a green pear"]
 

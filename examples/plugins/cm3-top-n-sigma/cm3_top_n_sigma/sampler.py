@@ -2,9 +2,9 @@
 
 import torch
 
-from cm3core.generation import plan_columns
 from cm3core.interfaces import Sampler
 from cm3kernels import guided_sample
+from cm3run.generation import plan_columns
 
 
 class TopNSigmaSampler(Sampler):

@@ -6,7 +6,7 @@ from cm3_top_n_sigma import SigmaFilters, TopNSigmaConfig
 from cm3_top_n_sigma.sampler import near_the_top
 
 from cm3core.errors import RecipeError
-from cm3core.testing.sampler import SamplerContract
+from cm3kits.sampler import SamplerContract
 
 
 class TestTopNSigma(SamplerContract):

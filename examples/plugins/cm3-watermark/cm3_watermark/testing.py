@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cm3_watermark.interface import Watermark
 from cm3core.document import PixelArray
-from cm3core.testing import Contract
+from cm3kits import Contract
 
 
 class WatermarkContract(Contract[Watermark]):

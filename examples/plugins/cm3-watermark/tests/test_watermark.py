@@ -9,7 +9,7 @@ from cm3_watermark.testing import WatermarkContract
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.testing.upscaler import UpscalerContract
+from cm3kits.upscaler import UpscalerContract
 
 REGISTRY = load_registry()
 LANCZOS = REGISTRY.config_class("upscaler", "bundled/lanczos")

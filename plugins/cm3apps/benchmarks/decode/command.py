@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.benchmarks.decode.sizes import EXTENTS, SIZES
-from cm3core.cli import registry_of, whole_number
+from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
 
 HELP = "image tokens a second of our engine, compared with what is used today"

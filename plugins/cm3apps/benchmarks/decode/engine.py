@@ -26,7 +26,6 @@ from cm3apps.benchmarks.decode.workload import (
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import CM3Error
-from cm3core.generation.engine import Engine, Progress, Request, candidate_seed
 from cm3core.interfaces.benchmark import Case, DecodeProvider, Inputs, Verdict, Where
 from cm3core.interfaces.decoder import Decoder
 from cm3core.interfaces.sampler import Sampler
@@ -36,6 +35,7 @@ from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
+from cm3run.generation.engine import Engine, Progress, Request, candidate_seed
 
 #: A greedy token is right when no other code's mixed logit is higher by more than this many
 #: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the weights'
@@ -127,7 +127,7 @@ def sampler(temperature: float = 1.0) -> Sampler:
 
 
 class EngineProvider(DecodeProvider):
-    """`cm3core.generation.engine.Engine`.
+    """`cm3run.generation.engine.Engine`.
 
     Args:
         name: the variant's.

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from cm3core.cli import registry_of, whole_number
+from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.options import INDEX_TYPES
 

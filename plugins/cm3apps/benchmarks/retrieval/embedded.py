@@ -19,9 +19,9 @@ import numpy as np
 
 from cm3apps.benchmarks.retrieval.runner import NEAREST
 from cm3apps.benchmarks.retrieval.synthetic import styles_of
-from cm3core.bank import MemoryBank
 from cm3core.errors import MissingPackageError
 from cm3plugins.indexes.threads import num_threads
+from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import VectorArray

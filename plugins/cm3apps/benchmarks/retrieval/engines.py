@@ -31,7 +31,6 @@ from cm3apps.benchmarks.retrieval.synthetic import (
     query_documents,
     styles_of,
 )
-from cm3core.bank import MemoryBank
 from cm3core.config.components import check_config
 from cm3core.config.overrides import named_config
 from cm3core.document import Document
@@ -39,6 +38,7 @@ from cm3core.errors import CM3Error, DatabaseError
 from cm3core.interfaces.retriever import Retrieved
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
 from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import VectorArray
@@ -234,7 +234,7 @@ def _by(
 
 
 def _rows(vectors: VectorArray) -> Any:
-    from cm3core.bank import VectorRows
+    from cm3run.bank import VectorRows
 
     return VectorRows.of(vectors)
 

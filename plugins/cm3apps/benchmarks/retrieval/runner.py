@@ -32,7 +32,6 @@ from cm3apps.benchmarks.retrieval.synthetic import (
     query_documents,
     write_bank,
 )
-from cm3core.bank import MemoryBank
 from cm3core.document import Document
 from cm3core.interfaces.embedder import VectorArray
 from cm3core.progress import make_bar
@@ -43,6 +42,7 @@ from cm3plugins.retrievers.index.base import RowArray, VectorIndex
 from cm3plugins.retrievers.index.faiss_engines import FaissEngine
 from cm3plugins.retrievers.index.flat import FlatIndex
 from cm3plugins.retrievers.vector_retriever import VectorRetriever
+from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry
@@ -59,7 +59,7 @@ CURVE_QUERIES, NUM_EXACT = 100, 40
 #: don't count: the system can reclaim them.
 OPENING = """
 import json, sys, time
-from cm3core.bank import MemoryBank
+from cm3run.bank import MemoryBank
 from cm3apps.benchmarks.retrieval.runner import own_bytes
 before, begin = own_bytes(), time.perf_counter()
 bank = MemoryBank.open(sys.argv[1])
@@ -330,7 +330,7 @@ def loader_part(registry: Registry, *, quick: bool) -> Row:
     as training itself measures it. The recipe is `quickstart`, whose decoder is the smallest that
     is trained in practice: there a batch costs most relative to its step."""
     from cm3core.recipe import compose
-    from cm3core.training import train
+    from cm3run.training import train
 
     steps = 20 if quick else 60
     recipe = compose(

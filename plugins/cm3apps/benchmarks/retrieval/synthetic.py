@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.bank.manifest import ImageTokenizerMaker, Maker, Manifest
-from cm3core.bank.shard import BankDocument, write_shard
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
+from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+from cm3run.bank.shard import BankDocument, write_shard
 
 LATENT = 24
 #: Mean number of documents of a concept, and their distance from its centre (whose numbers have

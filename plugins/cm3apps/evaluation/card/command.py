@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.cli import add_trust, registry_of, whole_number
+from cm3apps.cli import add_trust, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError, FileError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def run(args: Namespace) -> int:
             "neither -o nor --check is given" if args.out is None else "-o and --check are given",
             "give -o FILE to write a card, or --check FILE",
         )
-    from cm3core.model import load
+    from cm3run.model import load
 
     registry = registry_of(args)
     if args.check is not None:

@@ -14,7 +14,7 @@ from cm3apps.evaluation.card.results import Evaluated, Measured
 from cm3apps.experiments.icons.report import figure_lines
 from cm3apps.experiments.tasks.report import figure_lines as task_lines
 from cm3apps.markdown_text import code, plain
-from cm3core.evaluation.protocol import SHOWN
+from cm3run.evaluation.protocol import SHOWN
 
 #: Kinds whose component a card names.
 _KINDS = ("decoder", "image_tokenizer", "text_tokenizer", "objective", "retriever", "sampler")

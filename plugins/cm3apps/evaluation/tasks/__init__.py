@@ -20,8 +20,8 @@ from cm3core.errors import DataError, close_match
 from cm3core.plugins.providers import ANYONE, Writer
 
 if TYPE_CHECKING:
-    from cm3core.model import Model
     from cm3core.plugins.registry import Registry
+    from cm3run.model import Model
 
 
 def open_task(

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.evaluation.protocol import sha256_of
+from cm3run.evaluation.protocol import sha256_of
 
 #: What a model makes: a picture of a prompt, a caption of a picture, an answer to a question.
 Makes = Literal["pictures", "captions", "answers"]

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, TypeAlias
 from cm3apps.experiments.icons.drawing import AskedPicture
 from cm3core.document import Document, Text, text_of
 from cm3core.errors import DataError
-from cm3core.training.neighbours import own_names
+from cm3run.training.neighbours import own_names
 
 if TYPE_CHECKING:
     from cm3core.interfaces import DocumentSource, Retriever
-    from cm3core.model import Model
     from cm3plugins.datasets.icons.entries import IconEntry
     from cm3plugins.datasets.icons.source import IconSource
+    from cm3run.model import Model
 
 #: Documents, best first, and the thing that the first one shows (None: there is none).
 Prepended: TypeAlias = tuple[tuple[Document, ...], str | None]

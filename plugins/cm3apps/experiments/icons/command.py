@@ -7,9 +7,9 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from typing import Any
 
+from cm3apps.cli import real_number
 from cm3apps.experiments.icons.settings import CONDITIONS, JUDGES, SPLITS, IconSettings
 from cm3apps.experiments.options import add_model_options, each_once, loaded, typed
-from cm3core.cli import real_number
 
 SAMPLING = ("guidance_scale", "temperature", "top_p")
 EXAMPLE = """examples:

@@ -12,9 +12,9 @@ import numpy as np
 
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.images import fit
-from cm3core.model import Model
-from cm3core.model.loaded import known_by_codes
 from cm3core.progress import make_bar
+from cm3run.model import Model
+from cm3run.model.loaded import known_by_codes
 
 #: Documents whose likelihood is computed between two updates of the bar.
 _BATCH = 16

@@ -12,10 +12,10 @@ from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3core.document import PixelArray
 from cm3core.files import write_text
-from cm3core.nearness import NEARLY_A_COPY
+from cm3run.nearness import NEARLY_A_COPY
 
 if TYPE_CHECKING:
-    from cm3core.model import Model
+    from cm3run.model import Model
 
 SPLIT_TITLES = {
     "comp": "a drawing held out, its name in `train` in other sets or styles (`comp`)",
@@ -222,7 +222,7 @@ def _nearness(splits: dict[str, Any]) -> list[str]:
         "## How near it is to what was in front",
         "",
         "Ink shared by a picture and the first document in front, each laid over the same square "
-        "(`cm3core.nearness`): 1 is",
+        "(`cm3run.nearness`): 1 is",
         f"the same drawing; from {NEARLY_A_COPY:g} on a picture counts as nearly a copy. Beside it, "
         "the real picture that was asked for.",
         "",

@@ -20,13 +20,13 @@ from cm3apps.experiments.icons.drawing import reconstructed
 from cm3apps.experiments.icons.ranking import RealPictures, judges
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3core.evaluation.image_tokenizer import psnr_per_picture
 from cm3core.progress import make_bar
 from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3run.evaluation.image_tokenizer import psnr_per_picture
 
 if TYPE_CHECKING:
     from cm3core.interfaces import ImageTokenizer
-    from cm3core.model import Model
+    from cm3run.model import Model
 
 #: Pictures of `unseen` that are measured, and of `train` that k-means learns from.
 NUM_MEASURED = 200

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cm3core.cli import (
+from cm3apps.cli import (
     add_device,
     add_precision,
     add_trust,

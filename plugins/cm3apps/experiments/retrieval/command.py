@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
+from cm3apps.cli import registry_of, training_precision, whole_number
 from cm3apps.experiments.options import add_training_options, check_arms, typed_training
 from cm3apps.experiments.retrieval.arms import ARMS
-from cm3core.cli import registry_of, training_precision, whole_number
 from cm3core.errors import CM3Error
 
 PLACE = "cm3 experiment retrieval"
@@ -62,7 +62,7 @@ def run(args: Namespace) -> int:
             "give 2 or more, or 0 for none",
         )
     from cm3apps.experiments.retrieval.experiment import RetrievalExperiment
-    from cm3core.training import TrainingInterrupted
+    from cm3run.training import TrainingInterrupted
 
     args.overrides += training_precision(args)
     experiment = RetrievalExperiment(

@@ -23,15 +23,15 @@ from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
 from cm3core.sequence.packing import TrainingBatch
-from cm3core.training.code_cache import CodeCache
-from cm3core.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
-from cm3core.training.preparation import Preparation
-from cm3core.training.sequences import MaskedSequences, RetrievedDocuments
-from cm3core.training.validation import UnmaskedObjective, measured_loss, spread
+from cm3run.training.code_cache import CodeCache
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
+from cm3run.training.preparation import Preparation
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.validation import UnmaskedObjective, measured_loss, spread
 
 if TYPE_CHECKING:
-    from cm3core.build import Components
     from cm3core.interfaces.retriever import Region
+    from cm3run.build import Components
 
 #: Prepended documents, at most.
 MOST = 3
@@ -66,11 +66,11 @@ class _Itself:
         return self.num_documents
 
     def neighbours(self, index: int) -> list[int]:
-        """See `cm3core.training.neighbours.Neighbours`."""
+        """See `cm3run.training.neighbours.Neighbours`."""
         return [index]
 
     def parts(self, index: int) -> list[tuple[int, Region]]:
-        """See `cm3core.training.neighbours.Neighbours`."""
+        """See `cm3run.training.neighbours.Neighbours`."""
         return []
 
 

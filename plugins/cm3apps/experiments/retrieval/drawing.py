@@ -18,13 +18,13 @@ from cm3core.errors import CM3Error
 from cm3core.files import atomic_path
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, RetrieverConfig
-from cm3core.model import Model
 from cm3core.progress import make_bar
-from cm3core.training.neighbours import own_names
-from cm3core.training.validation import spread
+from cm3run.model import Model
+from cm3run.training.neighbours import own_names
+from cm3run.training.validation import spread
 
 if TYPE_CHECKING:
-    from cm3core.build import Components
+    from cm3run.build import Components
 
 #: Number of real training pictures that generated ones are compared with.
 NUM_REAL = 1000

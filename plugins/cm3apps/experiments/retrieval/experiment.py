@@ -22,9 +22,9 @@ from cm3core.files import check_writable, make_folder, write_text
 from cm3core.progress import make_bar
 
 if TYPE_CHECKING:
-    from cm3core.build import Components
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
+    from cm3run.build import Components
 
 #: Held-out splits: drawings held out, and names held out in all versions.
 SPLITS = ("comp", "unseen")
@@ -115,8 +115,8 @@ class RetrievalExperiment:
     def _told(self, recipe: Recipe) -> dict[str, Any]:
         """Counted once for all arms: they share data, tokenizer and retrievers."""
         from cm3apps.experiments.retrieval.conditions import Measurement
-        from cm3core.build import build
-        from cm3core.training.preparation import Preparation
+        from cm3run.build import build
+        from cm3run.training.preparation import Preparation
 
         key = {"recipe": self.recipe_name, "overrides": self.overrides}
         kept = _kept(self.out / "told.json", key)
@@ -136,10 +136,10 @@ class RetrievalExperiment:
 
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
         """Train, measure, generate."""
-        from cm3core.build import build
-        from cm3core.checkpoint import TOKENIZER, load_weights
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-        from cm3core.training import train
+        from cm3run.build import build
+        from cm3run.checkpoint import TOKENIZER, load_weights
+        from cm3run.training import train
 
         result = train(recipe, folder / "run", self.registry, command=self.command)
         components = build(
@@ -168,7 +168,7 @@ class RetrievalExperiment:
 
     def _measure(self, components: Components, folder: Path, key: dict[str, Any]) -> dict[str, Any]:
         from cm3apps.experiments.retrieval.conditions import Measurement
-        from cm3core.training.preparation import Preparation
+        from cm3run.training.preparation import Preparation
 
         measurement = Measurement(
             Preparation(components), self._retrievers(components.recipe), SPLITS, self.num_documents
@@ -237,7 +237,7 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 def curve(run: Path) -> list[dict[str, float]]:
     """A run's validation losses, with the tokens and seconds of the last metrics line before each."""
-    from cm3core.training.metrics import read_metrics
+    from cm3run.training.metrics import read_metrics
 
     found: list[dict[str, float]] = []
     seen: dict[str, float] = {"tokens": 0.0, "elapsed_s": 0.0}

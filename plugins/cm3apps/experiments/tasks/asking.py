@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from cm3core.document import PixelArray
-from cm3core.model import Model
-from cm3core.model.jobs import results
-from cm3core.model.results import GeneratedText
 from cm3core.progress import make_bar
+from cm3run.model import Model
+from cm3run.model.jobs import results
+from cm3run.model.results import GeneratedText
 
 #: What a call that makes jobs returns: the jobs, and the number of tokens that they generate.
 Made = tuple[Iterable[Any], int]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from cm3core.boxes import quarter_of
-from cm3core.prepending import part_in
+from cm3run.prepending import part_in
 
 Box = tuple[int, int, int, int]
 

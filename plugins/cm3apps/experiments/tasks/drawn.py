@@ -18,10 +18,10 @@ from cm3apps.experiments.tasks.records import chosen, records_of
 from cm3apps.experiments.tasks.structures import edge_f1, ink_ious
 from cm3core.document import PixelArray
 from cm3core.images import fit
-from cm3core.model import Model
-from cm3core.model.conditions import condition_config
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.entries import IconEntry
+from cm3run.model import Model
+from cm3run.model.conditions import condition_config
 
 #: One row of a sheet: the text above it, and its pictures.
 Row = tuple[str, list[PixelArray | None]]

@@ -11,10 +11,10 @@ from cm3apps.experiments.tasks import asking
 from cm3apps.experiments.tasks.drawn import Measured, Row, Setting
 from cm3apps.experiments.tasks.records import chosen, records_of
 from cm3core.document import PixelArray
-from cm3core.evaluation.image_tokenizer import psnr_per_picture
 from cm3core.images import fit
 from cm3plugins.datasets.icon_tasks.source import halved
 from cm3plugins.upscalers import EDSRConfig
+from cm3run.evaluation.image_tokenizer import psnr_per_picture
 
 
 def enlarge(setting: Setting, split: str) -> Measured:

@@ -25,9 +25,9 @@ from cm3apps.quickstart.pictures import write_table
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
-from cm3core.model import Model
 from cm3core.recipe import Recipe
 from cm3plugins.datasets.icons import IconSourceConfig
+from cm3run.model import Model
 
 MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
     "edit": drawn.edit,

@@ -18,12 +18,12 @@ from cm3core.boxes import boxes_in
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.model import Model
-from cm3core.model.results import GeneratedText
-from cm3core.training.neighbours import own_names
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.metrics.vqa import normalised
+from cm3run.model import Model
+from cm3run.model.results import GeneratedText
+from cm3run.training.neighbours import own_names
 
 #: Kinds of questions, each by how its questions begin.
 KINDS = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
-from cm3apps.experiments.options import add_training_options, check_arms, each_once, typed_training
-from cm3apps.experiments.tasks.settings import SPLITS, TASKS
-from cm3apps.experiments.tuning.arms import ARMS, TuningSettings
-from cm3core.cli import (
+from cm3apps.cli import (
     real_number,
     registry_of,
     training_precision,
     whole_number,
 )
+from cm3apps.experiments.options import add_training_options, check_arms, each_once, typed_training
+from cm3apps.experiments.tasks.settings import SPLITS, TASKS
+from cm3apps.experiments.tuning.arms import ARMS, TuningSettings
 
 PLACE = "cm3 experiment tuning"
 EXAMPLE = """examples:

@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3apps.cli.tune import tuning_recipe
 from cm3apps.experiments.results import ResultFolder
 from cm3apps.experiments.tasks.drawn import Setting
 from cm3apps.experiments.tasks.experiment import MEASURES, NEEDS, icons_of, setting_of
@@ -24,15 +25,14 @@ from cm3apps.experiments.tuning import responses
 from cm3apps.experiments.tuning.arms import ARMS, BEFORE, REFERENCE, SHARED, TuningSettings
 from cm3apps.experiments.tuning.report import write_report
 from cm3apps.experiments.tuning.speed import step_cost, steps_in
-from cm3core.checkpoint import find_checkpoint, find_model
-from cm3core.cli.tune import tuning_recipe
 from cm3core.devices import choose_device
 from cm3core.document import PixelArray
 from cm3core.files import write_text
-from cm3core.model import Model, load
-from cm3core.training import train
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.tasks.bundled import BundledTaskConfig
+from cm3run.checkpoint import find_checkpoint, find_model
+from cm3run.model import Model, load
+from cm3run.training import train
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry

@@ -21,15 +21,15 @@ from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.task import TaskConfig
 from cm3core.sequence.packing import NUM_MODALITIES, Packer, TrainingBatch, collate
-from cm3core.training.loss import batch_loss_sums
-from cm3core.training.validation import UnmaskedObjective
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
+from cm3run.training.loss import batch_loss_sums
+from cm3run.training.validation import UnmaskedObjective
 
 if TYPE_CHECKING:
-    from cm3core.model import Model
     from cm3core.recipe import Recipe
     from cm3core.vocab import Vocabulary
+    from cm3run.model import Model
 
 #: The name of a data set that is no mixture, where it has no task.
 PLAIN = "documents"

@@ -21,7 +21,9 @@ import numpy.typing as npt
 from cm3core.document import Document
 from cm3core.errors import DataError, TokenizerError, close_match
 from cm3core.interfaces.dataset import DocumentSource, Provenance
-from cm3core.token_shards import (
+from cm3plugins.datasets.tokens.ahead import Ahead
+from cm3plugins.datasets.tokens.storage import FolderStorage, Storage
+from cm3run.token_shards import (
     MANIFEST,
     Entry,
     Manifest,
@@ -29,8 +31,6 @@ from cm3core.token_shards import (
     entries_of,
     stored_document,
 )
-from cm3plugins.datasets.tokens.ahead import Ahead
-from cm3plugins.datasets.tokens.storage import FolderStorage, Storage
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record

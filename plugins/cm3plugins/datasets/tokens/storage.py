@@ -27,7 +27,7 @@ from cm3core.files import (
     user_path,
     write_bytes,
 )
-from cm3core.token_shards import StoredFile
+from cm3run.token_shards import StoredFile
 
 T = TypeVar("T")
 

@@ -51,8 +51,8 @@ class CLIPConfig(EmbedderConfig):
         Raises:
             CheckpointError: they are missing, damaged, or not a CLIP that is known here.
         """
-        from cm3core.training.device import choose_device
         from cm3plugins.embedders.clip.embedder import CLIP
+        from cm3run.training.device import choose_device
 
         self.check()
         device = choose_device(None if self.device == "auto" else self.device)

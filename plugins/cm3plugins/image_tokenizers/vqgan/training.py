@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from cm3core.document import PixelArray
-from cm3core.evaluation.image_tokenizer import evaluate_image_tokenizer
 from cm3core.files import atomic_path, write_text
 from cm3plugins.image_tokenizers.by_network import to_input
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining, facts
@@ -24,6 +23,7 @@ from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
 from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
+from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer
 
 
 def batch_indices(seed: int, step: int, batch_size: int, num_pictures: int) -> list[int]:

@@ -21,7 +21,7 @@ from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, Vecto
 from cm3plugins.retrievers.index.flat import FlatIndex
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
+    from cm3run.bank import VectorRows
 
 #: Bytes of vectors added at once.
 BLOCK_BYTES = 64 << 20

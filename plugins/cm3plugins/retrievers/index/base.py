@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cm3core.errors import DataError
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
+    from cm3run.bank import VectorRows
 
 FloatArray = npt.NDArray[np.float32]
 RowArray = npt.NDArray[np.int64]

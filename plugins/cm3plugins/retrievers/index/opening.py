@@ -15,8 +15,8 @@ from cm3plugins.retrievers.index.base import VectorIndex
 from cm3plugins.retrievers.index.options import IndexOptions
 
 if TYPE_CHECKING:
-    from cm3core.bank import VectorRows
     from cm3plugins.retrievers.index.approximate import Engine
+    from cm3run.bank import VectorRows
 
 #: "auto" is flat up to this many numbers (documents x dimension): about 5 ms a query on one core of
 #: an AMD EPYC (measured).

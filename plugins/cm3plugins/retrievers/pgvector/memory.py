@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cm3core.bank import Memory
-from cm3core.bank.shard import BankDocument
 from cm3core.document import Document
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
@@ -30,13 +28,15 @@ from cm3plugins.retrievers.pgvector.schema import (
     formatted,
     read_manifest,
 )
+from cm3run.bank import Memory
+from cm3run.bank.shard import BankDocument
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cm3core.bank import Manifest
     from cm3plugins.retrievers.pgvector.connection import Connection
     from cm3plugins.retrievers.pgvector.options import ConnectionOptions
+    from cm3run.bank import Manifest
 
 #: Columns of a row that is written, in the order of `rows.row_of`.
 COLUMNS = (

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cm3core.bank.shard import LENGTH_TOLERANCE, BankDocument, code_type
 from cm3core.document import Codes, Document, Text, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance
+from cm3run.bank.shard import LENGTH_TOLERANCE, BankDocument, code_type
 
 if TYPE_CHECKING:
-    from cm3core.bank.manifest import Manifest
+    from cm3run.bank.manifest import Manifest
 
 #: Columns of a row that is read, in order.
 READ = "number, id, keys, has_both, segments, codes, vector"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from cm3core.bank.manifest import ImageTokenizerMaker, Maker, Manifest
 from cm3core.errors import DatabaseError, DataError
+from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.pgvector.connection import Connection, Database

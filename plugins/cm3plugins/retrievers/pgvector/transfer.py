@@ -8,8 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.bank import MemoryBank
-from cm3core.bank.shard import SHARDS, write_shard
 from cm3core.errors import DataError, FileError
 from cm3core.files import (
     check_writable,
@@ -26,13 +24,15 @@ from cm3core.progress import make_bar
 from cm3plugins.retrievers.pgvector.memory import AT_ONCE, AddReport, Filter, SharedMemory
 from cm3plugins.retrievers.pgvector.rows import READ, About, stored
 from cm3plugins.retrievers.pgvector.schema import formatted
+from cm3run.bank import MemoryBank
+from cm3run.bank.shard import SHARDS, write_shard
 
 if TYPE_CHECKING:
-    from cm3core.bank.manifest import ShardInfo
-    from cm3core.bank.shard import BankDocument
     from cm3core.interfaces.dataset import DocumentSource
     from cm3plugins.retrievers.pgvector.connection import Connection
     from cm3plugins.retrievers.pgvector.options import ConnectionOptions
+    from cm3run.bank.manifest import ShardInfo
+    from cm3run.bank.shard import BankDocument
 
 #: In a bank that was pulled: {"id": ..., "licence": ..., "source": ..., "attribution": ..., "style": ...}
 #: a line, which pushing reads.

@@ -22,7 +22,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from cm3core.bank import MemoryBank
 from cm3core.errors import FileError, RecipeError
 from cm3core.files import cache_folder, check_writable
 from cm3core.interfaces.dataset import DocumentSource
@@ -31,6 +30,7 @@ from cm3plugins.indexes.kept import kept_index
 from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.indexes.writing import write_faiss
 from cm3plugins.samplers.patch_knn.places import AROUND, CountArray, PlaceArray, places_of
+from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:
     from cm3core.interfaces.model_parts import ModelParts

@@ -20,12 +20,10 @@ from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.evaluation.upscaler import evaluate_upscaler, small_pictures
 from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
-from cm3core.training.device import choose_device, choose_precision
 from cm3plugins.trained.layout import channels_last
 from cm3plugins.trained.losses import edge_error
 from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
@@ -34,6 +32,8 @@ from cm3plugins.upscalers.edsr.model import EDSR
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture, EDSRTraining
 from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input
 from cm3plugins.upscalers.edsr.weights import build_model, save_weights
+from cm3run.evaluation.upscaler import evaluate_upscaler, small_pictures
+from cm3run.training.device import choose_device, choose_precision
 
 
 class UpscalerTrainer:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.interfaces.upscaler import Upscaler
-from cm3core.training.device import choose_device
 from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import check_architecture
 from cm3plugins.upscalers.edsr.model import EDSR
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture
 from cm3plugins.upscalers.edsr.weights import build_model, load_weights
 from cm3plugins.upscalers.tiles import upscale_in_tiles
+from cm3run.training.device import choose_device
 
 #: Pixels per side of a tile. Activations take about 100 MB.
 TILE = 192

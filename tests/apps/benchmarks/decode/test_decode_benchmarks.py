@@ -15,9 +15,9 @@ from cm3apps.benchmarks.decode.sizes import SIZES, Size
 from cm3apps.benchmarks.decode.workload import Setup, decode_case
 from cm3apps.benchmarks.ops.guided_sample import GUIDANCE
 from cm3core.errors import CM3Error
-from cm3core.generation.engine import Engine
 from cm3core.interfaces.benchmark import BenchmarkRegistry, DecodeProvider
 from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3run.generation.engine import Engine
 from decode_bench import CPU, MINI, SETUP
 
 

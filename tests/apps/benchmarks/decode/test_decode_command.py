@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cm3apps.benchmarks.decode import engine, runner, workload
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from decode_bench import MINI, Fake
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from bank_parts import source
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DatabaseError, DataError
-from cm3core.testing.retriever import HashEmbedder
+from cm3kits.retriever import HashEmbedder
 
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
 pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")

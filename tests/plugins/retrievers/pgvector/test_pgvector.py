@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bank_parts import source, tools
-from cm3core.bank import MemoryBank, build_bank
 from cm3core.document import Codes
 from cm3core.errors import DataError, MissingPackageError, RecipeError
-from cm3core.testing.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
+from cm3kits.retriever import HashEmbedder, ListSource, RetrieverContract, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig, PgvectorRetrieverConfig
+from cm3run.bank import MemoryBank, build_bank
 
 pytest.importorskip("psycopg", reason="needs pip install 'cm3leon[pgvector]'")
 pytest.importorskip("pgvector", reason="needs pip install 'cm3leon[pgvector]'")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from bank_parts import source, tools
-from cm3core.cli.main import main
+from cm3apps.cli.main import main
 from cm3core.errors import DatabaseError
 from small_disk import small_disk
 

@@ -1,0 +1,189 @@
+"""The loop of `cm3 chat`: lines that are said, and commands."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli._model import printable
+from cm3core.errors import CM3Error, FileError, close_match
+from cm3core.files import check_not_input, user_path
+
+if TYPE_CHECKING:
+    from cm3apps.cli._chat_replies import Replies
+    from cm3run.model import Conversation
+
+#: Command -> (what follows it, what it does).
+COMMANDS = {
+    "image": ("FILE", "show a picture with what you say next"),
+    "draw": ("TEXT", "say it, and ask for a picture"),
+    "write": ("TEXT", "say it, and ask for a text without pictures"),
+    "again": ("", "another reply to what you said last"),
+    "undo": ("", "take back what you said last, and its reply"),
+    "reset": ("", "begin a new conversation"),
+    "history": ("", "print the conversation"),
+    "save": ("FILE", "save the conversation; cm3 chat --load FILE goes on with it"),
+    "help": ("", "print this"),
+    "quit": ("", "end; so does Ctrl-D"),
+}
+#: Ends a line that goes on in the next one.
+GOES_ON = "\\"
+
+
+class Loop:
+    """A conversation on a terminal, or of lines that come through a pipe.
+
+    Args:
+        args: of the command.
+        talk: the conversation.
+        replies: shows them.
+    """
+
+    def __init__(self, args: Namespace, talk: Conversation, replies: Replies) -> None:
+        self.args, self.talk, self.replies = args, talk, replies
+        self.pictures: list[Path] = list(args.images)
+
+    def run(self) -> int:
+        """Read until the end of the input or `/quit`; what fails is reported, and the loop goes on."""
+        if sys.stdin.isatty():
+            print("/help lists commands, Ctrl-D ends, Ctrl-C stops a reply", file=sys.stderr)
+        for line in _lines():
+            try:
+                if not self._do(line):
+                    break
+            except CM3Error as error:
+                print(f"error: {error}", file=sys.stderr)
+        return 0
+
+    def _do(self, line: str) -> bool:
+        """Do what a line says; False: end."""
+        if not line.startswith("/"):
+            if line.strip() or self.pictures:
+                self._say(line)
+            return True
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if name not in COMMANDS:
+            raise CM3Error(
+                f"/{printable(name)}", "is no command", f"{close_match(name, COMMANDS)}; see /help"
+            )
+        if COMMANDS[name][0] and not rest:
+            raise CM3Error(f"/{name}", f"needs {COMMANDS[name][0]}", f"/{name} {COMMANDS[name][0]}")
+        if name == "quit":
+            return False
+        {
+            "image": self._image,
+            "draw": lambda text: self._say(text, answer="image"),
+            "write": lambda text: self._say(text, answer="text"),
+            "again": self._again,
+            "undo": self._undo,
+            "reset": self._reset,
+            "history": self._history,
+            "save": self._save,
+            "help": self._help,
+        }[name](rest)
+        return True
+
+    def _say(self, text: str, **options: Any) -> None:
+        said = list(self.talk.turns)
+        try:
+            events = self.talk.stream(text, *self.pictures, **options)
+            self.replies.show(events, text)
+        except KeyboardInterrupt:
+            self.talk.turns = said
+            print("stopped: what you said last is not in the conversation", file=sys.stderr)
+            return
+        self.pictures = []
+
+    def _image(self, name: str) -> None:
+        from cm3core import images
+
+        path = user_path(name)
+        images.open_image(path)  # so that it is refused now, not with what is said next
+        self.pictures.append(path)
+        print(f"shown with what you say next: {path}", file=sys.stderr)
+
+    def _again(self, _: str) -> None:
+        turns = list(self.talk.turns)
+        last = self.talk.undo()
+        if last is None:
+            raise CM3Error("/again", "nothing was said yet", "say something")
+        text = "\n".join(part for part in last.parts if isinstance(part, str))
+        shown: list[Any] = [part for part in last.parts if not isinstance(part, str)]
+        self.talk.seed += 1
+        try:
+            self.replies.show(self.talk.stream(text, *shown), text)
+        except KeyboardInterrupt:
+            self.talk.turns = turns
+            print("stopped: the last reply stays", file=sys.stderr)
+        except CM3Error:
+            self.talk.turns = turns
+            raise
+
+    def _undo(self, _: str) -> None:
+        last = self.talk.undo()
+        if last is None:
+            raise CM3Error("/undo", "nothing was said yet", "say something")
+        print(f"taken back: {printable(last.text)}", file=sys.stderr)
+
+    def _reset(self, _: str) -> None:
+        self.talk.reset()
+        self.pictures = []
+        print("a new conversation", file=sys.stderr)
+
+    def _history(self, _: str) -> None:
+        for turn in self.talk.turns:
+            for part in turn.parts:
+                shown = part if isinstance(part, str) else self.replies.files.get(id(part), part)
+                text = str(shown) if isinstance(shown, (str, Path)) else "a picture"
+                print(f"{turn.role}: {printable(text, lines=True)}")
+
+    def _save(self, name: str) -> None:
+        from cm3apps.cli._chat_files import write_conversation
+
+        path = user_path(name)
+        if path.suffix.lower() != ".json":
+            raise FileError(str(path), "does not end with .json", "save as NAME.json")
+        shown = [part for turn in self.talk.turns for part in turn.parts if isinstance(part, Path)]
+        check_not_input(path, *shown)
+        write_conversation(path, self.talk.turns, self.replies.files)
+        print(path, file=sys.stderr)
+
+    def _help(self, _: str) -> None:
+        for name, (what, does) in COMMANDS.items():
+            print(f"  {f'/{name} {what}'.strip():<14} {does}")
+        print(f"  a line that ends with {GOES_ON} goes on in the next one")
+
+
+def _lines() -> Iterator[str]:
+    """What is entered, lines that go on as one."""
+    asks = sys.stdin.isatty()
+    if asks:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # history and editing, where there is any
+    kept: list[str] = []
+    while True:
+        try:
+            line = input(("... " if kept else "> ") if asks else "")
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            if not kept:
+                return
+            kept = []
+            continue
+        except UnicodeDecodeError as error:
+            print(f"error: a line is no text in UTF-8 ({error})", file=sys.stderr)
+            continue
+        if line.endswith(GOES_ON):
+            kept.append(line.removesuffix(GOES_ON))
+            continue
+        yield "\n".join([*kept, line])
+        kept = []
+    if kept:
+        yield "\n".join(kept)

@@ -1,0 +1,254 @@
+"""Shared by the commands that read data sets: finding the data set, and reading its pictures.
+
+A data set is given by a recipe, by overrides alone, or by a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cm3apps.cli import OVERRIDE
+from cm3core.errors import DataError, RecipeError, close_match
+from cm3core.files import allocate, user_path
+from cm3core.interfaces.task_source import TaskSource
+from cm3core.plugins.built import built
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
+    from cm3core.interfaces.task import TaskConfig
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+#: Bytes of pictures; larger arrays are kept on disk.
+MAX_IN_MEMORY = 2 << 30
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is `section.key=value`, and not a path with `=` in it."""
+    return OVERRIDE.fullmatch(argument) is not None and not Path(argument).exists()
+
+
+def reader_of(path: str, registry: Registry) -> str | None:
+    """Name of the data set that reads such a path (`DocumentSourceConfig.reads`).
+
+    Chosen by the path's suffix, or because it is a folder; None when it does not look like data.
+    """
+    from cm3core.interfaces.dataset import FOLDER
+    from cm3core.plugins.marks import marked
+
+    readers: dict[str, str] = {}
+    for name, endings in marked(registry, "dataset", "reads").items():
+        for ending in cast("tuple[str, ...]", endings):
+            readers.setdefault(ending, name)
+    if reader := readers.get(Path(path).suffix.lower()):
+        return reader
+    return readers.get(FOLDER) if user_path(path).is_dir() else None
+
+
+def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registry) -> Recipe:
+    """A recipe of only `values` and the command line's overrides, which take precedence."""
+    from omegaconf import OmegaConf
+
+    from cm3core.recipe import recipe_from_yaml
+    from cm3core.recipe.layers import override_layer
+
+    given = override_layer(overrides, registry.kinds).values
+    merged = dict(values)
+    for section, keys in given.items():
+        both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
+        merged[section] = {**merged[section], **keys} if both else keys
+    try:
+        text = OmegaConf.to_yaml(OmegaConf.create(merged))
+    except UnicodeEncodeError as error:  # bytes of a file's name that are no UTF-8
+        raise DataError(
+            "arguments",
+            f"have a name that is not UTF-8 ({error.object[:60]!a}), which no recipe can hold",
+            "rename the folder or the file",
+        ) from error
+    return recipe_from_yaml(text, registry, label="arguments")
+
+
+def recipe_of(target: str | None, overrides: Sequence[str], registry: Registry) -> Recipe:
+    """The recipe given by `[RECIPE | PATH] [section.key=value ...]`.
+
+    Args:
+        target: a recipe's name or file, the path of data, the name of a data set, or an override;
+            None: overrides alone.
+        overrides: further overrides.
+        registry: the components.
+
+    Raises:
+        DataError: the target is nothing that is known, or a picture.
+    """
+    from cm3core.recipe import compose, list_recipes
+
+    if target is None:
+        return composed({}, overrides, registry)
+    if is_override(target):
+        return composed({}, [target, *overrides], registry)
+    if target not in {recipe.name for recipe in list_recipes()}:
+        if reader := reader_of(target, registry):
+            return composed({"dataset": {"name": reader, "path": target}}, overrides, registry)
+        if target in registry.names("dataset"):
+            return composed({"dataset": {"name": target}}, overrides, registry)
+        if not Path(target).exists() and Path(target).suffix not in (".yaml", ".yml"):
+            known = [*(recipe.name for recipe in list_recipes()), *registry.names("dataset")]
+            raise DataError(
+                target,
+                "is not a file, folder, recipe or data set",
+                close_match(target, known),
+            )
+        _check_no_picture(target)
+    return compose(target, overrides, registry=registry)
+
+
+def _check_no_picture(target: str) -> None:
+    """Raise `DataError` for a single picture, which is neither a recipe nor a data set."""
+    from cm3core.images import OTHER_SUFFIXES
+
+    path = Path(target)
+    if path.suffix.lower() in (".png", *OTHER_SUFFIXES):
+        raise DataError(
+            target,
+            "is a picture, and a data set is a folder or a file that names pictures",
+            f"give its folder, with a caption beside each picture: {path.parent}",
+        )
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count_of(1, "document"), count_of(1234, "document")
+    ('1 document', '1,234 documents')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class ChosenData:
+    """A data set: its component's `name`, its `config`, and its `title` in output; `task`: what makes
+    documents of its records."""
+
+    name: str
+    config: DocumentSourceConfig
+    registry: Registry
+    task: TaskConfig | None = None
+
+    @property
+    def title(self) -> str:
+        """The data set's path, if it has one, and its name."""
+        path = getattr(self.config, "path", None)
+        return f"{path} ({self.name})" if isinstance(path, str) else self.name
+
+    def build(self, split: str) -> DocumentSource:
+        """One split."""
+        config = replace(self.config, split=split)
+        config.check()
+        source: DocumentSource = built(config.build(), config, self.registry)
+        if self.task is None:
+            return source
+        return TaskSource(source, built(self.task.build(), self.task, self.registry))
+
+
+def data_of(recipe: Recipe, registry: Registry) -> ChosenData:
+    """The data set of a recipe; raises `RecipeError` if it has none."""
+    if recipe.dataset is None:
+        raise RecipeError(
+            "dataset",
+            "no data set is given",
+            "give a recipe, a path, or dataset=NAME dataset.KEY=VALUE",
+        )
+    return ChosenData(recipe.component_names["dataset"], recipe.dataset, registry, recipe.task)
+
+
+def data_source(recipe: Recipe, split: str | None) -> DocumentSource:
+    """The recipe's data set, or another split of it; raises `RecipeError` if it has none."""
+    if recipe.dataset is None:
+        raise RecipeError(
+            f"recipe {recipe.name}", "has no section 'dataset'", "add dataset=NAME to the command"
+        )
+    config = recipe.dataset if split is None else replace(recipe.dataset, split=split)
+    config.check()
+    source: DocumentSource = built(config.build(), config)
+    return source if recipe.task is None else TaskSource(source, recipe.task.build())
+
+
+def limit_threads(recipe: Recipe) -> None:
+    """Set torch's number of threads to the recipe's, if it gives one; raises `RecipeError` for a
+    number that torch can't start."""
+    if recipe.train.num_threads is not None:
+        import torch
+
+        from cm3core.interfaces.component import check_numbers
+        from cm3core.recipe.sections import TRAIN_RANGES
+
+        check_numbers("train", recipe.train, TRAIN_RANGES)
+
+        torch.set_num_threads(recipe.train.num_threads)
+
+
+def pictures_of(
+    source: DocumentSource, size: tuple[int, int], num: int | None = None
+) -> PixelArray:
+    """All distinct pictures of a source, or `num` spread over it, at `size` = (height, width).
+
+    Returns uint8 [N, height, width, 3].
+
+    Raises:
+        DataError: none can be read.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from cm3core.document import Image
+    from cm3core.images import fit
+    from cm3core.progress import make_bar
+
+    found: dict[str, Image] = {}
+    for index in range(len(source)):
+        found |= {
+            segment.key: segment for segment in source.document(index) if isinstance(segment, Image)
+        }
+    chosen = list(found.values())
+    if num is not None and num < len(chosen):
+        chosen = [chosen[index] for index in np.linspace(0, len(chosen) - 1, num).astype(int)]
+    images_NHWC = _empty((len(chosen), *size, 3))
+    num_read = 0
+    for picture in make_bar(chosen, desc="pictures", unit="", disable=None, leave=False):
+        try:
+            images_NHWC[num_read] = fit(picture.load(), size)
+            num_read += 1
+        except DataError as error:
+            tqdm.write(f"skipped: {error}")
+    if num_read == 0:
+        raise DataError(
+            "the data set",
+            f"has no picture that can be read ({len(source.skipped)} bad records)",
+            "run 'cm3 data validate'",
+        )
+    return images_NHWC[:num_read]
+
+
+def _empty(shape: tuple[int, ...]) -> PixelArray:
+    """An array of bytes: in memory, or, if large, in an unnamed temporary file."""
+    import math
+    import tempfile
+
+    import numpy as np
+
+    if math.prod(shape) < MAX_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    try:
+        with tempfile.TemporaryFile() as file:
+            allocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise DataError(
+            tempfile.gettempdir(),
+            f"has no room for {math.prod(shape) / 1e9:.1f} GB of pictures: {error.strerror}",
+            "set TMPDIR to a folder with room",
+        ) from error

@@ -1,0 +1,259 @@
+"""`cm3 memory build`, and what `cm3 memory add` shares with it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
+from cm3apps.cli._dataset import count_of, data_source, limit_threads, recipe_of
+from cm3run.model.default import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.bank import BuildReport, MemoryBank, Tools
+
+#: Records that can't be used, of which a report shows so many.
+NUM_SHOWN = 5
+#: What a bank and the model that reads it must have in common.
+PARTS = ("embedder", "image_tokenizer")
+#: Documents of a shard, see `cm3run.bank`.
+SHARD_SIZE = 4096
+
+
+def configure(build: ArgumentParser) -> None:
+    """The options of `cm3 memory build`."""
+    add_data(build)
+    build.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="the bank")
+    build.add_argument(
+        "--embedder",
+        metavar="NAME",
+        help="computes the vectors (default: that of --model, else of the recipe)",
+    )
+    codes = build.add_mutually_exclusive_group()
+    codes.add_argument(
+        "--image-tokenizer", metavar="NAME", help="computes the codes (default: that of the recipe)"
+    )
+    codes.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="use the image tokenizer and embedder of this model, which will retrieve "
+        f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})",
+    )
+
+    build.add_argument(
+        "--processes",
+        type=whole_number(1, 4096),
+        default=1,
+        metavar="N",
+        help="processes of this machine that share the work; the bank is the same (default: "
+        "%(default)s)",
+    )
+    build.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="build the bank of the I-th of N parts of the data, on another machine perhaps; cm3 memory "
+        "merge of all, in order, makes the bank of the whole",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The `type` of `--part`."""
+    number, _, parts = text.partition("/")
+    try:
+        part = int(number), int(parts)
+    except ValueError:
+        part = 0, 0
+    if not 1 <= part[0] <= part[1] <= 1 << 20:
+        raise ArgumentTypeError(f"is {text[:40]!r}, must be I/N with I from 1 to N, such as 1/8")
+    return part
+
+
+def add_data(parser: ArgumentParser) -> None:
+    """The options that say which documents, and how they are written."""
+    parser.add_argument(
+        "target",
+        metavar="RECIPE|PATH|NAME",
+        help="a recipe's name or file, a folder, .jsonl or .tar of data, or a data set's name",
+    )
+    parser.add_argument(
+        "--id-prefix", default="", metavar="TEXT", help="prefix for the documents' ids"
+    )
+    parser.add_argument(
+        "--shard-size",
+        type=whole_number(1, 2**40),
+        default=SHARD_SIZE,
+        metavar="N",
+        help="documents written at once, the most that a kill can lose (default: %(default)s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_trust(parser, plugins=False)
+    add_device(parser, "where codes and, where the embedder can be moved, vectors are computed")
+    add_overrides(parser)
+
+
+def run(args: Namespace) -> int:
+    """Build a bank, or resume that."""
+    from cm3apps.cli._memory_processes import helpers_of
+    from cm3run.bank import build_bank
+    from cm3run.training.kept import codes_psnr, note_of_codes
+
+    source, tools, model = _work(args)
+    kept = codes_psnr(source, tools.image_tokenizer)
+    if kept is not None and not args.quiet and (note := note_of_codes(*kept)) is not None:
+        print(f"note: {note}. Of a bank nothing but the codes is drawn after", file=sys.stderr)
+    report = build_bank(
+        source,
+        args.out,
+        tools,
+        shard_size=args.shard_size,
+        id_prefix=args.id_prefix,
+        part=args.part,
+        helpers=helpers_of(args),
+        # of a file, whose number of digits should not depend on the processor
+        codes_psnr=None if kept is None or not math.isfinite(kept[0]) else round(kept[0], 1),
+        progress=not args.quiet,
+    )
+    print_report(args.out, report)
+    if args.part is not None and args.part[1] > 1:
+        print(f"part {args.part[0]} of {args.part[1]}; merge all in order: cm3 memory merge")
+    else:
+        reader = "--model MODEL " if model is None else f"--model {shlex.quote(model)} "
+        reader, bank = "" if model == DEFAULT_MODEL else reader, shlex.quote(str(args.out))
+        command = f'cm3 generate "..." {reader}--bank {bank} --show-retrieved'
+        who = ", by a model with this embedder and image tokenizer" if model is None else ""
+        print(f"retrieve from it{who}: {command}")
+    return 0
+
+
+def help_building(args: Namespace, share: tuple[int, int]) -> None:
+    """Make a share of the shards that another process builds a bank of, with its arguments."""
+    from cm3run.bank import help_build
+
+    source, tools, _ = _work(args)
+    help_build(
+        source,
+        args.out,
+        tools,
+        share,
+        shard_size=args.shard_size,
+        id_prefix=args.id_prefix,
+        part=args.part,
+    )
+
+
+def _work(args: Namespace) -> tuple[DocumentSource, Tools, str | None]:
+    """The data set, what makes vectors and codes of it, and the model that has both. Processes that share the work share the
+    processors, unless the recipe gives each a number of threads."""
+    registry = registry_of(args)
+    chosen = [
+        f"{kind}={name}"
+        for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer))
+        if name
+    ]
+    recipe = recipe_of(args.target, [*chosen, *args.overrides], registry)
+    if args.processes > 1 and recipe.train.num_threads is None:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // args.processes))
+    tools, model = _tools(recipe, registry, args)
+    return source_of(recipe, args), tools.on(args.device), model
+
+
+def _tools(recipe: Recipe, registry: Registry, args: Namespace) -> tuple[Tools, str | None]:
+    """The embedder and image tokenizer, and the model that has both; None: it is not known which has.
+
+    Those named by the command, else those of the model it names, else the recipe's, else those of
+    the default model.
+    """
+    from cm3run.bank_tools import tools_of
+
+    named = {override.partition("=")[0] for override in args.overrides}
+    named |= {
+        kind
+        for kind, name in (("embedder", args.embedder), ("image_tokenizer", args.image_tokenizer))
+        if name
+    }
+    wanted = [
+        kind
+        for kind in PARTS
+        if kind not in named and (args.model is not None or getattr(recipe, kind) is None)
+    ]
+    folder, model = None, args.model or DEFAULT_MODEL
+    if wanted:
+        from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+        from cm3run.checkpoint import find_checkpoint, find_model, read_recipe
+
+        checkpoint = find_checkpoint(find_model(model, registry))
+        stored = read_recipe(checkpoint, registry, trust_endpoints=args.trust_endpoints)
+        for kind in wanted:
+            if getattr(stored, kind) is not None:
+                recipe = replace(
+                    recipe,
+                    **{kind: getattr(stored, kind)},
+                    component_names={**recipe.component_names, kind: stored.component_names[kind]},
+                )
+        if "image_tokenizer" in wanted:
+            folder = checkpoint / IMAGE_TOKENIZER
+        print(f"{' and '.join(wanted).replace('_', ' ')} of the model {model}")
+    limit_threads(recipe)
+    return tools_of(recipe, folder), model if len(wanted) == len(PARTS) else None
+
+
+def source_of(recipe: Recipe, args: Namespace) -> DocumentSource:
+    """The recipe's split; everything of a path, unless the command names a split."""
+    config = recipe.dataset
+    is_path = (
+        config is not None
+        and getattr(config, "path", None) == args.target
+        and "all" in config.splits
+    )
+    split_given = any(override.startswith("dataset.split=") for override in args.overrides)
+    return data_source(recipe, "all" if is_path and not split_given else None)
+
+
+def print_report(folder: Path, report: BuildReport) -> None:
+    """What became of a data set."""
+    from cm3run.bank import MemoryBank
+
+    print(f"{folder}: {contents(MemoryBank.open(folder))}")
+    if report.num_added == 0 and report.num_duplicates == 0:
+        print("nothing to do: this is already the bank of this data")
+    elif report.num_added < report.num_documents or report.num_duplicates:
+        duplicates = (
+            f"; already present: {report.num_duplicates:,}" if report.num_duplicates else ""
+        )
+        print(f"new: {report.num_added:,}{duplicates}")
+    _print_skipped(report.skipped)
+
+
+def _print_skipped(skipped: Sequence[SkippedRecord]) -> None:
+    if skipped:
+        print(
+            f"{count_of(len(skipped), 'record')} skipped as unusable (for details: 'cm3 "
+            "data validate'):"
+        )
+        for record in skipped[:NUM_SHOWN]:
+            print(f"  {record.place}: {record.cause}")
+
+
+def contents(bank: MemoryBank) -> str:
+    """The number of documents by modality, and the size."""
+    both = int((bank.has_text & bank.has_image).sum())
+    texts, pictures = int(bank.has_text.sum()) - both, int(bank.has_image.sum()) - both
+    counts = {"of text and picture": both, "of text": texts, "of a picture": pictures}
+    parts = [f"{number:,} {what}" for what, number in counts.items() if number]
+    size = sum(shard.num_bytes for shard in bank.manifest.shards)
+    shards = count_of(len(bank.shards), "shard")
+    return (
+        f"{count_of(len(bank), 'document')} ({', '.join(parts)}), {size / 1e6:,.1f} MB in {shards}"
+    )

@@ -1,0 +1,277 @@
+"""Shared by the commands that use a model: its options, sampler, retrieval, progress, metadata."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import add_device, add_precision, add_trust, registry_of, whole_number
+from cm3apps.cli._numbers import MAX_SEED, MAX_THREADS
+from cm3core.errors import GenerationError
+from cm3core.printing import printable as printable
+from cm3run.model.default import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from cm3run.attribution import PictureFacts
+    from cm3run.generation.engine import Progress
+    from cm3run.model.model import Model
+    from cm3run.model.results import Choice, GeneratedImage, InfilledImage
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Add the options of every command that uses a model."""
+    add_loading_options(parser)
+    parser.add_argument(
+        "--num-retrieved",
+        type=whole_number(0, 2**20),
+        metavar="K",
+        help="documents to retrieve and prepend; 0: none (default: the model's recipe)",
+    )
+    parser.add_argument(
+        "--bank",
+        metavar="FOLDER",
+        help="retrieve from this memory bank (cm3 memory build) instead of the model's training data",
+    )
+    parser.add_argument(
+        "--retriever",
+        metavar="NAME",
+        help="use another retriever, e.g. bm25; counts and bank keep the recipe's values",
+    )
+    parser.add_argument(
+        "--context",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FILE", "TEXT"),
+        help="prepend this picture and its text; may be given several times",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=whole_number(1, 2**20),
+        dest="num_candidates",
+        metavar="K",
+        help="generate K candidates per result and keep the best (default: the model's recipe; the paper: 8)",
+    )
+    parser.add_argument(
+        "--rerank",
+        metavar="NAME",
+        help="reranker that chooses the best: clip, likelihood, pmi or a plugin's "
+        "(default: the recipe's)",
+    )
+    parser.add_argument(
+        "--show-retrieved",
+        action="store_true",
+        help="list the prepended documents, and show them in retrieved.png",
+    )
+
+
+def add_loading_options(parser: ArgumentParser) -> None:
+    """Add those of them that need neither a memory nor candidates."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a run's folder, a checkpoint, or PLUGIN:NAME of a model shipped by a plugin (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0, MAX_SEED),
+        default=0,
+        help="same seed, same result (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="use another sampler, e.g. cd_k; temperature and filters keep the recipe's values",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="SECTION.KEY=VALUE",
+        help="change a key of the recipe's sampler or retriever, or of --condition, e.g. "
+        "sampler.guidance_scale=1.5, retriever.min_similarity=0.3, retriever.parts.words=bm25; may be given "
+        "several times",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, MAX_THREADS),
+        metavar="N",
+        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
+    )
+    add_precision(parser)
+    add_device(parser, "where the decoder and the image tokenizer run")
+    add_trust(parser)
+
+
+def open_model(args: Namespace) -> Model:
+    """The model named by the options."""
+    if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
+        raise GenerationError(
+            "--set condition", "changes a condition, and none is given", "give --condition, too"
+        )
+    from cm3run.model.model import load
+
+    model = load(
+        args.model,
+        registry=registry_of(args),
+        device=args.device,
+        num_threads=args.threads,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
+        trust_endpoints=args.trust_endpoints,
+    )
+    model.told = lambda line: print(f"note: {line}", file=sys.stderr)
+    settings = settings_of(args.settings, "retriever")
+    changed = settings or args.bank is not None or args.retriever is not None
+    return model.with_memory(args.bank, args.retriever, **settings) if changed else model
+
+
+def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:
+    """Say which words of the texts the model has never seen; it draws all the same."""
+    unknown = {
+        word: near for text in texts if text for word, near in model.unknown_words(text).items()
+    }
+    if unknown:
+        *others, last = map(repr, unknown)
+        words = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+        near = [repr(one) for one in unknown.values() if one is not None]
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        print(
+            f"note: {words} not in the training captions and will be ignored.{hint}",
+            file=sys.stderr,
+        )
+
+
+def task_options(args: Namespace) -> dict[str, Any]:
+    """Keyword arguments of every method of `Model` that generates."""
+    options = {
+        "seed": args.seed,
+        "num_retrieved": args.num_retrieved,
+        "num_candidates": args.num_candidates,
+        "reranker": args.rerank,
+        "sampler": args.sampler,
+        "context": args.context or None,
+        "task": getattr(args, "task", None),
+        "force": getattr(args, "force", None) or None,
+    }
+    return {key: value for key, value in options.items() if value is not None} | settings_of(
+        args.settings, "sampler"
+    )
+
+
+#: Sections that `--set` changes; the last is that of `cm3 generate --condition`.
+SECTIONS = ("sampler", "retriever", "condition")
+
+
+def add_task(parser: ArgumentParser, what: str) -> None:
+    """`--task` and `--force`, of a command that asks for a task; `what`: what the task makes."""
+    parser.add_argument(
+        "--task",
+        metavar="NAME",
+        help="task to use, of those that the model was tuned for (default: the first that fits)",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help=f"run on a model that was not tuned for {what}: what it makes then is meaningless",
+    )
+
+
+def refuse_untuned(args: Namespace, command: str, what: str) -> None:
+    """Raise `GenerationError` for a model that was tuned for nothing, unless `--force` is given."""
+    if args.force:
+        return
+    from cm3run.checkpoint import TASKS, find_checkpoint, find_model
+
+    if not (find_checkpoint(find_model(args.model, registry_of(args))) / TASKS).is_file():
+        raise GenerationError(
+            f"cm3 {command}",
+            f"model {str(args.model)!r} was not tuned for {what}; what it would make is meaningless",
+            "tune one (docs/tuning.md), or give --force, which runs it on any model",
+        )
+
+
+def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
+    """Keys of one section from `SECTION.KEY=VALUE`; values are parsed as YAML.
+
+    >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
+    {'temperature': 0.5, 'null_prompt': 'mask'}
+    """
+    from cm3core.config.interpolation import check_interpolations
+    from cm3core.recipe.yaml_text import check_numbers, value_of
+
+    result: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or section not in SECTIONS or not all(map(str.isidentifier, name.split("."))):
+            raise GenerationError(
+                f"--set {setting}",
+                "is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE",
+                "write e.g. --set sampler.guidance_scale=1.5",
+            )
+        parsed = value_of(f"value={value}", f"--set {setting}")["value"]
+        check_numbers(parsed, f"--set {key.strip()}")
+        check_interpolations(f"--set {key.strip()}", parsed)
+        if section == wanted:
+            result[name] = parsed
+    return result
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A progress bar of tokens on the terminal, from the first token on."""
+    from cm3core.progress import make_bar
+
+    bars: list[Any] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(
+                make_bar(
+                    desc=what,
+                    total=total,
+                    unit="token",
+                    file=sys.stderr,
+                    leave=False,
+                    dynamic_ncols=True,
+                )
+            )
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def written_facts(
+    model: Model, args: Namespace, picture: GeneratedImage | InfilledImage, **texts: str
+) -> PictureFacts:
+    """What is written with a picture: enough to generate it again, and the documents that were in front."""
+    from cm3run.model.facts import facts_of
+
+    if args.retriever is not None and picture.retrieved:
+        texts["retriever"] = args.retriever
+    if getattr(args, "condition", None):
+        keys = settings_of(args.settings, "condition")
+        texts["condition"] = json.dumps([*args.condition, keys], ensure_ascii=False)
+    sampling = settings_of(args.settings, "sampler")
+    return facts_of(model, picture, sampler=args.sampler, sampling=sampling, **texts)
+
+
+def show_choice(choice: Choice | None) -> None:
+    """Print how a result was chosen among candidates, if it was."""
+    if choice is not None:
+        scores = ", ".join(f"{score:.4g}" for score in choice.scores)
+        print(
+            f"  candidate {choice.index + 1} of {len(choice.scores)} by {choice.measure}: "
+            f"{choice.score:.4g} (all: {scores})"
+        )

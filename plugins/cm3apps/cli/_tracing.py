@@ -1,0 +1,86 @@
+"""Drawings as curves: pictures traced by vtracer, for `--svg`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cm3core.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3run.model.results import GeneratedImage
+
+#: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
+_TRACED_SIDE = 512
+_COLOURS = 12
+_SIZE = re.compile(r'<svg([^>]*?) width="\d+" height="\d+"')
+
+
+def check_tracer(place: str) -> None:
+    """Raise `MissingPackageError` unless vtracer is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("vtracer") is None:
+        raise MissingPackageError.extra(place, "vtracer", "svg")
+
+
+def svg_of_image(picture: GeneratedImage) -> str:
+    """`svg_of` a generated picture, enlarged where it was."""
+    large = picture.upscaled
+    if large is None:
+        return svg_of(picture.pixels)
+    return svg_of(large, max(1, round(large.shape[0] / picture.pixels.shape[0])))
+
+
+def svg_of(pixels: PixelArray, enlarged: int = 1) -> str:
+    """Return a picture as an SVG without the white around the drawing.
+
+    Its coordinates are those of the enlarged picture that was traced; `viewBox` says so, and the
+    picture has the size that it is shown at. Of a drawing without colour it is the areas of its ink, in
+    `currentColor` and without any white, see `_ink_svg`; of any other picture areas of up to twelve colours.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        enlarged: so many times as large as it was drawn, so that its edges and its noise are, too.
+
+    Raises:
+        MissingPackageError: vtracer is not installed.
+    """
+    check_tracer("--svg")
+    import numpy as np  # late, as all that commands import
+    import vtracer
+    from PIL import Image as Pillow
+    from PIL import ImageFilter
+
+    from cm3apps.cli._ink_svg import ink_svg
+    from cm3core.images import png_bytes
+    from cm3run.grey import ink_of
+    from cm3run.transparency import without_background
+
+    if (ink := ink_of(pixels, enlarged)) is not None:
+        return ink_svg(pixels, ink, enlarged)
+    height, width = pixels.shape[:2]
+    times = max(1, round(_TRACED_SIDE / max(height, width)))
+    layers = Pillow.fromarray(without_background(pixels))
+    large = layers.resize((width * times, height * times), Pillow.Resampling.BICUBIC)
+    # steps of single pixels would become teeth
+    alpha = np.asarray(large.getchannel("A").filter(ImageFilter.GaussianBlur(times / 2)))
+    # few colours, each of which becomes areas; between them the enlarged edges have many
+    smooth = large.convert("RGB").filter(ImageFilter.MedianFilter(7))
+    # well separated colours first, then the means of what is nearest to each
+    few = smooth.quantize(_COLOURS, Pillow.Quantize.MAXCOVERAGE, 8, dither=Pillow.Dither.NONE)
+    solid = np.dstack([np.asarray(few.convert("RGB")), np.where(alpha > 127, 255, 0)])
+    text: str = vtracer.convert_raw_image_to_svg(
+        png_bytes(solid.astype(np.uint8)),
+        img_format="png",
+        colormode="color",
+        mode="spline",
+        filter_speckle=3 * times,
+        color_precision=8,
+        layer_difference=0,
+        corner_threshold=60,
+        path_precision=1,
+    )
+    box = f'viewBox="0 0 {width * times} {height * times}"'
+    return _SIZE.sub(rf'<svg\1 width="{width}" height="{height}" {box}', text, count=1)

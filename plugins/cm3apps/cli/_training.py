@@ -1,0 +1,170 @@
+"""Shared by the commands that train a single component.
+
+Arguments, the training budget, the validation split, and the recipe written next to the weights.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
+
+from cm3apps.cli import add_device, add_overrides, real_number, whole_number
+from cm3apps.cli._numbers import MAX_MINUTES, MAX_STEPS
+from cm3core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+#: The recipe that names the weights, in the same folder.
+RECIPE_FILE = "recipe.yaml"
+
+
+def action_adder(parser: ArgumentParser) -> Callable[[str, str, str], ArgumentParser]:
+    """A function that adds an action to a command, from its name, a line of help and an example."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, example: str) -> ArgumentParser:
+        return actions.add_parser(
+            name,
+            help=line,
+            description=line,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+
+    return add
+
+
+def add_training_arguments(parser: ArgumentParser, out_help: str) -> None:
+    """Recipe, `--out`, the budget, `--quiet` and overrides."""
+    parser.add_argument("recipe", help="a shipped recipe's name, or a path to a YAML file")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help=out_help)
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--minutes",
+        type=real_number(0, MAX_MINUTES, above=True),
+        help="minutes to train (default: the recipe's train.minutes)",
+    )
+    budget.add_argument(
+        "--steps",
+        type=whole_number(1, MAX_STEPS),
+        help="steps to train (default: the recipe's train.steps)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_device(parser, "where it is trained")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        help="precision of training, where the component has the key training.precision (default: the "
+        "recipe's)",
+    )
+    add_overrides(parser)
+
+
+def with_precision(config: Any, precision: str | None) -> Any:
+    """The config of a component that trains in a precision; None: in its own.
+
+    Raises:
+        RecipeError: it has no key for it, or not this precision.
+    """
+    if precision is None:
+        return config
+    training = getattr(config, "training", None)
+    known = get_type_hints(type(training)) if is_dataclass(training) else {}
+    allowed = get_args(known.get("precision"))
+    # torch's names of the same
+    names = (precision, {"fp32": "float32", "bf16": "bfloat16"}.get(precision))
+    value = next((name for name in names if name in allowed), None)
+    if value is None:
+        raise RecipeError(
+            f"--precision {precision}",
+            f"{type(config).__name__} trains in "
+            + (f"one of {', '.join(allowed)}" if allowed else "a precision of its own"),
+            "leave it out" + (", or take one of those" if allowed else ""),
+        )
+    assert is_dataclass(training)
+    return replace(config, training=replace(cast(Any, training), precision=value))
+
+
+def add_evaluation_arguments(
+    parser: ArgumentParser, *, num_help: str, picture: str, picture_help: str
+) -> None:
+    """`--num`, `--out` and overrides."""
+    parser.add_argument(
+        "--num",
+        type=whole_number(1, 2**31 - 1),
+        default=1024,
+        help=f"{num_help} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path(picture),
+        metavar="FILE.png",
+        help=f"{picture_help} (default: %(default)s)",
+    )
+    add_device(parser, "where the networks run")
+    add_overrides(parser)
+
+
+def budget_of(args: Namespace, recipe: Recipe, command: str) -> dict[str, Any]:
+    """`minutes` and `steps` from the command line, else from the recipe; one of them is None.
+
+    Raises:
+        RecipeError: both or neither are given, or the one given is not more than 0.
+    """
+    minutes, steps = args.minutes, args.steps
+    if minutes is None and steps is None:
+        minutes, steps = recipe.train.minutes, recipe.train.steps
+    if (minutes is None) == (steps is None):
+        raise RecipeError(
+            command, "the length of training is not given", "give --minutes or --steps"
+        )
+    if (length := minutes if steps is None else steps) is not None and not length > 0:
+        raise RecipeError(
+            "--minutes" if steps is None else "--steps", f"is {length}", "use more than 0"
+        )
+    return {"minutes": minutes, "steps": steps}
+
+
+def validation_split(recipe: Recipe) -> str | None:
+    """The first of the recipe's validation splits, then "valid", that the data set has."""
+    assert recipe.dataset is not None
+    names = (*recipe.train.validation_splits, "valid")
+    return next((name for name in names if name in recipe.dataset.splits), None)
+
+
+def require_section(recipe: Recipe, kind: str) -> None:
+    """Raise `RecipeError` where a recipe lacks a component, or it can't be used."""
+    if getattr(recipe, kind) is None:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"has no section {kind!r}",
+            f"add {kind}=NAME to the command",
+        )
+    getattr(recipe, kind).check()
+
+
+def takes_weights(recipe: Recipe, kind: str) -> bool:
+    """Whether a component's config has a key `weights`."""
+    return "weights" in {item.name for item in fields(getattr(recipe, kind))}
+
+
+def write_recipe(
+    recipe: Recipe, kind: str, weights: Path, folder: Path, registry: Registry
+) -> None:
+    """Write the recipe into a folder, with the weights in its key `weights` if it has one."""
+    from cm3core.files import write_text
+    from cm3core.recipe.storing import files_of
+
+    if takes_weights(recipe, kind):
+        trained: Any = getattr(recipe, kind)  # its class is the plugin's
+        changed: dict[str, Any] = {kind: replace(trained, weights=str(weights.absolute()))}
+        recipe = replace(recipe, **changed)
+    for name, text in files_of(recipe, registry).items():
+        write_text(folder / name, text)

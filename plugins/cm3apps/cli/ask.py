@@ -1,0 +1,78 @@
+"""`cm3 ask`: answer a question about a picture."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3apps.cli import whole_number
+from cm3apps.cli._model import (
+    add_model_options,
+    add_task,
+    open_model,
+    printable,
+    progress_bar,
+    refuse_untuned,
+    report_unknown_words,
+    show_choice,
+    task_options,
+)
+from cm3apps.cli._retrieved import (
+    Retrieval,
+    report_unlike_picture,
+    seen,
+    show_retrieved,
+    write_retrieved,
+)
+
+HELP = "answer a question about a picture"
+EXAMPLE = """  cm3 ask picture.png "What is it?"
+  cm3 ask picture.png "What colour is the apple?" --model runs/tuned
+  cm3 ask picture.png "What is it?" --template "Question: {question} The answer is {answer}." --force --max-tokens 8"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the question and the options."""
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
+    parser.add_argument("question", help="the question; for models tuned on questions")
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        help="the prompt around question and answer, as in tuning: {question} ... {answer}",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="maximum length of the answer (default: the model's recipe)",
+    )
+    add_task(parser, "questions")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Print the answer."""
+    refuse_untuned(args, "ask", "questions")
+    options = task_options(args) | ({} if args.template is None else {"template": args.template})
+    model = open_model(args)
+    report_unknown_words(model, [args.question])
+    with progress_bar("answering") as progress:
+        answer = model.ask(
+            args.picture, args.question, max_tokens=args.max_tokens, progress=progress, **options
+        )
+    report_unlike_picture(model, args.picture, answer)
+    print(printable(answer.text))
+    show_choice(answer.choice)
+    if args.show_retrieved:
+        show_retrieved(answer.retrieved)
+        write_retrieved(
+            Path(),
+            [
+                Retrieval(
+                    args.question, seen(args.picture, model), answer.retrieved, answer.text, None
+                )
+            ],
+        )
+    return 0

@@ -1,0 +1,72 @@
+"""`cm3 caption`: caption pictures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cm3apps.cli import whole_number
+from cm3apps.cli._model import (
+    add_model_options,
+    add_task,
+    open_model,
+    printable,
+    progress_bar,
+    show_choice,
+    task_options,
+)
+from cm3apps.cli._retrieved import (
+    Retrieval,
+    report_unlike_picture,
+    seen,
+    show_retrieved,
+    write_retrieved,
+)
+
+HELP = "caption a picture"
+EXAMPLE = """  cm3 caption picture.png
+  cm3 caption a.png b.png --model runs/apples --max-tokens 20 --set sampler.text_temperature=0
+  cm3 caption picture.png --candidates 8 --rerank clip"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The pictures and the options."""
+    parser.add_argument(
+        "picture",
+        nargs="+",
+        type=Path,
+        help="a picture's file; the model sees its largest centred square",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="maximum length of the caption (default: the model's recipe)",
+    )
+    add_task(parser, "captions")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Print one line per picture."""
+    options = task_options(args)
+    model = open_model(args)
+    with progress_bar("captioning") as progress:
+        texts = model.captions(
+            args.picture, max_tokens=args.max_tokens, progress=progress, **options
+        )
+    for path, text in zip(args.picture, texts, strict=True):
+        report_unlike_picture(model, path, text)
+        print(printable(text.text) if len(texts) == 1 else f"{path}: {printable(text.text)}")
+        show_choice(text.choice)
+        if args.show_retrieved:
+            show_retrieved(text.retrieved)
+    if args.show_retrieved:
+        write_retrieved(
+            Path(),
+            [
+                Retrieval(path.name, seen(path, model), text.retrieved, text.text, None)
+                for path, text in zip(args.picture, texts, strict=True)
+            ],
+        )
+    return 0

@@ -1,0 +1,197 @@
+"""`cm3 chat`: talk with a model, with pictures in and out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import whole_number
+from cm3apps.cli._model import (
+    add_loading_options,
+    open_model,
+    refuse_untuned,
+    settings_of,
+)
+from cm3apps.cli.generate import pictures_folder
+from cm3core.errors import CM3Error
+from cm3core.files import check_not_input, check_writable
+
+if TYPE_CHECKING:
+    from cm3apps.cli._chat_replies import Replies
+    from cm3run.model import Conversation
+
+HELP = "talk with a model, with pictures in and out"
+EXAMPLE = """  cm3 chat --model anole -o talk/
+  cm3 chat --model anole --message "What is in the picture?" --image photo.png
+  cm3 chat --model anole --message "Draw a red bell, then describe it." --json -o talk/
+  cm3 chat --model anole --conversations questions.jsonl -o answers/
+Without --message and --conversations it reads lines: what you say, or a command such as /image FILE;
+/help lists them."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """What is said, what is asked for, and the options."""
+    parser.add_argument("--message", metavar="TEXT", help="say this, print the reply, and end")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        type=Path,
+        dest="images",
+        metavar="FILE",
+        help="show this picture with the message, or with the first one; may be given several times",
+    )
+    parser.add_argument(
+        "--conversations",
+        type=Path,
+        metavar="FILE",
+        help="reply to many conversations, one a line (JSON lines), into replies.jsonl; the same "
+        "command again goes on where it was interrupted",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the reply to --message as JSON, when it is finished",
+    )
+    parser.add_argument(
+        "--answer",
+        choices=["any", "text", "image"],
+        default="any",
+        help="what to reply: whatever the model decides on, a text without pictures, or a picture "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tokens",
+        type=whole_number(1, 2**20),
+        metavar="N",
+        help="maximum length of a reply's texts (default: the model's recipe)",
+    )
+    parser.add_argument(
+        "--max-pictures",
+        type=whole_number(0, 1000),
+        default=4,
+        metavar="N",
+        help="most pictures of a reply (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--load", type=Path, metavar="FILE", help="go on with a conversation that was saved"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="save the conversation at the end (JSON)"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-out"),
+        metavar="FOLDER",
+        help="where pictures of replies are written, chat-000.png, chat-001.png, ...: numbers that "
+        "are there already are not used again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="run on a model that was not tuned for conversations: what it replies then is meaningless",
+    )
+    add_loading_options(parser)
+    parser.set_defaults(bank=None, retriever=None)
+
+
+def run(args: Namespace) -> int:
+    """Converse, print texts and the paths of pictures."""
+    _check(args)
+    refuse_untuned(args, "chat", "conversations")
+    check_writable(args.out, folder=True)
+    if args.save is not None:
+        check_writable(args.save)
+        check_not_input(args.save, *args.images)
+    with pictures_folder(args.out):
+        return _run(args)
+
+
+def _check(args: Namespace) -> None:
+    """Refuse options that don't go together."""
+    several = args.conversations is not None
+    given = {
+        "--message": args.message is not None,
+        "--image": bool(args.images),
+        "--load": args.load is not None,
+        "--save": args.save is not None,
+    }
+    for name, is_given in given.items():
+        if several and is_given:
+            raise CM3Error(
+                f"cm3 chat {name}",
+                "is of one conversation, and --conversations gives several",
+                "leave one of the two out",
+            )
+    if args.json and args.message is None:
+        raise CM3Error("cm3 chat --json", "is for --message, and there is none", "give --message")
+
+
+def reply_options(args: Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Model.chat`."""
+    return {
+        "answer": args.answer,
+        "max_tokens": args.max_tokens,
+        "max_pictures": args.max_pictures,
+        "truncate": True,
+        "force": args.force,
+        "sampler": args.sampler,
+    } | settings_of(args.settings, "sampler")
+
+
+def _run(args: Namespace) -> int:
+    from cm3apps.cli._chat_files import read_conversation
+    from cm3apps.cli._chat_replies import Replies
+    from cm3run.model import Conversation
+
+    turns, files = (None, {}) if args.load is None else read_conversation(args.load)
+    model = open_model(args)
+    replies = Replies(args, model)
+    replies.files |= files
+    if args.conversations is not None:
+        from cm3apps.cli._chat_batch import reply_to_all
+
+        model.check_converses(force=args.force)
+        return reply_to_all(args, model, replies, reply_options(args))
+    talk = Conversation(model, turns, seed=args.seed, **reply_options(args))
+    if args.message is None:
+        from cm3apps.cli._chat_loop import Loop
+
+        code = Loop(args, talk, replies).run()
+    else:
+        code = _one(args, talk, replies)
+    if args.save is not None:
+        from cm3apps.cli._chat_files import write_conversation
+
+        write_conversation(args.save, talk.turns, replies.files)
+        print(args.save, file=sys.stderr)
+    return code
+
+
+def _one(args: Namespace, talk: Conversation, replies: Replies) -> int:
+    """Say the message and print the reply."""
+    number = len(talk.turns)
+    if args.json:
+        reply = talk.say(args.message, *args.images)
+        content = replies.content(reply.parts, args.message)
+        facts = {
+            "finish": reply.finish,
+            "seed": reply.seed,
+            "turns_read": reply.turns_read,
+            "turns_left_out": reply.turns_left_out,
+            "model": replies.model.name,
+        }
+        print(json.dumps({"content": content} | facts, ensure_ascii=False))
+        return 0
+    try:
+        replies.show(talk.stream(args.message, *args.images), args.message)
+    except KeyboardInterrupt:
+        del talk.turns[number:]
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,62 @@
+"""`cm3 edit`: edit a picture by an instruction."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from cm3apps.cli._model import (
+    add_model_options,
+    add_task,
+    open_model,
+    progress_bar,
+    refuse_untuned,
+    report_unknown_words,
+    task_options,
+)
+from cm3apps.cli._retrieved import seen
+from cm3apps.cli.generate import (
+    add_drawing_options,
+    check_not_replaced,
+    pictures_folder,
+    write_pictures,
+)
+from cm3core.files import check_writable
+
+HELP = "edit a picture by an instruction"
+EXAMPLE = """  cm3 edit apple.png "make it green" --n 4 --model runs/tuned --force -o out/
+  cm3 edit apple.png "make it green" --set sampler.picture_guidance_scale=1.2 --force"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the instruction and the options."""
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
+    parser.add_argument("instruction", help="what to change; for models tuned on editing")
+    add_drawing_options(parser)
+    add_task(parser, "edits")
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Generate, write the pictures with their metadata, print the paths."""
+    refuse_untuned(args, "edit", "edits")
+    check_writable(args.out, folder=True)
+    check_not_replaced(args.out, args.picture)
+    options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    with pictures_folder(args.out):
+        return _run(args, options)
+
+
+def _run(args: Namespace, options: dict[str, Any]) -> int:
+    model = open_model(args)
+    report_unknown_words(model, [args.instruction])
+    with progress_bar("generating") as progress:
+        pictures = model.edit(
+            args.picture, args.instruction, args.num_images, progress=progress, **options
+        )
+    return write_pictures(
+        args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)
+    )

@@ -1,0 +1,439 @@
+"""`cm3 generate`: generate pictures for a prompt."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import whole_number
+from cm3apps.cli._earlier_pictures import remove_earlier_pictures, remove_links
+from cm3apps.cli._model import (
+    add_model_options,
+    add_task,
+    open_model,
+    printable,
+    progress_bar,
+    refuse_untuned,
+    report_unknown_words,
+    settings_of,
+    show_choice,
+    task_options,
+    written_facts,
+)
+from cm3apps.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
+from cm3apps.cli._retrieved import (
+    Retrieval,
+    report_copy,
+    report_unlike,
+    show_query,
+    show_retrieved,
+    write_retrieved,
+)
+from cm3core.errors import CM3Error, FileError
+from cm3core.files import atomic_path, check_writable, held_folder, write_bytes
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3run.attribution import Credit, PictureFacts
+    from cm3run.model.model import Model
+    from cm3run.model.results import GeneratedImage
+
+#: Pictures side by side in the contact sheet.
+COLUMNS = 8
+#: Maximum pictures per prompt in the contact sheet, which must fit memory and a screen.
+SHEET = 64
+
+HELP = "generate pictures for a prompt"
+EXAMPLE = """  cm3 generate "a red apple" --n 4 --seed 1 -o out/
+  cm3 generate "a red apple" --candidates 8 --rerank clip --upscale --preview
+  cm3 generate "a red apple" --condition canny photo.png --model runs/tuned
+  cm3 generate "a red apple" "a green pear" --model runs/apples --num-retrieved 0
+  cm3 generate "a red apple" --set sampler.guidance_scale=1.2 --set sampler.temperature=0.9
+  cm3 generate bell house key --style "noto style" --n 1 --transparent --zip"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The prompts and the options."""
+    parser.add_argument(
+        "prompt", nargs="+", help="what the picture shows, worded like the training captions"
+    )
+    parser.add_argument(
+        "--style",
+        metavar="TEXT",
+        help="put this behind every prompt, after a comma: several things in one style",
+    )
+    add_drawing_options(parser)
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="show the pictures while they are generated: in FOLDER/preview.png, and on a terminal",
+    )
+    parser.add_argument(
+        "--condition",
+        nargs=2,
+        metavar=("NAME", "SOURCE"),
+        help="draw after a structure, on a model tuned for that: NAME is what draws it (cm3 describe "
+        "condition lists them), SOURCE a picture's file, or a text such as "
+        '"bell at (10, 12) -> (40, 44)"; --set condition.KEY=VALUE changes its keys',
+    )
+    add_task(parser, "pictures of prompts, or of structures")
+    add_model_options(parser)
+
+
+def add_drawing_options(parser: ArgumentParser) -> None:
+    """How many pictures, where to, how large."""
+    parser.add_argument(
+        "--n",
+        type=whole_number(1, 2**31 - 1),
+        dest="num_images",
+        metavar="N",
+        help="pictures per prompt (default: the model's recipe)",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("cm3-out"),
+        metavar="FOLDER",
+        help="where 000.png, 001.png, ... are written, each as soon as it is generated, and finally "
+        f"grid.png with the first {SHEET} of each prompt; what an earlier call wrote there is replaced, "
+        "other files stay (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--upscale",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="NAME",
+        help="also write 000-large.png, ...: enlarged by the recipe's upscaler, or by NAME (edsr, lanczos, ...)",
+    )
+    parser.add_argument(
+        "--transparent",
+        action="store_true",
+        help="also write 000-transparent.png, ...: without the white around the drawing",
+    )
+    parser.add_argument(
+        "--svg",
+        action="store_true",
+        help="also write 000.svg, ...: the picture traced as curves, without the white around the drawing",
+    )
+    parser.add_argument(
+        "--original",
+        action="store_true",
+        help="also write 000-original.svg, ...: the document in front that the picture is nearest to, its own file "
+        "with its licence and attribution",
+    )
+    parser.add_argument(
+        "--zip",
+        action="store_true",
+        help="also write set.zip: all that is written, named for its prompt, and LICENSES, which names the documents "
+        "that were in front",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a prompt that is longer than the training texts",
+    )
+
+
+def run(args: Namespace) -> int:
+    """Generate, write the pictures with their metadata, print the paths.
+
+    Ctrl-C keeps the pictures written so far.
+    """
+    if args.svg:
+        from cm3apps.cli._tracing import check_tracer
+
+        check_tracer("cm3 generate --svg")
+    if args.condition:
+        refuse_untuned(args, "generate --condition", "structures")
+    check_writable(args.out, folder=True)
+    if args.style is not None and not args.style.strip():
+        raise CM3Error("--style", "is empty", "name a style, or leave it out")
+    if args.condition and _is_file(args.condition[1]):
+        check_not_replaced(args.out, Path(args.condition[1]))
+    options = task_options(args) | {"truncate": args.truncate, "upscale": args.upscale}
+    if args.condition:
+        options["condition"] = (*args.condition, settings_of(args.settings, "condition"))
+    with pictures_folder(args.out):
+        return _run(args, options)
+
+
+def _is_file(source: str) -> bool:
+    """Whether what a condition is drawn from is a file, not a text."""
+    try:
+        return Path(source).is_file()
+    except OSError:  # longer than a name of a file
+        return False
+
+
+def check_not_replaced(out: Path, picture: Path) -> None:
+    """Raise `FileError` if a picture that is read is in the folder that is written to."""
+    if picture.absolute().parent.resolve() == out.absolute().resolve():
+        raise FileError(
+            str(out),
+            f"holds {picture.name}, which is read and might be replaced",
+            "name another folder (-o)",
+        )
+
+
+def _run(args: Namespace, options: dict[str, Any]) -> int:
+    model = open_model(args)
+    things, args.prompt = args.prompt, styled(args.prompt, args.style)
+    report_unknown_words(model, args.prompt)
+    each = model.recipe.generate.num_images if args.num_images is None else args.num_images
+    pictures = (_previewed if args.preview else _counted)(args, model, each, options)
+    is_set = args.style is not None or args.zip
+    return write_pictures(
+        args, model, pictures, args.prompt, each, things=things if is_set else None
+    )
+
+
+@contextmanager
+def pictures_folder(folder: Path) -> Iterator[None]:
+    """Context in which no other command generates into the folder: the two would replace each other's
+    pictures, which are numbered. Links of their names are removed first."""
+    busy = CM3Error(
+        str(folder),
+        "another process is generating into this folder",
+        "wait for it, or name another folder (-o)",
+    )
+    with held_folder(folder, busy):
+        remove_links(folder)
+        yield
+
+
+def _counted(
+    args: Namespace, model: Model, each: int, options: dict[str, Any]
+) -> Iterator[GeneratedImage]:
+    """The pictures, with a progress bar of tokens."""
+    with progress_bar("generating") as progress:
+        yield from model.stream(args.prompt, each, progress=progress, **options)
+
+
+def _previewed(
+    args: Namespace, model: Model, each: int, options: dict[str, Any]
+) -> Iterator[GeneratedImage]:
+    """The pictures, previewed while they grow."""
+    from cm3apps.cli._preview import LivePreview
+    from cm3run.generation.engine import PictureGrown
+    from cm3run.model.results import ImageReady
+
+    live = LivePreview(model, args.out / "preview.png")
+    try:
+        for event in model.events(args.prompt, each, **options):
+            if isinstance(event, PictureGrown):
+                live.grown(event)
+            elif isinstance(event, ImageReady):
+                live.credit(event.image.credits)
+                live.show()
+                live.clear()
+                live.done(
+                    event.request,
+                    1 if event.image.choice is None else len(event.image.choice.scores),
+                )
+                yield event.image
+    finally:
+        live.clear()
+
+
+class _Written:
+    """Writes pictures as they come, and what belongs to them.
+
+    Args:
+        args: of the command.
+        model: that draws.
+        number: of pictures in all.
+        names_things: whether prompts name what is drawn; an instruction names none.
+    """
+
+    def __init__(self, args: Namespace, model: Model, number: int, *, names_things: bool) -> None:
+        self.args, self.model, self.number = args, model, number
+        self.names_things = names_things
+        #: Documents that were in front of the picture that is edited, as its file says.
+        self.given: tuple[Credit, ...] = ()
+        self.count = 0
+        #: Of each picture, what is behind its name, and the file.
+        self.files: list[list[tuple[str, Path]]] = []
+        self.credits: list[Sequence[Credit]] = []
+        #: Of each prompt, the first picture by the documents in front.
+        self.sources: list[dict[tuple[str, ...], GeneratedImage]] = []
+
+    def add(self, picture: GeneratedImage, candidate: int) -> None:
+        """Write a picture, the `candidate`-th of its prompt, and print the paths."""
+        from tqdm import tqdm
+
+        from cm3run.attribution import png
+
+        args = self.args
+        if not self.count:
+            remove_earlier_pictures(args.out)
+        with tqdm.external_write_mode():
+            self._show(picture, candidate)
+        facts = written_facts(self.model, args, picture).after(self.given)
+        stem = f"{self.count:0{max(3, len(str(self.number - 1)))}d}"
+        files = [(".png", png(picture.pixels, facts))]
+        if picture.upscaled is not None:
+            own = self.model.recipe.component_names.get("upscaler", "")
+            name = own if args.upscale is True else args.upscale
+            files.append(("-large.png", png(picture.upscaled, facts.with_texts(upscaler=name))))
+        files += cut_out(args, picture, facts)
+        if args.original:
+            files += _original(self.model, picture)
+        written = [(end, args.out / f"{stem}{end}") for end, _ in files]
+        for (_, path), (_, content) in zip(written, files, strict=True):
+            write_bytes(path, content)
+            tqdm.write(str(path))
+        with tqdm.external_write_mode():
+            report_copy(written[0][1], picture, offers=not args.original)
+        if args.zip:
+            self.files.append(written)
+            self.credits.append(facts.credits)
+        self.count += 1
+
+    def _show(self, picture: GeneratedImage, candidate: int) -> None:
+        """Say what was in front, and how it was chosen."""
+        if candidate == 0:
+            self.sources.append({})
+        documents = tuple(one.id for one in picture.retrieved)
+        if self.args.show_retrieved and documents not in self.sources[-1]:
+            if candidate == 0:
+                print(picture.prompt)
+                show_query(picture.retrieved)
+            show_retrieved(picture.retrieved)
+        self.sources[-1].setdefault(documents, picture)
+        if self.names_things and candidate == 0:
+            report_unlike(self.model, picture)
+        show_choice(picture.choice)
+
+    def write_zip(self, texts: list[str], grid: Path) -> Path:
+        """Write all files to set.zip, named for their texts."""
+        from cm3run.attribution import licences_text
+
+        path: Path = self.args.out / "set.zip"
+        names = file_names(["grid", *texts])[1:]
+        files = [
+            (name + end, file.read_bytes())
+            for name, own in zip(names, self.files, strict=True)
+            for end, file in own
+        ]
+        licences = licences_text(zip(names, self.credits, strict=True)).encode()
+        with atomic_path(path) as temporary:
+            write_zip(temporary, [*files, ("grid.png", grid.read_bytes()), (LICENCES, licences)])
+        return path
+
+
+def write_pictures(
+    args: Namespace,
+    model: Model,
+    pictures: Iterator[GeneratedImage],
+    prompts: list[str],
+    each: int,
+    query_pixels: PixelArray | None = None,
+    things: list[str] | None = None,
+) -> int:
+    """Write pictures as they come, then the contact sheet; return the exit code.
+
+    `query_pixels`: the picture that was edited. `things`: what the prompts name, where they are a set.
+    """
+    from cm3run.attribution import facts_of_file, png
+    from cm3run.model.facts import facts_of_sheet
+
+    written = _Written(args, model, each * len(prompts), names_things=query_pixels is None)
+    if query_pixels is not None and (known := facts_of_file(args.picture)) is not None:
+        written.given = known.credits
+    shown: list[list[GeneratedImage]] = [[] for _ in prompts]
+    try:
+        for picture in pictures:
+            place, candidate = divmod(written.count, each)
+            written.add(picture, candidate)
+            if candidate < SHEET:
+                shown[place].append(picture)
+    except KeyboardInterrupt:
+        if isinstance(pictures, Generator):
+            pictures.close()  # takes its bar off the terminal
+        print(
+            f"interrupted: {written.count} of {written.number} pictures are written to {args.out}",
+            file=sys.stderr,
+        )
+        return 130
+    if args.show_retrieved:
+        write_retrieved(
+            args.out,
+            [
+                Retrieval(one.prompt, query_pixels, one.retrieved, "", one.pixels)
+                for own in written.sources
+                for one in own.values()
+            ],
+        )
+    grid = args.out / "grid.png"
+    facts = facts_of_sheet(
+        model,
+        (one for own in shown for one in own),
+        prompt="\n".join(prompts),
+        seed=str(args.seed),
+    ).after(written.given)
+    sheet = _contact_sheet(shown) if things is None else _set_sheet(shown, things)
+    write_bytes(grid, png(sheet, facts))
+    print(grid)
+    if args.zip:
+        print(written.write_zip([text for text in things or prompts for _ in range(each)], grid))
+    return 0
+
+
+def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
+    """The own file of the document that a picture is nearest to, with whom to name; ends of names, and contents."""
+    from cm3run.attribution import Credit, original_files
+
+    found = picture.nearest
+    original = None if found is None else model.original(found.document)
+    if found is None or original is None:
+        why = "no document was in front"
+        if found is not None:
+            why = f"the memory has no file of {printable(found.document.id)}"
+        print(f"note: there is no original to write: {why}", file=sys.stderr)
+        return []
+    credit = Credit(found.document.id, found.document.provenance)
+    return [(f"-original{end}", content) for end, content in original_files(original, credit)]
+
+
+def cut_out(
+    args: Namespace, picture: GeneratedImage, facts: PictureFacts
+) -> list[tuple[str, bytes]]:
+    """What `--transparent` and `--svg` ask for, of the enlarged picture if there is one: the ends of the names, and
+    the files' contents."""
+    from cm3apps.cli._tracing import svg_of_image
+    from cm3run.attribution import png, svg
+    from cm3run.transparency import without_background
+
+    made = []
+    if args.transparent:
+        made.append(("-transparent.png", png(without_background(_largest(picture)), facts)))
+    if args.svg:
+        made.append((".svg", svg(svg_of_image(picture), facts).encode()))
+    return made
+
+
+def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
+    """Each prompt's pictures next to its words, small ones enlarged."""
+    from cm3core import images
+
+    starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]
+    rows = [[_largest(one) for one in own[start : start + COLUMNS]] for own, start in starts]
+    labels = ["" if start else own[0].prompt for own, start in starts]
+    return images.grid(rows, row_labels=labels, scale=max(1, 256 // rows[0][0].shape[0]))
+
+
+def _set_sheet(pictures: list[list[GeneratedImage]], things: list[str]) -> PixelArray:
+    """The pictures of a set, each above what it shows."""
+    shown = [_largest(picture) for own in pictures for picture in own]
+    return sheet(shown, [text for own, text in zip(pictures, things, strict=True) for _ in own])
+
+
+def _largest(picture: GeneratedImage) -> PixelArray:
+    """The enlarged picture, if there is one."""
+    return picture.pixels if picture.upscaled is None else picture.upscaled

@@ -1,0 +1,153 @@
+"""`cm3 infill`: inpaint a part of a picture."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cm3apps.cli import whole_number
+from cm3apps.cli._model import (
+    add_model_options,
+    open_model,
+    printable,
+    progress_bar,
+    report_unknown_words,
+    show_choice,
+    task_options,
+    written_facts,
+)
+from cm3apps.cli._retrieved import Retrieval, report_copy, seen, show_retrieved, write_retrieved
+from cm3core.errors import GenerationError
+from cm3core.files import check_not_input, write_bytes
+
+if TYPE_CHECKING:
+    from cm3run.model.crop import Box
+
+#: A pixel's place; no picture is larger.
+COORDINATE = re.compile(r"-?[0-9]{1,9}")
+
+HELP = "inpaint a part of a picture"
+EXAMPLE = """  cm3 infill picture.png --box 8,8,40,40 --text "a red apple with a leaf" -o out.png
+  cm3 infill picture.png --box 8,8,24,24 --box 40,8,56,24 --seed 3 --decoded whole.png
+  cm3 infill picture.png --mask brush.png --text "a red apple"
+  cm3 infill picture.png --text "a red apple" --keep 32"""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The picture, the box and the options."""
+    parser.add_argument(
+        "picture", type=Path, help="a picture's file; the model sees its largest centred square"
+    )
+    region = parser.add_mutually_exclusive_group(required=True)
+    region.add_argument(
+        "--box",
+        action="append",
+        metavar="x0,y0,x1,y1",
+        help="the region to inpaint, in pixels: x to the right, y down, x1 and y1 excluded; "
+        "may be given several times",
+    )
+    region.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="a picture of the same size, white where to inpaint",
+    )
+    region.add_argument(
+        "--keep",
+        type=whole_number(0, 2**20),
+        metavar="ROWS",
+        help="keep the top ROWS rows of pixels that the model sees, and generate the rest",
+    )
+    parser.add_argument(
+        "--text",
+        help="what the whole picture shows (default: the model captions what is left)",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut a text that is longer than the training texts",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("infilled.png"),
+        metavar="FILE.png",
+        help="the inpainted picture, all other pixels unchanged (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decoded",
+        type=Path,
+        metavar="FILE.png",
+        help="also write the whole picture as decoded by the image tokenizer, at the model's size",
+    )
+    add_model_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Inpaint, write, print the paths."""
+    from cm3core import images
+    from cm3run.attribution import facts_of_file, png
+
+    for path in filter(None, (args.out, args.decoded)):
+        images.check_writable_png(path)
+        check_not_input(path, *filter(None, (args.picture, args.mask)))
+    if args.decoded is not None and args.decoded.resolve() == args.out.resolve():
+        raise GenerationError(
+            f"--decoded {args.decoded}",
+            "is the file of -o, and two pictures are written",
+            "name another file for one of them",
+        )
+    boxes, options = (
+        [parse_box(box) for box in args.box or ()],
+        task_options(args) | {"truncate": args.truncate},
+    )
+    model = open_model(args)
+    report_unknown_words(model, [args.text])
+    with progress_bar("generating") as progress:
+        if args.keep is not None:
+            result = model.continue_image(
+                args.picture, args.keep, args.text, progress=progress, **options
+            )
+        else:
+            result = model.infill(
+                args.picture, boxes or None, args.text, mask=args.mask, progress=progress, **options
+            )
+    box = " ".join(args.box or [",".join(map(str, result.box))])
+    facts = written_facts(model, args, result, box=box)
+    if (given := facts_of_file(args.picture)) is not None:
+        facts = facts.after(given.credits)
+    if args.text is None:
+        print(f"text: {printable(result.text)}")
+    show_choice(result.choice)
+    if args.show_retrieved:
+        show_retrieved(result.retrieved)
+        query = seen(args.picture, model)
+        write_retrieved(
+            args.out.parent, [Retrieval(result.text, query, result.retrieved, "", result.decoded)]
+        )
+    for path, pixels in ((args.out, result.pixels), (args.decoded, result.decoded)):
+        if path is not None:
+            write_bytes(path, png(pixels, facts))
+            print(path)
+    report_copy(args.out, result)
+    return 0
+
+
+def parse_box(text: str) -> Box:
+    """(x0, y0, x1, y1) from "x0,y0,x1,y1".
+
+    >>> parse_box("8, 8, 40, 40")
+    (8, 8, 40, 40)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(COORDINATE.fullmatch(part) for part in parts):
+        raise GenerationError(
+            f"--box {text[:100]}",
+            "is not four whole numbers",
+            "write x0,y0,x1,y1, e.g. 8,8,40,40",
+        )
+    x0, y0, x1, y1 = (int(part) for part in parts)
+    return x0, y0, x1, y1

@@ -1,0 +1,186 @@
+"""`cm3`: finds the command, runs it, and turns user errors into two lines and an exit code.
+
+Exit codes: 0 done; 2 wrong input, a file that can't be used, not enough memory, or a plugin that
+failed (reported on stderr, without a traceback unless `-v` or `CM3_TRACEBACK=1` asks for it); 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cm3apps.cli import OVERRIDE
+from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
+from cm3apps.cli._hints import override_hint
+from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
+from cm3apps.cli._stdout import flush, lost_output
+from cm3apps.cli.commands import COMMANDS
+from cm3core._version import __version__
+from cm3core.commands import CommandParser
+from cm3core.errors import CM3Error, close_match
+from cm3core.faults import contained
+from cm3core.printing import make_safe, safe_output
+
+
+def entry() -> None:
+    """The console script."""
+    prepare_output()
+    plain_warnings()
+    make_safe()
+    calm_threads()
+    with Interrupts() as interrupts:
+        code = main(interrupts=interrupts)
+    sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None, *, interrupts: Interrupts | None = None) -> int:
+    """Run `cm3` with these arguments (None: `sys.argv`) and return the exit code.
+
+    `interrupts` knows whether Ctrl-C was pressed; None: nobody listens for it.
+    """
+    with safe_output():
+        return _main(sys.argv[1:] if argv is None else list(argv), interrupts)
+
+
+def _main(arguments: list[str], interrupts: Interrupts | None) -> int:
+    try:
+        code = _run(arguments)
+        flush()
+        return code
+    except BrokenPipeError:  # the reader (`head`, `less`) has exited: not an error
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:  # sorted out below: ours, memory, a plugin, a file; else raised
+        # a library whose import is interrupted may raise anything instead of KeyboardInterrupt
+        if interrupts is not None and interrupts.received:
+            return _interrupted()
+        failure = lost_output(error) or failure_of(error)
+        if failure is None:
+            raise
+        print_error(failure, arguments)
+        return 2
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command resumes where it can", file=sys.stderr)
+    return 130
+
+
+def _run(argv: list[str]) -> int:
+    files = CommandParser(prog="cm3", add_help=False, allow_abbrev=False)
+    files.add_argument("--plugin", action="append", type=Path, default=[])
+    given, argv = files.parse_known_args(argv)  # before or after the command
+    top = _top_parser()
+    options = top.parse_args(argv)
+    if options.command is None:
+        top.print_help()
+        return 0
+    parser, run = _command(options.command, given.plugin)
+    args = _parse(parser, options.arguments)
+    args.plugin = given.plugin
+    chosen: Callable[[argparse.Namespace], int] = run or args.run
+    with contextlib.ExitStack() as stack:
+        if getattr(args, "quiet", False):
+            from cm3core.progress import no_bars
+
+            stack.enter_context(no_bars())
+        if (device := getattr(args, "device", None)) is not None:
+            from cm3core.devices import default_device
+
+            stack.enter_context(default_device(device))
+        with contained(f"cm3 {options.command}"):  # a plugin's sys.exit(0) is no success
+            return chosen(args)
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    top = CommandParser(
+        prog="cm3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="cm3 [-v] [--plugin FILE.py] COMMAND ...",
+        description="CM3leon: one transformer that generates and captions pictures.\n\ncommands:\n"
+        + table,
+        epilog='examples:\n  cm3 generate "a red apple" --n 4 --seed 1 -o out/\n  cm3 train tiny -o runs/tiny\n'
+        "  cm3 COMMAND --help\n\nplugins may provide more commands: cm3 plugin list",
+    )
+    top.add_argument(
+        "--plugin",
+        metavar="FILE.py",  # already parsed by `_run`; here for the help
+        help="load a plugin module from a file; may be given several times",
+    )
+    top.add_argument(
+        *VERBOSE,
+        action="store_true",
+        help=f"show the traceback of an error; so does {TRACEBACK_VARIABLE}=1",
+    )
+    top.add_argument("--version", action="version", version=f"cm3leon {__version__}")
+    top.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    top.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return top
+
+
+def _command(
+    name: str, files: Sequence[Path]
+) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], int] | None]:
+    """The command's parser and its `run`; None when the parser sets `run` (plugins' commands)."""
+    module_name, line = COMMANDS.get(name, ("", ""))
+    if module_name:
+        module = importlib.import_module(module_name)
+        parser = CommandParser(
+            prog=f"cm3 {name}",
+            description=line,
+            epilog=f"examples:\n{module.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.configure(parser)
+        return parser, module.run
+    from cm3apps.cli._stdout import stdout_to_stderr
+    from cm3core.plugins.discovery import load_registry
+
+    with stdout_to_stderr():
+        registry = load_registry(files)
+    configure = registry.command(name)
+    if configure is None and name in COMMANDS:
+        raise CM3Error(
+            f"cm3 {name}",
+            "no plugin in use provides this command",
+            "see `cm3 plugin list -v`",
+        )
+    if configure is None:
+        raise CM3Error(
+            f"cm3 {name}",
+            "there is no such command",
+            close_match(name, [*COMMANDS, *registry.commands()]),
+        )
+    parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    configure(parser)
+    return parser, None
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse, with `key=value` anywhere among the options.
+
+    (argparse takes a list of positionals in one place only.)
+    """
+    args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "overrides"):
+        args.overrides = [*args.overrides, *(item for item in rest if OVERRIDE.fullmatch(item))]
+        rest = [item for item in rest if not OVERRIDE.fullmatch(item)]
+    rest = [item for item in rest if item not in VERBOSE]  # of every command, read by `main`
+    if rest and hasattr(args, "overrides") and (hint := override_hint(rest[0], arguments)):
+        raise CM3Error(parser.prog, f"unrecognized arguments: {' '.join(rest)}", hint)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,48 @@
+"""What the programs register, as a third party's plugin does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cm3core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.extractor import ExtractorConfig
+    from cm3core.interfaces.metric import MetricConfig
+
+CM3_API = 1
+
+
+@hookimpl
+def cm3_commands() -> Mapping[str, str]:
+    return {
+        "bench": "cm3apps.benchmarks.command:configure",
+        "convert": "cm3apps.convert.command:configure",
+        "eval": "cm3apps.evaluation.command:configure",
+        "embedder": "cm3apps.embedder_training.command:configure",
+        "experiment": "cm3apps.experiments.command:configure",
+        "postgres": "cm3apps.postgres.command:configure",
+        "quickstart": "cm3apps.quickstart.command:configure",
+        "serve": "cm3apps.server.command:configure",
+    }
+
+
+@hookimpl
+def cm3_extractors() -> Mapping[str, type[ExtractorConfig]]:
+    from cm3apps.judge.extractor import Lite1Config
+
+    return {"lite1": Lite1Config}
+
+
+@hookimpl
+def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
+    from cm3apps.evaluation.icon_style_metric import IconStyleConfig
+    from cm3apps.evaluation.scene_metric import ScenesConfig
+
+    return {"icon_style": IconStyleConfig, "scenes": ScenesConfig}
+
+
+@hookimpl
+def cm3_benchmarks() -> Mapping[str, str]:
+    return {"kernels": "cm3apps.benchmarks.ops:add"}

@@ -1,0 +1,492 @@
+"""Laws of configs, for every kind: every key counts, and is in the fingerprint; a config can be sent to
+another process, where the component is the same.
+
+A kit says what a component does with a few fixed inputs (`observe`). The laws build the component with
+other values of each key and compare.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import pickle
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from cm3core.config.component_fields import component_field
+from cm3core.config.schema import hints, init_fields, make, nested_dataclass, to_plain
+from cm3core.errors import DeviceError, MissingPackageError
+from cm3core.interfaces.component import ComponentConfig, keys_not_in_outputs
+from cm3core.interfaces.contract import BrokenLawError
+from cm3core.plugins.kinds import KINDS
+from cm3kits import _generators, _other_process
+from cm3kits._findings import (
+    Difference,
+    LawBroken,
+    difference,
+    holds,
+    readable,
+    same,
+    shown,
+)
+from cm3kits._key_use import UnusedKeyWarning, is_mentioned, keys_read
+from cm3kits._laws import Contract
+
+T = TypeVar("T")
+#: Seconds for trying values of keys, and as many again where a key seems to have no effect.
+_SECONDS = 3.0
+#: Output -> values; see `ConfigLaws.observe`.
+Outputs = dict[str, Any]
+
+
+@dataclass
+class _Trial:
+    """A component built with another value of a key."""
+
+    key: str
+    value: Any
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    outputs: Outputs = field(default_factory=dict)
+    error: str = ""
+    broken: BrokenLawError | None = None
+
+
+class ConfigLaws(Contract[T]):
+    """Base of the kits of kinds with configs."""
+
+    #: By how much a number of an output may differ where nothing differs but rounding, relative to it.
+    output_tolerance: ClassVar[float] = 1e-3
+
+    #: The config, and its values before anything was built.
+    _keys_before: ClassVar[Any] = (None, None)
+    #: Whether components are built in other folders, too, for trying values of keys.
+    _moves: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "config" in cls.__dict__ and cls.config is not None:
+            cls._keys_before = (cls.config, copy.deepcopy(to_plain(cls.config)))
+
+    def observe(self, component: T) -> Outputs:
+        """What the component does with a few fixed inputs: a name -> arrays, numbers, texts, lists and dicts
+        of them. Its fingerprint is none of them."""
+        return {}
+
+    def fingerprints(self, component: T) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Each fingerprint: its name -> its value, and the outputs that it stands for (): all."""
+        value = getattr(component, "fingerprint", None)
+        return {} if value is None else {"fingerprint": (value, ())}
+
+    def observed(self) -> tuple[dict[str, Any], Outputs]:
+        """The fingerprints and outputs of a component made anew, called in another process."""
+        component = self.make_again()
+        return self.fingerprints(component), self.observe(component)
+
+    # ---- laws
+
+    def law_a_config_can_be_sent(self) -> None:
+        """Pickled, copied, or written as a recipe and read, a config is the same; building changes nothing
+        in it."""
+        config = self.config
+        if config is None:
+            return
+        of, before = type(self)._keys_before
+        before = copy.deepcopy(before if of is config else to_plain(config))
+        advice = (
+            "keep values that a recipe can hold in its fields, and everything else in the component"
+        )
+        self._check_unchanged(before)  # by what other laws built
+        try:
+            again = pickle.loads(pickle.dumps(config))
+        except Exception as error:  # of a class's own pickling
+            raise LawBroken(
+                "pickled the config, as processes that load data do",
+                "an equal config",
+                shown(error),
+                next_step=f"define the class at the top of a module, and {advice}",
+            ) from error
+        same(to_plain(again), before, "pickled the config and read it again", next_step=advice)
+        same(to_plain(copy.deepcopy(config)), before, "copied the config", next_step=advice)
+        text = yaml.safe_dump(before)
+        values = {name: value for name, value in yaml.safe_load(text).items() if name != "name"}
+        if not any(component_field(one) is not None for one in hints(type(config)).values()):
+            read = make(type(config), values)
+            same(
+                to_plain(read),
+                before,
+                "wrote the config as a recipe, and read it",
+                next_step=advice,
+            )
+        with self.building(), suppress(Exception):  # other laws say that it can't be built
+            _built(self, config)
+        self._check_unchanged(before)
+
+    def _check_unchanged(self, before: Any) -> None:
+        """Raise `LawBroken` if the config has other values than it had before anything was built."""
+        same(
+            to_plain(self.config),
+            before,
+            "built the component, and looked at the config's keys before and after",
+            next_step="change a copy: one config may build several components, and is saved with a model",
+        )
+
+    def law_every_key_counts(self) -> None:
+        """With another value of any key the component still works, and a fingerprint or what comes out is another,
+        unless the config names the key in `not_in_outputs`."""
+        config = self.config
+        if config is None:
+            return
+        base, trials = self._trials()
+        if base is None:
+            return
+        for trial in trials:
+            holds(
+                trial.broken is None,
+                f"built it with {trial.key} = {shown(trial.value)} instead of "
+                f"{shown(getattr(config, trial.key))}, and called it",
+                "what the interface states",
+                trial.broken.cause if trial.broken is not None else "",
+                next_step="correct the component for this value, or refuse it in the config's check()",
+            )
+        for key in _own_keys(config):
+            own = [trial for trial in trials if trial.key == key]
+            if not own or any(_effect(self, base, trial) for trial in own):
+                continue
+            self._tell_of_no_effect(key, own, base)
+
+    def _tell_of_no_effect(self, key: str, own: list[_Trial], base: _Trial) -> None:
+        """Raise for a key that nothing reads; warn of one that is read, and may count where no law looks."""
+        name = type(self.config).__name__
+        found = LawBroken(
+            f"built it with other values of the key {key!r}: "
+            + ", ".join(shown(trial.value) for trial in own[:6]),
+            f"another fingerprint, or other {', '.join(base.outputs)}",
+            f"the same as with {key} = {shown(getattr(self.config, key))}",
+            next_step=f"use the key, or remove it; if it decides speed, memory, devices or training alone, "
+            f"write not_in_outputs = ({key!r},) in {name}",
+        )
+        if key not in self._keys_read() and not is_mentioned(key, type(self.config), self.subject):
+            raise found
+        with _own_folder() if self._moves else nullcontext():
+            if self._counts_beside_others(key, own):
+                return
+        message = f"{name}.{key} seems to change nothing: {readable(str(found))}"
+        warnings.warn(message, UnusedKeyWarning, stacklevel=2)
+
+    @classmethod
+    def _keys_read(cls) -> set[str]:
+        """Keys that were read while components were built and called."""
+        if "_keys_found" not in cls.__dict__:
+            cls._keys_found = set()  # type: ignore[attr-defined]  # as `_subject`
+        found: set[str] = cls._keys_found  # type: ignore[attr-defined]  # set on each class
+        return found
+
+    def law_the_fingerprint_covers_every_key(self) -> None:
+        """Where another value of a key changes what comes out, the fingerprint is another one."""
+        if self.config is None:
+            return
+        base, trials = self._trials()
+        if base is None:
+            return
+        for trial in trials:
+            if trial.error:
+                continue
+            for name, (value, labels) in trial.fingerprints.items():
+                found = _change(self, base, trial, labels)
+                holds(
+                    found is None or value != base.fingerprints[name][0],
+                    f"built it with {trial.key} = {shown(trial.value)} instead of "
+                    f"{shown(getattr(self.config, trial.key))}"
+                    + (f", which changes {found.where}" if found else ""),
+                    f"another {name}",
+                    f"the same {name}: {value!r}",
+                    next_step=f"put every key that decides what comes out into `{name}`: what was made "
+                    "with one would be taken for what the other makes",
+                )
+
+    def law_another_process_agrees(self) -> None:
+        """In a process with another `PYTHONHASHSEED`, fingerprint and outputs are the same."""
+        request = _request(self)
+        if request is None:
+            return
+        fingerprints, outputs = self.observed()
+        if not fingerprints and not outputs:
+            return
+        answer = _other_process.ask(request)
+        if isinstance(answer.cm3_error, (MissingPackageError, DeviceError)):
+            raise answer.cm3_error
+        if answer.error:
+            raise LawBroken(
+                "built the component of the same config in another process",
+                "an equal component",
+                answer.error,
+            )
+        did = f"made it in this process, and in one with PYTHONHASHSEED={answer.seed}: its "
+        advice = (
+            "use hashlib instead of hash(), sort sets before their order counts, and keep time, process "
+            "and address out of it"
+        )
+        for name, (value, _) in fingerprints.items():
+            same(answer.fingerprints[name][0], value, f"{did}{name}", next_step=advice)
+        for name, value in outputs.items():
+            same(
+                answer.outputs[name],
+                value,
+                f"{did}{name}",
+                tolerance=self.output_tolerance,
+                next_step=advice,
+            )
+
+    # ---- other values of keys
+
+    def _trials(self) -> tuple[_Trial | None, list[_Trial]]:
+        """The component as configured, None if its config alone does not build it; and with other values."""
+        cls = type(self)
+        if "_tried" not in cls.__dict__:
+            cls._tried = self._try_all()  # type: ignore[attr-defined]  # as `_subject`
+        found: tuple[_Trial | None, list[_Trial]] = cls._tried  # type: ignore[attr-defined]  # set on each class
+        return found
+
+    def _try_all(self) -> tuple[_Trial | None, list[_Trial]]:
+        base = self._try(self.config, "", None)
+        if base.error or not (base.outputs or base.fingerprints):
+            return None, []
+        # where files that a value such as a folder's name makes harm nothing, unless paths of the config need
+        # the folder that is current
+        with _own_folder():
+            type(self)._moves = not self._try(self.config, "", None).error
+        with _own_folder() if self._moves else nullcontext():
+            return base, self._tried_values(base)
+
+    def _tried_values(self, base: _Trial) -> list[_Trial]:
+        """The component with other values of each key, until one has an effect."""
+        trials: list[_Trial] = []
+        end = time.monotonic() + _SECONDS
+        for key in _own_keys(self.config):
+            for value in _other_values(self.config, key):
+                if time.monotonic() > end:
+                    return trials
+                changed = _with(self.config, key, value)
+                if changed is None:
+                    continue
+                trial = self._try(changed, key, value)
+                trials.append(trial)
+                if not trial.error and _change(self, base, trial) is not None:
+                    break
+        return trials
+
+    def _try(self, config: ComponentConfig, key: str, value: Any) -> _Trial:
+        try:
+            with (
+                self.building(),
+                _generators.preserved(),
+                keys_read(type(config), self._keys_read()),
+            ):
+                _generators.perturb(0)
+                component = _built(self, config)
+                of_config = copy.copy(self)
+                of_config.config = config  # type: ignore[misc]  # of this instance alone
+                return _Trial(
+                    key, value, self.fingerprints(component), of_config.observe(component)
+                )
+        except BrokenLawError as error:
+            return _Trial(key, value, error=shown(error), broken=error)
+        except Exception as error:  # of a component: what it raises is a result too
+            return _Trial(key, value, error=shown(error))
+
+    def _counts_beside_others(self, key: str, own: list[_Trial]) -> bool:
+        """Whether a key has an effect where another key has another value; True if time is up."""
+        end = time.monotonic() + _SECONDS
+        for other in _own_keys(self.config):
+            for value in itertools.islice(_other_values(self.config, other), 4):
+                changed = _with(self.config, other, value) if other != key else None
+                if changed is None:
+                    continue
+                beside = self._try(changed, other, value)
+                for trial in own[:4]:
+                    both = _with(changed, key, trial.value)
+                    if time.monotonic() > end:
+                        return True
+                    if both is not None and _effect(
+                        self, beside, self._try(both, key, trial.value)
+                    ):
+                        return True
+        return False
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Within it, a new folder is the current one."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, chdir(folder):
+        yield
+
+
+def _built(contract: Contract[Any], config: ComponentConfig) -> Any:
+    """The component of a config, built in the kind's usual way."""
+    own = copy.copy(contract)
+    own.config = config  # type: ignore[misc]  # of this instance alone
+    config.check()
+    return own.build(config)
+
+
+def _effect(contract: ConfigLaws[Any], base: _Trial, trial: _Trial) -> bool:
+    """Whether anything that can be seen is another: an error, a fingerprint, an output."""
+    if trial.error or base.error:
+        return trial.error != base.error
+    return trial.fingerprints != base.fingerprints or _change(contract, base, trial) is not None
+
+
+def _change(
+    contract: ConfigLaws[Any], base: _Trial, trial: _Trial, labels: tuple[str, ...] = ()
+) -> Difference | None:
+    """The first output of these that differs."""
+    for label in labels or base.outputs:
+        found = difference(trial.outputs[label], base.outputs[label], contract.output_tolerance)
+        if found is not None:
+            between = "" if found.where.startswith(("[", ".")) else " "
+            return dataclasses.replace(found, where=f"{label}{between}{found.where}".strip())
+    return None
+
+
+def _own_keys(config: ComponentConfig) -> list[str]:
+    """A config's keys, without those of its kind's base, of components in it, and `not_in_outputs`."""
+    kind = KINDS.get(config.kind)
+    of_base = set(hints(kind.config)) if kind is not None else set()
+    left_out = of_base | keys_not_in_outputs(type(config))
+    return [
+        name
+        for name, annotation in hints(type(config)).items()
+        if name not in left_out and component_field(annotation) is None
+    ]
+
+
+def _with(config: ComponentConfig, key: str, value: Any) -> ComponentConfig | None:
+    """The config with another value of a key; None if it refuses it."""
+    try:
+        changed = dataclasses.replace(config, **{key: value})
+        changed.check()
+    except Exception:  # whatever refuses it, no such config
+        return None
+    return changed
+
+
+def _other_values(config: ComponentConfig, key: str) -> Iterator[Any]:
+    """Other values of a key, the nearest first."""
+    now, annotation = getattr(config, key), hints(type(config))[key]
+    seen: list[Any] = [now]
+    for value in _values(now, annotation):
+        if not any(type(value) is type(one) and value == one for one in seen):
+            seen.append(value)
+            yield value
+
+
+def _values(now: Any, annotation: Any) -> Iterator[Any]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        for member in arguments:
+            fits = member is not types.NoneType and now is not None
+            yield from _values(now if fits else None, member)
+    elif origin is Literal:
+        yield from arguments
+    elif annotation is types.NoneType:
+        yield None
+    elif annotation is bool:
+        yield from (not now, now)
+    elif annotation is int:
+        yield from _integers(now if isinstance(now, int) else 3)
+    elif annotation is float:
+        yield from _floats(float(now) if isinstance(now, (int, float)) else 0.5)
+    elif annotation is str:
+        yield from (f"{now}x" if now else "x", "other", "")
+    elif origin in (list, tuple):
+        yield from _lists(now, annotation, arguments)
+    elif origin is dict:
+        yield from _dicts(now or {}, arguments[1])
+    elif nested_dataclass(annotation) is not None and now is not None:
+        yield from _nested(now)
+
+
+def _integers(now: int) -> Iterator[int]:
+    yield from (now - 1, now + 1, now // 2, 2 * now, 1, 0, 2, 10 * now, now + 100)
+
+
+def _floats(now: float) -> Iterator[float]:
+    yield from (now / 2, 2 * now, now + 0.25, 0.0, 1.0, 0.5, 0.1, 0.9, -now, 10 * now + 1)
+
+
+def _lists(now: Any, annotation: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
+    kind = get_origin(annotation)
+    held = list(now or ())
+    inner = arguments[0] if arguments else Any
+    if held:
+        for place, one in enumerate(held[:2]):
+            for value in itertools.islice(_values(one, inner), 3):
+                yield kind([*held[:place], value, *held[place + 1 :]])
+        yield kind(held[::-1])
+        yield kind(held[:-1])
+        yield kind([*held, held[-1]])
+        yield kind()
+    else:
+        for value in itertools.islice(_values(None, inner), 3):
+            yield kind([value])
+
+
+def _dicts(now: Mapping[str, Any], inner: Any) -> Iterator[dict[str, Any]]:
+    for name, one in list(now.items())[:2]:
+        for value in itertools.islice(_values(one, inner), 3):
+            yield {**now, name: value}
+        yield {key: value for key, value in now.items() if key != name}
+    for value in itertools.islice(_values(None, inner), 2):
+        yield {**now, "other": value}
+
+
+def _nested(now: Any) -> Iterator[Any]:
+    annotations = hints(type(now))
+    for item in init_fields(type(now)):
+        held = getattr(now, item.name)
+        for value in itertools.islice(_values(held, annotations[item.name]), 3):
+            if value != held:
+                yield dataclasses.replace(now, **{item.name: value})
+
+
+# ---- in another process
+
+
+def _request(contract: Contract[Any]) -> _other_process.Request | None:
+    """How another process makes the component of its config; None if the test has inputs or a `make` of its own,
+    whose files or fixtures are of this process."""
+    cls = type(contract)
+    kit = next((base for base in cls.__mro__ if _is_kit(base)), None)
+    if kit is None or contract.config is None:
+        return None
+    attributes: dict[str, Any] = {}
+    for base in cls.__mro__[: cls.__mro__.index(kit)]:
+        for name, value in vars(base).items():
+            if name.startswith(("_", "test_", "waive_")) or name in ("config", "pytestmark"):
+                continue
+            if callable(value) or isinstance(value, (property, classmethod, staticmethod)):
+                return None
+            attributes.setdefault(name, value)
+    try:
+        config, kept = pickle.dumps(contract.config), pickle.dumps(attributes)
+    except Exception:  # of a class's own pickling
+        return None  # another law says so
+    return _other_process.Request(
+        (kit.__module__, kit.__qualname__), config, kept, _other_process.modules_of(contract.config)
+    )
+
+
+def _is_kit(cls: type[Any]) -> bool:
+    """Whether a class is a kit, not a test: it builds from a config, and has none."""
+    return (
+        issubclass(cls, Contract) and cls.__dict__.get("config") is None and "kind" in cls.__dict__
+    )

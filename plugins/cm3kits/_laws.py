@@ -1,0 +1,370 @@
+"""`Contract`: the base of all conformance kits; turns laws into tests for each implementation.
+
+A kit defines its laws as plain methods, and how to build a component from a config:
+
+    class SamplerContract(Contract[Sampler]):
+        kind = "sampler"
+
+        def build(self, config: Any) -> Sampler:
+            return config.build()
+
+        def law_same_seed_same_token(self, data: st.DataObject) -> None:
+            sampler = self.subject
+            seed = data.draw(st.integers(0, 2**31))
+            ...
+
+and an author's test is a subclass with a `config` (or a `make`, where the component isn't built the
+kind's usual way). For every `law_NAME` of its ancestors, each such subclass gets its own method
+`test_NAME`, wrapped in a new `hypothesis.given(data=st.data())`. (Inherited `@given` methods are
+one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
+second one.)
+
+Between equal calls a law finds the global generators in other states: `subject` and `make_again`
+perturb them, so laws write `self.subject` for every call, and `self.make_again()` for a second
+instance. Each example starts from another state, and a call that leaves a generator in another state
+than it found it in breaks the law. What builds a component may use them: laws do that under
+`with self.building():`. They are restored after the law.
+
+Laws compare with `same`, `holds` and `refuses` of `cm3kits._findings`, which say what was done,
+expected and got; a plain `assert` is told with the law's docstring.
+
+A law that draws nothing is written `law_NAME(self)`, without `data`, and runs once. A class
+attribute `max_examples` limits the examples per law (for slow components). A component that a law
+does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
+skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import linecache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, is_dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Generic, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import UnsatisfiedAssumption
+
+from cm3core.config.schema import default, init_fields
+from cm3core.errors import PluginError, close_match
+from cm3core.interfaces.component import ComponentConfig
+from cm3kits import _generators
+from cm3kits._findings import LawBroken, readable, recipe_form
+from cm3kits._shrinking import Shrinking
+
+T = TypeVar("T")
+#: States of the global generators in which examples of a law begin.
+_STARTS = st.integers(0, 2**31 - 1)
+
+
+class Contract(Generic[T]):
+    """Base of the kits. Abstract: tests are subclasses of a kit with a `config` or a `make`.
+
+    Raises:
+        PluginError: on creating a subclass: `config` is of another kind or lacks values, a waiver
+            names no law or gives no reason, or a test of a law is replaced.
+    """
+
+    #: The kind whose components are tested, see `cm3core.plugins.kinds`; set by each kit.
+    kind: ClassVar[str] = ""
+    #: What `make` builds: an instance of the component's config. None: the test defines `make`.
+    # a ComponentConfig; Any, so that a test may use its own fields
+    config: ClassVar[Any] = None
+    #: Examples per law; None: the active Hypothesis profile's number.
+    max_examples: ClassVar[int | None] = None
+    _subject: ClassVar[Any]  # a T; class variables can't say so
+    #: Seconds spent on shrinking failing examples of this class's laws.
+    _shrinking_seconds: ClassVar[float] = 0.0
+    _shrinking: Shrinking
+    _perturbations: int = 0
+    _first_state: int = 0
+    _generators_left: dict[str, Any] | None = None
+    _is_new: bool = False
+
+    def make(self) -> T:
+        """Return a new instance of the component under test; equal calls give equal components.
+
+        By default, checks `config` and builds it with `build`.
+        """
+        self.config.check()
+        return self.build(self.config)
+
+    def build(self, config: Any) -> T:
+        """Build the component of a config in the kind's usual way."""
+        raise NotImplementedError
+
+    @property
+    def subject(self) -> T:
+        """The component under test, made once per test class (examples share it).
+
+        Each access puts the global generators of `random`, numpy and torch into another state.
+        """
+        cls = type(self)
+        if "_subject" not in cls.__dict__:
+            with self.building():
+                cls._subject = self.make()
+        subject: T = cls._subject
+        self._perturb_generators()
+        return subject
+
+    def make_again(self) -> T:
+        """Another instance, equal to the subject, made with the global generators perturbed."""
+        self._perturb_generators()
+        with self.building():
+            return self.make()
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Within it, global generators may be used: networks are built with random weights, which those of
+        a file then replace."""
+        self._check_generators()
+        self._generators_left = None
+        yield
+        self._generators_left, self._is_new = _generators.states(), True
+
+    def _perturb_generators(self) -> None:
+        """Put the global generators of `random`, numpy and torch into a state not seen before.
+
+        Called before each use of the component, so that a law finds one that depends on them.
+        They are restored after the law.
+        """
+        self._check_generators()
+        self._perturbations += 1
+        _generators.perturb((self._first_state + 7919 * self._perturbations) % 2**32)
+        self._generators_left = _generators.states()
+
+    def _check_generators(self) -> None:
+        """Raise `LawBroken` if a call since the last look changed the state of a global generator."""
+        left, self._generators_left = self._generators_left, None
+        used = [] if left is None else _generators.changed(left)
+        is_new, self._is_new = self._is_new, False
+        if used == ["torch"] and is_new:
+            return  # a network that is built when it is first needed
+        if used:
+            raise LawBroken(
+                "called it, and looked at the global random generators before and after",
+                "their states unchanged",
+                f"the state of {' and '.join(used)} was changed",
+                next_step="draw from a generator of its own, made of a seed or passed to the call: other "
+                "components, and runs that are to be repeated, share the global ones",
+            )
+
+    @classmethod
+    def laws(cls) -> dict[str, str]:
+        """Law (without `law_`, sorted) -> its docstring's first paragraph, on one line."""
+        return {
+            name.removeprefix("law_"): _meaning(getattr(cls, name))
+            for name in dir(cls)
+            if name.startswith("law_")
+        }
+
+    @classmethod
+    def for_config(
+        cls, config: ComponentConfig | type[ComponentConfig], **attributes: Any
+    ) -> type[Contract[T]]:
+        """This kit's tests for a config, as a class that pytest collects.
+
+        Args:
+            config: an instance, or a class whose fields all have defaults.
+            attributes: further class attributes of the tests, e.g. `max_examples=5`.
+
+        Raises:
+            PluginError: see the class.
+        """
+        name = f"Test{config.__name__ if isinstance(config, type) else type(config).__name__}"
+        return type(
+            name,
+            (cls,),
+            {"config": config, "__module__": cls.__module__, "__doc__": cls.__doc__, **attributes},
+        )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        laws = cls.laws()
+        if isinstance(cls.config, type):
+            cls.config = _with_defaults(cls.config)
+        if cls.config is not None and cls.kind != cls.config.kind:
+            raise PluginError(
+                cls.__qualname__,
+                f"its config {type(cls.config).__name__} is of kind {cls.config.kind!r}, "
+                f"the kit is for {cls.kind!r}",
+                f"inherit the kit of {cls.config.kind!r}",
+            )
+        waivers = _waivers(cls, laws)
+        if cls.make is Contract.make and cls.config is None:
+            return  # a kit, not an implementation's tests
+        for law in laws:
+            if f"test_{law}" in cls.__dict__:
+                raise PluginError(
+                    f"{cls.__qualname__}.test_{law}",
+                    f"would replace the test of the law {law!r}",
+                    f"to waive the law, define waive_{law}(self), which returns the reason",
+                )
+            test = (
+                _skip(waivers[law]) if law in waivers else _test_of(getattr(cls, f"law_{law}"), cls)
+            )
+            test.__name__ = f"test_{law}"
+            test.__qualname__ = f"{cls.__qualname__}.{test.__name__}"
+            test.__doc__ = getattr(cls, f"law_{law}").__doc__
+            test.__module__ = cls.__module__
+            setattr(cls, test.__name__, test)
+
+
+def _with_defaults(config_class: type[ComponentConfig]) -> ComponentConfig:
+    """A config of defaults only."""
+    if is_dataclass(config_class) and (
+        missing := [item.name for item in init_fields(config_class) if default(item) is MISSING]
+    ):
+        values = ", ".join(f"{name}=..." for name in missing)
+        raise PluginError(
+            f"{config_class.__name__}.{missing[0]}",
+            "has neither a default nor a value",
+            f"test an instance: config = {config_class.__name__}({values})",
+        )
+    return config_class()
+
+
+def _waivers(cls: type[Contract[Any]], laws: dict[str, str]) -> dict[str, str]:
+    """Law -> the reason why it is waived."""
+    waivers = {}
+    for name in dir(cls):
+        if not name.startswith("waive_"):
+            continue
+        law = name.removeprefix("waive_")
+        if law not in laws:
+            raise PluginError(
+                f"{cls.__qualname__}.{name}", f"there is no law {law!r}", close_match(law, laws)
+            )
+        reason = getattr(cls(), name)()
+        if not isinstance(reason, str) or not reason.strip():
+            raise PluginError(
+                f"{cls.__qualname__}.{name}",
+                f"returns {reason!r}, not a reason",
+                "return a sentence on why the law does not apply",
+            )
+        waivers[law] = reason
+    return waivers
+
+
+def _skip(reason: str) -> Callable[..., None]:
+    def skipped(self: Contract[Any]) -> None:
+        pytest.skip(f"waived: {reason}")
+
+    return skipped
+
+
+def _test_of(law: Callable[..., None], cls: type[Contract[Any]]) -> Callable[..., None]:
+    """A test function of `law` that no other class shares."""
+    if "data" not in inspect.signature(law).parameters:
+
+        def run_once(self: Contract[Any]) -> None:
+            self._perturbations, self._generators_left = 0, None
+            _run(self, law)
+
+        return run_once
+
+    def run(self: Contract[Any], data: st.DataObject) -> None:
+        self._shrinking.check(data)
+        # from a state that belongs to the example, so that it can be repeated; not among its draws
+        self._first_state = data.conjecture_data.draw(_STARTS)
+        self._perturbations, self._generators_left = 0, None
+        try:
+            _run(self, law, data)
+        except (Exception, pytest.fail.Exception) as error:
+            if not isinstance(error, UnsatisfiedAssumption):
+                self._shrinking.begin()
+            raise
+
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    limits = settings(deadline=None, suppress_health_check=checks, report_multiple_bugs=False)
+    if cls.max_examples is not None:
+        limits = settings(limits, max_examples=cls.max_examples)
+    run.__qualname__ = f"{cls.__qualname__}.{law.__name__}"
+    test = limits(given(data=st.data())(run))
+
+    @functools.wraps(test)  # with the attributes that Hypothesis's pytest plugin reads
+    def run_limited(self: Contract[Any]) -> None:
+        self._shrinking = Shrinking(cls._shrinking_seconds)
+        try:
+            test(self)
+        except BaseExceptionGroup as group:
+            # Hypothesis's, of what failed and then did not, as where a component remembers calls
+            found = next((one for one in group.exceptions if isinstance(one, LawBroken)), None)
+            if found is None:
+                raise
+            raise found from None
+        except BaseException as error:
+            if notes := getattr(error, "__notes__", None):
+                error.__notes__ = [readable(note) for note in notes]
+            raise
+        finally:
+            cls._shrinking_seconds += self._shrinking.seconds
+
+    return run_limited
+
+
+def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObject) -> None:
+    """One run of a law; what it finds is told with the law and the component."""
+    name, meaning = law.__name__.removeprefix("law_"), _meaning(law)
+    try:
+        with _generators.preserved():
+            law(contract, *drawn)
+            contract._check_generators()
+    except LawBroken as error:
+        raise error.framed(name, meaning, _tested(contract)) from error.__cause__
+    except AssertionError as error:
+        place = _innermost(error.__traceback__)
+        if not _is_of_kits(place):
+            raise  # the component's own assertion
+        got = str(error) or _source(place)
+        found = LawBroken(f"tested the law {name!r}", meaning, got, _line(place))
+        raise found.framed(name, "", _tested(contract)) from None
+
+
+def _meaning(law: Callable[..., None]) -> str:
+    return " ".join((inspect.getdoc(law) or "").partition("\n\n")[0].split())
+
+
+def _tested(contract: Contract[Any]) -> str:
+    """What the law was tested on: the config as a recipe has it, else the component's class."""
+    if contract.config is not None:
+        try:
+            return recipe_form(contract.config)
+        except (TypeError, ValueError, AttributeError):  # a kind's own test has odd configs
+            return type(contract.config).__name__
+    subject = type(contract).__dict__.get("_subject")
+    return f"{type(subject).__name__}, made by {type(contract).__qualname__}.make"
+
+
+def _innermost(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_of_kits(place: TracebackType | None) -> bool:
+    """Whether an assertion is a law's, in this folder or in a kit of another kind's author."""
+    if place is None:
+        return True
+    code = place.tb_frame.f_code
+    return code.co_name.startswith("law_") or (
+        Path(code.co_filename).parent == Path(__file__).parent
+    )
+
+
+def _line(place: TracebackType | None) -> str:
+    if place is None:
+        return ""
+    return f"{Path(place.tb_frame.f_code.co_filename).name}, line {place.tb_lineno}"
+
+
+def _source(place: TracebackType | None) -> str:
+    if place is None:
+        return ""
+    return linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno).strip()

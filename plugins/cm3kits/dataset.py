@@ -1,0 +1,352 @@
+"""Conformance kit of kind `dataset`.
+
+    class TestMine(DocumentSourceContract):
+        config = MySourceConfig(path="tests/pictures")
+
+The source must have at least one document; one with bad records as well is a better test.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+import numpy as np
+from hypothesis import strategies as st
+
+from cm3core.document import Codes, Image, Text, content_keys
+from cm3core.errors import CM3Error, DataError
+from cm3core.images import open_image
+from cm3core.interfaces.dataset import DocumentSource
+from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._findings import holds, refuses, same, shown
+
+#: Documents that laws look at where they look at all.
+_MOST = 256
+
+
+class DocumentSourceContract(ConfigLaws[DocumentSource]):
+    """Laws of a data set."""
+
+    kind: ClassVar[str] = "dataset"
+
+    def build(self, config: Any) -> DocumentSource:
+        """See `DocumentSourceConfig.build`."""
+        source: DocumentSource = config.build()
+        return source
+
+    def observe(self, component: DocumentSource) -> Outputs:
+        """Ids, texts and pictures of the first documents, and what else is known of them."""
+        few = range(min(len(component), 48))
+        pictures = []
+        for index in few[:12]:
+            for segment in component.document(index):
+                if isinstance(segment, Image):
+                    pictures.append([segment.key, segment.load()])
+                elif isinstance(segment, Codes):
+                    pictures.append(["codes", segment.codes])
+        return {
+            "number of documents": len(component),
+            "ids": _ids(component)[:_MOST],
+            "pictures": pictures,
+            "texts": [_told(component, index, None) for index in few],
+            "texts with a generator": [
+                _told(component, index, np.random.default_rng(index)) for index in few
+            ],
+            "groups": [component.group(index) for index in few],
+            "provenance": [str(component.provenance(index)) for index in few],
+            "records": [_record(component, index) for index in few[:12]],
+            "skipped records": [f"{one.place}: {one.cause}" for one in component.skipped[:_MOST]],
+            "training order": _orders(component),
+        }
+
+    def fingerprints(self, component: DocumentSource) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """`fingerprint` stands for ids and pictures, `content_fingerprint` and `quick_fingerprint` for texts too."""
+        held = ("number of documents", "ids", "pictures")
+        found = {
+            "fingerprint": (component.fingerprint, held),
+            "content_fingerprint": (component.content_fingerprint, (*held, "texts")),
+        }
+        if (quick := component.quick_fingerprint) is not None:
+            found["quick_fingerprint"] = (quick, (*held, "texts"))
+        return found
+
+    def law_ids_are_unique_and_stable(self) -> None:
+        """Every document has a unique id, the same when the source is made again."""
+        ids, did = _ids(self.subject), "looked at the ids of all documents"
+        holds(ids, did, "at least one document", "none")
+        for place, name in enumerate(ids):
+            holds(isinstance(name, str) and name, did, "texts", name, where=f"document {place}")
+        twice = (
+            sorted({name for name in ids if ids.count(name) > 1})
+            if len(set(ids)) < len(ids)
+            else []
+        )
+        holds(not twice, did, "each once", f"{twice[:4]} several times")
+        same(_ids(self.make_again()), ids, "looked at the ids of two sources of one config")
+
+    def law_ids_are_the_same_in_every_split(self) -> None:
+        """An id names one document, whatever split it is read in; a split of all has the ids of each."""
+        splits = self._splits()
+        held: dict[str, tuple[str, Any]] = {}
+        for split, source in splits.items():
+            for index in range(min(len(source), _MOST)):
+                name, content = source.id(index), _content(source, index)
+                other, known = held.setdefault(name, (split, content))
+                holds(
+                    known == content,
+                    f"read the splits {other!r} and {split!r}, and looked for the id {name!r}",
+                    "one document in both",
+                    f"{shown(known)} in {other!r}, {shown(content)} in {split!r}",
+                    next_step="make ids of what a document is in its files (a path, a key), not of its place "
+                    "in a split",
+                )
+        if (whole := splits.get("all")) is None:
+            return
+        everything = set(_ids(whole))
+        for split, source in splits.items():
+            strange = sorted(set(_ids(source)) - everything)
+            holds(
+                not strange,
+                f"read the splits {split!r} and 'all'",
+                f"the ids of {split!r} in 'all' too",
+                f"{len(strange)} others, such as {strange[:3]}",
+                next_step="leave the split out of ids",
+            )
+
+    def _splits(self) -> dict[str, DocumentSource]:
+        """The source of each split that has documents."""
+        found: dict[str, DocumentSource] = {}
+        config = self.config
+        names = () if config is None else type(config).splits
+        for split in names if len(names) > 1 else ():
+            own = copy.copy(self)
+            own.config = dataclasses.replace(config, split=split)  # type: ignore[misc]  # its own
+            try:
+                with self.building():
+                    own.config.check()
+                    found[split] = own.build(own.config)
+            except CM3Error:
+                continue  # no documents in it
+        return found
+
+    def law_fingerprint_is_stable(self) -> None:
+        """Sources of the same data have the same, non-empty fingerprint."""
+        first = self.subject.fingerprint
+        holds(first, "looked at its fingerprint", "a text", first)
+        again = self.make_again().fingerprint
+        same(again, first, "looked at the fingerprints of two sources of one config")
+
+    def law_the_original_is_a_picture_file(self, data: st.DataObject) -> None:
+        """None, or a file of a picture: an SVG as such, any other of a format that is read; the same every time."""
+        index = self._draw_index(data)
+        original, did = self.subject.original(index), f"asked for original({index})"
+        holds(self.subject.original(index) == original, f"{did} twice", "the same", "another one")
+        if original is None:
+            return
+        good = re.fullmatch(r"\.[a-z0-9]{1,8}", original.suffix)
+        holds(good, f"{did}: its suffix", "a dot, lower-case letters and digits", original.suffix)
+        if original.suffix == ".svg":
+            tag = ElementTree.fromstring(original.content).tag
+            same(tag, "{http://www.w3.org/2000/svg}svg", f"{did}, and read the SVG's root")
+        else:
+            size = open_image(original.content, self.subject.id(index)).size
+            holds(size, f"{did}, and opened it", "a picture", size)
+
+    def law_documents_are_texts_and_pictures(self, data: st.DataObject) -> None:
+        """Not empty; texts are non-blank, valid Unicode; pictures have keys or complete codes."""
+        index = self._draw_index(data)
+        document = self.subject.document(index, _draw_rng(data))
+        did = f"read document {index}"
+        holds(isinstance(document, tuple) and document, did, "a tuple of segments", document)
+        for place, segment in enumerate(document):
+            at = f"segment {place}"
+            known = isinstance(segment, (Text, Image, Codes))
+            holds(known, did, "Text, Image or Codes", type(segment).__name__, where=at)
+            if isinstance(segment, Text):
+                good = segment.text.strip() and _is_unicode(segment.text)
+                holds(good, did, "a text with a letter, of valid Unicode", segment.text, where=at)
+            elif isinstance(segment, Image):
+                holds(segment.key, did, "a key of the picture", segment.key, where=at)
+            elif isinstance(segment, Codes):
+                rows, columns = segment.grid
+                codes = segment.codes
+                good = codes.dtype == np.int32 and codes.shape == (rows * columns,)
+                holds(good, did, f"codes int32 [{rows * columns}]", codes, where=at)
+                holds(codes.min() >= 0, did, "codes of 0 or more", int(codes.min()), where=at)
+                holds(segment.missing is None, did, "no missing codes", "some", where=at)
+
+    def law_content_keys_name_the_document(self, data: st.DataObject) -> None:
+        """Content keys are stable and include those of the canonical document."""
+        index = self._draw_index(data)
+        keys, did = self.subject.content_keys(index), f"looked at content_keys({index})"
+        wanted = content_keys(self.subject.document(index))
+        holds(
+            keys >= wanted,
+            did,
+            f"those of the document: {sorted(wanted)}",
+            sorted(keys),
+            next_step="add yours to cm3core.document.content_keys(document)",
+        )
+        same(sorted(self.make_again().content_keys(index)), sorted(keys), f"{did} of two sources")
+
+    def law_without_a_generator_it_is_canonical(self, data: st.DataObject) -> None:
+        """Without `rng`, a document is always the same, also in a source made again."""
+        index = self._draw_index(data)
+        canonical = self.subject.document(index)
+        self.subject.document(self._draw_index(data), np.random.default_rng(0))
+        did = f"read document {index} without a generator"
+        same(
+            self.subject.document(index),
+            canonical,
+            f"{did} twice, and one with a generator between",
+        )
+        same(self.make_again().document(index), canonical, f"{did} of two sources")
+
+    def law_a_generator_decides_the_document(self, data: st.DataObject) -> None:
+        """Equal generators give equal documents; only texts may differ from the canonical ones."""
+        index, seed = self._draw_index(data), data.draw(st.integers(0, 2**32 - 1))
+        first, second = (
+            self.subject.document(index, np.random.default_rng(seed)) for _ in range(2)
+        )
+        did = f"read document {index} with default_rng({seed})"
+        same(second, first, f"{did} twice")
+        canonical = self.subject.document(index)
+        same(
+            [_kind_or_key(segment) for segment in first],
+            [_kind_or_key(segment) for segment in canonical],
+            f"{did} and without, and compared sorts of segments and keys of pictures",
+        )
+
+    def law_pictures_load(self, data: st.DataObject) -> None:
+        """A picture is uint8 [height, width, 3], the same on each load, even if changed."""
+        index = self._draw_index(data)
+        pictures = [
+            segment for segment in self.subject.document(index) if isinstance(segment, Image)
+        ]
+        for picture in pictures:
+            pixels, did = picture.load(), f"loaded a picture of document {index}"
+            good = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+            holds(good and pixels.size, did, "uint8 [height, width, 3]", pixels)
+            kept = pixels.copy()
+            if pixels.flags.writeable:
+                pixels[:] = 255 - pixels
+            again = picture.load()
+            same(again, kept, f"{did}, wrote to its pixels, and loaded it again", next_step=_COPY)
+
+    def law_equal_keys_are_equal_pictures(self) -> None:
+        """Two pictures share a key only when they share all pixels."""
+        first: dict[str, Image] = {}
+        for index, segment in self._segments(self.subject):
+            if isinstance(segment, Image):
+                known = first.setdefault(segment.key, segment)
+                if known is not segment:
+                    did = f"loaded two pictures of the key {segment.key!r}, one of document {index}"
+                    same(segment.load(), known.load(), did)
+
+    def law_texts_hold_every_canonical_text(self) -> None:
+        """`texts` includes every canonical text, for tokenizers to learn from."""
+        texts = "\n".join(self.subject.texts())
+        for index, segment in self._segments(self.subject):
+            if isinstance(segment, Text):
+                holds(
+                    segment.text in texts,
+                    f"looked for the text of document {index} in texts()",
+                    repr(segment.text),
+                    "none of this text",
+                )
+
+    def law_groups_are_names(self, data: st.DataObject) -> None:
+        """A group is a string, "" for none, and stable."""
+        index = self._draw_index(data)
+        group, did = self.subject.group(index), f"looked at group({index})"
+        holds(isinstance(group, str), did, 'a text, "" for none', group)
+        same(self.subject.group(index), group, f"{did} twice")
+
+    def law_skipped_records_say_why(self) -> None:
+        """Bad records don't raise: each is listed with place, cause and next step."""
+        for place, record in enumerate(self.subject.skipped):
+            for name in ("place", "cause", "next_step"):
+                part = getattr(record, name)
+                did = f"looked at the {name} of skipped[{place}]"
+                holds(isinstance(part, str) and part, did, "a text", part)
+
+    def law_an_index_outside_is_refused(self) -> None:
+        """Document -1 and documents after the last are refused."""
+        count = len(self.subject)
+        for index in (-1, count):
+            refuses(
+                lambda index=index: self.subject.document(index),  # type: ignore[misc]  # a default
+                f"read document {index} of {count}",
+                DataError,
+                match=f"^document {index}: the data set has {count}",
+            )
+
+    def _segments(self, source: DocumentSource) -> Iterator[tuple[int, object]]:
+        """The segments of the first canonical documents, with the documents' indices."""
+        for index in range(min(len(source), _MOST)):
+            for segment in source.document(index):
+                yield index, segment
+
+    def _draw_index(self, data: st.DataObject) -> int:
+        return data.draw(st.integers(0, len(self.subject) - 1))
+
+
+def _draw_rng(data: st.DataObject) -> np.random.Generator | None:
+    seed = data.draw(st.none() | st.integers(0, 2**32 - 1))
+    return None if seed is None else np.random.default_rng(seed)
+
+
+def _ids(source: DocumentSource) -> list[str]:
+    return [source.id(index) for index in range(len(source))]
+
+
+def _kind_or_key(segment: object) -> str | type:
+    return segment.key if isinstance(segment, Image) else type(segment)
+
+
+#: What to do where a picture's pixels were changed by who loaded it.
+_COPY = "return a copy, or an array that can't be written to"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _content(source: DocumentSource, index: int) -> tuple[list[str], str]:
+    """What a document is, without its id: keys of its pictures, and its texts."""
+    document = source.document(index)
+    pictures = [segment.key for segment in document if isinstance(segment, Image)]
+    return pictures, _told(source, index, None)
+
+
+def _told(source: DocumentSource, index: int, rng: np.random.Generator | None) -> str:
+    """A document's texts, with the places of its pictures."""
+    return " | ".join(
+        segment.text if isinstance(segment, Text) else type(segment).__name__
+        for segment in source.document(index, rng)
+    )
+
+
+def _record(source: DocumentSource, index: int) -> dict[str, str]:
+    """A document's fields in words."""
+    return {
+        name: value.key if isinstance(value, Image) else shown(value)
+        for name, value in source.record(index).items()
+    }
+
+
+def _orders(source: DocumentSource) -> list[str]:
+    """The orders of two epochs."""
+    return [
+        "random" if (order := source.epoch_order(1, epoch)) is None else str(order[:_MOST].tolist())
+        for epoch in range(2)
+    ]

@@ -1,0 +1,373 @@
+"""Conformance kit of image tokenizers: shapes, types, determinism, places of codes, refusals.
+
+class TestMine(ImageTokenizerContract):
+    config = MyTokenizerConfig()
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from cm3core.document import IntArray, PixelArray
+from cm3core.errors import TokenizerError
+from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._findings import differ, every, holds, refuses, same
+from cm3kits.samples import example_pictures
+from cm3kits.strategies import images
+
+#: Place of a code -> (row, column).
+_Order: TypeAlias = Callable[[int, int, int], tuple[int, int]]
+#: Orders that codes may have by mistake; raster order is the first. Arguments: place, rows, columns.
+_ORDERS: Mapping[str, _Order] = {
+    "raster order": lambda place, rows, columns: (place // columns, place % columns),
+    "column by column": lambda place, rows, columns: (place % rows, place // rows),
+    "rows from right to left": lambda place, rows, columns: (
+        place // columns,
+        columns - 1 - place % columns,
+    ),
+    "rows from the bottom up": lambda place, rows, columns: (
+        rows - 1 - place // columns,
+        place % columns,
+    ),
+    "backwards": lambda place, rows, columns: (
+        rows - 1 - place // columns,
+        columns - 1 - place % columns,
+    ),
+}
+#: Cells that are looked at.
+_MOST_CELLS = 12
+#: How much nearer another order must be: what spreads over the whole picture speaks for none.
+_CLEARLY = 0.7
+_UNTRAINED = (
+    "check that codes count from 0, and the order of rows and columns in `_encode` and `_decode`; weights "
+    "that were never trained can't hold it: waive_{} then returns that"
+)
+
+
+class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
+    """Laws of `ImageTokenizer`. Weights must be set; random ones will do for all but one law, which such a
+    test waives."""
+
+    kind: ClassVar[str] = "image_tokenizer"
+    max_examples: ClassVar[int | None] = 5
+
+    def build(self, config: Any) -> ImageTokenizer:
+        """See `ImageTokenizerConfig.build`."""
+        tokenizer: ImageTokenizer = config.build()
+        return tokenizer
+
+    def observe(self, component: ImageTokenizer) -> Outputs:
+        """Codes of pictures, and pictures of codes."""
+        rows, columns = component.grid
+        codes = np.random.default_rng(0).integers(
+            0, component.codebook_size, (4, rows * columns), dtype=np.int32
+        )
+        return {
+            "sizes": [*component.image_size, *component.grid, component.codebook_size],
+            "codes": component.encode(example_pictures(*component.image_size)),
+            "pictures of codes": component.decode(codes),
+        }
+
+    def _pictures(self, data: st.DataObject, num: int | None = None) -> PixelArray:
+        return data.draw(images(num=num, size=self.subject.image_size, writable=False))
+
+    def _codes(self, data: st.DataObject) -> IntArray:
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
+        rows, columns = self.subject.grid
+        return rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
+
+    def law_codes_have_the_stated_shape_and_range(self, data: st.DataObject) -> None:
+        """Codes are int32 [N, rows * columns] in 0..codebook_size-1."""
+        pictures = self._pictures(data)
+        codes = self.subject.encode(pictures)
+        rows, columns = self.subject.grid
+        did, size = f"encoded {len(pictures)} pictures", self.subject.codebook_size
+        holds(
+            codes.shape == (len(pictures), rows * columns) and codes.dtype == np.int32,
+            did,
+            f"int32 [{len(pictures)}, {rows * columns}]",
+            codes,
+        )
+        every(codes, (codes >= 0) & (codes < size), did, f"codes in 0..{size - 1}")
+
+    def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
+        """Any valid codes decode to uint8 [N, height, width, 3]."""
+        pictures = self.subject.decode(self._codes(data))
+        shape = (2, *self.subject.image_size, 3)
+        holds(
+            pictures.shape == shape and pictures.dtype == np.uint8,
+            "decoded codes of 2 pictures",
+            f"uint8 {list(shape)}",
+            pictures,
+        )
+
+    def law_encoding_and_decoding_are_deterministic(self, data: st.DataObject) -> None:
+        """Equal inputs give equal outputs, also in an equal tokenizer."""
+        pictures, other = self._pictures(data), self.make_again()
+        codes = self.subject.encode(pictures)
+        decoded = self.subject.decode(codes)
+        for tokenizer, how in ((self.subject, "twice"), (other, "with two of one config")):
+            same(tokenizer.encode(pictures), codes, f"encoded the same pictures {how}")
+            same(tokenizer.decode(codes), decoded, f"decoded the same codes {how}")
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """Pictures and codes are unchanged, even if writable."""
+        pictures, codes = self._pictures(data).copy(), self._codes(data)
+        before = pictures.copy(), codes.copy()
+        self.subject.encode(pictures)
+        self.subject.decode(codes)
+        same(pictures, before[0], "encoded pictures, and looked at the pictures given")
+        same(codes, before[1], "decoded codes, and looked at the codes given")
+
+    def law_a_batch_is_its_items(self, data: st.DataObject) -> None:
+        """Codes, and up to rounding pixels, do not depend on the rest of the batch."""
+        pictures, codes = self._pictures(data, 3), self._codes(data)
+        alone = np.concatenate([self.subject.encode(picture[None]) for picture in pictures])
+        same(self.subject.encode(pictures), alone, "encoded 3 pictures together, and one by one")
+        one_by_one = np.concatenate([self.subject.decode(one[None]) for one in codes]).astype(int)
+        together = self.subject.decode(codes).astype(int)
+        every(
+            together - one_by_one,
+            np.abs(together - one_by_one) <= 1,
+            "decoded codes of 2 pictures together and one by one, and subtracted the pictures",
+            "at most 1 level of 255 between them",
+        )
+
+    def law_the_config_knows_the_sizes(self) -> None:
+        """The config's `codebook_size`, `grid` and `image_size` are the tokenizer's."""
+        if self.config is not None:
+            for name in ("codebook_size", "grid", "image_size"):
+                same(
+                    getattr(self.config, name),
+                    getattr(self.subject, name),
+                    f"compared the config's {name} with the tokenizer's",
+                )
+
+    def law_codes_tell_pictures_apart(self) -> None:
+        """Not all pictures have the same codes; not all codes decode to one picture."""
+        if self.subject.codebook_size == 1:
+            return
+        height, width = self.subject.image_size
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        codes = self.subject.encode(
+            np.stack([np.zeros_like(noise), np.full_like(noise, 255), noise])
+        )
+        did = "encoded a black picture, a white one and noise"
+        differ(codes, np.broadcast_to(codes[0], codes.shape), did, "not the same codes for all")
+        rows, columns = self.subject.grid
+        decoded = self.subject.decode(
+            np.arange(self.subject.codebook_size, dtype=np.int32)[:64, None].repeat(
+                rows * columns, 1
+            )
+        )
+        did = f"decoded {len(decoded)} pictures, each of one code"
+        differ(decoded, np.broadcast_to(decoded[0], decoded.shape), did, "not one picture for all")
+
+    def law_decoded_pictures_are_the_encoded_ones(self) -> None:
+        """A picture that is encoded and decoded is nearer to itself than to another one, and nearer than what
+        neighbouring codes, or the codes in another order, decode to. Waive it for random weights."""
+        tokenizer = self.subject
+        pictures = example_pictures(*tokenizer.image_size)[:5]
+        codes = tokenizer.encode(pictures)
+        (rows, columns), size = tokenizer.grid, tokenizer.codebook_size
+        grids = codes.reshape(-1, rows, columns)
+        back = tokenizer.decode(codes)
+        others: dict[str, tuple[PixelArray, PixelArray]] = {
+            "the picture mirrored": (back, pictures[:, :, ::-1]),
+            "the picture upside down": (back, pictures[:, ::-1]),
+            "the picture's negative": (back, 255 - pictures),
+            "the picture with red and blue swapped": (back, pictures[..., ::-1]),
+            "another picture": (back, np.roll(pictures, 1, axis=0)),
+        }
+        for name, changed in (
+            ("each code less 1", (codes - 1) % size),
+            ("each code plus 1", (codes + 1) % size),
+            ("the codes column by column", grids.swapaxes(1, 2).reshape(codes.shape)),
+            (
+                "the codes as columns",
+                codes.reshape(-1, columns, rows).swapaxes(1, 2).reshape(codes.shape),
+            ),
+            ("each row of codes from right to left", grids[:, :, ::-1].reshape(codes.shape)),
+            ("the rows of codes from the bottom up", grids[:, ::-1].reshape(codes.shape)),
+        ):
+            decoded = tokenizer.decode(np.ascontiguousarray(changed, np.int32))
+            others[name] = (decoded, pictures)
+        own = _distance(back, pictures)
+        for name, (decoded, picture) in others.items():
+            if np.array_equal(decoded, back) and np.array_equal(picture, pictures):
+                continue  # one code, or a grid of one row
+            found = _distance(decoded, picture)
+            holds(
+                own <= found,
+                f"encoded and decoded 5 pictures, and compared with {name}",
+                f"nearer to the picture than with {name} ({found:.2f} levels of 255 away)",
+                f"{own:.2f} levels away from the picture",
+                next_step=_UNTRAINED.format("decoded_pictures_are_the_encoded_ones"),
+            )
+
+    def law_codes_are_in_raster_order(self) -> None:
+        """The code of row r and column c is at r * columns + c: it shows, and sees, what is there."""
+        rows, columns = self.subject.grid
+        cells = rows * columns
+        if cells == 1 or self.subject.codebook_size == 1:
+            return
+        rng = np.random.default_rng(0)
+        places = rng.permutation(cells)[:_MOST_CELLS]
+        self._check_order(
+            "changed one code, decoded, and looked where the picture changed",
+            {int(place): _centre(self._shown(int(place))) for place in places},
+        )
+        # which code of a cell changes is the place; where the cell is, is known
+        found: dict[int, Any] = {}
+        for place in places.tolist():
+            changed = self._seen(place // columns, place % columns)
+            if len(changed) == 1:
+                found[int(changed[0])] = (
+                    (place // columns + 0.5) / rows,
+                    (place % columns + 0.5) / columns,
+                )
+        self._check_order(
+            "changed one cell of a picture, encoded, and looked which code changed", found
+        )
+
+    def _check_order(self, did: str, centres: Mapping[int, tuple[float, float] | None]) -> None:
+        """Raise `LawBroken` if another order fits the centres better: place -> (y, x), each 0..1."""
+        rows, columns = self.subject.grid
+        known = {place: centre for place, centre in centres.items() if centre is not None}
+        errors = {}
+        for name, order in _ORDERS.items():
+            cells = {place: order(place, rows, columns) for place in known}
+            errors[name] = sum(
+                ((row + 0.5) / rows - known[place][0]) ** 2
+                + ((column + 0.5) / columns - known[place][1]) ** 2
+                for place, (row, column) in cells.items()
+            )
+        best = min(errors, key=lambda name: errors[name])
+        holds(
+            errors[best] >= _CLEARLY * errors["raster order"],
+            did,
+            "raster order: place 1 is the second cell of the first row",
+            best,
+            next_step="flatten codes from [N, rows, columns], and reshape them to that before decoding",
+        )
+
+    def _shown(self, place: int) -> npt.NDArray[np.float64]:
+        """How much each pixel changes, [H, W], where the code at a place does."""
+        rows, columns = self.subject.grid
+        codes = np.zeros((3, rows * columns), np.int32)
+        codes[1:, place] = [self.subject.codebook_size - 1, self.subject.codebook_size // 2]
+        pictures = self.subject.decode(codes).astype(float)
+        change: npt.NDArray[np.float64] = ((pictures[1:] - pictures[0]) ** 2).sum((0, 3))
+        return change
+
+    def _seen(self, row: int, column: int) -> npt.NDArray[np.int64]:
+        """The places whose code changes most often where a cell of a picture does."""
+        rows, columns = self.subject.grid
+        height, width = self.subject.image_size
+        base = np.zeros((3, height, width, 3), np.uint8)
+        base[1], base[2] = 128, (200, 60, 20)
+        changed = base.copy()
+        part = (
+            slice(row * height // rows, (row + 1) * height // rows),
+            slice(column * width // columns, (column + 1) * width // columns),
+        )
+        changed[:, part[0], part[1]] = (255, 240, 250)
+        counts = (self.subject.encode(base) != self.subject.encode(changed)).sum(0)
+        most: npt.NDArray[np.int64] = np.flatnonzero((counts == counts.max()) & (counts > 0))
+        return most
+
+    def law_an_equal_tokenizer_has_the_same_fingerprint(self) -> None:
+        """The fingerprint identifies config and weights, not the object, and is stable."""
+        first, did = self.subject.fingerprint, "looked at the fingerprint"
+        holds(first != "", did, "a text", first)
+        same(self.subject.fingerprint, first, f"{did} twice")
+        same(self.make_again().fingerprint, first, f"{did}s of two tokenizers of one config")
+
+    def law_saved_is_loaded(self) -> None:
+        """`save`, then the config's `load`, gives the same tokenizer, if `save` writes files."""
+        with tempfile.TemporaryDirectory() as name:
+            self.subject.save(Path(name))
+            if not any(Path(name).iterdir()):
+                return
+            holds(
+                self.config is not None,
+                "saved it, which wrote files",
+                "a config that loads them",
+                "no config",
+                next_step="set `config`, so that what was saved can be loaded",
+            )
+            with self.building():
+                loaded = self.config.load(Path(name))
+        rng, (rows, columns) = np.random.default_rng(0), self.subject.grid
+        pictures = rng.integers(0, 256, (2, *self.subject.image_size, 3), dtype=np.uint8)
+        codes = rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
+        did = "saved it, loaded that, and compared "
+        same(loaded.fingerprint, self.subject.fingerprint, did + "the fingerprints")
+        same(loaded.encode(pictures), self.subject.encode(pictures), did + "codes of pictures")
+        same(loaded.decode(codes), self.subject.decode(codes), did + "pictures of codes")
+
+    def law_codebook_matches_its_size(self) -> None:
+        """Code vectors, if any, are fp32, one per code."""
+        codebook = self.subject.codebook()
+        if codebook is not None:
+            did = "looked at codebook()"
+            same(codebook.shape[0], self.subject.codebook_size, f"{did}: its number of vectors")
+            same(str(codebook.dtype), "torch.float32", f"{did}: its type")
+
+    def law_nothing_is_a_batch(self) -> None:
+        """No pictures give no codes, no codes no pictures."""
+        height, width = self.subject.image_size
+        rows, columns = self.subject.grid
+        codes = self.subject.encode(np.zeros((0, height, width, 3), np.uint8))
+        same(list(codes.shape), [0, rows * columns], "encoded no pictures")
+        pictures = self.subject.decode(np.zeros((0, rows * columns), np.int32))
+        same(list(pictures.shape), [0, height, width, 3], "decoded no codes")
+
+    def law_wrong_input_is_refused(self) -> None:
+        """Other sizes, types and codes out of range are errors, never resized or clamped."""
+        height, width = self.subject.image_size
+        rows, columns = self.subject.grid
+        size = self.subject.codebook_size
+        for pictures in (
+            np.zeros((1, height + 1, width, 3), np.uint8),
+            np.zeros((1, height, width, 3), np.float32),
+        ):
+            refuses(
+                lambda pictures=pictures: self.subject.encode(pictures),  # type: ignore[misc]  # a default
+                f"encoded {pictures.dtype} {list(pictures.shape)}",
+                TokenizerError,
+                match="the image tokenizer takes uint8",
+            )
+        for codes, match in (
+            (np.full((1, rows * columns), size, np.int32), "the codebook has"),
+            (np.zeros((1, rows * columns + 1), np.int32), "a picture is"),
+        ):
+            refuses(
+                lambda codes=codes: self.subject.decode(codes),  # type: ignore[misc]  # a default
+                f"decoded codes {list(codes.shape)} with a largest one of {codes.max()}",
+                TokenizerError,
+                match=match,
+            )
+
+
+def _distance(one: PixelArray, other: PixelArray) -> float:
+    """Mean absolute difference of pictures, in levels."""
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+def _centre(weights_HW: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """The centre (y, x) of what changed, each 0..1; None if nothing did."""
+    total = weights_HW.sum()
+    if total == 0:
+        return None
+    height, width = weights_HW.shape
+    y, x = (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width
+    return float(weights_HW.sum(1) @ y / total), float(weights_HW.sum(0) @ x / total)

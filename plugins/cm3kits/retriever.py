@@ -1,0 +1,378 @@
+"""Conformance kit of retrievers.
+
+    class TestMine(RetrieverContract):
+        config = MyRetrieverConfig()
+
+A retriever that is not built from a config defines `make` and `over`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+
+from cm3core.document import Document, Text, text_of
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
+from cm3core.interfaces.embedder import Embedder
+from cm3core.interfaces.retriever import Retrieved, Retriever
+from cm3kits._config_laws import ConfigLaws, Outputs
+from cm3kits._findings import holds, refuses, same
+from cm3kits.samples import HashEmbedder, ListSource, example_documents, own_cache
+
+__all__ = ["HashEmbedder", "ListSource", "RetrieverContract", "example_documents"]
+
+#: Scores this close are equal: the last bits depend on the order of sums.
+_TIE = 1e-4
+
+
+class RetrieverContract(ConfigLaws[Retriever]):
+    """Laws of a retriever.
+
+    A test's own `make` returns one over any memory of two documents or more, most simply
+    `self.over(self.memory())`.
+    """
+
+    kind: ClassVar[str] = "retriever"
+    #: The embedder, for retrievers that need one.
+    embedder: ClassVar[Embedder] = HashEmbedder()
+
+    def memory(self) -> DocumentSource:
+        """The documents that the subject searches."""
+        return ListSource(example_documents())
+
+    def build(self, config: Any) -> Retriever:
+        """Build over the kit's memory."""
+        return self.over(self.memory())
+
+    def over(self, memory: DocumentSource) -> Retriever:
+        """Return the retriever over another memory; equal calls give equal retrievers."""
+        if self.config is None:
+            # the author's part, like Contract.make
+            raise NotImplementedError("a test without `config` defines `over`")
+        with own_cache():
+            retriever: Retriever = self.config.build(memory, self.embedder)
+        return retriever
+
+    def observe(self, component: Retriever) -> Outputs:
+        """Results of a few queries, few and many of them."""
+        memory = component.memory
+        asked: list[Document] = [memory.document(index) for index in (0, 1, 2, 9, len(memory) - 1)]
+        asked += [
+            (Text(text),) for text in ("thing number 3", "number", "zzz", "things 5, numbered")
+        ]
+        found: Outputs = {
+            f"results ({count})": [_told(one) for one in component.retrieve(asked, count)]
+            for count in (1, 3, len(memory))
+        }
+        parts = component.retrieve_parts(asked)
+        return found | {"results of parts": [_told(one) for one in parts]}
+
+    def queries(self, data: st.DataObject) -> list[Document]:
+        """One to five queries: documents of the memory, and texts that may not be in it."""
+        memory = self.subject.memory
+        one = st.one_of(
+            st.integers(0, len(memory) - 1).map(memory.document),
+            st.sampled_from(["red apple", "zzz", "thing number 3"]).map(lambda text: (Text(text),)),
+        )
+        return data.draw(st.lists(one, min_size=1, max_size=5))
+
+    def names(self, data: st.DataObject, queries: Sequence[Document]) -> list[set[str]]:
+        """Ids and content keys of documents of the memory, for each query."""
+        memory = self.subject.memory
+        known = sorted(
+            {
+                name
+                for index in range(len(memory))
+                for name in (memory.id(index), *memory.content_keys(index))
+            }
+        )
+        return [data.draw(st.sets(st.sampled_from(known), max_size=6)) for _ in queries]
+
+    def law_results_name_memory_documents_once(self, data: st.DataObject) -> None:
+        """At most `num_retrieved` distinct documents, under their ids, with finite scores."""
+        count = data.draw(st.integers(0, len(self.subject.memory) + 3))
+        queries = self.queries(data)
+        results = self.subject.retrieve(queries, count)
+        same(len(results), len(queries), f"retrieved for {len(queries)} queries")
+        for query, found in zip(queries, results, strict=True):
+            did = f"retrieved {count} documents for {_named(query)}"
+            holds(len(found) <= count, did, f"at most {count}", len(found))
+            indices = [result.index for result in found]
+            holds(len(set(indices)) == len(indices), did, "each document once", indices)
+            for place, result in enumerate(found):
+                same(result.id, self.subject.memory.id(result.index), f"{did}: result {place}'s id")
+                holds(math.isfinite(result.score), did, "finite scores", result.score)
+
+    def law_results_have_plain_types(self, data: st.DataObject) -> None:
+        """`index` is an int, `score` a float and `id` a str: not numpy's, which JSON refuses."""
+        for found in self.subject.retrieve(self.queries(data), len(self.subject.memory)):
+            for result in found:
+                for name, kind in (
+                    ("index", int),
+                    ("score", float),
+                    ("id", str),
+                    ("preferred", bool),
+                ):
+                    value = getattr(result, name)
+                    holds(
+                        type(value) is kind,
+                        f"looked at the {name} of a result",
+                        kind.__name__,
+                        f"{type(value).__module__}.{type(value).__name__}",
+                        next_step=f"convert it: {kind.__name__}(...)",
+                    )
+
+    def law_inputs_are_not_written_to(self, data: st.DataObject) -> None:
+        """The lists of queries and exclusions, and the memory, are unchanged."""
+        memory, queries = self.subject.memory, self.queries(data)
+        exclude: list[Collection[str]] = [*self.names(data, queries)]
+        before = list(queries), [set(names) for names in exclude], memory.fingerprint
+        self.subject.retrieve(queries, 3, exclude)
+        for what, now, old in zip(
+            ("queries", "exclude", "the memory's fingerprint"),
+            (queries, exclude, memory.fingerprint),
+            before,
+            strict=True,
+        ):
+            holds(now == old, f"retrieved, and looked at {what}", "what it was before", "another")
+
+    def law_the_best_come_first(self, data: st.DataObject) -> None:
+        """Results of the same query part: preferred ones first, each by descending score."""
+        queries = self.queries(data)
+        for query, found in zip(
+            queries, self.subject.retrieve(queries, len(self.subject.memory)), strict=True
+        ):
+            did = f"retrieved all documents for {_named(query)}"
+            for result in found:
+                known = result.found_by in ("text", "image")
+                holds(known, did, "found_by 'text' or 'image'", result.found_by)
+            for part in ("text", "image"):
+                order = [
+                    (not result.preferred, -result.score)
+                    for result in found
+                    if result.found_by == part
+                ]
+                wrong = next((i for i in range(1, len(order)) if order[i] < order[i - 1]), None)
+                if wrong is not None:
+                    told = ", ".join(f"{-score:.6g}" for _, score in order[wrong - 1 : wrong + 1])
+                    holds(
+                        False,
+                        did,
+                        "the best first, of those found by one part of the query",
+                        f"scores {told} in this order",
+                        where=f"results {wrong - 1} and {wrong}",
+                        next_step="sort by (not preferred, -score); a retriever that chooses one after "
+                        "another, as MMR, gives the value that it chose by as the score (with -1 as the highest "
+                        "cosine of the first, which nothing was chosen before)",
+                    )
+
+    def law_what_is_excluded_is_never_found(self, data: st.DataObject) -> None:
+        """No result has an excluded id or content key."""
+        memory, queries = self.subject.memory, self.queries(data)
+        banned = self.names(data, queries)
+        for query, found, names in zip(
+            queries, self.subject.retrieve(queries, len(memory), banned), banned, strict=True
+        ):
+            for place, result in enumerate(found):
+                both = names & {memory.id(result.index), *memory.content_keys(result.index)}
+                holds(
+                    not both,
+                    f"retrieved for {_named(query)}, excluding {sorted(names)}",
+                    "none of these",
+                    f"{result.id}, which has {sorted(both)}",
+                    where=f"result {place}",
+                    next_step="leave out what self.is_excluded(index, exclude[i]) is true of",
+                )
+
+    def law_what_is_excluded_makes_room(self, data: st.DataObject) -> None:
+        """Excluded documents take no place: the results are those without them, moved up, or those of a
+        memory that does not have them."""
+        memory, queries = self.subject.memory, self.queries(data)
+        count = data.draw(st.integers(1, 4))
+        everything = self.subject.retrieve(queries, len(memory))
+        # also the first of those found, in whose places others come
+        banned = [
+            names | set(_ids(whole)[: data.draw(st.integers(0, 6))])
+            for names, whole in zip(self.names(data, queries), everything, strict=True)
+        ]
+        for query, found, whole, names in zip(
+            queries,
+            self.subject.retrieve(queries, count, banned),
+            everything,
+            banned,
+            strict=True,
+        ):
+            rest = [
+                result
+                for result in whole
+                if names.isdisjoint({result.id, *memory.content_keys(result.index)})
+            ]
+            expected = _ids(rest[:count])
+            if _ids(found) == expected:
+                continue
+            # which comes next may depend on which came before, as where results must differ. Fewer than asked for
+            # are right where all results are few: how rare a word is may decide whether it counts, so that a
+            # memory without the excluded finds more
+            without = self._ids_without(query, names, count)
+            holds(
+                _ids(found) == without,
+                f"retrieved {count} documents for {_named(query)}, excluding {sorted(names)}",
+                f"{expected}, all results without the excluded ones"
+                + ("" if without == expected else f", or {without}, as of a memory without them"),
+                _ids(found),
+                next_step="leave out excluded documents before the best are taken, not after",
+            )
+
+    def _ids_without(self, query: Document, names: set[str], count: int) -> list[str]:
+        """What is found in a memory without the documents that are excluded."""
+        memory = self.subject.memory
+        kept = [
+            index
+            for index in range(len(memory))
+            if names.isdisjoint({memory.id(index), *memory.content_keys(index)})
+        ]
+        if not kept:
+            return []
+        documents = [memory.document(index) for index in kept]
+        with self.building():
+            other = self.over(ListSource(documents, [memory.id(index) for index in kept]))
+        return _ids(other.retrieve([query], count)[0])
+
+    def law_a_batch_is_its_queries(self, data: st.DataObject) -> None:
+        """A query's results do not depend on the other queries, nor on what is excluded for these."""
+        queries = self.queries(data)
+        for banned in (None, self.names(data, queries)):
+            together = self.subject.retrieve(queries, 3, banned)
+            for place, (query, found) in enumerate(zip(queries, together, strict=True)):
+                own = None if banned is None else [banned[place]]
+                alone = self.subject.retrieve([query], 3, own)[0]
+                did = f"retrieved for {_named(query)} alone, and among {len(queries)} queries" + (
+                    "" if banned is None else f", excluding {sorted(banned[place])}"
+                )
+                same(_ids(found), _ids(alone), did)
+                scores = [result.score for result in alone]
+                got = [result.score for result in found]
+                same(got, scores, f"{did}: scores", tolerance=_TIE)
+
+    def law_searches_repeat(self, data: st.DataObject) -> None:
+        """The same queries give the same results and scores again, also from another instance."""
+        queries = self.queries(data)
+        count = data.draw(st.sampled_from([4, len(self.subject.memory)]))
+        results = self.subject.retrieve(queries, count)
+        again = self.subject.retrieve(queries, count)
+        same(again, results, "retrieved for the same queries twice")
+        other = self.make_again().retrieve(queries, count)
+        did = "retrieved for the same queries with two retrievers of one config"
+        same([_ids(found) for found in other], [_ids(found) for found in results], did)
+
+    def law_fewer_is_a_prefix_of_more(self, data: st.DataObject) -> None:
+        """The first results do not depend on how many are requested."""
+        queries = self.queries(data)
+        few, many = self.subject.retrieve(queries, 2), self.subject.retrieve(queries, 5)
+        for query, found, more in zip(queries, few, many, strict=True):
+            did = f"retrieved 2 documents for {_named(query)}, and 5, of which the first 2 count"
+            same(_ids(found), _ids(more[:2]), did)
+
+    def law_the_memorys_order_decides_ties_only(self, data: st.DataObject) -> None:
+        """In another memory order: the same scores, and contents except for ties at the end."""
+        memory, queries = self.subject.memory, self.queries(data)
+        order = data.draw(st.permutations(range(len(memory))))
+        with self.building():
+            other = self.over(
+                ListSource(
+                    [memory.document(index) for index in order],
+                    [memory.id(index) for index in order],
+                )
+            )
+        count = data.draw(st.integers(1, 6))
+        for query, found, again in zip(
+            queries,
+            self.subject.retrieve(queries, count),
+            other.retrieve(queries, count),
+            strict=True,
+        ):
+            did = (
+                f"retrieved {count} documents for {_named(query)}, and of a memory in another order"
+            )
+            same(_kinds(again), _kinds(found), f"{did}: by what they were found")
+            scores = [result.score for result in found]
+            same([result.score for result in again], scores, f"{did}: scores", tolerance=_TIE)
+            for kind in set(_kinds(found)):
+                last = min(
+                    result.score
+                    for result, own in zip(found, _kinds(found), strict=True)
+                    if own == kind
+                )
+                same(
+                    _contents(other.memory, again, kind, last),
+                    _contents(memory, found, kind, last),
+                    f"{did}: documents that score above {last:.6g}",
+                )
+
+    def law_exact_finds_the_same(self, data: st.DataObject) -> None:
+        """In a memory this small, the exact search gives the same results."""
+        queries, count = self.queries(data), data.draw(st.integers(1, 6))
+        exact = self.subject.exact()
+        did = "retrieved with it and with exact()"
+        holds(exact.memory is self.subject.memory, did, "one memory", "two")
+        for found, again in zip(
+            self.subject.retrieve(queries, count), exact.retrieve(queries, count), strict=True
+        ):
+            same(_ids(again), _ids(found), did)
+            scores = [result.score for result in found]
+            same([result.score for result in again], scores, f"{did}: scores", tolerance=_TIE)
+
+    def law_nothing_asked_nothing_found(self) -> None:
+        """No queries, or `num_retrieved` 0: empty lists."""
+        query = self.subject.memory.document(0)
+        same(self.subject.retrieve([], 3), [], "retrieved for no queries")
+        same(
+            self.subject.retrieve([query, query], 0),
+            [[], []],
+            "retrieved 0 documents for 2 queries",
+        )
+
+    def law_a_negative_count_is_refused(self) -> None:
+        """A negative `num_retrieved` is an error."""
+        refuses(
+            lambda: self.subject.retrieve([self.subject.memory.document(0)], -1),
+            "retrieved -1 documents",
+            DataError,
+            match="num_retrieved: is -1",
+        )
+
+
+def _named(query: Document) -> str:
+    """A query in a few words."""
+    words = [repr(text) for text in [text_of(query)] if text]
+    return " and ".join([*words, *["a picture" for one in query if not isinstance(one, Text)]])
+
+
+def _told(found: Sequence[Retrieved]) -> list[Any]:
+    return [[one.id, one.score, one.found_by, str(one.preferred), str(one.region)] for one in found]
+
+
+def _ids(found: Sequence[Retrieved]) -> list[str]:
+    return [result.id for result in found]
+
+
+def _kinds(found: Sequence[Retrieved]) -> list[tuple[str, bool]]:
+    return [(result.found_by, result.preferred) for result in found]
+
+
+def _contents(
+    memory: DocumentSource, found: Sequence[Retrieved], kind: tuple[str, bool], last: float
+) -> list[tuple[str, list[str]]]:
+    """Contents of one kind's results that score higher than `last`, ignoring order and ids."""
+    nearer = [
+        result.index
+        for result, own in zip(found, _kinds(found), strict=True)
+        if own == kind and result.score > last + _TIE
+    ]
+    return sorted(
+        (text_of(memory.document(index)), sorted(memory.content_keys(index))) for index in nearer
+    )

@@ -1,0 +1,5 @@
+"""The engine: trained models, generation, training, checkpoints, memory banks, token shards, tuning.
+
+It builds what a recipe names from the components that plugins provide, and knows none of them by name. `cm3core.load`
+opens a model of it.
+"""

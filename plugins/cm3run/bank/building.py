@@ -1,0 +1,276 @@
+"""Building a bank of a data set, and adding another data set to it: in shards, so that whatever
+kills it costs one of them.
+
+The documents of a shard, and those that are embedded together, depend on their places in the data
+set alone: a build that was cut off and resumed leaves the very bytes of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cm3core.errors import DataError
+from cm3core.files import user_path
+from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.trust import record_own
+from cm3run.bank.manifest import WORK, Manifest
+from cm3run.bank.memory_bank import MemoryBank, is_bank
+from cm3run.bank.shard import SHARDS
+from cm3run.bank.shared_work import Helper, ShardWork
+from cm3run.bank.tools import Tools, save_tokenizer
+from cm3run.bank.writing import telling, tidy, writing
+
+#: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
+SHARD_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What became of a data set: documents `num_added` to the bank (0 when it was there before),
+    those left out because a document of their id was there (`num_duplicates`), records that can't
+    be used, and the documents that the bank now has."""
+
+    num_added: int
+    num_duplicates: int
+    skipped: list[SkippedRecord]
+    num_documents: int
+
+
+def build_bank(
+    source: DocumentSource,
+    folder: str | Path,
+    tools: Tools,
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    part: tuple[int, int] | None = None,
+    helpers: Sequence[Helper] = (),
+    codes_psnr: float | None = None,
+    progress: bool = True,
+) -> BuildReport:
+    """Build a bank of all documents of a source, or resume where an earlier call was cut off; of one
+    that was built and has damaged shards since, all are built again.
+
+    Whoever shares the work, the shards are the same: the banks of all parts, merged in order, have the
+    shards of the bank of the whole, and so do those that helpers write.
+
+    Args:
+        source: documents, in their canonical form.
+        folder: new, or one that an earlier call with the same arguments left.
+        tools: embedder and image tokenizer.
+        shard_size: see `SHARD_SIZE`.
+        id_prefix: prepended to the documents' ids.
+        part: (i, n), 1 <= i <= n: only the i-th of n parts of the shards.
+        helpers: start processes that call `help_build` with the same arguments and shares
+            (1, n), (2, n), ... of n = 1 + the number of helpers. What one that fails leaves undone is
+            done here.
+        codes_psnr: kept in the manifest, see `cm3run.bank.Manifest`.
+        progress: show a bar.
+
+    Raises:
+        DataError: there are fewer shards than parts, another bank or something else is in the folder, or no document can be used.
+        FileError: the disk is full.
+    """
+    folder = user_path(folder)
+    _check_size(shard_size)
+    if codes_psnr is not None and not math.isfinite(codes_psnr):
+        raise DataError("codes_psnr", f"is {codes_psnr}", "give a finite number, or None")
+    if folder.is_dir() and not is_bank(folder):
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
+        if others:
+            raise DataError(
+                str(folder), f"holds {others[0]!r} and is not a memory bank", "name a new folder"
+            )
+    with writing(folder):
+        wanted = wanted_of(source, shard_size, part)
+        plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
+        if is_bank(folder):
+            manifest = Manifest.read(folder)
+            if manifest.built_from != plan:
+                raise DataError(
+                    str(folder),
+                    f"holds a memory bank of {manifest.num_documents:,} documents, built from "
+                    "other data or settings, or changed since",
+                    "name a new folder, or add to this one: cm3 memory add",
+                )
+            if _is_sound(folder):
+                tidy(folder, manifest)
+                record_own(folder, tools.reaches)
+                return BuildReport(0, 0, [], manifest.num_documents)
+        save_tokenizer(tools.image_tokenizer, folder / IMAGE_TOKENIZER)
+        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
+        shards, skipped = work.build(helpers, progress=progress)
+        if not shards:
+            raise _nothing_usable(folder, skipped)
+        manifest = replace(tools.manifest, codes_psnr=codes_psnr).with_shards(tuple(shards), plan)
+        manifest.write(folder)
+        tidy(folder, manifest)
+        record_own(folder, tools.reaches)
+    return BuildReport(manifest.num_documents, 0, skipped, manifest.num_documents)
+
+
+def help_build(
+    source: DocumentSource,
+    folder: str | Path,
+    tools: Tools,
+    share: tuple[int, int],
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    part: tuple[int, int] | None = None,
+) -> None:
+    """Write a share of the shards that `build_bank`, in another process, builds a bank of.
+
+    Args:
+        share: (k, n): every n-th shard, beginning with the k-th, 0 <= k < n.
+        source, folder, tools, shard_size, id_prefix, part: see `build_bank`.
+
+    Raises:
+        DataError: no process builds a bank there from the same data and settings.
+        FileError: the disk is full.
+    """
+    folder = user_path(folder)
+    wanted = wanted_of(source, shard_size, part)
+    plan = _plan(source, wanted, tools, shard_size, id_prefix, "")
+    with telling(folder):
+        ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix).help(share)
+
+
+def wanted_of(
+    source: DocumentSource, shard_size: int, part: tuple[int, int] | None
+) -> Sequence[int]:
+    """The documents of a part of a source, whole shards of them; see `build_bank`."""
+    if part is None:
+        return range(len(source))
+    number, parts = part
+    num_shards = -(-len(source) // shard_size)
+    if not 1 <= number <= parts:
+        raise DataError("part", f"is {number} of {parts}", f"use 1/{parts} to {parts}/{parts}")
+    if parts > num_shards:
+        raise DataError(
+            f"part {number}/{parts}",
+            f"the data set's {len(source):,} documents are {num_shards:,} shards of {shard_size:,}, "
+            "fewer than parts",
+            f"use {num_shards or 1} parts or fewer, or a smaller --shard-size",
+        )
+    first, last = ((place * num_shards) // parts * shard_size for place in (number - 1, number))
+    return range(first, min(last, len(source)))
+
+
+def add_documents(
+    folder: str | Path,
+    source: DocumentSource,
+    tools: Tools,
+    *,
+    shard_size: int = SHARD_SIZE,
+    id_prefix: str = "",
+    skip_duplicates: bool = False,
+    progress: bool = True,
+) -> BuildReport:
+    """Add all documents of a source behind those of a bank, which stays as it was until all are
+    there.
+
+    Args:
+        folder: a bank.
+        source, tools, shard_size, id_prefix, progress: see `build_bank`.
+        skip_duplicates: leave out documents whose ids the bank has; else they are refused.
+
+    Raises:
+        DataError: other tools than the bank's, ids that it has, or no document can be used.
+        FileError: the disk is full.
+    """
+    folder = user_path(folder)
+    _check_size(shard_size)
+    MemoryBank.open(folder)  # before anything is written into a folder that is none
+    with writing(folder):
+        bank = MemoryBank.open(folder)
+        bank.check_embedder(tools.embedder)
+        bank.check_tokenizer(tools.image_tokenizer)
+        names = [id_prefix + source.id(index) for index in range(len(source))]
+        there = bank.find(names)
+        if there and not skip_duplicates:
+            raise duplicate_ids(
+                str(folder), list(there), f"has {len(there):,} of the {len(names):,} ids already"
+            )
+        wanted = [index for index, name in enumerate(names) if name not in there]
+        if there and not wanted:
+            tidy(folder, bank.manifest)
+            return BuildReport(0, len(there), source.skipped, len(bank))
+        plan = _plan(source, wanted, tools, shard_size, id_prefix, bank.fingerprint)
+        work = ShardWork(folder, source, wanted, tools, plan, shard_size, id_prefix)
+        shards, skipped = work.build(progress=progress)
+        if not shards:
+            raise _nothing_usable(folder, skipped)
+        manifest = bank.manifest.with_shards((*bank.manifest.shards, *shards))
+        manifest.write(folder)
+        tidy(folder, manifest)
+    added = manifest.num_documents - len(bank)
+    return BuildReport(added, len(there), skipped, manifest.num_documents)
+
+
+def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
+    """The error of ids that are there twice."""
+    shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    return DataError(
+        place,
+        f"{cause} ({shown})",
+        "leave the later documents of these ids out (--skip-duplicates), remove the "
+        "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add "
+        "--id-prefix)",
+    )
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a bank can be opened; says so when it can't."""
+    try:
+        MemoryBank.open(folder)
+    except DataError as error:
+        tqdm.write(f"note: {error.place}: {error.cause}; the bank is built again", file=sys.stderr)
+        return False
+    return True
+
+
+def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError:
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
+    return DataError(
+        "the data set",
+        f"has no document that can be used ({len(skipped)} are skipped{first})",
+        "run 'cm3 data validate' to see why",
+    )
+
+
+def _check_size(shard_size: int) -> None:
+    if shard_size < 1:
+        raise DataError("shard_size", f"is {shard_size}", "use 1 or more")
+
+
+def _plan(
+    source: DocumentSource,
+    wanted: Sequence[int],
+    tools: Tools,
+    shard_size: int,
+    id_prefix: str,
+    bank: str,
+) -> str:
+    """Hash of all that decides the shards."""
+    parts = [
+        tools.manifest.values(),
+        source.content_fingerprint,
+        list(wanted),
+        shard_size,
+        id_prefix,
+        bank,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,293 @@
+"""Taking documents out of a bank, and making one bank of several. Shards never change: those that
+would are written again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cm3core.errors import DataError, FileError
+from cm3core.files import (
+    check_writable,
+    make_folder,
+    new_place,
+    not_written,
+    sha256_file,
+    sync_directory,
+    user_path,
+)
+from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+from cm3core.progress import make_bar
+from cm3core.trust import own_of, record_own
+from cm3run.bank.building import duplicate_ids
+from cm3run.bank.manifest import Manifest, ShardInfo
+from cm3run.bank.memory_bank import MemoryBank
+from cm3run.bank.shard import SHARDS, Shard, write_shard
+from cm3run.bank.writing import AGAIN, is_of, tidy, writing
+
+_SHOWN = 3
+#: Folder of a bank that damaged shards are moved to.
+SET_ASIDE = "set-aside"
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    """What became of a bank.
+
+    Args:
+        num_removed: documents removed.
+        missing: ids that were not there.
+        num_damaged_shards: damaged shards taken out of the bank.
+        num_documents: documents that are left.
+        set_aside: folder that the damaged shards were moved to; None: there was none, or they were
+            deleted.
+    """
+
+    num_removed: int
+    missing: list[str]
+    num_damaged_shards: int
+    num_documents: int
+    set_aside: Path | None = None
+
+
+def remove_documents(
+    folder: str | Path, names: Sequence[str], *, damaged: bool = False, delete: bool = False
+) -> RemoveReport:
+    """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors
+    and codes.
+
+    Args:
+        folder: a bank.
+        names: ids. Those that are not there are reported.
+        damaged: take damaged shards out too; else they are an error. Their files are moved to the
+            folder `SET_ASIDE` of the bank.
+        delete: delete the damaged shards' files instead.
+
+    Raises:
+        DataError: nothing would change, or nothing would be left.
+        FileError: the disk is full.
+    """
+    folder = user_path(folder)
+    # before anything is written into a folder that is none
+    MemoryBank.open(folder, skip_damaged=damaged)
+    with writing(folder, AGAIN), _tidied(folder):
+        bank = MemoryBank.open(folder, skip_damaged=damaged)
+        found = bank.find(names)
+        missing = [name for name in dict.fromkeys(names) if name not in found]
+        if not found and names:
+            shown = ", ".join(map(repr, missing[:_SHOWN])) + (
+                ", ..." if len(missing) > _SHOWN else ""
+            )
+            raise DataError(
+                str(folder),
+                f"has no document of these ids ({shown})",
+                "give ids as they were added, prefix included",
+            )
+        if len(found) == len(bank):
+            raise DataError(str(folder), "would have no document left", "delete the folder instead")
+        shards = _without(folder, bank, set(found.values()))
+        num_damaged = len(bank.skipped)
+        if found or num_damaged:
+            lost = {info.name for info in Manifest.read(folder).shards} - {
+                shard.info.name for shard in bank.shards
+            }
+            if not delete:  # first: what the manifest does not name is deleted
+                _set_aside(folder, lost)
+            bank.manifest.with_shards(tuple(shards)).write(folder)
+    aside = folder / SET_ASIDE if num_damaged and not delete else None
+    return RemoveReport(len(found), missing, num_damaged, len(bank) - len(found), aside)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Delete what is not of the bank, now and at the end: where the disk was full, what was written in
+    vain keeps no room."""
+    tidy(folder, Manifest.read(folder))
+    try:
+        yield
+    finally:
+        tidy(folder, Manifest.read(folder))
+
+
+def _set_aside(folder: Path, shards: Collection[str]) -> None:
+    """Move shards that the bank no longer names to its folder `SET_ASIDE`; what is there stays."""
+    for name in sorted(shards):
+        source = folder / SHARDS / name
+        if not source.exists():
+            continue
+        target = folder / SET_ASIDE / name
+        make_folder(target.parent)
+        number = 1
+        while target.exists():
+            number += 1
+            target = target.with_name(f"{name}-{number}")
+        try:
+            source.rename(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise not_written(target, error) from error
+
+
+def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
+    """The bank's shards without some documents; those that lose any are written again, into the bank
+    `target`."""
+    shards, start = [], 0
+    for shard in bank.shards:
+        rows = (
+            [row for row in range(len(shard)) if start + row not in removed]
+            if removed
+            else range(len(shard))
+        )
+        start += len(shard)
+        info = (
+            shard.info
+            if len(rows) == len(shard)
+            else write_shard(target, shard.documents(rows), bank.manifest)
+        )
+        if info is not None:
+            shards.append(info)
+    return shards
+
+
+def merge_banks(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    skip_duplicates: bool = False,
+    progress: bool = True,
+) -> MemoryBank:
+    """One bank of several, in their order; these stay as they are.
+
+    Args:
+        folders: two banks or more, of one embedder and one image tokenizer.
+        out: a new folder; it is there once it is whole.
+        skip_duplicates: of documents that share an id, keep the first; else they are refused.
+        progress: show a bar.
+
+    Raises:
+        DataError: different tools, ids that are there twice, a damaged shard, or something lies at
+            `out`.
+        FileError: the disk is full.
+    """
+    target = user_path(out)
+    if target.exists():
+        raise DataError(str(target), "is there already", "name a new folder")
+    check_writable(target, folder=True)
+    banks = [MemoryBank.open(folder) for folder in folders]
+    if len(banks) < 2:
+        raise DataError("cm3 memory merge", f"was given {len(banks)} banks", "name two or more")
+    _check_same_tools(banks)
+    removed = _later_duplicates(banks)
+    if any(removed) and not skip_duplicates:
+        names = [
+            bank.id(index)
+            for bank, indices in zip(banks, removed, strict=True)
+            for index in sorted(indices)
+        ]
+        raise duplicate_ids(
+            str(banks[0].folder), names, f"and the banks after it share {len(names):,} ids"
+        )
+    try:
+        with new_place(target) as temporary:
+            _write_merged(temporary, target, banks, removed, progress)
+            temporary.rename(target)
+            sync_directory(target.parent)
+    except OSError as error:
+        raise not_written(target, error) from error
+    record_own(target, own_of(folders[0]))
+    return MemoryBank.open(target)
+
+
+def _write_merged(
+    temporary: Path,
+    target: Path,
+    banks: Sequence[MemoryBank],
+    removed: Sequence[Collection[int]],
+    progress: bool,
+) -> None:
+    """Write the bank of several, each without some documents, into a folder that becomes `target`."""
+    make_folder(temporary / SHARDS)
+    shards: list[ShardInfo] = []
+    bar = make_bar(
+        total=sum(map(len, banks)),
+        desc="merging",
+        unit="document",
+        disable=None if progress else True,
+    )
+    try:
+        with bar:
+            for bank, indices in zip(banks, removed, strict=True):
+                own = _without(temporary, bank, indices)
+                for shard in bank.shards:
+                    if shard.info in own:
+                        _copy(shard, temporary)
+                    bar.update(len(shard))
+                shards += own
+        if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
+            _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
+        # the worst: a model may draw after a document of any of them
+        known = [psnr for bank in banks if (psnr := bank.manifest.codes_psnr) is not None]
+        manifest = replace(banks[0].manifest, codes_psnr=min(known, default=None))
+        manifest.with_shards(tuple(shards)).write(temporary)
+    except FileError as error:
+        if not is_of(error, temporary):
+            raise
+        # the folder that it names is gone by the time that it is read
+        raise FileError(str(target), error.cause, error.next_step) from error
+
+
+def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
+    first = banks[0].manifest
+    for bank in banks[1:]:
+        for kind, ours, theirs in (
+            ("embedder", first.embedder, bank.manifest.embedder),
+            ("image tokenizer", first.image_tokenizer, bank.manifest.image_tokenizer),
+        ):
+            if ours.fingerprint != theirs.fingerprint:
+                raise DataError(
+                    str(bank.folder),
+                    f"was built with another {kind} ({theirs.name!r}, fingerprint "
+                    f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, "
+                    f"{ours.fingerprint[-12:]})",
+                    "rebuild one of them with the other's: cm3 memory build",
+                )
+
+
+def _later_duplicates(banks: Sequence[MemoryBank]) -> list[set[int]]:
+    """For each bank the documents whose ids an earlier bank has."""
+    result: list[set[int]] = [set()]
+    for place, bank in enumerate(banks[1:], 1):
+        shared = np.isin(
+            bank.id_hashes, np.concatenate([earlier.id_hashes for earlier in banks[:place]])
+        )
+        names = {bank.id(index): index for index in np.flatnonzero(shared).tolist()}
+        # hashes may agree by chance
+        found = {name for earlier in banks[:place] for name in earlier.find(list(names))}
+        result.append({names[name] for name in found})
+    return result
+
+
+def _copy(shard: Shard, target: Path) -> None:
+    """Copy a shard, and see that what arrives is what was written once."""
+    _copy_files(shard.folder, target / SHARDS / shard.info.name)
+    for name, file in shard.info.files.items():
+        path = target / SHARDS / shard.info.name / name
+        if sha256_file(path) != file.sha256:
+            raise shard.damaged(name, "is not what was written: its SHA-256 differs")
+        with path.open("rb+") as copy:
+            os.fsync(copy.fileno())
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy a folder. `shutil.copytree` goes on after a full disk, and raises one error that lists all files."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)

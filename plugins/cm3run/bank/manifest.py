@@ -1,0 +1,280 @@
+"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: what it
+does not name is not there.
+
+The file may come from anybody: every value is checked, and names of shards can't lead out of the
+folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import DataError, FileError
+from cm3core.files import read_text, write_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+#: Where a bank that is being built keeps what it knows of its finished shards.
+WORK = ".building"
+VECTORS, CODES, TABLE, DOCUMENTS = FILES = (
+    "vectors.npy",
+    "codes.npy",
+    "table.npy",
+    "documents.jsonl",
+)
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[0-9a-f]{24}")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A component that a bank was made with: its recipe name, its config's values, and its
+    fingerprint."""
+
+    name: str
+    config: Mapping[str, Any]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ImageTokenizerMaker(Maker):
+    """The image tokenizer: also the `grid` (rows, columns) and the codes that there are."""
+
+    grid: tuple[int, int]
+    codebook_size: int
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Length in bytes and hexadecimal SHA-256 of a file."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """A shard: documents and pictures in it, and its `FILES` by name."""
+
+    num_documents: int
+    num_pictures: int
+    files: Mapping[str, StoredFile]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder: a hash of what is in it."""
+        return hashlib.sha256(
+            "".join(self.files[name].sha256 for name in FILES).encode()
+        ).hexdigest()[:24]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its files."""
+        return sum(file.num_bytes for file in self.files.values())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bank is.
+
+    Args:
+        dimension: E, numbers per vector.
+        embedder: made the vectors.
+        image_tokenizer: made the codes.
+        shards: in the order of the documents.
+        built_from: hash of all that decided the bank when it was built; "" once documents were
+            added or removed.
+        format: version of the folder's layout.
+        codes_psnr: what the codes kept of some pictures when the bank was built, see
+            `cm3run.training.kept.codes_psnr`; None: that was not measured.
+    """
+
+    dimension: int
+    embedder: Maker
+    image_tokenizer: ImageTokenizerMaker
+    shards: tuple[ShardInfo, ...] = ()
+    built_from: str = ""
+    format: int = FORMAT
+    codes_psnr: float | None = None
+
+    @property
+    def num_documents(self) -> int:
+        """M."""
+        return sum(shard.num_documents for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the documents, their order, vectors and codes, and of what made these."""
+        parts = [
+            self.embedder.fingerprint,
+            self.image_tokenizer.fingerprint,
+            *(shard.name for shard in self.shards),
+        ]
+        return hashlib.sha256(json.dumps([self.format, *parts]).encode()).hexdigest()
+
+    def with_shards(self, shards: tuple[ShardInfo, ...], built_from: str = "") -> Manifest:
+        """The manifest of a bank with other documents."""
+        return replace(self, shards=shards, built_from=built_from)
+
+    def values(self) -> dict[str, Any]:
+        """What is written; a bank whose codes were not measured has no key of that."""
+        values = asdict(self)
+        if self.codes_psnr is None:
+            del values["codes_psnr"]
+        return values
+
+    def write(self, folder: Path) -> None:
+        """Make this the folder's bank, atomically."""
+        write_text(folder / MANIFEST, json.dumps(self.values(), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The folder's manifest.
+
+        Raises:
+            DataError: there is none, it is damaged, or of a newer version.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(read_text(path))
+        except FileNotFoundError as error:
+            raise _no_bank(folder) from error
+        except NotADirectoryError as error:
+            raise _no_bank(folder) from error
+        except PermissionError as error:
+            raise refused(path, error) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged(path, f"can't be read ({error})") from error
+        if not isinstance(values, dict) or not isinstance(values.get("format"), int):
+            raise damaged(path, "is not a memory bank's manifest")
+        if values["format"] > FORMAT:
+            raise DataError(
+                str(path),
+                f"has format {values['format']}, this version reads {FORMAT}",
+                "use a newer cm3leon",
+            )
+        try:
+            return _manifest_of(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, f"is damaged ({error})") from error
+
+
+def damaged(path: Path, cause: str) -> DataError:
+    """The error of a bank whose manifest can't be used."""
+    return DataError(
+        str(path),
+        cause,
+        "copy the bank again from its source, or rebuild it: cm3 memory build",
+    )
+
+
+#: What helps when the system refuses to open or read a file.
+_REMEDIES = {
+    errno.EMFILE: "close other files of this process, or raise the limit (ulimit -n)",
+    errno.ENFILE: "close programs, or raise the system's limit of open files (fs.file-max)",
+    errno.ENOMEM: "free memory, or raise the limit of maps (vm.max_map_count)",
+    errno.EACCES: "give yourself the permission to read it (chmod, chown)",
+    errno.EPERM: "give yourself the permission to read it (chmod, chown)",
+    errno.EIO: "check the disk before anything else is written to it",
+}
+
+
+def refused(path: Path, error: OSError) -> FileError:
+    """The error of a bank's file that the system does not let be opened or read."""
+    return FileError(
+        str(path),
+        f"can't be read now ({error.strerror or error}); nothing is wrong with the bank itself",
+        _REMEDIES.get(error.errno or 0, "correct that, then give the same command again"),
+    )
+
+
+def _no_bank(folder: Path) -> DataError:
+    if (folder / WORK).is_dir():
+        return DataError(
+            str(folder),
+            "is a memory bank whose building was interrupted",
+            "run the same 'cm3 memory build' again: it resumes",
+        )
+    cause = (
+        "is not a memory bank: it has no manifest.json"
+        if folder.is_dir()
+        else "is a file"
+        if folder.exists()
+        else "does not exist"
+    )
+    return DataError(str(folder), cause, "name a folder that 'cm3 memory build' wrote")
+
+
+def _manifest_of(values: dict[str, Any]) -> Manifest:
+    """Raises `KeyError`, `TypeError` or `ValueError` for what is no manifest."""
+    tokenizer = values["image_tokenizer"]
+    rows, columns = tokenizer["grid"]
+    return Manifest(
+        _positive(values["dimension"], "dimension"),
+        Maker(*_maker(values["embedder"])),
+        ImageTokenizerMaker(
+            *_maker(tokenizer),
+            (_positive(rows, "grid"), _positive(columns, "grid")),
+            _positive(tokenizer["codebook_size"], "codebook_size"),
+        ),
+        tuple(shard_of(shard) for shard in values["shards"]),
+        _typed(values["built_from"], str, "built_from"),
+        values["format"],
+        _decibels(values.get("codes_psnr")),
+    )
+
+
+def _decibels(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"codes_psnr is {value!r}")
+    return float(value)
+
+
+def _maker(values: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    return (
+        _typed(values["name"], str, "name"),
+        _typed(values["config"], dict, "config"),
+        _typed(values["fingerprint"], str, "fingerprint"),
+    )
+
+
+def shard_of(values: dict[str, Any]) -> ShardInfo:
+    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for
+    anything else."""
+    files = {}
+    for name in FILES:
+        file = values["files"][name]
+        if not _HASH.fullmatch(file["sha256"]):
+            raise ValueError(f"{name}: {file['sha256']!r} is not a SHA-256")
+        files[name] = StoredFile(_positive(file["num_bytes"], name), file["sha256"])
+    num_pictures = _typed(values["num_pictures"], int, "num_pictures")
+    if num_pictures < 0:
+        raise ValueError(f"num_pictures is {num_pictures}")
+    return ShardInfo(_positive(values["num_documents"], "num_documents"), num_pictures, files)
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a folder of this name may be a shard."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _positive(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}")
+    return value

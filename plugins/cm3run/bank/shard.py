@@ -1,0 +1,327 @@
+"""A shard: some documents of a bank in a folder of four files, written once and never changed. Its
+name is a hash of its content.
+
+    vectors.npy       float32 [m, E]
+    codes.npy         uint16 (or int32, for codebooks that need it) [p, c], a row for each picture
+    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, numbers being rows of codes.npy; with
+                      "licence", "source", "attribution" where the data set states them
+    table.npy         where each document's line is, a hash of its id, and what it has; `TABLE_ROW` [m]
+
+Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Codes, Document, IntArray, Text
+from cm3core.errors import DataError, FileError
+from cm3core.files import make_folder, not_written, sha256_file, sync_directory
+from cm3core.interfaces.dataset import Provenance
+from cm3core.npy import save_array
+from cm3run.bank.manifest import (
+    CODES,
+    DOCUMENTS,
+    FILES,
+    TABLE,
+    VECTORS,
+    ImageTokenizerMaker,
+    Manifest,
+    ShardInfo,
+    StoredFile,
+    refused,
+)
+from cm3run.bank.mapping import map_array, map_bytes
+from cm3run.bank.vector_rows import FloatArray
+
+#: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
+TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
+HAS_TEXT, HAS_IMAGE = 1, 2
+#: Folder of a bank's shards; ending of one that is being written.
+SHARDS = "shards"
+WRITING = ".writing"
+#: What a document's line may also say: the fields of `Provenance`.
+_STATED = tuple(item.name for item in fields(Provenance))
+_UNSTATED = Provenance()
+#: A unit vector's length differs from 1 by rounding, or it is none.
+LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class BankDocument:
+    """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit
+    vector float32 [E]; also where it comes from."""
+
+    id: str
+    document: Document
+    content_keys: frozenset[str]
+    vector: FloatArray
+    provenance: Provenance = _UNSTATED
+
+
+def id_hash(name: str) -> int:
+    """The 64 bits by which ids are looked up."""
+    return int.from_bytes(
+        hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "little"
+    )
+
+
+def write_shard(
+    bank: Path, documents: Iterable[BankDocument], manifest: Manifest
+) -> ShardInfo | None:
+    """Write a shard of a bank; None when there is no document. Whatever ends the process, it is
+    whole or not there.
+
+    Args:
+        bank: the bank's folder.
+        documents: m of them, held in memory until they are written.
+        manifest: says E, c and the codebook's size.
+
+    Raises:
+        FileError: the disk is full.
+    """
+    lines, rows, vectors, offset = [], [], [], 0
+    codes: list[IntArray] = []
+    for one in documents:
+        segments: list[str | int] = []
+        for segment in one.document:
+            if isinstance(segment, Text):
+                segments.append(segment.text)
+            else:
+                assert isinstance(segment, Codes)
+                segments.append(len(codes))
+                codes.append(segment.codes)
+        record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
+        if one.provenance != _UNSTATED:
+            record |= one.provenance.stated()
+        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        parts = sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
+        rows.append((offset, len(line), id_hash(one.id), parts))
+        lines.append(line)
+        vectors.append(one.vector)
+        offset += len(line)
+    if not lines:
+        return None
+    tokenizer = manifest.image_tokenizer
+    num_codes = tokenizer.grid[0] * tokenizer.grid[1]
+    arrays = {
+        VECTORS: np.asarray(vectors, np.float32),
+        TABLE: np.array(rows, TABLE_ROW),
+        CODES: np.array(codes, code_type(tokenizer)).reshape(len(codes), num_codes),
+    }
+    make_folder(bank / SHARDS)
+    temporary = bank / SHARDS / f".{uuid.uuid4().hex[:8]}{WRITING}"
+    try:
+        temporary.mkdir()
+        for name, array in arrays.items():
+            save_array(temporary / name, array)
+        (temporary / DOCUMENTS).write_bytes(b"".join(lines))
+        info = ShardInfo(
+            len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES}
+        )
+        sync_directory(temporary)
+        target = bank / SHARDS / info.name
+        if target.exists() and all(
+            _is_stored(target / name, file) for name, file in info.files.items()
+        ):
+            shutil.rmtree(temporary)  # a kill came before anything named it
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            sync_directory(bank / SHARDS)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise not_written(bank, error) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return info
+
+
+def code_type(tokenizer: ImageTokenizerMaker) -> npt.DTypeLike:
+    """Type of the codes on disk."""
+    return np.dtype("<u2") if tokenizer.codebook_size <= 1 << 16 else np.dtype("<i4")
+
+
+def _flushed(path: Path) -> StoredFile:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return StoredFile(path.stat().st_size, sha256_file(path))
+
+
+def _is_stored(path: Path, file: StoredFile) -> bool:
+    return path.is_file() and sha256_file(path) == file.sha256
+
+
+class Shard:
+    """A shard that is there: files of the right sizes and shapes, memory-mapped.
+
+    Args:
+        bank: the bank's folder.
+        info: what the manifest says of it.
+        manifest: says E, c and the codebook's size.
+
+    Raises:
+        DataError: a file is missing, truncated, or of another shape.
+    """
+
+    def __init__(self, bank: Path, info: ShardInfo, manifest: Manifest) -> None:
+        self.folder, self.info, self._manifest = bank / SHARDS / info.name, info, manifest
+        for name, file in info.files.items():
+            try:
+                size = (self.folder / name).stat().st_size
+            except OSError as error:
+                raise self._unreadable(name, error) from error
+            if size != file.num_bytes:
+                raise self.damaged(name, f"has {size} bytes, not {file.num_bytes}")
+        self.vectors: FloatArray = self._array(
+            VECTORS, (info.num_documents, manifest.dimension), np.dtype("<f4")
+        )
+        self.table: npt.NDArray[np.void] = self._array(TABLE, (info.num_documents,), TABLE_ROW)
+        tokenizer = manifest.image_tokenizer
+        # Opened now: who changes the bank meanwhile deletes files, and what is mapped stays.
+        self._codes: npt.NDArray[np.integer] = self._array(
+            CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]), code_type(tokenizer)
+        )
+        try:
+            self._lines = map_bytes(self.folder / DOCUMENTS)
+        except OSError as error:
+            raise self._unreadable(DOCUMENTS, error) from error
+
+    def __len__(self) -> int:
+        return self.info.num_documents
+
+    def damaged(self, name: str, cause: str) -> DataError:
+        """The error of a file that can't be used."""
+        return DataError(
+            str(self.folder / name),
+            cause,
+            "copy the bank again from its source, or leave the damaged shards "
+            f"out: cm3 memory remove {shlex.quote(str(self.folder.parents[1]))} --damaged",
+        )
+
+    def _unreadable(self, name: str, error: OSError) -> DataError | FileError:
+        """The error of a file that could not be opened or read. Only one that is missing is damage:
+        whatever else the system refuses (too many open files, no memory, no permission, a failing
+        disk) says nothing about the bank."""
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            return self.damaged(name, f"can't be read ({error.strerror})")
+        return refused(self.folder / name, error)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
+        try:
+            array = map_array(self.folder / name)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        except ValueError as error:
+            raise self.damaged(name, f"is not an array ({error})") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise self.damaged(
+                name, f"is {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {list(shape)}"
+            )
+        return array
+
+    def _record(self, row: int) -> tuple[str, list[str | int], list[str], Provenance]:
+        """Id, segments, content keys and provenance of a document."""
+        offset, length = int(self.table[row]["offset"]), int(self.table[row]["length"])
+        try:
+            if not 0 <= offset <= offset + length <= len(self._lines):
+                raise ValueError(f"bytes {offset} to {offset + length} of {len(self._lines)}")
+            values = json.loads(self._lines[offset : offset + length].tobytes())
+            name, segments, keys = values["id"], values["segments"], values["keys"]
+            if not (isinstance(name, str) and _all(segments, (str, int)) and _all(keys, (str,))):
+                raise TypeError("unexpected types")
+            stated = {key: values[key] for key in _STATED if key in values}
+            if not _all(list(stated.values()), (str,)):
+                raise TypeError("unexpected types")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self.damaged(DOCUMENTS, f"document {row} can't be read ({error})") from error
+        return name, segments, keys, Provenance(**stated)
+
+    def id(self, row: int) -> str:
+        """A document's id."""
+        return self._record(row)[0]
+
+    def content_keys(self, row: int) -> frozenset[str]:
+        """What a document is known by."""
+        return frozenset(self._record(row)[2])
+
+    def provenance(self, row: int) -> Provenance:
+        """Licence and source of a document; unknown in banks of data that states none, and in those
+        of earlier versions."""
+        return self._record(row)[3]
+
+    def document(self, row: int) -> Document:
+        """A document's segments."""
+        return tuple(
+            Text(part) if isinstance(part, str) else self._picture(part, row)
+            for part in self._record(row)[1]
+        )
+
+    def _picture(self, picture: int, row: int) -> Codes:
+        tokenizer = self._manifest.image_tokenizer
+        if not 0 <= picture < self.info.num_pictures:
+            raise self.damaged(
+                DOCUMENTS,
+                f"document {row} names picture {picture}, there are {self.info.num_pictures}",
+            )
+        codes = self._codes[picture].astype(np.int32)
+        if codes.min() < 0 or codes.max() >= tokenizer.codebook_size:
+            raise self.damaged(
+                CODES,
+                f"picture {picture} has codes {codes.min()}..{codes.max()}, the codebook has "
+                f"{tokenizer.codebook_size} entries",
+            )
+        return Codes(codes, tokenizer.grid)
+
+    def documents(self, rows: Iterable[int]) -> Iterator[BankDocument]:
+        """Some documents, as they were written."""
+        for row in rows:
+            name, _, keys, provenance = self._record(row)
+            vector = self.vectors[row]
+            yield BankDocument(name, self.document(row), frozenset(keys), vector, provenance)
+
+    def check_vectors(self, block_rows: int = 8192) -> None:
+        """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of
+        them."""
+        for start in range(0, len(self), block_rows):
+            lengths = np.linalg.norm(self.vectors[start : start + block_rows], axis=1)
+            wrong = np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))
+            if wrong.size:
+                raise self.damaged(
+                    VECTORS,
+                    f"the vector of document {start + wrong[0]} has length "
+                    f"{lengths[wrong[0]]:g}, not 1",
+                )
+
+    def verify(self) -> None:
+        """Raise `DataError` when any byte is another one than was written, or a vector is none.
+        Reads everything."""
+        for name, file in self.info.files.items():
+            try:
+                digest = sha256_file(self.folder / name)
+            except OSError as error:
+                raise self._unreadable(name, error) from error
+            if digest != file.sha256:
+                raise self.damaged(name, "is not what was written: its SHA-256 differs")
+        self.check_vectors()
+        for row in range(len(self)):
+            self.document(row)
+
+
+def _all(values: Any, kinds: Sequence[type]) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, tuple(kinds)) and not isinstance(value, bool) for value in values
+    )

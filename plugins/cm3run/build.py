@@ -1,0 +1,399 @@
+"""Recipe -> objects that belong together, in one fixed order. Whoever trains a decoder or generates
+with one takes its components from here; a single one (a data set to look at, an upscaler to
+measure) is built by its config alone.
+
+What a stage does not need is built when it is first asked for: a model draws pictures without the
+data it was trained on, unless retrieved documents are wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
+from cm3core.interfaces.model_parts import ModelParts
+from cm3core.interfaces.task_source import TaskSource
+from cm3core.machine_memory import fitting_memory
+from cm3core.plugins.built import built
+from cm3core.recipe.missing import MissingComponent, available
+from cm3core.sequence import TOKENS_PER_SPAN
+from cm3core.sequence.of_recipe import layout_of
+from cm3core.sequence.serialize import Serializer
+from cm3run.bank import Memory, memory_of
+from cm3run.generation.device_memory import check_weights_fit
+from cm3run.generation.likelihood import Likelihood
+
+if TYPE_CHECKING:
+    from cm3core.interfaces import (
+        AttentionBackend,
+        Decoder,
+        DocumentSource,
+        Embedder,
+        ImageTokenizer,
+        ImageTokenizerConfig,
+        MaskingObjective,
+        Reranker,
+        Retriever,
+        Sampler,
+        TextTokenizer,
+        TextTokenizerConfig,
+        Upscaler,
+    )
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3core.trust import Trust
+    from cm3core.vocab import Vocabulary
+
+#: Sections a recipe must have for a stage.
+NEEDED = {
+    "train": ("dataset", "text_tokenizer", "image_tokenizer", "objective", "attention", "decoder"),
+    "generate": ("text_tokenizer", "image_tokenizer", "attention", "decoder"),
+}
+
+
+@dataclass(eq=False)
+class Components:
+    """What a recipe builds. `source`, `memory`, `embedder`, `retriever`, `sampler`, `reranker` and
+    `upscaler` are built on first use, the rest at once.
+
+    Args:
+        recipe: where the configs are.
+        registry: where they came from; its plugins' versions are stored with checkpoints.
+        text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this
+            order.
+        memory_split: the split of the data set that is the memory; None: what is trained on. A model
+            that draws has the recipe's `generate.memory_split`.
+        trust: what the model that they are of may use outside of its folder; None: it is the user's own recipe.
+    """
+
+    recipe: Recipe
+    registry: Registry
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    vocabulary: Vocabulary
+    serializer: Serializer
+    attention: AttentionBackend
+    decoder: Decoder
+    memory_split: str | None = None
+    trust: Trust | None = None
+
+    @cached_property
+    def source(self) -> DocumentSource:
+        """The data set, split as the recipe says."""
+        return self._checked(source_of(self.recipe, self.registry))
+
+    @cached_property
+    def memory(self) -> DocumentSource:
+        """The documents that can be retrieved: those of the recipe's bank, of the retriever's own
+        memory, or of the data set.
+
+        Raises:
+            CM3Error: the memory can't be opened, or has codes of another image tokenizer.
+        """
+        config = self.recipe.retriever
+        memory = None if config is None else memory_of(config)
+        if memory is None:
+            try:
+                return self.memory_of_split(self.memory_split)
+            except DataError as error:  # of a model that came without its data
+                step = f"{error.next_step}, retrieve from a bank (--bank) or nothing (--num-retrieved 0)"
+                raise DataError(error.place, error.cause, step) from error
+        if isinstance(memory, Memory):
+            memory.check_tokenizer(self.image_tokenizer)
+        return memory
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The embedder, None when the recipe has none."""
+        config = self.recipe.embedder
+        return None if config is None else built(config.build(), config, self.registry)
+
+    @cached_property
+    def retriever(self) -> Retriever | None:
+        """The retriever over `memory`, None when the recipe has none."""
+        config = self.recipe.retriever
+        if config is None:
+            return None
+        return built(config.build(self.memory, self.embedder), config, self.registry)
+
+    @cached_property
+    def objective(self) -> MaskingObjective:
+        """The masking objective."""
+        config = section(self.recipe, "objective")
+        objective: MaskingObjective = built(config.build(self.vocabulary), config, self.registry)
+        return objective
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The sampler."""
+        config = section(self.recipe, "sampler")
+        sampler: Sampler = built(config.build_for(self.parts), config, self.registry)
+        return sampler
+
+    @cached_property
+    def parts(self) -> ModelParts:
+        """What samplers are given of the model."""
+        return ModelParts(self.image_tokenizer, self.vocabulary, lambda: self.memory)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """How probable given contents are under the decoder, texts of prompts cut as in
+        training."""
+        return Likelihood(
+            self.decoder,
+            self.serializer,
+            self.vocabulary,
+            max_text_tokens=self.recipe.data.max_text_tokens,
+        )
+
+    @cached_property
+    def reranker(self) -> Reranker | None:
+        """The reranker, None when the recipe has none."""
+        config = self.recipe.reranker
+        if config is None:
+            return None
+        reranker = config.build(embedder=self.embedder, likelihood=self.likelihood)
+        return built(reranker, config, self.registry)
+
+    @cached_property
+    def upscaler(self) -> Upscaler | None:
+        """The upscaler, None when the recipe has none."""
+        config = self.recipe.upscaler
+        return None if config is None else built(config.build(), config, self.registry)
+
+    def split(self, name: str) -> DocumentSource:
+        """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
+        no such split."""
+        return self._checked(source_of(self.recipe, self.registry, split=name))
+
+    def _checked(self, source: DocumentSource) -> DocumentSource:
+        """The source, if its documents fit the tokenizers."""
+        source.check_tokenizers(self.text_tokenizer.fingerprint, self.image_tokenizer.fingerprint)
+        return source
+
+    def memory_of_split(self, name: str | None) -> DocumentSource:
+        """The documents that the data set has to be retrieved, of a split; None: what is trained on."""
+        config = section(self.recipe, "dataset")
+        memory = config.memory_config()
+        if memory is not config:
+            chosen = memory if name is None else replace(memory, split=name)
+            source: DocumentSource = built(chosen.build(), chosen, self.registry)
+            return source
+        return self.source if name is None else self.split(name)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
+        layout = self.serializer.layout.fingerprint
+        return {
+            "text_tokenizer": self.text_tokenizer.fingerprint,
+            "image_tokenizer": self.image_tokenizer.fingerprint,
+            "vocabulary": self.vocabulary.fingerprint,
+            **({"layout": layout} if layout else {}),
+        }
+
+
+def section(recipe: Recipe, kind: str) -> Any:
+    """The config of `kind`; raises `RecipeError` when the recipe has no such section, `PluginError`
+    when its component is not installed."""
+    config = getattr(recipe, kind)
+    if isinstance(config, MissingComponent):
+        config.refuse()
+    if config is None:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"has no section {kind!r}",
+            f"add '{kind}: {{name: ...}}' to the recipe",
+        )
+    return config
+
+
+def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -> DocumentSource:
+    """The recipe's data set; with the section `task`, the documents that it makes of the records.
+
+    `split`: instead of the recipe's. Raises what the data set raises when it has no such split."""
+    config = section(recipe, "dataset")
+    if split is not None:
+        config = replace(config, split=split)
+    source: DocumentSource = built(config.build(), config, registry)
+    if recipe.task is None:
+        return source
+    task = section(recipe, "task")
+    return TaskSource(source, built(task.build(), task, registry))
+
+
+def build(
+    recipe: Recipe,
+    registry: Registry,
+    *,
+    stage: str,
+    tokenizer_folder: Path | None = None,
+    image_tokenizer_folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    decoder_device: torch.device | None = None,
+    seed: int | None = None,
+    max_spans: int | None = None,
+) -> Components:
+    """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer,
+    attention, decoder.
+
+    Args:
+        recipe: composed and checked.
+        registry: the plugins that it was composed with.
+        stage: "train" (data set and objective too) or "generate".
+        tokenizer_folder: a checkpoint's folder `text_tokenizer`. None: the recipe's file, or
+            trained on the data set's texts.
+        image_tokenizer_folder: a checkpoint's folder `image_tokenizer`. None, or not there: what
+            the recipe says.
+        device: where the decoder and the image tokenizer live.
+        decoder_device: where the decoder is built, if that is another one ("meta": without weights).
+        seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global
+            generator stays as it was.
+        max_spans: `trained_spans` as a checkpoint stores it, for when the objective is not installed.
+
+    Raises:
+        RecipeError: a section is missing, `vocabulary.num_text` is too small for the tokenizer, or
+            the weights exceed the memory.
+    """
+    if missing := [kind for kind in NEEDED[stage] if getattr(recipe, kind) is None]:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
+            f"add '{missing[0]}: {{name: ...}}' to the recipe",
+        )
+    source: DocumentSource | None = None
+    if stage == "train":
+        source = source_of(recipe, registry)
+    if source is not None and len(source) == 0:
+        split = section(recipe, "dataset").split
+        first = (
+            f"; the first bad record is {source.skipped[0].place}: {source.skipped[0].cause}"
+            if source.skipped
+            else ""
+        )
+        raise RecipeError(
+            f"recipe {recipe.name}, section dataset",
+            f"split {split!r} has no usable document{first}",
+            "run 'cm3 data validate' to see why records are skipped",
+        )
+    config = section(recipe, "text_tokenizer")
+    if tokenizer_folder is None and source is not None:
+        name = recipe.component_names["text_tokenizer"]
+        tokenizer_folder = source.text_tokenizer_folder(name, config)
+    text_tokenizer = _text_tokenizer(config, tokenizer_folder, source, registry)
+    image_tokenizer = image_tokenizer_of(
+        section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
+    )
+    layout = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
+    vocabulary = layout.vocabulary
+    chosen = torch.device(device)
+    image_tokenizer.move_to(chosen)
+    built_on = chosen if decoder_device is None else decoder_device
+    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, built_on)
+    objective = available(recipe.objective)
+    if objective is not None:
+        max_spans = trained_spans(recipe, vocabulary, registry)
+    serializer = Serializer(
+        vocabulary,
+        text_tokenizer,
+        image_tokenizer.grid,
+        None if objective is None else objective.prompt_tokens,
+        max_spans=max_spans,
+        layout=layout,
+    )
+    config = section(recipe, "attention")
+    attention: AttentionBackend = built(config.build(), config, registry)
+    config = section(recipe, "decoder")
+    with (
+        fitting_memory("recipe section decoder"),
+        torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
+        torch.device(built_on),
+    ):
+        torch.manual_seed(recipe.train.seed if seed is None else seed)
+        decoder: Decoder = built(
+            config.build(vocabulary, attention, image_tokenizer.grid), config, registry
+        )
+    components = Components(
+        recipe,
+        registry,
+        text_tokenizer,
+        image_tokenizer,
+        vocabulary,
+        serializer,
+        attention,
+        decoder,
+    )
+    if source is not None:
+        components.source = components._checked(source)
+    return components
+
+
+def trained_spans(
+    recipe: Recipe, vocabulary: Vocabulary, registry: Registry | None = None
+) -> int | None:
+    """Most masked spans of a sequence that training with a recipe makes; None when the recipe
+    doesn't say how the decoder is trained, or its objective is not installed. `registry`: see
+    `built`."""
+    config = available(recipe.objective)
+    if config is None:
+        return None
+    objective = built(config.build(vocabulary), config, registry)
+    return objective.max_added_tokens // TOKENS_PER_SPAN
+
+
+def split_or_reason(components: Components, name: str) -> DocumentSource | str:
+    """A split for validation, or why there is none: a data set without it is no reason to stop
+    training."""
+    try:
+        source = components.split(name)
+    except CM3Error as error:
+        return error.cause
+    return source if len(source) else "it has no documents"
+
+
+def _text_tokenizer(
+    config: TextTokenizerConfig,
+    folder: Path | None,
+    source: DocumentSource | None,
+    registry: Registry,
+) -> TextTokenizer:
+    """The text tokenizer that was saved in a folder, or that the config builds from a data set's
+    texts."""
+    if folder is None:
+        return built(config.build(None if source is None else source.texts()), config, registry)
+    with _readable_files("text_tokenizer", folder):
+        return built(config.load(folder), config, registry)
+
+
+def image_tokenizer_of(
+    config: ImageTokenizerConfig, folder: Path | None, registry: Registry | None = None
+) -> ImageTokenizer:
+    """The image tokenizer that was saved in a folder, or that the config builds where there is no
+    such folder; `registry`: see `built`."""
+    with fitting_memory("recipe section image_tokenizer"):
+        if folder is None or not folder.is_dir():
+            return built(config.build(), config, registry)
+        with _readable_files("image_tokenizer", folder):
+            return built(config.load(folder), config, registry)
+
+
+@contextmanager
+def _readable_files(kind: str, folder: Path) -> Iterator[None]:
+    """Report what a component's `load` raises on missing or damaged files: they came with a
+    checkpoint or a bank, and whoever wrote the component thought of files that are whole."""
+    try:
+        yield
+    except CM3Error:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise TokenizerError(
+            str(folder),
+            f"can't be read as the {kind} ({type(error).__name__}: {error})",
+            "copy the whole again from where it came",
+        ) from error

@@ -1,0 +1,202 @@
+"""Model folders for shipping: a checkpoint without what only training needs."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm3core.arguments import checked
+from cm3core.errors import CheckpointError
+from cm3core.trust import check_links, own_of, record_own, trust_of
+from cm3run.checkpoint.adapters import is_adapter
+from cm3run.checkpoint.carried import CARRIED, copy_carried
+from cm3run.checkpoint.hashes import file_hashes
+from cm3run.checkpoint.layout import (
+    COMPONENTS,
+    IMAGE_TOKENIZER,
+    OPTIMIZER,
+    PLUGINS,
+    PROVENANCE,
+    RECIPE,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    WORDS,
+    complete_checkpoints,
+    find_checkpoint,
+    provenance_file,
+    shards_of,
+)
+from cm3run.checkpoint.state import FORMAT, read_state
+from cm3run.checkpoint.tasks import TASKS
+from cm3run.checkpoint.tensors import stored_tensors, weights_of
+from cm3run.checkpoint.writing import new_folder, write_json
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+#: What a model folder consists of. A card tells of the weights beside it, and goes with them.
+_PARTS = frozenset(
+    [
+        *(WEIGHTS, STATE, RECIPE, PLUGINS, COMPONENTS, WORDS, TASKS, PROVENANCE),
+        *(TOKENIZER, IMAGE_TOKENIZER, CARRIED, "CARD.md"),
+    ]
+)
+_PARTS_OF_CARDS = "CARD-*.png"
+
+
+@checked(CheckpointError)
+def export_model(
+    checkpoint: str | Path,
+    folder: str | Path,
+    dtype: str = "fp16",
+    *,
+    decoder: nn.Module | None = None,
+    shipped: Iterable[Path] = (),
+    trust_endpoints: Sequence[str] = (),
+) -> Path:
+    """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
+    `dtype`; it replaces an older one.
+
+    Args:
+        checkpoint: a run's folder, a checkpoint or a model folder.
+        folder: the model's folder.
+        dtype: "fp16", "bf16" or "fp32"; loads back as float32.
+        decoder: the checkpoint's decoder with other weights, e.g. those of reinforcement learning, to
+            write in place of the checkpoint's. None: the checkpoint's own.
+        shipped: folders of models that installed plugins ship, which are trusted as these are.
+        trust_endpoints: paths outside of it that links in its folder may lead to, if this user's commands did
+            not make it.
+
+    Raises:
+        CheckpointError: there is no model, or it may not be written there.
+        TrustError: a link leads out of its folder.
+    """
+    source = find_checkpoint(checkpoint)
+    check_links(source, trust_of(source, shipped, trust_endpoints))
+    own = own_of(source)
+    if is_adapter(source):
+        raise CheckpointError(
+            str(source),
+            "holds an adapter, not a whole model",
+            f"merge it: cm3 adapter merge {shlex.quote(str(checkpoint))} -o FOLDER",
+        )
+    target = check_target(folder, dtype)
+    # what is shipped gets a hash of its own, which would hide that its source was damaged
+    tensors = stored_tensors(source, WEIGHTS, whole=True)
+    if decoder is not None:
+        others = weights_of(decoder)
+        if {n: t.shape for n, t in others.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise CheckpointError(
+                str(source),
+                "has weights of other names or shapes than the decoder",
+                "export the decoder with the checkpoint that it was opened from",
+            )
+        tensors = others
+    write_model(source, target, tensors, dtype)
+    record_own(target, own)
+    return target
+
+
+def check_target(folder: str | Path, dtype: str) -> Path:
+    """Return the folder of a model that is to be written, where a link leads to if it is one.
+
+    Raises:
+        CheckpointError: no model may be written there, or not with this dtype.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
+    target = Path(folder)
+    if _not_utf8(str(target.absolute())):
+        raise CheckpointError(
+            ascii(str(folder)),
+            "has a name that is not UTF-8, by which no recipe could find the model",
+            "name another folder",
+        )
+    if target.is_symlink() or not target.name:
+        try:
+            target = target.resolve()  # the folder is replaced, not the link; "." has no name
+        except (RuntimeError, OSError) as error:  # links in a circle
+            raise CheckpointError(
+                str(folder), "is a link that leads back to itself", "name a new folder"
+            ) from error
+    in_a_run = target.parent.name == "checkpoints" and complete_checkpoints(target.parent.parent)
+    if in_a_run or any((target / name).exists() for name in (OPTIMIZER, shards_of(OPTIMIZER))):
+        raise CheckpointError(
+            str(folder),
+            "is a run's checkpoint" if target.exists() else "is among a run's checkpoints",
+            "name a new folder",
+        )
+    if target.exists() and not (
+        target.is_dir() and ((target / STATE).exists() or not any(target.iterdir()))
+    ):
+        raise CheckpointError(
+            str(folder),
+            "exists and is no model folder",
+            "name a new folder, or an older export to replace",
+        )
+    if target.exists() and (others := _others_in(target)):
+        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise CheckpointError(
+            str(folder),
+            f"holds {named}, which is no part of a model and would be lost",
+            "name a new folder, or take that out before",
+        )
+    return target
+
+
+def _not_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _others_in(target: Path) -> list[str]:
+    """Names of what lies in a model's folder and doesn't belong to it: a README, a repository."""
+    return sorted(
+        path.name
+        for path in target.iterdir()
+        if path.name not in _PARTS and not path.match(_PARTS_OF_CARDS)
+    )
+
+
+def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Write a checkpoint as a model folder, with the weights `tensors`."""
+    state = read_state(source)
+    weights = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
+    with new_folder(target) as new:
+        save_file(weights, new / WEIGHTS)
+        files = file_hashes(new, [WEIGHTS])
+        write_json(new / STATE, {**asdict(state), "loader": {}, "files": files, "format": FORMAT})
+        for name in (RECIPE, PLUGINS):
+            shutil.copyfile(source / name, new / name)
+        copy_carried(source, new)
+        for name in (COMPONENTS, WORDS, TASKS):
+            if (source / name).is_file():  # not in every checkpoint
+                shutil.copyfile(source / name, new / name)
+        if (stated := provenance_file(source)) is not None:
+            shutil.copyfile(stated, new / PROVENANCE)
+        for name in (TOKENIZER, IMAGE_TOKENIZER):
+            if name == TOKENIZER or (source / name).is_dir():
+                shutil.copytree(source / name, new / name)
+
+
+def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(DTYPES[dtype])
+    if not cast.isfinite().all() and tensor.isfinite().all():
+        largest = float(tensor.abs().max())
+        raise CheckpointError(
+            f"weights {name}",
+            f"are up to {largest:.3g}, more than {dtype} holds",
+            "use bf16, or fp32",
+        )
+    return cast

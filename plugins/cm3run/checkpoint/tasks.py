@@ -1,0 +1,141 @@
+"""The tasks that a model was tuned for, as a file of its checkpoint: `tasks.json`.
+
+They are in the checkpoint's recipe too, inside its data set, but a model that is shipped can be opened
+where that data set's plugin is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.config.schema import to_plain
+from cm3core.errors import PluginError, RecipeError
+from cm3core.files import read_text
+from cm3core.interfaces.component import chosen_name
+from cm3core.interfaces.task import TaskConfig
+from cm3core.recipe.merge import recipe_from_yaml
+from cm3core.trust import guard, trust_of
+from cm3run.checkpoint.carried import hint
+from cm3run.checkpoint.layout import damaged
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+TASKS = "tasks.json"
+
+
+def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
+    """What `tasks.json` holds for a recipe; None if it tunes for no task."""
+    if recipe.task is not None:
+        name = recipe.component_names["task"]
+        own: list[tuple[str, TaskConfig] | None] = [(name, recipe.task)]
+    else:
+        own = (
+            []
+            if recipe.dataset is None
+            else [
+                None if task is None else (chosen_name(task), task)
+                for task in recipe.dataset.trained_tasks()
+            ]
+        )
+    tasks: dict[str, Any] = {}
+    for one in own:
+        if one is not None:
+            name, config = one
+            tasks.setdefault(_title(name, config), {**to_plain(config), "name": name})
+    turns = recipe.dataset is not None and recipe.task is None and recipe.dataset.has_turns
+    if not tasks and not turns:
+        return None
+    # older readers know nothing of these two, so they are only there where they say something
+    retrieving = _retrieving(recipe)
+    return (
+        {"plain": None in own, "tasks": tasks}
+        | ({"turns": True} if turns else {})
+        | ({"retrieving": retrieving} if retrieving else {})
+    )
+
+
+def _title(name: str, config: TaskConfig) -> str:
+    """What a model's users call a task."""
+    return getattr(config, "title", "") or name.rpartition("/")[2]
+
+
+def _retrieving(recipe: Recipe) -> list[str]:
+    """Titles of the tasks whose documents had retrieved ones in front."""
+    if recipe.retriever is None or not recipe.retriever.retrieves:
+        return []
+    if recipe.task is not None:
+        return [_title(recipe.component_names["task"], recipe.task)]
+    tasks = [] if recipe.dataset is None else recipe.dataset.retrieving_tasks()
+    return sorted({_title(chosen_name(task), task) for task in tasks if task is not None})
+
+
+def read_tasks(
+    folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
+) -> tuple[dict[str, TaskConfig], bool, dict[str, str]]:
+    """The tasks of a checkpoint, see `cm3run.model.tuned.TunedTasks`; none without the file. One that names
+    what is outside of the checkpoint and may not be used (`open_checkpoint`) is refused when it is asked for.
+
+    `registry`: with the checkpoint's plugin files that are trusted.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    if not path.is_file():
+        return {}, False, {}
+    stored, trust = _stored(path), trust_of(folder, registry.models().values(), trust_endpoints)
+    tasks = stored.get("tasks")
+    if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
+        raise damaged(path, "holds no tasks")
+    configs: dict[str, TaskConfig] = {}
+    lost: dict[str, str] = {}
+    for title, keys in tasks.items():
+        text = json.dumps({"task": keys, "vocabulary": {"num_text": 256}})
+        try:
+            config = recipe_from_yaml(text, registry, label=str(path)).task
+        except PluginError as error:
+            lost[str(title)] = hint(registry, folder) or error.next_step
+            continue
+        except RecipeError as error:
+            raise damaged(path, f"has a task {title!r} that can't be: {error.cause}") from error
+        assert config is not None
+        guard(config, trust, str(path))
+        configs[str(title)] = config
+    return configs, stored.get("plain") is True, lost
+
+
+def reads_turns(folder: Path) -> bool:
+    """Whether the model of a checkpoint was tuned on conversations in its layout's turns.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    return path.is_file() and _stored(path).get("turns") is True
+
+
+def read_retrieving(folder: Path) -> frozenset[str]:
+    """The tasks whose documents had retrieved ones in front when a checkpoint's model was tuned.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / TASKS
+    titles = _stored(path).get("retrieving", []) if path.is_file() else []
+    if not isinstance(titles, list) or not all(isinstance(title, str) for title in titles):
+        raise damaged(path, "names no tasks under 'retrieving'")
+    return frozenset(titles)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What the file holds."""
+    try:
+        stored = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    return stored if isinstance(stored, dict) else {}

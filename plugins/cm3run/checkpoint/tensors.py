@@ -1,0 +1,306 @@
+"""Tensors of a checkpoint: a decoder's weights, the optimiser's state, and the states of torch's
+random generators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cm3core.errors import CheckpointError
+from cm3run.checkpoint.hashes import check_file
+from cm3run.checkpoint.layout import OPTIMIZER, WEIGHTS, damaged, shards_of
+from cm3run.checkpoint.shards import read_into, read_shards, stored_sizes
+from cm3run.checkpoint.state import read_state
+from cm3run.processes import is_divided, own_part
+
+#: Types of floating weights; a decoder of any floating type takes them.
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+#: Their names in safetensors files.
+_FORMAT = dict(zip(FLOATING, ("F16", "BF16", "F32", "F64"), strict=True))
+
+#: Values of a tensor that are looked at in one piece.
+_CHECKED_AT_ONCE = 1 << 24
+
+#: Names of the generators' states, which lie beside the optimiser's.
+_GENERATOR = "generator::"
+_CPU, _CUDA = f"{_GENERATOR}cpu", f"{_GENERATOR}cuda"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; anything else (truncated, a pickle) raises
+    `CheckpointError`."""
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        # the last two: a header that lies about types and sizes
+        raise damaged(path, f"is not a complete safetensors file ({error})") from error
+    return tensors
+
+
+def stored_tensors(folder: Path, name: str, *, whole: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint's file, or of the parts of it that several processes wrote, checked
+    against the hashes.
+
+    Args:
+        folder: the checkpoint's.
+        name: of the file.
+        whole: hash files of any size.
+    """
+    parts = folder / shards_of(name)
+    if (folder / name).exists() or not parts.is_dir():
+        tensors = read_tensors(folder / name)
+        check_file(folder, name, read_state(folder), whole=whole)
+        return tensors
+    state = read_state(folder)
+    for file in (one for one in state.files if one.startswith(f"{parts.name}/")):
+        check_file(folder, file, state, whole=whole)
+    return read_shards(parts)
+
+
+class LazyTensor(Protocol):
+    """A tensor that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def read(self) -> Callable[[], Tensor]: ...
+
+
+def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write a safetensors file, one tensor in memory at a time.
+
+    Format: the header's length as 8 bytes, the header (JSON: type, shape and place of each tensor),
+    the tensors' bytes without gaps (github.com/huggingface/safetensors, README, "Format").
+
+    Raises:
+        CheckpointError: a tensor of another than a floating type.
+        OSError: the disk is full.
+    """
+    header: dict[str, Any] = {}
+    place = 0
+    for name, lazy in tensors.items():
+        if lazy.dtype not in _FORMAT:
+            raise CheckpointError(
+                f"tensor {name}",
+                f"holds {_in_words(lazy.dtype)}",
+                "give weights of a floating type",
+            )
+        size = torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
+        header[name] = {
+            "dtype": _FORMAT[lazy.dtype],
+            "shape": list(lazy.shape),
+            "data_offsets": [place, place + size],
+        }
+        place += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, lazy in tensors.items():
+            tensor = lazy.read().contiguous()
+            assert (tensor.shape, tensor.dtype) == (lazy.shape, lazy.dtype), name
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+def weights_of(decoder: nn.Module) -> dict[str, Tensor]:
+    """The state dict; a tensor that is known under two names (tied embeddings) is stored once."""
+    return contiguous(_unique(decoder.state_dict()))
+
+
+def load_weights(decoder: nn.Module, folder: Path) -> None:
+    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` when
+    they are another decoder's."""
+    path = folder / WEIGHTS
+    wanted = _unique(decoder.state_dict())
+    if any(is_divided(tensor) for tensor in wanted.values()):
+        fill_divided(folder, WEIGHTS, wanted)
+        return
+    stored = stored_tensors(folder, WEIGHTS)
+    check_tensors(path, stored, wanted)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
+
+
+def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` when the tensors of a file are not those of a decoder, or hold values
+    that are not finite.
+
+    Args:
+        path: of the file.
+        stored: its tensors.
+        wanted: the decoder's, of which names, shapes and types count.
+    """
+    for name in sorted(stored.keys() | wanted.keys()):
+        have = list(stored[name].shape) if name in stored else "nothing"
+        need = list(wanted[name].shape) if name in wanted else "nothing"
+        if have != need:
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                f"the file has {have}, this decoder {need}",
+                "use the recipe.yaml beside the weights, unchanged",
+            )
+        own = wanted[name].dtype
+        if stored[name].dtype not in (FLOATING if own.is_floating_point else (own,)):
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                f"holds {_in_words(stored[name].dtype)}, this decoder {_in_words(own)}",
+                "use an older checkpoint, or copy it again from where it came",
+            )
+        if not _is_finite(stored[name]):
+            raise CheckpointError(
+                f"{path}, tensor {name}",
+                "holds values that are not finite",
+                "use an older checkpoint",
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; in parts, so that a large tensor takes little memory, and its smallest
+    and largest value tell: NaN is both."""
+    if tensor.numel() == 0:
+        return True
+    if not tensor.is_floating_point():
+        return True
+    parts = tensor.flatten().split(_CHECKED_AT_ONCE)
+    return all(bool(torch.isfinite(torch.stack(part.aminmax())).all()) for part in parts)
+
+
+def _in_words(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    seen: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if tensor.numel() == 0
+        or is_divided(tensor)
+        or seen.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name) == name
+    }
+
+
+def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors stores them: without gradients, dense."""
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def generator_states() -> dict[str, Tensor]:
+    """States of torch's generators (dropout draws from them)."""
+    states = {_CPU: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[_CUDA] = torch.cuda.get_rng_state()
+    return states
+
+
+def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a run needs beside the weights to resume: the optimiser's state as `save_checkpoint` was
+    given it, and the states of the random generators for `restore_generators`."""
+    path = folder / OPTIMIZER
+    tensors = stored_tensors(folder, OPTIMIZER)
+    generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
+    _check_generators(generators, path)
+    return tensors, generators
+
+
+def read_divided_state(
+    folder: Path, empty: Callable[[Iterable[str]], dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`read_training_state` where processes share the decoder: each reads its part.
+
+    Args:
+        folder: the checkpoint.
+        empty: names -> tensors of the parameters' shapes, divided as they are; without names of
+            parameters that there are not.
+    """
+    sizes = stored_sizes(tensor_folder(folder, OPTIMIZER))
+    names = [name for name in sizes if not name.startswith(_GENERATOR) and "::" in name]
+    tensors = empty(names)
+    if missing := sorted(set(names) - set(tensors)):
+        raise damaged(folder / OPTIMIZER, f"{missing[0]!r} belongs to no parameter of this decoder")
+    fill_divided(folder, OPTIMIZER, tensors, only=names)
+    generators = {
+        name: torch.zeros(shape, dtype=dtype)
+        for name, (shape, dtype) in sizes.items()
+        if name.startswith(_GENERATOR)
+    }
+    read_into(tensor_folder(folder, OPTIMIZER), generators)
+    _check_generators(generators, folder / OPTIMIZER)
+    return tensors, generators
+
+
+def tensor_folder(folder: Path, name: str) -> Path:
+    """Where the safetensors of a checkpoint are: the folder of the parts, or the checkpoint's."""
+    parts = folder / shards_of(name)
+    return folder if (folder / name).exists() or not parts.is_dir() else parts
+
+
+def fill_divided(
+    folder: Path, name: str, targets: dict[str, Tensor], *, only: Iterable[str] | None = None
+) -> None:
+    """Read each process's part of tensors; called by all. `CheckpointError` when the stored ones are
+    another decoder's.
+
+    Args:
+        folder: the checkpoint.
+        name: of the file that one process writes.
+        targets: to fill.
+        only: stored names that must be in `targets`; None: all of a folder of parts.
+    """
+    place = tensor_folder(folder, name)
+    sizes = stored_sizes(place)
+    names = (set(sizes) if place != folder else set()) if only is None else set(only)
+    for one in sorted(names | targets.keys()):
+        have = sizes[one][0] if one in sizes else "nothing"
+        need = list(targets[one].shape) if one in targets else "nothing"
+        if have != need:
+            raise CheckpointError(
+                f"{place}, tensor {one}",
+                f"the files have {have}, this decoder {need}",
+                "use the recipe.yaml beside the weights, unchanged",
+            )
+    state = read_state(folder)
+    for file in state.files:
+        if file == name or file.startswith(f"{place.name}/"):
+            check_file(folder, file, state)
+    with torch.no_grad():
+        read_into(place, targets)
+    for one, tensor in targets.items():
+        if not torch.isfinite(own_part(tensor)).all():
+            raise CheckpointError(
+                f"{place}, tensor {one}",
+                "holds values that are not finite",
+                "use an older checkpoint",
+            )
+
+
+def _check_generators(generators: Mapping[str, Tensor], path: Path) -> None:
+    if _CPU not in generators:
+        raise damaged(path, "holds no state of the random generator")
+    for name, state in generators.items():
+        device = name.removeprefix(_GENERATOR)
+        if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
+            try:
+                torch.Generator(device).set_state(state)
+            except (RuntimeError, TypeError) as error:
+                raise damaged(path, f"{name!r} is no state of a random generator") from error
+
+
+def restore_generators(states: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `generator_states` gave."""
+    torch.set_rng_state(states[_CPU])
+    if _CUDA in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[_CUDA])

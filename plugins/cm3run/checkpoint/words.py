@@ -1,0 +1,170 @@
+"""The words of a model's training texts, stored with it, so that it can be said which words of a prompt
+it has never seen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cm3core.errors import CheckpointError
+from cm3core.files import read_text
+from cm3run.checkpoint.layout import WORDS, damaged
+
+#: More texts than this are not read for their words: the list would be long, and incomplete anyway.
+MAX_TEXTS = 2_000_000
+# Thai, Lao, Myanmar, Khmer, kana and ideographs: scripts that don't put spaces between words
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+# Emoji and other pictographs, of which one says what a word says
+_PICTOGRAPHS = r"\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
+#: Shorter words end in an s that is seldom a plural's: gas, bus.
+_PLURAL = 4
+#: Words from this length on are taken for misspelt if they are one slip away from a known one, from the other on
+#: two, see `edits`: chosen by how many common misspellings are corrected, and how few correct words are.
+_SHORTEST, _TWO_SLIPS = 3, 10
+_WORD = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|(?:(?![{_UNSPACED}{_PICTOGRAPHS}])[^\W_])+")
+
+
+def words_of(text: str) -> list[str]:
+    """Words in order, letters and digits only, without regard to case; scripts without spaces and
+    pictographs by character.
+
+    >>> words_of("Bell-off, Größe 2")
+    ['bell', 'off', 'grösse', '2']
+    """
+    return _WORD.findall(text.casefold())
+
+
+def singulars_of(word: str) -> Iterator[str]:
+    """What an English word may be the plural of, the likeliest first.
+
+    >>> list(singulars_of("wolves")), list(singulars_of("buses")), list(singulars_of("glass"))
+    (['wolf', 'wolfe', 'wolv', 'wolve'], ['bus', 'buse'], [])
+    """
+    if len(word) < _PLURAL or not word.endswith("s") or word.endswith("ss"):
+        return
+    if word.endswith("ies"):
+        yield word[:-3] + "y"
+    if word.endswith("ves"):
+        yield word[:-3] + "f"
+        yield word[:-3] + "fe"
+    if word.endswith("es"):
+        yield word[:-2]
+    yield word[:-1]
+
+
+@dataclass(frozen=True)
+class TrainingWords:
+    """The distinct words of all training texts."""
+
+    words: frozenset[str]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> TrainingWords:
+        """Those of some texts."""
+        return cls(frozenset(word for text in set(texts) for word in words_of(text)))
+
+    @classmethod
+    def read(cls, folder: Path) -> TrainingWords | None:
+        """Those stored in a checkpoint; None in one that has none (an older one, or one that was
+        trained on too many texts).
+
+        Raises:
+            CheckpointError: the file can't be read.
+        """
+        path = folder / WORDS
+        if not path.is_file():
+            return None
+        try:
+            return cls(frozenset(read_text(path).split()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise damaged(path, f"can't be read ({error})") from error
+
+    def write(self, folder: Path) -> None:
+        """Store them: one a line, sorted."""
+        lines = "".join(f"{word}\n" for word in sorted(self.words))
+        (folder / WORDS).write_text(lines, encoding="utf-8")
+
+    def united(self, other: TrainingWords | None) -> TrainingWords:
+        """These and another training's, such as that of the model a run started from."""
+        return self if other is None else TrainingWords(self.words | other.words)
+
+    def unknown(self, text: str) -> Iterator[str]:
+        """The words of a text that are in no training text, each once, in order."""
+        yield from dict.fromkeys(word for word in words_of(text) if word not in self.words)
+
+    def nearest(self, word: str) -> str | None:
+        """The known word that is the singular of `word`, or spelled most like it; None if none is close."""
+        for one in singulars_of(word):
+            if one in self.words:
+                return one
+        most = _slips(word)
+        letters = set(word)
+        alike = (
+            (
+                slips,
+                own[:1] != word[:1],
+                -len(own),
+                own,
+            )  # letters are left out more often than added
+            for own in self.words
+            if abs(len(own) - len(word)) <= most
+            and len(letters.symmetric_difference(own)) <= 2 * most
+            and 0 < (slips := edits(word, own)) <= most
+            # in two slips a word becomes another one; seldom is its first letter wrong
+            and (slips == 1 or own[:1] == word[:1])
+        )
+        return min(alike, default=(0, False, 0, None))[-1]
+
+
+def _slips(word: str) -> int:
+    """How many slips a misspelt word of this length may have."""
+    return 0 if len(word) < _SHORTEST else 1 if len(word) < _TWO_SLIPS else 2
+
+
+def edits(one: str, other: str) -> int:
+    """The fewest letters to insert, leave out, replace, or exchange with the next, that make one word the other.
+
+    Optimal string alignment: Damerau (1964), without changes between exchanged letters.
+
+    >>> edits("recieve", "receive"), edits("launching", "punching"), edits("", "ab")
+    (1, 2, 2)
+    """
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, left in enumerate(one, start=1):
+        row = [i]
+        for j, right in enumerate(other, start=1):
+            cost = min(row[-1] + 1, last[j] + 1, last[j - 1] + (left != right))
+            if i > 1 and j > 1 and left == other[j - 2] and one[i - 2] == right:
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
+    return last[-1]
+
+
+def words_of_training(
+    texts: Iterable[str], number: int, checkpoint: Path | None
+) -> TrainingWords | None:
+    """The words of a run: of its texts, and of the checkpoint that it starts or resumes from.
+
+    Args:
+        texts: all training texts.
+        number: of documents; above `MAX_TEXTS` nothing is read.
+        checkpoint: its folder, if there is one.
+
+    Returns:
+        None where the whole is not known: too many documents, or a checkpoint without a list.
+    """
+    if number > MAX_TEXTS:
+        return None
+    before = None
+    if checkpoint is not None:
+        try:
+            before = TrainingWords.read(checkpoint)
+        except CheckpointError:
+            return None
+        if before is None:
+            return None
+    return TrainingWords.of(texts).united(before)

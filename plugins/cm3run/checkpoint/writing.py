@@ -1,0 +1,296 @@
+"""Writing checkpoints: under another name, flushed, then renamed, so that one is complete or not
+there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cm3core._unfinished import make_ordinary, remove_unfinished
+from cm3core.errors import CheckpointError, FileError
+from cm3core.files import new_place, sync_directory
+from cm3core.plugins.registry import plugin_versions
+from cm3core.recipe.reaching import recipe_reaches
+from cm3core.recipe.storing import files_of
+from cm3core.trust import record_own
+from cm3run.checkpoint.adapters import base_reaches
+from cm3run.checkpoint.carried import write_carried
+from cm3run.checkpoint.hashes import file_hashes
+from cm3run.checkpoint.layout import (
+    IMAGE_TOKENIZER,
+    OPTIMIZER,
+    PLUGINS,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    complete_checkpoints,
+)
+from cm3run.checkpoint.shards import write_shards
+from cm3run.checkpoint.state import SHARDED_FORMAT, CheckpointState
+from cm3run.checkpoint.tasks import TASKS, tasks_of
+from cm3run.checkpoint.tensors import (
+    LazyTensor,
+    contiguous,
+    generator_states,
+    weights_of,
+    write_tensors,
+)
+from cm3run.checkpoint.words import TrainingWords
+from cm3run.processes import Processes
+from cm3run.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
+
+if TYPE_CHECKING:
+    from cm3core.interfaces import ImageTokenizer, TextTokenizer
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.build import Components
+
+
+def save_checkpoint(
+    out_dir: Path,
+    decoder: nn.Module | Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    *,
+    keep: int = 2,
+    words: TrainingWords | None = None,
+    processes: Processes | None = None,
+    sharded: bool = False,
+    adapter: AdapterFiles | None = None,
+) -> Path:
+    """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
+    that is there stays.
+
+    Args:
+        out_dir: the run's folder.
+        decoder: its weights are stored; or the weights, as `weights_of` has them.
+        optimizer_state: what the optimiser needs to resume, as named tensors; the states of torch's
+            generators are added where they are not among them.
+        state: stored as `state.json`.
+        components: their recipe, plugins and tokenizers are stored.
+        keep: checkpoints that stay, this one included.
+        words: those of the training texts, if they are known.
+        adapter: stored in place of the weights.
+        processes: all that train, each of which calls; None: this one alone.
+        sharded: each has a part of the tensors, and writes it, see `shards`; else the first writes.
+
+    Raises:
+        CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
+    """
+    processes = processes or Processes()
+    weights = weights_of(decoder) if isinstance(decoder, nn.Module) else decoder
+    if processes.is_first:  # all go on with those of the first one
+        optimizer_state = {**generator_states(), **optimizer_state}
+    target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
+    if processes.first(target.exists):
+        pass
+    elif sharded:
+        assert adapter is None, "parallel_of refuses to share a decoder that is tuned in part"
+        _write_sharded(target, weights, optimizer_state, state, components, words, processes)
+    else:
+        processes.first(
+            lambda: _write_whole(
+                target, weights, optimizer_state, state, components, words, adapter
+            )
+        )
+    processes.first(lambda: _remove_all_but(out_dir, keep))
+    processes.first(lambda: _record(out_dir, components, state))
+    return target
+
+
+def _record(out_dir: Path, components: Components, state: CheckpointState) -> None:
+    """Record that this user's command made the run, and what its recipe names outside."""
+    named = [
+        *recipe_reaches(components.recipe),
+        *base_reaches(state.base, components.registry),
+    ]
+    trust = components.trust  # of a model of somebody else that is trained on
+    refused = [] if trust is None else trust.refused(named)
+    record_own(out_dir, [one for one in named if one not in refused])
+
+
+def _write_whole(
+    target: Path,
+    weights: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+    adapter: AdapterFiles | None,
+) -> None:
+    with new_folder(target) as folder:
+        if adapter is None:
+            save_file(dict(weights), folder / WEIGHTS)
+        else:
+            save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
+            write_json(folder / ADAPTER_CONFIG, adapter.config)
+        save_file(contiguous(optimizer_state), folder / OPTIMIZER)
+        written = [
+            name
+            for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
+            if (folder / name).is_file()
+        ]
+        _write_description(folder, components, state, file_hashes(folder, written), words)
+
+
+def _write_sharded(
+    target: Path,
+    weights: Mapping[str, Tensor],
+    optimizer_state: Mapping[str, Tensor],
+    state: CheckpointState,
+    components: Components,
+    words: TrainingWords | None,
+    processes: Processes,
+) -> None:
+    """Each process writes its part into a folder that the first one makes, and renames at the end."""
+    with ExitStack() as stack:
+        folder = processes.first(lambda: stack.enter_context(new_folder(target)))
+        files = write_shards(folder, WEIGHTS, weights, processes, target)
+        files |= write_shards(folder, OPTIMIZER, contiguous(optimizer_state), processes, target)
+        parts = replace(state, format=SHARDED_FORMAT)
+
+        def complete() -> None:
+            _write_description(folder, components, parts, files, words)
+            stack.close()
+
+        processes.first(complete)
+
+
+def _remove_all_but(out_dir: Path, keep: int) -> None:
+    for old in complete_checkpoints(out_dir)[: -max(1, keep)]:
+        _remove(old)
+
+
+def _write_description(
+    folder: Path,
+    components: Components,
+    state: CheckpointState,
+    files: Mapping[str, dict[str, Any]],
+    words: TrainingWords | None,
+) -> None:
+    """Everything but the tensors; `files` are their hashes."""
+    if words is not None:
+        words.write(folder)
+    _write_tokenizers(folder, components.text_tokenizer, components.image_tokenizer)
+    _write_recipe(folder, components.recipe, components.registry, state, files)
+
+
+def write_model(
+    folder: Path,
+    weights: Mapping[str, LazyTensor],
+    state: CheckpointState,
+    recipe: Recipe,
+    registry: Registry,
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+    *,
+    tasks: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model that was made elsewhere into an empty folder, from which models are opened.
+
+    Args:
+        folder: is there.
+        weights: the decoder's tensors by their names; each is read when its turn comes.
+        state: what ids mean, and the step.
+        recipe, registry: of its components.
+        text_tokenizer, image_tokenizer: stored with it.
+        tasks: those that it was tuned for, as `tasks_of` returns them; None: not known.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    write_tensors(folder / WEIGHTS, weights)
+    _write_tokenizers(folder, text_tokenizer, image_tokenizer)
+    if tasks is not None:
+        write_json(folder / TASKS, tasks)
+    _write_recipe(folder, recipe, registry, state, file_hashes(folder, [WEIGHTS]))
+
+
+def _write_tokenizers(
+    folder: Path, text_tokenizer: TextTokenizer, image_tokenizer: ImageTokenizer
+) -> None:
+    (folder / TOKENIZER).mkdir()
+    text_tokenizer.save(folder / TOKENIZER)
+    (folder / IMAGE_TOKENIZER).mkdir()
+    image_tokenizer.save(folder / IMAGE_TOKENIZER)
+    if not any((folder / IMAGE_TOKENIZER).iterdir()):
+        (folder / IMAGE_TOKENIZER).rmdir()
+
+
+def _write_recipe(
+    folder: Path,
+    recipe: Recipe,
+    registry: Registry,
+    state: CheckpointState,
+    files: Mapping[str, dict[str, Any]],
+) -> None:
+    for name, text in files_of(recipe, registry).items():
+        (folder / name).write_text(text, encoding="utf-8")
+    write_carried(folder, recipe, registry)
+    if (tasks := tasks_of(recipe)) is not None:
+        write_json(folder / TASKS, tasks)
+    write_json(folder / PLUGINS, {**plugin_versions(registry.plugins), "torch": torch.__version__})
+    # last, with the hashes of what lies there already
+    write_json(folder / STATE, {**asdict(state), "files": dict(files)})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON."""
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place once it is written and flushed. On any error
+    nothing has changed."""
+    try:
+        with new_place(target) as temporary:
+            temporary.mkdir()
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                if path.is_file():
+                    make_ordinary(path)
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+                else:
+                    sync_directory(path)
+            sync_directory(temporary)
+            if target.exists():
+                _remove(target)
+            temporary.rename(target)
+            sync_directory(target.parent)
+    except (OSError, SafetensorError, FileError) as error:
+        cause = error.cause if isinstance(error, FileError) else f"can't be written ({error})"
+        raise CheckpointError(
+            str(target),
+            f"{cause}; what was there is as it was",
+            "see whether the disk has room and the folder may be written to, then start the same command "
+            "again: training resumes from the newest checkpoint",
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its name."""
+    with new_place(folder) as dying:
+        folder.rename(dying)
+
+
+def remove_leftovers(out_dir: Path) -> None:
+    """Delete what killed processes left: half-written and half-deleted checkpoints."""
+    checkpoints = Path(out_dir) / "checkpoints"
+    remove_unfinished(checkpoints)
+    for path in checkpoints.glob(".step-*"):  # as earlier versions named them
+        if path.suffix in (".writing", ".deleting"):
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,321 @@
+"""The rows in flight: requests of any kind that join, sample their next tokens together, and leave.
+
+Each step is one forward for all guidance streams of all requests; the token drawn for a request is
+fed to all of its streams. The head runs over the ids that the grammar allows, separately for text
+and for images: at image positions over the image codes only. The tokens drawn for a request depend
+on its own values alone.
+
+Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm3core.document import IntArray
+from cm3core.faults import raise_interrupt
+from cm3run.generation.cuda_graph import FEWEST_STEPS, Capture, CapturedStep
+from cm3run.generation.events import wrong_request
+from cm3run.generation.groups import Group, groups_of, index_tensor
+from cm3run.generation.prompts import feed, read_prompts
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import InferenceDecoder, KVCache
+    from cm3run.generation.kept import KeptPrefixes
+    from cm3run.generation.row import ActiveRequest
+
+
+#: A cache with a row for each prompt, and the hidden states [S, E] after them.
+Read: TypeAlias = "tuple[KVCache, Tensor]"
+
+
+class Batch:
+    """The requests in flight, see the module docstring. Empty at first.
+
+    Args:
+        decoder: prepared for inference.
+        capture: captures steps if the decoder's cache allows it. None: nothing is captured.
+        kept: what finished requests have read, if anything of it is kept.
+    """
+
+    def __init__(
+        self,
+        decoder: InferenceDecoder,
+        capture: Capture | None = None,
+        kept: KeptPrefixes | None = None,
+    ) -> None:
+        self.decoder, self._capture, self._kept = decoder, capture, kept
+        self.rows: list[ActiveRequest] = []
+        self._cache: KVCache | None = None
+        self._device = decoder.device
+        self._hidden_SE = torch.zeros(0)
+        self._arrange()
+
+    @property
+    def num_rows(self) -> int:
+        """Stream rows in flight."""
+        return sum(len(row.prompts) for row in self.rows)
+
+    # ---- joining and leaving
+
+    def read(self, rows: Sequence[ActiveRequest]) -> Read:
+        """Read the prompts of `rows`, at least one, which changes nothing here."""
+        keeps = self._kept
+        begun = [
+            keeps.longest(prompt) if keeps is not None and row.request.keep else None
+            for row in rows
+            for prompt in row.prompts
+        ]
+        return read_prompts(self.decoder, [prompt for row in rows for prompt in row.prompts], begun)
+
+    def join(self, rows: Sequence[ActiveRequest], read: Read) -> None:
+        """Let `rows`, whose prompts are `read`, take part from the next step on."""
+        cache, hidden_SE = read
+        if self._cache is None:
+            self._cache, self._hidden_SE = cache, hidden_SE
+        else:
+            self._cache.join(cache)
+            self._hidden_SE = torch.cat([self._hidden_SE, hidden_SE])
+        self.rows = [*self.rows, *rows]
+        self._cache.reserve(
+            [row.new_tokens - row.num_fed for row in self.rows for _ in row.prompts]
+        )
+        self._arrange()
+
+    def drop(self, leaving: Sequence[ActiveRequest]) -> None:
+        """Free the rows of these requests.
+
+        The last request takes the place of one that leaves, so that few keys move.
+        """
+        gone = {id(row) for row in leaving}
+        if not any(id(row) in gone for row in self.rows):
+            return
+        for row in leaving:
+            row.state = None
+        assert self._cache is not None
+        starts = np.cumsum([0, *(len(row.prompts) for row in self.rows)])
+        order = list(range(len(self.rows)))
+        for place in reversed(range(len(order))):
+            if id(self.rows[order[place]]) not in gone:
+                continue
+            last = order[-1]
+            if len(self.rows[last].prompts) == len(self.rows[order[place]].prompts):
+                order[place] = last
+                order.pop()
+            else:
+                order.pop(place)
+        stream_rows = [
+            stream for place in order for stream in range(starts[place], starts[place + 1])
+        ]
+        self.rows = [self.rows[place] for place in order]
+        if self.rows:
+            self._cache.select(stream_rows)
+            self._hidden_SE = self._hidden_SE[self._tensor(stream_rows)]
+        else:
+            self._cache, self._hidden_SE = None, torch.zeros(0)
+        self._arrange()
+
+    def _keep(self, place: int, num_unread: int) -> None:
+        """Keep what the streams of a finished request have read."""
+        cache, kept, row = self._cache, self._kept, self.rows[place]
+        assert cache is not None
+        if kept is None or not cache.can_be_copied:
+            return
+        for stream, prompt in enumerate(row.prompts, start=self._starts[place]):
+            tokens, cells = row.read_until(prompt, num_unread)
+            if kept.room_for(len(tokens)):
+                kept.put(tokens, cells, cache.copy(stream, len(tokens)))
+
+    def _arrange(self) -> None:
+        """Update everything that depends on which rows are in flight."""
+        counts = [len(row.prompts) for row in self.rows]
+        self._starts = np.cumsum([0, *counts]).tolist()
+        self._owner_S = self._tensor(np.repeat(np.arange(len(counts)), counts))
+        self._groups: tuple[tuple[object, ...], list[Group]] | None = None
+        self._captured: tuple[Group, CapturedStep] | None = None
+
+    # ---- a step
+
+    def step(self, max_draws: int) -> list[IntArray]:
+        """Draw tokens, record them in the grammars, and feed the tokens that follow.
+
+        Draws until some row's grammar has to be consulted, at most `max_draws` times.
+
+        Returns:
+            the tokens drawn for each request, int32 [m], in the order of `rows` before the call.
+            Requests that are done, and those whose `error` is set, have left.
+        """
+        num = min(max_draws, *(row.draws_now for row in self.rows))
+        cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])
+        tokens_nm = self._draw(num, cells_nm)
+        queues: dict[int, tuple[IntArray, IntArray]] = {}
+        for row, tokens, cells in zip(self.rows, tokens_nm, cells_nm, strict=True):
+            if row.error is not None:
+                continue
+            try:
+                forced = row.grammar.take(tokens)
+            except BaseException as error:  # of a text tokenizer, for one
+                raise_interrupt(error)
+                row.error = wrong_request(row.number, error)
+                continue
+            row.num_drawn += num
+            if row.state is not None:
+                row.state.drawn.append(tokens)
+            row.num_fed += num + len(forced)
+            forced_cells = row.grammar.forced_cells(forced)
+            row.record_read(np.append(tokens, forced), np.append(cells, forced_cells))
+            queues[id(row)] = (
+                np.concatenate([tokens[-1:], forced]),
+                np.concatenate([cells[-1:], forced_cells]),
+            )
+        for place, row in enumerate(self.rows):
+            if row.error is None and row.grammar.done and row.request.keep:
+                self._keep(place, num_unread=len(queues[id(row)][0]))
+        self.drop([row for row in self.rows if row.error is not None or row.grammar.done])
+        if self.rows:
+            assert self._cache is not None
+            owned = [queues[id(row)] for row in self.rows for _ in row.prompts]
+            self._hidden_SE = feed(
+                self.decoder,
+                self._cache,
+                [tokens for tokens, _ in owned],
+                [cells for _, cells in owned],
+            )
+        return list(tokens_nm)
+
+    def _draw(self, num: int, cells_nm: IntArray) -> IntArray:
+        """The next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""
+        assert self._cache is not None
+        groups = self._current_groups()
+        n = len(self.rows)
+        weights = [group.weights(num) for group in groups]
+        position_n = self._tensor([row.num_drawn for row in self.rows])
+        cell_nm = self._tensor(cells_nm)
+        cells_Sm = cell_nm[self._owner_S]
+        log_probability_n = torch.zeros(n, dtype=torch.float64, device=self._device)
+        drawn: list[Tensor] = []
+        replays = (
+            self._capture is not None
+            and self._cache.can_be_recorded
+            and len(groups) == 1
+            and groups[0].states is None  # a sampler may look at its state on the host
+            and groups[0].drawn is None
+            and groups[0].penalty is None  # it changes from draw to draw
+        )
+        if replays and num > (FEWEST_STEPS if self._captured is None else 1):
+            position_n, log_probability_n = self._replay(
+                groups[0], num - 1, weights[0], position_n, cells_Sm, drawn
+            )
+        for step in range(len(drawn), num):
+            tokens_n = torch.empty(n, dtype=torch.int64, device=self._device)
+            for group, weights_mnG in zip(groups, weights, strict=True):
+                own_n, log_n = group.draw(
+                    self.decoder,
+                    self._hidden_SE,
+                    weights_mnG[step],
+                    position_n,
+                    cell_nm[:, step],
+                    step,
+                )
+                if len(groups) == 1:
+                    tokens_n, log_probability_n = own_n, log_probability_n + log_n
+                else:
+                    tokens_n[group.index_n] = own_n
+                    log_probability_n[group.index_n] += log_n
+            drawn.append(tokens_n)
+            if step + 1 < num:
+                position_n = position_n + 1
+                fed_S1 = self._fed(tokens_n, groups)[self._owner_S, None]
+                self._hidden_SE = self.decoder.hidden_states(
+                    fed_S1, cells_BT=cells_Sm[:, step, None], cache=self._cache
+                )[:, 0]
+                self._cache.advance([1] * len(self._owner_S))
+        for row, value in zip(self.rows, log_probability_n.tolist(), strict=True):
+            row.log_probability += value
+        tokens_nm = torch.stack(drawn, dim=1).cpu().numpy().astype(np.int32)
+        for group in groups:
+            if group.drawn is not None:
+                group.take_drawn(tokens_nm[group.index_n.cpu().numpy()])
+        return tokens_nm
+
+    def _replay(
+        self,
+        group: Group,
+        num: int,
+        weights_mnG: Tensor,
+        position_n: Tensor,
+        cells_Sm: Tensor,
+        drawn: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Replay a captured step `num` times, appending the tokens to `drawn`.
+
+        Returns the positions after it and the log-probabilities.
+        """
+        assert self._capture is not None
+        assert self._cache is not None
+        cache = self._cache
+
+        def draw(
+            hidden_SE: Tensor, weights_nG: Tensor, position_n: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            return group.draw(self.decoder, hidden_SE, weights_nG, position_n)
+
+        def read(tokens_n: Tensor, cells_S1: Tensor) -> Tensor:
+            fed_S1 = self._fed(tokens_n, [group])[self._owner_S, None]
+            return self.decoder.hidden_states(fed_S1, cells_BT=cells_S1, cache=cache)[:, 0]
+
+        if self._captured is None or self._captured[0] is not group:
+            captured = CapturedStep(
+                draw,
+                read,
+                cache,
+                self._hidden_SE,
+                weights_mnG[0],
+                position_n,
+                cells_Sm[:, :1],
+                self._capture,
+            )
+            self._captured = group, captured
+        captured = self._captured[1]
+        hidden_SE: Tensor | None = self._hidden_SE
+        log_probability_n = torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
+        for step in range(num):
+            tokens_n, log_n = captured(
+                hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None]
+            )
+            drawn.append(tokens_n)
+            hidden_SE, position_n, log_probability_n = (
+                None,
+                position_n + 1,
+                log_probability_n + log_n,
+            )
+        self._hidden_SE = captured.hidden_SE.clone()
+        return position_n, log_probability_n
+
+    def _fed(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
+        """The tokens to feed for the drawn ones."""
+        if len(groups) == 1:
+            return groups[0].clamped(tokens_n)
+        fed_n = tokens_n.clone()
+        for group in groups:
+            fed_n[group.index_n] = group.clamped(tokens_n[group.index_n])
+        return fed_n
+
+    def _current_groups(self) -> list[Group]:
+        """The requests grouped by the sampler call that draws for them; cached until that changes."""
+        now = tuple(
+            # with a state, the next hole is another picture
+            (grammar.modality, grammar.legal, None if row.state is None else len(grammar.contents))
+            for row, grammar in ((row, row.grammar) for row in self.rows)
+        )
+        if self._groups is None or self._groups[0] != now:
+            self._groups = now, groups_of(self.rows, self._starts, self._device)
+        return self._groups[1]
+
+    def _tensor(self, values: Any) -> Tensor:
+        return index_tensor(values, self._device)

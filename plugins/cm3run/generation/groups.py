@@ -1,0 +1,394 @@
+"""Groups of a batch: requests whose next tokens are drawn in one sampler call.
+
+Legend: n requests of a group, G guidance streams, S stream rows of the batch, m draws, E model
+dimension, R ids of a legal slice; a suffix g stands for the stream rows of one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm3core.document import BoolArray, IntArray
+from cm3core.faults import raise_interrupt
+from cm3core.interfaces.contract import broken
+from cm3core.interfaces.sampler import share_draws
+from cm3run.generation.events import wrong_request
+from cm3run.generation.penalty import RepetitionPenalty
+from cm3run.generation.sampling import reads_stream
+from cm3run.generation.states import StateTable
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import InferenceDecoder
+    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.sequence.grammar import LegalIds
+    from cm3run.generation.row import ActiveRequest
+    from cm3run.generation.states import Form
+
+
+class Tables(NamedTuple):
+    """What a sampler is given besides logits and plans, for n requests: see `Sampler.draw`."""
+
+    stream_rows_nG: Tensor
+    weights_nG: Tensor
+    allowed_nR: Tensor | None
+    seed_n: Tensor
+    position_n: Tensor
+
+    def of(self, part: slice) -> Tables:
+        """Those of some of the requests."""
+        allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part]
+        return Tables(
+            self.stream_rows_nG[part],
+            self.weights_nG[part],
+            allowed_nR,
+            self.seed_n[part],
+            self.position_n[part],
+        )
+
+
+class Drawn(NamedTuple):
+    """What is recorded of a draw: log-probabilities of the tokens under the reference stream [n] and
+    under the sampling policy [n], and the ids that the filters kept, bool [n, R]."""
+
+    raw_n: Tensor
+    policy_n: Tensor
+    kept_nR: Tensor
+
+
+@dataclass(eq=False)
+class Group:
+    """Requests drawn in one call: the same modality, and samplers that can draw for each other.
+
+    Args:
+        rows: its requests.
+        ids: the slice of the vocabulary that covers all their legal ids.
+        sampler: draws for all of them.
+        plans: one per request.
+        rows_g: stream rows whose logits are needed, int64; None: all rows of the batch.
+        stream_rows_nG: for each request, the rows of its streams within `rows_g`; -1 for a stream
+            that is absent or has no weight.
+        reference_n: the row of each request's reference stream within `rows_g`.
+        allowed_nR: the ids each request may draw; None: all.
+        seed_n: each request's seed.
+        index_n: each request's position in the batch.
+        host: `stream_rows_nG` and `allowed_nR` before a sampler saw them.
+        states: of the requests, if the sampler keeps any.
+        drawn: what is recorded of each draw since it was last emptied. None: nothing is.
+        penalty: on what requests have read or drawn. None: none has one.
+    """
+
+    rows: list[ActiveRequest]
+    ids: range
+    sampler: Sampler
+    plans: tuple[SamplingPlan, ...]
+    rows_g: Tensor | None
+    stream_rows_nG: Tensor
+    reference_n: Tensor
+    allowed_nR: Tensor | None
+    seed_n: Tensor
+    index_n: Tensor
+    host: tuple[IntArray, BoolArray | None]
+    states: StateTable | None = None
+    drawn: list[Drawn] | None = None
+    penalty: RepetitionPenalty | None = None
+
+    def weights(self, num: int) -> Tensor:
+        """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
+        G = self.stream_rows_nG.shape[1]
+        weights_nmG = np.zeros((len(self.rows), num, G), np.float32)
+        for index, row in enumerate(self.rows):
+            own = row.weights(num)
+            weights_nmG[index, :, : own.shape[1]] = own
+        return torch.from_numpy(weights_nmG.swapaxes(0, 1).copy()).to(self.index_n.device)
+
+    def draw(
+        self,
+        decoder: InferenceDecoder,
+        hidden_SE: Tensor,
+        weights_nG: Tensor,
+        position_n: Tensor,
+        cell_n: Tensor | None = None,
+        step: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the next tokens.
+
+        Args:
+            decoder: its head turns hidden states into logits.
+            hidden_SE: hidden states of all stream rows of the batch.
+            weights_nG: one step of `weights`.
+            position_n: number of tokens drawn so far, for the group's requests or for all requests
+                of the batch.
+            cell_n: raster index of the cell that each request of the batch draws, -1 for text; only
+                needed if there are `states`.
+            step: how many draws the requests' `num_drawn` is behind; None: the draw is being captured, and a sampler's
+                error is raised.
+
+        Returns:
+            the tokens, int64 [n], and their log-probability under the reference stream, float64
+            [n].
+        """
+        hidden_gE = hidden_SE if self.rows_g is None else hidden_SE[self.rows_g]
+        logits_gR = decoder.logits(hidden_gE, self.ids).float()
+        position_n = position_n if len(position_n) == len(self.rows) else position_n[self.index_n]
+        if self.states is not None:
+            assert cell_n is not None
+            self.states.cell_n = cell_n[self.index_n]
+        used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+        tables = Tables(self.stream_rows_nG, weights_nG, self.allowed_nR, self.seed_n, position_n)
+        try:
+            tokens_n = self._call(used_gR, slice(None), tables)
+        except BaseException as error:  # a sampler is anybody's
+            raise_interrupt(error)
+            if step is None:
+                raise
+            # what the failed call has written to doesn't count
+            logits_gR = decoder.logits(hidden_gE, self.ids).float()
+            used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+            tables = self._tables_anew(step)
+            self.stream_rows_nG, self.allowed_nR = tables.stream_rows_nG, tables.allowed_nR
+            weights_nG, self.seed_n, position_n = (
+                tables.weights_nG,
+                tables.seed_n,
+                tables.position_n,
+            )
+            tokens_n = self._one_by_one(used_gR, step, error)
+        if self.penalty is not None:
+            self.penalty.add(self.clamped(tokens_n) - self.ids.start)
+        if self.states is not None:
+            self.states.record(self.clamped(tokens_n), position_n)
+        log_n = _log_probability(
+            logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
+        )
+        if self.drawn is not None:
+            self.drawn.append(self._recorded(used_gR, weights_nG, tokens_n, log_n))
+        return tokens_n, log_n
+
+    def _recorded(
+        self, logits_gR: Tensor, weights_nG: Tensor, tokens_n: Tensor, log_n: Tensor
+    ) -> Drawn:
+        """The draw's log-probabilities, and what the filters kept."""
+        try:
+            log_nR = self.sampler.draw_log_probabilities(
+                logits_gR,
+                self.stream_rows_nG,
+                weights_nG,
+                self.plans,
+                first_id=self.ids.start,
+                allowed_nR=self.allowed_nR,
+            )
+        except BaseException as error:  # a sampler is anybody's: its requests fail, no others
+            raise_interrupt(error)
+            for row in self.rows:
+                row.error = row.error or wrong_request(row.number, error)
+            log_nR = logits_gR.new_zeros(len(self.rows), len(self.ids))
+        index_n1 = (self.clamped(tokens_n) - self.ids.start)[:, None]
+        return Drawn(log_n, log_nR.gather(1, index_n1)[:, 0], log_nR > float("-inf"))
+
+    def take_drawn(self, tokens_nm: IntArray) -> None:
+        """Give each request what has been recorded of its last draws.
+
+        Args:
+            tokens_nm: the tokens drawn, for the group's requests.
+        """
+        if not self.drawn:
+            return
+        raw_nm, policy_nm, kept_nmR = (
+            torch.stack(parts, dim=1).cpu().numpy() for parts in zip(*self.drawn, strict=True)
+        )
+        self.drawn.clear()
+        for place, row in enumerate(self.rows):
+            legal = row.grammar.legal
+            own = slice(legal[0].start - self.ids.start, legal[-1].stop - self.ids.start)
+            if row.trace is not None:
+                row.trace.add(
+                    tokens_nm[place], raw_nm[place], policy_nm[place], kept_nmR[place][:, own]
+                )
+
+    def clamped(self, tokens_n: Tensor) -> Tensor:
+        """Tokens clamped to the group's slice, so that they can be fed.
+
+        An id outside the slice is reported when the grammar takes it, and must not break a step.
+        """
+        return tokens_n.clamp(self.ids.start, self.ids.stop - 1)
+
+    def _tables_anew(self, step: int) -> Tables:
+        """The tables of a draw, made of what the host knows."""
+        stream_rows_nG, allowed_nR = self.host
+        device = self.index_n.device
+        return Tables(
+            index_tensor(stream_rows_nG.copy(), device),
+            self.weights(step + 1)[step],
+            None if allowed_nR is None else torch.from_numpy(allowed_nR.copy()).to(device),
+            index_tensor([row.request.seed for row in self.rows], device),
+            index_tensor([row.num_drawn + step for row in self.rows], device),
+        )
+
+    def _call(self, logits_gR: Tensor, part: slice, tables: Tables) -> Tensor:
+        """The sampler's draw for a part of the group, whose tables these are."""
+        state = None if self.states is None else self.states.at(part)
+        draw = (
+            self.sampler.draw
+            if state is None
+            else partial(self.sampler.draw_with_state, state=state)
+        )
+        tokens_n = draw(
+            logits_gR,
+            tables.stream_rows_nG,
+            tables.weights_nG,
+            self.plans if part == slice(None) else self.plans[part],
+            first_id=self.ids.start,
+            allowed_nR=tables.allowed_nR,
+            seed_n=tables.seed_n,
+            position_n=tables.position_n,
+        )
+        expected = len(self.plans[part])
+        if (
+            not isinstance(tokens_n, Tensor)
+            or tokens_n.shape != (expected,)
+            or tokens_n.dtype != torch.int64
+            or tokens_n.device != logits_gR.device
+        ):
+            where = ""
+            shown = type(tokens_n).__name__
+            if isinstance(tokens_n, Tensor):
+                shown = f"{tokens_n.dtype} {list(tokens_n.shape)}"
+                if tokens_n.device != logits_gR.device:
+                    shown, where = f"{shown} on {tokens_n.device}", f" on {logits_gR.device}"
+            raise broken(
+                self.sampler,
+                "only_legal_ids_are_drawn",
+                f"it drew {shown}, not int64 [{expected}]{where}",
+            )
+        if self.states is not None and state is not None:
+            self.states.keep(state, part)
+        return tokens_n
+
+    def _one_by_one(self, logits_gR: Tensor, step: int, error: BaseException) -> Tensor:
+        """After a failed draw, find the requests that fail, and let the others continue."""
+        tokens: list[Tensor] = []
+        for index, row in enumerate(self.rows):
+            own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
+            if row.error is None:
+                try:
+                    if len(self.rows) == 1:
+                        raise error
+                    part = slice(index, index + 1)
+                    own_tables = self._tables_anew(step).of(part)
+                    own = self._call(logits_gR.clone(), part, own_tables)
+                except BaseException as own_error:
+                    raise_interrupt(own_error)
+                    row.error = wrong_request(row.number, own_error)
+            tokens.append(own)
+        return torch.cat(tokens)
+
+
+def groups_of(
+    batch: Sequence[ActiveRequest], starts: Sequence[int], device: torch.device
+) -> list[Group]:
+    """The requests of a batch, grouped by the sampler call that draws for them.
+
+    Args:
+        batch: all requests of the batch.
+        starts: the first stream row of each request, then the total number of rows.
+        device: the decoder's.
+    """
+    together: list[list[int]] = []
+    for place, row in enumerate(batch):
+        for others in together:
+            first = batch[others[0]]
+            if (
+                first.grammar.modality == row.grammar.modality
+                and _form(first) == _form(row)
+                and _share(first, row)
+            ):
+                others.append(place)
+                break
+        else:
+            together.append([place])
+    return [_group(places, batch, starts, device) for places in together]
+
+
+def _share(one: ActiveRequest, other: ActiveRequest) -> bool:
+    """Whether one call may draw for both. A sampler that can't say draws alone."""
+    try:
+        return share_draws(one.sampler, other.sampler)
+    except BaseException as error:
+        raise_interrupt(error)
+        return False
+
+
+def _form(row: ActiveRequest) -> Form | None:
+    """What requests must share to be rows of one table of states; None: no state."""
+    return None if row.state is None else row.state.form
+
+
+def _group(
+    places: list[int],
+    batch: Sequence[ActiveRequest],
+    starts: Sequence[int],
+    device: torch.device,
+) -> Group:
+    """The group of the requests at `places` of the batch."""
+    rows = [batch[place] for place in places]
+    plans = tuple(row.plan() for row in rows)
+    states = [row.state for row in rows if row.state is not None]
+    wanted: dict[int, int] = {}
+    stream_rows_nG = np.full((len(rows), max(len(plan.streams) for plan in plans)), -1)
+    for index, (place, row, plan) in enumerate(zip(places, rows, plans, strict=True)):
+        for stream in range(len(plan.streams)):
+            if reads_stream(plan, stream):
+                stream_row = starts[place] + row.local[stream]
+                stream_rows_nG[index, stream] = wanted.setdefault(stream_row, len(wanted))
+    reference_n = [stream_rows_nG[index, plan.reference] for index, plan in enumerate(plans)]
+    everything = list(wanted) == list(range(starts[-1]))
+    ids, allowed_nR = _legal([row.grammar.legal for row in rows])
+    owners = np.zeros(len(wanted), np.int64)
+    for index, own in enumerate(stream_rows_nG):
+        owners[own[own >= 0]] = index
+    return Group(
+        rows,
+        ids,
+        rows[0].sampler,
+        plans,
+        None if everything else index_tensor(list(wanted), device),
+        index_tensor(stream_rows_nG, device),
+        index_tensor(reference_n, device),
+        None if allowed_nR.all() else torch.from_numpy(allowed_nR).to(device),
+        index_tensor([row.request.seed for row in rows], device),
+        index_tensor(places, device),
+        (stream_rows_nG.copy(), None if allowed_nR.all() else allowed_nR.copy()),
+        StateTable(states, device) if states else None,
+        [] if any(row.trace is not None for row in rows) else None,
+        RepetitionPenalty.of(rows, owners.tolist(), ids, device),
+    )
+
+
+def _legal(legal: list[LegalIds]) -> tuple[range, BoolArray]:
+    """The slice of the vocabulary that covers all legal ids, and which request may draw which [n, R]."""
+    ids = range(min(own[0].start for own in legal), max(own[-1].stop for own in legal))
+    allowed_nR: BoolArray = np.zeros((len(legal), len(ids)), np.bool_)
+    for index, ranges in enumerate(legal):
+        for own in ranges:
+            allowed_nR[index, own.start - ids.start : own.stop - ids.start] = True
+    return ids, allowed_nR
+
+
+def index_tensor(values: Any, device: torch.device) -> Tensor:
+    """Integers as an int64 tensor on a device."""
+    return torch.from_numpy(np.asarray(values, np.int64)).to(device)
+
+
+def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tensor) -> Tensor:
+    """Log-probability, float64 [n], of one id per row among its allowed ids."""
+    if allowed_nR is not None:
+        logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
+    # an id outside the slice is reported when the grammar takes it
+    inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)
+    return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()

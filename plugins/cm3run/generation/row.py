@@ -1,0 +1,205 @@
+"""One request in flight: its prompts, its grammar, its tokens so far, and its events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Codes, Document, IntArray
+from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
+from cm3core.sequence.leads import after_lead
+from cm3run.generation.events import (
+    Event,
+    PictureGrown,
+    Request,
+    TextGrown,
+    TokensDrawn,
+    Trace,
+)
+from cm3run.generation.prompts import key
+from cm3run.generation.sampling import stream_weights
+
+if TYPE_CHECKING:
+    from cm3core.errors import GenerationError
+    from cm3core.interfaces.sampler import Sampler, SamplingPlan
+    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.prompt_writer import Prompt
+    from cm3core.sequence.serialize import Serializer
+    from cm3run.generation.states import RequestState
+
+#: Written by a tokenizer for bytes that don't form a character (yet).
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """How far a request's events have been reported.
+
+    Args:
+        num_drawn: tokens drawn by then.
+        text: of the text hole that was open.
+        picture: the partial picture, and its segment.
+    """
+
+    num_drawn: int
+    text: str
+    picture: tuple[int, Codes] | None
+
+
+@dataclass(eq=False)
+class ActiveRequest:
+    """A request and its state.
+
+    Args:
+        number: its number in events.
+        request: as submitted.
+        document: the request's document with every size decided.
+        sampler: its own or the engine's.
+        plans: the sampler's plan for each modality.
+        prompts: the distinct prompts of its streams.
+        local: for each guidance stream, the index of the prompt it reads (streams without weight
+            read the reference's).
+        grammar: its position in its holes.
+        state: of a stateful sampler; None: the sampler has none, or the request has ended.
+        trace: what is recorded of each token drawn; None: nothing is.
+    """
+
+    number: int
+    request: Request
+    document: Document
+    sampler: Sampler
+    plans: dict[str, SamplingPlan]
+    prompts: list[Prompt]
+    local: list[int]
+    grammar: HoleGrammar
+    state: RequestState | None = None
+    trace: Trace | None = None
+    num_drawn: int = 0
+    num_fed: int = 0
+    log_probability: float = 0.0
+    error: GenerationError | None = None
+    #: Tokens and cells behind the prompt, in order; only of a request whose rows are kept.
+    read: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    #: Set where the request is drawn again from its beginning, until it has drawn as much as before.
+    told: Told | None = None
+    _num_told: int = 0
+    _reported: str = ""
+    _picture: tuple[int, Codes] | None = field(default=None)
+
+    @property
+    def most_draws(self) -> int:
+        """Maximum number of tokens that it can draw."""
+        return num_draws(self.grammar.holes)
+
+    @property
+    def new_tokens(self) -> int:
+        """Maximum number of tokens in its rows besides the prompt."""
+        return num_new_tokens(self.grammar.holes)
+
+    @property
+    def longest(self) -> int:
+        """Maximum number of tokens in its longest row."""
+        return max(map(len, self.prompts)) + self.new_tokens
+
+    @property
+    def draws_now(self) -> int:
+        """Number of tokens that may be drawn in the next step, at least 1."""
+        number = self.grammar.num_draws
+        return number if self.told is None else min(number, self.told.num_drawn - self.num_drawn)
+
+    def plan(self) -> SamplingPlan:
+        """The plan at the current position."""
+        return self.plans[self.grammar.modality]
+
+    def weights(self, num: int) -> npt.NDArray[np.float32]:
+        """Weights [num, G] of the streams at the next `num` positions of the current hole."""
+        first, last = self.grammar.progress
+        return stream_weights(self.plan(), first, last, num)
+
+    def record_read(self, tokens: IntArray, cells: IntArray) -> None:
+        """Note tokens that are fed behind the prompt, if its rows are kept."""
+        if self.request.keep:
+            self.read.append((tokens, cells))
+
+    def read_until(self, prompt: Prompt, num_unread: int) -> tuple[IntArray, IntArray]:
+        """Tokens and cells that a row with this prompt holds: all but the last `num_unread`."""
+        tokens, cells = (np.concatenate(parts) for parts in zip(*self.read, strict=True))
+        stop = len(tokens) - num_unread
+        return (
+            np.concatenate([prompt.tokens, tokens[:stop]]),
+            np.concatenate([prompt.cells, cells[:stop]]),
+        )
+
+    def begin_again(self, fresh: ActiveRequest) -> None:
+        """Become `fresh`, the same request prepared again: it draws the same tokens, and reports none twice."""
+        told = self.told or Told(self._num_told, self._reported, self._picture)
+        vars(self).update(vars(fresh))
+        self.told = told if told.num_drawn else None
+
+    # ---- what is reported
+
+    def events(
+        self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> list[Event]:
+        """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
+        if self.told is not None:
+            if self.num_drawn == self.told.num_drawn:
+                self._reported, self._picture = self.told.text, self.told.picture
+                self._num_told, self.told = self.num_drawn, None
+            return []
+        self._num_told = self.num_drawn
+        events: list[Event] = [TokensDrawn(self.number, hole.segment, tokens)]
+        if hole.kind == "text":
+            content = self.grammar.contents[-1] if closed else self.grammar.current
+            text = serializer.text(np.asarray(content, np.int32))
+            ready = text if closed else text[: _certain(text, hole.lead)]
+            ready = after_lead(hole.lead, ready)
+            if len(ready) > len(self._reported):
+                events.append(TextGrown(self.number, hole.segment, ready[len(self._reported) :]))
+                self._reported = ready
+            if closed:
+                self._reported = ""
+        elif self._drawn_into(serializer, hole, tokens, closed=closed):
+            assert self._picture is not None
+            events.append(PictureGrown(self.number, hole.segment, self._picture[1]))
+        return events
+
+    def _drawn_into(
+        self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> bool:
+        """Put the codes into the partial picture; returns whether a row or the hole is now full."""
+        assert hole.cells is not None
+        if self._picture is None or self._picture[0] != hole.segment:
+            segment = self.document[hole.segment]
+            nothing = Codes(
+                np.zeros(serializer.num_codes, np.int32),
+                serializer.grid,
+                np.ones(serializer.num_codes, np.bool_),
+            )
+            self._picture = hole.segment, segment if isinstance(segment, Codes) else nothing
+        before = self._picture[1]
+        assert before.missing is not None
+        content = (
+            self.grammar.contents[-1] if closed else np.asarray(self.grammar.current, np.int32)
+        )
+        cells = hole.cells[len(content) - len(tokens) : len(content)]
+        codes, missing = before.codes.copy(), before.missing.copy()
+        codes[cells], missing[cells] = serializer.vocabulary.to_codes(tokens), False
+        self._picture = hole.segment, Codes(codes, before.grid, missing)
+        return closed or bool((cells % before.grid[1] == before.grid[1] - 1).any())
+
+
+def _certain(text: str, lead: str) -> int:
+    """Length of the part of a text that more bytes can't change: without unfinished characters, and
+    nothing of what may become the lead."""
+    return 0 if lead.startswith(text) else len(text.rstrip(REPLACEMENT))
+
+
+def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The distinct prompts of a request's streams, and which of them each stream reads."""
+    index: dict[bytes, int] = {}
+    local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
+    return [prompts[local.index(place)] for place in range(len(index))], local

@@ -1,0 +1,251 @@
+"""How the results of one call are generated and chosen.
+
+Sampler, retrieved documents, candidates, the reranker that chooses among them, and the upscaler
+that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+
+from cm3core.config.overrides import named_config
+from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
+from cm3core.errors import GenerationError, close_match
+from cm3core.interfaces.reranker import Candidate
+from cm3core.plugins.built import built
+from cm3run.generation.engine import Completion, Request, candidate_seed, turn_of
+from cm3run.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
+from cm3run.model.jobs import Job
+from cm3run.model.loaded import Loaded, check_kept, check_length, sampler_of, seen
+from cm3run.model.options import GenerationOptions
+from cm3run.model.results import Choice, GeneratedImage
+from cm3run.model.retrieval import Augmented, Retrieval
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.reranker import Reranker, RerankerConfig
+    from cm3core.interfaces.sampler import Sampler
+    from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
+
+T = TypeVar("T")
+#: Pixels of codes, uint8 [height, width, 3].
+Decode: TypeAlias = Callable[[Codes], PixelArray]
+#: Makes a result of the chosen completion, its seed, how it was chosen, and what decodes its pictures.
+Make: TypeAlias = Callable[[Completion, int, Choice | None, Decode], T]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the options of one call ask for, checked.
+
+    Args:
+        loaded: the model.
+        sampler: samples all candidates.
+        sampler_name: its name.
+        num_candidates: candidates for each result.
+        reranker: chooses among them; None when there is only one.
+        num_retrieved: None: the recipe's number, or none when there is a `context`.
+        context: (pixels of the model's size, text) prepended by hand.
+        exclude: ids of documents that are not retrieved.
+    """
+
+    loaded: Loaded
+    sampler: Sampler
+    sampler_name: str
+    num_candidates: int
+    reranker: Reranker | None
+    num_retrieved: int | None
+    context: list[tuple[PixelArray, str]]
+    exclude: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, loaded: Loaded, options: GenerationOptions, *, truncate: bool | None = None
+    ) -> Plan:
+        """The plan of a call; raises `GenerationError` or `RecipeError` for invalid options.
+
+        Args:
+            truncate: whether the call cuts texts; None: it has no such option.
+        """
+        candidate_seed(options.seed, 0)
+        sampler = sampler_of(loaded, options.sampler, **options.sampling)
+        number = options.num_candidates
+        number = loaded.recipe.generate.num_candidates if number is None else number
+        check_kept(loaded, number, "num_candidates", "use fewer")
+        chooser = reranker(loaded, options.reranker) if number > 1 else None
+        own = loaded.recipe.component_names.get("reranker")
+        if chooser is None and options.reranker not in (None, own):
+            _reranker_config(
+                loaded, options.reranker
+            )  # a wrong name, though there is nothing to choose
+        context = [(seen(loaded, picture), text) for picture, text in options.context]
+        if not truncate:
+            texts = [(f"context {place}, text", text) for place, (_, text) in enumerate(context)]
+            replaced = {stream.variant.replace_text for stream in sampler.plan("image").streams}
+            texts += [("negative prompt", text) for text in replaced if text is not None]
+            for place, text in texts:
+                next_step = SHORTEN if truncate is None else SHORTEN_OR_TRUNCATE
+                check_length(loaded, place, text, next_step=next_step)
+        return cls(
+            loaded,
+            sampler,
+            options.sampler or loaded.recipe.component_names.get("sampler", ""),
+            number,
+            chooser,
+            options.num_retrieved,
+            context,
+            frozenset(options.exclude),
+        )
+
+    def augmented(
+        self,
+        requests: Sequence[Request],
+        queries: Sequence[Document],
+        *,
+        num_alternatives: int = 1,
+    ) -> list[list[Augmented]]:
+        """The requests with the plan's sampler and prepended documents, see `Retrieval.augment`."""
+        asked = [replace(request, sampler=self.sampler) for request in requests]
+        return Retrieval(self.loaded).augment(
+            asked,
+            queries,
+            self.num_retrieved,
+            self.context,
+            self.exclude,
+            num_alternatives=num_alternatives,
+        )
+
+    def job(
+        self,
+        alternatives: Sequence[Augmented],
+        make: Make[T],
+        *,
+        place: int = 0,
+        given: Sequence[PixelArray] = (),
+    ) -> Job[T]:
+        """The job of one result.
+
+        Result number `place` of a request takes the next alternative in turn, for all its candidates.
+        `make` gets the chosen completion, its seed, how it was chosen, and what decodes its pictures.
+        `given` are the pictures that are edited or inpainted.
+        """
+        requests = []
+        turn = place if len(alternatives) > 1 else 0  # else seeds would differ for nothing
+        for index in range(place * self.num_candidates, (place + 1) * self.num_candidates):
+            seed = candidate_seed(alternatives[0][0].seed, index, turn)
+            request, _ = alternative_of(alternatives, seed)
+            sampler = self.sampler.for_candidate(index)
+            requests.append(replace(request, seed=seed, sampler=sampler))
+        texts = [one.text for one in requests[0].document if isinstance(one, Text)]
+        shown = alternative_of(alternatives, requests[0].seed)[1]
+        pictures = [*given, *(one.pixels for one in shown if one.pixels is not None)]
+
+        def finish(completions: Sequence[Completion]) -> T:
+            decoded: dict[int, tuple[Codes, PixelArray]] = {}  # by the identity of the codes
+
+            def decode(codes: Codes) -> PixelArray:
+                """A picture's pixels, a copy: what the reranker has seen is not decoded again."""
+                if id(codes) not in decoded:
+                    decoded[id(codes)] = codes, self.loaded.drawn(codes, texts, pictures)
+                return decoded[id(codes)][1].copy()
+
+            if self.reranker is None:
+                return make(completions[0], requests[0].seed, None, decode)
+            scores = self.reranker.score(
+                [
+                    Candidate(
+                        one.document,
+                        completion.document,
+                        decode,
+                        tuple(one.retrieved),
+                        completion.log_probability,
+                        completion.num_tokens,
+                        one.seed,
+                    )
+                    for one, completion in zip(requests, completions, strict=True)
+                ]
+            )
+            best = max(range(len(scores)), key=scores.__getitem__)
+            return make(
+                completions[best],
+                requests[best].seed,
+                Choice(tuple(scores), best, self.reranker.measure),
+                decode,
+            )
+
+        return Job(requests, finish)
+
+
+def alternative_of(alternatives: Sequence[Augmented], seed: int) -> Augmented:
+    """The alternative whose turn it is, which a candidate's seed carries.
+
+    So a picture's seed alone also says what was prepended to it.
+    """
+    return alternatives[turn_of(seed) % len(alternatives)]
+
+
+def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
+    """The recipe's reranker, or the named one with its defaults.
+
+    Raises `GenerationError` if there is none.
+    """
+    parts = loaded.components
+    if name is None or name == loaded.recipe.component_names.get("reranker"):
+        if parts.reranker is None:
+            known = close_match("", parts.registry.names("reranker"))
+            raise GenerationError(
+                "reranker",
+                f"the model's recipe {loaded.recipe.name!r} has none to choose candidates by",
+                f"name one (reranker); {known}",
+            )
+        return parts.reranker
+    config = _reranker_config(loaded, name)
+    return built(
+        config.build(embedder=parts.embedder, likelihood=parts.likelihood), config, parts.registry
+    )
+
+
+def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
+    """The config of the reranker of that name, with its defaults."""
+    config_class = loaded.components.registry.config_class("reranker", name, place="reranker")
+    config = cast("RerankerConfig", named_config(config_class, {}, "reranker"))
+    config.check()
+    return config
+
+
+def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
+    """A generated picture's score for its prompt, by the recipe's reranker or a named one."""
+    candidate = Candidate(
+        (Text(picture.prompt), ImageHole()),
+        (Text(picture.prompt), picture.codes),
+        lambda _: picture.pixels,  # as it is shown, and as it was scored when it was chosen
+        (),
+        picture.log_probability,
+        0,
+        picture.seed,
+    )
+    return reranker(loaded, name).score([candidate])[0]
+
+
+def upscaler(loaded: Loaded, upscale: bool | str) -> Upscaler | None:
+    """None (False), the recipe's upscaler (True), or the named one with its defaults.
+
+    Raises `GenerationError` if there is none.
+    """
+    if upscale is False:
+        return None
+    parts = loaded.components
+    if isinstance(upscale, str) and upscale != loaded.recipe.component_names.get("upscaler"):
+        config_class = parts.registry.config_class("upscaler", upscale, place="upscale")
+        config = cast("UpscalerConfig", named_config(config_class, {}, "upscaler"))
+        config.check()
+        return built(config.build(), config, parts.registry)
+    if parts.upscaler is None:
+        known = close_match("", parts.registry.names("upscaler"))
+        raise GenerationError(
+            "upscale",
+            f"the model's recipe {loaded.recipe.name!r} has no upscaler",
+            f"name one; {known}",
+        )
+    return parts.upscaler

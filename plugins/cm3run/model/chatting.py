@@ -1,0 +1,358 @@
+"""Conversations with pictures in and out: the replies of `Model.chat`.
+
+A layout with turns (`Layout.has_turns`) has conversations as the model's own sequences: a reply is
+text, a picture wherever the model begins one, text again, until the model ends its turn. Each of them
+is a request, so that a picture gets its guidance streams from all that is before it, the reply's own
+text included. Other models are asked by a task whose record is a picture and a conversation as text;
+without a picture they draw one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cm3core.arguments import Count, CountOrZero, Name, check_fields, checked
+from cm3core.document import (
+    Codes,
+    Document,
+    ImageHole,
+    PixelArray,
+    Segment,
+    Text,
+    TextHole,
+    with_turn,
+)
+from cm3core.errors import GenerationError
+from cm3run.generation.engine import Completion, Event, Failed, Request, candidate_seed
+from cm3run.generation.prepare import SHORTEN
+from cm3run.model.chains import Chain, Step, run_chains
+from cm3run.model.conversation_texts import ConversationTexts
+from cm3run.model.drawing import Drawing
+from cm3run.model.jobs import Done
+from cm3run.model.loaded import (
+    Picture,
+    check_length,
+    pixels_of,
+    sampler_of,
+    seen,
+    text_hole,
+)
+from cm3run.model.options import sampler_keys
+from cm3run.model.results import GeneratedImage
+from cm3run.model.tasks import conversing_task
+from cm3run.model.turns import (
+    Answer,
+    Reply,
+    ReplyPart,
+    ReplyPicture,
+    ReplyReady,
+    Turn,
+    beginnings,
+    most_that_fit,
+    turns_of,
+)
+from cm3run.model.writing import Writing, image_of
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.sampler import Sampler
+    from cm3run.model.jobs import Job
+
+#: Pictures of one reply, at most.
+MAX_PICTURES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplyOptions:
+    """What is asked of a reply; `Chatting.chat` describes them."""
+
+    answer: Answer = "any"
+    max_tokens: Count | None = None
+    max_pictures: CountOrZero = MAX_PICTURES
+    truncate: bool = False
+    seed: int = 0
+    force: bool = False
+    sampler: Name | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, GenerationError)
+        candidate_seed(self.seed, 0)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> ReplyOptions:
+        """The options among a call's keyword arguments; all others are the sampler's keys."""
+        names = cls.__dataclass_fields__.keys() - {"sampling"}
+        own = {name: options[name] for name in names if name in options}
+        rest = {key: value for key, value in options.items() if key not in names}
+        return cls(**own, sampling=sampler_keys(rest))
+
+
+class Chatting(Drawing, Writing, ConversationTexts):
+    """A model that converses."""
+
+    @checked(GenerationError)
+    def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
+        """Reply to a conversation, whose last turn is the user's.
+
+        >>> model.chat([Turn("user", ("What is it?", Path("bell.png")))]).text    # doctest: +SKIP
+
+        Args:
+            conversation: turns, or a text alone. Pictures of any sizes: the model sees the largest
+                centred square of each (or crop in its aspect ratio).
+            options: keyword arguments:
+
+                answer          "any": the model decides what it replies, text and pictures; "text": a
+                                text; "image": a picture
+                max_tokens      of all texts of the reply; None: the recipe's
+                                `generate.max_text_tokens`
+                max_pictures    of the reply
+                truncate        leave out the oldest turns of a conversation that doesn't fit
+                force           also on a model that was not tuned for conversations
+                seed, sampler, sampling, and the sampler's keys: see `Model`
+
+        Raises:
+            DataError: a picture can't be read.
+            GenerationError: the conversation is empty, doesn't end with the user's turn, or doesn't
+                fit; the model was not tuned for conversations, or not for such an answer.
+        """
+        return self.chats([conversation], **options)[0]
+
+    @checked(GenerationError)
+    def chats(self, conversations: Sequence[str | Sequence[Turn]], **options: Any) -> list[Reply]:
+        """Reply to several conversations in one batch; see `chat`. All have the same seed, and each
+        reply is what it would be alone."""
+        replies: dict[int, Reply] = {}
+        for event in self.chat_events(conversations, details=False, **options):
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, ReplyReady):
+                replies[event.request] = event.reply
+        return [replies[number] for number in range(len(conversations))]
+
+    @checked(GenerationError)
+    def chat_events(
+        self,
+        conversations: Sequence[str | Sequence[Turn]],
+        *,
+        details: bool = True,
+        **options: Any,
+    ) -> Generator[Event, None, None]:
+        """The events of `chats` as they happen: `TextGrown` and `PictureGrown` with `details`,
+        `ReplyPart`, and for each conversation `ReplyReady` or `Failed`. Leaving it ends the work."""
+        asked = ReplyOptions.of(options)
+        chains = (self.reply_chain(one, asked) for one in conversations)
+        for event in run_chains(self.engine, chains, details=details):
+            if isinstance(event, Done):
+                yield ReplyReady(event.request, event.result)
+            elif isinstance(event, (Failed, ReplyPart)) or details:
+                yield event
+
+    @checked(GenerationError)
+    def reply_chain(self, conversation: str | Sequence[Turn], asked: ReplyOptions) -> Chain[Reply]:
+        """The chain of requests that make a reply."""
+        turns = turns_of(conversation)
+        task = self.check_converses(force=asked.force)
+        if task is None:
+            return (yield from self._in_turns(turns, asked))
+        return (yield from self._by_task(task, turns, asked))
+
+    @checked(GenerationError)
+    def check_converses(self, *, force: bool = False) -> str | None:
+        """The task by which the model converses; None: in its layout's turns.
+
+        Raises:
+            GenerationError: it was tuned for no conversations, and is not forced; or it can have none.
+        """
+        tuned = conversing_task(self)
+        if tuned is not None:
+            return tuned
+        has_turns = self.components.serializer.layout.has_turns
+        if has_turns and (self.tasks.turns or force):
+            return None
+        if force and (untuned := conversing_task(self, untuned=True)) is not None:
+            return untuned
+        names = ", ".join(self.tasks.names)
+        raise GenerationError(
+            "conversation",
+            f"the model was not tuned for conversations{f', but for {names}' if names else ''}; what "
+            "it would reply is meaningless",
+            "use a model that was, tune one (docs/tuning.md), or give force=True (--force)",
+        )
+
+    # ---- in turns of the layout
+
+    def _in_turns(self, turns: list[Turn], asked: ReplyOptions) -> Chain[Reply]:
+        """A reply of texts and pictures."""
+        sampler = sampler_of(self, asked.sampler, **asked.sampling)
+        left = text_hole(self.recipe, asked.max_tokens).max_tokens or 1
+        segments = [self._segments(number, turn) for number, turn in enumerate(turns)]
+        number = self._num_read(segments, turns, left, asked, sampler)
+        document = tuple(one for own in segments[len(turns) - 1 - number :] for one in own)
+        parts: list[str | ReplyPicture] = []
+        nats, num_pictures, draws = 0.0, 0, asked.answer == "image"
+        finish: Literal["stop", "length"] = "stop"
+        while True:
+            room = self._fits((*document, ImageHole()), sampler)
+            may_draw = asked.answer == "any" and num_pictures < asked.max_pictures and room
+            hole: Segment = ImageHole()
+            if draws and not room and parts:
+                finish = "length"
+                break
+            if not draws:
+                most = min(left, self._room_for_text(document))
+                if parts and most < 1:
+                    finish = "length"
+                    break
+                least = 0 if parts else 1
+                hole = TextHole(max(1, most), least, or_picture=may_draw)
+            seed = candidate_seed(asked.seed, len(parts))
+            prompt = (*document, with_turn(hole, not parts))
+            done = yield Step(Request(prompt, seed=seed, sampler=sampler, keep=True), len(parts))
+            assert done is not None
+            nats += done.log_probability
+            made = done.document[-1]
+            if isinstance(made, Codes):
+                num_pictures += 1
+                given = [part for turn in turns for part in turn.parts] + parts
+                pixels = self.drawn(
+                    made,
+                    [one.text for one in document if isinstance(one, Text)],
+                    [
+                        one.pixels if isinstance(one, ReplyPicture) else pixels_of(one)
+                        for one in given
+                        if not isinstance(one, str)
+                    ],
+                )
+                parts.append(ReplyPicture(pixels, made, seed, done.log_probability))
+            elif isinstance(made, Text) and made.text:
+                left -= done.num_tokens
+                parts.append(made.text)
+            if made != Text(""):
+                document = (*document, made)
+                yield ReplyPart(0, len(parts) - 1, parts[-1])
+            draws = done.ends[-1] == "picture"
+            if done.ends[-1] == "length":
+                finish = "length"
+            if done.ends[-1] in ("length", "end", "stop") or asked.answer != "any":
+                break
+        return Reply(tuple(parts), asked.seed, finish, number, len(turns) - 1 - number, nats)
+
+    def _segments(self, number: int, turn: Turn) -> Document:
+        """A turn's texts and pictures; texts side by side are one."""
+        segments: list[Segment] = []
+        for part in turn.parts:
+            if not isinstance(part, str):
+                segments.append(self._codes_of(part))
+            elif part.strip():
+                before = segments.pop().text + "\n" if _is_text(segments) else ""  # type: ignore[union-attr]  # is one
+                segments.append(Text(before + part.strip()))
+        for segment in segments:
+            if isinstance(segment, Text):
+                check_length(self, f"conversation, turn {number}", segment.text, next_step=SHORTEN)
+        return tuple(with_turn(one, place == 0) for place, one in enumerate(segments))
+
+    def _codes_of(self, picture: Path | PixelArray | ReplyPicture) -> Segment:
+        """A picture's codes; those of one that the model drew are its own."""
+        if isinstance(picture, ReplyPicture):
+            return picture.codes
+        return self.coded((image_of(seen(self, picture)),))[0]
+
+    def _num_read(
+        self,
+        segments: list[Document],
+        turns: list[Turn],
+        most: int,
+        asked: ReplyOptions,
+        sampler: Sampler,
+    ) -> int:
+        """How many of the turns before the last one are read, so that a reply fits behind them."""
+        roles = [turn.role for turn in turns[:-1]]
+        hole: Segment = ImageHole() if asked.answer == "image" else TextHole(1)
+
+        def fits(number: int, hole: Segment = hole) -> bool:
+            kept = segments[len(turns) - 1 - number :]
+            return self._fits((*(one for own in kept for one in own), hole), sampler)
+
+        if asked.truncate:
+            wanted = hole if asked.answer == "image" else TextHole(most)
+            return most_that_fit(beginnings(roles), lambda number: fits(number, wanted))
+        if roles and not fits(len(roles)) and fits(0):
+            raise GenerationError(
+                "conversation",
+                f"of {len(turns)} turns doesn't fit the decoder's context of "
+                f"{self.components.decoder.context_length} tokens",
+                "begin a new one, or leave out the oldest turns (truncate)",
+            )
+        return len(roles)
+
+    def _fits(self, document: Document, sampler: Sampler) -> bool:
+        return self.engine.fits(Request(document, sampler=sampler))
+
+    def _room_for_text(self, document: Document) -> int:
+        """Tokens of a text that the context holds behind the document."""
+        prompt = self.components.serializer.prompt((*document, with_turn(TextHole(1))))
+        return self.components.decoder.context_length - len(prompt) + 1
+
+    # ---- by a task
+
+    def _by_task(self, task: str, turns: list[Turn], asked: ReplyOptions) -> Chain[Reply]:
+        """A text about the last picture of the conversation, or a picture."""
+        shown = [picture for turn in turns for picture in turn.pictures]
+        text = turns[-1].text.strip()
+        options: dict[str, Any] = {"seed": asked.seed, "force": asked.force}
+        options |= {"sampler": asked.sampler, "sampling": asked.sampling}
+        read = 0
+        job: Job[Any]
+        if asked.answer == "image" or (asked.answer == "any" and not shown):
+            options |= {"num_candidates": 1}
+            if shown:
+                jobs, _ = self.edit_jobs(_pixels_or_file(shown[-1]), text, 1, **options)
+            else:
+                jobs, _ = self.image_jobs(text, 1, **options)
+            job = next(iter(jobs))
+        elif not shown:
+            raise GenerationError(
+                "conversation",
+                "has no picture, and this model writes only about pictures",
+                "show one, or ask for one (answer='image')",
+            )
+        elif not text:
+            options["max_tokens"] = asked.max_tokens
+            [job], _ = self.caption_jobs([_pixels_or_file(shown[-1])], **options)
+        else:
+            earlier, read = self.conversation_read(
+                task,
+                [(turn.role, turn.text.strip()) for turn in turns],
+                max_tokens=asked.max_tokens,
+                truncate=asked.truncate,
+                force=asked.force,
+            )
+            options |= {"task": task, "max_tokens": asked.max_tokens}
+            job, _ = self.ask_job(_pixels_or_file(shown[-1]), earlier, **options)
+        completions: list[Completion] = []
+        for request in job.requests:
+            done = yield Step(replace(request, keep=True), 0)
+            assert done is not None
+            completions.append(done)
+        made = job.finish(completions)
+        part: str | ReplyPicture
+        if isinstance(made, GeneratedImage):
+            part = ReplyPicture(made.pixels, made.codes, made.seed, made.log_probability)
+        else:
+            part = made.text
+        yield ReplyPart(0, 0, part)
+        cut = completions[-1].ends[-1:] == ("length",)
+        nats = made.log_probability
+        left_out = len(turns) - 1 - read
+        return Reply((part,), asked.seed, "length" if cut else "stop", read, left_out, nats)
+
+
+def _is_text(segments: list[Segment]) -> bool:
+    return bool(segments) and isinstance(segments[-1], Text)
+
+
+def _pixels_or_file(picture: Path | PixelArray | ReplyPicture) -> Picture:
+    return picture.pixels if isinstance(picture, ReplyPicture) else picture

@@ -1,0 +1,360 @@
+"""Jobs that generate pictures: from a prompt, by editing a picture, by inpainting a part of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from cm3core.arguments import Count, Name, checked
+from cm3core.document import (
+    BoolArray,
+    Codes,
+    Document,
+    Segment,
+    Text,
+    text_of,
+)
+from cm3core.errors import GenerationError
+from cm3core.plugins.marks import marked
+from cm3run.generation.engine import Completion, Event, Request
+from cm3run.model.candidates import Decode, Make, Plan, alternative_of, upscaler
+from cm3run.model.conditions import GivenCondition, with_condition
+from cm3run.model.crop import Box, CentreCrop, region
+from cm3run.model.jobs import Done, Job
+from cm3run.model.loaded import (
+    Loaded,
+    Picture,
+    check_alone,
+    check_kept,
+    check_prompt,
+    check_text,
+    pixels_of,
+    seen,
+    text_hole,
+)
+from cm3run.model.options import GenerationOptions
+from cm3run.model.results import (
+    Choice,
+    GeneratedImage,
+    ImageReady,
+    InfilledImage,
+    InfillReady,
+    Scored,
+)
+from cm3run.model.retrieval import Augmented
+from cm3run.model.tasks import (
+    edit_task,
+    encoded_record,
+    named_task,
+    pictures_given,
+    record_of,
+    serves,
+    task_for,
+)
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.task import Method, Record
+    from cm3core.interfaces.upscaler import Upscaler
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+
+
+class Drawing(Loaded):
+    """A model that generates pictures: the jobs of `Model.generate`, `edit` and `infill`."""
+
+    @checked(GenerationError)
+    def image_jobs(
+        self,
+        prompt: str | Sequence[str],
+        num_images: Count | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | Name = False,
+        task: Name | None = None,
+        force: bool = False,
+        condition: GivenCondition | None = None,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of `generate`, one per picture, and the number of tokens they generate."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        number = _num_images(self, num_images)
+        for text in prompts:
+            check_text(self, "prompt", text, truncate=truncate)
+        method: Method = "generate" if condition is None else "structure"
+        chosen = task_for(self, method, task, force=force)
+        shared: Record = {}
+        if condition is not None:
+            shared = with_condition(self, chosen, condition, force=force)
+            sampler = sampler_for("structures", self.recipe, self.components.registry)
+            options = {"num_retrieved": 0, "sampler": sampler, **options}
+        given = GenerationOptions.of({**options, "seed": seed})
+        plan = Plan.of(self, given, truncate=truncate)
+        documents = [chosen.prompt({**shared, **record_of(chosen, text, None)}) for text in prompts]
+        if condition is not None:
+            for document in documents:
+                check_prompt(self, f"task {task or method}", document, truncate=truncate)
+        requests = [Request(document, seed=seed, truncate=truncate) for document in documents]
+        retriever = self.recipe.retriever
+        augmented = plan.augmented(
+            requests,
+            [(Text(text),) for text in prompts],
+            num_alternatives=1 if retriever is None else retriever.num_alternatives,
+        )
+        enlarger = upscaler(self, upscale)
+        jobs = (
+            plan.job(
+                alternatives,
+                _image_maker(plan, text, alternatives, enlarger),
+                place=place,
+            )
+            for text, alternatives in zip(prompts, augmented, strict=True)
+            for place in range(number)
+        )
+        num_codes = self.components.serializer.num_codes
+        return jobs, len(prompts) * number * plan.num_candidates * num_codes
+
+    @checked(GenerationError)
+    def edit_jobs(
+        self,
+        picture: Picture,
+        instruction: str,
+        num_images: Count | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | Name = False,
+        task: Name | None = None,
+        force: bool = False,
+        task_text: str | None = None,
+        sampler: Name | None = None,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of `edit`, one per picture, and the number of tokens they generate."""
+        if task_text is None:
+            chosen = task_for(self, "edit", task, force=force)
+        else:
+            check_alone("task_text", task)
+            check_text(self, "task_text", task_text, truncate=truncate)
+            chosen = edit_task(task_text)
+        check_text(self, "instruction", instruction, truncate=truncate)
+        number = _num_images(self, num_images)
+        if sampler is None:
+            sampler = sampler_for("edits", self.recipe, self.components.registry)
+        given = GenerationOptions.of(
+            {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
+        )
+        if given.num_candidates is None:  # an instruction says little of what the picture shows
+            given = replace(given, num_candidates=1)
+        plan = Plan.of(self, given, truncate=truncate)
+        source = seen(self, picture)
+        document = chosen.prompt(record_of(chosen, instruction, self.encode([source])[0]))
+        check_prompt(self, f"task {task or 'edit'}", document, truncate=truncate)
+        [alternatives] = plan.augmented(
+            [Request(document, seed=seed, truncate=truncate)], [(Text(instruction),)]
+        )
+        make = _image_maker(plan, instruction, alternatives, upscaler(self, upscale))
+        jobs = (
+            plan.job(alternatives, make, place=place, given=[source]) for place in range(number)
+        )
+        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+
+    @checked(GenerationError)
+    def task_jobs(
+        self,
+        task: Name,
+        record: Record,
+        prompt: str,
+        num_images: Count | None = None,
+        *,
+        seed: int = 0,
+        truncate: bool = False,
+        upscale: bool | Name = False,
+        force: bool = False,
+        **options: Any,
+    ) -> tuple[Iterator[Job[GeneratedImage]], int]:
+        """The jobs of a task of any fields whose response is one picture, one job per picture, and the
+        number of tokens they generate.
+
+        Args:
+            task, record, force: see `Model.do`.
+            prompt: what the results are called (`GeneratedImage.prompt`), and the query for retrieval.
+            num_images, options: see `Model.generate`. Nothing is retrieved unless `num_retrieved` is
+                given.
+
+        Raises:
+            GenerationError: the model was not tuned for the task, its response is no picture, or a
+                text is too long.
+            DataError: a field is missing, empty or of another type.
+        """
+        chosen = named_task(self, task, force=force)
+        if [chosen.fields[name] for name in chosen.responses] != ["image"]:
+            raise GenerationError(
+                f"task {task!r}",
+                f"returns {', '.join(chosen.responses)}, not one picture",
+                "use Model.do",
+            )
+        number = _num_images(self, num_images)
+        given = {"num_retrieved": 0, **options, "seed": seed}
+        if given.get("sampler") is None and (role := _ROLES.get(serves(self, task))) is not None:
+            given["sampler"] = sampler_for(role, self.recipe, self.components.registry)
+        plan = Plan.of(self, GenerationOptions.of(given), truncate=truncate)
+        document = chosen.prompt(encoded_record(self, chosen, record), place=f"task {task!r}")
+        check_prompt(self, f"task {task}", document, truncate=truncate)
+        [alternatives] = plan.augmented(
+            [Request(document, seed=seed, truncate=truncate)], [(Text(prompt),)]
+        )
+        make = _image_maker(plan, prompt, alternatives, upscaler(self, upscale))
+        pictures = pictures_given(self, task, chosen, record)
+        jobs = (
+            plan.job(alternatives, make, place=place, given=pictures) for place in range(number)
+        )
+        return jobs, number * plan.num_candidates * self.components.serializer.num_codes
+
+    @checked(GenerationError)
+    def infill_job(
+        self,
+        picture: Picture,
+        box: Box | Sequence[Box] | None = None,
+        text: str | None = None,
+        *,
+        mask: BoolArray | str | Path | None = None,
+        seed: int = 0,
+        truncate: bool = False,
+        **options: Any,
+    ) -> tuple[Job[InfilledImage], int]:
+        """The job of `infill`, and the maximum number of tokens it generates."""
+        whole = pixels_of(picture)
+        crop = CentreCrop(whole.shape[:2], self.image_size)
+        region_HW, missing = region(crop, self.components.image_tokenizer.grid, box, mask)
+        codes = replace(self.encode([seen(self, whole)])[0], missing=missing)
+        if text is not None:
+            check_text(self, "text", text, truncate=truncate)
+        first: Segment = text_hole(self.recipe, None) if text is None else Text(text)
+        given = GenerationOptions.of({**options, "seed": seed})
+        plan = Plan.of(self, given, truncate=truncate)
+        [alternatives] = plan.augmented(
+            [Request((first, codes), seed=seed, truncate=truncate)],
+            [() if text is None else (Text(text),)],
+        )
+        [(_, retrieved)] = alternatives
+        rows, columns = np.flatnonzero(region_HW.any(1)), np.flatnonzero(region_HW.any(0))
+        around = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+        def make(
+            completion: Completion, own_seed: int, choice: Choice | None, decode: Decode
+        ) -> InfilledImage:
+            filled = _picture_of(completion.document)
+            decoded = decode(filled)
+            return InfilledImage(
+                crop.pasted(whole, decoded, region_HW),
+                decoded,
+                filled,
+                around,
+                text_of(completion.document),
+                own_seed,
+                retrieved,
+                completion.log_probability,
+                choice,
+            )
+
+        num_text_tokens = 0 if text is not None else text_hole(self.recipe, None).max_tokens or 0
+        total = plan.num_candidates * (int(missing.sum()) + num_text_tokens)
+        return plan.job(alternatives, make, given=[whole]), total
+
+
+#: What a sampler may be made for, a mark of `SamplerConfig`, by the method that a task serves.
+Role: TypeAlias = Literal["edits", "structures"]
+_ROLES: Mapping[str, Role] = {"edit": "edits", "structure": "structures"}
+
+
+def sampler_for(role: Role, recipe: Recipe, registry: Registry) -> str | None:
+    """Name of the sampler that is used for edits or after structures when none is named.
+
+    One made for that (`SamplerConfig.edits`, `.structures`), the first by name. None: the recipe's, because it is
+    made for one of the two, which both guide by a picture, or because no sampler is.
+    """
+    if recipe.sampler is not None and any(
+        getattr(recipe.sampler, mark) for mark in _ROLES.values()
+    ):
+        return None
+    return next(iter(marked(registry, "sampler", role)), None)
+
+
+def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
+    """What the model sees of a picture, below the first `keep` rows of pixels of it."""
+    x0, y0, x1, y1 = CentreCrop(pixels_of(whole).shape[:2], loaded.image_size).pixels
+    if not 0 <= keep < y1 - y0:
+        raise GenerationError(
+            "keep",
+            f"is {keep}, the model sees {y1 - y0} rows of pixels",
+            f"use 0 to {y1 - y0 - 1}",
+        )
+    return x0, y0 + keep, x1, y1
+
+
+def image_events(events: Iterable[Event]) -> Iterator[Event]:
+    """Events of picture jobs, with scores and the picture in place of each `Done`."""
+    for event in events:
+        if isinstance(event, Done):
+            yield from result_events(event.request, event.result)
+        else:
+            yield event
+
+
+def result_events(first: int, image: GeneratedImage | InfilledImage) -> Iterator[Event]:
+    """Events of a finished picture whose first candidate has the number `first`."""
+    choice = image.choice
+    if choice is not None:
+        for place, score in enumerate(choice.scores):
+            yield Scored(first + place, score, choice.measure)
+    yield (
+        ImageReady(first, image) if isinstance(image, GeneratedImage) else InfillReady(first, image)
+    )
+
+
+def _num_images(loaded: Loaded, asked: int | None) -> int:
+    return loaded.recipe.generate.num_images if asked is None else asked
+
+
+def check_num_images(loaded: Loaded, num_prompts: int, asked: int | None) -> None:
+    """Raise `GenerationError` for more pictures than a call that returns them all may keep."""
+    number = num_prompts * _num_images(loaded, asked)
+    check_kept(loaded, number, "num_images", "use fewer, or stream, which keeps one at a time")
+
+
+def _image_maker(
+    plan: Plan,
+    prompt: str,
+    alternatives: Sequence[Augmented],
+    enlarger: Upscaler | None,
+) -> Make[GeneratedImage]:
+    """A function that makes a picture of its chosen completion."""
+
+    def make(
+        completion: Completion, seed: int, choice: Choice | None, decode: Decode
+    ) -> GeneratedImage:
+        codes = _picture_of(completion.document)
+        pixels = decode(codes)
+        return GeneratedImage(
+            pixels,
+            prompt,
+            seed,
+            alternative_of(alternatives, seed)[1],
+            codes,
+            completion.log_probability,
+            choice,
+            None if enlarger is None else enlarger.upscale(pixels),
+            plan.sampler_name,
+        )
+
+    return make
+
+
+def _picture_of(document: Document) -> Codes:
+    """The last picture of a filled document."""
+    return next(segment for segment in reversed(document) if isinstance(segment, Codes))

@@ -1,0 +1,95 @@
+"""What is written with a model's pictures: what made them, and the documents that were in front.
+
+`PictureFacts` of a model's pictures are made here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cm3core.config.schema import to_plain
+from cm3run.attribution import Credit, PictureFacts, together
+from cm3run.model.results import GeneratedImage, InfilledImage, RetrievedDocument
+
+if TYPE_CHECKING:
+    from cm3run.model.model import Model
+    from cm3run.model.turns import ReplyPicture
+
+
+def facts_of(
+    model: Model,
+    picture: GeneratedImage | InfilledImage,
+    *,
+    sampler: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    **texts: str,
+) -> PictureFacts:
+    """What is written with a picture: enough to draw it again.
+
+    Args:
+        model: that drew it.
+        picture: the picture.
+        sampler: the one that was asked for; a picture that knows its own tells that.
+        sampling: keys of the sampler that were changed.
+        texts: more, by key.
+    """
+    prompt = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
+    name = (picture.sampler if isinstance(picture, GeneratedImage) else "") or sampler or ""
+    chosen: dict[str, str] = {}
+    if (choice := picture.choice) is not None:
+        chosen = {
+            "score": f"{choice.score:.6g}",
+            "measure": choice.measure,
+            "candidate": f"{choice.index + 1} of {len(choice.scores)}",
+        }
+    made = _made_by(model, prompt, picture.seed, name, sampling or {})
+    retriever = model.recipe.retriever
+    if picture.retrieved and retriever is not None and retriever.bank is not None:
+        made["bank"] = retriever.bank
+    return PictureFacts(chosen | made | texts, picture.credits)
+
+
+def facts_of_reply(
+    model: Model,
+    picture: ReplyPicture,
+    prompt: str,
+    *,
+    sampler: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> PictureFacts:
+    """What is written with a picture of a reply to `prompt`; replies are made without documents."""
+    return PictureFacts(_made_by(model, prompt, picture.seed, sampler or "", sampling or {}), ())
+
+
+def facts_of_sheet(
+    model: Model, pictures: Iterable[GeneratedImage | InfilledImage], **texts: str
+) -> PictureFacts:
+    """What is written with several pictures on one sheet: all documents that were in front of any of them."""
+    own = {"model": model.name, "recipe_hash": model.recipe_hash}
+    return PictureFacts(own | texts, together(one.credits for one in pictures))
+
+
+def facts_of_preview(pictures: Iterable[Sequence[Credit]]) -> PictureFacts:
+    """What is written with a sheet of growing pictures: the documents of those that are finished."""
+    return PictureFacts({}, together(pictures))
+
+
+def facts_of_documents(documents: Iterable[RetrievedDocument], **texts: str) -> PictureFacts:
+    """What is written with documents' own pictures."""
+    return PictureFacts(texts, together([Credit(one.id, one.provenance)] for one in documents))
+
+
+def _made_by(
+    model: Model, prompt: str, seed: int, sampler: str, sampling: Mapping[str, Any]
+) -> dict[str, str]:
+    config = model.sampler_config(sampler or None, **sampling)
+    name = sampler or model.recipe.component_names.get("sampler", "")
+    return {
+        "prompt": prompt,
+        "seed": str(seed),
+        "model": model.name,
+        "step": str(model.step),
+        "recipe_hash": model.recipe_hash,
+        "sampler": json.dumps({"name": name} | to_plain(config)),
+    }

@@ -1,0 +1,437 @@
+"""A loaded checkpoint: its recipe and components, and the engine over its decoder.
+
+Also the conversion of pictures and texts to the decoder's input, and back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+
+import numpy as np
+
+from cm3core import images
+from cm3core.arguments import Range, checked
+from cm3core.config.overrides import in_place_of, with_options
+from cm3core.document import (
+    Codes,
+    Document,
+    Image,
+    MaskedText,
+    PixelArray,
+    Pixels,
+    Text,
+    TextHole,
+    as_codes,
+)
+from cm3core.errors import DataError, GenerationError
+from cm3core.plugins.built import built
+from cm3core.plugins.lookup import finder
+from cm3core.recipe.missing import MissingComponent
+from cm3run.generation.engine import Engine
+from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
+from cm3run.grey import DECODED_FROM, has_colour, without_colour
+from cm3run.model.fewer_bits import arranged, held_out
+from cm3run.model.queries import has_a_phrase, in_singular
+from cm3run.model.tuned import TunedTasks
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import Original
+    from cm3core.interfaces.sampler import Sampler, SamplerConfig
+    from cm3core.recipe import Recipe
+    from cm3run.build import Components
+    from cm3run.checkpoint.words import TrainingWords
+    from cm3run.model.results import RetrievedDocument
+
+_log = logging.getLogger(__name__)
+
+#: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
+Picture: TypeAlias = Pixels | str | Path
+#: Of torch, on the CPU.
+Threads = Annotated[int, Range(1, MAX_THREADS)]
+#: Of a decoder's weights for generation.
+Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "int4"]
+#: Pictures whose codes a model remembers; each takes a few KB.
+MOST_CODED = 65_536
+#: Grey level of the pixels of a preview that are not generated yet.
+GREY = 208
+
+
+class Loaded:
+    """A trained model's parts, and what all its methods share.
+
+    Args:
+        recipe: the checkpoint's.
+        components: built from it, weights loaded.
+        num_threads, precision, max_rows: see `Engine`.
+        tasks: those that it was tuned for.
+    """
+
+    #: The words of the training texts; None: not known.
+    words: TrainingWords | None = None
+    #: Pictures of one call at most, and candidates of one result, where all of them are kept until the last is drawn:
+    #: a number that is mistyped would take hours, and then all memory. Set another one on the model.
+    max_pictures = 10_000
+    #: Called with a line that a user should know: the precision that was measured and chosen, a structure
+    #: that training had not; the default logs it.
+    told: Callable[[str], None] = staticmethod(_log.info)
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        components: Components,
+        *,
+        num_threads: int | None,
+        precision: Precision,
+        max_rows: int,
+        tasks: TunedTasks | None = None,
+    ) -> None:
+        self.recipe, self.components = recipe, components
+        self.tasks = TunedTasks() if tasks is None else tasks
+        self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
+        self._engine: tuple[int, Engine] | None = None  # with the version of its weights
+        self._codes: dict[str, Codes] = {}  # of pictures, by key
+
+    @checked(GenerationError)
+    def unknown_words(self, text: str) -> dict[str, str | None]:
+        """The words of a prompt that are in no training text, in order, each with the training word
+        that is spelled most like it (None: none is close).
+
+        A model draws something for them too, but can't know what they mean. Empty where the
+        checkpoint has no list of words: an older one, or one of more than two million documents.
+        """
+        if self.words is None:
+            return {}
+        return {word: self.words.nearest(word) for word in self.words.unknown(text)}
+
+    @checked(GenerationError)
+    def query_text(self, prompt: str, *, known_plurals: bool = False) -> str:
+        """What a prompt asks the memory for: see `query_replaces`, `query_leaves_out` and `query_singular` of
+        `RetrieverConfig`; `known_plurals`: in the singular even where training texts have the plural."""
+        config = self.recipe.retriever
+        if config is None:
+            return prompt
+        if config.query_singular and self.words is not None:
+            prompt = in_singular(prompt, self.words.words, known_plurals=known_plurals)
+        return config.asked(prompt)
+
+    @checked(GenerationError)
+    def thing_asked_for(self, prompt: str) -> str:
+        """What of `query_text` names the thing: what stands behind a comma is style, see also `thing_ends_at` of
+        `RetrieverConfig`."""
+        config = self.recipe.retriever
+        return self.query_text(prompt.split(",")[0] if config is None else config.thing(prompt))
+
+    @cached_property
+    def recipe_hash(self) -> str:
+        """`Recipe.hash` of the model's recipe as it is at the first call; computing it takes 30 ms, and
+        every picture's metadata have it."""
+        return self.recipe.hash
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures that `generate` returns."""
+        return self.components.image_tokenizer.image_size
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that completes all requests to this model.
+
+        It is rebuilt when the decoder's weights change.
+        """
+        version = sum(
+            parameter._version for parameter in self.components.decoder.module.parameters()
+        )
+        if self._engine is None or self._engine[0] != version:
+            parts = self.components
+            self._engine = None  # an old arrangement needs no memory beside the new one
+            engine = Engine(
+                parts.decoder,
+                parts.serializer,
+                sampler_of(self),
+                parts.vocabulary,
+                max_text_tokens=self.recipe.data.max_text_tokens,
+                num_threads=self.num_threads,
+                max_rows=self.max_rows,
+                inference=arranged(
+                    parts.decoder,
+                    self.precision,
+                    lambda: held_out(parts, self.recipe.data.max_text_tokens),
+                    parts.vocabulary,
+                    self.told,
+                ),
+            )
+            self._engine = version, engine
+        return self._engine[1]
+
+    @checked(GenerationError)
+    def sampler_config(self, sampler: str | None = None, /, **options: Any) -> SamplerConfig:
+        """The sampler's config with some keys changed.
+
+        Args:
+            sampler: name of a sampler to use in place of the recipe's; temperature and filters
+                after mixing keep the recipe's values.
+            options: keys to change. One that holds a sampler is given another one by its name.
+
+        Raises:
+            GenerationError, RecipeError: the sampler, a key or a value is not valid.
+        """
+        config = self.recipe.sampler
+        if isinstance(config, MissingComponent):
+            config.refuse()  # the engine needs it, whichever sampler a request names
+        own = self.recipe.component_names.get("sampler", "")
+        if sampler is not None and sampler != own:
+            chosen = self.components.registry.config_class("sampler", sampler, place="sampler")
+            config = in_place_of(config, cast("type[SamplerConfig]", chosen), own, options)
+        if config is None:
+            raise GenerationError(
+                f"recipe {self.recipe.name!r}",
+                "has no section 'sampler'",
+                "add 'sampler: {name: cfg}' to the recipe",
+            )
+        return with_options(config, options, find=finder(self.components.registry))
+
+    @checked(GenerationError)
+    def original(self, document: RetrievedDocument) -> Original | None:
+        """The file of a document's picture, as it was published; None: the memory has no such file, as banks have none,
+        or the document was given by hand.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        retriever = self.components.retriever
+        if document.index is None or retriever is None:
+            return None
+        return retriever.memory.original(document.index)
+
+    # ---- pictures and codes
+
+    @checked(DataError)
+    def encode(self, pictures: Sequence[Pixels]) -> list[Codes]:
+        """Codes of pictures uint8 [height, width, 3] of the model's size (see `images.fit`)."""
+        # one by one: in a batch, the last bits depend on the batch size
+        tokenizer = self.components.image_tokenizer
+        return [Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid) for pixels in pictures]
+
+    @checked(DataError)
+    def coded(self, document: Document) -> Document:
+        """The document with its pictures as codes; those of the last `MOST_CODED` pictures are remembered."""
+        new = {
+            segment.key: segment
+            for segment in document
+            if isinstance(segment, Image) and segment.key not in self._codes
+        }
+        codes = self.encode(
+            [images.fit(segment.load(), self.image_size) for segment in new.values()]
+        )
+        self._codes.update(zip(new, codes, strict=True))
+        coded = tuple(
+            as_codes(segment, self._codes[segment.key]) if isinstance(segment, Image) else segment
+            for segment in document
+        )
+        while len(self._codes) > MOST_CODED:
+            del self._codes[next(iter(self._codes))]
+        return coded
+
+    @checked(DataError)
+    def decode(self, codes: Sequence[Codes]) -> list[PixelArray]:
+        """Pictures uint8 [height, width, 3] of codes."""
+        # one by one, see `encode`
+        return [self.components.image_tokenizer.decode(one.codes[None])[0] for one in codes]
+
+    @checked(DataError)
+    def drawn(
+        self, codes: Codes, texts: Iterable[str], pictures: Iterable[PixelArray]
+    ) -> PixelArray:
+        """A generated picture as it is shown, uint8 [height, width, 3]: see `generate.colour_words`.
+
+        Args:
+            codes: what was generated.
+            texts: of its prompt.
+            pictures: uint8 [height, width, 3] of any size; those that it was made after.
+        """
+        [pixels] = self.decode([codes])
+        words = self.recipe.generate.colour_words
+        asked_for = not words or any(has_a_phrase(text, words) for text in texts)
+        return pixels if asked_for or any(map(has_colour, pictures)) else without_colour(pixels)
+
+    @checked(DataError)
+    def preview(self, codes: Codes) -> PixelArray:
+        """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""
+        if codes.missing is None or not codes.missing.any():
+            return self.decode([codes])[0]
+        rows, columns = codes.grid
+        pixels = self.decode([Codes(np.where(codes.missing, 0, codes.codes), codes.grid)])[0].copy()
+        height, width = pixels.shape[:2]
+        missing = codes.missing.reshape(rows, columns)
+        # a cell need not be a whole number of pixels
+        row_of_pixel, column_of_pixel = (
+            np.arange(height) * rows // height,
+            np.arange(width) * columns // width,
+        )
+        pixels[missing[row_of_pixel][:, column_of_pixel]] = GREY
+        return pixels
+
+
+#: What a text that is no caption should have said, by its name in messages.
+_ASKED = {"question": "ask something about the picture", "instruction": "say what to change"}
+
+
+def check_text(loaded: Loaded, place: str, text: str, *, truncate: bool) -> None:
+    """Raise `GenerationError` for an empty text, or one longer than the training texts.
+
+    With `truncate`, the length is not checked.
+    """
+    if not text.strip():
+        raise GenerationError(place, "is empty", _ASKED.get(place, "say what the picture shows"))
+    if not truncate:
+        check_length(loaded, place, text)
+
+
+def check_length(
+    loaded: Loaded,
+    place: str,
+    text: str,
+    *,
+    num_more: int = 0,
+    without: str = "",
+    next_step: str = SHORTEN_OR_TRUNCATE,
+) -> None:
+    """Raise `GenerationError` for a text that with `num_more` tokens is longer than the training
+    texts; `without`: what is to come as well, for the message."""
+    number = len(loaded.components.text_tokenizer.encode(text))
+    limit = loaded.recipe.data.max_text_tokens
+    if number + num_more > limit:
+        raise too_long(
+            place, number, limit, loaded.components.decoder.context_length, next_step, without
+        )
+
+
+def check_kept(loaded: Loaded, number: int, place: str, instead: str) -> None:
+    """Raise `GenerationError` for more pictures than a call may keep, with what they take.
+
+    Args:
+        loaded: the model.
+        number: of pictures.
+        place: name of the option that asks for them.
+        instead: what does it otherwise, for the next step.
+    """
+    if number > loaded.max_pictures:
+        height, width = loaded.image_size
+        codes = loaded.components.serializer.num_codes
+        raise GenerationError(
+            place,
+            f"{number:,} pictures of {height} x {width} pixels are {number * codes:,} codes to draw, and "
+            f"{number * height * width * 3 / 1e9:,.1f} GB to keep; a call may keep {loaded.max_pictures:,}",
+            f"{instead}, or set the model's max_pictures",
+        )
+
+
+def check_alone(own_words: str, task: str | None) -> None:
+    """Raise `GenerationError` for a task that is named beside words that take its place."""
+    if task is not None:
+        raise GenerationError(
+            "task", f"is {task!r}, and {own_words} takes its place", "leave one of the two out"
+        )
+
+
+def check_prompt(
+    loaded: Loaded,
+    place: str,
+    prompt: Document,
+    *,
+    truncate: bool,
+    next_step: str = SHORTEN_OR_TRUNCATE,
+) -> None:
+    """Raise `GenerationError` for a text of a task's prompt that is longer than the training texts.
+
+    With `truncate`, the length is not checked. `next_step` is for a text without a hole.
+    """
+    if truncate:
+        return
+    for text, has_hole in _known_texts(prompt):
+        if has_hole:
+            check_length(
+                loaded,
+                place,
+                text,
+                num_more=1,
+                without=" without an answer",
+                next_step="shorten one of the two (template)",
+            )
+        else:
+            check_length(loaded, place, text, next_step=next_step)
+
+
+def _known_texts(prompt: Document) -> list[tuple[str, bool]]:
+    """What is known of each text of a prompt, as it is fed, and whether it has a hole."""
+    known: list[tuple[str, bool]] = []
+    for segment in prompt:
+        if isinstance(segment, Text):
+            known.append((segment.text, False))
+        elif isinstance(segment, MaskedText):
+            parts = [part for part in segment.parts if isinstance(part, str)]
+            first = parts[0].rstrip() if parts and parts[0] is segment.parts[0] else ""
+            rest = parts[1:] if first else parts
+            known.append((first + "".join(rest), True))
+        elif isinstance(segment, TextHole):
+            known.append(("", True))
+    return known
+
+
+def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
+    """A hole for a text of at most `max_tokens` tokens.
+
+    None: as long as the recipe allows, and never longer than the training texts.
+    """
+    if max_tokens is None:
+        return TextHole(min(recipe.generate.max_text_tokens, recipe.data.max_text_tokens))
+    return TextHole(max_tokens)
+
+
+def seen(loaded: Loaded, picture: Picture) -> PixelArray:
+    """A picture as the model sees it; of a file in which there is nothing to see, say so."""
+    pixels = images.fit(pixels_of(picture), loaded.image_size)
+    if isinstance(picture, (str, Path)) and (pixels == pixels[0, 0]).all():
+        loaded.told(
+            f"{picture}: is one colour all over, as the model sees it; white is put behind what is transparent"
+        )
+    return pixels
+
+
+def known_by_codes(loaded: Loaded, codes: Codes) -> PixelArray:
+    """A picture of which nothing but the codes is known, uint8 [height, width, 3]: without the specks of colour that
+    they give to grey ones, if the recipe has `generate.colour_words`."""
+    [pixels] = loaded.decode([codes])
+    if not loaded.recipe.generate.colour_words or has_colour(pixels, DECODED_FROM):
+        return pixels
+    return without_colour(pixels)
+
+
+def pixels_of(picture: Picture) -> PixelArray:
+    """Pixels of a picture that is given as an array or a file."""
+    if isinstance(picture, (str, Path)):
+        return images.open_image(picture)
+    is_array = isinstance(picture, np.ndarray)
+    if (
+        is_array
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+        and picture.size
+    ):
+        return picture
+    shown = f"{picture.dtype} {list(picture.shape)}" if is_array else type(picture).__name__
+    raise DataError(
+        "picture", f"is {shown}", "pass a file's path, or RGB pixels as uint8 [height, width, 3]"
+    )
+
+
+def sampler_of(loaded: Loaded, name: str | None = None, /, **options: Any) -> Sampler:
+    """The sampler that `Loaded.sampler_config` describes."""
+    config = loaded.sampler_config(name, **options)
+    sampler = config.build_for(loaded.components.parts)
+    return built(sampler, config, loaded.components.registry)

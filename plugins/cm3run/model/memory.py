@@ -1,0 +1,154 @@
+"""A model's memory: the data set it was trained on, or a bank in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from cm3core.config.components import needs_of
+from cm3core.config.overrides import named_config, with_options
+from cm3core.errors import GenerationError
+from cm3core.interfaces.retriever import RetrieverConfig
+from cm3core.plugins.lookup import finder
+from cm3core.plugins.marks import default_name
+from cm3core.trust import Trust, check_links, named_by_user, same_guard
+from cm3core.user_folders import user_path
+from cm3run.bank import Memory, MemoryBank, memory_of
+from cm3run.bank_tools import config_of
+from cm3run.evaluation.image_tokenizer import LEAST_PSNR
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cm3core.recipe import Recipe
+    from cm3run.build import Components
+
+
+def with_memory(
+    recipe: Recipe,
+    components: Components,
+    bank: str | Path | None,
+    settings: Mapping[str, Any],
+    retriever: str | None = None,
+    split: str | None = None,
+) -> tuple[Recipe, Components]:
+    """A recipe and its components with another memory or another way to search it.
+
+    See `Model.with_memory`. Decoder and tokenizers stay the same objects, and so does the embedder
+    if its config does not change.
+    """
+    names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
+    has_none = config is None or not config.retrieves
+    had_its_own = config is not None and config.own_memory
+    if has_none and bank is None and retriever is None:
+        raise GenerationError(
+            "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
+        )
+    if retriever is not None:
+        wanted = retriever
+    elif has_none:
+        wanted = default_name(components.registry, "retriever", place="bank")
+    else:
+        wanted = names["retriever"]
+    if config is None or wanted != names["retriever"]:
+        shared = (
+            {}
+            if config is None or has_none
+            else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
+        )
+        place = "bank" if retriever is None else "retriever"
+        config_class = cast(
+            "type[RetrieverConfig]",
+            components.registry.config_class("retriever", wanted, place=place),
+        )
+        if config_class.own_memory:
+            shared.pop("bank", None)
+        config = same_guard(
+            recipe.retriever, named_config(config_class, shared, "retriever", settings)
+        )
+        names["retriever"] = wanted
+    if bank is not None:
+        folder = user_path(bank)
+        check_links(folder, (components.trust or Trust()).of_folder(folder))
+    options = {**settings, **({} if bank is None else {"bank": str(bank)})}
+    config = with_options(config, options, find=finder(components.registry))
+    config = named_by_user(config, options)
+    if split is not None:
+        _check_split(recipe, split, config.bank)
+    if embedder is None and "embedder" in needs_of(config):
+        memory = memory_of(config)
+        if isinstance(memory, Memory):
+            maker = memory.manifest.embedder
+            names["embedder"] = maker.name
+            embedder = config_of(
+                components.registry, "embedder", maker, place=memory.place, trust=components.trust
+            )
+    if embedder is None and "embedder" in needs_of(config):
+        raise GenerationError(
+            "retriever",
+            f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
+            "name a memory bank (bank), which records its embedder, or another retriever",
+        )
+    recipe = replace(
+        recipe,
+        retriever=config,
+        embedder=embedder,
+        component_names=names,
+        generate=replace(
+            recipe.generate,
+            retrieve=True,
+            memory_split=recipe.generate.memory_split if split is None else split,
+        ),
+    )
+    changed = replace(
+        components,
+        recipe=recipe,
+        memory_split=components.memory_split if split is None else split,
+    )
+    kept = (
+        "source",
+        *(("embedder",) if embedder is components.recipe.embedder else ()),
+        *(
+            ("memory",)
+            if bank is None and split is None and not (config.own_memory or had_its_own)
+            else ()
+        ),
+    )
+    for name in kept:
+        if name in vars(components):
+            setattr(changed, name, getattr(components, name))
+    # an unusable bank is reported now, not at the first picture
+    assert changed.retriever is not None
+    return recipe, changed
+
+
+def note_on_bank(components: Components) -> str | None:
+    """What a user should know of a bank that a model draws after; None: nothing."""
+    memory = components.memory
+    if not isinstance(memory, MemoryBank):
+        return None
+    psnr = memory.manifest.codes_psnr
+    if psnr is None or psnr >= LEAST_PSNR:
+        return None
+    return (
+        f"the codes of the memory bank {memory.place} keep little of its pictures: PSNR {psnr:.1f} dB where something is "
+        "drawn, the median of some when it was built. What is drawn after them is no better; docs/data.md, 'What the "
+        "codes keep of your pictures', shows how to train an image tokenizer on them"
+    )
+
+
+def _check_split(recipe: Recipe, split: str, bank: str | None) -> None:
+    if bank is not None:
+        raise GenerationError(
+            "split",
+            f"{split!r} is a split of the data set, and the memory bank {bank} is retrieved from",
+            "leave one of the two out",
+        )
+    known = recipe.dataset.memory_config().splits if recipe.dataset else ()
+    if split not in known:
+        raise GenerationError(
+            "split",
+            f"the model's data set has no split {split!r}",
+            f"use one of {', '.join(known)}" if known else "name a memory bank (bank)",
+        )

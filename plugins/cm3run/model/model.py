@@ -1,0 +1,420 @@
+"""`load` and `Model`: generate, caption and inpaint pictures with a trained checkpoint.
+
+>>> import cm3core
+>>> model = cm3core.load()                                               # doctest: +SKIP
+>>> pictures = model.generate("bell off, outline", num_images=4, seed=1) # doctest: +SKIP
+
+`Model` is a facade: `loaded` holds the checkpoint's parts; calls run jobs of `drawing` and `writing`,
+documents with holes, which `cm3run.generation.engine.Engine` fills. For coroutines: `AsyncModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cm3core.arguments import Count, CountOrZero, Name, checked
+from cm3core.document import BoolArray
+from cm3core.errors import GenerationError
+from cm3core.plugins.discovery import load_registry
+from cm3run.checkpoint import find_model, open_checkpoint, read_retrieving, read_tasks, reads_turns
+from cm3run.generation.engine import Event, Progress
+from cm3run.model import candidates
+from cm3run.model.any_documents import AnyDocuments
+from cm3run.model.chatting import Chatting
+from cm3run.model.crop import Box
+from cm3run.model.default import DEFAULT_MODEL
+from cm3run.model.drawing import box_below, check_num_images, image_events
+from cm3run.model.jobs import results, run
+from cm3run.model.loaded import Picture, Precision, Threads, pixels_of
+from cm3run.model.memory import note_on_bank, with_memory
+from cm3run.model.results import (
+    GeneratedImage,
+    GeneratedImages,
+    GeneratedText,
+    InfilledImage,
+)
+from cm3run.model.tuned import TunedTasks
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.reranker import Reranker
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.build import Components
+
+
+@checked(GenerationError)
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    bank: str | Path | None = None,
+    registry: Registry | None = None,
+    device: torch.device | str | None = None,
+    num_threads: Threads | None = None,
+    precision: Precision = "auto",
+    max_rows: Count = 64,
+    trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
+) -> Model:
+    """Open a trained model.
+
+    Args:
+        model: a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME" of a shipped one.
+        bank: a memory bank to retrieve from instead of the recipe's memory, see
+            `Model.with_memory`.
+        registry: the components that recipes may name. None: those of the installed plugins.
+        device: of the decoder and the image tokenizer. None: the GPU when there is one.
+        num_threads, max_rows: see `Engine`.
+        precision: of the decoder's weights for generation: "fp32", "bf16", "int8", "int4"; the last two are
+            refused where they change predictions. "auto": the first of the decoder's
+            `faster_precisions` that hardly does, else as `Decoder.for_inference`.
+        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
+        trust_endpoints: what a model that you did not make yourself may use outside of its folder: hosts (`HOST`
+            or `HOST:PORT`), addresses (`s3://BUCKET`) and paths, with what lies below. The same for the bank.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
+            carries and that is not trusted.
+        DataError, DeviceError: the bank, or the device, can't be used.
+        TrustError: it needs what is outside of it and may not be used. What only some calls need, such as the
+            data that it retrieves from, is refused by these.
+        RecipeError, PluginError: its recipe needs a component that is not installed.
+    """
+    registry = load_registry() if registry is None else registry
+    folder = find_model(model, registry)
+    opened = open_checkpoint(
+        folder,
+        registry,
+        device=device,
+        trust_plugins=trust_plugins,
+        trust_endpoints=trust_endpoints,
+    )
+    loaded = Model(
+        opened.recipe,
+        opened.components,
+        name=str(model),
+        step=opened.step,
+        num_threads=num_threads,
+        precision=precision,
+        max_rows=max_rows,
+        tasks=TunedTasks(
+            *read_tasks(opened.folder, opened.components.registry, trust_endpoints=trust_endpoints),
+            reads_turns(opened.folder),
+            read_retrieving(opened.folder),
+        ),
+    )
+    loaded.words = opened.words
+    return loaded if bank is None else loaded.with_memory(bank)
+
+
+class Model(Chatting, AnyDocuments):
+    """A trained model.
+
+    Every method returns the same results for the same arguments, whatever was called before.
+
+    Methods that generate take these keyword arguments:
+
+        seed                0..2**63-1; the same seed gives the same results
+        num_retrieved       number of documents to retrieve from the model's memory and prepend; None: the recipe's
+                            number (none when `context` is given)
+        exclude             ids of documents of the memory that are not retrieved
+        context             (picture, text) pairs of your own, prepended before all retrieved documents
+        num_candidates      results generated for each one returned, which the reranker chooses; None: for pictures of
+                            a caption `generate.num_candidates`, for edits and texts 1
+        reranker            name of a reranker to use instead of the recipe's, with its defaults
+        sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's values
+        task                name of the task to use, of those that the model was tuned for; None: the method's own
+        force               True: use a task that the model was not tuned for
+        sampling            keys of the sampler for this call: `sampling={"guidance_scale": 1.5}`
+        progress            called during generation with (tokens generated so far, maximum total)
+
+    The sampler's keys can also be passed directly:
+    `model.generate("a red apple", guidance_scale=1.5, temperature=0.9)`.
+
+    Args:
+        recipe: the checkpoint's.
+        components: built from it, weights loaded.
+        name: the name that was passed to `load`.
+        step: number of optimiser steps it was trained for.
+        num_threads, precision, max_rows: see `Engine`.
+        tasks: those that it was tuned for; None: it was not tuned.
+    """
+
+    @checked(GenerationError)
+    def __init__(
+        self,
+        recipe: Recipe,
+        components: Components,
+        *,
+        name: str = "",
+        step: CountOrZero = 0,
+        num_threads: Threads | None = None,
+        precision: Precision = "auto",
+        max_rows: Count = 64,
+        tasks: TunedTasks | None = None,
+    ) -> None:
+        super().__init__(
+            recipe,
+            components,
+            num_threads=num_threads,
+            precision=precision,
+            max_rows=max_rows,
+            tasks=tasks,
+        )
+        self.name, self.step = name, step
+
+    @checked(GenerationError)
+    def with_memory(
+        self,
+        bank: str | Path | None = None,
+        retriever: Name | None = None,
+        *,
+        split: Name | None = None,
+        **settings: Any,
+    ) -> Model:
+        """This model with another memory, or with another way to search it.
+
+        Weights are shared and nothing is trained. A recipe that retrieves nothing gets the default
+        retriever (bundled: `dense`); one without an embedder gets the one the bank was built with.
+
+        Args:
+            bank: a folder written by `cm3 memory build`. None: the model's current memory.
+            retriever: name of a retriever to use instead of the recipe's; the keys that all
+                retrievers share (`RetrieverConfig`) keep the recipe's values.
+            split: the split of the model's data set to retrieve from, such as "train"; None: the
+                memory that it has.
+            settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
+
+        Raises:
+            DataError: the bank can't be opened, or was built with another embedder or image
+                tokenizer.
+            GenerationError: the retriever has no such key, or the data set no such split, or there is neither a retriever nor a
+                bank, or the embedder that it needs is missing.
+            PluginError: no plugin provides that retriever.
+        """
+        changed = Model(
+            *with_memory(self.recipe, self.components, bank, settings, retriever, split),
+            name=self.name,
+            step=self.step,
+            num_threads=self.num_threads,
+            precision=self.precision,
+            max_rows=self.max_rows,
+            tasks=self.tasks,
+        )
+        changed.words, changed.told = self.words, self.told
+        if bank is not None and (note := note_on_bank(changed.components)) is not None:
+            changed.told(note)
+        return changed
+
+    # ---- pictures
+
+    @checked(GenerationError)
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        num_images: Count | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[GeneratedImage]:
+        """Generate pictures for a prompt.
+
+        Args:
+            prompt: what to generate, worded like the training captions; or several prompts, which
+                are generated in one batch.
+            num_images: pictures per prompt; None: the recipe's `generate.num_images`.
+            progress, options: see `Model`. The prompt is the query for retrieval. The first k
+                pictures of a prompt are the same for any `num_images` and any other prompts. Also:
+                truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as
+                training did with captions. upscale: also enlarge the pictures with the recipe's
+                upscaler (True) or another one (its name). condition: what to draw after, a name and
+                what it is drawn from: `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40,
+                44)")`, or with keys as a third; for models tuned on structures. Nothing is then
+                retrieved unless `num_retrieved` is given, and the default sampler is one made for
+                structures if a plugin provides it (bundled: `structure_cfg`).
+
+        Returns:
+            `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.
+
+        Raises:
+            GenerationError: the prompt is empty or too long, a seed or count is invalid, or there
+                is no memory to retrieve from or no reranker.
+            RecipeError: a sampler key is unknown, or a value is out of range.
+        """
+        check_num_images(self, 1 if isinstance(prompt, str) else len(prompt), num_images)
+        return GeneratedImages(self.stream(prompt, num_images, progress=progress, **options))
+
+    @checked(GenerationError)
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        num_images: Count | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Iterator[GeneratedImage]:
+        """The pictures of `generate` with these arguments, in order, each as soon as it is ready.
+
+        Memory use does not grow with `num_images`. Invalid arguments raise at the call, not at the
+        first picture.
+        """
+        jobs, total = self.image_jobs(prompt, num_images, **options)
+        return results(self.engine, jobs, progress=progress, total=total)
+
+    @checked(GenerationError)
+    def events(
+        self, prompt: str | Sequence[str], num_images: Count | None = None, **options: Any
+    ) -> Iterator[Event]:
+        """The events of `generate` with these arguments, as they happen.
+
+        These are the events of `Engine.stream` for each candidate, `Scored` for each candidate when
+        all candidates of its picture are finished, and `ImageReady` for each picture. Leaving the
+        iterator ends the work.
+        """
+        jobs, total = self.image_jobs(prompt, num_images, **options)
+        return image_events(run(self.engine, jobs, details=True, total=total))
+
+    @checked(GenerationError)
+    def edit(
+        self,
+        picture: Picture,
+        instruction: str,
+        num_images: Count | None = None,
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> list[GeneratedImage]:
+        """Edit a picture by instruction; for models tuned on editing (paper section 4.1).
+
+        Args:
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
+            instruction: what to change.
+            num_images: None: the recipe's `generate.num_images`.
+            progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` is given.
+                Also: task_text: a text of your own before the picture, in place of the task's. sampler: None: one made for
+                editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
+        """
+        check_num_images(self, 1, num_images)
+        jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
+        return GeneratedImages(results(self.engine, jobs, progress=progress, total=total))
+
+    @checked(GenerationError)
+    def infill(
+        self,
+        picture: Picture,
+        box: Box | Sequence[Box] | None = None,
+        text: str | None = None,
+        *,
+        mask: BoolArray | str | Path | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> InfilledImage:
+        """Inpaint a part of a picture; codes that it doesn't touch stay exactly as they are.
+
+        Args:
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
+            box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included, inside what the
+                model sees; or several boxes.
+            text: caption of the whole picture as it should become. None: the model first writes one
+                for the rest of the picture.
+            mask: any set of pixels instead of a box: bool [height, width] of the picture, or the
+                file of a picture that is white there.
+            progress, options: see `generate`. The text is the query for retrieval; without a text,
+                nothing is retrieved.
+
+        Raises:
+            DataError: the picture or the mask can't be read.
+            GenerationError: the region is empty, or reaches outside what the model sees.
+        """
+        job, total = self.infill_job(picture, box, text, mask=mask, **options)
+        return next(results(self.engine, [job], progress=progress, total=total))
+
+    @checked(GenerationError)
+    def continue_image(
+        self, picture: Picture, keep: int, text: str | None = None, **options: Any
+    ) -> InfilledImage:
+        """Keep the top of what the model sees of a picture, and generate everything below it.
+
+        Codes are generated in the usual order.
+
+        Args:
+            picture, text, options: see `infill`.
+            keep: number of rows of pixels of the picture, counted from the top of what the model
+                sees; whole rows of codes are kept.
+        """
+        whole = pixels_of(picture)
+        return self.infill(whole, box_below(self, whole, keep), text, **options)
+
+    # ---- texts
+
+    @checked(GenerationError)
+    def caption(self, picture: Picture, **options: Any) -> GeneratedText:
+        """Caption a picture; see `captions`."""
+        return self.captions([picture], **options)[0]
+
+    @checked(GenerationError)
+    def captions(
+        self, pictures: Sequence[Picture], *, progress: Progress | None = None, **options: Any
+    ) -> list[GeneratedText]:
+        """Caption pictures.
+
+        The text before each picture is masked, and infilled after it (paper section 2.2).
+
+        Args:
+            pictures: any sizes; the model sees the largest centred square of each (or crop in the
+                model's aspect ratio).
+            progress, options: see `Model`; all captions use the same seed. The picture is the query
+                for retrieval. Also: max_tokens: maximum length of a text; None: the recipe's
+                `generate.max_text_tokens`, at most `data.max_text_tokens`.
+
+        Raises:
+            DataError: a picture can't be read.
+            GenerationError: a document doesn't fit the context.
+        """
+        jobs, total = self.caption_jobs(pictures, **options)
+        return list(results(self.engine, jobs, progress=progress, total=total))
+
+    @checked(GenerationError)
+    def ask(
+        self, picture: Picture, question: str, *, progress: Progress | None = None, **options: Any
+    ) -> GeneratedText:
+        """Answer a question about a picture; for models tuned on questions.
+
+        The model is asked as in its tuning. One that was not tuned gets a text with question and answer
+        before the picture, and the answer is masked (paper, Table 5).
+
+        Args:
+            picture: any size; the model sees its largest centred square (or crop in the model's
+                aspect ratio).
+            question: the question.
+            progress, options: see `captions`. Pictures like this one are retrieved where the model had
+                them before questions in its tuning, or `num_retrieved` is given.
+                Also: template: a text of your own before the picture, with "{question}" and
+                "{answer}", in place of the task. The model writes the punctuation after the answer too,
+                which `max_tokens` counts and the returned text leaves out.
+        """
+        job, total = self.ask_job(picture, question, **options)
+        return next(results(self.engine, [job], progress=progress, total=total))
+
+    # ---- scores
+
+    @checked(GenerationError)
+    def score(self, picture: GeneratedImage, reranker: Name | None = None) -> float:
+        """A generated picture's score for its prompt, by the recipe's reranker or a named one.
+
+        See `Choice` for the meaning of scores.
+        """
+        return candidates.score(self, picture, reranker)
+
+    @checked(GenerationError)
+    def reranker(self, name: Name | None = None) -> Reranker:
+        """The recipe's reranker, or the named one with its defaults.
+
+        Raises `GenerationError` if there is none.
+        """
+        return candidates.reranker(self, name)

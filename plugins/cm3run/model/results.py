@@ -1,0 +1,251 @@
+"""Results of `Model`: pictures and texts, with everything needed to reproduce them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from cm3core.document import Codes, PixelArray
+from cm3core.images import grid
+from cm3core.interfaces.dataset import Provenance
+from cm3run.attribution import Credit, PictureFacts, png, together, told_copy
+from cm3run.generation.engine import Event
+from cm3run.model.crop import Box
+from cm3run.nearness import NEARLY_A_COPY, nearness
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievedDocument:
+    """A document that was prepended to a prompt.
+
+    Args:
+        id: its name in the memory; "context 0", ... for documents given by hand.
+        score: similarity to the query, higher is more similar; None for documents given by hand.
+        text: its text.
+        pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
+        provenance: its licence and source, as its memory states them; nothing is known of documents given by hand.
+        looked_for: the text that it was found for, where that is not the prompt's; else empty.
+        index: its position in the memory; None for documents given by hand.
+    """
+
+    id: str
+    score: float | None
+    text: str
+    pixels: PixelArray | None
+    provenance: Provenance = field(default_factory=Provenance)
+    looked_for: str = ""
+    index: int | None = None
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture, if there is one; notebooks show it."""
+        own = PictureFacts({}, (Credit(self.id, self.provenance),))
+        return None if self.pixels is None else png(self.pixels, own)
+
+
+def credits_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> tuple[Credit, ...]:
+    """What is to be said of the documents that were in front of a picture, each with the nearness of its picture."""
+    return tuple(
+        Credit(
+            one.id,
+            one.provenance,
+            None if one.pixels is None else nearness(pixels, one.pixels),
+        )
+        for one in documents
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Nearest:
+    """The document in front that a result is nearest to, with their `cm3run.nearness.nearness`, 0..1."""
+
+    document: RetrievedDocument
+    nearness: float
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the result is nearly a copy of it."""
+        return self.nearness >= NEARLY_A_COPY
+
+    @property
+    def told(self) -> str:
+        """What a result is that is nearly a copy of it: "nearly a copy of SET/NAME (LICENCE)"; else ""."""
+        return told_copy([Credit(self.document.id, self.document.provenance, self.nearness)])
+
+
+def nearest_of(documents: Sequence[RetrievedDocument], credits: Sequence[Credit]) -> Nearest | None:
+    """The document whose picture is nearest, the first of equals; None: none has a picture. `credits`: of them, in
+    order."""
+    near = [
+        Nearest(one, credit.nearness)
+        for one, credit in zip(documents, credits, strict=True)
+        if credit.nearness is not None
+    ]
+    return max(near, key=lambda one: one.nearness, default=None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a result was chosen among its candidates.
+
+    Args:
+        scores: of all candidates, in the order of their seeds; higher is better.
+        index: position of the chosen candidate, which has the highest score (the first on ties).
+        measure: what the scores measure.
+    """
+
+    scores: tuple[float, ...]
+    index: int
+    measure: str
+
+    @property
+    def score(self) -> float:
+        """The chosen candidate's score."""
+        return self.scores[self.index]
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedImage:
+    """A picture generated for a prompt.
+
+    Args:
+        pixels: uint8 [height, width, 3], the image tokenizer's size.
+        prompt: the prompt.
+        seed: of this picture alone: `generate(prompt, num_images=1, seed=seed, num_candidates=1)`
+            reproduces it.
+        retrieved: the documents prepended to the prompt, in order.
+        codes: the picture's codes.
+        log_probability: nats, see `Completion`.
+        choice: how it was chosen; None when it was the only candidate.
+        upscaled: the enlarged picture, uint8; None when not requested.
+        sampler: name of the sampler that drew it: the model's, another one that was asked for, or the one that the
+            model's methods take for edits and for structures.
+    """
+
+    pixels: PixelArray
+    prompt: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    codes: Codes
+    log_probability: float
+    choice: Choice | None = None
+    upscaled: PixelArray | None = None
+    sampler: str = ""
+
+    @cached_property
+    def credits(self) -> tuple[Credit, ...]:
+        """What is to be said of the documents in front, in order."""
+        return credits_of(self.pixels, self.retrieved)
+
+    @property
+    def nearest(self) -> Nearest | None:
+        """The document in front that it is nearest to; None: there was none with a picture."""
+        return nearest_of(self.retrieved, self.credits)
+
+    def _repr_png_(self) -> bytes:
+        """The picture, enlarged if it was; notebooks show it."""
+        pixels = self.pixels if self.upscaled is None else self.upscaled
+        return png(pixels, PictureFacts({"prompt": self.prompt}, self.credits))
+
+
+class GeneratedImages(list[GeneratedImage]):
+    """Pictures of one call, a list that notebooks show as a contact sheet."""
+
+    #: Pictures side by side, and pixels of a side, about.
+    COLUMNS, SIDE = 4, 160
+
+    def _repr_png_(self) -> bytes | None:
+        """All pictures, each above its prompt; None for an empty list."""
+        if not self:
+            return None
+        starts = range(0, len(self), self.COLUMNS)
+        rows = [self[start : start + self.COLUMNS] for start in starts]
+        shown = [
+            [one.pixels if one.upscaled is None else one.upscaled for one in row] for row in rows
+        ]
+        sheet = grid(
+            shown,
+            captions=[[one.prompt for one in row] for row in rows],
+            scale=max(1, self.SIDE // max(one.shape[0] for row in shown for one in row)),
+        )
+        return png(sheet, PictureFacts({}, together(one.credits for one in self)))
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedText:
+    """A text written about a picture: a caption or an answer.
+
+    `text`, the `seed` and `retrieved` documents that produced it, `log_probability` in nats, and
+    `choice` as in `GeneratedImage`.
+    """
+
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class InfilledImage:
+    """A picture with an inpainted part.
+
+    Args:
+        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the
+            model's.
+        decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
+        codes: the codes; those outside the region are exactly the encoded input's.
+        box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
+        text: its caption: the given one, or the one that the model wrote.
+        seed: the seed.
+        retrieved: the documents prepended to the prompt, in order.
+        log_probability: nats, see `Completion`.
+        choice: as in `GeneratedImage`.
+    """
+
+    pixels: PixelArray
+    decoded: PixelArray
+    codes: Codes
+    box: Box
+    text: str
+    seed: int
+    retrieved: tuple[RetrievedDocument, ...]
+    log_probability: float
+    choice: Choice | None = None
+
+    @cached_property
+    def credits(self) -> tuple[Credit, ...]:
+        """What is to be said of the documents in front, in order, with the nearness of what was inpainted, the box."""
+        x0, y0, x1, y1 = self.box
+        return credits_of(self.pixels[y0:y1, x0:x1], self.retrieved)
+
+    @property
+    def nearest(self) -> Nearest | None:
+        """The document in front that what was inpainted is nearest to; None: there was none with a picture."""
+        return nearest_of(self.retrieved, self.credits)
+
+    def _repr_png_(self) -> bytes:
+        """The picture; notebooks show it."""
+        return png(self.pixels, PictureFacts({"prompt": self.text}, self.credits))
+
+
+@dataclass(frozen=True, eq=False)
+class Scored(Event):
+    """A candidate's score; see `Choice`. Reported when all candidates of its result are finished."""
+
+    score: float
+    measure: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageReady(Event):
+    """A picture is finished and chosen; `request` is its first candidate's number."""
+
+    image: GeneratedImage
+
+
+@dataclass(frozen=True, eq=False)
+class InfillReady(Event):
+    """A picture is inpainted and chosen; `request` is its first candidate's number."""
+
+    image: InfilledImage

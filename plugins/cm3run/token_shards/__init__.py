@@ -1,0 +1,42 @@
+"""Token shards: a data set's documents with their pictures as codes and their texts as ids, in tar files
+that any WebDataset reader reads. Written by `cm3 data encode`, by many processes; read by a data set that
+streams them.
+
+    FOLDER/manifest.json             splits, shards with their SHA-256, tokenizers, licences; written last
+    FOLDER/text_tokenizer/           what builds the text tokenizer again
+    FOLDER/skipped.jsonl             records that could not be used, and why
+    FOLDER/SPLIT-000000.tar          for each document KEY.json (texts, ids, where it is from) and KEY.npy (codes)
+"""
+
+from cm3run.token_shards.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    StoredFile,
+    TokenizerInfo,
+)
+from cm3run.token_shards.planning import DUPLICATES, Settings, kept_documents
+from cm3run.token_shards.record import StoredDocument, stored_document
+from cm3run.token_shards.tar import Entry, entries_of
+from cm3run.token_shards.writing import SHARD_SIZE, Encoder, Part, Progress
+
+__all__ = [
+    "DUPLICATES",
+    "MANIFEST",
+    "SHARD_SIZE",
+    "Encoder",
+    "Entry",
+    "Manifest",
+    "Part",
+    "Progress",
+    "Settings",
+    "ShardInfo",
+    "SplitInfo",
+    "StoredDocument",
+    "StoredFile",
+    "TokenizerInfo",
+    "entries_of",
+    "kept_documents",
+    "stored_document",
+]

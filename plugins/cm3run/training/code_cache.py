@@ -1,0 +1,222 @@
+"""Arrays computed once for a data set and kept on disk, a row per item, such as pictures' codes.
+
+They are computed in shards, each written atomically, so that a killed process loses at most one
+shard; the next run resumes after the last one. Folders are named by fingerprints of everything that
+determines the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import BoolArray, Codes, Document, Image, IntArray, as_codes
+from cm3core.errors import DataError
+from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_text
+from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
+from cm3core.npy import load_array, save_array
+from cm3core.progress import make_bar
+from cm3run.token_shards.encoding import encoded_pictures
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
+
+#: Marks the row of a picture that can't be read, and a rank without a neighbour.
+NOTHING = -1
+
+
+def sharded_rows(
+    folder: Path,
+    num_rows: int,
+    width: int,
+    dtype: npt.DTypeLike,
+    compute: Callable[[int, int], npt.NDArray[Any]],
+    *,
+    shard_size: int,
+    title: str,
+    unit: str,
+    progress: bool,
+) -> npt.NDArray[Any]:
+    """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed.
+
+    Processes wait for each other.
+
+    Args:
+        folder: for this array alone; holds `rows.npy` when complete, shards before that.
+        compute: (start, stop) -> rows [stop - start, width].
+        shard_size: number of rows computed and written at once.
+        title, unit, progress: for the progress bar.
+    """
+    whole = folder / "rows.npy"
+    make_folder(folder)
+    with locked(folder / "lock"):
+        if not whole.exists():
+            starts = range(0, num_rows, shard_size)
+            shards = [folder / f"shard-{start:09d}.npy" for start in starts]
+            with make_bar(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
+                for start, shard in zip(starts, shards, strict=True):
+                    stop = min(start + shard_size, num_rows)
+                    if not shard.exists():
+                        computed = np.asarray(compute(start, stop), dtype)
+                        assert computed.shape == (stop - start, width)
+                        _write(shard, computed)
+                    bar.update(stop - start)
+            _write(whole, np.concatenate([*map(_read, shards), np.zeros((0, width), dtype)]))
+            for shard in shards:
+                shard.unlink()
+    rows = _read(whole, memory_map=True)
+    if rows.shape != (num_rows, width):
+        raise DataError(
+            str(whole),
+            f"has shape {list(rows.shape)}, expected {[num_rows, width]}",
+            f"delete the folder {folder}; it will be recomputed",
+        )
+    return rows
+
+
+def _write(path: Path, rows: npt.NDArray[Any]) -> None:
+    with atomic_path(path) as temporary:
+        save_array(temporary, rows)
+
+
+def _read(path: Path, memory_map: bool = False) -> npt.NDArray[Any]:
+    try:
+        return load_array(path, memory_map=memory_map)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            str(path),
+            f"is damaged ({error})",
+            f"delete the folder {path.parent}; it will be recomputed",
+        ) from error
+
+
+class CodeCache:
+    """Codes of every picture of a source, each key once.
+
+    Args:
+        source: documents whose `Image` segments are encoded.
+        image_tokenizer: encodes them, resized by `images.fit`.
+        cache_dir: where caches are kept; None: `files.cache_directory()`.
+        progress: show a bar while encoding.
+        shard_size: maximum number of pictures lost when the process is killed.
+
+    Raises:
+        DataError: there are pictures, but none can be read.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        image_tokenizer: ImageTokenizer,
+        cache_dir: Path | None = None,
+        *,
+        progress: bool = True,
+        shard_size: int = 256,
+    ) -> None:
+        self.grid = image_tokenizer.grid
+        self._rows: dict[str, int] = {}
+        queue: list[Image] = []
+        owners: list[int] = []  # the document of each picture segment, and the row of its codes
+        owned: list[int] = []
+        for index in () if source.is_encoded else range(len(source)):
+            for segment in source.document(index):
+                if isinstance(segment, Image):
+                    row = self._rows.setdefault(segment.key, len(queue))
+                    if row == len(queue):
+                        queue.append(segment)
+                    owners.append(index)
+                    owned.append(row)
+        keys = hashlib.sha256(json.dumps(list(self._rows)).encode()).hexdigest()
+        name = hashlib.sha256(
+            f"{source.fingerprint} {image_tokenizer.fingerprint} {keys}".encode()
+        ).hexdigest()[:24]
+        self.folder = cache_folder("codes", name, root=cache_dir)
+
+        def encode(start: int, stop: int) -> IntArray:
+            return self._encode(queue[start:stop], image_tokenizer)
+
+        dtype = np.int16 if image_tokenizer.codebook_size <= np.iinfo(np.int16).max else np.int32
+        self._codes = sharded_rows(
+            self.folder,
+            len(queue),
+            self.grid[0] * self.grid[1],
+            dtype,
+            encode,
+            shard_size=shard_size,
+            title="image codes",
+            unit="picture",
+            progress=progress,
+        )
+        bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
+        #: Pictures that can't be read, with reasons.
+        self.skipped = [
+            SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8")))
+            for row in bad
+        ]
+        self._unreadable = {queue[row].key for row in bad}
+        #: Whether all pictures of each document can be read, bool [N].
+        self.usable_N: BoolArray = np.ones(len(source), bool)
+        self.usable_N[np.asarray(owners, np.int64)[np.isin(owned, bad)]] = False
+        if queue and len(bad) == len(queue):
+            first = self.skipped[0]
+            raise DataError(
+                first.place,
+                f"{first.cause}; none of the {len(queue)} pictures can be read",
+                first.next_step,
+            )
+
+    def _encode(self, pictures: list[Image], image_tokenizer: ImageTokenizer) -> IntArray:
+        """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable pictures.
+
+        Their reasons are written first.
+        """
+        rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
+        for row, (picture, result) in enumerate(encoded_pictures(pictures, image_tokenizer)):
+            if isinstance(result, DataError):
+                reason = {
+                    "place": result.place,
+                    "cause": result.cause,
+                    "next_step": result.next_step,
+                }
+                write_text(self._reason(picture.key), json.dumps(reason))
+            else:
+                rows[row] = result
+        return rows
+
+    def _reason(self, key: str) -> Path:
+        """The file with the reason why a picture can't be read."""
+        return self.folder / "unreadable" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows and key not in self._unreadable
+
+    def codes(self, key: str) -> Codes:
+        """Codes of the picture `key`.
+
+        Raises `DataError` when the source has no such picture, or it can't be read.
+        """
+        if key not in self:
+            raise DataError(
+                f"picture {key}", "has no codes", "use the source whose pictures were encoded"
+            )
+        return Codes(self._codes[self._rows[key]].astype(np.int32), self.grid)
+
+    def usable(self, document: Document) -> bool:
+        """Whether all pictures of a document can be read."""
+        return all(segment.key in self for segment in document if isinstance(segment, Image))
+
+    def encoded(self, document: Document) -> Document:
+        """The document with its pictures as codes."""
+        return tuple(
+            as_codes(segment, self.codes(segment.key)) if isinstance(segment, Image) else segment
+            for segment in document
+        )

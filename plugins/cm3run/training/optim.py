@@ -1,0 +1,380 @@
+"""Optimisers and learning-rate schedule: AdamW, or Muon for matrices and AdamW for the rest.
+
+State is kept as named tensors (`state_tensors`), so that checkpoints need no pickle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cm3core.errors import CheckpointError, RecipeError, close_match
+from cm3run.processes import is_divided, own_part
+from cm3run.training.sharded_muon import orthogonalised_shards
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
+    from cm3core.recipe.sections import TrainSection
+
+#: Coefficients of the quintic Newton-Schulz iteration (Keller Jordan's Muon,
+#: https://kellerjordan.github.io/posts/muon/).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+#: What `train.schedule` may be.
+SHAPES = ("cosine", "polynomial", "trapezoidal", "constant")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate as a fraction of its peak: linear warm-up, then decay to `final_fraction`.
+
+    Args:
+        steps: length in steps, or None when `minutes` is given.
+        minutes: length in minutes of training, or None when `steps` is given.
+        warmup_steps: steps of linear warm-up; step 0 already learns.
+        shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher),
+            "trapezoidal" (the peak, then a straight line; warmup-stable-decay of MiniCPM,
+            arXiv 2404.06395 section 4) or "constant".
+        final_fraction: fraction of the peak at the end.
+        decay_fraction: of a trapezoid: the part of the length in which the rate falls.
+    """
+
+    steps: int | None
+    minutes: float | None
+    warmup_steps: int
+    shape: str
+    final_fraction: float
+    decay_fraction: float = 0.2
+
+    @classmethod
+    def of(cls, section: TrainSection) -> Schedule:
+        """The schedule of a recipe.
+
+        Raises `RecipeError` unless exactly one of steps and minutes is given.
+        """
+        if (section.steps is None) == (section.minutes is None):
+            raise RecipeError(
+                "train",
+                f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
+                "give train.steps=N or train.minutes=M and set the other to null",
+            )
+        if section.schedule not in SHAPES:
+            raise RecipeError(
+                "train.schedule",
+                f"{section.schedule!r} is not a schedule",
+                close_match(section.schedule, SHAPES),
+            )
+        return cls(
+            section.steps,
+            section.minutes,
+            section.warmup_steps,
+            section.schedule,
+            section.final_learning_rate_fraction,
+            section.decay_fraction,
+        )
+
+    def progress(self, step: int, elapsed_s: float) -> float:
+        """Fraction of the training done, 0..1, before step number `step` (from 0)."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps) if self.steps > 0 else 1.0
+        assert self.minutes is not None
+        return min(1.0, elapsed_s / (60 * self.minutes)) if self.minutes > 0 else 1.0
+
+    def multiplier(self, step: int, elapsed_s: float = 0.0) -> float:
+        """Fraction of the peak learning rate at step `step` (from 0), after `elapsed_s` seconds."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = self.progress(step, elapsed_s)
+        # by steps, the decay begins at the peak; by the clock, its time is unknown
+        if self.steps is not None:
+            done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
+        if self.shape == "constant":
+            return 1.0
+        if self.shape == "trapezoidal":
+            done = 1 - min(1.0, (1 - done) / self.decay_fraction) if self.decay_fraction else 0.0
+        straight = self.shape in ("polynomial", "trapezoidal")
+        remaining = 1 - done if straight else 0.5 * (1 + math.cos(math.pi * done))
+        return self.final_fraction + (1 - self.final_fraction) * remaining
+
+
+def orthogonalise(
+    updates_nAB: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Approximate nearest (semi-)orthogonal matrices, for a batch of n matrices [A, B].
+
+    Singular values land in about 0.7..1.2. `dtype` is that of the products; bfloat16 is as good if
+    the hardware multiplies it, and far slower if it does not.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = updates_nAB.shape[1] > updates_nAB.shape[2]
+    x = updates_nAB.mT if tall else updates_nAB
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    for _ in range(num_iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(updates_nAB.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum: every direction of a weight matrix moves equally far.
+
+    Like `torch.optim.Muon` with its default settings, but matrices of one shape go through
+    Newton-Schulz as one batch, in a dtype that the machine multiplies fast: torch's version always
+    uses bfloat16, which is a hundred times slower on a CPU without it.
+
+    Args:
+        parameters: matrices; more than two dimensions are flattened to [first, rest].
+        lr: size of a step, times sqrt(max(1, rows / columns)).
+        weight_decay: decoupled; a step shrinks weights by lr * weight_decay.
+        momentum: of the running mean of gradients, in Nesterov's form.
+        dtype: of the Newton-Schulz products.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closure: the loop computes gradients
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shape = (parameter.shape[0], math.prod(parameter.shape[1:]))
+                    by_shape[shape].append(parameter)
+            for (rows, columns), parameters in by_shape.items():
+                momenta = [
+                    self._momentum(parameter, group["momentum"]).view(-1, columns)
+                    for parameter in parameters
+                ]
+                updates = self._updates(parameters, momenta)
+                size = group["lr"] * math.sqrt(max(1.0, rows / columns))
+                own = [own_part(parameter) for parameter in parameters]
+                torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(
+                    own,
+                    [u.view_as(p) for u, p in zip(updates, own, strict=True)],
+                    alpha=-size,
+                )
+
+    def _updates(self, parameters: list[Tensor], momenta: list[Tensor]) -> Sequence[Tensor]:
+        """The orthogonalised momenta; of parameters that processes share, this one's rows."""
+
+        def whole(momenta_nAB: Tensor) -> Tensor:
+            return orthogonalise(momenta_nAB, dtype=self.dtype)
+
+        if is_divided(parameters[0]):
+            return orthogonalised_shards(parameters, momenta, whole)
+        return whole(torch.stack(momenta)).unbind()
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = own_part(state["momentum_buffer"])
+        assert parameter.grad is not None
+        gradient = own_part(parameter.grad)
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum)
+
+
+#: What each optimiser keeps of a parameter that has had a gradient.
+_KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Muon: {"momentum_buffer"},
+}
+#: The one that is a number; the others have the parameter's shape.
+_STEP = "step"
+
+
+class RowsOf:
+    """Rows of a parameter as a parameter of their own, so that only they have optimiser state.
+
+    Its gradient is those rows of the whole's, which backward passes add to as ever; `put_back`
+    copies the updated rows into the whole and clears its gradient.
+
+    Args:
+        whole: a matrix [V, E] of the decoder.
+        part: its trained rows, consecutive.
+    """
+
+    def __init__(self, whole: Tensor, part: range) -> None:
+        self.whole, self._part = whole, slice(part.start, part.stop)
+        self.rows = torch.nn.Parameter(whole.detach()[self._part].clone())
+        whole.register_post_accumulate_grad_hook(self._share)
+
+    def _share(self, whole: Tensor) -> None:
+        assert whole.grad is not None
+        self.rows.grad = whole.grad[self._part]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Take the rows into the whole."""
+        self.whole[self._part] = self.rows
+        self.whole.grad = None
+
+
+class OptimizerGroup:
+    """One or two torch optimisers that step together, with their state as named tensors.
+
+    Args:
+        decoder: its `parameter_groups` sort the parameters into kinds.
+        section: the recipe's section `train`.
+        muon_dtype: of Muon's matrix products.
+        rows: parameters of which only some rows are trained, by name. The optimiser has those rows
+            alone, as a parameter of their own.
+
+    Parameters that require no gradient are left out.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        section: TrainSection,
+        muon_dtype: torch.dtype = torch.float32,
+        *,
+        rows: Mapping[str, range] = MappingProxyType({}),
+    ) -> None:
+        if section.optimizer not in (known := ("adamw", "muon")):
+            raise RecipeError(
+                "train.optimizer",
+                f"{section.optimizer!r} is not an optimizer",
+                close_match(section.optimizer, known),
+            )
+        named = dict(decoder.module.named_parameters())
+        groups = {kind: list(found) for kind, found in decoder.parameter_groups().items()}
+        assert sorted(id(p) for found in groups.values() for p in found) == sorted(
+            map(id, named.values())
+        ), "parameter_groups must hold every parameter once"
+        self._parts = [RowsOf(named[name], part) for name, part in rows.items()]
+        parts = {id(part.whole): part.rows for part in self._parts}
+        groups = {
+            kind: [parts.get(id(p), p) for p in found if p.requires_grad]
+            for kind, found in groups.items()
+        }
+        self.names = {id(parts.get(id(p), p)): name for name, p in named.items()}
+        self.parameters: list[Tensor] = [
+            p for name in ("matrix", "embedding", "vector") for p in groups.get(name, [])
+        ]
+        first, second = section.betas
+        muon = section.optimizer == "muon" and bool(groups["matrix"])
+        decayed = [] if muon else groups["matrix"]
+        plain = [*groups.get("embedding", []), *groups.get("vector", [])]
+        adamw = [
+            {"params": parameters, "weight_decay": decay}
+            for parameters, decay in ((decayed, section.weight_decay), (plain, 0.0))
+            if parameters
+        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if adamw:
+            fused = self.parameters[0].device.type in ("cpu", "cuda")
+            self.optimizers.append(
+                torch.optim.AdamW(
+                    adamw,
+                    lr=section.learning_rate,
+                    betas=(first, second),
+                    eps=section.eps,
+                    fused=fused,
+                )
+            )
+        if muon:
+            self.optimizers.append(
+                Muon(
+                    groups["matrix"],
+                    section.muon_learning_rate,
+                    section.weight_decay,
+                    dtype=muon_dtype,
+                )
+            )
+        self._peaks = [optimizer.defaults["lr"] for optimizer in self.optimizers]
+
+    def step(self, multiplier: float) -> None:
+        """Update all parameters with `multiplier` times the peak learning rates; clear gradients."""
+        for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * multiplier
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        for part in self._parts:
+            part.put_back()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The whole state: "parameter name::key" -> tensor."""
+        return {
+            f"{self.names[id(parameter)]}::{key}": torch.as_tensor(value)
+            for optimizer in self.optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of zeros for `load_state_tensors`, divided among processes as the parameters are.
+
+        Names of parameters that the decoder doesn't have are left out."""
+        own = {self.names[id(parameter)]: parameter for parameter in self.parameters}
+        state = {}
+        for full_name in names:
+            name, _, key = full_name.rpartition("::")
+            if name in own:
+                state[full_name] = (
+                    torch.zeros(()) if key == _STEP else torch.zeros_like(own[name].detach())
+                )
+        return state
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `state_tensors` returned. Raises `CheckpointError` if parameters or their state
+        differ."""
+        owner = {
+            self.names[id(parameter)]: (optimizer, parameter)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        found: dict[str, set[str]] = defaultdict(set)
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition("::")
+            if name not in owner:
+                raise _foreign(f"{full_name!r} belongs to no parameter of this decoder")
+            optimizer, parameter = owner[name]
+            if key not in _KEPT[type(optimizer)]:
+                raise _foreign(
+                    f"{full_name!r} is nothing that {type(optimizer).__name__} keeps of a parameter"
+                )
+            shape, dtype = (
+                ((), torch.float32) if key == _STEP else (tuple(parameter.shape), parameter.dtype)
+            )
+            if tuple(value.shape) != shape or value.dtype != dtype:
+                raise _foreign(
+                    f"{full_name!r} is {value.dtype} {list(value.shape)}, and has to be {dtype} "
+                    f"{list(shape)}"
+                )
+            found[name].add(key)
+        for name, keys in found.items():
+            if missing := _KEPT[type(owner[name][0])] - keys:
+                raise _foreign(f"holds no {name}::{min(missing)}")
+        for full_name, value in tensors.items():
+            name, _, key = full_name.rpartition("::")
+            optimizer, parameter = owner[name]
+            optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+def _foreign(cause: str) -> CheckpointError:
+    return CheckpointError(
+        "optimizer.safetensors", cause, "resume with the recipe that the checkpoint was made with"
+    )

@@ -1,0 +1,356 @@
+"""From documents to masked sequences, by index.
+
+Everything here is a function of (seed, epoch, index), also which document replaces one that is too
+long for the context: a run that resumes skips the same documents.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import Document, MaskedSequence, Segment, Text, TokenSequence
+from cm3core.errors import DataError, DocumentError
+from cm3core.sequence.infill import TOKENS_PER_SPAN
+from cm3run.prepending import prepended
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.objective import MaskingObjective
+    from cm3core.interfaces.retriever import Region
+    from cm3core.sequence.serialize import Serializer
+    from cm3run.training.code_cache import CodeCache
+    from cm3run.training.neighbours import Neighbours
+
+#: Number of spans for which retrieved documents leave room (a Poisson(1) number exceeds it once in
+#: 270); a query alone may fill all the room.
+_RESERVED_SPANS = 4
+#: Separates the random streams of substitutes from those of sequences.
+_SUBSTITUTE = 1
+#: If this many others are too long too, the setting is at fault, and training stops.
+_MAX_SUBSTITUTES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievedDocuments:
+    """The documents that may be prepended to each document of a source.
+
+    Args:
+        neighbours: of each document of the source, as indices into the memory.
+        memory: the documents to retrieve from; may be the source itself.
+        codes: of the memory's pictures; None: its documents hold codes (a memory bank).
+        num_retrieved: maximum number of documents prepended.
+        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; of a picture's n parts
+            from 0 to n, where any but 0 stands for all of them.
+    """
+
+    neighbours: Neighbours
+    memory: DocumentSource
+    codes: CodeCache | None
+    num_retrieved: int
+    random_num_retrieved: bool = False
+
+    def draw(self, index: int, rng: np.random.Generator) -> list[Document]:
+        """Documents drawn at random, as in training.
+
+        Drawn are their number (with `random_num_retrieved`), the ranks, the order and the captions.
+        """
+        if self.num_retrieved == 0:
+            return []
+        parts = self.neighbours.parts(index)
+        most = len(parts) or self.num_retrieved
+        number = int(rng.integers(0, most + 1)) if self.random_num_retrieved else most
+        if parts:  # all that the picture shows, or nothing
+            return [self._part(*part, rng) for part in parts] if number else []
+        found = self._usable(index)
+        chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]
+        return [self._document(place, rng) for place in chosen]
+
+    def best(self, index: int) -> list[Document]:
+        """The best `num_retrieved`, best first, with canonical captions."""
+        if self.num_retrieved == 0:
+            return []
+        if parts := self.neighbours.parts(index):
+            return [self._part(*part, None) for part in parts]
+        return [self._document(place, None) for place in self._usable(index)[: self.num_retrieved]]
+
+    def _usable(self, index: int) -> list[int]:
+        """Neighbours whose pictures can be read, best first."""
+        found = self.neighbours.neighbours(index)
+        if self.codes is None:
+            return found
+        usable_N = self.codes.usable_N
+        return [place for place in found if usable_N[place]]
+
+    def _part(self, place: int, region: Region, captions: np.random.Generator | None) -> Document:
+        return prepended(self.memory.document(place, captions), region)
+
+    def _document(self, place: int, captions: np.random.Generator | None) -> Document:
+        document = self.memory.document(place, captions)
+        return document if self.codes is None else self.codes.encoded(document)
+
+
+class MaskedSequences:
+    """Masked sequences of a source, retrieved documents prepended.
+
+    Args:
+        source: the query documents.
+        serializer: documents -> tokens.
+        objective: masks the sequences.
+        code_cache: codes of the source's pictures; documents with unreadable ones are left out.
+        retrieved: the documents that may be prepended to each document; None: none.
+        seed: of all randomness.
+        context_length: number of inputs of the decoder; a sequence has at most one token more (its
+            last token is only a target).
+        max_text_tokens: each text is cut to this many tokens.
+        training: True: captions and retrieved documents are drawn at random. False: canonical
+            captions, and the best documents, best first.
+    """
+
+    def __init__(
+        self,
+        source: DocumentSource,
+        serializer: Serializer,
+        objective: MaskingObjective,
+        code_cache: CodeCache,
+        retrieved: RetrievedDocuments | None,
+        *,
+        seed: int,
+        context_length: int,
+        max_text_tokens: int | None,
+        training: bool = True,
+    ) -> None:
+        self.source, self.serializer, self.objective = source, serializer, objective
+        self.code_cache, self.retrieved = code_cache, retrieved
+        self.seed, self.training = seed, training
+        self.max_length, self.max_text_tokens = context_length + 1, max_text_tokens
+        assert retrieved is None or len(retrieved.neighbours) == len(source)
+        #: Index into the source of each usable document, int64.
+        self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)
+        self._warned = self._cut_is_told = False
+        self._too_long: set[int] = set()
+        if not len(self.indices):
+            raise DataError(
+                "data set", "has no usable document", "run 'cm3 data validate' to see why"
+            )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sequence(self, epoch: int, index: int) -> MaskedSequence:
+        """The masked sequence `index` of an epoch: always the same.
+
+        0..len-1 are the documents; one that comes again in an epoch is `len` further on each time, and
+        drawn anew. In training, another document's if the query alone is longer than the context.
+
+        Raises:
+            DocumentError: the query alone is too long, and, in training, so are the others.
+        """
+        rng = self._rng(epoch, index)
+        place = index % len(self)
+        unmasked = self._unmasked(place, rng)
+        if len(unmasked) > self.max_length:
+            error = self._error(place, unmasked)
+            if not self.training:
+                raise error
+            unmasked, rng, place = self._substitute(epoch, index, error)
+            self._note_too_long(index % len(self), error)
+        return self._masked(unmasked, rng, place)
+
+    def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """The indices of an epoch's sequences in order, if the source decides it, see
+        `DocumentSource.epoch_order`; unusable documents are left out."""
+        order = self.source.epoch_order(seed, epoch)
+        if order is None:
+            return None
+        places = np.full(len(self.source), -1, np.int64)
+        places[self.indices] = np.arange(len(self.indices))
+        order = places[order]
+        order = order[order >= 0]
+        return order + len(self) * _repeats(order)
+
+    def stream_order(
+        self, seed: int, epoch: int, place: int, num_streams: int
+    ) -> npt.NDArray[np.int64] | None:
+        """The same of a virtual loader's part of them, see `DocumentSource.stream_order`."""
+        order = self.source.stream_order(seed, epoch, place, num_streams)
+        # a source that leaves documents out here has no say: streams would be of different lengths
+        return order if order is not None and len(self) == len(self.source) else None
+
+    def fitting(self, indices: Iterable[int]) -> list[MaskedSequence]:
+        """The sequences `indices` of epoch 0, without those whose query alone is too long.
+
+        Raises:
+            DocumentError: all are too long.
+        """
+        sequences: list[MaskedSequence] = []
+        errors: list[tuple[int, DocumentError]] = []
+        for index in indices:
+            rng = self._rng(0, index)
+            unmasked = self._unmasked(index, rng)
+            if len(unmasked) > self.max_length:
+                errors.append((index, self._error(index, unmasked)))
+            else:
+                sequences.append(self._masked(unmasked, rng, index))
+        if errors and not sequences:
+            raise errors[0][1]
+        for index, error in errors:
+            self._note_too_long(index, error)
+        return sequences
+
+    @property
+    def num_too_long(self) -> int:
+        """Number of documents found too long for the context so far, and left out."""
+        return len(self._too_long)
+
+    def _masked(
+        self, unmasked: TokenSequence, rng: np.random.Generator, index: int
+    ) -> MaskedSequence:
+        masked = self.objective.mask(unmasked, rng, self.max_length)
+        part = self.source.part(int(self.indices[index]))
+        return replace(masked, part=part) if part else masked
+
+    def _rng(self, epoch: int, index: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence((self.seed, epoch, index)))
+
+    def _unmasked(self, index: int, rng: np.random.Generator) -> TokenSequence:
+        """The sequence before masking; longer than `max_length` if the query alone is."""
+        place = int(self.indices[index])
+        query = self.code_cache.encoded(self.source.document(place, rng if self.training else None))
+        sequence = self._fitting(query, self._retrieved(place, rng))
+        if self.training and not self._cut_is_told:
+            self._note_cut(place, query, sequence)
+        return sequence
+
+    def _note_cut(self, place: int, query: Document, sequence: TokenSequence) -> None:
+        """Report the first document of a task that loses words: of a caption the beginning still says
+        what is shown, and of a task the instruction or the answer may be gone."""
+        if self.max_text_tokens is None or not any(_is_of_task(segment) for segment in query):
+            return
+        if not any(  # seen from lengths alone, before anything is tokenized again
+            span.modality == "text" and len(span) >= self.max_text_tokens
+            for span in sequence.segments
+        ):
+            return
+        texts = [segment.text for segment in query if isinstance(segment, Text)]
+        most = max((len(self.serializer.text_tokens(text)) for text in texts), default=0)
+        if most > self.max_text_tokens:
+            self._cut_is_told = True
+            warnings.warn(
+                f"document {self.source.id(place)}: a text of its task has {most} tokens, and training "
+                f"reads the first {self.max_text_tokens} of each (data.max_text_tokens), here and in "
+                f"others like it (reported once); set data.max_text_tokens to {most} or more",
+                stacklevel=2,
+            )
+
+    def _substitute(
+        self, epoch: int, index: int, error: DocumentError
+    ) -> tuple[TokenSequence, np.random.Generator, int]:
+        """Another document's sequence before masking, the generator that made it, and its index.
+
+        The others are tried in a random order: steps of a random length that has no factor in
+        common with their number visit each once. Raises `error` if all are too long.
+        """
+        rng = np.random.default_rng(
+            np.random.SeedSequence((self.seed, epoch, index), spawn_key=(_SUBSTITUTE,))
+        )
+        total, stride = len(self), 0
+        while total > 1 and math.gcd(stride, total) != 1:
+            stride = int(rng.integers(1, total))
+        for step in range(1, min(total, _MAX_SUBSTITUTES + 1)):
+            place = (index + step * stride) % total
+            unmasked = self._unmasked(place, rng)
+            if len(unmasked) <= self.max_length:
+                return unmasked, rng, place
+        raise error
+
+    def _note_too_long(self, index: int, error: DocumentError) -> None:
+        """Count a document that is left out, and report the first."""
+        if not self._too_long:
+            warnings.warn(
+                f"{error.place} is left out: {error.cause}; such documents are counted, and others "
+                f"take their place in training (reported once); {error.next_step}",
+                stacklevel=3,
+            )
+        self._too_long.add(index)
+
+    def _retrieved(self, place: int, rng: np.random.Generator) -> list[Document]:
+        """The documents to prepend, in their order."""
+        if self.retrieved is None:
+            return []
+        return self.retrieved.draw(place, rng) if self.training else self.retrieved.best(place)
+
+    def _fitting(self, query: Document, retrieved: list[Document]) -> TokenSequence:
+        """The query with as many of the first documents as leave room for a few spans."""
+        room = self.max_length - min(
+            self.objective.max_added_tokens, _RESERVED_SPANS * TOKENS_PER_SPAN
+        )
+        whole = sequence = self.serializer.sequence(query, retrieved, self.max_text_tokens)
+        number = len(retrieved)
+        while number and len(sequence) > room:
+            number -= 1
+            sequence = self.serializer.sequence(query, retrieved[:number], self.max_text_tokens)
+        if number < len(retrieved) and not self._warned and len(sequence) <= self.max_length:
+            self._warned = True
+            least = len(whole) + self.max_length - 1 - room
+            warnings.warn(
+                f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and "
+                "decoder.context_length"
+                f" {self.max_length - 1} has room for {room} besides those of masking: such "
+                "queries get fewer, this one "
+                f"{number} (reported once); set retriever.num_retrieved={number}, or "
+                f"decoder.context_length to {least} or "
+                "more",
+                stacklevel=2,
+            )
+        return sequence
+
+    def _error(self, index: int, sequence: TokenSequence) -> DocumentError:
+        """The error for a document that is too long, with the settings that would fit."""
+        name = self.source.id(int(self.indices[index]))
+        texts = sum(len(span) for span in sequence.segments if span.modality == "text")
+        num_texts = sum(span.modality == "text" for span in sequence.segments)
+        room = self.max_length - (len(sequence) - texts)
+        cause = (
+            f"{len(sequence)} tokens ({len(sequence) - texts} of pictures and separators, "
+            f"{texts} of text), but the context "
+            f"holds {self.max_length}"
+        )
+        if room > 0 and num_texts:
+            return DocumentError(
+                f"document {name}",
+                cause,
+                f"set data.max_text_tokens to at most {room // num_texts}, "
+                "or raise decoder.context_length",
+            )
+        return DocumentError(
+            f"document {name}",
+            cause,
+            "raise decoder.context_length, or use a tokenizer with fewer codes",
+        )
+
+
+def _is_of_task(segment: Segment) -> bool:
+    """Whether a segment has a task's response."""
+    return bool(getattr(segment, "responses", ())) or bool(getattr(segment, "response", False))
+
+
+def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often each entry has come before.
+
+    >>> _repeats(np.array([5, 3, 5, 5, 3])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    repeats = np.empty(len(order), np.int64)
+    lengths = np.diff([*starts, len(order)])
+    repeats[by_value] = np.arange(len(order)) - np.repeat(starts, lengths)
+    return repeats

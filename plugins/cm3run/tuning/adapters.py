@@ -1,0 +1,254 @@
+"""Adapters by peft: LoRA and DoRA layers in a decoder, and files in peft's own format.
+
+An adapter is read and written as peft does (`adapter_config.json`, `adapter_model.safetensors`), so
+that `peft.PeftModel.from_pretrained(decoder, folder)` reads ours. What is read here is not trusted:
+the layers are made by the recipe's section `tune`, and tensors are taken by name, shape and type.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
+from cm3run.tuning.names import nearest, parameters_named
+
+if TYPE_CHECKING:
+    from cm3core.recipe.sections import TuneSection
+
+#: peft's names of the files.
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+#: peft's name of the only adapter.
+_NAME = "default"
+#: What peft writes before the names of the model's modules.
+_PREFIX = "base_model.model."
+#: Ends of the names of adapters' parameters in a decoder, and in peft's files.
+_ENDS = (
+    (f".lora_A.{_NAME}.weight", ".lora_A.weight"),
+    (f".lora_B.{_NAME}.weight", ".lora_B.weight"),
+    (f".lora_magnitude_vector.{_NAME}.weight", ".lora_magnitude_vector"),
+)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter as it is written.
+
+    Args:
+        tensors: by their names in peft's format.
+        config: peft's own, of `adapter_config.json`.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+
+    def copied(self) -> AdapterFiles:
+        """The same with copies of the tensors, on the host: training goes on meanwhile."""
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
+        return AdapterFiles(copies, self.config)
+
+
+def add_adapters(module: nn.Module, section: TuneSection, seed: int = 0) -> None:
+    """Add the section's adapters to a decoder, and freeze everything else but the modules that are
+    trained whole (`tune.parameters`), which get no adapters.
+
+    They change nothing until they are trained: one of their two matrices is zero.
+
+    Args:
+        module: the decoder's; its linear layers become peft's.
+        section: a method that adds adapters, and the adapters' sizes.
+        seed: of their first weights; torch's generators stay as they were.
+
+    Raises:
+        RecipeError: a target is no linear layer, there is no such block, or the rank is too large.
+        MissingPackageError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise MissingPackageError.extra(f"tune.method={section.method}", "peft", "lora")
+    whole = {_owner(name) for name in parameters_named(module, section.parameters)}
+    targets = _targets(module, section, whole)
+    import peft
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(_config(targets, section), module)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(_of_adapter(name) is not None or _owner(name) in whole)
+
+
+def write_adapters(module: nn.Module, section: TuneSection, base: str) -> AdapterFiles:
+    """What is stored of a decoder with adapters; `base` is the base model's name, for readers."""
+    targets = [name for name, layer in module.named_modules() if hasattr(layer, "lora_A")]
+    stored = _stored(module)
+    whole = {_owner(name) for name in stored if _of_adapter(name) is None}
+    config = _config(targets, section)
+    config.modules_to_save = sorted(whole) or None
+    config.base_model_name_or_path, config.inference_mode = base, True
+    values = json.loads(json.dumps(config.to_dict(), default=_plain))
+    tensors = {
+        in_file: module.get_parameter(name).detach().contiguous()
+        for name, in_file in stored.items()
+    }
+    return AdapterFiles(tensors, {**values, "target_modules": targets})
+
+
+def load_adapters(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
+    """Copy stored tensors into the adapters that `add_adapters` made.
+
+    Raises:
+        CheckpointError: they are of other layers, or of other shapes or types, or not finite.
+    """
+    own = {in_file: module.get_parameter(name) for name, in_file in _stored(module).items()}
+    for name in sorted(own.keys() | tensors.keys()):
+        have = _told(tensors.get(name))
+        need = _told(own.get(name))
+        if have != need:
+            raise CheckpointError(
+                f"{place}, tensor {name}",
+                f"the file has {have}, the adapters of this recipe {need}",
+                "use the recipe.yaml beside the adapter, unchanged",
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise CheckpointError(
+                f"{place}, tensor {name}",
+                "holds values that are not finite",
+                "use an older checkpoint",
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def merge_adapters(module: nn.Module) -> None:
+    """Add what the adapters add to the weights, and put the plain layers back in their places."""
+    for name, layer in list(module.named_modules()):
+        if hasattr(layer, "lora_A"):
+            merging: Any = layer  # peft's, which needs no import once it is there
+            merging.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, merging.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
+def _config(targets: list[str], section: TuneSection) -> Any:
+    """peft's config."""
+    import peft
+
+    return peft.LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,  # type: ignore[arg-type]  # peft divides it, and takes any number
+        lora_dropout=section.dropout,
+        use_rslora=section.rank_stabilised,
+        use_dora=section.method == "dora",
+        target_modules=targets,
+    )
+
+
+def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[str]:
+    """Whole names of the layers that get adapters; `whole`: modules that are trained whole."""
+    modules = dict(module.named_modules())
+    linear = [
+        name
+        for name, layer in modules.items()
+        if isinstance(layer, nn.Linear) and name not in whole
+    ]
+    if not linear:
+        rest = " that isn't trained whole" if whole else ""
+        raise RecipeError(
+            "tune.method",
+            f"is {section.method!r}, and {type(module).__name__} has no linear layer{rest}",
+            "use tune.method=layers",
+        )
+    for target in section.targets:
+        if not any(_ends(name, target) for name in linear):
+            other = next((name for name in modules if name and _ends(name, target)), None)
+            raise RecipeError(
+                "tune.targets",
+                f"{target!r} is no module of this decoder"
+                if other is None
+                else f"{target!r} is a module of the class {type(modules[other]).__name__}, and "
+                "adapters are for linear layers",
+                nearest(target, linear),
+            )
+    found = [
+        name
+        for name in linear
+        if not section.targets or any(_ends(name, target) for target in section.targets)
+    ]
+    blocks = {name: _block(name) for name in found}
+    known = sorted({number for number in blocks.values() if number is not None})
+    for number in section.blocks:
+        if number not in known:
+            raise RecipeError(
+                "tune.blocks",
+                f"there is no block {number} with these targets",
+                f"use numbers from {known[0]} to {known[-1]}" if known else "leave it empty",
+            )
+    found = [name for name in found if not section.blocks or blocks[name] in section.blocks]
+    for name in found:
+        layer = modules[name]
+        assert isinstance(layer, nn.Linear)
+        if section.rank > min(layer.in_features, layer.out_features):
+            raise RecipeError(
+                "tune.rank",
+                f"is {section.rank}, and {name} has {layer.in_features} inputs and "
+                f"{layer.out_features} outputs: an adapter would be as large as the layer",
+                f"use at most {min(layer.in_features, layer.out_features)}, or tune.method=layers",
+            )
+    return found
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether a module's name is the target, or ends with it after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _block(name: str) -> int | None:
+    """The first number in a module's name."""
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return None if match is None else int(match[1])
+
+
+def _owner(name: str) -> str:
+    """The module whose own a parameter is."""
+    return name.rpartition(".")[0]
+
+
+def _stored(module: nn.Module) -> dict[str, str]:
+    """Names of the trained parameters of a decoder with adapters -> those in peft's files."""
+    return {
+        name: _of_adapter(name) or f"{_PREFIX}{name}"
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _of_adapter(name: str) -> str | None:
+    """The name in peft's files of an adapter's parameter; None for any other parameter."""
+    for end, stored in _ENDS:
+        if name.endswith(end):
+            return f"{_PREFIX}{name.removesuffix(end)}{stored}"
+    return None
+
+
+def _told(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _plain(value: object) -> object:
+    """What JSON has no word for: sets and peft's enumerations."""
+    return (
+        sorted(value)
+        if isinstance(value, (set, frozenset))
+        else str(getattr(value, "value", value))
+    )

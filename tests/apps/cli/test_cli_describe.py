@@ -1,0 +1,340 @@
+"""`cm3 kinds` and `cm3 describe`, and the JSON of `cm3 plugin list`: what there is, told without
+torch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cm3apps.cli.main import main
+from cm3core import interfaces
+from cm3core.plugins import KINDS, PluginInfo, load_registry
+from cm3core.plugins.catalog import component_entry, kind_entry, laws_of
+from cm3core.recipe import recipe_from_yaml
+
+REGISTRY = load_registry()
+COMPONENTS = [(kind, name) for kind in KINDS for name in REGISTRY.names(kind)]
+PLUGIN = '''\
+from dataclasses import dataclass, field
+from cm3core.hookspecs import hookimpl
+from cm3core.interfaces import SamplerConfig
+
+CM3_API = 1
+
+@dataclass(kw_only=True)
+class Inner:
+    """Inside.
+
+    Args:
+        steps: how many.
+    """
+
+    steps: int = 2
+
+@dataclass(kw_only=True)
+class WarmConfig(SamplerConfig):
+    """Draws as it likes,
+    every time.
+
+    More about it,
+    in two lines.
+
+    Args:
+        heat: how hot, 0..1.
+        words: what it says.
+    """
+
+    needs = ("embedder",)
+    heat: float
+    words: list[str] = field(default_factory=lambda: ["a", "b: c"])
+    note: str | None = None
+    inner: Inner = field(default_factory=Inner)
+
+    def build(self): raise AssertionError("described, never built")
+
+@hookimpl
+def cm3_samplers():
+    return {"warm": WarmConfig, "top_p": WarmConfig}
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    return str(path)
+
+
+def test_a_component_by_hand(
+    mine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--plugin", mine, "describe", "warm"]) == 0
+    out = capsys.readouterr().out
+    head, _, rest = out.partition("laws of its kind's conformance kit\n")
+    laws, _, recipe = rest.partition("\nin a recipe\n")
+    assert (
+        head
+        == f"""\
+sampler/warm: Draws as it likes, every time.
+  More about it, in two lines.
+  plugin mine ({mine}), config cm3_plugin_file_mine:WarmConfig
+  needs the section embedder
+
+keys
+  heat: float, required
+      how hot, 0..1.
+  words: list[str], default ["a", "b: c"]
+      what it says.
+  note: str | None, default null
+  inner: Inner, default {{"steps": 2}}
+  inner.steps: int, default 2
+      how many.
+
+"""
+    )
+    assert (
+        "  only_legal_ids_are_drawn: Each request gets an allowed id of the slice, even\n      "
+        "with extreme" in laws
+    )
+    assert max(map(len, laws.splitlines())) <= 80
+    assert (
+        recipe
+        == """\
+  sampler:
+    name: warm
+    heat: ???  # must be given
+    words: [a, 'b: c']
+    note: null
+    inner:
+      steps: 2
+"""
+    )
+
+
+def test_a_component_as_json(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plugin", mine, "describe", "sampler/warm", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer) == [
+        "kind",
+        "name",
+        "summary",
+        "text",
+        "plugin",
+        "version",
+        "origin",
+        "config",
+        "needs",
+        "keys",
+        "laws",
+        "snippet",
+    ]
+    assert (answer["kind"], answer["name"], answer["plugin"], answer["version"]) == (
+        "sampler",
+        "warm",
+        "mine",
+        "",
+    )
+    assert answer["keys"][0] == {
+        "name": "heat",
+        "type": "float",
+        "default": None,
+        "required": True,
+        "text": "how hot, 0..1.",
+        "documented_by": "WarmConfig",
+    }
+    assert answer["laws"] == laws_of(KINDS["sampler"])
+
+
+def test_names(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, first in (
+        ("mine/top_p", "sampler/top_p: Draws"),
+        ("sampler/mine/top_p", "sampler/top_p: Draws"),
+        ("bundled/top_p", "sampler/top_p: Sampling from one stream"),
+        ("reranker/clip", "reranker/clip: Cosine"),
+        ("sampler", "sampler: Samplers: logits of the guidance streams -> next token"),
+    ):
+        assert main(["--plugin", mine, "describe", name]) == 0
+        assert capsys.readouterr().out.startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "clip",
+            "'clip' is the name of several components\n  next: write embedder/clip or "
+            "reranker/clip",
+        ),
+        (
+            "top_p",
+            "the sampler 'top_p' comes from several plugins: bundled, mine\n  next: write "
+            "bundled/top_p or mine/top_p, or leave one out: CM3_DISABLE_PLUGINS=mine",
+        ),
+        ("smpler", "there is no kind and no component 'smpler'\n  next: did you mean 'sampler'?"),
+        ("zzzzzz", "there is no kind and no component 'zzzzzz'\n  next: `cm3 kinds` lists all"),
+        ("sampler/worm", "no sampler is called 'worm'\n  next: did you mean 'warm'?"),
+        ("sampler/mina/warm", "no plugin 'mina' is loaded\n  next: did you mean 'mine'?"),
+        (
+            "mina/warm",
+            "no kind and no loaded plugin is called 'mina'\n  next: did you mean 'mine'?",
+        ),
+        (
+            "mine/worm",
+            "the plugin 'mine' provides no component 'worm'\n  next: did you mean 'warm'?",
+        ),
+    ],
+)
+def test_names_that_are_nothing_or_several(
+    name: str, expected: str, mine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--plugin", mine, "describe", name]) == 2
+    assert capsys.readouterr().err == f"error: cm3 describe {name}: {expected}\n"
+
+
+def test_a_plugin_that_is_left_out_is_named_where_its_name_is_missed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CM3_DISABLE_PLUGINS", "bundled")
+    assert main(["describe", "cfg"]) == 2
+    assert capsys.readouterr().err == (
+        "error: cm3 describe cfg: there is no kind and no component 'cfg'\n"
+        "  next: `cm3 kinds` lists all; the plugin 'bundled' is disabled: "
+        "named in CM3_DISABLE_PLUGINS\n"
+    )
+
+
+def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--plugin", mine, "kinds"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "sampler: Samplers: logits of the guidance streams -> next token\n"
+        "  hook cm3_samplers, interface Sampler, kit cm3kits.sampler:SamplerContract\n"
+        "  bundled: cd_k, cfg, chameleon, contrastive, edit_cfg, mixture, patch_knn, retrieval_cfg, structure_cfg, top_p\n"
+        "  mine: top_p, warm\n"
+    ) in out
+    assert out.endswith("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`\n")
+    assert main(["kinds", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["kind"] for entry in entries] == list(KINDS)
+    assert list(entries[0]) == [
+        "kind",
+        "summary",
+        "hook",
+        "config",
+        "interface",
+        "kit",
+        "methods",
+        "keys",
+        "laws",
+        "components",
+    ]
+    assert entries[0]["components"][1] == {
+        "name": "byte",
+        "plugin": "bundled",
+        "version": REGISTRY.plugins[0].version,
+        "origin": "cm3leon, cm3plugins",
+        "summary": "Bytes of UTF-8. It has no keys.",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [["kinds"], ["describe", "sampler/cd_k"], ["describe", "image_tokenizer"]]
+)
+def test_lines_fit_a_terminal_and_are_whole_in_a_pipe(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(arguments) == 0
+    piped = capsys.readouterr().out
+    assert max(map(len, piped.splitlines())) > 60
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    # one word may be longer than a line
+    assert [line for line in shown.splitlines() if len(line) > 60 and " " in line.strip()] == []
+    assert shown.split() == piped.split()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_laws_read_from_the_source_are_those_of_the_kit(kind: str) -> None:
+    module, _, name = KINDS[kind].kit.partition(":")
+    kit: Any = getattr(importlib.import_module(module), name)
+    laws = laws_of(KINDS[kind])
+    assert set(laws) == set(kit.laws())
+    assert len(laws) >= 4
+    assert all(laws[law].startswith(first.rstrip()) for law, first in kit.laws().items())
+    assert all(laws.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_of_a_kind_are_what_is_abstract(kind: str) -> None:
+    entry = kind_entry(kind, REGISTRY)
+    abstract = getattr(interfaces, KINDS[kind].interface).__abstractmethods__
+    assert {signature.partition("(")[0] for signature in entry.methods} == set(abstract)
+    assert entry.summary
+    assert "Recipe section" not in entry.summary
+
+
+@pytest.mark.parametrize(("kind", "name"), COMPONENTS)
+def test_the_snippet_is_a_section_of_a_recipe(kind: str, name: str) -> None:
+    """With values in place of `???` it composes, to the config's defaults."""
+    entry = component_entry(kind, name, REGISTRY)
+    required: dict[str, Any] = {
+        key.name: {} if key.type.startswith("dict") else "somewhere"
+        for key in entry.keys
+        if key.required
+    }
+    snippet = entry.snippet
+    inside = {"source": ("dataset", "emoji"), "condition": ("condition", "boxes")}
+    if name == "conditioned":  # its keys are components
+        required = {key: part for key, (_, part) in inside.items()}
+    for key, value in required.items():
+        snippet = snippet.replace(f"{key}: ???", f"{key}: {value}")
+    recipe = recipe_from_yaml(snippet, REGISTRY)
+    if name == "conditioned":
+        required = {key: REGISTRY.config_class(*part)() for key, part in inside.items()}
+    above, _, key = KINDS[kind].key.partition(".")
+    found = getattr(getattr(recipe, above), key)[0] if key else getattr(recipe, kind)
+    assert found == REGISTRY.config_class(kind, name)(**required)
+
+
+def test_json_of_the_list_of_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugin", "list", "--json"]) == 0
+    (bundled,) = [info for info in json.loads(capsys.readouterr().out) if info["name"] == "bundled"]
+    names = [item.name for item in fields(PluginInfo)]
+    assert list(bundled) == names
+    assert [name for name in names if f"{name}: " not in str(PluginInfo.__doc__)] == []
+    assert (bundled["status"], bundled["origin"], bundled["reason"]) == (
+        "loaded",
+        "cm3leon, cm3plugins",
+        "",
+    )
+    assert bundled["components"]["text_tokenizer"] == [
+        "bpe",
+        "byte",
+        "classes",
+        "hf",
+        "sentencepiece",
+        "tiktoken",
+    ]
+
+
+def test_nothing_heavy_is_imported() -> None:
+    script = (
+        "import sys\nfrom cm3apps.cli.main import main\n"
+        "for arguments in (['kinds'], ['describe', 'sampler'], ['describe', 'vqgan', '--json'], "
+        "['plugin', 'list']):\n"
+        "    assert main(arguments) == 0\n"
+        "print(*{'torch', 'hypothesis', 'pytest', 'faiss', 'PIL'} & set(sys.modules), "
+        "file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (0, "")

@@ -1,0 +1,158 @@
+"""`--device` and `--precision`: which commands take them, and that the device is the whole command's."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterator
+
+import pytest
+
+from cm3apps.cli import _training, kinds
+from cm3apps.cli.commands import COMMANDS
+from cm3apps.cli.main import main
+from cm3core import devices
+from cm3core.devices import choose_device, default_device
+from cm3core.errors import RecipeError
+from cm3core.plugins import load_registry
+from cm3core.recipe import compose
+
+#: Commands that run no network on a device: they read, write, compare, search or count.
+NO_NETWORK = {
+    "adapter merge",
+    "export",
+    "tokenizer train-text",
+    "data validate",
+    "data show",
+    "icons build",
+    "memory remove",
+    "memory merge",
+    "memory stat",
+    "provenance",
+    "task list",
+    "task show",
+    "recipe list",
+    "recipe show",
+    "recipe check",
+    "recipe memory",
+    "recipe diff",
+    "kinds",
+    "describe",
+    "completion",
+    "plugin list",
+    "plugin new",
+    "plugin check",
+    "convert",
+    "eval compare",
+    "eval table",
+    "bench shards",
+    "postgres init",
+    "postgres index",
+    "postgres push",
+    "postgres pull",
+    "postgres remove",
+    "postgres stat",
+    "eval card",
+    "eval protocols",
+    "eval show",
+    "eval prompts",
+    "eval export",
+    "eval import",
+    "bench retrieval",
+}
+#: Networks of metrics run on the CPU.
+ON_THE_CPU = {"eval score", "bench metrics"}
+#: These run networks whose precision is their own, or measure all of them.
+OWN_PRECISION = {
+    "tokenizer eval",
+    "upscale",
+    "upscaler eval",
+    "data encode",
+    "memory build",
+    "memory add",
+    "memory recall",
+    "embedder train",
+    "embedder eval",
+    "bench kernels",
+    "bench precision",
+}
+
+
+def commands() -> Iterator[tuple[str, set[str]]]:
+    """Every command and action, with its options."""
+    registry = load_registry()
+    for name in sorted({*COMMANDS, *registry.commands()}):
+        module = COMMANDS.get(name, ("", ""))[0]
+        parser = argparse.ArgumentParser()
+        configure = importlib.import_module(module).configure if module else registry.command(name)
+        assert configure is not None
+        configure(parser)
+        yield from leaves(name, parser)
+
+
+def leaves(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, set[str]]]:
+    groups = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    for group in groups:
+        for action, inner in group.choices.items():
+            yield from leaves(f"{name} {action}", inner)
+    if not groups:
+        yield name, {text for one in parser._actions for text in one.option_strings}
+
+
+def test_every_command_that_runs_a_network_takes_a_device_and_a_precision():
+    found = dict(commands())
+    assert found.keys() >= NO_NETWORK | ON_THE_CPU | OWN_PRECISION, "one of them is gone"
+    without = {name for name, options in found.items() if "--device" not in options}
+    assert without == NO_NETWORK | ON_THE_CPU
+    imprecise = {name for name, options in found.items() if "--precision" not in options}
+    assert imprecise == NO_NETWORK | ON_THE_CPU | OWN_PRECISION
+
+
+def test_the_device_of_a_command_is_that_of_all_it_does(monkeypatch):
+    seen = []
+
+    def configure(parser):
+        parser.add_argument("--device")
+
+    monkeypatch.setattr(kinds, "configure", configure)
+    monkeypatch.setattr(kinds, "run", lambda args: seen.append(str(choose_device(None))) or 0)
+    assert main(["kinds", "--device", "meta"]) == 2  # it can't compute
+    monkeypatch.setattr(devices.torch, "ones", lambda *_, device: devices.torch.zeros(1))
+    assert main(["kinds", "--device", "cuda:1"]) == 0
+    assert main(["kinds"]) == 0
+    assert seen == ["cuda:1", "cpu"]
+
+
+def test_a_device_that_is_not_there(capsys):
+    for command in (
+        ["tokenizer", "eval", "quickstart", "--num", "1"],
+        ["embedder", "eval", "light_encoder"],
+        ["bench", "precision"],
+        ["experiment", "patch-knn"],
+    ):
+        assert main([*command, "--device", "cuda:7"]) == 2
+        assert "error: device 'cuda:7': can't be used here (" in capsys.readouterr().err
+
+
+def test_a_named_device_comes_before_that_of_the_command():
+    with default_device("cuda:7"):
+        assert choose_device("cpu").type == "cpu"
+    with default_device("cpu"):
+        assert choose_device(None).type == "cpu"
+
+
+def test_the_precision_of_what_trains_a_component():
+    recipe = compose("tokenizer-emoji64", [], registry=load_registry())
+    assert recipe.image_tokenizer is not None
+    config = _training.with_precision(recipe.image_tokenizer, "bf16")
+    assert config.training.precision == "bfloat16"
+    assert _training.with_precision(recipe.image_tokenizer, None) is recipe.image_tokenizer
+    with pytest.raises(RecipeError) as caught:
+        _training.with_precision(recipe.image_tokenizer, "auto")
+    assert str(caught.value) == (
+        "--precision auto: VQGANConfig trains in one of float32, bfloat16\n  next: leave it out, or "
+        "take one of those"
+    )
+    with pytest.raises(RecipeError) as caught:
+        _training.with_precision(recipe.text_tokenizer, "bf16")
+    assert "trains in a precision of its own\n  next: leave it out" in str(caught.value)

@@ -1,0 +1,188 @@
+"""`cm3 export`: what is shipped of a run, and that it works elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cm3apps.cli.main import main
+from cm3core.errors import CheckpointError
+from cm3core.plugins import load_registry
+from cm3run.checkpoint import open_checkpoint
+from cm3run.checkpoint.exporting import check_target, write_model
+from cm3run.checkpoint.layout import find_checkpoint
+from cm3run.checkpoint.tensors import read_tensors
+from squares import PARTS
+
+PLUGIN = PARTS / "train_parts.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a run in `run`."""
+    folder = tmp_path_factory.mktemp("export")
+    options = ["train.steps=1", "train.validation_splits=[]", f"data.cache_dir={folder / 'cache'}"]
+    recipe = str(PARTS / "squares.yaml")
+    assert cm3("train", recipe, "-o", str(folder / "run"), "--quiet", *options) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def cm3(*arguments: str) -> int:
+    return main(["--plugin", str(PLUGIN), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "type_"), [([], torch.float16), (["--dtype", "fp32"], torch.float32)]
+)
+def test_a_model_to_share(
+    folder: Path, capsys: pytest.CaptureFixture[str], dtype: list[str], type_: torch.dtype
+) -> None:
+    capsys.readouterr()
+    assert cm3("export", "run", "-o", "models/squares", *dtype) == 0
+    assert capsys.readouterr().out == "models/squares\n"
+    weights = read_tensors(folder / "models/squares/model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {type_}
+    assert not list((folder / "models").rglob("optimizer*"))
+    moved = shutil.copytree(folder / "models/squares", folder / "elsewhere", dirs_exist_ok=True)
+    made = ["red corner 1", "--n", "1", "--num-retrieved", "0"]
+    assert cm3("generate", *made, "--model", str(moved), "-o", "out") == 0
+    # an exported model is a model like any other
+    assert cm3("export", "elsewhere", "-o", "models/again", "--dtype", "fp32") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "rnu", "-o", "x"], "error: rnu: does not exist\n  next: name a run's folder"),
+        (
+            ["export", "run", "-o", "cache"],
+            "error: cache: exists and is no model folder\n"
+            "  next: name a new folder, or an older export to replace\n",
+        ),
+        (
+            ["export", "bundled:icons65", "-o", "x"],
+            "error: model 'bundled:icons65': no installed plugin ships it\n"
+            "  next: did you mean 'bundled:icons64'?",
+        ),
+    ],
+)
+def test_what_is_refused(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert cm3(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "cause", "next_step"),
+    [
+        ("run/checkpoints/step-00000001", "is a run's checkpoint", "name a new folder"),
+        ("copy", "is a run's checkpoint", "name a new folder"),
+        ("run/checkpoints/step-00000009", "is among a run's checkpoints", "name a new folder"),
+        (
+            "mine",
+            "holds .git, README.md, b, ..., which is no part of a model and would be lost",
+            "name a new folder, or take that out before",
+        ),
+    ],
+)
+def test_nothing_else_is_lost(
+    target: str,
+    cause: str,
+    next_step: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run would not resume from a checkpoint without its optimiser."""
+    if target == "copy":
+        shutil.copytree(folder / "run/checkpoints/step-00000001", folder / target)
+    if target == "mine":
+        assert cm3("export", "run", "-o", target) == 0
+        for name in (".git", "b", "c"):
+            (folder / target / name).mkdir()
+        (folder / target / "README.md").write_text("of mine")
+    before = sorted(folder.rglob("*"))
+    capsys.readouterr()
+    assert cm3("export", "run", "-o", target) == 2
+    assert capsys.readouterr().err == f"error: {target}: {cause}\n  next: {next_step}\n"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_older_model_is_replaced_with_its_card(folder: Path) -> None:
+    assert cm3("export", "run", "-o", "old") == 0
+    for name in ("CARD.md", "CARD-faces.png", "plugins/old.py"):
+        (folder / "old" / name).write_text("of older weights")
+    assert cm3("export", "run", "-o", "old") == 0
+    assert not list((folder / "old").glob("CARD*"))
+    assert not (folder / "old/plugins/old.py").exists()
+
+
+def test_the_folder_may_be_a_link_or_this_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model lies where the link leads to, on a larger disk for example."""
+    (folder / "disk").mkdir()
+    (folder / "link").symlink_to("disk")
+    assert cm3("export", "run", "-o", "link") == 0
+    assert (folder / "link").is_symlink()
+    assert (folder / "disk/state.json").is_file()
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    assert cm3("export", "../run", "-o", ".") == 0
+    assert (folder / "here/state.json").is_file()
+
+
+def test_weights_that_half_precision_can_not_hold(folder: Path) -> None:
+    checkpoint = find_checkpoint(folder / "run")
+    weights = read_tensors(checkpoint / "model.safetensors")
+    name = sorted(weights)[0]
+    weights[name][0] = 1e5
+    with pytest.raises(CheckpointError) as caught:
+        write_model(checkpoint, folder / "large", weights, "fp16")
+    assert str(caught.value) == (
+        f"weights {name}: are up to 1e+05, more than fp16 holds\n  next: use bf16, or fp32"
+    )
+    assert not (folder / "large").exists()
+    write_model(checkpoint, folder / "large", weights, "bf16")
+    open_checkpoint(folder / "large", load_registry([PLUGIN]))
+
+
+def test_a_link_that_leads_back_to_itself(tmp_path: Path) -> None:
+    (loop := tmp_path / "loop").symlink_to(loop)
+    with pytest.raises(CheckpointError) as caught:
+        check_target(loop, "fp16")
+    assert str(caught.value) == (
+        f"{loop}: is a link that leads back to itself\n  next: name a new folder"
+    )
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "out\udcff"
+    with pytest.raises(CheckpointError) as caught:
+        check_target(folder, "fp16")
+    assert str(caught.value) == (
+        f"{str(folder)!a}: has a name that is not UTF-8, by which no recipe could find the model\n"
+        "  next: name another folder"
+    )
+
+
+@pytest.mark.parametrize("command", [["data", "validate"], ["memory", "build", "-o", "bank"]])
+def test_data_whose_name_is_not_utf8(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "out\udcff").mkdir()
+    (folder / "a.txt").write_text("red")
+    assert main([*command, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "not UTF-8" in error
+    assert "next: rename the folder" in error

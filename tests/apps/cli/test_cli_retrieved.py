@@ -1,0 +1,66 @@
+"""What the commands that draw say of what was looked for, and of what was retrieved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cm3apps.cli._retrieved import report_unlike, report_unlike_picture, show_query
+from cm3run.checkpoint.words import TrainingWords
+from cm3run.model.results import RetrievedDocument
+from toy_model import picture
+
+
+def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
+    def said(prompt):
+        show_query(model.generate(prompt, 1)[0].retrieved)
+        return capsys.readouterr().out
+
+    assert said("a puppy, red") == ""
+    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog", "green": "red"})
+    assert said("a puppy, red") == "  looked for: 'a dog, red'\n"
+    assert said("pony, green") == "  looked for: 'pony, red'\n"
+    assert said("green") == "", "there is a document of it"
+
+
+def test_a_picture_that_is_unlike_all_that_is_known_is_said(model, monkeypatch, capsys):
+    def said(*scores):
+        documents = tuple(RetrievedDocument("d0", score, f"bell {score}", None) for score in scores)
+        answer = replace(model.caption(picture()), retrieved=documents)
+        report_unlike_picture(model, Path("cat.png"), answer)
+        return capsys.readouterr().err
+
+    assert said(0.1) == ""
+    monkeypatch.setattr(model.recipe.retriever, "unlike_below", 0.62)
+    assert said(0.1, 0.514, 0.3) == (
+        "note: nothing that the model knows looks like cat.png: the most similar is 'bell 0.514' (0.51, and less "
+        "than 0.62 means little); the answer may be wrong\n"
+    )
+    for scores in ((0.62,), (0.1, 0.7), (), (None,)):
+        assert said(*scores) == ""
+
+
+def test_what_was_retrieved_without_a_word_of_the_prompt_is_said(model, monkeypatch, capsys):
+    """Words behind a comma are style; a word that is unknown was named already."""
+
+    def said(prompt, *texts):
+        documents = tuple(RetrievedDocument("d0", None, text, None) for text in texts)
+        made = replace(model.generate("red", 1)[0], prompt=prompt, retrieved=documents)
+        report_unlike(model, made)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(
+        model, "words", TrainingWords.of(["a photo of a dog, kitten, outline, gif"])
+    )
+    assert said("kitten, outline", "gif, outline", "folder 5") == (
+        "note: what was retrieved for 'kitten, outline' has none of its words: 'gif, outline', 'folder 5'; "
+        "it may not be drawn, try fewer or other words\n"
+    )
+    for prompt, *texts in (
+        ("a photo of a dog", "folder", "Dog, filled"),
+        ("kiten, outline", "gif"),  # unknown
+        ("kitten",),  # nothing was retrieved
+        ("kitten", ""),  # a picture without a text
+        (", outline", "gif"),
+    ):
+        assert said(prompt, *texts) == ""

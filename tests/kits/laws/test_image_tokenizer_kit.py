@@ -1,0 +1,225 @@
+"""The image tokenizers' kit: a right tokenizer passes, and each law fails for one that is wrong in
+just that way."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cm3core.document import IntArray, PixelArray
+from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3kits.image_tokenizer import ImageTokenizerContract
+from kit_mutants import assert_covers, assert_law_fails, cases
+
+
+class Greys(ImageTokenizer):
+    """Right: each square of 2 x 2 pixels is one of 16 greys."""
+
+    image_size, grid, codebook_size, fingerprint = (4, 6), (2, 3), 16, "greys"
+
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        squares = pixels_NHWC.reshape(-1, 2, 2, 3, 2, 3).mean(axis=(2, 4, 5))
+        return (squares // 16).astype(np.int32).reshape(-1, 6)
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        grey = (codes_Nc.reshape(-1, 2, 3, 1) * 17).astype(np.uint8).repeat(3, axis=3)
+        return grey.repeat(2, axis=1).repeat(2, axis=2)
+
+    def codebook(self) -> torch.Tensor | None:
+        return torch.arange(16.0)[:, None]
+
+
+@dataclass(kw_only=True)
+class GreysConfig(ImageTokenizerConfig):
+    image_size, grid, codebook_size = (4, 6), (2, 3), 16
+
+    def build(self) -> Greys:
+        return Greys()
+
+
+class TestRight(ImageTokenizerContract):
+    config = GreysConfig()
+
+
+class AgainstTheMean(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        codes = super()._encode(pixels_NHWC)
+        return (codes > codes.mean()).astype(np.int32)
+
+
+class BrighterInCompany(Greys):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc) // np.uint8(len(codes_Nc))
+
+
+class NamedByItself(Greys):
+    @property
+    def fingerprint(self) -> str:
+        return str(id(self))
+
+
+class CodebookOfFewer(Greys):
+    def codebook(self) -> torch.Tensor | None:
+        return torch.zeros(15, 1)
+
+
+class CodebookOfDoubles(Greys):
+    def codebook(self) -> torch.Tensor | None:
+        return torch.zeros(16, 1, dtype=torch.float64)
+
+
+class CountsFromOne(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC) + 1
+
+
+class LongCodes(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC).astype(np.int64)
+
+
+class GridOfCodes(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC).reshape(-1, 2, 3)
+
+
+class SeesNothing(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return np.zeros((len(pixels_NHWC), 6), np.int32)
+
+
+class DrawsNothing(Greys):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return np.zeros((len(codes_Nc), 4, 6, 3), np.uint8)
+
+
+class Dithers(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return np.random.default_rng().integers(0, 16, (len(pixels_NHWC), 6), np.int32)
+
+
+class BuiltWithANewCodebook(Greys):
+    numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self.number = next(self.numbers)
+
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return (super()._encode(pixels_NHWC) + self.number) % 16
+
+
+class WritesOnPictures(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        codes = super()._encode(pixels_NHWC)
+        if pixels_NHWC.flags.writeable:
+            pixels_NHWC[:] = 255 - pixels_NHWC
+        return codes
+
+
+class WritesOnCodes(Greys):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        pixels = super()._decode(codes_Nc)
+        codes_Nc += 1
+        return pixels
+
+
+class AtLeastOnePicture(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC) if len(pixels_NHWC) else np.zeros((1, 6), np.int32)
+
+
+class DrawsFloats(Greys):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc).astype(np.float32) / 255
+
+
+class DrawsUpright(Greys):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc).swapaxes(1, 2)
+
+
+class SavesWithoutConfig(Greys):
+    def save(self, folder: Path) -> None:
+        (folder / "weights").write_text("16 greys")
+
+
+class Inverted(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return 15 - super()._encode(pixels_NHWC)
+
+
+@dataclass(kw_only=True)
+class LoadsAnother(GreysConfig):
+    def build(self) -> Greys:
+        return SavesWithoutConfig()
+
+    def load(self, folder: Path) -> Greys:
+        return Inverted()
+
+
+@dataclass(kw_only=True)
+class ExpectsAnotherGrid(GreysConfig):
+    grid = (3, 2)
+
+
+class TakesAnything(Greys):
+    def encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return self._encode(pixels_NHWC[:, :4, :6].astype(np.uint8))
+
+
+class ClampsCodes(Greys):
+    def decode(self, codes_Nc: IntArray) -> PixelArray:
+        return self._decode(codes_Nc[:, :6].clip(0, 15))
+
+
+class CountsOneMore(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return (super()._encode(pixels_NHWC) + 1) % 16
+
+
+class Transposes(Greys):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC).reshape(-1, 2, 3).swapaxes(1, 2).reshape(-1, 6)
+
+
+class ColumnByColumn(Transposes):
+    """Both ways: what is encoded is decoded rightly."""
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc.reshape(-1, 3, 2).swapaxes(1, 2).reshape(-1, 6))
+
+
+MUTANTS = {
+    "a_batch_is_its_items": [AgainstTheMean, BrighterInCompany],
+    "an_equal_tokenizer_has_the_same_fingerprint": [NamedByItself],
+    "codebook_matches_its_size": [CodebookOfFewer, CodebookOfDoubles],
+    "codes_are_in_raster_order": [ColumnByColumn],
+    "codes_have_the_stated_shape_and_range": [CountsFromOne, LongCodes, GridOfCodes],
+    "codes_tell_pictures_apart": [SeesNothing, DrawsNothing],
+    "decoded_pictures_are_the_encoded_ones": [CountsOneMore, Transposes, Inverted],
+    "encoding_and_decoding_are_deterministic": [Dithers, BuiltWithANewCodebook],
+    "inputs_are_not_written_to": [WritesOnPictures, WritesOnCodes],
+    "nothing_is_a_batch": [AtLeastOnePicture],
+    "pictures_have_the_stated_shape": [DrawsFloats, DrawsUpright],
+    "saved_is_loaded": [SavesWithoutConfig, LoadsAnother],
+    "the_config_knows_the_sizes": [ExpectsAnotherGrid],
+    "wrong_input_is_refused": [TakesAnything, ClampsCodes],
+}
+
+
+@pytest.mark.parametrize(("law", "wrong"), cases(MUTANTS))
+def test_a_wrong_tokenizer_fails(law: str, wrong: Any) -> None:
+    config = (
+        {"config": wrong()} if issubclass(wrong, GreysConfig) else {"make": lambda self: wrong()}
+    )
+    assert_law_fails(ImageTokenizerContract, law, config)
+
+
+def test_every_law_has_a_mutant() -> None:
+    assert_covers(ImageTokenizerContract, MUTANTS)

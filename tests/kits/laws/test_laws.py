@@ -1,0 +1,186 @@
+"""The base of the conformance kits: every subclass gets its own tests, they can fail, and laws are
+waived in the open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import strategies as st
+
+from cm3core.errors import PluginError, RecipeError
+from cm3core.interfaces.component import ComponentConfig
+from cm3kits._laws import Contract
+
+
+@dataclass(kw_only=True)
+class NumberConfig(ComponentConfig):
+    kind: ClassVar[str] = "number"
+    value: int = 2
+
+    def check(self) -> None:
+        if self.value > 1000:
+            raise RecipeError("number.value", f"is {self.value}", "use 1000 or less")
+
+
+@dataclass(kw_only=True)
+class GivenNumberConfig(NumberConfig):
+    low: int
+    high: int
+
+
+@dataclass(kw_only=True)
+class LetterConfig(ComponentConfig):
+    kind: ClassVar[str] = "letter"
+
+
+class NumberContract(Contract[int]):
+    kind = "number"
+
+    def build(self, config: Any) -> int:
+        return config.value
+
+    def law_is_positive(self, data: st.DataObject) -> None:
+        """Positive plus positive
+        is positive.
+
+        Always."""
+        assert self.subject + data.draw(st.integers(0, 5)) > 0
+
+    def law_is_even(self) -> None:
+        assert self.subject % 2 == 0
+
+
+class TestTwo(NumberContract):
+    config = NumberConfig()
+
+
+class TestFour(NumberContract):
+    def make(self) -> int:
+        return 4
+
+
+class TestThree(NumberContract):
+    config = NumberConfig(value=3)
+
+    def waive_is_even(self) -> str:
+        return "three is odd"
+
+
+class TestFiveAsThree(TestThree):
+    config = NumberConfig(value=5)
+
+
+def test_a_kit_itself_has_no_tests() -> None:
+    assert not any(name.startswith("test_") for name in dir(NumberContract))
+
+
+def test_each_subclass_has_functions_and_a_subject_of_its_own() -> None:
+    assert TestTwo.test_is_positive is not TestFour.test_is_positive
+    assert TestThree.test_is_positive is not TestFiveAsThree.test_is_positive
+    assert TestTwo.test_is_positive.__doc__ == NumberContract.law_is_positive.__doc__
+    assert [test().subject for test in (TestTwo, TestFour, TestThree, TestFiveAsThree)] == [
+        2,
+        4,
+        3,
+        5,
+    ]
+
+
+def test_a_broken_implementation_fails() -> None:
+    class Broken(NumberContract):
+        def make(self) -> int:
+            return -1
+
+    with pytest.raises(AssertionError):
+        Broken().test_is_even()
+    with pytest.raises(AssertionError):
+        Broken().test_is_positive()
+
+
+def test_laws_are_listed() -> None:
+    assert NumberContract.laws() == {
+        "is_even": "",
+        "is_positive": "Positive plus positive is positive.",
+    }
+    assert Contract.laws() == {}
+
+
+def test_a_test_is_made_for_a_config() -> None:
+    test = NumberContract.for_config(NumberConfig(value=8), max_examples=3)
+    assert test.__name__ == "TestNumberConfig"
+    assert test().subject == 8
+    assert test.max_examples == 3
+    test().test_is_even()
+    assert NumberContract.for_config(NumberConfig)().subject == 2
+
+
+def test_a_config_is_checked_before_it_is_built() -> None:
+    with pytest.raises(RecipeError) as caught:
+        NumberContract.for_config(NumberConfig(value=1001))().test_is_even()
+    assert str(caught.value) == "number.value: is 1001\n  next: use 1000 or less"
+
+
+def test_a_config_without_a_value_names_the_key() -> None:
+    with pytest.raises(PluginError) as caught:
+        NumberContract.for_config(GivenNumberConfig)
+    assert str(caught.value) == (
+        "GivenNumberConfig.low: has neither a default nor a value\n"
+        "  next: test an instance: config = GivenNumberConfig(low=..., high=...)"
+    )
+
+
+def test_a_config_of_another_kind_is_refused() -> None:
+    with pytest.raises(PluginError) as caught:
+        NumberContract.for_config(LetterConfig())
+    assert str(caught.value) == (
+        "TestLetterConfig: its config LetterConfig is of kind 'letter', the kit is for 'number'\n"
+        "  next: inherit the kit of 'letter'"
+    )
+
+
+def test_a_waived_law_is_a_skip_that_says_why() -> None:
+    with pytest.raises(pytest.skip.Exception, match=r"^waived: three is odd$"):
+        TestThree().test_is_even()
+    TestThree().test_is_positive()
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        (
+            "waive_is_evn",
+            lambda self: "odd",
+            "TestWrong.waive_is_evn: there is no law 'is_evn'\n  next: did you mean 'is_even'?",
+        ),
+        (
+            "waive_is_even",
+            lambda self: " ",
+            "TestWrong.waive_is_even: returns ' ', not a reason\n"
+            "  next: return a sentence on why the law does not apply",
+        ),
+        (
+            "waive_is_even",
+            lambda self: None,
+            "TestWrong.waive_is_even: returns None, not a reason\n"
+            "  next: return a sentence on why the law does not apply",
+        ),
+        (
+            "test_is_even",
+            None,
+            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
+            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+        ),
+        (
+            "test_is_even",
+            lambda self: None,
+            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
+            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+        ),
+    ],
+)
+def test_a_law_is_not_lost_in_silence(name: str, body: Any, message: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        type("TestWrong", (NumberContract,), {"config": NumberConfig(), name: body})
+    assert str(caught.value) == message

@@ -1,0 +1,67 @@
+"""Captured steps draw the same tokens as ordinary steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cm3core.document import Codes, Text
+from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
+from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3run.generation.engine import Request
+from engine_parts import APPLE, GRID, REQUESTS, VOCABULARY, WARM, make_decoder, make_engine
+
+
+class ReplayedDecoder(CM3LeonDecoder):
+    """Allows capturing on the CPU, where attention reads lengths on the host.
+
+    A replay runs the whole step again.
+    """
+
+    def for_inference(self, precision: str = "auto"):
+        arranged = super().for_inference(precision)
+        arranged.on_cpu = False
+        arranged.layout = replace(arranged.layout, on_cpu=False)
+        return arranged
+
+
+def test_captured_steps_draw_the_same(decoder):
+    """A step reads the same tensors each time: run again, it draws the tokens of an ordinary step."""
+    replayed = ReplayedDecoder(decoder.config, VOCABULARY.size, decoder.backend, GRID)
+    replayed.load_state_dict(decoder.state_dict())
+    captured = []
+
+    def again(step):
+        step()
+        captured.append(step)
+        return step
+
+    engine = make_engine(
+        replayed.eval(), CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+    )
+    engine.capture = again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 1)
+        asked = [
+            replace(REQUESTS[place], seed=seed) for place, seed in ((0, 1), (0, 2), (1, 3))
+        ] + [Request((Text("a"), Codes(APPLE.codes, GRID, np.arange(6) >= 2)), seed=4)]
+        found = engine.complete(asked)
+    plain = make_engine(
+        decoder, CFGSamplerConfig(guidance_scale=2.0, guidance_ramp="up", temperature=0.9)
+    ).complete(asked)
+    assert len(captured) >= 2  # once for all four, again when one has left
+    assert [one.document for one in found] == [one.document for one in plain]
+    assert [one.log_probability for one in found] == pytest.approx(
+        [one.log_probability for one in plain], abs=1e-3
+    )
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_draw_what_steps_draw(decoder):
+    asked = [replace(request, seed=seed) for seed in range(2) for request in REQUESTS]
+    engines = [make_engine(make_decoder().cuda(), WARM) for _ in range(2)]
+    engines[1].capture = None
+    graphs, plain = (engine.complete(asked) for engine in engines)
+    assert [one.document for one in graphs] == [one.document for one in plain]
