@@ -129,7 +129,7 @@ def test_values_are_left_out(message: str, sentence: str) -> None:
 def test_a_table_a_package() -> None:
     assert (
         messages.table_of("tests/apps/cli/test_a.py::test_b (call)")
-        == TESTS / "core/cli" / messages.NAME
+        == TESTS / "apps/cli" / messages.NAME
     )
     assert (
         messages.table_of("tests/plugins/retrievers/pgvector/test_a.py::T::b")
