@@ -90,9 +90,10 @@ class SamePartRetriever(RuleRetriever):
         self._parts: dict[str, _Part] = {}
         for name in ("text", "image"):
             vectors_ME = memory_vectors(memory, embedder, part=name, cache=config.cache)
-            rows_P = np.flatnonzero(vectors_ME.any(1)).astype(np.int64)
-            rows = VectorRows.of(np.ascontiguousarray(vectors_ME[rows_P]))
-            self._parts[name] = _Part(open_index(rows, None, None), rows_P)
+            rows_P = _rows_with_a_vector(vectors_ME)
+            if len(rows_P) < len(vectors_ME):  # else they stay mapped from their file
+                vectors_ME = np.ascontiguousarray(vectors_ME[rows_P])
+            self._parts[name] = _Part(open_index(VectorRows.of(vectors_ME), None, None), rows_P)
 
     @property
     def max_parts(self) -> int:
@@ -182,6 +183,18 @@ class SamePartRetriever(RuleRetriever):
 
     def _is_preferred(self, index: int) -> bool:
         return all(part.vector(index) is not None for part in self._parts.values())
+
+
+def _rows_with_a_vector(vectors_ME: FloatArray) -> npt.NDArray[np.int64]:
+    """The rows that are not zeros alone, int64 [P], rising: looks at the whole of those that begin with a zero.
+
+    >>> _rows_with_a_vector(np.array([[0, 1], [0, 0], [1, 0]], np.float32)).tolist()
+    [0, 2]
+    """
+    has_vector_M = vectors_ME[:, 0] != 0
+    begins_with_zero = np.flatnonzero(~has_vector_M)
+    has_vector_M[begins_with_zero] = vectors_ME[begins_with_zero].any(1)
+    return np.flatnonzero(has_vector_M).astype(np.int64)
 
 
 def _rows_at(rows_P: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -80,11 +80,11 @@ class IconCorpus:
 
     def licence(self, index: int) -> str:
         """Return the SPDX name of the licence of an entry's drawing."""
-        return self.manifest.licences[self.entries[index].set_name]
+        return self.manifest.licences[set_of(self.entries.ids[index])]
 
     def title(self, index: int) -> str:
         """Return what captions call an entry's set."""
-        return self.manifest.title(self.entries[index].set_name)
+        return self.manifest.title(set_of(self.entries.ids[index]))
 
     def svg(self, index: int) -> str:
         """Return the drawing of an entry as an SVG document.

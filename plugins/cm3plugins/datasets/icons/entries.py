@@ -170,6 +170,7 @@ class IconEntries(Sequence[IconEntry]):
     ) -> None:
         self.ids, self.words, self.styles, self.splits = ids, words, styles, splits
         self._tags = tags
+        self._made: dict[int, IconEntry] = {}
 
     @classmethod
     def of(cls, entries: Iterable[IconEntry]) -> IconEntries:
@@ -189,10 +190,11 @@ class IconEntries(Sequence[IconEntry]):
     def __getitem__(self, index: int | slice) -> IconEntry | tuple[IconEntry, ...]:
         if isinstance(index, slice) or "_all" in vars(self):
             return self._all[index]
-        tags = tuple(json.loads(self._tags[index]))
-        return IconEntry(
-            self.ids[index], self.words[index], self.styles[index], tags, self.splits[index]
-        )
+        if index not in self._made:
+            columns = (self.ids, self.words, self.styles, self._tags, self.splits)
+            name, words, style, tags, split = (column[index] for column in columns)
+            self._made[index] = IconEntry(name, words, style, tuple(json.loads(tags)), split)
+        return self._made[index]
 
     def __iter__(self) -> Iterator[IconEntry]:
         return iter(self._all)

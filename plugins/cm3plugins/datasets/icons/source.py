@@ -103,7 +103,7 @@ class IconSource(DocumentSource):
 
     def id(self, index: int) -> str:
         """Set and name: ``lucide/bell-off``."""
-        return self.entry(index).id
+        return self.corpus.entries.ids[self._indices[index]]
 
     def entry(self, index: int) -> IconEntry:
         """Return words, style, tags and the rest of what is known of a document."""
@@ -111,7 +111,7 @@ class IconSource(DocumentSource):
 
     def group(self, index: int) -> str:
         """The thing: the same in all versions."""
-        return self.entry(index).words
+        return self.corpus.entries.words[self._indices[index]]
 
     def licence(self, index: int) -> str:
         """SPDX name of the licence of a document's drawing."""
