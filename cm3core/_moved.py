@@ -36,6 +36,18 @@ MOVED = {
             *("token_shards", "training", "transparency", "tuning"),
         )
     },
+    **{
+        f"cm3core.{name}": f"cm3run.{name}"
+        for name in ("devices", "machine_memory", "mapped", "npy", "stop_signals", "trust")
+    },
+    "cm3core.recipe.layouts": "cm3run.recipe_layout",
+    "cm3core.recipe.memory": "cm3run.training.memory",
+    "cm3core.recipe.reaching": "cm3run.trust.recipes",
+    "cm3core.sequence.of_recipe": "cm3run.recipe_layout",
+    "cm3core.sequence.packing": "cm3run.training.packing",
+    "cm3core.commands": "cm3apps.cli.commands",
+    "cm3core.config.docs": "cm3apps.config_docs",
+    "cm3core.plugins.catalog": "cm3apps.catalog",
     "cm3core.cli": "cm3apps.cli",
     "cm3core.plugin_check": "cm3apps.plugin_check",
     "cm3core.testing": "cm3kits",

@@ -4,7 +4,6 @@ Imports no torch.
 
 discovery  which plugins there are       registry  lookup by kind and name
 describe   introspection of one plugin   kinds     what a kind of component is
-catalog    kinds and components, for people to read
 """
 
 from __future__ import annotations

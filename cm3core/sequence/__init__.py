@@ -5,8 +5,7 @@ segments       one segment <-> tokens                    prompt_variants  what a
 holes          what is missing of a document             fill             contents of holes <-> documents
 joined         holes that share a sentinel               leads            what holes of texts begin with
 infill         spans moved behind their sequence         grammar          which ids are legal where
-packing        several sequences in a row                responses        what a task asks for
-by_sentinels   the layout where a recipe names none      of_recipe        a recipe's ids and layout
+by_sentinels   the layout where a recipe names none      responses        what a task asks for
 lengths        of sequences, before codes are known
 """
 

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from cm3core.devices import choose_device, choose_precision
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.sequence.packing import TrainingBatch
 from cm3core.vocab import Vocabulary
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
+from cm3run.devices import choose_device, choose_precision
 from cm3run.training.loss import batch_loss_sums
 from cm3run.training.optim import OptimizerGroup
+from cm3run.training.packing import TrainingBatch
 
 WARM_STEPS, STEPS = 3, 10
 #: Documents of a row: each sees only itself.

@@ -16,10 +16,10 @@ from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.built import built
 from cm3core.plugins.providers import OURS
 from cm3core.recipe.merge import stored_recipe
-from cm3core.trust import Trust, check_links, guard, reaches_of, refused_by, trust_of
 from cm3run.bank import Manifest, MemoryBank, Tools
 from cm3run.bank.manifest import MANIFEST
 from cm3run.build import image_tokenizer_of, section
+from cm3run.trust import Trust, check_links, guard, reaches_of, refused_by, trust_of
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry

@@ -20,15 +20,15 @@ import torch
 from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
 from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.task_source import TaskSource
-from cm3core.machine_memory import fitting_memory
 from cm3core.plugins.built import built
 from cm3core.recipe.missing import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
-from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
 from cm3run.bank import Memory, memory_of
 from cm3run.generation.device_memory import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
+from cm3run.machine_memory import fitting_memory
+from cm3run.recipe_layout import layout_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces import (
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     )
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
-    from cm3core.trust import Trust
     from cm3core.vocab import Vocabulary
+    from cm3run.trust import Trust
 
 #: Sections a recipe must have for a stage.
 NEEDED = {

@@ -34,6 +34,12 @@ EARLIER = {
     "cm3core.testing.sampler": ["SamplerContract"],
     "cm3core.testing.strategies": ["texts", "documents"],
     "cm3core.training": ["TrainingInterrupted", "train"],
+    "cm3core.devices": ["choose_device"],
+    "cm3core.npy": ["load_array"],
+    "cm3core.recipe.memory": ["training_memory"],
+    "cm3core.sequence.packing": ["Packer"],
+    "cm3core.trust": ["guard"],
+    "cm3core.trust.guard": ["guard"],
     "cm3plugins.benchmarks.registry": [
         "BenchmarkRegistry",
         "Case",

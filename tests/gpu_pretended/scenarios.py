@@ -26,21 +26,21 @@ import torch
 from pretended_cuda import Pretended, State
 
 from cm3apps.embedder_training.bi_encoder import train_heads
-from cm3core.devices import choose_device, choose_precision, default_device
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.sequence.packing import TrainingBatch
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
+from cm3run.devices import choose_device, choose_precision, default_device
 from cm3run.generation.engine import Engine, Request, candidates
 from cm3run.processes import Processes
 from cm3run.training import loop
 from cm3run.training.loss import GROUPS, modality_metrics
 from cm3run.training.optim import OptimizerGroup, Schedule
+from cm3run.training.packing import TrainingBatch
 from cm3run.training.state import TrainState
 
 #: The cards: the second where autograd is not needed, so that every launch must be guarded.

@@ -12,11 +12,11 @@ import torch
 
 from cm3core.errors import DeviceError, RecipeError, TokenizerError
 from cm3core.interfaces import Decoder
-from cm3core.machine_memory import group_limits
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 from cm3run.build import build, split_or_reason, trained_spans
 from cm3run.generation.device_memory import memory_limit
+from cm3run.machine_memory import group_limits
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 

@@ -11,9 +11,9 @@ import torch
 from torch.distributed import DistNetworkError
 
 from cm3core.errors import DeviceError, ProcessError
-from cm3core.machine_memory import MachineMemory
-from cm3core.stop_signals import StopSignals
+from cm3run.machine_memory import MachineMemory
 from cm3run.processes import Processes, is_divided, is_lost, own_part, started_processes
+from cm3run.stop_signals import StopSignals
 
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

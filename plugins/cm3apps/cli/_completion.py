@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli.commands import COMMANDS
+from cm3apps.cli.commands import COMMANDS, CommandParser
+from cm3apps.config_docs import keys_of
 from cm3apps.scaffold import template_kinds
-from cm3core.commands import CommandParser
-from cm3core.config.docs import keys_of
 from cm3core.errors import MissingPackageError
 from cm3core.plugins.registry import Registry
 

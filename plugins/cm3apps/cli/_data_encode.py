@@ -160,9 +160,9 @@ def _run(args: Namespace) -> int:
 
 
 def _encoder(args: Namespace, recipe: Recipe, registry: Registry) -> Encoder:
-    from cm3core.devices import choose_device
     from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
     from cm3run.build import image_tokenizer_of
+    from cm3run.devices import choose_device
     from cm3run.token_shards import Encoder, Settings, TokenizerInfo
 
     folder = None

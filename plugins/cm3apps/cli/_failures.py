@@ -15,7 +15,7 @@ from types import FrameType
 
 from cm3core._version import DISTRIBUTION
 from cm3core.errors import CM3Error, DeviceError, FileError, PluginError
-from cm3core.machine_memory import first_line, is_out_of_memory
+from cm3run.machine_memory import first_line, is_out_of_memory
 
 #: Environment variable that shows the traceback of each error.
 TRACEBACK_VARIABLE = "CM3_TRACEBACK"

@@ -182,8 +182,8 @@ def _recipe(args: Namespace, registry: Registry) -> Recipe:
 
 def _guard_embedder(recipe: Recipe, bank: Path, args: Namespace) -> None:
     """Let the embedder that a bank's manifest names use nothing outside unasked."""
-    from cm3core.trust import check_links, guard, trust_of
     from cm3run.bank.manifest import MANIFEST
+    from cm3run.trust import check_links, guard, trust_of
 
     trust = trust_of(bank, (), args.trust_endpoints)
     check_links(bank, trust)
@@ -211,7 +211,7 @@ def _components(
         memory = data_source(recipe, None)
     embedder = None if recipe.embedder is None else recipe.embedder.build()
     if embedder is not None and device is not None:
-        from cm3core.devices import choose_device
+        from cm3run.devices import choose_device
 
         embedder.move_to(choose_device(device))
     return memory, embedder, recipe.retriever.build(memory, embedder)

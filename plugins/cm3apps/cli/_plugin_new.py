@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.cli import registry_of
+from cm3apps.config_docs import summary
 from cm3apps.scaffold import plan_project, template_kinds, write_project
 from cm3core import hookspecs
-from cm3core.config.docs import summary
 from cm3core.errors import PluginError
 from cm3core.plugins.kinds import KINDS
 

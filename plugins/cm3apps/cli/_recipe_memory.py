@@ -11,7 +11,7 @@ from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe
-    from cm3core.recipe.memory import MemoryEstimate
+    from cm3run.training.memory import MemoryEstimate
 
 #: Rows of a request with guidance.
 STREAMS = 2
@@ -58,7 +58,7 @@ class Device:
 
 def run(args: Namespace, recipe: Recipe) -> int:
     """Print the table; raises `RecipeError` where training exceeds a device."""
-    from cm3core.recipe.memory import training_memory
+    from cm3run.training.memory import training_memory
 
     recipe.check()
     device = _device(args)
@@ -79,7 +79,7 @@ def run(args: Namespace, recipe: Recipe) -> int:
 
 def _device(args: Namespace) -> Device:
     """The device that was named, or this machine's."""
-    from cm3core.devices import device_memory
+    from cm3run.devices import device_memory
 
     on_cpu = None if args.on is None else args.on == "cpu"
     if on_cpu is None and args.devices > 1:
@@ -144,7 +144,7 @@ def _row(name: str, num_bytes: int) -> str:
 
 
 def _refuse(recipe: Recipe, estimate: MemoryEstimate, number: int, device: Device) -> None:
-    from cm3core.recipe.memory import advice
+    from cm3run.training.memory import advice
 
     needed = estimate.total(on_cpu=device.on_cpu)
     if device.limit is None or needed <= device.limit:

@@ -1,6 +1,12 @@
-"""Which commands `cm3` has."""
+"""Which commands `cm3` has, and the class of their parsers."""
 
 from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from cm3core.errors import CM3Error
 
 #: Command -> (module, one line of help). The modules' own HELP repeats the line; a test compares
 #: the two. No module: the bundled plugin provides the command (the hook `cm3_commands`); it is
@@ -66,3 +72,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("", "measure kernels, decoding, precision and retrieval"),
     "experiment": ("", "run experiments about the method, such as what retrieval gains"),
 }
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reports wrong arguments like any other wrong input.
+
+    The parsers of actions (`add_subparsers`) are of this class too.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `CM3Error` instead of printing and exiting."""
+        raise CM3Error(self.prog, message, f"see `{self.prog} --help`")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or a version. argparse's own loses what can't be written without a word, and exits with 0."""
+        if message:
+            print(message, end="", file=file or sys.stderr, flush=True)

@@ -111,7 +111,7 @@ def context_check(recipe: Recipe) -> DocumentCheck | None:
     if context is None or texts is None or images is None:
         return None
     from cm3core.sequence.lengths import sequence_length
-    from cm3core.sequence.of_recipe import layout_of
+    from cm3run.recipe_layout import layout_of
 
     tokenizer = texts.build(data_source(recipe, None).texts())
     layout = layout_of(recipe, tokenizer, images)

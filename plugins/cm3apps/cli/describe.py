@@ -11,8 +11,8 @@ from cm3apps.cli import registry_of
 from cm3apps.cli._wrapping import fitted, wrapped
 
 if TYPE_CHECKING:
-    from cm3core.config.docs import Key
-    from cm3core.plugins.catalog import ComponentEntry, KindEntry
+    from cm3apps.catalog import ComponentEntry, KindEntry
+    from cm3apps.config_docs import Key
 
 HELP = "explain a component, its keys and its recipe section; or a kind"
 EXAMPLE = """  cm3 describe sampler/cd_k
@@ -31,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the component's or kind's entry."""
-    from cm3core.plugins.catalog import component_entry, find, kind_entry, to_plain
+    from cm3apps.catalog import component_entry, find, kind_entry, to_plain
 
     registry = registry_of(args)
     kind, name = find(args.name, registry)

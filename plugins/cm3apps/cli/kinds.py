@@ -10,7 +10,7 @@ from cm3apps.cli import registry_of
 from cm3apps.cli._wrapping import fitted
 
 if TYPE_CHECKING:
-    from cm3core.plugins.catalog import KindEntry
+    from cm3apps.catalog import KindEntry
 
 HELP = "list the kinds of components, and the plugins that provide them"
 EXAMPLE = """  cm3 kinds
@@ -24,7 +24,7 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print them."""
-    from cm3core.plugins.catalog import kind_entries, to_plain
+    from cm3apps.catalog import kind_entries, to_plain
 
     entries = kind_entries(registry_of(args))
     if args.json:

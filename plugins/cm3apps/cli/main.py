@@ -19,9 +19,8 @@ from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print
 from cm3apps.cli._hints import override_hint
 from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
 from cm3apps.cli._stdout import flush, lost_output
-from cm3apps.cli.commands import COMMANDS
+from cm3apps.cli.commands import COMMANDS, CommandParser
 from cm3core._version import __version__
-from cm3core.commands import CommandParser
 from cm3core.errors import CM3Error, close_match
 from cm3core.faults import contained
 from cm3core.printing import make_safe, safe_output
@@ -92,7 +91,7 @@ def _run(argv: list[str]) -> int:
 
             stack.enter_context(no_bars())
         if (device := getattr(args, "device", None)) is not None:
-            from cm3core.devices import default_device
+            from cm3run.devices import default_device
 
             stack.enter_context(default_device(device))
         with contained(f"cm3 {options.command}"):  # a plugin's sys.exit(0) is no success

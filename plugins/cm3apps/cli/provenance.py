@@ -114,10 +114,10 @@ def _outside(
     folder: Path, recipe: Recipe, registry: Registry, trust_endpoints: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What a model names outside of its folder, and whether that would be used."""
-    from cm3core.recipe.reaching import recipe_reaches
-    from cm3core.trust import trust_of
     from cm3run.checkpoint.adapters import base_reaches
     from cm3run.checkpoint.state import read_state
+    from cm3run.trust import trust_of
+    from cm3run.trust.recipes import recipe_reaches
 
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
     named = [

@@ -119,8 +119,8 @@ def recipe_of(name: str) -> str:
 
 def _memory(recipe: Recipe) -> str | None:
     """What training takes, in words. Raises `RecipeError` where this machine doesn't have it."""
-    from cm3core.machine_memory import MachineMemory
-    from cm3core.recipe.memory import check_training_fits, training_memory
+    from cm3run.machine_memory import MachineMemory
+    from cm3run.training.memory import check_training_fits, training_memory
 
     estimate = training_memory(recipe)
     if estimate is None:
@@ -129,7 +129,7 @@ def _memory(recipe: Recipe) -> str | None:
     on_cpu = True
     if machine.limit is not None and estimate.total() > machine.limit:
         # only then: torch takes seconds to import
-        from cm3core.devices import device_memory
+        from cm3run.devices import device_memory
 
         machine, on_cpu = device_memory(None)
     warning = check_training_fits(recipe, machine, on_cpu=on_cpu)

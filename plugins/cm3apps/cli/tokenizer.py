@@ -260,9 +260,9 @@ def _validation_pictures(recipe: Recipe) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3core.devices import choose_device
     from cm3core.images import check_writable_png, save_png
     from cm3core.recipe import compose
+    from cm3run.devices import choose_device
     from cm3run.evaluation.image_tokenizer import LEAST_PSNR, evaluate_image_tokenizer
 
     check_writable_png(args.out)

@@ -106,8 +106,8 @@ def tuning_recipe(
         TrustError: what is the model's own names what is outside of it and may not be used.
         RecipeError: the overrides start from another model, or what `compose` raises.
     """
+    from cm3apps.cli._tuned_recipe import compose_on_model
     from cm3core.recipe.layers import COMMAND_LINE
-    from cm3core.recipe.tuning import compose_on_model
     from cm3run.checkpoint import find_checkpoint, find_model
 
     if any(one.startswith("train.start_from=") for one in overrides):

@@ -161,7 +161,7 @@ def _composed(target: str, overrides: Sequence[str], registry: Registry) -> Reci
 
 
 def _train(args: Namespace) -> int:
-    from cm3core.devices import choose_device
+    from cm3run.devices import choose_device
 
     registry = registry_of(args)
     recipe = _composed(args.recipe, args.overrides, registry)
@@ -205,9 +205,9 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 
 
 def _evaluate(args: Namespace) -> int:
-    from cm3core.devices import choose_device
     from cm3core.images import check_writable_png, save_png
     from cm3core.progress import make_bar
+    from cm3run.devices import choose_device
     from cm3run.evaluation.upscaler import evaluate_upscaler
 
     check_writable_png(args.out)

@@ -163,10 +163,10 @@ def write_folder(
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
-    from cm3core.sequence.of_recipe import layout_of
     from cm3run.build import image_tokenizer_of
     from cm3run.checkpoint.state import CheckpointState
     from cm3run.checkpoint.writing import write_model
+    from cm3run.recipe_layout import layout_of
 
     recipe.check()
     assert recipe.text_tokenizer is not None

@@ -28,9 +28,7 @@ from cm3apps.embedder_training.contrastive import (
     random_caption,
     two_of,
 )
-from cm3core.devices import choose_device
 from cm3core.files import atomic_path, cache_folder
-from cm3core.npy import load_array, save_array
 from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from cm3plugins.embedders.bi_encoder.config import check_packages
@@ -40,6 +38,8 @@ from cm3plugins.embedders.bi_encoder.networks import (
     NUM_TEXT_FEATURES,
     Networks,
 )
+from cm3run.devices import choose_device
+from cm3run.npy import load_array, save_array
 
 _PIXELS = 64
 _NUM_VERSIONS = 3

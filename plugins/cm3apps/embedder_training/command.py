@@ -111,8 +111,8 @@ def _train(args: Namespace) -> int:
 
 def _evaluate(args: Namespace) -> int:
     from cm3apps.cli._dataset import composed
-    from cm3core.devices import choose_device
     from cm3core.files import write_text
+    from cm3run.devices import choose_device
 
     corpus = args.corpus or ("icons" if args.name in TRAINED_ON_ICONS else "emoji")
     if args.bm25 and corpus != "icons":

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from cm3apps.embedder_training.contrastive import augment, contrast
 from cm3apps.embedder_training.icon_batches import IconBatches
-from cm3core.devices import choose_device
 from cm3core.document import PixelArray
 from cm3core.progress import make_bar
 from cm3plugins.datasets.icons.captions import caption
@@ -28,6 +27,7 @@ from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder.embedder import save_towers
 from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from cm3run.devices import choose_device
 
 _PIXELS = 64
 _NUM_STEPS = 500

@@ -19,7 +19,7 @@ import torch
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path, check_writable, make_folder, remove_unfinished, write_text
-from cm3core.npy import save_array
+from cm3run.npy import save_array
 
 if TYPE_CHECKING:
     from cm3run.model import Model

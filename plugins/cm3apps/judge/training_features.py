@@ -20,8 +20,8 @@ from cm3apps.judge.features import FeatureArray, efficientnet_features
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path
-from cm3core.npy import save_array
 from cm3core.progress import make_bar
+from cm3run.npy import save_array
 
 
 def picture_features(

@@ -6,11 +6,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from cm3apps.catalog import interface_name
 from cm3apps.plugin_check.overrides import config_of
 from cm3apps.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces import ComponentConfig
-from cm3core.plugins.catalog import interface_name
 from cm3core.plugins.kinds import Kind
 
 #: What pytest collects. pytest imports the kits, and nothing does before, so that their assertions

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cm3apps.cli.commands import COMMANDS
+from cm3apps.cli.commands import COMMANDS, CommandParser
 from cm3apps.plugin_check.worker import ANY_ERROR, Request, Teller, registry_of, started
-from cm3core.commands import CommandParser
 from cm3core.errors import DeviceError, MissingPackageError, PluginError
 from cm3core.plugins.describe import BENCHMARKS_HOOK, COMMANDS_HOOK
 from cm3core.plugins.discovery import load_registry

@@ -9,6 +9,7 @@ from typing import Any
 
 import pluggy
 
+from cm3apps.config_docs import arguments, docstring, keys_of
 from cm3apps.plugin_check.imports import ImportWatch
 from cm3apps.plugin_check.overrides import check_overrides, components_of, config_of, missing_keys
 from cm3apps.plugin_check.worker import (
@@ -21,7 +22,6 @@ from cm3apps.plugin_check.worker import (
 )
 from cm3core._version import CM3_API
 from cm3core.config.components import check_config
-from cm3core.config.docs import arguments, docstring, keys_of
 from cm3core.config.schema import WrongTypeError, default, fit, hints, init_fields, to_plain
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces import ComponentConfig

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import MissingPackageError, RecipeError
 from cm3core.files import check_writable, make_folder, write_text
-from cm3core.machine_memory import peak_resident
+from cm3run.machine_memory import peak_resident
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry

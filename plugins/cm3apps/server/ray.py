@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import whole_number
 from cm3apps.cli._numbers import real_number
+from cm3apps.cli.commands import CommandParser
 from cm3apps.server import command
 from cm3apps.server.errors import APIError
 from cm3apps.server.settings import Limits
-from cm3core.commands import CommandParser
 from cm3core.errors import CM3Error, MissingPackageError, close_match
 
 if TYPE_CHECKING:

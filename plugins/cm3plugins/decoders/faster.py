@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cm3core.devices import cpu_multiplies_bf16
 from cm3plugins.decoders.cm3leon.products import rounds_inputs
+from cm3run.devices import cpu_multiplies_bf16
 
 #: Parameters of a decoder from which reading its weights takes most of a step on a CPU.
 LARGE_DECODER = 30_000_000

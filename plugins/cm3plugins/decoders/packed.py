@@ -17,13 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cm3core.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3core.errors import GenerationError
 from cm3core.files import cache_directory
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
-from cm3core.machine_memory import MachineMemory
-from cm3core.mapped import is_mapped, release
 from cm3kernels.few_rows import AFTER, FewRowsProduct, Unavailable, library
 from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.pool import CacheLayout
@@ -41,6 +38,9 @@ from cm3plugins.decoders.cm3leon.products import (
     with_activation,
 )
 from cm3plugins.decoders.faster import LARGE_DECODER
+from cm3run.devices import cpu_multiplies_bf16, multiplies_bf16
+from cm3run.machine_memory import MachineMemory
+from cm3run.mapped import is_mapped, release
 
 _log = logging.getLogger("cm3plugins")
 

@@ -20,7 +20,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path, open_regular
 from cm3core.progress import make_bar
-from cm3core.stop_signals import StopSignals
+from cm3run.stop_signals import StopSignals
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
 

@@ -22,13 +22,13 @@ from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.trust import record_own
 from cm3run.bank.manifest import WORK, Manifest
 from cm3run.bank.memory_bank import MemoryBank, is_bank
 from cm3run.bank.shard import SHARDS
 from cm3run.bank.shared_work import Helper, ShardWork
 from cm3run.bank.tools import Tools, save_tokenizer
 from cm3run.bank.writing import telling, tidy, writing
+from cm3run.trust import record_own
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
 SHARD_SIZE = 4096

@@ -19,11 +19,11 @@ from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
-from cm3core.trust import refuse_outside
 from cm3run.bank.manifest import MANIFEST, Manifest
 from cm3run.bank.memory import Memory
 from cm3run.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, id_hash
 from cm3run.bank.vector_rows import VectorRows
+from cm3run.trust import refuse_outside
 
 if TYPE_CHECKING:
     import numpy.typing as npt

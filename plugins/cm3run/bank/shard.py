@@ -30,7 +30,6 @@ from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, not_written, sha256_file, sync_directory
 from cm3core.interfaces.dataset import Provenance
-from cm3core.npy import save_array
 from cm3run.bank.manifest import (
     CODES,
     DOCUMENTS,
@@ -45,6 +44,7 @@ from cm3run.bank.manifest import (
 )
 from cm3run.bank.mapping import map_array, map_bytes
 from cm3run.bank.vector_rows import FloatArray
+from cm3run.npy import save_array
 
 #: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
 TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core.devices import choose_device
 from cm3core.files import new_place, sync_directory
 from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+from cm3run.devices import choose_device
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder

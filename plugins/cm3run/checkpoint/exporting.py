@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from cm3core.arguments import checked
 from cm3core.errors import CheckpointError
-from cm3core.trust import check_links, own_of, record_own, trust_of
 from cm3run.checkpoint.adapters import is_adapter
 from cm3run.checkpoint.carried import CARRIED, copy_carried
 from cm3run.checkpoint.hashes import file_hashes
@@ -38,6 +37,7 @@ from cm3run.checkpoint.state import FORMAT, read_state
 from cm3run.checkpoint.tasks import TASKS
 from cm3run.checkpoint.tensors import stored_tensors, weights_of
 from cm3run.checkpoint.writing import new_folder, write_json
+from cm3run.trust import check_links, own_of, record_own, trust_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: What a model folder consists of. A card tells of the weights beside it, and goes with them.

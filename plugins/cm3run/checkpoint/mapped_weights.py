@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from cm3core.mapped import map_tensors
 from cm3run.checkpoint.adapters import is_adapter
 from cm3run.checkpoint.hashes import check_file
 from cm3run.checkpoint.layout import WEIGHTS, damaged
 from cm3run.checkpoint.state import read_state
 from cm3run.checkpoint.tensors import check_tensors
+from cm3run.mapped import map_tensors
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe

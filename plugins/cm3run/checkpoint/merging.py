@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core.errors import CheckpointError
-from cm3core.recipe.reaching import recipe_reaches
-from cm3core.trust import record_own
 from cm3run.checkpoint.adapters import base_folder, is_adapter
 from cm3run.checkpoint.exporting import check_target, write_model
 from cm3run.checkpoint.finding import find_model
@@ -16,6 +14,8 @@ from cm3run.checkpoint.layout import damaged, find_checkpoint
 from cm3run.checkpoint.opening import open_checkpoint
 from cm3run.checkpoint.state import read_state
 from cm3run.checkpoint.tensors import weights_of
+from cm3run.trust import record_own
+from cm3run.trust.recipes import recipe_reaches
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from cm3core.devices import choose_device
 from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.missing import MissingComponent
-from cm3core.trust import check_links, guard, trust_of
 from cm3core.vocab import Vocabulary
 from cm3run.build import Components, build
 from cm3run.checkpoint.adapters import load_model
@@ -24,6 +22,8 @@ from cm3run.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged
 from cm3run.checkpoint.mapped_weights import map_model, maps
 from cm3run.checkpoint.state import read_state
 from cm3run.checkpoint.words import TrainingWords
+from cm3run.devices import choose_device
+from cm3run.trust import check_links, guard, trust_of
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -54,7 +54,7 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
 
     Bare names in it mean the plugins that provided them when it was stored. A component that is not
     available is an error only for what needs it, and so is one that names what is outside of the checkpoint
-    and may not be used, see `cm3core.trust`.
+    and may not be used, see `cm3run.trust`.
 
     Args:
         folder: the checkpoint's.

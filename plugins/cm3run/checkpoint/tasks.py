@@ -17,9 +17,9 @@ from cm3core.files import read_text
 from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.task import TaskConfig
 from cm3core.recipe.merge import recipe_from_yaml
-from cm3core.trust import guard, trust_of
 from cm3run.checkpoint.carried import hint
 from cm3run.checkpoint.layout import damaged
+from cm3run.trust import guard, trust_of
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry

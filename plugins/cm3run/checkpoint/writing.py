@@ -21,9 +21,7 @@ from cm3core._unfinished import make_ordinary, remove_unfinished
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import new_place, sync_directory
 from cm3core.plugins.registry import plugin_versions
-from cm3core.recipe.reaching import recipe_reaches
 from cm3core.recipe.storing import files_of
-from cm3core.trust import record_own
 from cm3run.checkpoint.adapters import base_reaches
 from cm3run.checkpoint.carried import write_carried
 from cm3run.checkpoint.hashes import file_hashes
@@ -48,6 +46,8 @@ from cm3run.checkpoint.tensors import (
 )
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.processes import Processes
+from cm3run.trust import record_own
+from cm3run.trust.recipes import recipe_reaches
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.extractor import Extractor, FeatureArray
-from cm3core.npy import load_array, save_array
+from cm3run.npy import load_array, save_array
 
 #: Pictures whose features are one file: 1 MB of 2,048 features.
 CHUNK = 128

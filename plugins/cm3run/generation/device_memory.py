@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cm3core.errors import RecipeError
-from cm3core.machine_memory import VARIABLE, MachineMemory, given_limit
+from cm3run.machine_memory import VARIABLE, MachineMemory, given_limit
 
 if TYPE_CHECKING:
     from cm3core.interfaces import DecoderConfig

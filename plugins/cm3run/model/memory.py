@@ -12,11 +12,11 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.plugins.lookup import finder
 from cm3core.plugins.marks import default_name
-from cm3core.trust import Trust, check_links, named_by_user, same_guard
 from cm3core.user_folders import user_path
 from cm3run.bank import Memory, MemoryBank, memory_of
 from cm3run.bank_tools import config_of
 from cm3run.evaluation.image_tokenizer import LEAST_PSNR
+from cm3run.trust import Trust, check_links, named_by_user, same_guard
 
 if TYPE_CHECKING:
     from pathlib import Path

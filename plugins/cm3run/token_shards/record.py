@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cm3core.document import Codes, Document, IntArray, Segment, Text, starts_turn
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance, provenance_in
-from cm3core.npy import readable_header
+from cm3run.npy import readable_header
 
 if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer

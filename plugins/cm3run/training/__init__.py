@@ -1,6 +1,8 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
-preparation, code_cache, neighbours, sequences, loader   documents -> codes -> sequences -> batches
+preparation, code_cache, neighbours, sequences           documents -> codes -> sequences
+packing, loader                                          sequences -> rows -> batches
+memory                                                   what a training needs of the machine
 origin, start, device, run_lock                          set up a run for its next step
 loop, state, optim, loss                                 run optimiser steps
 metrics, validation, samples, progress_bar               record metrics and samples

@@ -1,5 +1,5 @@
-"""Device and precision of training: see `cm3core.devices`, which generation uses as well."""
+"""Device and precision of training: see `cm3run.devices`, which generation uses as well."""
 
-from cm3core.devices import choose_device, choose_precision, device_memory
+from cm3run.devices import choose_device, choose_precision, device_memory
 
 __all__ = ["choose_device", "choose_precision", "device_memory"]

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from cm3core.document import MaskedSequence
 from cm3core.errors import CheckpointError, DataError, RecipeError
-from cm3core.sequence.packing import Packer, TrainingBatch, collate
 from cm3run.processes import Processes
+from cm3run.training.packing import Packer, TrainingBatch, collate
 from cm3run.training.sequences import MaskedSequences
 
 #: Separates the random streams that order epochs from those that make sequences.

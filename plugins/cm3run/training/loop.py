@@ -23,11 +23,11 @@ from torch import Tensor
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.interfaces.tracker import RunEnded, RunFailed, RunInterrupted, RunStarted, StepDone
-from cm3core.machine_memory import fitting_memory, peak_resident
 from cm3core.progress import no_bars
-from cm3core.stop_signals import StopSignals
 from cm3run.checkpoint import latest_checkpoint
+from cm3run.machine_memory import fitting_memory, peak_resident
 from cm3run.processes import Processes
+from cm3run.stop_signals import StopSignals
 from cm3run.training.loss import batch_loss_sums, modality_metrics, part_metrics
 from cm3run.training.metrics import read_metrics
 from cm3run.training.progress_bar import ProgressBar
@@ -41,7 +41,7 @@ from cm3run.training.validation import Validation
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
-    from cm3core.sequence.packing import TrainingBatch
+    from cm3run.training.packing import TrainingBatch
 
 #: Next step where a run exceeds the memory.
 SMALLER = (

@@ -17,7 +17,7 @@ from torch import Tensor
 from cm3core.interfaces.decoder import Decoder
 
 if TYPE_CHECKING:
-    from cm3core.sequence.packing import TrainingBatch
+    from cm3run.training.packing import TrainingBatch
 
 #: Groups of the loss sums, as in `TrainingBatch.modality_BT`; group 0 is padding.
 GROUPS = ("none", "text", "image", "special")

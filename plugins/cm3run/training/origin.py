@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from cm3core.errors import CheckpointError, CM3Error, RecipeError
-from cm3core.trust import path_of
 from cm3run.checkpoint import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
@@ -32,6 +31,7 @@ from cm3run.checkpoint import (
 from cm3run.checkpoint.adapters import base_entry, base_folder, is_adapter, read_adapter
 from cm3run.checkpoint.checks import another_tokenizer
 from cm3run.processes import is_divided
+from cm3run.trust import path_of
 from cm3run.tuning import ADAPTER, load_adapters
 
 if TYPE_CHECKING:

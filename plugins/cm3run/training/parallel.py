@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cm3core.errors import RecipeError
-from cm3core.recipe.memory import training_memory
 from cm3run.processes import Processes
+from cm3run.training.memory import training_memory
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder
-    from cm3core.machine_memory import MachineMemory
     from cm3core.recipe import Recipe
+    from cm3run.machine_memory import MachineMemory
 
 #: Bytes of gradients that are summed in one call.
 BUCKET_BYTES = 64 << 20

@@ -16,9 +16,6 @@ from cm3core.errors import RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces import DocumentSource, MaskingObjective
 from cm3core.interfaces.dataset import SkippedRecord
-from cm3core.recipe.reaching import section_reaches
-from cm3core.sequence.packing import Packer, TrainingBatch, collate
-from cm3core.trust import refusal
 from cm3run.bank import MemoryBank
 from cm3run.build import Components
 from cm3run.processes import Processes
@@ -31,7 +28,10 @@ from cm3run.training.neighbours import (
     Queries,
     retriever_fingerprint,
 )
+from cm3run.training.packing import Packer, TrainingBatch, collate
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.trust import refusal
+from cm3run.trust.recipes import section_reaches
 
 
 class Preparation:

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cm3core.devices import choose_device, choose_precision, device_memory
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.layers import STORED
-from cm3core.recipe.memory import check_training_fits
 from cm3core.recipe.storing import files_of
 from cm3run.build import Components, build
 from cm3run.checkpoint import CheckpointState, remove_leftovers
 from cm3run.checkpoint.layout import PROVENANCE
 from cm3run.checkpoint.words import TrainingWords, words_of_training
+from cm3run.devices import choose_device, choose_precision, device_memory
 from cm3run.processes import Processes
 from cm3run.training.kept import note_on_codes, note_on_words
 from cm3run.training.licences import check_licences, write_provenance
 from cm3run.training.loader import micro_batches
 from cm3run.training.loss import GROUPS
+from cm3run.training.memory import check_training_fits
 from cm3run.training.metrics import MetricsLog, NoLog
 from cm3run.training.optim import OptimizerGroup, Schedule
 from cm3run.training.origin import Origin

@@ -26,7 +26,7 @@ from cm3run.processes import Processes
 from cm3run.training.loss import batch_loss_sums, modality_metrics, part_metrics
 
 if TYPE_CHECKING:
-    from cm3core.sequence.packing import TrainingBatch
+    from cm3run.training.packing import TrainingBatch
     from cm3run.training.preparation import Preparation
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from cm3apps.catalog import component_entry, kind_entry, laws_of
 from cm3apps.cli.main import main
 from cm3core import interfaces
 from cm3core.plugins import KINDS, PluginInfo, load_registry
-from cm3core.plugins.catalog import component_entry, kind_entry, laws_of
 from cm3core.recipe import recipe_from_yaml
 
 REGISTRY = load_registry()

@@ -11,11 +11,11 @@ import pytest
 from cm3apps.cli import _training, kinds
 from cm3apps.cli.commands import COMMANDS
 from cm3apps.cli.main import main
-from cm3core import devices
-from cm3core.devices import choose_device, default_device
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3run import devices
+from cm3run.devices import choose_device, default_device
 
 #: Commands that run no network on a device: they read, write, compare, search or count.
 NO_NETWORK = {

@@ -9,7 +9,7 @@ import pytest
 from cm3apps.cli.main import main
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
-from cm3core.recipe.memory import training_memory
+from cm3run.training.memory import training_memory
 
 #: cm3leon-7b: 32 layers of 12 * 4,096^2, a table of 66,176 ids and 4,096 positions.
 LAYER, TABLES = 12 * 4096**2, (66_176 + 4_096) * 4096

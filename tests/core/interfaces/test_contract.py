@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cm3apps.catalog import laws_of
 from cm3core.document import MaskedSequence, Text
 from cm3core.errors import PluginError
 from cm3core.interfaces import (
@@ -24,7 +25,6 @@ from cm3core.interfaces import (
 from cm3core.interfaces.contract import ComponentOrigin, set_origin
 from cm3core.plugins import KINDS, PluginInfo, Registry
 from cm3core.plugins.built import built
-from cm3core.plugins.catalog import laws_of
 from cm3core.vocab import Vocabulary
 from cm3kits.samples import ListSource
 from cm3kits.strategies import make_sequence

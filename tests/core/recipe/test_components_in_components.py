@@ -8,8 +8,8 @@ import pytest
 
 import rrf_plugin
 from cm3apps.cli import main as cli
+from cm3apps.config_docs import keys_of
 from cm3apps.plugin_check.overrides import config_of
-from cm3core.config.docs import keys_of
 from cm3core.document import Text
 from cm3core.errors import CM3Error, PluginError, RecipeError
 from cm3core.interfaces import RetrieverConfig

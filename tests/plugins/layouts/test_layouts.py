@@ -21,7 +21,6 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3core.sequence.lengths import sequence_length
-from cm3core.sequence.of_recipe import layout_of
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
 from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
@@ -32,6 +31,7 @@ from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3plugins.layouts.emu3 import Emu3LayoutConfig
 from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from cm3run.recipe_layout import layout_of
 from layout_parts import GRID, JANUS, PICTURE, TOKENIZER, built, refusal, serializer, text
 from messages import tells
 

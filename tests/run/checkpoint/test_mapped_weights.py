@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from cm3core.errors import CheckpointError, GenerationError
 from cm3core.interfaces.decoder import Decoder
-from cm3core.mapped import is_mapped
 from cm3core.plugins import load_registry
 from cm3run.checkpoint import find_model, mapped_weights, open_checkpoint
 from cm3run.checkpoint.layout import WEIGHTS, find_checkpoint
+from cm3run.mapped import is_mapped
 
 
 @pytest.fixture(autouse=True)

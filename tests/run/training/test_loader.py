@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.sequence import unmask
-from cm3core.sequence.packing import TrainingBatch
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
@@ -26,6 +25,7 @@ from cm3run.processes import Processes
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.loader import BatchLoader, micro_batches
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
+from cm3run.training.packing import TrainingBatch
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
 from numbered_documents import VOCABULARY, Following, Numbers, Quadrants, make_data
 

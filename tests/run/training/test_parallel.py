@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from cm3core.machine_memory import MachineMemory
 from cm3core.plugins import Registry
 from cm3core.recipe import Recipe, compose
+from cm3run.machine_memory import MachineMemory
 from cm3run.processes import Processes
 from cm3run.training import parallel
 from cm3run.training.parallel import Replicated, parallel_of

@@ -15,11 +15,11 @@ from cm3apps.cli.main import main
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.images import open_image, read_png_metadata
 from cm3core.plugins import Registry
-from cm3core.sequence.packing import TrainingBatch
 from cm3run.checkpoint import latest_checkpoint
 from cm3run.training import loop as train_module
 from cm3run.training.loop import train
 from cm3run.training.metrics import read_metrics
+from cm3run.training.packing import TrainingBatch
 from cm3run.training.start import start
 from cm3run.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
 from squares import PARTS, squares, weights

@@ -13,7 +13,6 @@ import torch
 from cm3core.errors import CheckpointError, CM3Error, RecipeError
 from cm3core.plugins import Registry
 from cm3core.recipe import Recipe
-from cm3core.recipe.memory import training_memory
 from cm3run.checkpoint import (
     OPTIMIZER,
     TASKS,
@@ -28,6 +27,7 @@ from cm3run.checkpoint import (
     tasks_of,
 )
 from cm3run.training.loop import train
+from cm3run.training.memory import training_memory
 from cm3run.training.state import TrainResult, TrainState
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG, add_adapters, load_adapters
 from squares import squares

@@ -11,8 +11,8 @@ import torch
 from cm3core.document import Span, TokenSequence
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.sequence.packing import TrainingBatch
 from cm3run.build import build
+from cm3run.training.packing import TrainingBatch
 from cm3run.training.preparation import Preparation
 from cm3run.training.validation import UnmaskedObjective, Validation, spread
 

@@ -22,9 +22,9 @@ from cm3apps.experiments.retrieval.counting import Told, groups_of_codes, told
 from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
-from cm3core.sequence.packing import TrainingBatch
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
+from cm3run.training.packing import TrainingBatch
 from cm3run.training.preparation import Preparation
 from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
 from cm3run.training.validation import UnmaskedObjective, measured_loss, spread

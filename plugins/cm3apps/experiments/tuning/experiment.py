@@ -25,12 +25,12 @@ from cm3apps.experiments.tuning import responses
 from cm3apps.experiments.tuning.arms import ARMS, BEFORE, REFERENCE, SHARED, TuningSettings
 from cm3apps.experiments.tuning.report import write_report
 from cm3apps.experiments.tuning.speed import step_cost, steps_in
-from cm3core.devices import choose_device
 from cm3core.document import PixelArray
 from cm3core.files import write_text
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.tasks.bundled import BundledTaskConfig
 from cm3run.checkpoint import find_checkpoint, find_model
+from cm3run.devices import choose_device
 from cm3run.model import Model, load
 from cm3run.training import train
 

@@ -20,10 +20,10 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.task import TaskConfig
-from cm3core.sequence.packing import NUM_MODALITIES, Packer, TrainingBatch, collate
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3run.training.loss import batch_loss_sums
+from cm3run.training.packing import NUM_MODALITIES, Packer, TrainingBatch, collate
 from cm3run.training.validation import UnmaskedObjective
 
 if TYPE_CHECKING:

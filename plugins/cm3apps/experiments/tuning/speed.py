@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cm3core.devices import choose_precision
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.sequence.packing import NUM_MODALITIES, TrainingBatch
 from cm3run.build import build
 from cm3run.checkpoint import TOKENIZER, load_weights
+from cm3run.devices import choose_precision
 from cm3run.training.loss import batch_loss_sums
 from cm3run.training.optim import OptimizerGroup
+from cm3run.training.packing import NUM_MODALITIES, TrainingBatch
 from cm3run.tuning import select_parameters
 
 if TYPE_CHECKING:

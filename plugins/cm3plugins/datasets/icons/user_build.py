@@ -29,7 +29,6 @@ from cm3core.files import (
     make_folder,
     write_bytes,
 )
-from cm3core.npy import load_array, save_array
 from cm3plugins.datasets.icons.attribution import attribution_of
 from cm3plugins.datasets.icons.comparison import (
     EMPTY,
@@ -44,6 +43,7 @@ from cm3plugins.datasets.icons.splits import assign_splits, decided_by
 from cm3plugins.datasets.icons.user_sets import UserSet
 from cm3plugins.datasets.icons.write import corpus_files
 from cm3plugins.datasets.vector.render import renderer_version
+from cm3run.npy import load_array, save_array
 
 UNFINISHED = ".unfinished"
 """Folder, in the corpus' one, of what is drawn before the corpus is whole."""

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.files import allocate, atomic_path, cache_folder
-from cm3core.npy import load_array
 from cm3core.progress import make_bar
 from cm3plugins.datasets.vector.render import renderer_version
+from cm3run.npy import load_array
 
 _NUM_DIGITS = 16
 

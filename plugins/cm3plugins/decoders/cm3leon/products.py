@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3core.errors import close_match
-from cm3core.machine_memory import first_line
 from cm3kernels.few_rows import FewRowsProduct
+from cm3run.machine_memory import first_line
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8", "int4")
 #: Minimum number of rows of a product on a CPU.

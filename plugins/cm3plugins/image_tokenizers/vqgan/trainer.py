@@ -14,7 +14,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from cm3core.devices import choose_device
 from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
 from cm3plugins.image_tokenizers.vqgan.losses import (
     PatchDiscriminator,
@@ -27,6 +26,7 @@ from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANT
 from cm3plugins.image_tokenizers.vqgan.weights import build_model
 from cm3plugins.trained.layout import channels_last
 from cm3plugins.trained.losses import edge_error
+from cm3run.devices import choose_device
 
 
 class TokenizerTrainer:

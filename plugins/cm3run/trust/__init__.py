@@ -6,13 +6,14 @@ unasked: models, adapters, banks and the tasks in them come from anybody.
     guard       configs that refuse to build what is not allowed
     own         which folders this user's commands made on this machine
     links       links of a model's folder that lead out of it
+    recipes     what a recipe names outside, sections without components included
 
 A component that nobody uses is no reason to refuse a model: it is refused when it would be built.
 """
 
-from cm3core.trust.endpoints import Trust, refusal, trust_of
-from cm3core.trust.fields import path_of, reaches_of
-from cm3core.trust.guard import (
+from cm3run.trust.endpoints import Trust, refusal, trust_of
+from cm3run.trust.fields import path_of, reaches_of
+from cm3run.trust.guard import (
     guard,
     named_by_user,
     refuse_outside,
@@ -20,8 +21,8 @@ from cm3core.trust.guard import (
     same_guard,
     unguarded_class,
 )
-from cm3core.trust.links import check_links
-from cm3core.trust.own import own_of, record_own
+from cm3run.trust.links import check_links
+from cm3run.trust.own import own_of, record_own
 
 __all__ = [
     "Trust",

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
-from cm3core.machine_memory import VARIABLE, MachineMemory
-from cm3core.recipe.layouts import default_layout
 from cm3core.recipe.missing import available
 from cm3core.recipe.recipe import Recipe
 from cm3core.vocab import Vocabulary, VocabularySizes
+from cm3run.machine_memory import VARIABLE, MachineMemory
+from cm3run.recipe_layout import default_layout
 
 #: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
 #: tokenizer on the CPU, measured.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from cm3core.errors import DeviceError
-from cm3core.machine_memory import MachineMemory, given_limit
+from cm3run.machine_memory import MachineMemory, given_limit
 
 #: The device of this process where nothing names one, see `default_device`.
 _default: str | None = None

@@ -19,11 +19,11 @@ from cm3core.errors import CM3Error, TrustError
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.kinds import KINDS
 from cm3core.recipe import compose
-from cm3core.trust import trust_of
-from cm3core.trust.fields import reaches_of, undeclared_keys
 from cm3run.checkpoint import export_model, open_checkpoint
 from cm3run.model.model import load
 from cm3run.training import train
+from cm3run.trust import trust_of
+from cm3run.trust.fields import reaches_of, undeclared_keys
 from strangers import Watch, hostile_section, rewrite, watched
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"
@@ -497,7 +497,7 @@ def test_another_model_in_the_place_of_ones_own_may_use_no_more(
     model: Path, watch: Watch, tmp_path: Path
 ) -> None:
     from cm3core.interfaces.reach import READS, Reach
-    from cm3core.trust import record_own
+    from cm3run.trust import record_own
 
     record_own(model, [Reach(READS, "/elsewhere/mine.jsonl", "path")])
     rewrite(model, {"dataset": {"name": "jsonl", "path": "/elsewhere/mine.jsonl"}})
@@ -510,8 +510,8 @@ def test_a_record_that_others_could_have_written_says_nothing(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from cm3core.interfaces.reach import READS, Reach
-    from cm3core.trust import record_own
-    from cm3core.trust.own import recorded
+    from cm3run.trust import record_own
+    from cm3run.trust.own import recorded
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     record_own(model, [Reach(READS, "/elsewhere", "path")])

@@ -7,7 +7,7 @@ from typing import Any
 from cm3core.interfaces.reach import READS, WRITES, Reach
 from cm3core.recipe.missing import MissingComponent
 from cm3core.recipe.recipe import Recipe
-from cm3core.trust import path_of, reaches_of, refused_by
+from cm3run.trust import path_of, reaches_of, refused_by
 
 #: Keys of the fixed sections that are paths: how they are used, and what for.
 _PATHS = {
@@ -21,7 +21,7 @@ def recipe_reaches(recipe: Recipe, *, refused: bool = False) -> list[Reach]:
 
     Args:
         recipe: composed, or read from a checkpoint.
-        refused: with what its components refuse to use (`cm3core.trust.guard`); else without.
+        refused: with what its components refuse to use (`cm3run.trust.guard`); else without.
     """
     found: list[Reach] = []
     for kind, (_, config) in recipe.components.items():

@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from cm3apps.config_docs import Key, docstring, keys_of, summary
 from cm3core import hookspecs, interfaces
-from cm3core.config.docs import Key, docstring, keys_of, summary
 from cm3core.config.schema import default, hints, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig

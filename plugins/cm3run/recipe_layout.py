@@ -1,15 +1,18 @@
-"""The layout of a recipe, and that of recipes without the section `layout`."""
+"""The layout of a recipe, that of recipes without the section `layout`, and the table of ids that goes with it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from cm3core.errors import PluginError
-from cm3core.interfaces.layout import LayoutConfig
+from cm3core.interfaces.layout import LayoutConfig, VocabularyParts
+from cm3core.plugins.built import built
 from cm3core.plugins.discovery import load_registry
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.missing import MissingComponent, available
+from cm3core.vocab import VocabularySizes
 
 if TYPE_CHECKING:
+    from cm3core.interfaces import ImageTokenizer, ImageTokenizerConfig, Layout, TextTokenizer
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
 
@@ -53,3 +56,28 @@ def default_layout(registry: Registry | None = None) -> LayoutConfig:
             registry.with_reasons("name a layout, or see 'cm3 plugin list'", "layout"),
         )
     return next(iter(found.values()))()
+
+
+def layout_of(
+    recipe: Recipe,
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer | ImageTokenizerConfig,
+    registry: Registry | None = None,
+) -> Layout:
+    """The recipe's layout, which has the vocabulary; without that section, the default one.
+
+    `registry`: see `layout_config`. Raises `RecipeError` if it can't be made of these tokenizers.
+    """
+    config = layout_config(recipe, registry)
+    sizes, objective = recipe.vocabulary, available(recipe.objective)
+    given = VocabularySizes(
+        text_tokenizer.vocab_size,
+        image_tokenizer.codebook_size,
+        sizes.num_text,
+        sizes.num_sentinels,
+        sizes.num_reserved,
+        sizes.multiple_of,
+        () if objective is None else tuple(objective.control_tokens()),
+    )
+    parts = VocabularyParts(text_tokenizer, image_tokenizer.codebook_size, given)
+    return built(config.build(parts, image_tokenizer.grid), config, registry)

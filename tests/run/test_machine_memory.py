@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
-from cm3core import machine_memory
 from cm3core.errors import DeviceError
-from cm3core.machine_memory import (
+from cm3run import machine_memory
+from cm3run.machine_memory import (
     MachineMemory,
     address_space,
     fitting_memory,
@@ -115,7 +115,7 @@ def test_other_errors_stay_what_they_are() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_is_of_this_program_alone() -> None:
     """A small program that a large one starts is small; `getrusage` would report the large one."""
-    code = "from cm3core.machine_memory import peak_resident; print(peak_resident())"
+    code = "from cm3run.machine_memory import peak_resident; print(peak_resident())"
     ballast = np.ones(2**26)
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 2**20 < int(shown.stdout) < 2**28 < ballast.nbytes < peak_resident()

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from cm3core.devices import choose_device, choose_precision, multiplies_bf16
 from cm3core.errors import DeviceError, RecipeError
 from cm3core.interfaces.attention import AttentionConfig
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
-from cm3core.recipe.memory import training_memory
 from cm3plugins.attention import ByDeviceAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
+from cm3run.devices import choose_device, choose_precision, multiplies_bf16
 from cm3run.generation.device_memory import cache_limit
 from cm3run.model.model import load
+from cm3run.training.memory import training_memory
 
 
 def test_what_multiplies_bfloat16_is_asked_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cm3core.errors import TrustError
 from cm3core.interfaces.reach import CREDENTIALS, UNDECLARED, Reach
-from cm3core.trust.fields import address_of, path_of
-from cm3core.trust.own import own_of, recorded
+from cm3run.trust.fields import address_of, path_of
+from cm3run.trust.own import own_of, recorded
 
 OPTION = "--trust-endpoints"
 

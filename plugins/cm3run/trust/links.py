@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cm3core.interfaces.reach import READS, Reach
-from cm3core.trust.endpoints import Trust, refusal
+from cm3run.trust.endpoints import Trust, refusal
 
 
 def check_links(folder: Path, trust: Trust) -> None:

@@ -13,9 +13,9 @@ from cm3core.plugins.registry import Registry
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
 from cm3core.recipe.missing import MissingComponent
-from cm3core.recipe.reaching import section_reaches
 from cm3core.recipe.recipe import Recipe
-from cm3core.trust import Trust, check_links, guard, refusal, trust_of
+from cm3run.trust import Trust, check_links, guard, refusal, trust_of
+from cm3run.trust.recipes import section_reaches
 
 #: Sections that are not taken from the model: what it was trained on and how, and what was retrieved
 #: for it (tasks are asked without).

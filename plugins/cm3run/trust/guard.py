@@ -19,8 +19,8 @@ from cm3core.config.components import all_parts
 from cm3core.config.schema import default, hints, init_fields
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.interfaces.reach import Reach
-from cm3core.trust.endpoints import Trust, refusal
-from cm3core.trust.fields import reaches_of
+from cm3run.trust.endpoints import Trust, refusal
+from cm3run.trust.fields import reaches_of
 
 C = TypeVar("C", bound=ComponentConfig)
 #: Methods of configs that use what the values name.

@@ -13,11 +13,11 @@ import torch
 
 from cm3apps.cli.main import main
 from cm3core.errors import DeviceError, RecipeError
-from cm3core.machine_memory import MachineMemory
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
-from cm3core.recipe.memory import check_training_fits, training_memory
+from cm3run.machine_memory import MachineMemory
 from cm3run.training import loop
+from cm3run.training.memory import check_training_fits, training_memory
 
 GB = 10**9
 

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from cm3core import mapped
-from cm3core.mapped import is_mapped, map_tensors, release
+from cm3run import mapped
+from cm3run.mapped import is_mapped, map_tensors, release
 
 
 @pytest.fixture

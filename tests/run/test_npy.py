@@ -1,4 +1,4 @@
-"""Tests of `cm3core.npy`: a file that is malformed in any way is a `ValueError`."""
+"""Tests of `cm3run.npy`: a file that is malformed in any way is a `ValueError`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core.npy import load_array
 from cm3run.bank.mapping import map_array
+from cm3run.npy import load_array
 
 START = "{'descr': '<f4', 'fortran_order': False, 'shape': "
 HEADERS = {

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cm3core.document import MaskedSequence
 from cm3core.errors import DocumentError
-from cm3core.sequence.packing import Packer, collate
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from cm3run.training.packing import Packer, collate
 
 VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=2)
 
