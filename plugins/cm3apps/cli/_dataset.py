@@ -5,6 +5,7 @@ A data set is given by a recipe, by overrides alone, or by a path.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,13 +63,17 @@ def composed(values: dict[str, Any], overrides: Sequence[str], registry: Registr
         both = isinstance(keys, dict) and isinstance(merged.get(section), dict)
         merged[section] = {**merged[section], **keys} if both else keys
     try:
-        text = OmegaConf.to_yaml(OmegaConf.create(merged))
-    except UnicodeEncodeError as error:  # bytes of a file's name that are no UTF-8
+        json.dumps(merged, ensure_ascii=False, default=str).encode()
+    except (
+        UnicodeEncodeError
+    ) as error:  # bytes of a file's name; some versions of OmegaConf would write them
+        name = error.object[: error.end][-60:]
         raise DataError(
             "arguments",
-            f"have a name that is not UTF-8 ({error.object[:60]!a}), which no recipe can hold",
+            f"have a name that is not UTF-8 ({name!a}), which no recipe can hold",
             "rename the folder or the file",
         ) from error
+    text = OmegaConf.to_yaml(OmegaConf.create(merged))
     return recipe_from_yaml(text, registry, label="arguments")
 
 
