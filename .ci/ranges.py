@@ -12,28 +12,36 @@ import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+ROOT = Path(__file__).parents[1]
+#: The distributions of this repository, by name.
+OURS: dict[str, dict[str, Any]] = {
+    project["name"]: project
+    for path in (ROOT / "pyproject.toml", *ROOT.glob("plugins/*/pyproject.toml"))
+    for project in [tomllib.loads(path.read_text())["project"]]
+}
 
 
 def requirements(extras: Sequence[str]) -> Iterator[Requirement]:
-    """Those of cm3leon itself, and of extras, of which some name others."""
-    waiting, seen = (
-        [*PROJECT["dependencies"], *(f"{PROJECT['name']}[{one}]" for one in extras)],
-        set(),
-    )
+    """What cm3leon and the extras need of others, through each other and our other distributions."""
+    waiting = [f"cm3leon[{','.join(extras)}]"]
+    seen: set[tuple[str, str]] = set()
     while waiting:
         one = Requirement(waiting.pop())
-        if one.name != PROJECT["name"]:
+        if one.name not in OURS:
             yield one
-        for extra in one.extras - seen if one.name == PROJECT["name"] else ():
-            seen.add(extra)
-            waiting += EXTRAS[extra]
+            continue
+        project = OURS[one.name]
+        parts = {"": project["dependencies"], **project.get("optional-dependencies", {})}
+        for part in {"", *one.extras}:
+            if (one.name, part) not in seen:
+                seen.add((one.name, part))
+                waiting += parts[part]
 
 
 def lower(requirement: Requirement) -> SpecifierSet:
