@@ -23,8 +23,9 @@ from a file.
 Every kind's hook returns recipe name -> config class. The class is a dataclass derived from the
 kind's base in `cm3core.interfaces`; its fields are the keys of the recipe's section, its docstring
 documents them, and its typed `build(...)` imports the heavy modules and returns the component.
-Hooks are called whenever plugins are described (`cm3 plugin list`, `cm3 recipe check`), so they
-must import nothing heavy. Names are lower-case letters, digits, `_` and `-`.
+Hooks are called whenever plugins are described (`cm3 recipe check`), so they must import nothing
+heavy. `cm3 plugin list` shows what they returned last until a module's file or the installed
+packages change: they must depend on nothing else. Names are lower-case letters, digits, `_` and `-`.
 """
 # mypy: disable-error-code="empty-body"
 # (hooks are declarations: pluggy reads their signatures and never calls them)

@@ -35,13 +35,12 @@ from cm3core._version import DISTRIBUTION
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
+from cm3core.plugins.info import DISABLE_VARIABLE, STRICT_VARIABLE, PluginInfo
 from cm3core.plugins.kinds import KINDS, Kind
-from cm3core.plugins.registry import DISABLE_VARIABLE, PluginInfo, Registry
+from cm3core.plugins.registry import Registry
 
 #: Group of the entry points that declare plugins.
 GROUP = "cm3core.plugins"
-#: Environment variable that makes the first broken plugin an error.
-STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
 
 #: A hook's name in a module's source.
 _HOOK = re.compile(r"\bcm3_[a-z_]+\b")

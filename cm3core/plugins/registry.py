@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from cm3core import interfaces as base
 from cm3core._version import DISTRIBUTION
 from cm3core.arguments import checked
 from cm3core.errors import PluginError, close_match
+from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo
 from cm3core.plugins.kinds import KINDS, Kind
-
-#: Environment variable that names plugins to leave out.
-DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
 
 __all__ = [
     "DISABLE_VARIABLE",
@@ -26,44 +23,6 @@ __all__ = [
     "Registry",
     "plugin_versions",
 ]
-
-
-@dataclass
-class PluginInfo:
-    """What is known of one plugin.
-
-    Args:
-        name: the entry point's name, or the file's without `.py`.
-        version: its distribution's, "" for a file.
-        origin: distribution and module, or the file.
-        distribution: its name for `pip`, "" for a file.
-        status: "loaded", "broken" or "disabled".
-        components: kind -> names that it provides.
-        commands: sub-commands that it provides.
-        models: names of the trained models that it ships.
-        benchmarks: names of its additions to `cm3 bench kernels`.
-        kinds: names of the kinds that it brings.
-        deprecated: what it does that is deprecated, a line each.
-        hooks: names of the hooks that its module's text has, of a plugin that is not in use; None:
-            not known, it may provide anything.
-        reason: one line that states why it is broken or disabled, else "".
-        traceback: of the error that broke it, else "".
-    """
-
-    name: str
-    version: str
-    origin: str
-    status: str = "loaded"
-    components: dict[str, list[str]] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
-    benchmarks: list[str] = field(default_factory=list)
-    deprecated: list[str] = field(default_factory=list)
-    hooks: list[str] | None = None
-    reason: str = ""
-    traceback: str = ""
-    distribution: str = ""
-    kinds: list[str] = field(default_factory=list)
 
 
 class Registry:

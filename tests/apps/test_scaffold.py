@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import inspect
 import re
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from cm3apps.cli import _plugin_new
 from cm3apps.cli.main import main
+from cm3apps.config_docs import summary
 from cm3apps.scaffold import (
     FIELD,
     TEMPLATES,
@@ -27,6 +30,7 @@ from cm3apps.scaffold import (
     template_kinds,
     write_project,
 )
+from cm3core import hookspecs
 from cm3core.errors import FileError, PluginError
 from cm3core.plugins import KINDS, PluginInfo, Registry, load_registry
 
@@ -360,6 +364,14 @@ def test_there_are_templates_for_every_kind_and_no_more() -> None:
     for kind in WRITTEN:
         files = {path.name.removesuffix(".in") for path in (TEMPLATES / kind).iterdir()}
         assert files == {"__init__.py", "test.py", "template.toml", *template(kind).modules}
+
+
+def test_the_help_of_the_command_names_these_kinds_as_their_hooks_do() -> None:
+    assert list(_plugin_new.KINDS) == template_kinds()
+    for kind, line in _plugin_new.KINDS.items():
+        told = summary(inspect.getdoc(getattr(hookspecs, KINDS[kind].hook)) or "")
+        sentence = told.partition(". ")[0].removesuffix(".")
+        assert line == sentence.partition(": ")[2] or line == sentence[:1].lower() + sentence[1:]
 
 
 def test_a_kind_without_a_template_is_refused(

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from argparse import Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from pathlib import Path
 from typing import Any
 
 from cm3apps.cli import registry_of
-from cm3apps.config_docs import summary
-from cm3apps.scaffold import plan_project, template_kinds, write_project
-from cm3core import hookspecs
 from cm3core.errors import PluginError
-from cm3core.plugins.kinds import KINDS
 
+#: The kinds that have templates, each with the first sentence of its hook's documentation. A test compares the two:
+#: the command is set up without the hooks.
+KINDS = {
+    "text_tokenizer": "text <-> ids",
+    "image_tokenizer": "pixels <-> a grid of codes",
+    "layout": "the sequence protocol by which documents become ids",
+    "embedder": "text or picture -> a unit vector in a shared space",
+    "retriever": "query document -> memory documents",
+    "objective": "sequence -> the masked sequence to train on",
+    "decoder": "tokens -> hidden states -> logits",
+    "attention": "attention functions that decoders call",
+    "sampler": "logits of the guidance streams -> next token",
+    "reranker": "completions of one request -> a score each",
+    "upscaler": "a picture -> the same, several times as large",
+    "dataset": "where documents come from",
+    "extractor": "a picture or a text -> the features that metrics compare",
+    "metric": "samples of an evaluation -> scores",
+    "task": "fields of a record -> the document to train on, and the prompt",
+    "condition": "a picture or a text -> a picture of its structure",
+    "tracker": "the events of a training run -> a record elsewhere",
+}
 EXAMPLE = "cm3 plugin new nibble --kind text_tokenizer"
 
 
@@ -51,22 +67,14 @@ def configure(actions: _SubParsersAction[Any]) -> None:
 
 
 def _kinds() -> str:
-    """A line for each kind that has a template: its name and its hook's first sentence."""
-    kinds = template_kinds()
-    width = max(map(len, kinds))
-    lines = []
-    for kind in kinds:
-        hook = getattr(hookspecs, KINDS[kind].hook)
-        sentence = summary(inspect.getdoc(hook) or "").partition(". ")[0].removesuffix(".")
-        lines.append(
-            f"  {kind:<{width}}  "
-            f"{sentence.partition(': ')[2] or sentence[:1].lower() + sentence[1:]}"
-        )
-    return "\n".join(lines)
+    width = max(map(len, KINDS))
+    return "\n".join(f"  {kind:<{width}}  {line}" for kind, line in KINDS.items())
 
 
 def run(args: Namespace) -> int:
     """Write the project and print the commands to run next."""
+    from cm3apps.scaffold import plan_project, template_kinds, write_project
+
     if args.kind is None:
         raise PluginError(
             f"cm3 plugin new {shlex.quote(args.name)}",

@@ -10,12 +10,9 @@ import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from cm3apps.cli import _plugin_check, _plugin_new, registry_of
-
-if TYPE_CHECKING:
-    from cm3core.plugins.registry import PluginInfo
+from cm3core.plugins.info import PluginInfo, keep_plugins, kept_plugins
 
 HELP = "list plugins and their components, start a new plugin, check one"
 EXAMPLE = """  cm3 plugin new nibble --kind text_tokenizer
@@ -54,13 +51,23 @@ def run(args: Namespace) -> int:
 
 def _list(args: Namespace) -> int:
     """Print the list; a broken plugin is not an error here."""
-    plugins = registry_of(args, quiet=True).plugins
+    plugins = _described(args)
     if args.json:
         print(json.dumps([asdict(info) for info in plugins], indent=2))
         return 0
     for info in plugins:
         print("\n".join(_lines(info, args.verbose)))
     return 0
+
+
+def _described(args: Namespace) -> list[PluginInfo]:
+    """All plugins: as they were described last, if nothing has changed since."""
+    if not args.plugin and (kept := kept_plugins()) is not None:
+        return kept
+    registry = registry_of(args, quiet=True)
+    if not args.plugin:
+        keep_plugins(registry.plugins, registry.models().values())
+    return registry.plugins
 
 
 def _lines(info: PluginInfo, verbose: bool) -> list[str]:

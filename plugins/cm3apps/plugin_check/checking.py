@@ -19,8 +19,7 @@ from cm3apps.plugin_check.targets import Target, find_targets
 from cm3apps.plugin_check.verdicts import Report, Verdict
 from cm3apps.plugin_check.worker import Request
 from cm3core.errors import FileError, PluginError, close_match
-from cm3core.plugins.discovery import STRICT_VARIABLE
-from cm3core.plugins.registry import DISABLE_VARIABLE
+from cm3core.plugins.info import DISABLE_VARIABLE, STRICT_VARIABLE
 
 #: Seconds that describing a plugin may take in addition to cm3core's own.
 IMPORT_BUDGET = 0.5

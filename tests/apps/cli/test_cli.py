@@ -239,6 +239,56 @@ def test_plugin_list(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed["bundled"]["status"] == "loaded"
 
 
+def test_plugin_list_is_kept_until_something_changes(tmp_path: Path) -> None:
+    """What is installed, a plugin's file, another version, the variables: each is seen at once."""
+    cache, packages = tmp_path / "cache", tmp_path / "packages"
+    packages.mkdir()
+    script = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nfrom cm3apps.cli.main import main\n"
+        "code = main(sys.argv[2:])\nprint('kept' if 'cm3plugins' not in sys.modules else 'asked')"
+    )
+
+    def listed(**variables: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(packages), "plugin", "list"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PATH": "", "CM3_CACHE": str(cache)} | variables,
+        )
+        text, how = done.stdout.rstrip("\n").rsplit("\n", 1)
+        assert done.stderr == ""
+        return text, how
+
+    def twice(**variables: str) -> str:
+        text, _ = listed(**variables)
+        assert listed(**variables) == (text, "kept")
+        return text
+
+    first = twice()
+    metadata = packages / "mine-0.3.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.3\n")
+    (metadata / "entry_points.txt").write_text("[cm3core.plugins]\nmine = mine\n")
+    (packages / "mine.py").write_text("import no_such_module_anywhere\n")
+    broken = listed()
+    assert "mine 0.3  broken: ModuleNotFoundError" in broken[0]
+    assert listed() == broken, "why a plugin is broken is looked for again"
+    source = "from cm3core.hookspecs import hookimpl\nCM3_API = 1\n"
+    source += "@hookimpl\ndef cm3_commands():\n    return {'one': 'mine:run'}\n"
+    (packages / "mine.py").write_text(source)
+    assert "mine 0.3  loaded\n  commands: one" in twice()
+    (packages / "mine.py").write_text(source.replace("one", "other"))
+    assert "mine 0.3  loaded\n  commands: other" in twice()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.4\n")
+    assert "mine 0.4  loaded\n  commands: other" in twice()
+    assert "mine 0.4  disabled" in twice(CM3_DISABLE_PLUGINS="mine")
+    (metadata / "entry_points.txt").unlink()
+    assert listed()[0] == first
+    (cache / "plugins" / "list.json").write_text("[1, {}]")
+    assert twice() == first
+
+
 def test_plugin_list_shows_why_one_is_broken(tmp_path: Path) -> None:
     (tmp_path / "crooked.py").write_text("import no_such_module_anywhere\n", encoding="utf-8")
     info = tmp_path / "crooked-0.3.dist-info"

@@ -1,0 +1,131 @@
+"""What is known of plugins once they were described, and keeping it in the cache: `cm3 plugin list` shows it without
+importing a plugin. Imports nothing but Python's own library and light modules of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cm3core._version import program
+from cm3core.errors import FileError
+from cm3core.files import cache_folder, read_text, write_text
+
+#: Environment variable that names plugins to leave out.
+DISABLE_VARIABLE = "CM3_DISABLE_PLUGINS"
+#: Environment variable that makes the first broken plugin an error.
+STRICT_VARIABLE = "CM3_STRICT_PLUGINS"
+#: Files of an installed distribution that say what it is and which plugins it declares.
+_METADATA = ("METADATA", "PKG-INFO", "entry_points.txt")
+
+
+@dataclass
+class PluginInfo:
+    """What is known of one plugin.
+
+    Args:
+        name: the entry point's name, or the file's without `.py`.
+        version: its distribution's, "" for a file.
+        origin: distribution and module, or the file.
+        distribution: its name for `pip`, "" for a file.
+        status: "loaded", "broken" or "disabled".
+        components: kind -> names that it provides.
+        commands: sub-commands that it provides.
+        models: names of the trained models that it ships.
+        benchmarks: names of its additions to `cm3 bench kernels`.
+        kinds: names of the kinds that it brings.
+        deprecated: what it does that is deprecated, a line each.
+        hooks: names of the hooks that its module's text has, of a plugin that is not in use; None:
+            not known, it may provide anything.
+        reason: one line that states why it is broken or disabled, else "".
+        traceback: of the error that broke it, else "".
+    """
+
+    name: str
+    version: str
+    origin: str
+    status: str = "loaded"
+    components: dict[str, list[str]] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    benchmarks: list[str] = field(default_factory=list)
+    deprecated: list[str] = field(default_factory=list)
+    hooks: list[str] | None = None
+    reason: str = ""
+    traceback: str = ""
+    distribution: str = ""
+    kinds: list[str] = field(default_factory=list)
+
+
+def kept_plugins() -> list[PluginInfo] | None:
+    """Return what `keep_plugins` kept, the same that describing the plugins would find; None: nothing was kept, or
+    a file that describing read has changed since, or another package is installed, or other plugins are left out."""
+    try:
+        kept = json.loads(read_text(_file()))
+        fits = kept["found_by"] == _found_by() and kept["files"] == _states(kept["files"])
+        if fits and kept["packages"] == _states(_package_files()):
+            return [PluginInfo(**one) for one in kept["plugins"]]
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or not ours
+        pass
+    return None
+
+
+def keep_plugins(plugins: Sequence[PluginInfo], models: Iterable[Path]) -> None:
+    """Keep what describing found, unless a plugin is broken: why it is may lie anywhere.
+
+    Called right after describing, which has imported the modules that decide what hooks return.
+
+    Args:
+        plugins: all that were found.
+        models: folders of the models that they ship. Others beside them would be found, too.
+    """
+    if any(info.status == "broken" for info in plugins):
+        return
+    modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    beside = {one for folder in models for one in (folder.parent, *folder.parent.iterdir())}
+    kept = {
+        "found_by": _found_by(),
+        "packages": _states(_package_files()),
+        "files": _states([*filter(None, modules), *map(str, beside)]),
+        "plugins": [asdict(info) for info in plugins],
+    }
+    with suppress(FileError):  # a cache that may not be written
+        write_text(_file(), json.dumps(kept))
+
+
+def _file() -> Path:
+    return cache_folder("plugins") / "list.json"
+
+
+def _found_by() -> list[Any]:
+    """What finds plugins: this program, Python, where it looks for modules, and the variables that leave some out."""
+    variables = [os.environ.get(name, "") for name in (DISABLE_VARIABLE, STRICT_VARIABLE)]
+    return [program(), sys.version, sys.path, variables]
+
+
+def _package_files() -> Iterator[str]:
+    """The folders in which modules are looked for, and the metadata of the packages installed there."""
+    for folder in sys.path:
+        yield folder
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if entry.name.endswith((".dist-info", ".egg-info")):
+                    yield entry.path
+                    yield from (f"{entry.path}/{name}" for name in _METADATA)
+
+
+def _states(paths: Iterable[str]) -> dict[str, list[int] | None]:
+    """Path -> when it was changed last, and its size; None: it is not there."""
+    states: dict[str, list[int] | None] = {}
+    for path in paths:
+        try:
+            status = os.stat(path or ".")  # noqa: PTH116  # of 1,500 paths: half the time of Path's
+            states[path] = [status.st_mtime_ns, status.st_size]
+        except OSError:
+            states[path] = None
+    return states
