@@ -1,4 +1,4 @@
-"""Tables of docs/evaluation.md and docs/kernels.md, made from the code. `python docs/_generate.py` writes them."""
+"""Tables of docs/plugins/reference.md that no docstring has."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import _code_tables
 import _figures
 import _icons
 import _plugin_reference
@@ -33,8 +32,6 @@ def tables() -> dict[str, dict[str, list[str]]]:
     made = {name: dict(own) for name, own in _figures.tables().items()}
     more = {
         "icons.md": _icons.tables(),
-        "evaluation.md": {"protocol": _code_tables.protocol()},
-        "kernels.md": {"inputs": _code_tables.inputs()},
     }
     for name, own in more.items():
         made.setdefault(name, {}).update(own)

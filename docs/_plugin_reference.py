@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ForwardRef
 
+import _code_tables
+
 from cm3core import hookspecs, interfaces
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.plugins import KINDS, Kind
@@ -48,10 +50,21 @@ def page() -> str:
     for name, hook in vars(hookspecs).items():
         if name.startswith("cm3_") and name not in of_kinds:
             parts += [f"### `{name}`\n", signature(name, hook), prose(hook)]
+        if name == "cm3_benchmarks":
+            parts += [
+                "What providers of each op of `cm3 bench kernels` get:\n",
+                *_code_tables.inputs(),
+                "",
+            ]
     parts += ["## Every config\n", *class_text(ComponentConfig, "ComponentConfig", level=3)]
     parts += ["## Every kit\n", *kit_text(Contract)]
     for kind in KINDS:
         parts += kind_text(kind, KINDS[kind])
+    parts += [
+        "## Protocol files\n",
+        "The keys of a [protocol](../evaluation.md#protocol-files) of `cm3 eval`, a JSON file.\n",
+        *_code_tables.protocol(),
+    ]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -15,7 +15,7 @@ names as "my_package.benchmarks:add":
     def add(registry):
         registry.add_provider("attention", MyAttention())
 
-docs/kernels.md lists the inputs of each op. `registry.add_decoder(MyDecoding)` adds a `DecodeProvider` to
+docs/plugins/reference.md lists the inputs of each op. `registry.add_decoder(MyDecoding)` adds a `DecodeProvider` to
 `cm3 bench decode`. Retrievers need no provider: `cm3 bench retrieval --retriever NAME` takes any.
 """
 

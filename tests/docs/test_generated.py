@@ -36,7 +36,6 @@ def test_the_pages_with_tables_are_among_them(generated: dict[Path, str]) -> Non
         "icons.md",
         "icons-model.md",
         "quickstart.md",
-        "evaluation.md",
     } <= pages
 
 
