@@ -495,6 +495,58 @@ def _ways() -> list[str]:
     )
 
 
+def _upscalers() -> list[str]:
+    """PSNR and SSIM of the upscalers, on pictures made smaller and on what the tokenizer keeps."""
+    found = stored("upscalers.json")
+
+    def cell(pictures: str, upscaler: str, sort: str, who: str = "upscaler") -> str:
+        if upscaler not in found[pictures]:
+            return ""
+        own = found[pictures][upscaler][sort][who]
+        return f"{own['psnr']:.2f} ({own['ssim']:.3f})"
+
+    return _table(
+        "pictures | Lanczos | `edsr` | `ink` after `edsr`",
+        [
+            (
+                f"{pictures}, {title}",
+                cell(pictures, "edsr", sort, "lanczos"),
+                cell(pictures, "edsr", sort),
+                cell(pictures, "ink", sort),
+            )
+            for pictures in found
+            for sort, title in (
+                ("shrunk", "downscaled"),
+                ("reconstructed", "after the image tokenizer"),
+            )
+        ],
+    )
+
+
+def _large_model() -> list[str]:
+    """What a model of 7B parameters takes on a CPU, as examples/large_model/measure.py reports it."""
+    rows = []
+    for own in stored("large-model.json"):
+        theirs = own["run"] == "theirs"
+        memory = f"{own['anonymous_gb']:.1f}" + (", and the mapped file" if theirs else "")
+        name = "transformers, bf16" if theirs else f"`{own['run']}`"
+        rows.append(
+            (name, f"{own['ready_s']:.0f} s", memory, f"{own['text']:.2f}", f"{own['picture']:.2f}")
+        )
+    return _table(" | ready in | memory, GB | text | picture, with guidance", rows)
+
+
+def _training_memory() -> list[str]:
+    """Estimates of training's memory, and what it took."""
+    return _table(
+        "recipe and overrides (`decoder.` left out) | estimate | measured",
+        [
+            (own["title"], f"{own['estimate_gb']:.2f}", f"{own['measured_gb']:.2f}")
+            for own in stored("training-memory.json")["runs"]
+        ],
+    )
+
+
 def tables() -> dict[str, dict[str, list[str]]]:
     """The tables of the pages, by name."""
     icons = ("icons-comp", "icons-compose", "icons-unseen")
@@ -518,7 +570,10 @@ def tables() -> dict[str, dict[str, list[str]]]:
             "rerankers": _rerankers(),
             "nearness of pairs": _near_pairs(),
             "speed": _speed(),
+            "upscalers": _upscalers(),
         },
+        "models.md": {"large model": _large_model()},
+        "recipes.md": {"training memory": _training_memory()},
         "tuning.md": {"tasks": _tasks(), "ways": _ways()},
         "quickstart.md": {"nearness": _sheets(*quickstart), **stored("quickstart.json")},
     }
