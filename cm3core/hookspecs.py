@@ -39,13 +39,13 @@ from typing import Any
 import pluggy
 
 from cm3core.interfaces.attention import AttentionConfig
+from cm3core.interfaces.component import Kind
 from cm3core.interfaces.condition import ConditionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.decoder import DecoderConfig
 from cm3core.interfaces.embedder import EmbedderConfig
 from cm3core.interfaces.extractor import ExtractorConfig
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
-from cm3core.interfaces.kind import Kind
 from cm3core.interfaces.layout import LayoutConfig
 from cm3core.interfaces.metric import MetricConfig
 from cm3core.interfaces.objective import ObjectiveConfig

@@ -10,19 +10,19 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cm3core.arguments import Called, Range, Shape, checked
 from cm3core.document import PixelArray, Pixels
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, check_regular, check_writable
-from cm3core.fonts import Font, font_for
 
 #: Pictures with more pixels are refused before decoding: a decompression bomb is a small file.
 MAX_PIXELS = 64_000_000
@@ -495,3 +495,58 @@ def _fitting_letters(word: str, font: Font, width: int) -> int:
         else:
             too_many = middle
     return fits
+
+
+# Fonts for the texts of contact sheets: the one that comes with Pillow, or one of this machine for letters that it
+# has not (accents, other alphabets), which would all be drawn as the same empty box.
+
+
+#: Fonts of Debian, Fedora and macOS, looked for where the system keeps fonts; those of many alphabets first.
+_FONT_FILES = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "FreeSans.ttf",
+    "LiberationSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "Arial Unicode.ttf",
+)
+#: A code that no font has a letter for: what it looks like is what a letter looks like that a font has not.
+_NO_LETTER = "\U0010ffff"
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def font_for(text: str, size: int) -> Font:
+    """The font in which most letters of a text can be drawn: Pillow's own where it has all of them."""
+    letters = {letter for letter in text if letter.isprintable() and not letter.isspace()}
+    best, fewest = _font(None, size), len(letters) + 1
+    for file in (None, *_FONT_FILES):
+        if (font := _font(file, size)) is None:
+            continue
+        lacking = sum(not _has_letter(file, size, letter) for letter in letters)
+        if lacking < fewest:
+            best, fewest = font, lacking
+        if lacking == 0:
+            break
+    assert best is not None  # Pillow's own is always there
+    return best
+
+
+@lru_cache(maxsize=64)
+def _font(file: str | None, size: int) -> Font | None:
+    """Pillow's own font, or that of a file; None where this machine has no such file."""
+    if file is None:
+        return ImageFont.load_default(size)
+    try:
+        return ImageFont.truetype(file, size)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _has_letter(file: str | None, size: int, letter: str) -> bool:
+    font = _font(file, size)
+    return font is not None and bytes(font.getmask(letter)) != bytes(font.getmask(_NO_LETTER))

@@ -7,9 +7,14 @@ from dataclasses import MISSING, dataclass, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
-from cm3core.config.component_fields import ComponentField, component_field
-from cm3core.config.components import check_config
-from cm3core.config.schema import WrongTypeError, fit, hints
+from cm3core.config.schema import (
+    ComponentField,
+    WrongTypeError,
+    check_config,
+    component_field,
+    fit,
+    hints,
+)
 from cm3core.errors import GenerationError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 

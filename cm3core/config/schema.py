@@ -1,22 +1,87 @@
 """Check recipe values against config dataclasses: which types a field may have, what fits it.
 
 Fields may be bool, int, float, str, None, Literal, list, tuple and dict (string keys) of them,
-unions, nested dataclasses, and other components (`cm3core.config.component_fields`). Values are
+unions, nested dataclasses, and other components (`cm3core.config.schema`). Values are
 YAML values: scalars, lists and dicts. An integer fits a float field, and becomes a float; nothing
 else is converted, so that `layers: "6"` or `pack: 1` is an error and not a guess.
 """
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 from weakref import WeakKeyDictionary
 
-from cm3core.config.component_fields import component_field, is_kind_base
-from cm3core.errors import PluginError
+from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.component import ComponentConfig, chosen_name
+
+# Fields that hold other components: a retriever made of retrievers, a sampler around a sampler.
+#
+#     parts: dict[str, RetrieverConfig]      a recipe gives {words: bm25, meaning: {name: dense}}
+#     inner: SamplerConfig                   a recipe gives a name, or {name: cfg, guidance_scale: 3}
+#
+# The annotation is the base of a kind's configs; which component of the kind it is, the recipe says.
+
+
+@dataclass(frozen=True)
+class ComponentField:
+    """A field whose values are components.
+
+    Args:
+        kind: of the components.
+        form: "one", "list" or "dict" (of names that the recipe chooses).
+        optional: whether it may be null.
+    """
+
+    kind: str
+    form: Literal["one", "list", "dict"]
+    optional: bool = False
+
+
+def component_field(annotation: Any) -> ComponentField | None:
+    """What components a field of that annotation holds; None for other fields."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if is_kind_base(annotation):
+        return ComponentField(annotation.kind, "one")
+    if origin in (Union, types.UnionType) and len(arguments) == 2 and types.NoneType in arguments:
+        [inner] = [argument for argument in arguments if argument is not types.NoneType]
+        found = component_field(inner)
+        return None if found is None else ComponentField(found.kind, found.form, optional=True)
+    if origin is list and is_kind_base(arguments[0]):
+        return ComponentField(arguments[0].kind, "list")
+    if origin is dict and arguments[0] is str and is_kind_base(arguments[1]):
+        return ComponentField(arguments[1].kind, "dict")
+    return None
+
+
+def is_kind_base(annotation: Any) -> bool:
+    """Whether a class is the base of a kind's configs (and not the config of one component)."""
+    return (
+        isinstance(annotation, type)
+        and issubclass(annotation, ComponentConfig)
+        and bool(vars(annotation).get("kind"))
+    )
+
+
+def components_in(value: Any) -> list[tuple[str, ComponentConfig]]:
+    """(path, config) of the components that a field's value holds.
+
+    The path is "" for one, ".0" or ".NAME" for those of a list or a dict."""
+    if isinstance(value, ComponentConfig):
+        return [("", value)]
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else ()
+    )
+    return [(f".{key}", item) for key, item in items if isinstance(item, ComponentConfig)]
+
 
 SCALARS = (bool, int, float, str, types.NoneType)
 
@@ -228,3 +293,106 @@ def make(config_class: type[Any], values: dict[str, Any]) -> Any:
     return config_class(
         **{name: from_plain(value, annotations[name]) for name, value in values.items()}
     )
+
+
+# A component's config together with the components in its fields: checks and needs of all.
+
+
+def parts_of(config: object) -> Iterator[tuple[str, ComponentConfig]]:
+    """(path, config) of the components in a config's own fields, e.g. "parts.words"."""
+    for name, annotation in hints(type(config)).items():
+        value = getattr(config, name)
+        if component_field(annotation) is not None:
+            yield from ((f"{name}{path}", part) for path, part in components_in(value))
+        elif is_dataclass(value) and not isinstance(value, ComponentConfig):
+            yield from ((f"{name}.{path}", part) for path, part in parts_of(value))
+
+
+def all_parts(config: object) -> Iterator[tuple[str, ComponentConfig]]:
+    """The same at every depth."""
+    for path, part in parts_of(config):
+        yield path, part
+        yield from ((f"{path}.{deeper}", inner) for deeper, inner in all_parts(part))
+
+
+def check_config(config: ComponentConfig, place: str = "") -> None:
+    """Call `check` of a component's config, and of the components in it.
+
+    Args:
+        config: checked.
+        place: where it is in the recipe, e.g. "retriever.parts.words"; "": its kind's section.
+
+    Raises:
+        RecipeError: a value is refused; of an inner component, with its place in the recipe.
+    """
+    place = place or config.kind
+    try:
+        ComponentConfig.check(config)  # a plugin's own may not call its base's
+        config.check()
+    except RecipeError as error:
+        inner = error.place.removeprefix(f"{config.kind}.")
+        if place == config.kind or inner == error.place:
+            raise
+        raise type(error)(f"{place}.{inner}", error.cause, error.next_step) from error
+    for path, part in parts_of(config):
+        check_config(part, f"{place}.{path}")
+
+
+def needs_of(config: ComponentConfig) -> tuple[str, ...]:
+    """Sections that a component needs, itself or for the components in it."""
+    needed = [*config.needs, *(kind for _, part in all_parts(config) for kind in part.needs)]
+    return tuple(dict.fromkeys(needed))
+
+
+# Which interpolations a recipe may hold: `${section.key}`, and nothing that reads from elsewhere.
+#
+# OmegaConf also knows resolvers (`${oc.env:NAME}`, `${oc.decode:...}`). A recipe may come from anybody,
+# and what it resolves is written into runs and checkpoints and shown in errors, so that a resolver
+# would publish the environment.
+
+
+_START = re.compile(r"(\\*)\$\{")
+_PLAIN = re.compile(r"\$\{[A-Za-z_][\w-]*(?:\.[\w-]+|\[\w+\])*\}")
+_SHOWN = 60
+
+
+def foreign_interpolations(text: str) -> Iterator[str]:
+    r"""The interpolations in a text that are not `${section.key}`, from their `${` on.
+
+    >>> list(foreign_interpolations(r"${train.steps} \${literal} ${oc.env:HOME}"))
+    ['${oc.env:HOME}']
+    """
+    for start in _START.finditer(text):
+        begin = start.end() - 2
+        escaped = len(start[1]) % 2 == 1
+        if not escaped and _PLAIN.match(text, begin) is None:
+            end = text.find("}", begin)
+            yield text[begin:] if end < 0 else text[begin : end + 1]
+
+
+def check_interpolations(place: str, value: object) -> None:
+    """Raise `RecipeError` for an interpolation in a value, or in anything that it holds, that is not
+    `${section.key}`.
+
+    Args:
+        place: of the value, for the error; keys of mappings are appended.
+        value: text, a number, or lists and mappings of them.
+    """
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_interpolations(
+                f"{place}.{key}" if place[-1:] not in ": " else f"{place}{key}", inner
+            )
+    elif isinstance(value, list):
+        for inner in value:
+            check_interpolations(place, inner)
+    elif (
+        isinstance(value, str) and (found := next(foreign_interpolations(value), None)) is not None
+    ):
+        shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}..."
+        raise RecipeError(
+            place,
+            f"holds {shown!r}; a recipe reads other keys of the recipe only, no environment and no "
+            "resolvers",
+            r"write ${section.key}, or \${ for the characters themselves",
+        )

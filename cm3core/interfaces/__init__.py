@@ -15,14 +15,21 @@ from cm3core.interfaces.dataset import (
     Original,
     Provenance,
     SkippedRecord,
+    TaskSource,
 )
-from cm3core.interfaces.decoder import Decoder, DecoderConfig, InferenceDecoder, KVCache
+from cm3core.interfaces.decoder import (
+    Decoder,
+    DecoderConfig,
+    InferenceDecoder,
+    KVCache,
+    TrainingMemory,
+    TrainingPass,
+)
 from cm3core.interfaces.embedder import Embedder, EmbedderConfig, VectorArray, normalise
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
 from cm3core.interfaces.metric import COLUMNS, Metric, MetricBatch, MetricConfig, Score
-from cm3core.interfaces.model_parts import ModelParts
 from cm3core.interfaces.objective import MaskingObjective, ObjectiveConfig
 from cm3core.interfaces.reach import CONNECTS, CREDENTIALS, READS, TEXT, WRITES, Outside, Reach
 from cm3core.interfaces.reranker import (
@@ -37,16 +44,16 @@ from cm3core.interfaces.sampler import (
     Filters,
     GuidanceSchedule,
     GuidanceStream,
+    ModelParts,
     PromptVariant,
     Sampler,
     SamplerConfig,
     SamplingPlan,
+    StatefulSampler,
     share_draws,
 )
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
-from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.interfaces.task import Blank, Task, TaskConfig
-from cm3core.interfaces.task_source import TaskSource
 from cm3core.interfaces.text_tokenizer import TextTokenizer, TextTokenizerConfig
 from cm3core.interfaces.tracker import (
     CheckpointSaved,
@@ -61,7 +68,6 @@ from cm3core.interfaces.tracker import (
     TrackerConfig,
     Validated,
 )
-from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
 from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
 
 __all__ = [

@@ -1,16 +1,22 @@
-"""The base of every kind's config, and its range check."""
+"""The base of every kind's config, and its range check; laws that are checked while components work; what a kind is.
+
+Imports no torch."""
 
 from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from cm3core.arguments import check_fields
-from cm3core.errors import RecipeError
+from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.reach import Outside, Reach
 
 #: Ranges of numbers for which a key declares none: what 64 bits hold, and what floats of 32 bits
@@ -151,3 +157,111 @@ def _numbers(value: object, key: str) -> Iterator[tuple[str, int | float]]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _numbers(item, key)
+
+
+# Laws that are checked while components work, and whose component broke one.
+#
+# The conformance kits test all laws (`cm3 plugin check`). Those whose breach would end in a puzzling
+# error far away, or in wrong results, are also checked where the component is called: each interface
+# checks what its implementation returns.
+
+
+#: Attribute of a built component.
+_ORIGIN = "_cm3_origin"
+
+
+class BrokenLawError(PluginError):
+    """A component broke a law. `cm3 plugin check`, which its next step names, must tell it from others."""
+
+
+@dataclass(frozen=True)
+class ComponentOrigin:
+    """The plugin that provides a component, and the component's kind and name."""
+
+    plugin: str
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r}, {self.kind} {self.name!r}"
+
+
+def set_origin(component: object, origin: ComponentOrigin) -> None:
+    """Keep where a component comes from, for errors."""
+    with suppress(AttributeError):  # it has slots: errors then name its class
+        object.__setattr__(component, _ORIGIN, origin)
+
+
+def broken(component: object, law: str, cause: str) -> BrokenLawError:
+    """Return the error of a component that breaks a law.
+
+    Args:
+        component: the object, or the config that should have built it.
+        law: as the kind's conformance kit calls it; "build" of `build` itself.
+        cause: what it did, in a sentence.
+    """
+    origin = getattr(component, _ORIGIN, None)
+    place = str(origin) if isinstance(origin, ComponentOrigin) else _class_of(component)
+    plugin = f" {origin.plugin}" if isinstance(origin, ComponentOrigin) else ""
+    return BrokenLawError(
+        place,
+        f"breaks the law {law!r}: {cause}",
+        f"update the plugin, or report it to its author; `cm3 plugin check{plugin}` tests all laws",
+    )
+
+
+def shown(value: object) -> str:
+    """Return what a plugin gave, for `broken`: an array's dtype and shape, else the type.
+
+    >>> shown(np.zeros((2, 3), np.float32)), shown(None), shown([1])
+    ('float32 [2, 3]', 'None', 'list')
+    """
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {list(value.shape)}"
+    return "None" if value is None else type(value).__name__
+
+
+def is_array(value: object, dtype: type[np.generic], shape: tuple[int, ...]) -> bool:
+    """Whether a value is an array of this dtype and shape."""
+    return isinstance(value, np.ndarray) and value.dtype == dtype and value.shape == shape
+
+
+def _class_of(component: object) -> str:
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A component kind. Its name, the recipe's section, is its config's `kind`.
+
+    Args:
+        hook: the hook that provides its components, "cm3_" and what they are.
+        config: the base of their configs.
+        interface: name of the class that they build, in the same module as `config`.
+        kit: "module:Class" of its conformance kit (importing it needs torch, pytest and
+            hypothesis); "": it has none.
+        words: what such a component is called in a sentence.
+        key: the key of a recipe that lists such components, "section.key"; "": they have a section of
+            their own.
+        summary: what its components are, in a sentence. Of the core's own kinds the hook's documentation
+            says it.
+    """
+
+    hook: str
+    config: type[ComponentConfig]
+    interface: str
+    kit: str
+    words: str
+    key: str = ""
+    summary: str = ""
+
+    @property
+    def name(self) -> str:
+        """The recipe's section."""
+        return self.config.kind
+
+    @property
+    def interface_class(self) -> type[Any]:
+        """The class that `interface` names."""
+        found: type[Any] = getattr(sys.modules[self.config.__module__], self.interface)
+        return found

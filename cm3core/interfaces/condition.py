@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken
+from cm3core.interfaces.component import ComponentConfig, broken
 from cm3core.interfaces.reach import TEXT, Outside
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from cm3core.document import Document, Image, PixelArray, text_of
 from cm3core.errors import DataError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.component import ComponentConfig, broken, shown
 
 if TYPE_CHECKING:
     import torch

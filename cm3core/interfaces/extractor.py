@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, is_array, shown
+from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
 
 FeatureArray: TypeAlias = npt.NDArray[np.float32]
 

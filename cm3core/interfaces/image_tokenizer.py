@@ -11,8 +11,7 @@ import numpy as np
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import RecipeError, TokenizerError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, is_array, shown
+from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from cm3core.errors import DataError, close_match
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.component import ComponentConfig, broken, shown
 
 #: What a batch may hold, a value for each sample. Metrics name what they need.
 COLUMNS: Mapping[str, str] = {

@@ -12,8 +12,7 @@ import numpy as np
 
 from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.errors import DocumentError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, is_array, shown
+from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
 from cm3core.vocab import Vocabulary
 
 

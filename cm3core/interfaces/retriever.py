@@ -12,8 +12,7 @@ import numpy as np
 
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.component import ComponentConfig, broken, shown
 from cm3core.interfaces.reach import READS, TEXT, Outside
 
 if TYPE_CHECKING:

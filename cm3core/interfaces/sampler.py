@@ -9,18 +9,28 @@ plausible ids of the reference stream -> temperature -> top-k -> top-p -> min-p 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import GenerationError
 from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.sampler_state import (
+    DrawState,
+    InitialState,
+    RequestStart,
+    flat_state,
+    stacked,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cm3core.interfaces.model_parts import ModelParts
+    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.sampler_state import DrawState
+    from cm3core.vocab import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -314,3 +324,100 @@ def _speaks_for_itself(sampler: Sampler) -> bool:
 def tells_log_probabilities(sampler: Sampler) -> bool:
     """Whether a sampler defines `draw_log_probabilities`."""
     return type(sampler).draw_log_probabilities is not Sampler.draw_log_probabilities
+
+
+# Samplers with state; the engine keeps it, see `cm3core.interfaces.sampler_state`.
+
+
+class StatefulSampler(Sampler):
+    """A sampler that remembers something of each request, or looks at what a request has drawn.
+
+    Everything that changes from draw to draw is in the state: an instance serves many requests at
+    once, in any order, and results must not depend on which. A sampler that wraps others is one of
+    these: it puts their `initial_state` under a name each, and passes them `state.part(name)`.
+    """
+
+    def initial_state(self, request: RequestStart) -> InitialState:
+        """State of a request that starts; by default nothing of its own, only what it has drawn.
+
+        Equal requests start equally. Samplers that share a call (`draws_with`) have states of the
+        same names, shapes and types, or they don't share it.
+        """
+        return {}
+
+    @abstractmethod
+    def draw_with_state(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        seed_n: Tensor,
+        position_n: Tensor,
+        state: DrawState,
+    ) -> Tensor:
+        """See `Sampler.draw_with_state`."""
+
+    def draw(
+        self,
+        logits_SR: Tensor,
+        stream_rows_nG: Tensor,
+        weights_nG: Tensor,
+        plans: Sequence[SamplingPlan],
+        *,
+        first_id: int,
+        allowed_nR: Tensor | None,
+        seed_n: Tensor,
+        position_n: Tensor,
+    ) -> Tensor:
+        """Draw for requests that have just started. The engine calls `draw_with_state`."""
+        starts = [
+            flat_state(self.initial_state(RequestStart(seed=seed))) for seed in seed_n.tolist()
+        ]
+        none_n = seed_n.new_full((len(starts),), -1)
+        state = DrawState(
+            stacked(starts),
+            grid=(0, 0),
+            cell_n=none_n,
+            codes_nC=none_n[:, None][:, :0],
+            drawn_nT=none_n[:, None][:, :0],
+        )
+        return self.draw_with_state(
+            logits_SR,
+            stream_rows_nG,
+            weights_nG,
+            plans,
+            first_id=first_id,
+            allowed_nR=allowed_nR,
+            seed_n=seed_n,
+            position_n=position_n,
+            state=state,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ModelParts:
+    """The parts of one model, the same object for all of its samplers.
+
+    Args:
+        image_tokenizer: the model's.
+        vocabulary: the model's; `of_codes` and `to_codes` turn image codes into ids and back.
+        open_memory: returns `memory`.
+    """
+
+    image_tokenizer: ImageTokenizer
+    vocabulary: Vocabulary
+    open_memory: Callable[[], DocumentSource]
+
+    @cached_property
+    def memory(self) -> DocumentSource:
+        """The documents that the model can retrieve: those of its recipe's bank, or those it was
+        trained on. Opened when it is first asked for.
+
+        Raises:
+            CM3Error: there are none, or they can't be opened.
+        """
+        return self.open_memory()

@@ -21,8 +21,7 @@ from cm3core.document import (
     TextHole,
 )
 from cm3core.errors import DataError, PluginError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken
+from cm3core.interfaces.component import ComponentConfig, broken
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cm3core.errors import TokenizerError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, shown
+from cm3core.interfaces.component import ComponentConfig, broken, shown
 
 
 @dataclass(kw_only=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from cm3core.document import PixelArray
 from cm3core.errors import DataError, RecipeError
-from cm3core.interfaces.component import ComponentConfig
-from cm3core.interfaces.contract import broken, is_array, shown
+from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer

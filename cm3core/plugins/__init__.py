@@ -4,6 +4,7 @@ Imports no torch.
 
 discovery  which plugins there are       registry  lookup by kind and name
 describe   introspection of one plugin   kinds     what a kind of component is
+lookup     as names were written         providers who provided what was stored
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ its bare names mean. Imports no torch."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from cm3core import interfaces as base
-from cm3core.errors import PluginError
+from cm3core.errors import PluginError, close_match
+from cm3core.interfaces.component import ComponentConfig, ComponentOrigin, broken, set_origin, shown
+from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.providers import ANYONE, Provider, Writer
 from cm3core.plugins.registry import PluginInfo, Registry
 
@@ -99,3 +101,81 @@ def _info(registry: Registry, plugin: str) -> PluginInfo:
     return next(
         info for info in registry.plugins if info.name == plugin and info.status == "loaded"
     )
+
+
+# Find components by marks of their config classes, so that the core knows none by name.
+#
+# The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and `.structures`, and
+# `DocumentSourceConfig.reads`.
+
+
+def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
+    """Return a kind's components whose own config class sets a class variable to a true value.
+
+    Returns name -> its value, sorted by name (`plugin/name` where several plugins provide it).
+    Inherited values do not count: a plugin that derives from a bundled config provides another
+    component, which takes over no role unasked.
+    """
+    found: dict[str, object] = {}
+    for name in registry.names(kind):
+        owners = registry.owners(kind, name)
+        for full_name in [name] if len(owners) == 1 else [f"{owner}/{name}" for owner in owners]:
+            if value := vars(registry.config_class(kind, full_name)).get(attribute):
+                found[full_name] = value
+    return found
+
+
+def default_name(registry: Registry, kind: str, *, place: str) -> str:
+    """Return a kind's default component, used if one is needed and none is named.
+
+    It is the first whose config sets `is_default`.
+
+    Raises:
+        PluginError: there is none; `place` is where one could be named.
+    """
+    for name in marked(registry, kind, "is_default"):
+        return name
+    raise PluginError(
+        place,
+        f"no {kind} is named, and no plugin in use provides a default one",
+        registry.with_reasons(close_match("", registry.names(kind)), kind),
+    )
+
+
+# What a config builds: checked to be of its kind, and marked with the plugin that provides it, so
+# that an error of it names the plugin.
+
+
+T = TypeVar("T")
+
+
+def built(component: T, config: ComponentConfig, registry: Registry | None = None) -> T:
+    """Return the component that the config's `build` or `load` returned.
+
+    Args:
+        component: what it returned.
+        config: the config.
+        registry: knows which plugin the config is of; None: errors name its class.
+
+    Raises:
+        PluginError: it is not an implementation of the kind's interface.
+    """
+    kind = (KINDS if registry is None else registry.kinds).get(config.kind)
+    origin = None if registry is None else origin_of(registry, config)
+    if kind is not None and not isinstance(component, kind.interface_class):
+        if origin is not None:
+            set_origin(config, origin)
+        raise broken(config, "build", f"it returned {shown(component)}, not a {kind.interface}")
+    if origin is not None:
+        set_origin(component, origin)
+    return component
+
+
+def origin_of(registry: Registry, config: ComponentConfig) -> ComponentOrigin | None:
+    """Return the plugin and the name of a config; None if no plugin provides its class."""
+    wanted = class_name(type(config))
+    for name in registry.names(config.kind):
+        for owner in registry.owners(config.kind, name):
+            if class_name(registry.config_class(config.kind, f"{owner}/{name}")) == wanted:
+                return ComponentOrigin(owner, config.kind, name)
+    return None

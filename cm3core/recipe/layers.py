@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from cm3core.config.interpolation import check_interpolations
+from cm3core.config.schema import check_interpolations
 from cm3core.errors import RecipeError
 from cm3core.files import read_text
 from cm3core.plugins.providers import ANYONE, OURS, Writer, read_writer

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 
 from cm3core import interfaces as base
 from cm3core.arguments import checked
-from cm3core.config.components import all_parts, check_config, needs_of
-from cm3core.config.schema import to_plain
-from cm3core.errors import RecipeError
-from cm3core.plugins.registry import KINDS
-from cm3core.recipe.kind_sections import KindSections
-from cm3core.recipe.missing import MissingComponent, available
+from cm3core.config.schema import all_parts, check_config, needs_of, to_plain
+from cm3core.errors import CM3Error, PluginError, RecipeError
+from cm3core.interfaces.component import ComponentConfig
+from cm3core.plugins.kinds import KINDS
+from cm3core.recipe.choosing import Choice
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     UNHASHED,
@@ -26,6 +25,102 @@ from cm3core.recipe.sections import (
     TuneSection,
     VocabularySection,
 )
+
+# A component of a stored recipe that is not installed: an error only for what needs it.
+#
+# A run's recipe names all that it was trained with. Who draws with it needs neither its objective nor
+# its data; whoever asks for those is told who provided them.
+
+
+T = TypeVar("T", bound=ComponentConfig)
+
+
+class MissingComponent(ComponentConfig):
+    """Stands for the config of a component that can't be had.
+
+    It keeps the section's `name` and `values`, so that the recipe is shown, compared and hashed as
+    it was stored. Any other use raises the `PluginError` that looking the name up gave, or what
+    `explain` put in its place.
+    """
+
+    def __init__(self, name: str, values: dict[str, Any], error: CM3Error) -> None:
+        self.name, self.values = name, values
+        self._error = error
+
+    @classmethod
+    def of(cls, choice: Choice, error: PluginError) -> MissingComponent:
+        """Return what stands for a section whose component, or one inside it, can't be had."""
+        return cls(str(choice.name), choice.keys, error)
+
+    def explain(self, error: CM3Error) -> None:
+        """Raise this from now on: it is better known why the component can't be had."""
+        self._error = error
+
+    def refuse(self) -> NoReturn:
+        """Raise the error."""
+        # a new one each time: raising collects tracebacks
+        raise type(self._error)(self._error.place, self._error.cause, self._error.next_step)
+
+    def check(self) -> None:
+        """Raise the error: nobody knows which values are allowed."""
+        self.refuse()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)  # as copy, pickle and inspect expect
+        self.refuse()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MissingComponent) and self.values == other.values
+
+    __hash__ = None  # type: ignore[assignment]  # as of every config: its values can change
+
+
+def available(config: T | None) -> T | None:
+    """Return a section's config, None if its component can't be had: for what does without it."""
+    return None if isinstance(config, MissingComponent) else config
+
+
+# The sections of a recipe that hold components: a field for each kind.
+
+
+if TYPE_CHECKING:
+
+    @dataclass(kw_only=True)
+    class KindSections:
+        """The types of a recipe's components, for type checkers.
+
+        A kind without a line here works too; only the type of `recipe.KIND` is then unknown."""
+
+        text_tokenizer: base.TextTokenizerConfig | None = None
+        image_tokenizer: base.ImageTokenizerConfig | None = None
+        layout: base.LayoutConfig | None = None
+        embedder: base.EmbedderConfig | None = None
+        retriever: base.RetrieverConfig | None = None
+        objective: base.ObjectiveConfig | None = None
+        decoder: base.DecoderConfig | None = None
+        attention: base.AttentionConfig | None = None
+        sampler: base.SamplerConfig | None = None
+        reranker: base.RerankerConfig | None = None
+        upscaler: base.UpscalerConfig | None = None
+        dataset: base.DocumentSourceConfig | None = None
+        extractor: base.ExtractorConfig | None = None
+        metric: base.MetricConfig | None = None
+        task: base.TaskConfig | None = None
+        condition: base.ConditionConfig | None = None
+        tracker: base.TrackerConfig | None = None
+
+else:
+    KindSections = make_dataclass(
+        "KindSections",
+        [
+            (kind, f"base.{entry.config.__name__} | None", field(default=None))
+            for kind, entry in KINDS.items()
+        ],
+        kw_only=True,
+        namespace={"__module__": __name__, "__doc__": "A field for each kind in `KINDS`."},
+    )
+
 
 #: A key that only one of two compared recipes has.
 ABSENT = "(absent)"

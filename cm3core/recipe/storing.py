@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 
-from cm3core.config.components import all_parts
+from cm3core.config.schema import all_parts
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.lookup import provider_of
 from cm3core.plugins.providers import COMPONENTS, Provider, dump_providers

@@ -1,7 +1,7 @@
 """Keys of one section, of one layer after the other.
 
 Each is checked against its field. A field that holds other components
-(`cm3core.config.component_fields`) has a section of its own for each: their names, and their keys.
+(`cm3core.config.schema`) has a section of its own for each: their names, and their keys.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cm3core.config.component_fields import ComponentField, component_field
 from cm3core.config.schema import (
+    ComponentField,
     WrongTypeError,
+    component_field,
     fit,
     hints,
     is_interpolation,

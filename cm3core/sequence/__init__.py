@@ -1,12 +1,9 @@
 """Documents <-> sequences of tokens.
 
 serialize      training sequences, prompts and back      prompt_writer    documents with holes -> prompts
-segments       one segment <-> tokens                    prompt_variants  what a guidance stream sees
-holes          what is missing of a document             fill             contents of holes <-> documents
-joined         holes that share a sentinel               leads            what holes of texts begin with
+segments       one segment <-> tokens                    holes            what is missing of a document
 infill         spans moved behind their sequence         grammar          which ids are legal where
 by_sentinels   the layout where a recipe names none      responses        what a task asks for
-lengths        of sequences, before codes are known
 """
 
 from __future__ import annotations

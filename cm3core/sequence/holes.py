@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -30,7 +32,7 @@ class Hole:
             picture).
         prefix: int32; tokens before the content: the hole's sentinel; nothing (causal
             continuation); or the known codes after the hole before, with which it shares one
-            sentinel (see `cm3core.sequence.joined`).
+            sentinel (see `cm3core.sequence.prompt_writer`).
         cells: int32; raster cells to be generated, in order, one code each. None for text.
         max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for
             pictures.
@@ -40,7 +42,7 @@ class Hole:
         prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
             token is.
         lead: of text: end of the document's text before it that the content begins with, see
-            `cm3core.sequence.leads`.
+            `cm3core.sequence.holes`.
         row_end: int32; tokens that are fed behind the last cell of each row.
         columns: cells of a row; 0 where rows don't end with tokens.
         picture_begin: of text: id that ends it too, because a picture begins with it. None: none.
@@ -176,3 +178,88 @@ def runs_of(missing: BoolArray) -> list[IntArray]:
     """
     cells = np.flatnonzero(missing).astype(np.int32)
     return list(np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)) if len(cells) else []
+
+
+# Leads: white space and punctuation before a hole in a text belong to the hole where a text tokenizer
+# joins them to what comes after.
+#
+# Byte-level BPE writes " red" as one token, so a text that is cut before the word would end in a token
+# that no training text has there: a space alone. What is written before the hole therefore ends
+# without them, the lead, and the hole's content begins with it: the grammar allows nothing else. In
+# documents, before and after, the lead stays where it is.
+
+
+#: What may be in a lead. ASCII only: tokenizers may write any other character as several bytes, of
+#: which no single id shows whether it begins the lead.
+_WHITE_SPACE, _PUNCTUATION = " \t\n\r\f\v", string.punctuation
+
+
+def without_leads(
+    text: MaskedText, is_joined: Callable[[str], bool]
+) -> tuple[MaskedText, list[str]]:
+    """The text without the leads of its holes, and the leads, one for each hole.
+
+    Args:
+        text: with any number of holes.
+        is_joined: whether the tokenizer joins this lead to what comes after it.
+
+    >>> without_leads(MaskedText(("a red ", TextHole(4), ", noto")), lambda lead: True)[1]
+    [' ']
+    """
+    parts: list[str | TextHole] = []
+    leads: list[str] = []
+    for is_text, run in groupby(text.parts, key=lambda part: isinstance(part, str)):
+        own = list(run)
+        parts += ["".join(map(str, own))] if is_text else own
+    for place in range(len(parts)):
+        if isinstance(parts[place], str):
+            continue
+        before = parts[place - 1] if place else ""
+        if not isinstance(before, str):
+            leads.append("")
+            continue
+        kept = before.rstrip(_PUNCTUATION).rstrip(_WHITE_SPACE)
+        lead = before[len(kept) :]
+        if lead and not is_joined(lead):
+            kept, lead = before, ""
+        if place:
+            parts[place - 1] = kept
+        leads.append(lead)
+    return MaskedText(tuple(part for part in parts if part != "")), leads
+
+
+def after_lead(lead: str, content: str) -> str:
+    """A hole's text as the document has it: without the lead that its content begins with.
+
+    >>> after_lead(" ", " apple")
+    'apple'
+    """
+    return content.removeprefix(lead)
+
+
+def is_joined(lead: str, texts: Sequence[str]) -> bool:
+    """Whether one of the tokens' texts begins with the end of the lead, and is longer.
+
+    >>> is_joined(" ", ["a", " ", " b"]), is_joined(" ", ["a", " ", "b "])
+    (True, False)
+    """
+    ends = [lead[start:] for start in range(len(lead))]
+    return any(len(text) > len(end) and text.startswith(end) for text in texts for end in ends)
+
+
+def ids_that_begin(lead: str, texts: Sequence[str], first_id: int) -> tuple[range, ...]:
+    """Ids of the texts that begin with the lead, or with which it begins, as ranges in order.
+
+    >>> ids_that_begin(" ", ["a", " ", " b", "", "b "], 4)
+    (range(5, 7),)
+    """
+    chosen = [
+        place
+        for place, text in enumerate(texts)
+        if text and (text.startswith(lead) or lead.startswith(text))
+    ]
+    runs = (
+        [place for _, place in run]
+        for _, run in groupby(enumerate(chosen), key=lambda one: one[1] - one[0])
+    )
+    return tuple(range(first_id + run[0], first_id + run[-1] + 1) for run in runs)

@@ -1,13 +1,16 @@
 """Documents with holes -> prompts: what is fed before the first hole's content, and the holes.
 
 A document whose only hole is all its end is plain continuation; any other has a sentinel in place
-of each hole, as in `cm3core.sequence.infill`, if the layout has sentinels.
+of each hole, as in `cm3core.sequence.infill`, if the layout has sentinels. A guidance stream may see less of the query
+(`PromptVariant`): texts hidden, left out or replaced, pictures hidden; holes are untouched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from cm3core.document import (
     Segment,
     Text,
     TextHole,
+    has_holes,
 )
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary
@@ -32,9 +36,157 @@ from cm3core.sequence.holes import (
     runs_of,
     text_hole,
 )
-from cm3core.sequence.joined import Joined, joined_runs
-from cm3core.sequence.prompt_variants import Hidden, Pieces, apply_variant, without_hidden
 from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, turn_ends
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a guidance stream doesn't see, text or picture: one sentinel, numbered after those of
+    the holes."""
+
+
+#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a
+#: picture.
+Pieces: TypeAlias = list[str | TextHole | Hidden]
+
+
+def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pieces | Segment]]:
+    """(index, content) of the query's segments as a stream sees them; text as pieces, holes
+    untouched.
+
+    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone
+    replaces all of them. With `hide_images` a picture without missing codes is hidden, and segments
+    that are hidden side by side are one (with the first's index), so that nothing shows how many
+    there were. Text that is hidden beside a hole of its segment leaves nothing but the hole: no
+    span of training ends where the next begins but by chance.
+
+    >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
+    >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
+    [(0, [Hidden()]), (3, ImageHole())]
+    """
+    assert variant.hide_text in ("none", "all", "last"), variant.hide_text
+    scope = (
+        "all"
+        if variant.hide_text == "none" and variant.replace_text is not None
+        else variant.hide_text
+    )
+    with_text = [
+        index
+        for index, segment in enumerate(query)
+        if isinstance(segment, Text)
+        or (
+            isinstance(segment, MaskedText)
+            and any(isinstance(part, str) and part for part in segment.parts)
+        )
+    ]
+    hidden = {"none": [], "all": with_text, "last": with_text[-1:]}[scope]
+    result: list[tuple[int, Pieces | Segment]] = []
+    for index, segment in enumerate(query):
+        if not isinstance(segment, (Text, MaskedText, TextHole)):
+            result.append(
+                (
+                    index,
+                    [Hidden()] if variant.hide_images and _is_whole_picture(segment) else segment,
+                )
+            )
+            continue
+        parts: Sequence[str | TextHole] = (
+            [segment.text]
+            if isinstance(segment, Text)
+            else [segment]
+            if isinstance(segment, TextHole)
+            else segment.parts
+        )
+        pieces: Pieces = list(parts)
+        if index in hidden:
+            if variant.replace_text is None:
+                pieces = [part for part in parts if isinstance(part, TextHole)]
+                if not (pieces or variant.drop_text):
+                    pieces = [Hidden()]
+            else:
+                pieces = [
+                    part if isinstance(part, TextHole) else variant.replace_text
+                    for part in parts
+                    if isinstance(part, TextHole) or part or isinstance(segment, Text)
+                ]
+            if not pieces:
+                continue  # left out altogether, its <break> too
+        result.append((index, pieces))
+    return _merged(result) if variant.hide_images else result
+
+
+def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:
+    """One sentinel for all that is hidden side by side."""
+    result: list[tuple[int, Pieces | Segment]] = []
+    for index, content in segments:
+        if not (result and content == [Hidden()] and result[-1][1] == [Hidden()]):
+            result.append((index, content))
+    return result
+
+
+def without_hidden(
+    segments: list[tuple[int, Pieces | Segment]],
+) -> list[tuple[int, Pieces | Segment]]:
+    """The segments without those that are hidden, their <break> too."""
+    return [(index, content) for index, content in segments if content != [Hidden()]]
+
+
+def _is_whole_picture(segment: Segment) -> bool:
+    """Codes of which nothing is missing. Pixels are left for the serializer to refuse."""
+    return isinstance(segment, Codes) and (segment.missing is None or not segment.missing.any())
+
+
+# Which runs of missing codes share a sentinel: a model knows only as many as it was trained with.
+#
+# A box of r rows is r runs. Where there are more than sentinels that were trained, neighbouring runs
+# become one span that holds the known codes between them too. These are fed, not drawn, when their
+# turn comes, so the picture keeps them: what is lost is only that codes drawn before don't see them.
+# The shortest gaps are closed, the first ones among equals: what comes after has seen them by then.
+
+
+#: (segment, number of the run in it).
+Run = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The runs of missing codes that continue the span of the run before them.
+
+    Args:
+        runs: these runs.
+        num_spans: spans that the document's holes take, one sentinel each.
+    """
+
+    runs: frozenset[Run]
+    num_spans: int
+
+
+def joined_runs(query: Document, max_spans: int) -> Joined:
+    """How the holes of a query are joined, so that they and all that a guidance stream may hide
+    take at most `max_spans` sentinels; more than that if they can't.
+
+    The same for every guidance stream, which all generate the same holes.
+    """
+    number = num_holes(query)
+    gaps = sorted(
+        (int(after[0]) - int(before[-1]), index, place + 1)
+        for index, segment in enumerate(query)
+        if isinstance(segment, Codes)
+        for place, (before, after) in enumerate(pairwise(runs_of(missing_codes(segment))))
+    )
+    most = max(1, max_spans - _num_hideable(query))
+    chosen = gaps[: max(0, number - most)]
+    return Joined(frozenset((index, run) for _, index, run in chosen), number - len(chosen))
+
+
+def _num_hideable(query: Document) -> int:
+    """Segments without holes: as many sentinels a guidance stream needs at most for what it
+    hides (text beside a hole is hidden by the hole's)."""
+    return sum(
+        isinstance(segment, (Text, MaskedText, Codes)) and not has_holes([segment])
+        for segment in query
+    )
+
 
 _NO_TOKENS = np.zeros(0, np.int32)
 

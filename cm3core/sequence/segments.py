@@ -26,8 +26,7 @@ from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Frame, Layout, picture_tokens
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.by_sentinels import SentinelLayout
-from cm3core.sequence.holes import missing_codes
-from cm3core.sequence.leads import ids_that_begin, is_joined, without_leads
+from cm3core.sequence.holes import ids_that_begin, is_joined, missing_codes, without_leads
 from cm3core.vocab import Vocabulary
 
 
@@ -139,7 +138,7 @@ class SegmentCodec:
 
     def without_leads(self, text: MaskedText) -> tuple[MaskedText, list[str]]:
         """The text without what its holes' contents begin with, the leads, and these, one for each
-        hole; see `cm3core.sequence.leads`."""
+        hole; see `cm3core.sequence.holes`."""
         return without_leads(text, lambda lead: self._lead(lead)[0])
 
     def _lead(self, lead: str) -> tuple[bool, tuple[range, ...]]:

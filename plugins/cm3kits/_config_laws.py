@@ -22,11 +22,16 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from cm3core.config.component_fields import component_field
-from cm3core.config.schema import hints, init_fields, make, nested_dataclass, to_plain
+from cm3core.config.schema import (
+    component_field,
+    hints,
+    init_fields,
+    make,
+    nested_dataclass,
+    to_plain,
+)
 from cm3core.errors import DeviceError, MissingPackageError
-from cm3core.interfaces.component import ComponentConfig, keys_not_in_outputs
-from cm3core.interfaces.contract import BrokenLawError
+from cm3core.interfaces.component import BrokenLawError, ComponentConfig, keys_not_in_outputs
 from cm3core.plugins.kinds import KINDS
 from cm3kits import _generators, _other_process
 from cm3kits._findings import (

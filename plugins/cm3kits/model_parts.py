@@ -10,7 +10,7 @@ import torch
 
 from cm3core.document import Codes, IntArray, PixelArray, Text
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
-from cm3core.interfaces.model_parts import ModelParts
+from cm3core.interfaces.sampler import ModelParts
 from cm3core.vocab import Vocabulary
 from cm3kits.samples import ListSource
 

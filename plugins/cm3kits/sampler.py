@@ -21,10 +21,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cm3core.errors import CM3Error
-from cm3core.interfaces.model_parts import ModelParts
-from cm3core.interfaces.sampler import Sampler, SamplingPlan, tells_log_probabilities
+from cm3core.interfaces.sampler import (
+    ModelParts,
+    Sampler,
+    SamplingPlan,
+    StatefulSampler,
+    tells_log_probabilities,
+)
 from cm3core.interfaces.sampler_state import DrawState, RequestStart, flat_state, stacked
-from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3kits._config_laws import Outputs
 from cm3kits._filters import kept_ids, rounding
 from cm3kits._findings import every, holds, same, shown

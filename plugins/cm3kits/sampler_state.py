@@ -19,14 +19,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cm3core.interfaces.sampler import Sampler, SamplingPlan
+from cm3core.interfaces.sampler import Sampler, SamplingPlan, StatefulSampler
 from cm3core.interfaces.sampler_state import (
     DrawState,
     RequestStart,
     flat_state,
     stacked,
 )
-from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3kits._config_laws import ConfigLaws
 from cm3kits._findings import same
 from cm3kits._threads import at_once

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3core.arguments import checked
-from cm3core.config.components import check_config
-from cm3core.config.schema import to_plain
+from cm3core.config.schema import check_config, to_plain
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.plugins.built import built
+from cm3core.plugins.lookup import built
 from cm3core.plugins.providers import OURS
 from cm3core.recipe.merge import stored_recipe
 from cm3run.bank import Manifest, MemoryBank, Tools

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
-from cm3core.interfaces.model_parts import ModelParts
-from cm3core.interfaces.task_source import TaskSource
-from cm3core.plugins.built import built
-from cm3core.recipe.missing import MissingComponent, available
+from cm3core.interfaces.dataset import TaskSource
+from cm3core.interfaces.sampler import ModelParts
+from cm3core.plugins.lookup import built
+from cm3core.recipe.recipe import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
 from cm3run.bank import Memory, memory_of

@@ -42,7 +42,7 @@ OTHER_MEANINGS = {
     ("config/overrides.py", "top_p"): "a sampler's key",
     ("generation/__init__.py", "likelihood"): "a module",
     ("interfaces/sampler.py", "none"): "which texts are hidden",
-    ("sequence/prompt_variants.py", "none"): "which texts are hidden",
+    ("sequence/prompt_writer.py", "none"): "which texts are hidden",
     ("plugin_check/probe.py", "none"): "how many keys there are",
     ("training/loss.py", "none"): "a group of tokens",
     ("checkpoint/state.py", "tokens"): "how many were trained on",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import ImageFont
 
-from cm3core import fonts
+from cm3core import images as fonts
 
 
 class Letters:
@@ -37,17 +37,17 @@ def test_the_font_that_has_most_letters(
         "accents": Letters("acté"),
         "many": Letters("actéя"),
     }
-    monkeypatch.setattr(fonts, "_FILES", ("missing", "accents", "many"))
+    monkeypatch.setattr(fonts, "_FONT_FILES", ("missing", "accents", "many"))
     monkeypatch.setattr(fonts, "_font", lambda file, size: made.get(file))
-    fonts._has.cache_clear()
+    fonts._has_letter.cache_clear()
     assert fonts.font_for(text, 13) is made[chosen]
-    fonts._has.cache_clear()
+    fonts._has_letter.cache_clear()
 
 
 def test_pillows_own_lacks_accents() -> None:
     """Why other fonts are looked for at all; English texts look the same on each machine."""
-    assert fonts._has(None, 13, "e")
-    assert not fonts._has(None, 13, "é")
+    assert fonts._has_letter(None, 13, "e")
+    assert not fonts._has_letter(None, 13, "é")
     assert fonts.font_for("a red bell, outline", 13).getname() == ("Aileron", "Regular")  # type: ignore[union-attr]  # Pillow's own is a FreeType font
 
 
@@ -57,7 +57,7 @@ def test_a_font_that_is_there() -> None:
     except OSError:
         pytest.skip("needs DejaVuSans.ttf (apt install fonts-dejavu-core)")
     for text in ("Barthélemy", "علم", "דגל", "флаг"):
-        assert all(fonts._has("DejaVuSans.ttf", 13, letter) for letter in text)
+        assert all(fonts._has_letter("DejaVuSans.ttf", 13, letter) for letter in text)
         font = fonts.font_for(text, 13)
         assert isinstance(font, ImageFont.FreeTypeFont)
         assert font.getname()[0] == "DejaVu Sans"

@@ -18,13 +18,13 @@ from cm3apps.cli._failures import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
-from cm3core.plugins.built import built
 from cm3core.plugins.discovery import GROUP, add_plugin, load_registry
+from cm3core.plugins.lookup import built, default_name
 from cm3core.plugins.providers import Provider, Writer
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.recipe.merge import stored_recipe
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.recipe import MissingComponent
 from cm3kits.sampler import SamplerContract
 from cm3kits.text_tokenizer import TextTokenizerContract
 from source_packages import PACKAGES
@@ -40,7 +40,6 @@ MODULES = tuple(
         (PACKAGES["cm3core"], "config/schema.py"),
         (PACKAGES["cm3core"], "recipe/merge.py"),
         (PACKAGES["cm3core"], "recipe/choosing.py"),
-        (PACKAGES["cm3core"], "recipe/resolve.py"),
         (PACKAGES["cm3core"], "recipe/values.py"),
         (PACKAGES["cm3kits"], "_laws.py"),
     )
@@ -134,6 +133,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         ["text_tokenizer=letters"],
     ),
     "points nowhere": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${decoder.nothing}"]),
+    "reads elsewhere": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${oc.env:HOME}"]),
     "points to a text": (GOOD, ["text_tokenizer=letters", "text_tokenizer.size=${train.schedule}"]),
     "parts are no mapping": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts=[byte]"]),
     "part is a number": (PARTS, ["text_tokenizer=letters", "text_tokenizer.parts.a=3"]),
@@ -309,6 +309,7 @@ CASES: dict[str, Callable[[Setting], object]] = {
         Registry(), providers={}, plugins={"mine": "0.1"}
     ),
     "stored by another version": lambda setting: stored(setting.load()),
+    "no default": lambda setting: default_name(Registry(), "extractor", place="the reranker"),
     "builds nothing": lambda setting: built(None, with_build()()),
     "fails": lambda setting: failing(setting),
     "kit: other kind": lambda setting: type(

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
-from cm3core.config.components import check_config
+from cm3core.config.schema import check_config
 from cm3core.errors import CM3Error, DataError
 from cm3core.files import user_path
 
@@ -156,7 +156,7 @@ def run(args: Namespace) -> int:
 def _recipe(args: Namespace, registry: Registry) -> Recipe:
     """The given recipe, or one of a bank, its embedder and the default retriever."""
     from cm3apps.cli._dataset import composed
-    from cm3core.plugins.marks import default_name
+    from cm3core.plugins.lookup import default_name
     from cm3core.recipe import compose
     from cm3run.bank.manifest import MANIFEST, Manifest
 

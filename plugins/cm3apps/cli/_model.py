@@ -203,7 +203,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     >>> settings_of(["sampler.temperature=0.5", "sampler.null_prompt=mask", "retriever.max_similarity=0.9"], "sampler")
     {'temperature': 0.5, 'null_prompt': 'mask'}
     """
-    from cm3core.config.interpolation import check_interpolations
+    from cm3core.config.schema import check_interpolations
     from cm3core.recipe.yaml_text import check_numbers, value_of
 
     result: dict[str, Any] = {}

@@ -12,8 +12,7 @@ from cm3core.plugins.providers import read_writer
 from cm3core.plugins.registry import Registry
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
-from cm3core.recipe.missing import MissingComponent
-from cm3core.recipe.recipe import Recipe
+from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust import Trust, check_links, guard, refusal, trust_of
 from cm3run.trust.recipes import section_reaches
 

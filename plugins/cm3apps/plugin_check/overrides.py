@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from cm3core.config.component_fields import component_field
-from cm3core.config.schema import default, hints, init_fields
+from cm3core.config.schema import component_field, default, hints, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins.discovery import load_registry

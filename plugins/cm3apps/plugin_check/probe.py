@@ -21,8 +21,15 @@ from cm3apps.plugin_check.worker import (
     started,
 )
 from cm3core._version import CM3_API
-from cm3core.config.components import check_config
-from cm3core.config.schema import WrongTypeError, default, fit, hints, init_fields, to_plain
+from cm3core.config.schema import (
+    WrongTypeError,
+    check_config,
+    default,
+    fit,
+    hints,
+    init_fields,
+    to_plain,
+)
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins import describe

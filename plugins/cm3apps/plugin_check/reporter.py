@@ -14,7 +14,7 @@ import pytest
 from cm3apps.config_docs import summary
 from cm3apps.plugin_check.worker import Teller, plugin_traceback, worded
 from cm3core.errors import DeviceError, MissingPackageError
-from cm3core.interfaces.contract import BrokenLawError
+from cm3core.interfaces.component import BrokenLawError
 
 
 class Reporter:

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import cm3core
 from cm3apps.plugin_check.verdicts import Verdict
 from cm3core.errors import CM3Error
-from cm3core.interfaces.contract import BrokenLawError
+from cm3core.interfaces.component import BrokenLawError
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.kind import Kind
+    from cm3core.interfaces.component import Kind
     from cm3core.plugins.registry import Registry
 
 #: Where the kits are; found, not imported.

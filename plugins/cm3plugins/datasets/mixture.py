@@ -29,10 +29,10 @@ from cm3core.interfaces.dataset import (
     Original,
     Provenance,
     SkippedRecord,
+    TaskSource,
 )
 from cm3core.interfaces.reach import TEXT, Outside
 from cm3core.interfaces.task import TaskConfig
-from cm3core.interfaces.task_source import TaskSource
 from cm3plugins.datasets.mixture_order import counts_of, drawn_records, part_order
 
 if TYPE_CHECKING:

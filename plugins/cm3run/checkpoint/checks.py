@@ -9,8 +9,7 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.lookup import class_name
 from cm3core.recipe import diff
-from cm3core.recipe.missing import MissingComponent, available
-from cm3core.recipe.recipe import MEASURING
+from cm3core.recipe.recipe import MEASURING, MissingComponent, available
 from cm3run.checkpoint.state import CheckpointState
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from cm3core.files import read_text
 from cm3core.plugins.providers import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.recipe import MissingComponent
 from cm3core.vocab import Vocabulary
 from cm3run.build import Components, build
 from cm3run.checkpoint.adapters import load_model

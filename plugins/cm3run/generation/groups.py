@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cm3core.document import BoolArray, IntArray
 from cm3core.faults import raise_interrupt
-from cm3core.interfaces.contract import broken
+from cm3core.interfaces.component import broken
 from cm3core.interfaces.sampler import share_draws
 from cm3run.generation.events import wrong_request
 from cm3run.generation.penalty import RepetitionPenalty

@@ -21,8 +21,7 @@ import numpy as np
 from cm3core.arguments import Range, checked
 from cm3core.document import has_holes
 from cm3core.errors import GenerationError
-from cm3core.interfaces.sampler import Sampler, tells_log_probabilities
-from cm3core.interfaces.stateful_sampler import StatefulSampler
+from cm3core.interfaces.sampler import Sampler, StatefulSampler, tells_log_probabilities
 from cm3core.sequence.segments import modality_of
 from cm3run.generation.engine import Completion, Engine, Progress, Request, candidates
 from cm3run.generation.likelihood import MAX_TOKENS

@@ -12,10 +12,9 @@ import torch
 
 from cm3core.document import Document, MaskedText, Segment, Text, TextHole, has_holes
 from cm3core.errors import GenerationError
-from cm3core.interfaces.contract import broken, shown
-from cm3core.interfaces.sampler import SamplingPlan
+from cm3core.interfaces.component import broken, shown
+from cm3core.interfaces.sampler import SamplingPlan, StatefulSampler
 from cm3core.interfaces.sampler_state import RequestStart
-from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
 from cm3core.sequence.holes import num_unlimited, with_limits
 from cm3run.generation.device_memory import cache_limit

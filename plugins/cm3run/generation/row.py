@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cm3core.document import Codes, Document, IntArray
 from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
-from cm3core.sequence.leads import after_lead
+from cm3core.sequence.holes import after_lead
 from cm3run.generation.events import (
     Event,
     PictureGrown,

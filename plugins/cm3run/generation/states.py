@@ -21,8 +21,8 @@ from cm3core.interfaces.sampler_state import DrawState, flat_state, stacked
 from cm3core.sequence.grammar import num_draws
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.sampler import StatefulSampler
     from cm3core.interfaces.sampler_state import RequestStart
-    from cm3core.interfaces.stateful_sampler import StatefulSampler
     from cm3core.sequence.grammar import HoleGrammar
 
 #: Names, shapes and types of a state: requests share a table if theirs are equal.

@@ -7,13 +7,13 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cm3core.arguments import Called, check_value
-from cm3core.config.components import all_parts
 from cm3core.config.overrides import with_options
+from cm3core.config.schema import all_parts
 from cm3core.errors import GenerationError
 from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.task import fields_of_type
-from cm3core.plugins.built import built
+from cm3core.plugins.lookup import built
 from cm3run.model.loaded import pixels_of, seen
 
 if TYPE_CHECKING:

@@ -28,9 +28,8 @@ from cm3core.document import (
     as_codes,
 )
 from cm3core.errors import DataError, GenerationError
-from cm3core.plugins.built import built
-from cm3core.plugins.lookup import finder
-from cm3core.recipe.missing import MissingComponent
+from cm3core.plugins.lookup import built, finder
+from cm3core.recipe.recipe import MissingComponent
 from cm3run.generation.engine import Engine
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
 from cm3run.grey import DECODED_FROM, has_colour, without_colour

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3core.config.components import needs_of
 from cm3core.config.overrides import named_config, with_options
+from cm3core.config.schema import needs_of
 from cm3core.errors import GenerationError
 from cm3core.interfaces.retriever import RetrieverConfig
-from cm3core.plugins.lookup import finder
-from cm3core.plugins.marks import default_name
+from cm3core.plugins.lookup import default_name, finder
 from cm3core.user_folders import user_path
 from cm3run.bank import Memory, MemoryBank, memory_of
 from cm3run.bank_tools import config_of

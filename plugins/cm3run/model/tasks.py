@@ -26,8 +26,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
-from cm3core.plugins.built import built
-from cm3core.plugins.marks import marked
+from cm3core.plugins.lookup import built, marked
 from cm3run.model.loaded import known_by_codes, pixels_of, seen
 
 if TYPE_CHECKING:

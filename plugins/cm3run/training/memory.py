@@ -9,9 +9,8 @@ import resource
 from dataclasses import dataclass
 
 from cm3core.errors import RecipeError
-from cm3core.interfaces.training_memory import TrainingMemory, TrainingPass
-from cm3core.recipe.missing import available
-from cm3core.recipe.recipe import Recipe
+from cm3core.interfaces.decoder import TrainingMemory, TrainingPass
+from cm3core.recipe.recipe import Recipe, available
 from cm3core.vocab import Vocabulary, VocabularySizes
 from cm3run.machine_memory import VARIABLE, MachineMemory
 from cm3run.recipe_layout import default_layout

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from cm3core._version import DISTRIBUTION
-from cm3core.config.components import check_config
+from cm3core.config.schema import check_config
 from cm3core.errors import MissingPackageError
 from cm3core.interfaces.component import chosen_name
 from cm3core.interfaces.tracker import (
@@ -29,8 +29,7 @@ from cm3core.interfaces.tracker import (
     TrackerConfig,
     Validated,
 )
-from cm3core.plugins.built import built
-from cm3core.plugins.marks import marked
+from cm3core.plugins.lookup import built, marked
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray

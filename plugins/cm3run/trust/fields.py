@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Final, Literal, get_args, get_origin
 
-from cm3core.config.component_fields import component_field
-from cm3core.config.components import all_parts
-from cm3core.config.schema import default, hints, init_fields
+from cm3core.config.schema import all_parts, component_field, default, hints, init_fields
 from cm3core.interfaces.component import ComponentConfig
 from cm3core.interfaces.reach import (
     CONNECTS,

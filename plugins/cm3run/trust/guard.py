@@ -15,8 +15,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cm3core.config.components import all_parts
-from cm3core.config.schema import default, hints, init_fields
+from cm3core.config.schema import all_parts, default, hints, init_fields
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.interfaces.reach import Reach
 from cm3run.trust.endpoints import Trust, refusal

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cm3core.interfaces.reach import READS, WRITES, Reach
-from cm3core.recipe.missing import MissingComponent
-from cm3core.recipe.recipe import Recipe
+from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust import path_of, reaches_of, refused_by
 
 #: Keys of the fixed sections that are paths: how they are used, and what for.

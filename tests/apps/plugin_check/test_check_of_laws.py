@@ -12,7 +12,7 @@ from cm3apps.cli.main import main
 from cm3apps.plugin_check.checking import Options, check
 from cm3apps.plugin_check.reporter import _detail
 from cm3apps.plugin_check.worker import worded
-from cm3core.interfaces.contract import broken
+from cm3core.interfaces.component import broken
 from squares import PARTS
 
 #: A tokenizer whose ids are too large: `encode` says so wherever it is used, in `build` too.

@@ -22,9 +22,9 @@ from cm3core.interfaces import (
     TextTokenizer,
     Upscaler,
 )
-from cm3core.interfaces.contract import ComponentOrigin, set_origin
+from cm3core.interfaces.component import ComponentOrigin, set_origin
 from cm3core.plugins import KINDS, PluginInfo, Registry
-from cm3core.plugins.built import built
+from cm3core.plugins.lookup import built
 from cm3core.vocab import Vocabulary
 from cm3kits.samples import ListSource
 from cm3kits.strategies import make_sequence

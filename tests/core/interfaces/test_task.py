@@ -22,8 +22,8 @@ from cm3core.document import (
     text_of,
 )
 from cm3core.errors import DataError, PluginError
+from cm3core.interfaces.dataset import TaskSource
 from cm3core.interfaces.task import Blank, Task, check_serves
-from cm3core.interfaces.task_source import TaskSource
 from cm3kits.samples import ListSource
 
 PICTURE = Codes(np.arange(4, dtype=np.int32), (2, 2))

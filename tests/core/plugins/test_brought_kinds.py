@@ -13,12 +13,12 @@ import pytest
 from cm3core.errors import CheckpointError, PluginError, RecipeError
 from cm3core.interfaces import ComponentConfig
 from cm3core.plugins import KINDS, Registry, load_registry
-from cm3core.plugins.built import built
 from cm3core.plugins.describe import RESERVED
 from cm3core.plugins.discovery import FILE_MODULE, add_plugin
+from cm3core.plugins.lookup import built
 from cm3core.plugins.registry import PluginInfo
 from cm3core.recipe import compose
-from cm3core.recipe.missing import MissingComponent
+from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import FIXED_SECTIONS
 from cm3run.checkpoint import export_model, read_recipe
 from cm3run.model import load

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 
 from cm3core.plugins import KINDS
-from cm3core.recipe import Recipe, kind_sections
+from cm3core.recipe import Recipe, recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
 
 
@@ -20,8 +20,12 @@ def test_a_recipe_has_a_field_for_each_kind_and_no_more() -> None:
 
 def test_what_type_checkers_read_is_what_there_is() -> None:
     """Of each line in the class that they see: its name is a kind, its type that kind's config."""
-    tree = ast.parse(inspect.getsource(kind_sections))
-    (seen,) = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    tree = ast.parse(inspect.getsource(recipe))
+    (seen,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == "KindSections"
+    ]
     stated = {
         node.target.id: (ast.unparse(node.annotation), ast.unparse(node.value))
         for node in seen.body
@@ -31,7 +35,7 @@ def test_what_type_checkers_read_is_what_there_is() -> None:
     }
     there = {
         item.name: (item.type, repr(item.default))
-        for item in dataclasses.fields(kind_sections.KindSections)
+        for item in dataclasses.fields(recipe.KindSections)
     }
     assert len(stated) >= 11
     assert stated == {kind: there[kind] for kind in stated}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cm3core.document import Image, MaskedSequence, Text
 from cm3core.errors import CheckpointError, DataError, GenerationError, RecipeError
 from cm3core.interfaces import DocumentSourceConfig, SkippedRecord
-from cm3core.interfaces.task_source import TaskSource
+from cm3core.interfaces.dataset import TaskSource
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.dataset import DocumentSourceContract

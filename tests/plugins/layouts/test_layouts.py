@@ -15,13 +15,11 @@ from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import DocumentError, RecipeError
 from cm3core.interfaces.layout import LayoutConfig
-from cm3core.interfaces.model_parts import ModelParts
-from cm3core.interfaces.sampler import PromptVariant
+from cm3core.interfaces.sampler import ModelParts, PromptVariant
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3core.sequence.lengths import sequence_length
-from cm3core.sequence.serialize import Serializer
+from cm3core.sequence.serialize import Serializer, sequence_length
 from cm3core.vocab import Vocabulary
 from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3plugins.decoders.codebook_start import codebook_rows

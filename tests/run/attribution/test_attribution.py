@@ -17,8 +17,7 @@ from PIL import Image
 
 from cm3core.errors import DataError
 from cm3core.images import png_bytes
-from cm3core.interfaces.dataset import Original, Provenance
-from cm3core.licences import licence_link
+from cm3core.interfaces.dataset import Original, Provenance, licence_link
 from cm3run.attribution import (
     Credit,
     PictureFacts,

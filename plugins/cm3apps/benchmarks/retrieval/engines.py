@@ -31,8 +31,8 @@ from cm3apps.benchmarks.retrieval.synthetic import (
     query_documents,
     styles_of,
 )
-from cm3core.config.components import check_config
 from cm3core.config.overrides import named_config
+from cm3core.config.schema import check_config
 from cm3core.document import Document
 from cm3core.errors import CM3Error, DatabaseError
 from cm3core.interfaces.retriever import Retrieved

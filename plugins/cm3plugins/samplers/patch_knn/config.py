@@ -12,7 +12,7 @@ from cm3core.interfaces.sampler import Sampler, SamplerConfig
 from cm3plugins.samplers.config import CFGSamplerConfig, require
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.model_parts import ModelParts
+    from cm3core.interfaces.sampler import ModelParts
 
 
 @dataclass(kw_only=True)

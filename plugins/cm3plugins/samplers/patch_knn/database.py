@@ -33,7 +33,7 @@ from cm3plugins.samplers.patch_knn.places import AROUND, CountArray, PlaceArray,
 from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:
-    from cm3core.interfaces.model_parts import ModelParts
+    from cm3core.interfaces.sampler import ModelParts
 
 #: Up to this many distinct places are all searched; beyond, the number of lists, and of lists searched.
 EXACT, LISTS_PER_ROOT, PROBED = 1 << 18, 4, 64

@@ -17,9 +17,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from cm3core.interfaces.sampler import Sampler, SamplingPlan, share_draws
+from cm3core.interfaces.sampler import Sampler, SamplingPlan, StatefulSampler, share_draws
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
-from cm3core.interfaces.stateful_sampler import StatefulSampler
 from cm3kernels import guided_sample
 from cm3plugins.samplers.patch_knn.database import PlaceDatabase
 from cm3plugins.samplers.patch_knn.places import AROUND
