@@ -31,12 +31,12 @@ class ChameleonLayoutConfig(LayoutConfig):
 
     Ids are the text tokenizer's own; image codes are found by their names. There are no sentinels:
     only the end of a document can be generated. A guidance stream without text sees `<s>`, the
-    pictures, and what begins the one to come.
+    pictures, and the tokens that begin the next one.
 
     Args:
         vocab_size: rows of the embedding table. null: as many as the text tokenizer has ids.
         begin, padding, turn_end, picture_begin, picture_end: names of tokens.
-        code: regular expression of image codes' names; its one group is the number, in digits or in
+        code: regular expression for names of image codes, with one group: the number, in digits or
             letters A to J.
     """
 
@@ -102,13 +102,13 @@ class ChameleonLayoutConfig(LayoutConfig):
 
 @dataclass(kw_only=True)
 class LuminaLayoutConfig(ChameleonLayoutConfig):
-    """Lumina-mGPT's layout: Chameleon's, with height and width of a picture before its codes and a
-    token behind each row.
+    """Lumina-mGPT's layout: Chameleon's, with a picture's height and width before its codes and a
+    token after each row.
 
-    A guidance stream without text sees only what begins the picture to come, as in its training.
+    A guidance stream without text sees only the tokens that begin the next picture, as in its training.
 
     Args:
-        row_end: name of the token behind each row.
+        row_end: name of the token after each row.
         size: name of the size tokens; `{:05d}` stands for `first_size` plus the height or width in
             32 pixels (two codes).
         first_size: see `size`.

@@ -120,8 +120,8 @@ class CM3LeonVocabulary(Vocabulary):
 class CM3LeonLayoutConfig(LayoutConfig):
     """`<eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>`, and sentinels (paper section 2.2).
 
-    Ids follow from the recipe's section `vocabulary`: four control tokens, texts, image codes, those
-    in reserve, `<break>`, `<eoss>`, sentinels. A recipe without a layout has this one.
+    Ids follow from the recipe's section `vocabulary`: four control tokens, texts, image codes, reserved
+    ids, `<break>`, `<eoss>`, sentinels. A recipe without a layout uses this one.
     """
 
     is_default: ClassVar[bool] = True

@@ -23,16 +23,16 @@ class Emu3LayoutConfig(LayoutConfig):
     as text. Emu3-Chat's is `<bos> text picture text answer <eos>`, with a text before the answer.
 
     Emu3's `.tiktoken` file has no special tokens, so they are given as ids; the defaults are the
-    published model's. A guidance stream without text sees `<bos>` and what begins the picture.
+    published model's. A guidance stream without text sees `<bos>` and the tokens that begin the picture.
 
     Args:
         begin, padding, end: ids of `<bos>`, `<pad>` and `<eos>`.
         picture_begin, picture_end: ids of `<boi>` and `<eoi>`.
-        picture_start: id behind the size.
+        picture_start: id after the size.
         row_end, frame_end: ids of `<eol>` and `<eof>`.
         first_code: id of image code 0; the others follow.
         vocab_size: rows of the embedding table.
-        answer: text between a request and an answer that is a text: " ASSISTANT:" for Emu3-Chat. "": the
+        answer: text between a request and a text answer: " ASSISTANT:" for Emu3-Chat. "": the
             end of a sequence.
     """
 

@@ -26,15 +26,15 @@ class JanusLayoutConfig(LayoutConfig):
     """Janus' layout: `<begin> <|User|>: request, two line ends, <|Assistant|>: answer <end>`, a drawn
     picture between `<begin_of_image>` and `<end_of_image>`.
 
-    Image codes have ids behind those of texts. A guidance stream without text has padding in place of
-    every token but the first and what begins the picture. Pictures are drawn only: Janus reads them
-    through another network (SigLIP), which is not here, so that nothing may follow one.
+    Image codes have ids after those of texts. A guidance stream without text has padding in place of
+    every token except the first and those that begin the picture. Pictures are only drawn: Janus reads
+    them through another network (SigLIP), which is not supported, so nothing may follow a picture.
 
     Args:
-        first_code: id of image code 0; the others follow. null: behind the text tokenizer's ids.
+        first_code: id of image code 0; the others follow. null: after the text tokenizer's ids.
         begin, end, padding, picture_begin, picture_end: names of tokens.
-        request, answer: what is written before each; names of tokens in it are these tokens.
-        text_prefix: what each text begins with, as a part of it.
+        request, answer: text before each; names of tokens in it stand for the tokens.
+        text_prefix: prefix of each text, as a part of it.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LlamaGenLayoutConfig(LayoutConfig):
-    """LlamaGen's layout: `class codes`; without its class a picture has the class "none" before it.
+    """LlamaGen's layout: `class codes`; a picture without a class follows the class "none".
 
-    Ids are those of the text tokenizer, a class each, then "none", image codes, padding and an end,
-    which only training sees. There are no sentinels: only pictures can be generated.
+    Ids: one per class (the text tokenizer's), then "none", image codes, padding and an end token, which
+    only training sees. There are no sentinels: only pictures can be generated.
     """
 
     has_sentinels: ClassVar[bool] = False

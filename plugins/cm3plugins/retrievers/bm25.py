@@ -37,7 +37,7 @@ class BM25RetrieverConfig(RetrieverConfig):
     there is no stemming and there are no stop words.
 
     Args:
-        k1: term-frequency saturation; 0: repetitions of a word don't count.
+        k1: term-frequency saturation; 0 ignores repetitions of a word.
         b: strength of the penalty for long documents, 0..1.
     """
 

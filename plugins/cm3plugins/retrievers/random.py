@@ -21,7 +21,7 @@ class RandomRetrieverConfig(RetrieverConfig):
     """Random documents of the memory; the same query gets the same ones.
 
     Args:
-        seed: of the draw; another seed gives other documents.
+        seed: seed of the draw.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"seed": (0, 2**63 - 1)}

@@ -43,31 +43,31 @@ class RuleConfig(RetrieverConfig):
     Each rule can be switched off.
 
     Args:
-        query: what of the query document is embedded: "text", "image", "both" (averaged, like
-            documents of the memory) or "union" (the paper's: results by text and by image in turn,
-            duplicates once); a query that lacks the chosen part is embedded by the one it has. The
-            default is what a prompt for a picture has: a training picture that helps to find its
-            own context leaks into it (RA-CM3 queries with one part only).
-        compare: what of the memory's documents a query is compared with: "both": text and picture averaged
-            (the paper's), or "same": a text with texts, a picture with pictures, which finds more where
-            the embedder's texts and pictures are far apart. A memory bank or a database keeps one vector a
-            document, of both, and is always searched by that.
-        parts: with compare "same", a picture that shows several things is also searched by its parts, at most
-            this many: those that empty rows and columns separate, where the memory explains them better
-            than the whole. The nearest document's text and the part's box are then prepended for each of
-            them. 0: pictures are one thing. A memory bank or a database is searched by whole pictures.
-        max_similarity: documents more similar to the query are skipped; None skips none. The paper
-            skips those above 0.9 as near-duplicates, in CLIP's space over photographs. In drawings
-            of few concepts the useful documents (the same thing in another style) are exactly the
-            most similar ones, so the default is off.
-        min_similarity: documents less similar to the query are dropped; None keeps all.
-        max_redundancy: documents more similar than this to one already taken are skipped (paper:
-            0.9); None skips none.
+        query: part of the query document to embed: "text", "image", "both" (averaged, like documents
+            of the memory) or "union" (the paper's: results by text and by image in turn, without
+            duplicates); a query without that part is embedded by the other one. The default is the
+            part that a prompt for a picture has: a training picture that helps to find its own
+            context leaks into it (RA-CM3 queries with one part only).
+        compare: part of the memory's documents to compare with: "both": text and picture averaged (the
+            paper's), or "same": texts with texts, pictures with pictures, which finds more if the
+            embedder's texts and pictures are far apart. A memory bank or a database stores one vector per
+            document, of both, and always compares with that.
+        parts: with compare "same", a picture of several objects is also searched by its parts, at most this
+            many: those separated by empty rows and columns, if they match the memory better than the whole
+            picture. The text of each part's nearest document and the part's box are then prepended. 0: never.
+            A memory bank or a database is always searched by whole pictures.
+        max_similarity: skip documents more similar to the query; None skips none. The paper skips
+            those above 0.9 as near-duplicates, for CLIP and photographs. In drawings of few concepts
+            the useful documents (the same object in another style) are just the most similar ones, so
+            the default is off.
+        min_similarity: drop documents less similar to the query; None keeps all.
+        max_redundancy: skip documents more similar than this to one already taken (paper: 0.9); None
+            skips none.
         prefer_both: rank documents with both text and a picture before all others.
-        search_depth: the rules consider at most this many of the best results of a search, even if
-            fewer documents than wanted remain.
-        cache: keep the memory's vectors in the cache folder, keyed by the fingerprints of
-            everything that determines them.
+        search_depth: consider at most this many results of a search, even if fewer documents than
+            wanted remain.
+        cache: store the memory's vectors in the cache folder, keyed by the fingerprints of everything
+            that determines them.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {

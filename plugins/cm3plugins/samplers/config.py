@@ -107,21 +107,20 @@ class TopPSamplerConfig(SamplerConfig):
 class GuidedSamplerConfig(TopPSamplerConfig):
     """Base of the samplers with more than one stream: null stream and guidance schedule.
 
-    Only ids that the conditional stream finds plausible are sampled, by a rule of each sampler:
-    without such a set, guidance boosts ids that all streams find absurd. Where the other streams
-    have no weight there is no plausibility set.
+    Each sampler has a rule for the ids that the conditional stream finds plausible, and samples only
+    those: otherwise guidance boosts ids that all streams find absurd. There is no such set where
+    the other streams have no weight.
 
     Args:
         null_prompt: what the null stream sees: "mask" (a mask sentinel in place of each text,
             retrieved documents kept) or "mask_no_retrieved" (retrieved documents dropped too).
-        negative_prompt: a text that the null stream reads in place of each text, instead of the
-            mask sentinel: what the picture should not be. null: none.
-        guidance_start: guidance acts from this fraction of a picture, or of a run of missing codes;
-            0..1. Text is guided the same everywhere: its length is not known beforehand.
-        guidance_stop: up to this fraction; 0..1. Outside, only the conditional stream is sampled
-            from, among its plausible codes.
-        guidance_ramp: strength of guidance in between: "constant" (full), "up" (none at the start,
-            full at the stop) or "down".
+        negative_prompt: text that the null stream sees in place of each text, instead of the mask
+            sentinel: what the picture should not show. null: none.
+        guidance_start: guidance begins at this fraction of a picture, or of a run of missing codes;
+            0..1. Text is guided throughout, since its length is not known in advance.
+        guidance_stop: guidance ends at this fraction; 0..1. Elsewhere, codes are sampled from the
+            conditional stream alone, among its plausible ones.
+        guidance_ramp: strength in between: "constant" (full), "up" (from none to full) or "down".
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
@@ -241,9 +240,9 @@ class CFGSamplerConfig(GuidedSamplerConfig):
 class EditCFGSamplerConfig(CFGSamplerConfig):
     """Guidance for editing, with three streams: u + s_picture (i - u) + s (f - i).
 
-    The formula is InstructPix2Pix's. f sees everything; i all but the last text, which is the edit;
-    u nothing of the document: `<eos> <sentinel:0> <break>`. Made for `instruction, picture, edit,
-    hole`; any document will do. The plausible ids are f's. At text positions only f and i count.
+    InstructPix2Pix's formula. f sees everything; i all but the last text, which is the edit; u nothing
+    of the document: `<eos> <sentinel:0> <break>`. It was made for `instruction, picture, edit, hole`,
+    but takes any document. The plausible ids are f's. At text positions only f and i count.
     Scales: paper section 4.1 (Chameleon's defaults: 3.0, 1.2). Formula: facebookresearch/chameleon,
     `logits_processor.py`.
 
@@ -254,8 +253,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
             and other texts; 1 is off.
         null_prompt: whether u sees the retrieved documents: "mask" (yes) or "mask_no_retrieved". i
             always does.
-        negative_prompt: a text that i reads in place of the edit, instead of a mask sentinel. null:
-            none.
+        negative_prompt: text that i sees in place of the edit, instead of a mask sentinel. null: none.
     """
 
     edits: ClassVar[bool] = True
@@ -292,8 +290,8 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
 class StructureCFGSamplerConfig(EditCFGSamplerConfig):
     """`edit_cfg` for drawing after a structure: edges, boxes, a pose.
 
-    The picture in the prompt says where things are, so that it counts more than the text behind it. What is
-    drawn follows the structure much better than by `cfg`, whose second stream sees it, too. The scales are those
+    The picture in the prompt shows where things are, so it counts more than the text after it. Results follow
+    the structure much better than with `cfg`, whose second stream sees the structure, too. The scales are those
     that did best for the tuned icons: docs/decisions.md, "Guidance by the structure".
     """
 

@@ -25,18 +25,18 @@ class ContrastiveSamplerConfig(GuidedSamplerConfig):
     """Contrastive decoding: plausible image codes are ranked by log p_expert - log p_amateur.
 
     The expert is the decoder with the text, the amateur the same decoder without it. Plausible:
-    p_expert >= alpha * the largest p_expert. The paper found that this set leaves little to choose;
-    `cd_k` is its answer. Text tokens are sampled from the expert. If a request has no text to hide,
-    both streams are the same and the score is meaningless: use `cfg` there.
+    p_expert >= alpha * the largest p_expert. The paper found that this set leaves too little choice, and
+    proposed `cd_k`. Text tokens are sampled from the expert. If a request has no text to hide, both
+    streams are equal and the score is meaningless: use `cfg` there.
 
     Args:
         alpha: of the plausible set, more than 0 to 1; 0.1 is Li et al.'s.
         expert_temperature: divides the expert's logits, also for the plausible set.
-        amateur_temperature: divides the amateur's logits; the larger, the less the amateur counts.
-        temperature: of sampling: softmax(score / temperature); 0 takes the best score, as Li et al.
-            do (with beam search).
-        expert_top_p: a further limit: the expert's most probable codes with at least this
-            probability, at temperature 1; 1.0 is none.
+        amateur_temperature: divides the amateur's logits; higher values weaken the amateur.
+        temperature: sampling temperature: softmax(score / temperature); 0 takes the best score, as
+            Li et al. do (with beam search).
+        expert_top_p: further limits the set to the expert's most probable codes with at least this
+            probability, at temperature 1; 1.0 is off.
     """
 
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
@@ -93,8 +93,8 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
     (paper eq. 3).
 
     The k most probable codes are always in that set. If a decoder is sure of its code, even the
-    second one is absurd, yet the score may prefer it: `expert_top_p` then limits the set further.
-    It is on by default; 1.0 gives the paper's equation.
+    second best is absurd, yet the score may prefer it, so `expert_top_p` limits the set further. It
+    is on by default; 1.0 gives the paper's equation.
 
     Args:
         alpha: of the plausible set, more than 0 to 1. 0.5 is the default of the paper's scripts.
@@ -122,9 +122,9 @@ class CDKSamplerConfig(ContrastiveSamplerConfig):
 class MixtureSamplerConfig(CFGSamplerConfig):
     """A share of a request's candidates by CD-K, the others by `cfg`.
 
-    Half and half keeps improving with more candidates (paper fig. 4). Candidate i is CD-K's if
-    floor((i + 1) * share) > floor(i * share), so of the first n floor(n * share) are. Both have the
-    same streams, filters and schedule. A single picture is `cfg`'s, unless the share is 1.
+    An equal share keeps improving with more candidates (paper fig. 4). Candidate i is CD-K's if
+    floor((i + 1) * share) > floor(i * share), so floor(n * share) of the first n are. Both have the
+    same streams, filters and schedule. A single picture comes from `cfg` unless the share is 1.
 
     Args:
         cd_k_share: share of CD-K, 0..1.

@@ -16,15 +16,15 @@ class RetrievalCFGSamplerConfig(CFGSamplerConfig):
     """Guidance with three streams: n + s (t - n) + s_retrieved (f - t).
 
     f sees everything; t the text without the retrieved documents; n neither. InstructPix2Pix's formula
-    (arXiv:2211.09800, section 3.2.1), with the retrieved documents in the place of the edit. With equal scales it
-    is `cfg` whose null stream sees no retrieved documents, and without any documents it is `cfg`. The plausible
+    (arXiv:2211.09800, section 3.2.1), with the retrieved documents in place of the edit. With equal scales it is
+    `cfg` with a null stream that sees no retrieved documents; without any documents it is `cfg`. The plausible
     ids are f's. At text positions only f and n count.
 
     Args:
         guidance_scale: s for image codes, from seeing nothing to seeing the text; 1 is off.
         text_guidance_scale: of text tokens, from seeing nothing to seeing everything; 1 is off.
         retrieved_guidance_scale: s_retrieved for image codes, from not seeing the retrieved documents to
-            seeing them; 1 is off. More is nearer to what was retrieved.
+            seeing them; 1 is off. Higher values stay closer to the retrieved documents.
         null_prompt: "mask_no_retrieved": n sees no retrieved documents.
     """
 

@@ -2,12 +2,12 @@
 
     options.py     the recipe's keys; light
     config.py      what is built of them; light
-    connection.py  a connection that is opened again when it is lost
-    schema.py      the tables, and making them
-    rows.py        a document to a row of the table, and back
+    connection.py  a connection that is reopened when it is lost
+    schema.py      the tables, and how they are created
+    rows.py        documents to rows of the table, and back
     memory.py      the database as a source of documents; adding and removing them
     search.py      the retriever
-    transfer.py    whole banks into a database, and back
+    transfer.py    copies whole banks into a database, and back
 
 Needs `pip install 'cm3leon[pgvector]'` and a server with the extension pgvector 0.7 or newer.
 """

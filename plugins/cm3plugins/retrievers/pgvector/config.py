@@ -1,4 +1,4 @@
-"""The recipe's keys of the retriever `pgvector`."""
+"""The recipe keys of the retriever `pgvector`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cm3plugins.retrievers.pgvector.search import PgvectorRetriever
 
 
-#: What stands for the server and the credentials of libpq's environment.
+#: Stands for the server and credentials that libpq takes from the environment.
 LIBPQ = "libpq"
 
 
@@ -50,13 +50,13 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
                 )
 
     def reaches(self) -> list[Reach]:
-        """The server, or what libpq takes from the environment and the user's files in its place."""
+        """The server, or the source that libpq takes it from: the environment and the user's files."""
         why = "its memory is a database there; libpq gives it the user's name and the password that it finds"
         found = []
         if self.service is not None:
             target = f"service={self.service}"
             found.append(Reach(CREDENTIALS, target, "service", "of libpq", self.service))
-        for host in [] if self.host is None else self.host.split(","):  # libpq tries several
+        for host in [] if self.host is None else self.host.split(","):  # libpq tries several hosts
             if host:
                 target = host if host.startswith(("/", "@")) else f"{host}:{self.port or 5432}"
                 found.append(Reach(CONNECTS, target, "host", why, self.host or ""))
@@ -66,21 +66,21 @@ class PgvectorRetrieverConfig(ConnectionOptions, SearchOptions, VectorRetrieverC
         return found
 
     def open_memory(self) -> SharedMemory:
-        """Connect, and read what the memory was made with.
+        """Connect, and read the manifest of the memory.
 
         Raises:
             MissingPackageError: psycopg is not installed.
             DatabaseError: the server can't be reached, or has no such memory.
         """
-        self.check()  # of a stored recipe nobody has: a name may be a whole connection string
+        self.check()  # a stored recipe was not checked: a name may be a whole connection string
         return open_shared_memory(self)
 
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> PgvectorRetriever:
-        """Return the retriever over the database; a memory that `open_memory` opened is used.
+        """Return the retriever over the database, using a memory opened by `open_memory`.
 
         Raises:
             RecipeError: no embedder.
-            DataError: the database's vectors are another embedder's.
+            DataError: the database's vectors are from another embedder.
         """
         if embedder is None:
             raise RecipeError(
@@ -101,7 +101,7 @@ def open_shared_memory(options: ConnectionOptions) -> SharedMemory:
 
 
 def require_packages() -> None:
-    """Raise `MissingPackageError` unless psycopg and pgvector's Python package are there."""
+    """Raise `MissingPackageError` unless psycopg and pgvector's Python package are installed."""
     try:
         import pgvector.psycopg  # noqa: F401  # whether it is installed
         import psycopg  # noqa: F401  # whether it is installed

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that is opened again when it is lost, for a bounded time."""
+"""A connection to PostgreSQL that is reopened when it is lost, for a limited time."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 Connection = psycopg.Connection[tuple[object, ...]]
 T = TypeVar("T")
 
-#: Seconds before the first new attempt, doubled for each up to the second number.
+#: Seconds before the first retry, doubled for each further one up to the second number.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 1.0
-#: Classes and states of errors that a later attempt may not meet: the connection is gone, the server
-#: stops or starts, has too many clients, or another transaction was in the way.
+#: Error classes and states worth a retry: the connection is gone, the server is stopping or starting, has
+#: too many clients, or another transaction was in the way.
 _PASSING = re.compile(r"08...|57P0.|53300|40001|40P01")
-#: Refusals of a connection that waiting does not change, as the server words them in English.
+#: Refusals of a connection that waiting does not change, in the server's English wording.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|"
     r"permission denied|definition of service|\binvalid |is not permitted"
 )
-#: Refusals of a connection where others have all that the server, or the role, may have.
+#: Refusals of a connection because the server or the role has too many.
 _TAKEN = re.compile(r"too many (clients|connections)|remaining connection slots")
-#: The server ended the connection itself: an administrator or a limit on transactions made it.
+#: The server ended the connection: by an administrator or a limit on transactions.
 _ENDED = re.compile(r"57P0[1245]|25P0[34]")
-#: Other transactions were in the way, each time.
+#: Another transaction was in the way at every attempt.
 _IN_THE_WAY = re.compile(r"40001|40P01")
 #: Next step for refusals of a statement, by state.
 _STEPS = {
@@ -47,10 +47,10 @@ _STEPS = {
 
 
 class Database:
-    """The connection of a process to a memory's database. Threads take turns.
+    """A process's connection to a memory's database. Threads take turns.
 
     Args:
-        options: where it is, and how long to try.
+        options: its address, and how long to try.
     """
 
     def __init__(self, options: ConnectionOptions) -> None:
@@ -59,7 +59,7 @@ class Database:
         self._connection: Connection | None = None
         self._process = os.getpid()
         self._until = 0.0
-        self._silent = False  # the watch has ended the connection
+        self._silent = False  # the watchdog ended the connection
 
     @property
     def place(self) -> str:
@@ -80,12 +80,12 @@ class Database:
         )
 
     def run(self, work: Callable[[Connection], T], *, limited: bool = True) -> T:
-        """Call `work` with the connection, inside a transaction. It is called again when the
-        connection was lost, so it must be a function of the database alone.
+        """Call `work` with the connection, inside a transaction. If the connection is lost, it is
+        called again, so it must depend on the database alone.
 
         Args:
-            work: what to do.
-            limited: a server that does not answer for `timeout_seconds` counts as lost.
+            work: called with the connection.
+            limited: the connection counts as lost if the server does not answer for `timeout_seconds`.
 
         Raises:
             DatabaseError: the server can't be reached within `retry_seconds`, or refuses.
@@ -117,7 +117,7 @@ class Database:
             return work(connection)
 
     def _opened(self) -> Connection:
-        if self._process != os.getpid():  # a fork: the connection is the parent's
+        if self._process != os.getpid():  # after a fork the connection belongs to the parent
             self._connection, self._process = None, os.getpid()
         if self._connection is None or self._connection.closed:
             options = self.options
@@ -136,7 +136,7 @@ class Database:
                     application_name="cm3leon",
                     client_encoding="UTF8",
                 )
-            except UnicodeError as error:  # of the lookup of a name, before anything is sent
+            except UnicodeError as error:  # from the name lookup, before anything is sent
                 raise DatabaseError(
                     f"host {options.host!r}" if options.host is not None else "PGHOST",
                     "is no name of a server",
@@ -145,20 +145,20 @@ class Database:
             try:
                 with suppress(psycopg.ProgrammingError):  # the extension is not there yet
                     register_vector(connection)
-            except psycopg.Error:  # its statements may be refused, too
+            except psycopg.Error:  # its own statements may be refused, too
                 connection.close()
                 raise
             self._connection = connection
         return self._connection
 
     def answered(self) -> None:
-        """Called by long work whenever the server has answered: it gets its time again."""
+        """Restart the time limit; long work calls this whenever the server has answered."""
         self._until = time.monotonic() + self.options.timeout_seconds
 
     @contextmanager
     def _watched(self, connection: Connection, limited: bool) -> Iterator[None]:
-        """End the connection when the server answers nothing for `timeout_seconds`: one that is
-        stopped, or behind a dead network, never does."""
+        """End the connection when the server does not answer for `timeout_seconds`: a stopped server, or
+        one behind a dead network, never does."""
         if not limited:
             yield
             return
@@ -182,9 +182,9 @@ class Database:
                 return
 
     def _is_lost(self, error: psycopg.Error) -> bool:
-        """Whether there is no connection, and a new one may help."""
+        """Whether the connection is gone and a new one may help."""
         if self._connection is None:
-            # with a state, the server has answered
+            # a state means that the server has answered
             return error.sqlstate is None and _REFUSED.search(str(error)) is None
         return self._connection.closed or self._connection.broken
 
@@ -210,7 +210,7 @@ class Database:
             return DatabaseError(self.place, f"refuses: {cause}", step)
         if error.sqlstate in _STEPS:
             return DatabaseError(self.place, f"refuses: {cause}", _STEPS[error.sqlstate])
-        # with libpq's variables, which may be what is wrong
+        # with libpq's variables, which may be wrong
         place = self._place(os.environ)
         if passing and _TAKEN.search(cause):
             return DatabaseError(

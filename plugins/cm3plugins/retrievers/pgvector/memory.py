@@ -1,7 +1,7 @@
-"""A memory in PostgreSQL as a source of documents, which may be added and removed at any moment.
+"""A memory in PostgreSQL as a source of documents, which can be added and removed at any time.
 
-A document's index is its number in the database. Numbers are never given again, so an index that was
-found once means that document or, after it was removed, none.
+A document's index is its number in the database. Numbers are never reused, so an index always means the same
+document or, once that is removed, none.
 
 Legend: E numbers of a vector.
 """
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from cm3plugins.retrievers.pgvector.options import ConnectionOptions
     from cm3run.bank import Manifest
 
-#: Columns of a row that is written, in the order of `rows.row_of`.
+#: Columns to write, in the order of `rows.row_of`.
 COLUMNS = (
     "id, licence, source, attribution, style, has_both, keys, text, segments, codes, digest, vector"
 )
-#: Documents that are added in one transaction, and read from the server at once.
+#: Documents added in one transaction, and read from the server at once.
 AT_ONCE = 1000
-#: Documents that were found last and are kept: reading what was found asks the server nothing.
+#: Number of recently found documents to keep, so that reading them needs no request to the server.
 _KEPT = 4096
 
 
 @dataclass(frozen=True)
 class AddReport:
-    """What became of documents: those added, replaced, and left out because they were there."""
+    """The numbers of documents added, replaced, and skipped because they were there."""
 
     num_added: int = 0
     num_replaced: int = 0
@@ -66,7 +66,7 @@ class AddReport:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which documents: of one of these licences, sources and styles; empty: of any."""
+    """Selects documents with one of these licences, sources and styles; empty: any."""
 
     licences: Sequence[str] = ()
     sources: Sequence[str] = ()
@@ -74,13 +74,13 @@ class Filter:
 
     @property
     def condition(self) -> str:
-        """For WHERE; its values are `values`."""
+        """The condition for WHERE; `values` are its parameters."""
         parts = [f"{column} = ANY(%({column})s)" for column, wanted in self._columns() if wanted]
         return " AND ".join(parts) or "true"
 
     @property
     def values(self) -> dict[str, list[str]]:
-        """Of the condition's parameters."""
+        """Values of the condition's parameters."""
         return {column: list(wanted) for column, wanted in self._columns() if wanted}
 
     def _columns(self) -> tuple[tuple[str, Sequence[str]], ...]:
@@ -88,11 +88,11 @@ class Filter:
 
 
 class SharedMemory(Memory):
-    """Documents in PostgreSQL. Made by `open` or `create`.
+    """Documents in PostgreSQL, made by `open` or `create`.
 
     Args:
-        database: where they are.
-        manifest: what they were made with.
+        database: its connection.
+        manifest: the embedder and image tokenizer of the documents.
         version: of pgvector.
     """
 
@@ -105,10 +105,10 @@ class SharedMemory(Memory):
 
     @classmethod
     def open(cls, options: ConnectionOptions) -> SharedMemory:
-        """Connect to a memory that is there.
+        """Connect to an existing memory.
 
         Raises:
-            DatabaseError: it can't be reached, or is none.
+            DatabaseError: it can't be reached, or is not a memory.
         """
         database = Database(options)
 
@@ -122,7 +122,7 @@ class SharedMemory(Memory):
     def create(
         cls, options: ConnectionOptions, manifest: Manifest, files: Mapping[str, bytes]
     ) -> SharedMemory:
-        """Make a memory without documents. Arguments and errors as of `schema.create`."""
+        """Create an empty memory. Arguments and errors as in `schema.create`."""
         create(Database(options), manifest, files)
         return cls.open(options)
 
@@ -132,37 +132,37 @@ class SharedMemory(Memory):
         return self.database.place
 
     def close(self) -> None:
-        """Close the connection; it is opened again when it is needed."""
+        """Close the connection; it is reopened when needed."""
         self.database.close()
 
     def __len__(self) -> int:
-        """One more than the largest number of a document that this process knows of. Numbers of
-        removed documents count."""
+        """One more than the largest document number that this process knows, removed documents
+        included."""
         return self._length
 
     @property
     def num_documents(self) -> int:
-        """How many there are now."""
+        """The number of documents now."""
         return int(self._one("SELECT count(*) FROM {s}.documents")[0])
 
     def refresh(self) -> None:
-        """Ask for the largest number."""
+        """Ask the server for the largest number."""
         largest = self._one("SELECT coalesce(max(number), -1) FROM {s}.documents")[0]
         self._length = max(self._length, int(largest) + 1)
 
     def id(self, index: int) -> str:
-        """The id it was added under."""
+        """The id under which the document was added."""
         return self.stored(index).document.id
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """Those of the document that it was made of, and of its codes."""
+        """Content keys of the source document and of its codes."""
         return self.stored(index).document.content_keys
 
     def _document(self, index: int, rng: np.random.Generator | None) -> Document:
         return self.stored(index).document.document
 
     def provenance(self, index: int) -> Provenance:
-        """Licence, source and attribution, as they were given when it was added."""
+        """Licence, source and attribution, as given when it was added."""
         row = self._one(
             "SELECT licence, source, attribution FROM {s}.documents WHERE number = %s", [index]
         )
@@ -172,8 +172,8 @@ class SharedMemory(Memory):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all documents there are at this moment, in order, and of what made them. The
-        server reads them all for it."""
+        """Hash of all current documents, in order, and of the tools that made them. The server reads
+        them all."""
         digests = self._one(
             "SELECT encode(sha256(coalesce(string_agg(digest, ''::bytea ORDER BY number), ''::bytea)), "
             "'hex') FROM {s}.documents"
@@ -183,11 +183,11 @@ class SharedMemory(Memory):
 
     @property
     def content_fingerprint(self) -> str:
-        """The same, without reading the documents here."""
+        """The same; the documents are not read in this process."""
         return self.fingerprint
 
     def stored(self, index: int) -> StoredDocument:
-        """A document and its vector, from what was found last or from the server.
+        """A document and its vector, from the recently found ones or from the server.
 
         Raises:
             DataError: it was removed.
@@ -202,7 +202,7 @@ class SharedMemory(Memory):
         return self.keep([row])[0]
 
     def keep(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredDocument]:
-        """Documents of rows of the columns `READ`, kept for the methods that read them by number."""
+        """Turn rows of the columns `READ` into documents, and keep them for reading by number."""
         found = [stored(row, self.manifest, self.place) for row in rows]
         with self._lock:
             for one in found:
@@ -220,20 +220,20 @@ class SharedMemory(Memory):
         replace: bool = False,
         skip_duplicates: bool = False,
     ) -> Iterator[AddReport]:
-        """Add documents, `AT_ONCE` in a transaction: others see all of these at once. Documents that
-        are there already, byte for byte, are left out, so that a call that was cut off is repeated.
+        """Add documents, `AT_ONCE` per transaction; others see each transaction as a whole. Documents
+        that are there, byte for byte, are skipped, so an interrupted call can be repeated.
 
         Args:
-            documents: with what filters look at.
-            replace: of documents whose ids are there with another content, put the new ones in place
-                of the old; else they are refused.
-            skip_duplicates: leave them out instead.
+            documents: with the fields for filters.
+            replace: replace documents that have the same id and another content, which are refused
+                otherwise.
+            skip_duplicates: skip them instead.
 
         Yields:
-            What became of each transaction's documents.
+            A report for each transaction.
 
         Raises:
-            DataError: an id is there with another content, or a document can't be kept.
+            DataError: an id exists with another content, or a document can't be stored.
             DatabaseError: the server can't be reached or refuses.
         """
         waiting = iter(documents)
@@ -302,8 +302,8 @@ class SharedMemory(Memory):
         return AddReport(len(new) - num_replaced, num_replaced, len(left_out))
 
     def remove(self, names: Sequence[str]) -> list[str]:
-        """Remove the documents of these ids, all in one transaction; the ids that were there. Nobody
-        who asks afterwards finds them.
+        """Remove the documents with these ids in one transaction, and return the ids that existed. No
+        later search finds them.
 
         Raises:
             DatabaseError: the server can't be reached or refuses.
@@ -312,7 +312,7 @@ class SharedMemory(Memory):
         return self._removing("id = ANY(%(names)s)", {"names": given})
 
     def remove_where(self, chosen: Filter) -> list[str]:
-        """Remove all documents of a filter, which must not be empty; their ids.
+        """Remove all documents that pass a non-empty filter, and return their ids.
 
         Raises:
             DatabaseError: the server can't be reached or refuses.
@@ -334,7 +334,7 @@ class SharedMemory(Memory):
         return [str(name) for _, name in rows]
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """What the image tokenizer saved, by name."""
+        """The image tokenizer's files, by name."""
         statement = formatted(
             "SELECT name, content FROM {s}.tokenizer_files", self.database.options.schema
         )
@@ -344,7 +344,7 @@ class SharedMemory(Memory):
         return {str(name): bytes(content) for name, content in rows}
 
     def _one(self, statement: str, values: Sequence[Any] = ()) -> tuple[Any, ...]:
-        """The first row of what a statement finds; empty: none."""
+        """The first row that a statement finds; empty if there is none."""
         return self.database.run(
             lambda connection: (
                 connection.execute(

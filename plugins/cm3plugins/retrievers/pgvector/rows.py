@@ -1,8 +1,8 @@
-"""A document of a bank to a row of the table `documents`, and back.
+"""Turn a bank's document into a row of the table `documents`, and back.
 
-`segments` is JSON, as in a bank's `documents.jsonl`: texts, and numbers of pictures; `codes` are the
-pictures' codes one after another, little-endian, of the bank's type. `text` repeats the texts for
-people who look into the table. Legend: c codes of a picture, E numbers of a vector.
+`segments` is JSON as in a bank's `documents.jsonl`: texts, and numbers of pictures. `codes` holds the
+pictures' codes, concatenated, little-endian, in the bank's type. `text` repeats the texts for people who
+look at the table. Legend: c codes of a picture, E numbers of a vector.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cm3run.bank.shard import LENGTH_TOLERANCE, BankDocument, code_type
 if TYPE_CHECKING:
     from cm3run.bank.manifest import Manifest
 
-#: Columns of a row that is read, in order.
+#: Columns to read, in order.
 READ = "number, id, keys, has_both, segments, codes, vector"
 
 
 @dataclass(frozen=True)
 class About:
-    """What filters look at.
+    """The fields that filters use.
 
     Args:
         provenance: licence, source and attribution.
@@ -41,7 +41,7 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class StoredDocument:
-    """A row that was read: its `number`, and the document."""
+    """A row as it was read: its `number` and the document."""
 
     number: int
     has_both: bool
@@ -49,14 +49,14 @@ class StoredDocument:
 
 
 def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ...]:
-    """Values of the columns that `memory.COLUMNS` names.
+    """Values of the columns `memory.COLUMNS`.
 
     Raises:
-        DataError: the document is none that a database can hold.
+        DataError: a database can't hold this document.
     """
     place = f"document {one.id!r}"
     told = about.provenance
-    # the table has three columns: the address goes with whom to name
+    # the table has no column for the address, so it goes into the attribution
     named = ", ".join(filter(None, (told.attribution, told.link)))
     for name, value in (
         ("id", one.id),
@@ -120,7 +120,7 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
 
 
 def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocument:
-    """The document of a row of the columns `READ`.
+    """Turn a row of the columns `READ` into a document.
 
     Raises:
         DataError: the row is damaged.
@@ -144,7 +144,7 @@ def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocume
             Text(part) if isinstance(part, str) else Codes(codes_pc[part], tokenizer.grid)
             for part in parts
         )
-        # pgvector's Python package gives arrays, and objects of its own since version 0.5
+        # pgvector's Python package returns arrays, since version 0.5 its own objects
         values = np.asarray(getattr(vector, "to_numpy", lambda: vector)(), np.float32)
         if values.shape != (manifest.dimension,):
             raise ValueError(f"a vector of {values.size} numbers")

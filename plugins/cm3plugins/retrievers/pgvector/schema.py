@@ -1,8 +1,8 @@
-"""The tables of a memory in PostgreSQL, and making them.
+"""The tables of a memory in PostgreSQL, and how they are created.
 
-    about             one row: format, and what vectors and codes were made with, as a bank's manifest
-    tokenizer_files   what the image tokenizer saved, when it needs files
-    documents         a row for each document; numbers are given in order and never again
+    about             one row: the format, and embedder and image tokenizer as in a bank's manifest
+    tokenizer_files   the image tokenizer's files, if it needs any
+    documents         a row per document; numbers are ascending and never reused
 
 Legend: E numbers of a vector.
 """
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from cm3plugins.retrievers.pgvector.connection import Connection, Database
 
 FORMAT = 1
-#: The graph is over 16-bit vectors, of which pgvector indexes this many numbers (since this version).
+#: The graph is built over 16-bit vectors; pgvector indexes up to this many numbers of them (since this version).
 MOST_INDEXED, LEAST_VERSION = 4000, (0, 7)
-#: pgvector's own limit of a vector.
+#: pgvector's own limit for a vector.
 MOST_NUMBERS = 16_000
-#: Vectors up to this many numbers are kept in the row, where comparing them is fastest; a row has to
-#: fit a page of 8 kB.
+#: Vectors up to this many numbers are stored in the row, where comparing them is fastest; a row must fit
+#: into a page of 8 kB.
 _MOST_INLINE = 1500
 VECTOR_INDEX = "documents_by_vector"
-#: Links of a node and size of the candidate list while the graph is built: pgvector's defaults.
+#: Links per node, and size of the candidate list while the graph is built: pgvector's defaults.
 LINKS, CONSTRUCTION = 16, 64
 
 
 def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    """Make the schema and its tables, without documents; nothing remains when that fails.
+    """Create the schema and its empty tables; a failure leaves nothing behind.
 
     Args:
-        database: where.
-        manifest: what documents will be made with.
+        database: the connection.
+        manifest: the embedder and image tokenizer of future documents.
         files: of the image tokenizer, by name.
 
     Raises:
-        DataError: vectors of more numbers than pgvector takes.
-        DatabaseError: the memory is there already, pgvector is not, or the user may not.
+        DataError: vectors have more numbers than pgvector takes.
+        DatabaseError: the memory exists, pgvector is missing, or the user has no right to.
     """
     if manifest.dimension > MOST_NUMBERS:
         raise DataError(
@@ -83,7 +83,7 @@ def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -
             )
 
     database.run(work)
-    database.close()  # the types of an extension that is new are read when a connection is opened
+    database.close()  # a connection reads the types of a new extension when it is opened
 
 
 def _statements(dimension: int) -> list[str]:
@@ -114,8 +114,8 @@ def _statements(dimension: int) -> list[str]:
 
 
 def build_index(database: Database, dimension: int, links: int, construction: int) -> bool:
-    """Build the HNSW graph, if it is not there; whether it was built. Documents may be added and
-    searched meanwhile only after it is done.
+    """Build the HNSW graph if it is missing; return whether it was built. Adding and searching documents
+    wait until it is done.
 
     Args:
         database: of the memory.
@@ -123,7 +123,7 @@ def build_index(database: Database, dimension: int, links: int, construction: in
         links, construction: of the graph, pgvector's `m` and `ef_construction`.
 
     Raises:
-        DatabaseError: vectors of more numbers than an index takes, or the server refuses.
+        DatabaseError: vectors have more numbers than an index takes, or the server refuses.
     """
     if dimension > MOST_INDEXED:
         raise DatabaseError(
@@ -153,10 +153,10 @@ def build_index(database: Database, dimension: int, links: int, construction: in
 
 
 def read_manifest(connection: Connection, database: Database) -> Manifest:
-    """What the memory was made with; a manifest without shards.
+    """Read the memory's manifest, which has no shards.
 
     Raises:
-        DatabaseError: it is damaged, or of a newer version.
+        DatabaseError: it is damaged, or has a newer version.
     """
     rows = connection.execute(
         formatted("SELECT format, made_with FROM {s}.about", database.options.schema)
@@ -181,15 +181,15 @@ def read_manifest(connection: Connection, database: Database) -> Manifest:
 
 
 def check_extension(connection: Connection, place: str, *, create: bool = False) -> tuple[int, ...]:
-    """The version of pgvector in the database.
+    """Return the version of pgvector in the database.
 
     Args:
         connection: to the database.
         place: for messages.
-        create: create the extension, if it is not there.
+        create: create the extension if it is missing.
 
     Raises:
-        DatabaseError: there is none, or it is too old.
+        DatabaseError: it is missing or too old.
     """
     available = connection.execute(
         "SELECT coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
@@ -215,7 +215,7 @@ def check_extension(connection: Connection, place: str, *, create: bool = False)
 
 
 def formatted(statement: str, schema: str) -> sql.Composed:
-    """A statement of ours with the schema's name, quoted, in place of `{s}`."""
+    """Format a statement with the quoted schema name in place of `{s}`."""
     return sql.SQL(statement).format(s=sql.Identifier(schema))
 
 

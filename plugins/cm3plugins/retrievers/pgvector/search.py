@@ -1,8 +1,8 @@
 """The retriever `pgvector`: candidates from the HNSW graph, ranked by exact scores, in one statement.
 
-The graph is over 16-bit vectors; scores come from the full ones, so that thresholds mean what they mean
-with every other index. Filters are part of the statement: the graph is walked until enough documents
-pass them (pgvector 0.8's iterative scan), and where it still finds too few, all that pass are compared.
+The graph is built over 16-bit vectors; scores come from the full ones, so thresholds mean the same as with
+every other index. Filters are part of the statement: the graph is searched until enough documents pass them
+(pgvector 0.8's iterative scan); if it still finds too few, all documents that pass are compared.
 
 Legend: Q searches, W results of each, E numbers of a vector.
 """
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from cm3plugins.retrievers.strategy import FloatArray
 
 RowArray = npt.NDArray[np.int64]
-#: pgvector's largest candidate list; the first version that goes on where filters leave too few.
+#: pgvector's largest candidate list; the first version that continues if filters leave too few.
 _MOST_EF, _ITERATIVE = 1000, (0, 8)
-#: Searches that are sent at once.
+#: Searches sent at once.
 _SENT = 16
 
 
 class PgvectorRetriever(RuleRetriever):
-    """The rules over a database that may change between any two searches.
+    """The rules, applied to a database that may change between any two searches.
 
     Args:
         config: the rules.
@@ -94,10 +94,10 @@ class PgvectorRetriever(RuleRetriever):
     def _rows(
         self, connection: Connection, vectors_QE: FloatArray, width: int
     ) -> list[list[tuple[Any, ...]]]:
-        """For each search (score, *columns `READ`), best first; of one moment of the database."""
+        """For each search its rows (score, *columns `READ`), best first, from one snapshot of the database."""
         every = list(range(len(vectors_QE)))
         if self._filter.values:
-            # a statement's plan for any value, which is used after five runs, doesn't know how few pass: it
+            # the generic plan, used after five runs, doesn't know how few documents pass the filter: it
             # walks the graph where comparing all that pass takes a tenth of the time
             connection.execute("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
         if not self._approximate:
@@ -122,7 +122,7 @@ class PgvectorRetriever(RuleRetriever):
         vectors_QE: FloatArray,
         places: list[int],
     ) -> list[list[tuple[Any, ...]]]:
-        """What a statement finds for some searches, `_SENT` of which are sent at once."""
+        """The rows that a statement finds for some searches, `_SENT` of which are sent at once."""
         found = []
         for start in range(0, len(places), _SENT):
             cursors = []

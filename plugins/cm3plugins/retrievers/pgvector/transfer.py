@@ -1,4 +1,4 @@
-"""Whole banks into a memory in PostgreSQL, and a memory as a bank."""
+"""Copy whole banks into a memory in PostgreSQL, and a memory into a bank."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from cm3run.bank.manifest import ShardInfo
     from cm3run.bank.shard import BankDocument
 
-#: In a bank that was pulled: {"id": ..., "licence": ..., "source": ..., "attribution": ..., "style": ...}
-#: a line, which pushing reads.
+#: A file of pulled banks, which `push` reads. A line is {"id": ..., "licence": ..., "source": ...,
+#: "attribution": ..., "style": ...}.
 METADATA = "metadata.jsonl"
-#: Larger image tokenizers are not stored in a database, whose values have a limit of 1 GB.
+#: Larger image tokenizers are not stored: a database value is limited to 1 GB.
 _MOST_BYTES = 512 << 20
 
 
 def new_memory(options: ConnectionOptions, bank: MemoryBank) -> SharedMemory:
-    """A memory without documents, for what a bank's tools make.
+    """Create an empty memory for documents of a bank's embedder and image tokenizer.
 
     Raises:
         DataError: the image tokenizer's files are too large, or the vectors too long.
@@ -73,17 +73,18 @@ def push(
     skip_duplicates: bool = False,
     progress: bool = True,
 ) -> AddReport:
-    """Add all documents of a bank. A call that was cut off is repeated: what is there is left out.
+    """Add all documents of a bank. After an interruption, call it again: existing documents are skipped.
 
     Args:
         bank, memory: of the same embedder and image tokenizer.
         abouts: licence, source and style by id.
-        default: of the other documents.
+        default: the same for all other documents.
         replace, skip_duplicates: see `SharedMemory.add`.
         progress: show a bar.
 
     Raises:
-        DataError: other tools, an id that is there with another content, or a damaged document.
+        DataError: embedder or image tokenizer differ, an id exists with another content, or a document is
+            damaged.
         DatabaseError: the server can't be reached or refuses.
     """
     for kind, ours, theirs in (
@@ -113,7 +114,7 @@ def push(
             report += part
             bar.update(part.num_added + part.num_replaced + part.num_there)
     if report.num_added or report.num_replaced:
-        # how many documents pass a filter decides how it is searched; the server counts them by itself
+        # the plan depends on how many documents pass a filter; the server counts them by itself only
         # a minute later, or never
         analyze = formatted("ANALYZE {s}.documents", memory.database.options.schema)
         memory.database.run(lambda connection: connection.execute(analyze), limited=False)
@@ -128,18 +129,18 @@ def pull(
     shard_size: int,
     progress: bool = True,
 ) -> MemoryBank:
-    """A new bank of a memory's documents of one moment, in the order of their numbers.
+    """Write a new bank from a snapshot of a memory's documents, in the order of their numbers.
 
     Args:
-        memory: stays as it is.
-        out: a new folder; it is there once it is whole.
-        chosen: which documents; None: all.
-        shard_size: documents of a shard.
+        memory: is not changed.
+        out: a new folder, which appears once it is complete.
+        chosen: the filter; None: all documents.
+        shard_size: documents per shard.
         progress: show a bar.
 
     Raises:
-        DataError: there is no such document, one is damaged, or something lies at `out`.
-        DatabaseError: the server can't be reached, or is lost on the way.
+        DataError: no document passes, one is damaged, or `out` exists.
+        DatabaseError: the server can't be reached, or the connection is lost.
         FileError: the disk is full.
     """
     target, chosen = user_path(out), chosen or Filter()
@@ -170,7 +171,7 @@ def pull(
             temporary.rename(target)
             sync_directory(target.parent)
     except (OSError, FileError) as error:
-        # a shard's names the folder that is removed
+        # a shard's error names the temporary folder
         reason = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(reason, OSError):
             raise
@@ -190,7 +191,7 @@ def _pulled(
     shard_size: int,
     progress: bool,
 ) -> list[ShardInfo]:
-    """Shards and metadata of the documents, read by a cursor of the server."""
+    """Yield shards and metadata of the documents, read with a server-side cursor."""
     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     schema = memory.database.options.schema
     counted: Any = connection.execute(
@@ -234,8 +235,8 @@ def _pulled(
 
 
 def abouts_of(source: DocumentSource, id_prefix: str = "") -> dict[str, About]:
-    """Licence, source and style of a data set's documents, by id. The style is the field `style` of
-    its records, where they have one."""
+    """Licence, source and style of a data set's documents, by id. The style is its records' field `style`,
+    if they have one."""
     found = {}
     for index in range(len(source)):
         style = source.record(index).get("style", "")
@@ -246,7 +247,7 @@ def abouts_of(source: DocumentSource, id_prefix: str = "") -> dict[str, About]:
 
 
 def read_metadata(path: Path) -> dict[str, About]:
-    """The `METADATA` of a bank, by id; none, if there is no such file.
+    """Read the `METADATA` of a bank, by id; empty if there is no such file.
 
     Raises:
         DataError: a line is damaged.

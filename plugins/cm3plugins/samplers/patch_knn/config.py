@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 class PatchKNNSamplerConfig(SamplerConfig):
     """Another sampler's codes, mixed with codes that followed similar surroundings in a memory.
 
-    p = (1 - share) * p_inner + share * p_memory, where p_inner is all that the inner sampler does,
-    guidance and filters included. p_memory is of the places in the memory's pictures whose three
-    upper neighbours and left neighbour are nearest to those of the code to be drawn, by the image
-    tokenizer's codebook vectors. Codes without these four neighbours (a picture's first row, first and last
-    column), and text, are the inner sampler's alone. Needs no training. Source: AR-RAG
+    p = (1 - share) * p_inner + share * p_memory, where p_inner is the inner sampler with its guidance
+    and filters. p_memory comes from the places in the memory's pictures whose three upper neighbours and
+    left neighbour are nearest to those of the next code, by the image tokenizer's codebook vectors. Codes
+    without these four neighbours (a picture's first row, first and last column) and text come from the
+    inner sampler alone. Needs no training. Source: AR-RAG
     (arXiv 2506.06962), "DAiD".
 
     Args:
         inner: the sampler whose codes are mixed with the memory's.
         bank: folder of a memory bank of the same image tokenizer. null: the documents that the
-            model can retrieve, which are its recipe's bank or those that it was trained on.
-        share: of the memory, 0..1; 0 is off.
-        neighbours: number of nearest places that count; equal places are one, with their number.
-        scale: of distances: p_memory is proportional to exp(-d / scale). d is 0 for equal
-            surroundings, and 1 on average for those of two places taken at random.
-        combine: "sum" (all neighbours with the same code count, as in a kNN language model) or
-            "nearest" (the nearest neighbour of each code counts, as published).
-        max_places: number of places read from the memory; of a larger memory, every n-th document
-            is read. About 50 bytes each while they are collected.
+            model retrieves from: its recipe's bank, or its training documents.
+        share: share of the memory, 0..1; 0 is off.
+        neighbours: number of nearest places that count; equal places are merged and counted.
+        scale: scale of distances: p_memory is proportional to exp(-d / scale). d is 0 for equal
+            surroundings, and 1 on average for two random places.
+        combine: "sum" (count all neighbours with the same code, as in a kNN language model) or
+            "nearest" (count the nearest neighbour of each code, as published).
+        max_places: maximum number of places to read; of a larger memory, every n-th document is
+            read. Collecting them takes about 50 bytes each.
     """
 
     outside: ClassVar[Mapping[str, Outside]] = {
