@@ -2,7 +2,7 @@
 
 A file of the repository outside docs/ has the address `repository/PATH` on the site: Markdown files
 become pages, others that a page links to are copied. `shipped-recipes.md` is made from
-recipes/*.yaml, `api/MODULE.md` from the table of public names in docs/plugins/stability.md.
+recipes/*.yaml, `api/MODULE.md` from docs/plugins/public-names.md.
 """
 
 from __future__ import annotations
@@ -124,13 +124,8 @@ def folder_page(path: PurePosixPath) -> str:
 
 
 def public_modules() -> list[tuple[str, list[str], str]]:
-    """(module, names, what for) of the table in docs/plugins/stability.md."""
-    page = (
-        (ROOT / "docs/plugins/stability.md")
-        .read_text(encoding="utf-8")
-        .partition("## Public names")[2]
-        .partition("\n## ")[0]
-    )
+    """(module, names, what for) of docs/plugins/public-names.md."""
+    page = (ROOT / "docs/plugins/public-names.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.]+)` \| (`.*?) \| ?(.*?) ?\|$", page, re.MULTILINE)
     return [(module, re.findall(r"`(\w+)`", names), purpose) for module, names, purpose in rows]
 

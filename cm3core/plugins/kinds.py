@@ -12,7 +12,7 @@ A new kind that training or generation needs has
 - forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
 
 Tests fail until it is documented and tested like the others: test_kits.py (a test of the kit with a mutant for each law),
-test_public_api.py (names in docs/plugins/stability.md; `python tests/core/test_public_api.py`), test_reference.py (a row in
+test_public_api.py (docs/plugins/public-names.md; `python tests/core/test_public_api.py`), test_reference.py (a row in
 docs/reference.md), test_plugin_reference.py (`python docs/_generate.py`), test_scaffold.py (a template, or a name in
 `WITHOUT_TEMPLATE`), test_imports.py (nothing heavy), test_architecture_page.py (the import contract in pyproject.toml).
 """

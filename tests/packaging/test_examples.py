@@ -74,8 +74,8 @@ def ours_in(source: str) -> list[tuple[str, str]]:
 
 
 def public_names() -> dict[str, set[str]]:
-    """Module -> names, from the table of docs/plugins/stability.md."""
-    page = (ROOT / "docs" / "plugins" / "stability.md").read_text(encoding="utf-8")
+    """Module -> names, from docs/plugins/public-names.md."""
+    page = (ROOT / "docs" / "plugins" / "public-names.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.]+)` \| (`.*?) \|", page, re.MULTILINE)
     return {module: set(re.findall(r"`(\w+)`", names)) for module, names in rows}
 
