@@ -8,7 +8,7 @@ A new kind that training or generation needs has
 - its interface in cm3core/interfaces/KIND.py, exported by cm3core.interfaces; its kit in plugins/cm3kits/KIND.py, with at
   least three laws; its hook in cm3core/hookspecs.py; its row below, in the order of `cm3 recipe show`;
 - a property of `Components` in plugins/cm3run/build.py where it is a part of a model, and its name in `NEEDED` there if nothing
-  works without it; a line in cm3core/recipe/recipe.py, for mypy;
+  works without it; a line in `KindSections` of cm3core/recipe/recipe.py, for mypy;
 - forbidden combinations in `check` of its config (one section) or of `Recipe` (several).
 
 Tests fail until it is documented and tested like the others: test_kits.py (a test of the kit with a mutant for each law),
