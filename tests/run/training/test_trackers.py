@@ -201,6 +201,7 @@ def test_every_event_in_order_and_the_training_is_the_same(
 
 def test_interrupted_and_resumed(tmp_path: Path, registry: Registry, cache: Path) -> None:
     """With other trackers than before: they are no part of what a run must keep."""
+    pytest.importorskip("tensorboard", reason="needs pip install 'cm3leon[tensorboard]'")
 
     def stop(state: Any) -> None:
         if state.step == 4:
@@ -255,6 +256,7 @@ def test_an_error_of_a_tracker_ends_nothing(
 
 def test_the_default_is_cm3leons_own(tmp_path: Path, registry: Registry, cache: Path) -> None:
     """A plugin's `is_default` sees nobody's training unasked."""
+    pytest.importorskip("tensorboard", reason="needs pip install 'cm3leon[tensorboard]'")
     run(tmp_path, registry, cache)
     assert (tmp_path / "tensorboard").is_dir()
     assert not (tmp_path / "events.jsonl").exists()

@@ -116,6 +116,7 @@ def test_metrics_after_going_on_are_those_of_a_whole_run(
 ) -> None:
     """Lines after the checkpoint are removed and written again, with the same losses; those of a
     record that was interrupted, at step 12, are averaged over all of its steps."""
+    pytest.importorskip("tensorboard", reason="needs pip install 'cm3leon[tensorboard]'")
     recipe = squares(registry, cache, ["train.steps=20"])
     for step in (12, 15):
         with pytest.raises(TrainingInterrupted):
