@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
-from cm3apps.benchmarks import metrics, precision, shards
+from cm3apps.benchmarks import first_picture, metrics, precision, shards
 from cm3apps.benchmarks.decode import command as decode
 from cm3apps.benchmarks.retrieval import command as retrieval
 from cm3apps.cli import registry_of, whole_number
@@ -22,15 +22,17 @@ EXAMPLE = """examples:
 EXAMPLES = """examples:
   cm3 bench kernels --quick
   cm3 bench decode --quick
+  cm3 bench first-picture
   cm3 bench metrics --quick
   cm3 bench retrieval --quick
   cm3 bench shards --quick"""
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The actions `kernels`, `decode`, `precision`, `metrics`, `retrieval` and `shards`."""
+    """The actions `kernels`, `decode`, `first-picture`, `precision`, `metrics`, `retrieval` and `shards`."""
     parser.description = (
-        "Measure kernels, decoding, precision, metrics, retrieval and reading token shards."
+        "Measure kernels, decoding, a process's first picture, precision, metrics, retrieval and reading token "
+        "shards."
     )
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
@@ -82,6 +84,15 @@ def configure(parser: ArgumentParser) -> None:
             help=decode.HELP,
             epilog=decode.EXAMPLE,
             description=decode.DESCRIPTION,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+    )
+    first_picture.configure(
+        actions.add_parser(
+            "first-picture",
+            help=first_picture.HELP,
+            epilog=first_picture.EXAMPLE,
+            description=first_picture.HELP,
             formatter_class=RawDescriptionHelpFormatter,
         )
     )

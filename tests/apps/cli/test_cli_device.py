@@ -60,8 +60,8 @@ NO_NETWORK = {
     "eval import",
     "bench retrieval",
 }
-#: Networks of metrics run on the CPU.
-ON_THE_CPU = {"eval score", "bench metrics"}
+#: Networks of metrics run on the CPU, and what measures its time.
+ON_THE_CPU = {"eval score", "bench metrics", "bench first-picture"}
 #: These run networks whose precision is their own, or measure all of them.
 OWN_PRECISION = {
     "tokenizer eval",

@@ -229,9 +229,9 @@ class IconEntries(Sequence[IconEntry]):
             return None
         if len(columns) != len(IconEntry._fields) or len({len(one) for one in columns}) > 1:
             return None
-        ids, *texts, tags, splits = columns
+        ids, words, styles, tags, splits = columns
         one = _once()
-        words, styles, splits = (list(map(one, text, text)) for text in (*texts, splits))
+        styles, splits = (list(map(one, column, column)) for column in (styles, splits))
         return cls(ids, words, styles, tags, splits)
 
 

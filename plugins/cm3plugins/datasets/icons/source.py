@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from cm3plugins.datasets.vector.templates import CaptionTemplate
 DRAW_ALL_AFTER = 512
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache: a look
 at some does not pay for all."""
-_SAMPLED = 500
+_SAMPLED = 200
 """Captions, spread over the source, that enter its quick fingerprint."""
 
 
@@ -140,13 +140,13 @@ class IconSource(DocumentSource):
             yield caption(entry, None, self._templates, self.corpus.title(own))
             yield from entry.tags
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the pictures' version and of the documents' ids, in order."""
         names = "\n".join((self._key, *(self.corpus.entries.ids[index] for index in self._indices)))
         return hashlib.sha256(names.encode()).hexdigest()
 
-    @property
+    @cached_property
     def quick_fingerprint(self) -> str:
         """Hash of the ids and pictures, and of what captions are made of: data, settings, code. Some captions stand
         for the code that words them, so that it also changes while it is developed."""
