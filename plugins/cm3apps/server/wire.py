@@ -58,6 +58,8 @@ class Wire(H11Protocol):
         self.keeper = keeper
         #: Since when it waits for what it waits for now.
         self.since = self.loop.time()
+        #: Whether what came with it could not be read yet.
+        self.is_new = True
         self._in_head = True  # a head has begun; also a new connection owes one
         self._framing = 0  # bytes of the request that are neither head nor body
         self._body = 0
@@ -204,8 +206,12 @@ class Keeper:
         return Wire(self, **given)
 
     def arrived(self, wire: Wire) -> None:
-        """A connection is open."""
+        """A connection is open.
+
+        It makes room for no other before the loop has turned twice: its client may have sent a request at once,
+        which is read only then."""
         self.wires.add(wire)
+        wire.loop.call_soon(wire.loop.call_soon, setattr, wire, "is_new", False)
         if len(self.wires) > self.limits.connections:
             self._make_room(wire)
         if not self._looks:
@@ -221,7 +227,7 @@ class Keeper:
         waiting = [
             (_ORDER[waits], -number[wire.address], wire.since, id(wire), wire)
             for wire in self.wires
-            if wire is not new and (waits := wire.waits)
+            if not wire.is_new and (waits := wire.waits)
         ]
         for *_, wire in sorted(waiting)[: max(1, self.limits.connections // _BATCH)]:
             self.refused("connections")

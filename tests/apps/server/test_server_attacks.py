@@ -22,6 +22,7 @@ from attacks.wires import CUT, answer_of, ask, head, post, whole_answer, wire
 from cm3apps.server.errors import APIError
 from cm3apps.server.intake import Structure, body_of
 from cm3apps.server.settings import Limits
+from cm3apps.server.wire import Keeper
 from toy_model import picture
 from toy_server import EDIT, GENERATE, Served, png, served, toy, tuned
 
@@ -281,6 +282,43 @@ def test_connections_that_wait_longest_make_room(server):
         assert server.post(prompt="red").status_code == 200
         assert httpx.get(server.url + "/").status_code == 200
     assert metric(server, 'cm3_refused_total{reason="connections"}') > 0
+
+
+class Waiting:
+    """A connection that waits for its client, without a socket."""
+
+    def __init__(self, address: str, since: float) -> None:
+        self.address, self.since, self.waits, self.is_new = address, since, "head", True
+        self.loop, self.transport = asyncio.get_running_loop(), self
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_a_new_connection_makes_room_only_once_it_could_be_read():
+    """Ten of one client arrive at once, where as many idle ones of other clients are: those go, though the one client
+    has more. Once the loop has turned it has no advantage."""
+    refused: list[str] = []
+
+    async def main() -> tuple[list[Waiting], list[Waiting], list[Waiting]]:
+        keeper = Keeper(Limits(connections=10), refused.append)
+        idle = [Waiting(f"10.0.0.{number}", number) for number in range(10)]
+        burst = [Waiting("10.0.1.1", 100 + number) for number in range(10)]
+        late = [Waiting("10.0.2.1", 200 + number) for number in range(3)]
+        for arriving in (idle, burst, late):
+            for one in arriving:
+                keeper.arrived(one)  # type: ignore[arg-type]  # stands for a connection
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert len(keeper.wires) == 10
+        return idle, burst, late
+
+    idle, burst, late = asyncio.run(main())
+    assert all(one.is_aborted for one in idle)
+    assert [one.is_aborted for one in burst] == [True] * 3 + [False] * 7
+    assert not any(one.is_aborted for one in late)
+    assert refused == ["connections"] * 13
 
 
 def test_work_is_not_ended_for_a_connection():
