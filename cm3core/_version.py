@@ -12,8 +12,16 @@ OLDEST_CM3_API = 1
 #: The distribution that holds this package, its recipes and the bundled plugins.
 DISTRIBUTION = "cm3leon"
 
+#: Those beside it that are made and released with it. A component may move from one to another.
+BESIDE = ("cm3lab", "cm3postgres", "cm3published")
+
 #: What a file says that this program wrote, and how it begins.
 SOFTWARE, PROGRAM = "software", "cm3leon "
+
+
+def is_ours(distribution: str) -> bool:
+    """Whether a distribution is this one, or one of those beside it."""
+    return distribution in (DISTRIBUTION, *BESIDE)
 
 
 def program() -> str:

@@ -13,6 +13,12 @@ HERE = Path(__file__).parent
 PICTURE = HERE / "images" / "architecture.svg"
 #: Package -> what it is, and the colour of its box.
 WHAT = {
+    "cm3lab": (
+        "of its own distribution: benchmarks, experiments, training of judge and embedders",
+        "tools",
+    ),
+    "cm3published": ("of its own distribution: published models", "beside"),
+    "cm3postgres": ("of its own distribution: memories in PostgreSQL", "beside"),
     "cm3apps": ("the command cm3, server, quickstart, evaluation", "tools"),
     "cm3plugins": ("the bundled components, one folder a kind", "beside"),
     "cm3kits": ("the laws of components, for plugin authors", "beside"),
@@ -64,7 +70,7 @@ def drawn(contracts: list[dict[str, Any]]) -> str:
             parts += [
                 f'  <rect class="{colour}" x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>',
                 f'  <text class="title" x="{x + 14}" y="{y + 26}">{package}</text>',
-                f'  <text class="what" x="{x + 110}" y="{y + 26}">{what}</text>',
+                f'  <text class="what" x="{x + 134}" y="{y + 26}">{what}</text>',
             ]
             for number, floor in enumerate(floors(contracts, package)):
                 top = y + 38 + 24 * number

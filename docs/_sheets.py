@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import cm3core
-from cm3apps.experiments.icons.experiment import nearness_figures
+from cm3apps.evaluation.icons.experiment import nearness_figures
 from cm3apps.quickstart.pictures import GAP, HEADER_HEIGHT, TEXT_HEIGHT, TILE
 from cm3core.images import save_png
 from cm3run.nearness import nearness

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cm3core import hookspecs
-from cm3core._version import DISTRIBUTION
+from cm3core._version import is_ours
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
@@ -168,7 +168,7 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
 
 def _sort_key(candidate: tuple[EntryPoint, str, str]) -> tuple[str, bool, str, str]:
     point, distribution, _ = candidate
-    return point.name, distribution != DISTRIBUTION, distribution, point.value
+    return point.name, not is_ours(distribution), distribution, point.value
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
@@ -236,6 +236,7 @@ def _open(
             )
     plugin = loader.load()
     describe.check_api(info.name, plugin)
+    info.beside = dict(getattr(plugin, "CM3_BESIDE", {}))
     for one in others:
         if one.plugin is plugin:
             raise PluginError(

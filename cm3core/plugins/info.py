@@ -44,6 +44,8 @@ class PluginInfo:
             not known, it may provide anything.
         reason: one line that states why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
+        beside: "KIND/NAME" of a component -> the distribution that has it, if that is not this plugin's: its
+            `CM3_BESIDE`, for what it provided earlier.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PluginInfo:
     traceback: str = ""
     distribution: str = ""
     kinds: list[str] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
 
 
 def kept_plugins() -> list[PluginInfo] | None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cm3core._version import DISTRIBUTION
+from cm3core._version import DISTRIBUTION, is_ours
 from cm3core.errors import CM3Error
 from cm3core.files import read_text
 
@@ -66,7 +66,7 @@ class Provider:
         same = [
             plugin
             for plugin, distribution in owners.items()
-            if self.distribution and _normal(distribution) == _normal(self.distribution)
+            if self.distribution and _same(distribution, self.distribution)
         ]
         if self.plugin in same or (self.plugin in owners and not same):
             return self.plugin
@@ -106,7 +106,7 @@ class Writer:
         own = [
             plugin
             for plugin, distribution in owners.items()
-            if self.distribution and _normal(distribution) == _normal(self.distribution)
+            if self.distribution and _same(distribution, self.distribution)
         ]
         for meant in (then, own):
             if len(meant) == 1:
@@ -118,6 +118,12 @@ class Writer:
 ANYONE = Writer()
 #: What this distribution ships.
 OURS = Writer(distribution=DISTRIBUTION)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two distributions are the same, or both ours: a component may have moved."""
+    one, other = _normal(one), _normal(other)
+    return one == other or (is_ours(one) and is_ours(other))
 
 
 def _normal(distribution: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core import interfaces as base
-from cm3core._version import DISTRIBUTION
+from cm3core._version import is_ours
 from cm3core.arguments import checked
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo
@@ -123,8 +123,8 @@ class Registry:
         plugin, _, short = name.rpartition("/")
         found = self._configs.get(kind, {}).get(short, {})
         if plugin:
-            if plugin in found:
-                return found[plugin]
+            if (owner := self._owner(plugin, found)) is not None:
+                return found[owner]
             loaded = [info.name for info in self.plugins if info.status == "loaded"]
             if plugin not in loaded:
                 raise PluginError(
@@ -142,7 +142,7 @@ class Registry:
             )
         if len(found) > 1:
             # nobody wants to do without what is bundled
-            own = {info.name for info in self.plugins if info.distribution == DISTRIBUTION}
+            own = {info.name for info in self.plugins if is_ours(info.distribution)}
             other = next((owner for owner in found if owner not in own), next(iter(found)))
             raise PluginError(
                 place,
@@ -151,6 +151,10 @@ class Registry:
                 f"{DISABLE_VARIABLE}={other}",
             )
         if not found:
+            if distribution := self._beside(kind, name):
+                raise PluginError(
+                    place, f"{distribution} has the {kind} {name!r}", f"install {distribution}"
+                )
             if "." in name:
                 step = "recipes name components, not Python classes; `cm3 --plugin FILE.py ...` registers a class from a file"
                 raise PluginError(place, f"no {kind} is called {name!r}", step)
@@ -160,6 +164,19 @@ class Registry:
                 self.with_reasons(close_match(name, self.names(kind)), kind),
             )
         return next(iter(found.values()))
+
+    def _owner(self, plugin: str, found: Mapping[str, object]) -> str | None:
+        """Return which of the plugins that provide a component is meant by one's name. Among our own, a component
+        may have moved from one distribution to another."""
+        if plugin in found:
+            return plugin
+        own = {info.name for info in self.plugins if is_ours(info.distribution)}
+        return next((one for one in found if one in own), None) if plugin in own else None
+
+    def _beside(self, kind: str, name: str) -> str:
+        """Return the distribution that has a component which no plugin in use provides; "": none is known."""
+        key = f"{kind}/{name}"
+        return next((info.beside[key] for info in self.plugins if key in info.beside), "")
 
     def models(self) -> dict[str, Path]:
         """Return the trained models that plugins ship: "PLUGIN:NAME" -> folder."""
@@ -179,7 +196,7 @@ class Registry:
         own = {
             info.name: found[info.name]
             for info in self.plugins
-            if info.name in found and info.distribution == DISTRIBUTION
+            if info.name in found and is_ours(info.distribution)
         }
         found = own or found
         if len(found) > 1:

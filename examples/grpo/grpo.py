@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import cm3core
-from cm3apps.experiments.icons.ranking import blurred
+from cm3apps.evaluation.icons.ranking import blurred
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.files import make_folder, write_text

@@ -25,9 +25,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 
 from cm3core.progress import make_bar
-from cm3plugins.image_tokenizers.public.model import empty
-from cm3plugins.image_tokenizers.public.names import Sizes
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
+from cm3published.image_tokenizers.model import empty
+from cm3published.image_tokenizers.names import Sizes
 
 NUM_CODES, VOCABULARY = 8192, 65_536
 #: Random numbers that are drawn.

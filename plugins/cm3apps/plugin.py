@@ -17,12 +17,7 @@ CM3_API = 1
 @hookimpl
 def cm3_commands() -> Mapping[str, str]:
     return {
-        "bench": "cm3apps.benchmarks.command:configure",
-        "convert": "cm3apps.convert.command:configure",
         "eval": "cm3apps.evaluation.command:configure",
-        "embedder": "cm3apps.embedder_training.command:configure",
-        "experiment": "cm3apps.experiments.command:configure",
-        "postgres": "cm3apps.postgres.command:configure",
         "quickstart": "cm3apps.quickstart.command:configure",
         "serve": "cm3apps.server.command:configure",
     }
@@ -41,8 +36,3 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
     from cm3apps.evaluation.scene_metric import ScenesConfig
 
     return {"icon_style": IconStyleConfig, "scenes": ScenesConfig}
-
-
-@hookimpl
-def cm3_benchmarks() -> Mapping[str, str]:
-    return {"kernels": "cm3apps.benchmarks.ops:add"}

@@ -36,10 +36,28 @@ CM3_API = 1
 
 _moved.serve(
     {
-        "cm3plugins.benchmarks": "cm3apps.benchmarks",
+        "cm3plugins.benchmarks": "cm3lab.benchmarks",
         "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark",
+        "cm3plugins.image_tokenizers.public": "cm3published.image_tokenizers",
+        "cm3plugins.layouts.chameleon": "cm3published.layouts.chameleon",
+        "cm3plugins.retrievers.pgvector": "cm3postgres",
     }
 )
+
+#: What was here before, and is in distributions beside this one.
+CM3_BESIDE = {
+    "retriever/pgvector": "cm3postgres",
+    **{
+        f"image_tokenizer/{name}": "cm3published"
+        for name in ("chameleon", "dall_e", "emu3", "ibq", "ldm", "llamagen", "movq", "taming")
+    },
+    **{
+        f"layout/{name}": "cm3published"
+        for name in ("chameleon", "emu3", "janus", "llamagen", "lumina")
+    },
+    "sampler/chameleon": "cm3published",
+    **{f"task/{name}": "cm3published" for name in ("emu3_caption", "emu3_question")},
+}
 
 
 @hookimpl
@@ -50,19 +68,10 @@ def cm3_commands() -> Mapping[str, str]:
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
     from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
-    from cm3plugins.image_tokenizers.public import config as public
     from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
 
     return {
-        "chameleon": public.ChameleonVQConfig,
-        "dall_e": public.DalleConfig,
-        "emu3": public.Emu3VQConfig,
-        "ibq": public.IBQConfig,
-        "ldm": public.LDMConfig,
-        "llamagen": public.LlamaGenVQConfig,
-        "movq": public.MoVQConfig,
         "patches": PatchTokenizerConfig,
-        "taming": public.TamingConfig,
         "vqgan": VQGANConfig,
     }
 
@@ -90,9 +99,9 @@ def cm3_text_tokenizers() -> Mapping[str, type[TextTokenizerConfig]]:
 
 @hookimpl
 def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
-    from cm3plugins.layouts import LAYOUTS
+    from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 
-    return LAYOUTS
+    return {"cm3leon": CM3LeonLayoutConfig}
 
 
 @hookimpl
@@ -111,7 +120,6 @@ def cm3_retrievers() -> Mapping[str, type[RetrieverConfig]]:
         "dense": retrievers.DenseRetrieverConfig,
         "none": retrievers.NoRetrieverConfig,
         "random": retrievers.RandomRetrieverConfig,
-        "pgvector": retrievers.PgvectorRetrieverConfig,
         "usearch": retrievers.UsearchRetrieverConfig,
     }
 
@@ -149,7 +157,6 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
-    from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
     from cm3plugins.samplers.config import (
         CFGSamplerConfig,
         EditCFGSamplerConfig,
@@ -167,7 +174,6 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
     return {
         "cd_k": CDKSamplerConfig,
         "cfg": CFGSamplerConfig,
-        "chameleon": ChameleonSamplerConfig,
         "contrastive": ContrastiveSamplerConfig,
         "edit_cfg": EditCFGSamplerConfig,
         "structure_cfg": StructureCFGSamplerConfig,
@@ -181,10 +187,9 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
 @hookimpl
 def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
     from cm3plugins.tasks.bundled import TASKS
-    from cm3plugins.tasks.emu3 import EMU3_TASKS
     from cm3plugins.tasks.worded import TemplateTaskConfig
 
-    return {**TASKS, **EMU3_TASKS, "template": TemplateTaskConfig}
+    return {**TASKS, "template": TemplateTaskConfig}
 
 
 @hookimpl

@@ -25,12 +25,12 @@ import pretended_cuda
 import torch
 from pretended_cuda import Pretended, State
 
-from cm3apps.embedder_training.bi_encoder import train_heads
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
+from cm3lab.embedder_training.bi_encoder import train_heads
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer

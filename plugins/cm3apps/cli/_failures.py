@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from cm3core._version import DISTRIBUTION
+from cm3core._version import is_ours
 from cm3core.errors import CM3Error, DeviceError, FileError, PluginError
 from cm3run.machine_memory import first_line, is_out_of_memory
 
@@ -123,7 +123,7 @@ def _modules() -> Iterator[tuple[str, str]]:
     points = [
         point
         for point in entry_points(group=GROUP)
-        if point.dist is None or point.dist.name != DISTRIBUTION
+        if point.dist is None or not is_ours(point.dist.name)
     ]
     of_distribution = {point.dist.name: point.name for point in points if point.dist is not None}
     if of_distribution:

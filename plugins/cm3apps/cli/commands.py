@@ -88,3 +88,13 @@ class CommandParser(argparse.ArgumentParser):
         """Print help or a version. argparse's own loses what can't be written without a word, and exits with 0."""
         if message:
             print(message, end="", file=file or sys.stderr, flush=True)
+
+
+#: Command -> the distribution that has it, if it is not cm3leon.
+BESIDE = {
+    "bench": "cm3lab",
+    "convert": "cm3published",
+    "embedder": "cm3lab",
+    "experiment": "cm3lab",
+    "postgres": "cm3postgres",
+}

@@ -19,7 +19,7 @@ from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print
 from cm3apps.cli._hints import override_hint
 from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
 from cm3apps.cli._stdout import flush, lost_output
-from cm3apps.cli.commands import COMMANDS, CommandParser
+from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__
 from cm3core.errors import CM3Error, close_match
 from cm3core.faults import contained
@@ -147,6 +147,8 @@ def _command(
     with stdout_to_stderr():
         registry = load_registry(files)
     configure = registry.command(name)
+    if configure is None and name in BESIDE:
+        raise CM3Error(f"cm3 {name}", f"{BESIDE[name]} has this command", f"install {BESIDE[name]}")
     if configure is None and name in COMMANDS:
         raise CM3Error(
             f"cm3 {name}",

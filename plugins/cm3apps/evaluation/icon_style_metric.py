@@ -11,8 +11,8 @@ from cm3core.errors import DataError
 from cm3core.interfaces.metric import Group, Metric, MetricConfig, Score
 
 if TYPE_CHECKING:
-    from cm3apps.experiments.icons.ranking import RealPictures
-    from cm3apps.experiments.icons.style_classifier import StyleClassifier
+    from cm3apps.evaluation.icons.ranking import RealPictures
+    from cm3apps.evaluation.icons.style_classifier import StyleClassifier
 
 #: Score -> what must agree.
 NAMES = ("icon_set_and_style", "icon_style", "icon_finish")
@@ -42,7 +42,7 @@ class IconStyleConfig(MetricConfig):
 
     def protocol(self) -> dict[str, Any]:
         """The version, the key, and the hash of what the network is trained with."""
-        from cm3apps.experiments.icons.style_classifier import classifier_key
+        from cm3apps.evaluation.icons.style_classifier import classifier_key
 
         size = (self.image_size, self.image_size)
         return super().protocol() | {"classifier": classifier_key(_real(self.image_size), size)}
@@ -58,7 +58,7 @@ class IconStyleMetric(Metric):
         self._right: dict[int, tuple[float, ...]] = {}
 
     def _update(self, group: Group, indices: Sequence[int], columns: Mapping[str, Any]) -> None:
-        from cm3apps.experiments.icons.style_classifier import finish_of
+        from cm3apps.evaluation.icons.style_classifier import finish_of
 
         for target in columns["targets"]:
             if not {"set", "style"} <= set(target):
@@ -95,7 +95,7 @@ class IconStyleMetric(Metric):
 
 @cache
 def _real(image_size: int) -> RealPictures:
-    from cm3apps.experiments.icons.ranking import RealPictures
+    from cm3apps.evaluation.icons.ranking import RealPictures
     from cm3plugins.datasets.icons.corpus import IconCorpus
 
     return RealPictures(IconCorpus(), image_size, (image_size, image_size), None)
@@ -103,6 +103,6 @@ def _real(image_size: int) -> RealPictures:
 
 @cache
 def _classifier(image_size: int) -> StyleClassifier:
-    from cm3apps.experiments.icons.style_classifier import style_classifier
+    from cm3apps.evaluation.icons.style_classifier import style_classifier
 
     return style_classifier(_real(image_size), (image_size, image_size))[0]

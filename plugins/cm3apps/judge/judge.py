@@ -74,7 +74,7 @@ class JudgeWeights:
         Raises:
             CheckpointError: the file is missing, damaged or of another kind.
         """
-        next_step = "reinstall cm3leon, or write the file with `python -m cm3apps.judge.train`"
+        next_step = "reinstall cm3leon, or write the file with `python -m cm3lab.judge.train`"
         if not path.is_file():
             raise CheckpointError(str(path), "there is no such file", next_step)
         try:

@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from cm3apps.experiments.icons.drawing import AskedPicture, draw, nats_of_codes
-from cm3apps.experiments.icons.experiment import mean_and_error
-from cm3apps.experiments.icons.report import write_sheet
+from cm3apps.evaluation.icons.drawing import AskedPicture, draw, nats_of_codes
+from cm3apps.evaluation.icons.experiment import mean_and_error
+from cm3apps.evaluation.icons.report import write_sheet
 from cm3apps.quickstart.pictures import Row, write_table
 from cm3apps.quickstart.subjects import Subjects, subjects_of
 from cm3core.document import PixelArray, text_of

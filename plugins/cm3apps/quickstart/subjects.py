@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cm3apps.experiments.icons.asked import Samples, order
-from cm3apps.experiments.icons.drawing import AskedPicture
-from cm3apps.experiments.icons.ranking import NUM_CANDIDATES, RealPictures, blurred, judges
+from cm3apps.evaluation.icons.asked import Samples, order
+from cm3apps.evaluation.icons.drawing import AskedPicture
+from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures, blurred, judges
 from cm3core.document import Document, Image, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource

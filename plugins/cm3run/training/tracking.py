@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from cm3core._version import DISTRIBUTION
+from cm3core._version import is_ours
 from cm3core.config.schema import check_config
 from cm3core.errors import MissingPackageError
 from cm3core.interfaces.component import chosen_name
@@ -78,7 +78,7 @@ def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]
 
 def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:
     """Of this distribution only: what is installed sees nobody's training unasked."""
-    own = {info.name for info in registry.plugins if info.distribution == DISTRIBUTION}
+    own = {info.name for info in registry.plugins if is_ours(info.distribution)}
     found: list[tuple[str, TrackerConfig]] = []
     for name in marked(registry, "tracker", "is_default"):
         short = name.rpartition("/")[2]

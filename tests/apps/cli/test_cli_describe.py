@@ -217,7 +217,8 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         "sampler: Samplers: logits of the guidance streams -> next token\n"
         "  hook cm3_samplers, interface Sampler, kit cm3kits.sampler:SamplerContract\n"
-        "  bundled: cd_k, cfg, chameleon, contrastive, edit_cfg, mixture, patch_knn, retrieval_cfg, structure_cfg, top_p\n"
+        "  bundled: cd_k, cfg, contrastive, edit_cfg, mixture, patch_knn, retrieval_cfg, structure_cfg, top_p\n"
+        "  published: chameleon\n"
         "  mine: top_p, warm\n"
     ) in out
     assert out.endswith("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`\n")

@@ -14,12 +14,12 @@ from cm3apps.evaluation import icon_style_metric
 from cm3apps.evaluation.bounds import bounding_pictures
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.icon_style_metric import IconStyleConfig
+from cm3apps.evaluation.icons import style_classifier
 from cm3apps.evaluation.made import Made
 from cm3apps.evaluation.reading import lines
 from cm3apps.evaluation.shipped import find_protocol, shipped
 from cm3apps.evaluation.tasks import open_task
 from cm3apps.evaluation.tasks.base import Sample, Task
-from cm3apps.experiments.icons import style_classifier
 from cm3core.errors import DataError
 from cm3core.interfaces.metric import MetricBatch
 from cm3core.plugins import load_registry

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cm3apps.judge.degrade import degrade
 from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
-from cm3apps.judge.train import caption_forms, figures, train_heads, weights_of
 from cm3core.errors import CheckpointError, DataError
+from cm3lab.judge.degrade import degrade
+from cm3lab.judge.train import caption_forms, figures, train_heads, weights_of
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 
 
@@ -131,7 +131,7 @@ def test_weights_round_trip_and_bad_files(tmp_path):
         JudgeWeights.read(tmp_path / "none")
     assert str(error.value) == (
         f"{tmp_path / 'none'}: there is no such file\n"
-        "  next: reinstall cm3leon, or write the file with `python -m cm3apps.judge.train`"
+        "  next: reinstall cm3leon, or write the file with `python -m cm3lab.judge.train`"
     )
 
 

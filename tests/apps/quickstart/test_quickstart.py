@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cm3apps.cli.main import main
-from cm3apps.experiments.icons.drawing import AskedPicture
+from cm3apps.evaluation.icons.drawing import AskedPicture
 from cm3apps.markdown_text import plain
 from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table

@@ -22,10 +22,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from cm3apps.embedder_training import bi_encoder as training
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
 from cm3core.interfaces.embedder import normalise
 from cm3kits.embedder import EmbedderContract
+from cm3lab.embedder_training import bi_encoder as training
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import BiEncoderConfig
 from cm3plugins.embedders.bi_encoder.config import BUNDLED_WEIGHTS

@@ -16,14 +16,14 @@ from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cm3apps.embedder_training.contrastive import contrast, random_caption
-from cm3apps.embedder_training.figures import recall
-from cm3apps.embedder_training.light_encoder import small_pictures, train
 from cm3core.document import Text
 from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.interfaces.embedder import VectorArray
 from cm3kits.embedder import EmbedderContract
 from cm3kits.retriever import HashEmbedder
+from cm3lab.embedder_training.contrastive import contrast, random_caption
+from cm3lab.embedder_training.figures import recall
+from cm3lab.embedder_training.light_encoder import small_pictures, train
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus

@@ -16,12 +16,12 @@ from cm3core.vocab import VocabularySizes
 from cm3kits.layout import NUM_CODES, PUBLISHED, NamedBytes
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.llama import LlamaConfig
-from cm3plugins.layouts import LAYOUTS
-from cm3plugins.layouts.emu3 import Emu3LayoutConfig
-from cm3plugins.samplers.chameleon import ChameleonSamplerConfig
 from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3published.layouts.emu3 import Emu3LayoutConfig
+from cm3published.sampler import ChameleonSamplerConfig
 from cm3run.generation.engine import Engine, Request
 from cm3run.generation.likelihood import Likelihood
+from layout_parts import LAYOUTS
 
 GRID = (4, 2)
 PICTURE = Codes(np.array([0, 1, 2, 3, 4, 5, 0, 1], np.int32), GRID)

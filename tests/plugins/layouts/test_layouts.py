@@ -23,14 +23,13 @@ from cm3core.sequence.serialize import Serializer, sequence_length
 from cm3core.vocab import Vocabulary
 from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
 from cm3plugins.decoders.codebook_start import codebook_rows
-from cm3plugins.layouts import LAYOUTS
-from cm3plugins.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
-from cm3plugins.layouts.emu3 import Emu3LayoutConfig
-from cm3plugins.layouts.llamagen import LlamaGenLayoutConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
+from cm3published.layouts.emu3 import Emu3LayoutConfig
+from cm3published.layouts.llamagen import LlamaGenLayoutConfig
 from cm3run.recipe_layout import layout_of
-from layout_parts import GRID, JANUS, PICTURE, TOKENIZER, built, refusal, serializer, text
+from layout_parts import GRID, JANUS, LAYOUTS, PICTURE, TOKENIZER, built, refusal, serializer, text
 from messages import tells
 
 ID = TOKENIZER.special_ids()

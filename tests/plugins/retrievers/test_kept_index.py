@@ -276,7 +276,7 @@ def test_a_build_that_fails_leaves_nothing(kept, monkeypatch):
 
 def test_a_bank_keeps_its_index_beside_it(tmp_path):
     """The retriever's own way: through a memory bank."""
-    from cm3apps.benchmarks.retrieval.synthetic import (
+    from cm3lab.benchmarks.retrieval.synthetic import (
         TableEmbedder,
         Towers,
         query_documents,

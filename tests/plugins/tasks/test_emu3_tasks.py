@@ -8,7 +8,7 @@ import pytest
 from cm3core.document import Codes, TextHole
 from cm3core.errors import RecipeError
 from cm3kits.task import TaskContract
-from cm3plugins.tasks.emu3 import Emu3CaptionConfig, Emu3QuestionConfig
+from cm3published.tasks import Emu3CaptionConfig, Emu3QuestionConfig
 
 
 class TestEmu3Caption(TaskContract):

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from cm3apps.evaluation.card.facts import ModelFacts
 from cm3apps.evaluation.card.repeating import repeated
 from cm3apps.evaluation.card.results import Evaluated, Measured
-from cm3apps.experiments.icons.report import figure_lines
-from cm3apps.experiments.tasks.report import figure_lines as task_lines
+from cm3apps.evaluation.icons.report import figure_lines
+from cm3apps.evaluation.task_report import figure_lines as task_lines
 from cm3apps.markdown_text import code, plain
 from cm3run.evaluation.protocol import SHOWN
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 
+from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures
+from cm3apps.evaluation.judging import first_picture, order_of_groups
 from cm3apps.evaluation.tasks.base import Candidates
-from cm3apps.experiments.icons.ranking import NUM_CANDIDATES, RealPictures
-from cm3apps.experiments.judging import first_picture, order_of_groups
 from cm3core.document import PixelArray
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig

@@ -1,0 +1,240 @@
+"""The command line of `cm3 bench decode`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from cm3apps.cli import registry_of, whole_number
+from cm3core.errors import CM3Error, DeviceError, close_match
+from cm3lab.benchmarks.decode.sizes import EXTENTS, SIZES
+
+HELP = "image tokens a second of our engine, compared with what is used today"
+DESCRIPTION = (
+    "Draw the same pictures, with guidance, with our engine, transformers' Janus and LlamaGen's "
+    "loop on\n"
+    "transformers' Llama: random weights, equally many in the layers, the same dtype and threads. "
+    "Then best of 8\n"
+    "compared with one, and one long picture. A provider that fails the gate is not timed. Prints "
+    "tables; with -o\n"
+    "also JSON and plots."
+)
+EXAMPLE = """examples:
+  cm3 bench decode --quick
+  cm3 bench decode --threads 2 -o results/decode.json
+  cm3 bench decode --size 350m --batch 1 --tokens 256 --providers engine janus
+  cm3 bench decode --parts --tokens 256 --threads 2 --providers engine-bf16 engine-int8"""
+PLACE = "cm3 bench decode"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The action's options."""
+    parser.add_argument(
+        "--size",
+        metavar="NAME",
+        help=f"the decoder: {', '.join(SIZES)} (default: {EXTENTS['full'].size}; with "
+        f"--quick {EXTENTS['quick'].size})",
+    )
+    parser.add_argument(
+        "--batch",
+        type=whole_number(1, 2**16),
+        nargs="+",
+        metavar="N",
+        help="requests at once (default: 1 8)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=whole_number(2, 2**20),
+        nargs="+",
+        metavar="N",
+        help="image tokens a picture (default: 256 1024; with --quick 256)",
+    )
+    parser.add_argument(
+        "--providers",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="which providers to measure (default: all)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="threads of torch on the CPU, for all providers",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smaller decoder, shorter pictures, fewer runs: about two minutes",
+    )
+    parser.add_argument(
+        "--parts",
+        action="store_true",
+        help="instead of the comparison, what a step of the engine consists of, beside the least it "
+        "could take (CPU)",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="what to measure on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="of the decoder's weights and products, and of the other loops' (default: bf16 on CUDA, else "
+        "fp32)",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go next to it"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run it; returns the exit code: 1 when a provider is wrong or failed."""
+    _check_known("--size", "size", [] if args.size is None else [args.size], SIZES)
+    if args.out is not None:
+        from cm3core.files import check_writable
+
+        check_writable(args.out)
+    return _run(args)
+
+
+def _run(args: Namespace) -> int:
+    import torch
+
+    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
+    from cm3lab.benchmarks import report as kernels_report
+    from cm3lab.benchmarks import runner as kernels_runner
+    from cm3lab.benchmarks.decode import report, runner
+    from cm3lab.benchmarks.decode.engine import GATE_TOKENS
+    from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS, Setup
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"{PLACE} --device cuda",
+            "there is no CUDA device, or torch was built without CUDA",
+            "use --device cpu",
+        )
+    if args.parts and args.device != "cpu":
+        raise CM3Error(f"{PLACE} --parts", "is for the CPU", "leave --device out")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    where = Where(torch.device(args.device), args.device, "quick" if args.quick else "full")
+    extent = EXTENTS[where.size]
+    extent = replace(
+        extent,
+        size=args.size or extent.size,
+        batch=_unique(args.batch or extent.batch),
+        tokens=_unique(args.tokens or extent.tokens),
+    )
+    size = SIZES[extent.size]
+    setup = Setup(
+        size,
+        PROMPT_TOKENS + max(*extent.tokens, extent.longest, GATE_TOKENS),
+        where.device,
+        {
+            "auto": torch.bfloat16 if args.device == "cuda" else torch.float32,
+            "fp32": torch.float32,
+            "bf16": torch.bfloat16,
+        }[args.precision],
+        torch.get_num_threads(),
+    )
+    registry = BenchmarkRegistry()
+    for add in registry_of(args).benchmarks():
+        add(registry)
+    providers = runner.all_providers(setup, registry.decoders)
+    _check_known(
+        "--providers", "provider", args.providers, [provider.name for provider in providers]
+    )
+    providers = [
+        provider for provider in providers if not args.providers or provider.name in args.providers
+    ]
+
+    stopwatch = kernels_runner.stopwatch_for(where)
+    if args.parts:
+        return _parts(providers, extent, stopwatch)
+    limits = kernels_runner.ceilings(where, stopwatch)
+    environment = kernels_runner.environment(where) | {
+        "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
+        "prompt_tokens": PROMPT_TOKENS,
+        "load": [runner.load(), None],
+    }
+    print(
+        f"{kernels_report.heading(environment, limits)}\n"
+        f"{report.heading(setup, environment['load'][0])}",
+        flush=True,
+    )
+
+    def changed(rows: list[dict[str, Any]]) -> None:
+        environment["load"][1] = runner.load()
+        if args.out is not None:
+            kernels_report.write_json(args.out, environment, limits, report.completed(rows, limits))
+
+    def case_done(rows: list[dict[str, Any]]) -> None:
+        print(f"\n{report.table(report.completed(rows, limits))}", flush=True)
+
+    benchmark = runner.Benchmark(
+        setup,
+        providers,
+        where,
+        extent,
+        limits,
+        stopwatch=stopwatch,
+        changed=changed,
+        done=case_done,
+        told=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    try:
+        benchmark.run()
+    finally:  # Ctrl-C keeps the results so far
+        if benchmark.rows:
+            reads, copies = (
+                limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")
+            )
+            print(f"\nfloors: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
+        if benchmark.rows and args.out is not None:
+            changed(benchmark.rows)
+            plots = report.write_plots(
+                args.out, report.completed(benchmark.rows, limits), environment, limits
+            )
+            print(f"written: {', '.join(map(str, [args.out, *plots]))}")
+    bad = [row for row in benchmark.rows if row["status"] in ("wrong", "failed")]
+    if bad:
+        print(f"\n{len(bad)} of {len(benchmark.rows)} results are wrong or failed", file=sys.stderr)
+    return int(bool(bad))
+
+
+def _parts(providers: list[Any], extent: Any, stopwatch: Any) -> int:
+    """Print what steps of the engine consist of."""
+    import torch
+
+    from cm3lab.benchmarks.decode.engine import EngineProvider
+    from cm3lab.benchmarks.decode.parts import run_parts
+    from cm3lab.benchmarks.decode.runner import READ_BYTES, read_bandwidth
+
+    ours = [one for one in providers if isinstance(one, EngineProvider)]
+    if not ours:
+        raise CM3Error(f"{PLACE} --parts", "none of the providers is our engine", "name engine")
+    read = read_bandwidth(stopwatch, torch.device("cpu"), READ_BYTES["cpu"])
+    print(run_parts(ours, extent.batch, extent.tokens[0], read))
+    return 0
+
+
+def _check_known(option: str, what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise CM3Error(
+                f"{PLACE} {option}", f"no {what} is called {name!r}", close_match(name, known)
+            )
+
+
+def _unique(numbers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(numbers))

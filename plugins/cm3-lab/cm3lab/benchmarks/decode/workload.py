@@ -1,0 +1,152 @@
+"""What is decoded: prompts, cases, and the minimum number of bytes that must be read.
+
+Prompts are random letters, all of one length and no two equal: no provider pads, and none shares
+what real prompts wouldn't share. Legend: W width, L layers.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cm3core.interfaces.benchmark import Case
+from cm3lab.benchmarks.decode.sizes import Size
+from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_P, chain
+
+#: Tokens of a conditional prompt: a text of bytes between two special tokens. Of our unconditional
+#: one: <eos> <sentinel:0> <break>.
+PROMPT_TOKENS, UNCONDITIONAL_TOKENS = 64, 3
+SEED = 20_240_229
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all providers of one run have in common.
+
+    Args:
+        size: of the decoder.
+        context: the largest number of tokens of a prompt and a picture together.
+        device, dtype: of weights and caches.
+        threads: of torch on the CPU.
+    """
+
+    size: Size
+    context: int
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+
+def decode_case(
+    setup: Setup, tokens: int, *, batch: int = 1, candidates: int = 1, name: str = ""
+) -> Case:
+    """`batch` prompts with `candidates` pictures of `tokens` image tokens each; only one of the two
+    is above 1.
+
+    `num_bytes` is what all steps together must read, with weights and cache in the case's dtype.
+    """
+    assert batch == 1 or candidates == 1
+    parameters = {
+        "size": setup.size.name,
+        "batch": batch,
+        "candidates": candidates,
+        "tokens": tokens,
+    }
+    num_bytes = least_bytes(setup.size, parameters, setup.dtype.itemsize, setup.dtype.itemsize)
+    return Case(
+        name or f"batch {batch}, {tokens} tokens",
+        parameters,
+        setup.dtype,
+        round(num_bytes * tokens),
+        0,
+    )
+
+
+def step_bytes(
+    size: Size, parameters: Mapping[str, Any], drawn: float, weight_bytes: float, cache_bytes: float
+) -> float:
+    """The minimum number of bytes that a step reads when `drawn` tokens of each picture are in the
+    cache: weights once, and each stream's keys and values. Candidates share their prompts; the
+    three tokens that all unconditional streams have in common count for each.
+
+    Args:
+        size: of the decoder.
+        parameters: those of the case.
+        drawn: tokens of each picture.
+        weight_bytes, cache_bytes: of one number.
+    """
+    streams: int = 2 * parameters["batch"] * parameters["candidates"]
+    # rows of token and position tables
+    weights = size.trunk_parameters + size.num_codes * size.width + streams * 2 * size.width
+    held: float = parameters["batch"] * (PROMPT_TOKENS + UNCONDITIONAL_TOKENS) + streams * drawn
+    # pictures of a conversation, and what begins and ends them
+    held += streams * parameters.get("pictures", 0) * (parameters["tokens"] + 2)
+    return weights * weight_bytes + 2 * size.num_layers * size.width * held * cache_bytes
+
+
+def least_bytes(
+    size: Size, parameters: Mapping[str, Any], weight_bytes: float, cache_bytes: float
+) -> float:
+    """The mean of `step_bytes` over a picture's passes. The first, which processes the prompts,
+    counts as one without a cache."""
+    tokens: int = parameters["tokens"]
+    no_cache = step_bytes(size, parameters, 0, weight_bytes, 0)
+    return (
+        no_cache
+        + sum(
+            step_bytes(size, parameters, drawn, weight_bytes, cache_bytes)
+            for drawn in range(1, tokens)
+        )
+    ) / tokens
+
+
+def prompt_text(number: int) -> str:
+    """Text of request `number`: `PROMPT_TOKENS - 2` small letters, each one byte and so one
+    token."""
+    letters = random.Random(number)
+    return "".join(letters.choice(string.ascii_lowercase) for _ in range(PROMPT_TOKENS - 2))
+
+
+def prompts_of(case: Case) -> list[str]:
+    """A text for each picture; candidates share one."""
+    return [
+        prompt_text(number)
+        for number in range(case.parameters["batch"])
+        for _ in range(case.parameters["candidates"])
+    ]
+
+
+def grid_of(tokens: int) -> tuple[int, int]:
+    """The most nearly square grid of this many codes.
+
+    >>> grid_of(256), grid_of(128), grid_of(7)
+    ((16, 16), (8, 16), (1, 7))
+    """
+    rows = next(rows for rows in range(int(tokens**0.5), 0, -1) if tokens % rows == 0)
+    return rows, tokens // rows
+
+
+def code_drawer(num: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What a plain loop draws with: guidance over both streams, top-k and top-p by a sort, `multinomial`.
+
+    Returns logits [2 num, R], all conditional rows first -> a code of each picture, int64 [num, 1].
+    """
+    weights = torch.tensor([[GUIDANCE, 1 - GUIDANCE]], device=device).expand(num, 2)
+    sampling = {
+        "rows": weights,
+        "weights": weights,
+        "alpha_n": None,
+        "top_k_n": True,
+        "top_p_n": torch.full((num,), TOP_P, device=device),
+    }
+
+    def draw(logits_SR: Tensor) -> Tensor:
+        return torch.multinomial(chain({"logits": logits_SR, **sampling}, torch.float32), 1)
+
+    return draw

@@ -1,0 +1,17 @@
+"""The ops that this project benchmarks. Each file ends with its registrations; this is the hook's
+target."""
+
+from __future__ import annotations
+
+from cm3core.interfaces.benchmark import BenchmarkRegistry
+
+
+def add(registry: BenchmarkRegistry) -> None:
+    """Add every bundled op."""
+    from cm3lab.benchmarks.ops.attention import AttentionOp
+    from cm3lab.benchmarks.ops.guided_sample import GuidedSampleOp
+    from cm3lab.benchmarks.ops.linear_cross_entropy import LinearCrossEntropyOp
+    from cm3lab.benchmarks.ops.segment_decode import SegmentDecodeOp
+
+    for op in (AttentionOp(), SegmentDecodeOp(), GuidedSampleOp(), LinearCrossEntropyOp()):
+        registry.add_op(op)

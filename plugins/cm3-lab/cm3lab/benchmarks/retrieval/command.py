@@ -1,0 +1,187 @@
+"""The command line of `cm3 bench retrieval`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from cm3apps.cli import registry_of, whole_number
+from cm3core.errors import CM3Error, close_match
+from cm3plugins.retrievers.index.options import INDEX_TYPES
+
+HELP = "searching a memory bank: recall, latency, memory, compared with faiss called directly"
+DESCRIPTION = (
+    "Write a bank with vectors like a two-tower embedder's, open it, build each index over it, "
+    "and search\n"
+    "by text and by picture: recall against exact search, latency, and batches compared with faiss "
+    "called directly on the\n"
+    "same vectors. Then the loader's share of a training step. Prints a table; with -o also JSON "
+    "and a plot."
+)
+EXAMPLE = """examples:
+  cm3 bench retrieval --quick
+  cm3 bench retrieval --threads 2 -o results/retrieval.json
+  cm3 bench retrieval --num 100000 --index ivf --postgres --no-loader
+  cm3 bench retrieval --quick --index ivf --lancedb --qdrant --no-loader
+  cm3 bench retrieval --num 100000 --dimension 768 --index ivf --index hnsw --no-loader"""
+PLACE = "cm3 bench retrieval"
+#: Number of documents, and of queries of each modality.
+FULL, QUICK = (1_000_000, 500), (20_000, 100)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The action's options."""
+    parser.add_argument(
+        "--num",
+        type=whole_number(1000, 2**31 - 1),
+        metavar="N",
+        help=f"documents (default: {FULL[0]:,}; with --quick {QUICK[0]:,})",
+    )
+    parser.add_argument(
+        "--dimension",
+        type=whole_number(8, 2**16),
+        default=512,
+        metavar="N",
+        help="numbers of a vector (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="flat, ivf, pq or hnsw; may be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="threads for all searches, ours and faiss's",
+    )
+    parser.add_argument(
+        "--postgres",
+        action="store_true",
+        help="also fill the database that PGHOST, PGDATABASE, ... name, and ask it beside the bank "
+        "(schema cm3_bench, removed afterwards)",
+    )
+    parser.add_argument(
+        "--lancedb", action="store_true", help="the same with LanceDB, if it is installed"
+    )
+    parser.add_argument(
+        "--qdrant",
+        action="store_true",
+        help="the same with Qdrant's engine in this process, if qdrant-edge-py is installed",
+    )
+    parser.add_argument(
+        "--retriever",
+        action="append",
+        default=[],
+        dest="retrievers",
+        metavar="NAME",
+        help="also ask this retriever, with its defaults, a plugin's too; may be given several times",
+    )
+    parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where the bank is written, and removed afterwards (default: the temporary folder)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer documents and queries: about a minute"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes next to it"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run it; returns the exit code 0."""
+    known = [name for name in INDEX_TYPES if name != "auto"]
+    for name in args.index:
+        if name not in known:
+            raise CM3Error(
+                f"{PLACE} --index", f"no index is called {name!r}", close_match(name, known)
+            )
+    from cm3core.files import check_writable
+
+    if args.out is not None:
+        check_writable(args.out)
+    if args.folder is not None:
+        check_writable(args.folder, folder=True)
+    return _run(args, [name for name in known if not args.index or name in args.index])
+
+
+def _run(args: Namespace, indexes: list[str]) -> int:
+    import tempfile
+    from importlib.metadata import version
+
+    import torch
+
+    from cm3core.files import make_folder, new_place
+    from cm3core.interfaces.benchmark import Where
+    from cm3lab.benchmarks import report as kernels_report
+    from cm3lab.benchmarks import runner as kernels_runner
+    from cm3lab.benchmarks.retrieval import engines, report, runner
+    from cm3lab.benchmarks.retrieval.synthetic import Towers
+
+    others = engines.retrievers_of(args.retrievers, registry_of(args))
+    engines.check_engines(
+        args.dimension, postgres=args.postgres, lancedb=args.lancedb, qdrant=args.qdrant
+    )
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    where = Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")
+    num, num_queries = QUICK if args.quick else FULL
+    extent = runner.Extent(args.num or num, args.dimension, num_queries)
+    limits = kernels_runner.ceilings(where, kernels_runner.stopwatch_for(where))
+    faiss, before = version("faiss-cpu"), runner.load()
+    environment: dict[str, Any] = kernels_runner.environment(where) | {
+        "faiss": faiss,
+        "load": [before, None],
+        "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock",
+    }
+    print(
+        f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, "
+        f"load {before}",
+        flush=True,
+    )
+    if args.folder is not None:
+        make_folder(args.folder)
+    rows: list[dict[str, Any]] = []
+
+    def changed(row: dict[str, Any]) -> None:
+        rows.append(row)
+        environment["load"][1] = runner.load()
+        print(report.line(row), flush=True)
+        if args.out is not None:
+            kernels_report.write_json(args.out, environment, limits, rows)
+
+    try:
+        # a killed run leaves gigabytes, which the next one removes
+        with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
+            runner.run_bank(bank, extent, indexes, changed)
+            if args.postgres or args.lancedb or args.qdrant or others:
+                engines.run_engines(
+                    bank,
+                    Towers(extent.num, extent.dimension),
+                    indexes,
+                    extent.num_queries,
+                    postgres=args.postgres,
+                    lancedb=args.lancedb,
+                    qdrant=args.qdrant,
+                    others=others,
+                    done=changed,
+                )
+        if not args.no_loader:
+            changed(runner.loader_part(registry_of(args), quick=args.quick))
+    finally:  # Ctrl-C keeps the results so far
+        print("\n".join(report.verdicts(rows)))
+        if args.out is not None and any(row["part"] == "index" for row in rows):
+            print(
+                f"written: {args.out}, {report.write_plot(args.out, rows, environment)}",
+                file=sys.stdout,
+            )
+    return 0

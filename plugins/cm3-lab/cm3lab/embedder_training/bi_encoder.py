@@ -1,0 +1,257 @@
+"""Train the `bi_encoder`'s heads: `cm3 embedder train bi_encoder`.
+
+They are trained on the train split of the bundled corpus. The frozen networks process every picture
+(and augmented versions of it) and every caption once; their features are kept in the cache folder,
+block by block, so that an interrupted run resumes. Then the heads are trained by InfoNCE: pictures
+and captions of a concept find each other, and themselves in other styles, which makes the vectors
+independent of style. Legend: V versions, N pictures, C concepts, K captions of each, F features, B
+concepts of a step, E dimension.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cm3core.files import atomic_path, cache_folder
+from cm3core.progress import make_bar
+from cm3lab.embedder_training.contrastive import (
+    augment,
+    by_concept,
+    contrast,
+    random_caption,
+    two_of,
+)
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3plugins.embedders.bi_encoder.config import check_packages
+from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
+from cm3plugins.embedders.bi_encoder.networks import (
+    NUM_PICTURE_FEATURES,
+    NUM_TEXT_FEATURES,
+    Networks,
+)
+from cm3run.devices import choose_device
+from cm3run.npy import load_array, save_array
+
+_PIXELS = 64
+_NUM_VERSIONS = 3
+_NUM_CAPTIONS = 8
+_NUM_STEPS = 600
+_BLOCK = 256
+
+
+def train_on_corpus(
+    corpus: EmojiCorpus, path: Path, *, steps: int | None, seed: int, quiet: bool
+) -> None:
+    """Train on the corpus's train split, and write the heads.
+
+    Raises:
+        MissingPackageError: the extra's packages are not installed.
+    """
+    check_packages("cm3 embedder train bi_encoder")
+    networks = Networks()
+    networks.move_to(choose_device(None))
+    rows = [i for i, entry in enumerate(corpus.entries) if entry.split == "train"]
+    entries = [corpus.entries[i] for i in rows]
+    key = hashlib.sha256(
+        f"{corpus.data_sha256} {networks.fingerprint} {_PIXELS} {seed}".encode()
+    ).hexdigest()[:16]
+    folder = cache_folder("bi_encoder", key)
+    features_VNF = picture_features(
+        networks, corpus.render_all(_PIXELS)[rows], folder, _NUM_VERSIONS, seed, quiet=quiet
+    )
+    captions = captions_of(entries, _NUM_CAPTIONS, seed)
+    texts_CKF = text_features(networks, captions, folder, quiet=quiet)
+    heads = train_heads(
+        features_VNF,
+        by_concept(entries),
+        texts_CKF,
+        num_steps=steps or _NUM_STEPS,
+        seed=seed,
+        quiet=quiet,
+    )
+    save_heads(heads, networks.fingerprint, path)
+
+
+def captions_of(entries: Sequence[EmojiEntry], num_captions: int, seed: int) -> list[list[str]]:
+    """[C][K]: the label of each concept, then random ways to name it."""
+    rng = np.random.default_rng(seed)
+    return [
+        [
+            entries[group[0]].label,
+            *(
+                random_caption(entries[int(rng.choice(group))], rng)
+                for _ in range(num_captions - 1)
+            ),
+        ]
+        for group in by_concept(entries)
+    ]
+
+
+def picture_features(
+    networks: Networks,
+    pictures: npt.NDArray[np.uint8],
+    folder: Path,
+    num_versions: int,
+    seed: int,
+    *,
+    quiet: bool = False,
+) -> Tensor:
+    """Features float16 [V, N, F] of pictures (version 0) and of randomly augmented ones."""
+    versions = []
+    for version in range(num_versions):
+
+        def look(start: int, stop: int, version: int = version) -> Tensor:
+            pixels_N3RR = networks.scaled(list(pictures[start:stop]))
+            if version:
+                number = int(np.random.SeedSequence((seed, version, start)).generate_state(1)[0])
+                pixels_N3RR = augment(pixels_N3RR, torch.Generator().manual_seed(number))
+            return networks.picture_features(pixels_N3RR)
+
+        versions.append(
+            _blocks(
+                folder,
+                f"pictures-v{version}",
+                len(pictures),
+                look,
+                NUM_PICTURE_FEATURES,
+                f"embedding pictures, version {version + 1} of {num_versions}",
+                quiet,
+            )
+        )
+    return torch.stack(versions)
+
+
+def text_features(
+    networks: Networks, captions: Sequence[Sequence[str]], folder: Path, *, quiet: bool = False
+) -> Tensor:
+    """Features float16 [C, K, F] of captions [C][K].
+
+    Equal captions are computed once, and captions of similar length together.
+    """
+    different = sorted(
+        {text for group in captions for text in group}, key=lambda text: (len(text), text)
+    )
+    vectors = _blocks(
+        folder,
+        "texts",
+        len(different),
+        lambda start, stop: networks.text_features(different[start:stop]),
+        NUM_TEXT_FEATURES,
+        "embedding captions",
+        quiet,
+    )
+    place = {text: i for i, text in enumerate(different)}
+    return vectors[torch.tensor([[place[text] for text in group] for group in captions])]
+
+
+def _blocks(
+    folder: Path,
+    name: str,
+    count: int,
+    compute: Callable[[int, int], Tensor],
+    width: int,
+    title: str,
+    quiet: bool,
+) -> Tensor:
+    """float16 [count, width]: `compute(start, stop)` block by block.
+
+    Each block is kept in a file; existing ones are read.
+    """
+    blocks = []
+    for start in make_bar(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
+        stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
+        block = _read(path, (stop - start, width))
+        if block is None:
+            block = compute(start, stop).half().cpu().numpy()
+            with atomic_path(path) as temporary:
+                save_array(temporary, block)
+        blocks.append(torch.from_numpy(block))
+    return torch.cat(blocks)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
+    """A block of this shape; None when there is no complete one."""
+    try:
+        block: npt.NDArray[np.float16] = load_array(path)
+    except (OSError, ValueError):
+        return None
+    return block if block.shape == shape and block.dtype == np.float16 else None
+
+
+def train_heads(
+    features_VNF: Tensor,
+    members: Sequence[Sequence[int]],
+    texts_CKF: Tensor,
+    *,
+    num_steps: int,
+    batch_concepts: int = 384,
+    sizes: HeadSizes | None = None,
+    picture_dropout: float = 0.2,
+    text_dropout: float = 0.1,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Heads:
+    """Train both heads from scratch.
+
+    Args:
+        features_VNF: versions of each picture.
+        members: rows of each concept's pictures.
+        texts_CKF: captions of each concept, in the same order.
+        num_steps: optimiser steps; the learning rate falls as a cosine to 0.
+        batch_concepts: B; two pictures and two captions of each a step.
+        sizes: of the heads; None: those of the features, and the defaults.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    sizes = sizes or HeadSizes(features_VNF.shape[-1], texts_CKF.shape[-1])
+    device = choose_device(None)
+    heads = Heads(sizes, picture_dropout, text_dropout)
+    heads.picture.standardise_by(features_VNF[0].float())
+    heads.text.standardise_by(texts_CKF.flatten(0, 1).float())
+    heads.to(device)
+    batch_concepts = min(batch_concepts, len(members))
+    optimizer = torch.optim.AdamW(heads.train().parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
+    )
+    bar = make_bar(
+        range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
+    )
+    for _ in bar:
+        chosen = rng.choice(len(members), batch_concepts, replace=False)
+        rows_2B = np.array([two_of(rng, members[concept]) for concept in chosen]).T
+        versions_2B = rng.integers(len(features_VNF), size=rows_2B.shape)
+        forms_2B = rng.integers(texts_CKF.shape[1], size=rows_2B.shape)
+        pictures_E = F.normalize(
+            heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float().to(device)),
+            dim=1,
+        )
+        texts_E = F.normalize(
+            heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float().to(device)), dim=1
+        )
+        (picture_a, picture_b), (text_a, text_b) = pictures_E.chunk(2), texts_E.chunk(2)
+        scale = heads.log_scale.exp().clamp(max=50)
+        crossed = (contrast(text_a, picture_a, scale) + contrast(text_b, picture_b, scale)) / 2
+        loss = (
+            crossed
+            + 0.25 * contrast(text_a, text_b, scale)
+            + 0.25 * contrast(picture_a, picture_b, scale)
+        )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(
+            loss=f"{loss.item():.3f}", text_picture=f"{crossed.item():.3f}", refresh=False
+        )
+    return heads.eval()

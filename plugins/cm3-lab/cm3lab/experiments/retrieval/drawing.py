@@ -1,0 +1,219 @@
+"""Pictures that a trained decoder generates for held-out prompts, and their scores."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from cm3apps.evaluation.judging import Judging, reconstructed
+from cm3apps.judge.features import efficientnet_features
+from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
+from cm3core.errors import CM3Error
+from cm3core.files import atomic_path
+from cm3core.images import fit
+from cm3core.interfaces import DocumentSource, RetrieverConfig
+from cm3core.progress import make_bar
+from cm3lab.experiments.kid import kid
+from cm3run.model import Model
+from cm3run.training.neighbours import own_names
+from cm3run.training.validation import spread
+
+if TYPE_CHECKING:
+    from cm3run.build import Components
+
+#: Number of real training pictures that generated ones are compared with.
+NUM_REAL = 1000
+_BATCH = 48
+SEED = 1
+
+
+class _Asked(NamedTuple):
+    """A picture to draw, see `cm3apps.evaluation.judging.Judged`."""
+
+    id: str
+    group: str
+    pixels: PixelArray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one split's pictures; the `real_` ones are of the prompts' own pictures.
+
+    Args:
+        kid, real_kid: distance from training pictures (see `kid`), times 1000.
+        floor, floor_spread: the same between two halves of the training pictures.
+        r5, real_r5: how often the real picture is among the five real ones nearest to the drawn
+            one, see `cm3apps.evaluation.judging`, and the same of the real picture through its codes;
+            None: there are too few to compare with.
+        copy_r5: the same of the first prepended picture; None where nothing is prepended.
+        finish, real_finish, copy_finish: how often a classifier names the finish that was asked for
+            (`Judging.finish`); None where the data are no icons.
+    """
+
+    kid: float
+    real_kid: float
+    floor: float
+    floor_spread: float
+    r5: float | None
+    real_r5: float | None
+    copy_r5: float | None
+    finish: float | None
+    real_finish: float | None
+    copy_finish: float | None
+
+
+def draw(
+    components: Components,
+    retriever: RetrieverConfig | None,
+    number: int,
+    splits: tuple[str, ...],
+    num_pictures: int,
+    path: Path,
+) -> None:
+    """Generate a picture for documents of each split and write all into `path` (npz).
+
+    The documents prepended to a prompt are retrieved by its text from the memory of all splits,
+    without its own document.
+
+    Args:
+        components: with the decoder's weights.
+        retriever: finds `number` documents for each prompt; None: nothing is prepended.
+        splits: of the data set; one with fewer than two documents is left out, since a distance
+            needs two.
+        num_pictures: of each split.
+        path: where the pictures go: `<split>_drawn`, `<split>_real`, `<split>_front` (uint8 [N, H,
+            W, 3]; white where nothing is prepended), `<split>_text`, and `<split>_index`, the
+            documents' positions in the split (int64 [N]).
+    """
+    model = Model(components.recipe, components)
+    memory = _whole(components)
+    found = (
+        None if retriever is None or number == 0 else retriever.build(memory, components.embedder)
+    )
+    arrays: dict[str, np.ndarray] = {}
+    for split in splits:
+        source = components.split(split)
+        indices = spread(len(source), num_pictures)
+        if len(indices) < 2:
+            tqdm.write(
+                f"note: nothing is generated for split {split!r}: it has fewer than 2 documents",
+                file=sys.stderr,
+            )
+            continue
+        documents = [source.document(index) for index in indices]
+        queries: list[Document] = [(Text(text_of(document)),) for document in documents]
+        front: list[tuple[Document, ...]] = [()] * len(documents)
+        if found is not None:
+            own = [own_names(source, index) for index in indices]
+            front = [
+                tuple(memory.document(one.index) for one in ones)
+                for ones in found.retrieve(queries, number, own)
+            ]
+        drawn: list[PixelArray] = []
+        for start in make_bar(
+            range(0, len(queries), _BATCH), desc=f"generating, {split}", unit="batch"
+        ):
+            part = slice(start, start + _BATCH)
+            completions = model.complete(
+                [(*query, ImageHole()) for query in queries[part]],
+                retrieved=front[part],
+                seed=SEED,
+                truncate=True,
+            )
+            drawn += model.decode(
+                [
+                    one
+                    for completion in completions
+                    for one in completion.document
+                    if isinstance(one, Codes)
+                ]
+            )
+        arrays |= {
+            f"{split}_drawn": np.stack(drawn),
+            f"{split}_real": _pictures(source, indices, model.image_size),
+            f"{split}_text": np.array([text_of(query) for query in queries]),
+            f"{split}_front": np.stack([_first(one, model.image_size) for one in front]),
+            f"{split}_index": np.array(indices),
+        }
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
+
+
+def score(
+    components: Components, splits: tuple[str, ...], path: Path, *, prepended: bool
+) -> dict[str, Scores]:
+    """The scores of pictures that `draw` wrote.
+
+    Args:
+        components: what the pictures were drawn with.
+        splits: those of `draw`.
+        path: its file.
+        prepended: whether documents were.
+    """
+    model = Model(components.recipe, components)
+    features = efficientnet_features()
+    of_train = features(
+        _pictures(components.source, spread(len(components.source), NUM_REAL), model.image_size)
+    )
+    judging = Judging(model)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    scores: dict[str, Scores] = {}
+    for split in splits:
+        if f"{split}_drawn" not in arrays:
+            continue
+        source, drawn, real = (
+            components.split(split),
+            arrays[f"{split}_drawn"],
+            arrays[f"{split}_real"],
+        )
+        asked = [
+            _Asked(source.id(index), source.group(index), pixels)
+            for index, pixels in zip(arrays[f"{split}_index"].tolist(), real, strict=True)
+        ]
+        pictures = {"drawn": list(drawn), "ceiling": reconstructed(model, asked)}
+        if prepended:
+            pictures["copy"] = list(arrays[f"{split}_front"])
+        ranks, finishes = judging.scores(asked, pictures), judging.finish(asked, pictures)
+        of_drawn, of_real = kid(features(drawn), of_train), kid(features(real), of_train)
+        scores[split] = Scores(
+            1000 * of_drawn.distance,
+            1000 * of_real.distance,
+            1000 * of_drawn.floor,
+            1000 * of_drawn.floor_spread,
+            *(ranks.get(f"{name}_r5") for name in ("drawn", "ceiling", "copy")),
+            *(finishes.get(name) for name in ("drawn", "ceiling", "copy")),
+        )
+    return scores
+
+
+def _whole(components: Components) -> DocumentSource:
+    """The memory of all splits, or of the training split if the data set can't combine them."""
+    try:
+        return components.split("all")
+    except CM3Error:
+        return components.source
+
+
+def _pictures(source: DocumentSource, indices: list[int], size: tuple[int, int]) -> PixelArray:
+    """First pictures of documents, uint8 [N, H, W, 3]; every document here has one."""
+    return np.stack([_first((source.document(index),), size) for index in indices])
+
+
+def _first(documents: tuple[Document, ...], size: tuple[int, int]) -> PixelArray:
+    """The first picture of the first document; white where there is none."""
+    picture = next(
+        (
+            segment
+            for document in documents[:1]
+            for segment in document
+            if isinstance(segment, Image)
+        ),
+        None,
+    )
+    return np.full((*size, 3), 255, np.uint8) if picture is None else fit(picture.load(), size)

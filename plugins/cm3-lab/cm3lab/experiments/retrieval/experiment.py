@@ -1,0 +1,249 @@
+"""The experiment's stages. Each leaves its result in the folder, and is skipped when that exists.
+
+<arm>-<seed>/run/            the training: checkpoints, metrics, TensorBoard
+<arm>-<seed>/losses.json     held-out losses under every condition
+<arm>-<seed>/drawn.npz       generated pictures; drawn.json: their scores
+told.json                    what the documents predict of held-out pictures, by counting
+results.json, report.md      everything together, with plots and pictures next to them
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.errors import CM3Error
+from cm3core.files import check_writable, make_folder, write_text
+from cm3core.progress import make_bar
+from cm3lab.experiments.retrieval.arms import ARMS
+
+if TYPE_CHECKING:
+    from cm3core.plugins import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.build import Components
+
+#: Held-out splits: drawings held out, and names held out in all versions.
+SPLITS = ("comp", "unseen")
+#: Retrievers that every decoder is measured with, whatever it was trained with.
+MEASURED_WITH = ("dense", "bm25", "random")
+#: Kept with measured losses; incremented when other conditions are measured.
+_CONDITIONS = 2
+#: Kept with scores of pictures; incremented when other scores are computed.
+_SCORES = 2
+
+
+class RetrievalExperiment:
+    """One experiment in one folder.
+
+    Args:
+        registry: the plugins.
+        out: the folder of all results.
+        recipe: name or path of the recipe that all arms share; `overrides` of the user come on top.
+        arms, seeds: every arm is trained with every seed.
+        steps: of each training; None: the recipe's.
+        num_documents: held-out documents of each split that are measured.
+        num_pictures: pictures of each split that each arm generates; 0: none.
+        command: what the user can type to resume.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        out: Path,
+        *,
+        recipe: str,
+        overrides: Sequence[str],
+        arms: Sequence[str],
+        seeds: Sequence[int],
+        steps: int | None,
+        num_documents: int,
+        num_pictures: int,
+        command: str,
+    ) -> None:
+        self.registry, self.out, self.recipe_name, self.overrides = (
+            registry,
+            Path(out),
+            recipe,
+            list(overrides),
+        )
+        self.arms, self.seeds, self.steps = list(arms), list(seeds), steps
+        self.num_documents, self.num_pictures, self.command = num_documents, num_pictures, command
+
+    def recipe(self, arm: str, seed: int) -> Recipe:
+        """The recipe of one arm."""
+        from cm3core.recipe import compose
+
+        own = [
+            f"train.seed={seed}",
+            *([] if self.steps is None else [f"train.steps={self.steps}"]),
+            *ARMS[arm].overrides,
+        ]
+        recipe = compose(self.recipe_name, [*self.overrides, *own], registry=self.registry)
+        recipe.check()
+        return recipe
+
+    def run(self) -> Path:
+        """Run all stages; return the report's path."""
+        # All recipes first: a wrong override is reported before anything runs.
+        recipes = {(arm, seed): self.recipe(arm, seed) for seed in self.seeds for arm in self.arms}
+        from cm3lab.experiments.retrieval.report import write_report
+
+        check_writable(self.out, folder=True)
+        make_folder(self.out)
+        told = self._told(next(iter(recipes.values())))
+        results = []
+        for number, ((arm, seed), recipe) in enumerate(recipes.items(), start=1):
+            print(f"[{number}/{len(recipes)}] {ARMS[arm].title}, seed {seed}", file=sys.stderr)
+            results.append(
+                {"arm": arm, "seed": seed, **self._run_arm(recipe, arm, self.out / f"{arm}-{seed}")}
+            )
+            facts = {
+                "recipe": self.recipe_name,
+                "overrides": self.overrides,
+                "steps": recipe.train.steps,
+                "told": told,
+                "runs": results,
+            }
+            write_text(self.out / "results.json", json.dumps(facts, indent=1))
+            report = write_report(self.out, results, self.command, told)
+        return report
+
+    def _told(self, recipe: Recipe) -> dict[str, Any]:
+        """Counted once for all arms: they share data, tokenizer and retrievers."""
+        from cm3lab.experiments.retrieval.conditions import Measurement
+        from cm3run.build import build
+        from cm3run.training.preparation import Preparation
+
+        key = {"recipe": self.recipe_name, "overrides": self.overrides}
+        kept = _kept(self.out / "told.json", key)
+        if kept is None:
+            print("counting what the documents predict", file=sys.stderr)
+            preparation = Preparation(build(recipe, self.registry, stage="train"))
+            measurement = Measurement(
+                preparation, self._retrievers(recipe), SPLITS, self.num_documents
+            )
+            kept = {
+                **key,
+                "told": {name: asdict(told) for name, told in measurement.told().items()},
+            }
+            write_text(self.out / "told.json", json.dumps(kept, indent=1))
+        found: dict[str, Any] = kept["told"]
+        return found
+
+    def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
+        """Train, measure, generate."""
+        from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
+        from cm3run.build import build
+        from cm3run.checkpoint import TOKENIZER, load_weights
+        from cm3run.training import train
+
+        result = train(recipe, folder / "run", self.registry, command=self.command)
+        components = build(
+            recipe,
+            self.registry,
+            stage="train",
+            tokenizer_folder=result.checkpoint / TOKENIZER,
+            image_tokenizer_folder=result.checkpoint / IMAGE_TOKENIZER,
+        )
+        load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
+        components.decoder.module.eval()
+        key = {"recipe_hash": recipe.hash, "step": result.step, "documents": self.num_documents}
+        measured = key | {"conditions": _CONDITIONS}
+        losses = _kept(folder / "losses.json", measured) or self._measure(
+            components, folder, measured
+        )
+        drawn = self._draw(components, recipe, arm, folder, key | {"pictures": self.num_pictures})
+        return {
+            "steps": result.step,
+            "tokens": result.tokens,
+            "seconds": result.elapsed_s,
+            "curve": curve(folder / "run"),
+            "losses": losses["losses"],
+            "drawn": drawn,
+        }
+
+    def _measure(self, components: Components, folder: Path, key: dict[str, Any]) -> dict[str, Any]:
+        from cm3lab.experiments.retrieval.conditions import Measurement
+        from cm3run.training.preparation import Preparation
+
+        measurement = Measurement(
+            Preparation(components), self._retrievers(components.recipe), SPLITS, self.num_documents
+        )
+        losses = {
+            condition.name: measurement.loss(condition)
+            for condition in make_bar(
+                list(measurement.conditions()), desc="held-out losses", unit="condition"
+            )
+        }
+        stored = {**key, "losses": losses}
+        write_text(folder / "losses.json", json.dumps(stored, indent=1))
+        return stored
+
+    def _retrievers(self, recipe: Recipe) -> dict[str, Any]:
+        """A config of each retriever, with the recipe's own settings for the one it has."""
+        from cm3core.recipe import compose
+
+        found = {}
+        for name in MEASURED_WITH:
+            try:
+                own = compose(
+                    self.recipe_name,
+                    [*self.overrides, f"retriever.name={name}", "retriever.num_retrieved=1"],
+                    registry=self.registry,
+                )
+            except CM3Error as error:
+                print(f"note: nothing is measured with {name}: {error}", file=sys.stderr)
+                continue
+            found[name] = own.retriever
+        return found
+
+    def _draw(
+        self, components: Components, recipe: Recipe, arm: str, folder: Path, key: dict[str, Any]
+    ) -> dict[str, Any]:
+        from cm3lab.experiments.retrieval.drawing import draw, score
+
+        if self.num_pictures == 0:
+            return {}
+        path, pictures = folder / "drawn.json", folder / "drawn.npz"
+        kept = _kept(path, key | {"scores_of": _SCORES})
+        if kept is None:
+            number = ARMS[arm].num_retrieved
+            if _kept(path, key) is None or not pictures.exists():
+                name = arm.rpartition("-")[0]
+                retriever = self._retrievers(recipe).get(name or "bm25")
+                draw(components, retriever, number, SPLITS, self.num_pictures, pictures)
+            scores = score(components, SPLITS, pictures, prepended=number > 0)
+            kept = {
+                **key,
+                "scores_of": _SCORES,
+                "scores": {split: asdict(one) for split, one in scores.items()},
+            }
+            write_text(path, json.dumps(kept, indent=1))
+        scores_found: dict[str, Any] = kept["scores"]
+        return scores_found
+
+
+def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of an earlier call with the same settings, else None."""
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return stored if all(stored.get(name) == value for name, value in key.items()) else None
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """A run's validation losses, with the tokens and seconds of the last metrics line before each."""
+    from cm3run.training.metrics import read_metrics
+
+    found: list[dict[str, float]] = []
+    seen: dict[str, float] = {"tokens": 0.0, "elapsed_s": 0.0}
+    for line in read_metrics(run):
+        seen |= {name: line[name] for name in seen if name in line}
+        losses = {name: value for name, value in line.items() if name.startswith("validation/")}
+        if losses:
+            found.append({"step": line["step"], **seen, **losses})
+    return found

@@ -1,0 +1,140 @@
+"""The command line of `cm3 experiment tuning`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+
+from cm3apps.cli import (
+    real_number,
+    registry_of,
+    training_precision,
+    whole_number,
+)
+from cm3lab.experiments.options import add_training_options, check_arms, each_once, typed_training
+from cm3lab.experiments.tasks.settings import SPLITS, TASKS
+from cm3lab.experiments.tuning.arms import ARMS, TuningSettings
+
+PLACE = "cm3 experiment tuning"
+EXAMPLE = """examples:
+  cm3 experiment tuning -o tuning
+  cm3 experiment tuning --arms full lora --seeds 0 1 --minutes 10 -o tuning
+  cm3 experiment tuning --set lora tune.rank=64 --set lora train.learning_rate=6e-3 -o rank-64
+The same command resumes an interrupted run. Open report.md in the folder when it is done."""
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    parser.description = (
+        "Tune one model on one mixture in several ways, and measure each on what is held out: methods (all\n"
+        "parameters, LoRA, DoRA, the head) for the same time of computation; the loss of responses alone, and\n"
+        "answers before pictures, for the same number of steps. Writes report.md and figures.json."
+    )
+    parser.add_argument(
+        "--base",
+        default="bundled:icons64",
+        metavar="MODEL",
+        help="the model that is tuned: a run, a checkpoint, an exported model, or PLUGIN:NAME (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=real_number(0, 1e6, above=True),
+        default=30.0,
+        metavar="M",
+        help="computation of each method's training, in steps of the measured length (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--documents",
+        type=whole_number(2, 100_000),
+        default=64,
+        metavar="N",
+        help="held-out documents of each part of the mixture and split whose responses' losses are measured "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num",
+        type=whole_number(0, 2**20),
+        default=32,
+        metavar="N",
+        help="records of each task and split that are drawn or answered; 0: none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        default=["comp", "unseen"],
+        metavar="SPLIT",
+        help=f"held-out splits, of icons {', '.join(SPLITS[:-1])} (default: comp unseen)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        default=["edit", "answer"],
+        metavar="TASK",
+        help=f"tasks that are drawn or answered, of models of icons: {', '.join(TASKS)} (default: edit answer)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs=2,
+        action="append",
+        default=[],
+        dest="own",
+        metavar=("ARM", "KEY=VALUE"),
+        help="a change of the recipe for one arm; may be given again",
+    )
+    add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Run the experiment; return the exit code."""
+    own: dict[str, list[str]] = {}
+    for arm, override in args.own:
+        own.setdefault(arm, []).append(override)
+    check_arms(PLACE, [*args.arms, *own], ARMS)
+    from cm3lab.experiments.tuning.experiment import TuningExperiment
+
+    args.overrides += training_precision(args)
+    experiment = TuningExperiment(
+        registry_of(args),
+        args.out,
+        recipe=args.recipe,
+        settings=TuningSettings(
+            args.base,
+            args.minutes,
+            args.documents,
+            args.num,
+            each_once(args.splits),
+            each_once(args.tasks),
+            tuple(args.overrides),
+            own,
+        ),
+        arms=list(dict.fromkeys(args.arms)),
+        seeds=list(dict.fromkeys(args.seeds)),
+        command=_typed(args),
+        device=args.device,
+    )
+    try:
+        report = experiment.run()
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or f"interrupted; resume with: {_typed(args)}", file=sys.stderr)
+        return 130
+    print(f"\ndone: open {report}")
+    return 0
+
+
+def _typed(args: Namespace) -> str:
+    own = [
+        *(
+            "--base",
+            args.base,
+            "--minutes",
+            f"{args.minutes:g}",
+            "--documents",
+            str(args.documents),
+        ),
+        *("--num", str(args.num), "--splits", *args.splits, "--tasks", *args.tasks),
+        *(word for one in args.own for word in ("--set", *one)),
+    ]
+    return typed_training(args, "tuning", own)

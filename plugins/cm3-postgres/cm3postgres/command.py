@@ -1,0 +1,363 @@
+"""The command line of `cm3 postgres`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import real_number, registry_of, whole_number
+from cm3core.errors import CM3Error, DataError
+
+if TYPE_CHECKING:
+    from cm3postgres import ConnectionOptions
+    from cm3postgres.memory import SharedMemory
+    from cm3postgres.rows import About
+
+DESCRIPTION = (
+    "Keep the documents of memory banks in a PostgreSQL database that many models draw from while it\n"
+    "changes (retriever=pgvector). What is not given is libpq's: PGHOST, PGPORT, PGDATABASE, PGUSER,\n"
+    "PGSERVICE. A password is taken from ~/.pgpass, PGPASSWORD or a service file, and there is no\n"
+    "option for it."
+)
+EXAMPLES = """examples:
+  cm3 postgres init my/bank --host db.example --database art
+  cm3 postgres push my/bank --licence CC0-1.0 --host db.example --database art
+  cm3 postgres stat --host db.example --database art
+  cm3 generate "a red apple" --retriever pgvector --set retriever.host=db.example --set retriever.database=art"""
+PLACE = "cm3 postgres"
+NUM_SHOWN = 5
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The actions."""
+    parser.description = DESCRIPTION
+    parser.formatter_class = RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, line: str, description: str, example: str, run: Any) -> ArgumentParser:
+        action: ArgumentParser = actions.add_parser(
+            name,
+            help=line,
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        _add_connection(action)
+        action.set_defaults(run=run)
+        return action
+
+    init = add(
+        "init",
+        "make a memory for what a bank's embedder and image tokenizer make",
+        "Makes a schema with the tables of a memory, without documents, and an HNSW index. The user\n"
+        "needs the right to make schemas, and the extension pgvector 0.7 or newer.",
+        "cm3 postgres init my/bank --database art",
+        _init,
+    )
+    init.add_argument("bank", type=Path, metavar="BANK", help="a memory bank's folder")
+    init.add_argument(
+        "--no-index",
+        action="store_true",
+        help="leave the index out: many documents are added faster, then: cm3 postgres index",
+    )
+    _add_index(init)
+
+    index = add(
+        "index",
+        "build the index of a memory that was made without one",
+        "Builds the HNSW index. Documents can be searched meanwhile, and be added when it is done.",
+        "cm3 postgres index --database art",
+        _index,
+    )
+    _add_index(index)
+
+    push = add(
+        "push",
+        "add the documents of a bank",
+        "Adds a bank's documents, a thousand in a transaction, while others search. What is there "
+        "already,\nunchanged, is left out: a push that was interrupted is repeated.",
+        "cm3 postgres push my/bank --data my/pictures --style watercolour --database art",
+        _push,
+    )
+    push.add_argument("bank", type=Path, metavar="BANK", help="a memory bank's folder")
+    push.add_argument(
+        "--data",
+        metavar="RECIPE|PATH|NAME",
+        help="the data set that the bank was built from: licences, sources and styles by id",
+    )
+    push.add_argument(
+        "--id-prefix", default="", metavar="TEXT", help="with --data: the prefix of the bank's ids"
+    )
+    push.add_argument(
+        "--licence", metavar="NAME", help="licence of documents for which --data has none"
+    )
+    push.add_argument("--source", metavar="TEXT", help="the same for the source")
+    push.add_argument("--style", metavar="TEXT", help="the same for the style")
+    there = push.add_mutually_exclusive_group()
+    there.add_argument(
+        "--replace",
+        action="store_true",
+        help="put documents in the place of those that have their ids (default: an error)",
+    )
+    there.add_argument(
+        "--skip-duplicates",
+        action="store_true",
+        help="leave out documents whose ids are there with another content",
+    )
+    push.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    pull = add(
+        "pull",
+        "write the documents into a new bank",
+        "Writes the documents of one moment into a new memory bank, with metadata.jsonl: their "
+        "licences,\nsources and styles, which push reads.",
+        "cm3 postgres pull -o my/bank --licence CC0-1.0 --database art",
+        _pull,
+    )
+    pull.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FOLDER", help="the new bank"
+    )
+    _add_filter(pull)
+    pull.add_argument(
+        "--shard-size",
+        type=whole_number(1, 2**40),
+        default=4096,
+        metavar="N",
+        help="documents of a shard (default: %(default)s)",
+    )
+    pull.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    remove = add(
+        "remove",
+        "remove documents, by id or by licence, source or style",
+        "Removes documents in one transaction: who searches afterwards does not find them.",
+        "cm3 postgres remove cat.png dogs/rex.png --database art",
+        _remove,
+    )
+    remove.add_argument("ids", nargs="*", metavar="ID", help="ids of documents")
+    _add_filter(remove)
+
+    add(
+        "stat",
+        "show what a memory holds",
+        "Shows the number of documents by licence, source and style, and what made them.",
+        "cm3 postgres stat --database art",
+        _stat,
+    )
+
+
+def _add_connection(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("connection")
+    group.add_argument("--service", metavar="NAME", help="a section of the service file")
+    group.add_argument("--host", metavar="NAME", help="the server, or the folder of its socket")
+    group.add_argument("--port", type=whole_number(1, 65535), metavar="N", help="its port")
+    group.add_argument("--database", metavar="NAME", help="the database")
+    group.add_argument("--user", metavar="NAME", help="who connects")
+    group.add_argument(
+        "--schema",
+        default="cm3_memory",
+        metavar="NAME",
+        help="the schema of the memory's tables (default: %(default)s)",
+    )
+    group.add_argument(
+        "--retry-seconds",
+        type=real_number(0, 86400),
+        default=10.0,
+        metavar="S",
+        help="how long a lost connection is opened again (default: %(default)g)",
+    )
+    group.add_argument(
+        "--timeout-seconds",
+        type=real_number(0.1, 86400),
+        default=30.0,
+        metavar="S",
+        help="a server that does not answer for so long counts as lost (default: %(default)g)",
+    )
+
+
+def _add_index(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--links",
+        type=whole_number(2, 100),
+        default=16,
+        metavar="N",
+        help="of a node of the graph (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--construction",
+        type=whole_number(4, 1000),
+        default=64,
+        metavar="N",
+        help="size of the candidate list while building, at least twice the links "
+        "(default: %(default)s)",
+    )
+
+
+def _add_filter(parser: ArgumentParser) -> None:
+    for name in ("licence", "source", "style"):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="TEXT",
+            help=f"only documents of this {name}; may be given several times",
+        )
+
+
+def _options(args: Namespace) -> ConnectionOptions:
+    from cm3postgres import ConnectionOptions
+
+    names = {item.name for item in fields(ConnectionOptions)}
+    options = ConnectionOptions(**{name: getattr(args, name) for name in names})
+    options.check_connection("--")
+    return options
+
+
+def _opened(args: Namespace) -> SharedMemory:
+    from cm3postgres.config import open_shared_memory
+
+    return open_shared_memory(_options(args))
+
+
+def _check_index(args: Namespace) -> None:
+    if args.construction < 2 * args.links:
+        raise DataError(
+            "--construction",
+            f"is {args.construction}, less than twice the {args.links} links",
+            f"use {2 * args.links} or more",
+        )
+
+
+def _init(args: Namespace) -> int:
+    from cm3run.bank import MemoryBank
+
+    options = _options(args)
+    _check_index(args)
+    bank = MemoryBank.open(args.bank)
+    from cm3postgres.schema import MOST_INDEXED, build_index
+    from cm3postgres.transfer import new_memory
+
+    memory = new_memory(options, bank)
+    print(f"{memory.place}: made, for vectors of {bank.manifest.dimension:,} numbers")
+    if bank.manifest.dimension > MOST_INDEXED:
+        print(f"no index: pgvector indexes {MOST_INDEXED:,} numbers; every search is exact")
+    elif not args.no_index:
+        build_index(memory.database, bank.manifest.dimension, args.links, args.construction)
+    return 0
+
+
+def _index(args: Namespace) -> int:
+    _check_index(args)
+    memory = _opened(args)
+    from cm3postgres.schema import build_index
+
+    built = build_index(memory.database, memory.manifest.dimension, args.links, args.construction)
+    number = f"{memory.num_documents:,} documents"
+    print(f"{memory.place}: {'indexed' if built else 'the index is there already'}, {number}")
+    return 0
+
+
+def _push(args: Namespace) -> int:
+    from cm3run.bank import MemoryBank
+
+    bank = MemoryBank.open(args.bank)
+    memory = _opened(args)
+    from cm3postgres.transfer import push
+
+    abouts, default = _abouts(args)
+    report = push(
+        bank,
+        memory,
+        abouts,
+        default,
+        replace=args.replace,
+        skip_duplicates=args.skip_duplicates,
+        progress=not args.quiet,
+    )
+    replaced = f", {report.num_replaced:,} replaced" if report.num_replaced else ""
+    there = f"; already there: {report.num_there:,}" if report.num_there else ""
+    print(
+        f"{memory.place}: {report.num_added:,} added{replaced}{there}; "
+        f"{memory.num_documents:,} documents"
+    )
+    return 0
+
+
+def _abouts(args: Namespace) -> tuple[dict[str, About], About]:
+    """Licence, source and style by id, and of the other documents."""
+    from dataclasses import replace
+
+    from cm3apps.cli._dataset import data_source, recipe_of
+    from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
+    from cm3postgres.rows import About
+    from cm3postgres.transfer import METADATA, abouts_of, read_metadata
+
+    default = About(
+        Provenance(args.licence or UNKNOWN_LICENCE, args.source or ""), args.style or ""
+    )
+    found = read_metadata(args.bank / METADATA)
+    if args.data is not None:
+        recipe = recipe_of(args.data, [], registry_of(args))
+        found |= abouts_of(data_source(recipe, None), args.id_prefix)
+    for name, about in found.items():
+        told = about.provenance
+        licence = told.licence if told.licence != UNKNOWN_LICENCE else default.provenance.licence
+        found[name] = About(
+            replace(told, licence=licence, source=told.source or default.provenance.source),
+            about.style or default.style,
+        )
+    return found, default
+
+
+def _pull(args: Namespace) -> int:
+    from cm3core.files import user_path
+
+    if user_path(args.out).exists():
+        raise DataError(str(args.out), "is there already", "name a new folder")
+    memory = _opened(args)
+    from cm3postgres.memory import Filter
+    from cm3postgres.transfer import pull
+
+    bank = pull(
+        memory,
+        args.out,
+        Filter(args.licence, args.source, args.style),
+        shard_size=args.shard_size,
+        progress=not args.quiet,
+    )
+    print(f"{args.out}: {len(bank):,} documents")
+    return 0
+
+
+def _remove(args: Namespace) -> int:
+    given = bool(args.licence or args.source or args.style)
+    if given == bool(args.ids):
+        raise CM3Error(
+            f"{PLACE} remove",
+            "is given ids and a filter" if given else "no document is given",
+            "give ids, or --licence, --source, --style",
+        )
+    memory = _opened(args)
+    from cm3postgres.memory import Filter
+
+    if given:
+        removed = memory.remove_where(Filter(args.licence, args.source, args.style))
+    else:
+        removed = memory.remove(args.ids)
+        missing = [name for name in dict.fromkeys(args.ids) if name not in set(removed)]
+        if missing:
+            shown = ", ".join(map(repr, missing[:NUM_SHOWN]))
+            print(f"not found: {shown}{', ...' if len(missing) > NUM_SHOWN else ''}")
+    print(f"{memory.place}: {len(removed):,} removed; {memory.num_documents:,} documents")
+    return 0
+
+
+def _stat(args: Namespace) -> int:
+    memory = _opened(args)
+    from cm3postgres.stat import facts
+
+    print("\n".join(f"{name:<16} {value}" for name, value in facts(memory)))
+    return 0

@@ -1,0 +1,255 @@
+"""The tables of a memory in PostgreSQL, and how they are created.
+
+    about             one row: the format, and embedder and image tokenizer as in a bank's manifest
+    tokenizer_files   the image tokenizer's files, if it needs any
+    documents         a row per document; numbers are ascending and never reused
+
+Legend: E numbers of a vector.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from cm3core.errors import DatabaseError, DataError
+from cm3run.bank.manifest import ImageTokenizerMaker, Maker, Manifest
+
+if TYPE_CHECKING:
+    from cm3postgres.connection import Connection, Database
+
+FORMAT = 1
+#: The graph is built over 16-bit vectors; pgvector indexes up to this many numbers of them (since this version).
+MOST_INDEXED, LEAST_VERSION = 4000, (0, 7)
+#: pgvector's own limit for a vector.
+MOST_NUMBERS = 16_000
+#: Vectors up to this many numbers are stored in the row, where comparing them is fastest; a row must fit
+#: into a page of 8 kB.
+_MOST_INLINE = 1500
+VECTOR_INDEX = "documents_by_vector"
+#: Links per node, and size of the candidate list while the graph is built: pgvector's defaults.
+LINKS, CONSTRUCTION = 16, 64
+
+
+def create(database: Database, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+    """Create the schema and its empty tables; a failure leaves nothing behind.
+
+    Args:
+        database: the connection.
+        manifest: the embedder and image tokenizer of future documents.
+        files: of the image tokenizer, by name.
+
+    Raises:
+        DataError: vectors have more numbers than pgvector takes.
+        DatabaseError: the memory exists, pgvector is missing, or the user has no right to.
+    """
+    if manifest.dimension > MOST_NUMBERS:
+        raise DataError(
+            "embedder",
+            f"makes vectors of {manifest.dimension:,} numbers, and pgvector takes {MOST_NUMBERS:,}",
+            "use another embedder",
+        )
+
+    def work(connection: Connection) -> None:
+        check_extension(connection, database.place, create=True)
+        there = connection.execute(
+            "SELECT to_regclass(%s)", [f"{database.options.schema}.about"]
+        ).fetchone()
+        if there is not None and there[0] is not None:
+            raise DatabaseError(
+                database.place,
+                "holds a memory already",
+                "name another schema, or add to this one: cm3 postgres push",
+            )
+        for statement in _statements(manifest.dimension):
+            connection.execute(formatted(statement, database.options.schema))
+        connection.execute(
+            formatted(
+                "INSERT INTO {s}.about (format, made_with) VALUES (%s, %s)", database.options.schema
+            ),
+            [FORMAT, Jsonb(_made_with(manifest))],
+        )
+        for name, content in files.items():
+            connection.execute(
+                formatted(
+                    "INSERT INTO {s}.tokenizer_files VALUES (%s, %s)", database.options.schema
+                ),
+                [name, content],
+            )
+
+    database.run(work)
+    database.close()  # a connection reads the types of a new extension when it is opened
+
+
+def _statements(dimension: int) -> list[str]:
+    inline = dimension <= _MOST_INLINE
+    return [
+        "CREATE SCHEMA IF NOT EXISTS {s}",
+        "CREATE TABLE {s}.about (only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row), "
+        "format integer NOT NULL, made_with jsonb NOT NULL)",
+        "CREATE TABLE {s}.tokenizer_files (name text PRIMARY KEY, content bytea NOT NULL)",
+        "CREATE TABLE {s}.documents ("
+        "number bigint GENERATED ALWAYS AS IDENTITY (MINVALUE 0 START 0) PRIMARY KEY, "
+        "id text NOT NULL UNIQUE, "
+        "licence text NOT NULL, source text NOT NULL, attribution text NOT NULL, "
+        "style text NOT NULL, "
+        "added timestamptz NOT NULL DEFAULT now(), "
+        "has_both boolean NOT NULL, "
+        "keys text[] NOT NULL, "
+        "text text NOT NULL, "
+        "segments bytea NOT NULL, "
+        "codes bytea NOT NULL, "
+        "digest bytea NOT NULL, "
+        f"vector vector({dimension}) NOT NULL)",
+        f"ALTER TABLE {{s}}.documents ALTER vector SET STORAGE {'PLAIN' if inline else 'EXTERNAL'}",
+        "CREATE INDEX documents_by_licence ON {s}.documents (licence)",
+        "CREATE INDEX documents_by_source ON {s}.documents (source)",
+        "CREATE INDEX documents_by_style ON {s}.documents (style)",
+    ]
+
+
+def build_index(database: Database, dimension: int, links: int, construction: int) -> bool:
+    """Build the HNSW graph if it is missing; return whether it was built. Adding and searching documents
+    wait until it is done.
+
+    Args:
+        database: of the memory.
+        dimension: E.
+        links, construction: of the graph, pgvector's `m` and `ef_construction`.
+
+    Raises:
+        DatabaseError: vectors have more numbers than an index takes, or the server refuses.
+    """
+    if dimension > MOST_INDEXED:
+        raise DatabaseError(
+            database.place,
+            f"has vectors of {dimension:,} numbers, and a graph takes {MOST_INDEXED:,} at most",
+            "search without one, which is exact and slow",
+        )
+
+    def work(connection: Connection) -> bool:
+        schema = database.options.schema
+        there = connection.execute(
+            "SELECT to_regclass(%s)", [f"{schema}.{VECTOR_INDEX}"]
+        ).fetchone()
+        if there is not None and there[0] is not None:
+            return False
+        connection.execute(
+            formatted(
+                f"CREATE INDEX {VECTOR_INDEX} ON {{s}}.documents USING hnsw "
+                f"((vector::halfvec({dimension})) halfvec_ip_ops) "
+                f"WITH (m = {int(links)}, ef_construction = {int(construction)})",
+                schema,
+            )
+        )
+        return True
+
+    return database.run(work, limited=False)
+
+
+def read_manifest(connection: Connection, database: Database) -> Manifest:
+    """Read the memory's manifest, which has no shards.
+
+    Raises:
+        DatabaseError: it is damaged, or has a newer version.
+    """
+    rows = connection.execute(
+        formatted("SELECT format, made_with FROM {s}.about", database.options.schema)
+    ).fetchall()
+    if not rows:
+        raise DatabaseError(
+            database.place, "holds no memory", "make it: cm3 postgres init BANK, with the same keys"
+        )
+    ((number, values),) = rows
+    if not isinstance(number, int) or number > FORMAT:
+        raise DatabaseError(
+            database.place,
+            f"has format {number}, this version reads {FORMAT}",
+            "use a newer cm3leon",
+        )
+    try:
+        return _manifest_of(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatabaseError(
+            database.place, f"its table 'about' is damaged ({error})", "make the memory again"
+        ) from error
+
+
+def check_extension(connection: Connection, place: str, *, create: bool = False) -> tuple[int, ...]:
+    """Return the version of pgvector in the database.
+
+    Args:
+        connection: to the database.
+        place: for messages.
+        create: create the extension if it is missing.
+
+    Raises:
+        DatabaseError: it is missing or too old.
+    """
+    available = connection.execute(
+        "SELECT coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'), "
+        "(SELECT default_version FROM pg_available_extensions WHERE name = 'vector'))"
+    ).fetchone()
+    version = None if available is None else available[0]
+    if version is None:
+        raise DatabaseError(
+            place,
+            "its server has no extension pgvector",
+            "install it there, on Debian: apt-get install postgresql-VERSION-pgvector",
+        )
+    numbers = tuple(int(part) for part in str(version).split(".") if part.isdigit())
+    if numbers < LEAST_VERSION:
+        raise DatabaseError(
+            place,
+            f"has pgvector {version}, and {'.'.join(map(str, LEAST_VERSION))} or newer is needed",
+            "install a newer one, then: ALTER EXTENSION vector UPDATE",
+        )
+    if create:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    return numbers
+
+
+def formatted(statement: str, schema: str) -> sql.Composed:
+    """Format a statement with the quoted schema name in place of `{s}`."""
+    return sql.SQL(statement).format(s=sql.Identifier(schema))
+
+
+def _made_with(manifest: Manifest) -> dict[str, Any]:
+    values = asdict(manifest)
+    kept: dict[str, Any] = json.loads(
+        json.dumps({key: values[key] for key in ("dimension", "embedder", "image_tokenizer")})
+    )
+    return kept
+
+
+def _manifest_of(values: Any) -> Manifest:
+    embedder, tokenizer, dimension = (
+        values["embedder"],
+        values["image_tokenizer"],
+        values["dimension"],
+    )
+    rows, columns = tokenizer["grid"]
+    numbers = (dimension, rows, columns, tokenizer["codebook_size"])
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"has sizes {list(numbers)}")
+    for maker in (embedder, tokenizer):
+        if not isinstance(maker["name"], str) or not isinstance(maker["fingerprint"], str):
+            raise TypeError("has names that are none")
+        if not isinstance(maker["config"], dict):
+            raise TypeError("has a config that is none")
+    return Manifest(
+        dimension,
+        Maker(embedder["name"], embedder["config"], embedder["fingerprint"]),
+        ImageTokenizerMaker(
+            tokenizer["name"],
+            tokenizer["config"],
+            tokenizer["fingerprint"],
+            (rows, columns),
+            tokenizer["codebook_size"],
+        ),
+    )

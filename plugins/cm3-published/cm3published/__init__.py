@@ -1,0 +1,67 @@
+"""Published models: their layouts, image tokenizers, sampler and tasks, and `cm3 convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cm3core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+    from cm3core.interfaces.layout import LayoutConfig
+    from cm3core.interfaces.sampler import SamplerConfig
+    from cm3core.interfaces.task import TaskConfig
+
+CM3_API = 1
+
+
+@hookimpl
+def cm3_commands() -> Mapping[str, str]:
+    return {"convert": "cm3published.convert.command:configure"}
+
+
+@hookimpl
+def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
+    from cm3published.image_tokenizers import config as public
+
+    return {
+        "chameleon": public.ChameleonVQConfig,
+        "dall_e": public.DalleConfig,
+        "emu3": public.Emu3VQConfig,
+        "ibq": public.IBQConfig,
+        "ldm": public.LDMConfig,
+        "llamagen": public.LlamaGenVQConfig,
+        "movq": public.MoVQConfig,
+        "taming": public.TamingConfig,
+    }
+
+
+@hookimpl
+def cm3_layouts() -> Mapping[str, type[LayoutConfig]]:
+    from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
+    from cm3published.layouts.emu3 import Emu3LayoutConfig
+    from cm3published.layouts.janus import JanusLayoutConfig
+    from cm3published.layouts.llamagen import LlamaGenLayoutConfig
+
+    return {
+        "chameleon": ChameleonLayoutConfig,
+        "emu3": Emu3LayoutConfig,
+        "janus": JanusLayoutConfig,
+        "llamagen": LlamaGenLayoutConfig,
+        "lumina": LuminaLayoutConfig,
+    }
+
+
+@hookimpl
+def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
+    from cm3published.sampler import ChameleonSamplerConfig
+
+    return {"chameleon": ChameleonSamplerConfig}
+
+
+@hookimpl
+def cm3_tasks() -> Mapping[str, type[TaskConfig]]:
+    from cm3published.tasks import EMU3_TASKS
+
+    return EMU3_TASKS

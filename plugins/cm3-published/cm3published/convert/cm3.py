@@ -1,0 +1,247 @@
+"""The framework's own form: a model folder with recipe, tokenizers and the decoder `llama`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3core.errors import CheckpointError
+from cm3core.recipe import recipe_from_yaml
+from cm3plugins.trained.tensor_files import open_tensors
+from cm3published.convert.facts import Facts
+from cm3published.convert.model import ModelFiles
+from cm3published.image_tokenizers.names import sizes_of, tamings
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.checkpoint.tensors import LazyTensor
+
+#: Files of the two tokenizers, in the order in which they are looked for.
+TEXT_FILES, IMAGE_FILE = ("text_tokenizer.json", "tokenizer.json"), "vqgan.ckpt"
+#: transformers' names of a layer's tensors -> the decoder `llama`'s.
+_NAMES = (
+    (r"^model\.layers\.(\d+)\.self_attn\.", r"layers.\1."),
+    (r"^model\.layers\.(\d+)\.mlp\.", r"layers.\1."),
+    (r"^model\.layers\.(\d+)\.input_layernorm\.", r"layers.\1.attention_norm."),
+    (r"^model\.layers\.(\d+)\.post_attention_layernorm\.", r"layers.\1.ffn_norm."),
+    (r"^model\.", ""),
+    (r"^lm_head\.", "embed_output."),
+)
+#: What these models were tuned for, in turns of which the last is the answer; plain captions; and
+#: whole conversations.
+TASKS: Mapping[str, Any] = {
+    "plain": True,
+    "turns": True,
+    "tasks": {"caption": {"name": "caption"}, "plain_question": {"name": "plain_question"}},
+}
+#: Tokens that a text of a request may have: all but a picture and this many.
+RESERVE = 16
+
+
+def llama_name(name: str) -> str:
+    """The decoder's name of a tensor, of transformers'.
+
+    >>> llama_name("model.layers.3.self_attn.q_norm.weight"), llama_name("lm_head.weight")
+    ('layers.3.q_norm.weight', 'embed_output.weight')
+    """
+    for pattern, replacement in _NAMES:
+        name, changed = re.subn(pattern, replacement, name)
+        if changed and not name.startswith("model."):
+            return name
+    return name
+
+
+def recipe_of(
+    facts: Facts,
+    registry: Registry,
+    *,
+    name: str,
+    layout: str,
+    image_tokenizer: Mapping[str, Any],
+    picture_length: int,
+) -> Recipe:
+    """The recipe of a converted model.
+
+    Args:
+        facts: sizes of its decoder.
+        registry: the installed plugins.
+        name: of the recipe.
+        layout: name of its layout.
+        image_tokenizer: keys of that section besides its name.
+        picture_length: tokens of a picture with what is around it.
+    """
+    room = max(1, facts.context_length - picture_length - RESERVE)
+    sections: dict[str, Any] = {
+        "name": name,
+        "text_tokenizer": {"name": "hf"},
+        "image_tokenizer": {"name": "chameleon", **image_tokenizer},
+        "layout": {"name": layout, "vocab_size": facts.vocab_size},
+        "objective": {"name": "causal"},
+        "decoder": {**llama_section(facts), "qk_norm": "layer_norm", "swin_norm": facts.swin_norm},
+        "attention": {"name": "by_device"},
+        "sampler": {"name": "chameleon" if layout == "chameleon" else "cfg"},
+        # nothing was trained here; for whoever trains on
+        "train": {"steps": 1000, "learning_rate": 1e-5, "z_loss": 1e-5},
+        "data": {"max_text_tokens": room},
+        "generate": {"max_text_tokens": min(256, room), "num_images": 1, "retrieve": False},
+    }
+    if layout == "lumina":
+        sections["sampler"] |= {
+            "guidance_scale": 4.0,
+            "plausible_top_p": 1.0,
+            "top_k": 2000,
+            "temperature": 1.0,
+        }
+    return recipe_from_yaml(json.dumps(sections), registry, label=name)
+
+
+def write_cm3(
+    model: ModelFiles,
+    folder: Path,
+    tokenizers: Path,
+    *,
+    layout: str,
+    name: str,
+    resolution: int,
+    width: int | None,
+) -> None:
+    """Write a model folder into an empty folder.
+
+    Args:
+        model: what to write.
+        folder: is there.
+        tokenizers: folder with the text tokenizer's file and `vqgan.ckpt`.
+        layout: name of the layout.
+        name: of the recipe.
+        resolution, width: of pictures, in pixels; width None: as the height.
+
+    Raises:
+        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+    """
+    from cm3core.plugins.discovery import load_registry
+
+    registry = load_registry()
+    own_text = text_file(tokenizers)
+    image_keys = {**_sizes_of_codes(tokenizers / IMAGE_FILE), "resolution": resolution}
+    if width is not None:
+        image_keys["width"] = width
+    keys: dict[str, Any] = {"name": name, "layout": layout, "image_tokenizer": image_keys}
+    first = recipe_of(model.facts, registry, **keys, picture_length=0)
+    assert first.layout is not None
+    assert first.image_tokenizer is not None
+    length = first.layout.picture_length(first.image_tokenizer.grid)
+    check_room(first.image_tokenizer.grid, length, model.facts.context_length)
+    recipe = recipe_of(model.facts, registry, **keys, picture_length=length)
+    weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
+    write_folder(folder, recipe, registry, weights, own_text, tokenizers / IMAGE_FILE, TASKS)
+
+
+def write_folder(
+    folder: Path,
+    recipe: Recipe,
+    registry: Registry,
+    weights: Mapping[str, LazyTensor],
+    text_file: Path | None,
+    image_file: Path,
+    tasks: Mapping[str, Any] | None,
+) -> None:
+    """Write a model of this framework into an empty folder.
+
+    Args:
+        folder: is there.
+        recipe, registry: of its components.
+        weights: the decoder's tensors.
+        text_file: of the text tokenizer; None: it needs none.
+        image_file: of the image tokenizer.
+        tasks: see `cm3run.checkpoint.tasks.tasks_of`. None: it was tuned for none.
+
+    Raises:
+        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+    """
+    from cm3run.build import image_tokenizer_of
+    from cm3run.checkpoint.state import CheckpointState
+    from cm3run.checkpoint.writing import write_model
+    from cm3run.recipe_layout import layout_of
+
+    recipe.check()
+    assert recipe.text_tokenizer is not None
+    assert recipe.image_tokenizer is not None
+    files: dict[str, Any] = {} if text_file is None else {"path": str(text_file)}
+    text_tokenizer = replace(recipe.text_tokenizer, **files).build(None)
+    files = {"weights": str(image_file)}
+    image_tokenizer = image_tokenizer_of(replace(recipe.image_tokenizer, **files), None, registry)
+    own = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
+    state = CheckpointState(
+        step=0,
+        vocabulary=own.vocabulary.to_dict(),
+        fingerprints={
+            "text_tokenizer": text_tokenizer.fingerprint,
+            "image_tokenizer": image_tokenizer.fingerprint,
+            "vocabulary": own.vocabulary.fingerprint,
+            "layout": own.fingerprint,
+        },
+        max_spans=0,
+    )
+    parts = recipe, registry, text_tokenizer, image_tokenizer
+    write_model(folder, weights, state, *parts, tasks=tasks)
+
+
+def llama_section(facts: Facts) -> dict[str, Any]:
+    """The sizes of a section `decoder`; norms of queries and keys are up to the model."""
+    sizes = ("context_length", "num_layers", "d_model", "num_heads", "num_key_heads", "d_ff")
+    return {
+        "name": "llama",
+        **{key: getattr(facts, key) for key in (*sizes, "rope_theta", "norm_eps")},
+        "tie_embeddings": False,
+    }
+
+
+def check_room(grid: tuple[int, int], length: int, context_length: int) -> None:
+    """Raise `CheckpointError` if a picture of `length` tokens and a short text don't fit the context."""
+    if length + RESERVE > context_length:
+        raise CheckpointError(
+            "--resolution",
+            f"pictures of {grid[0]} x {grid[1]} codes take {length:,} tokens, and the decoder reads "
+            f"{context_length:,}",
+            "give a smaller one (and --width)",
+        )
+
+
+def text_file(folder: Path) -> Path:
+    """The text tokenizer's file."""
+    found = next((folder / name for name in TEXT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            str(folder),
+            f"has no {' or '.join(TEXT_FILES)}",
+            "give the folder `tokenizer` that was published with the model (--tokenizer)",
+        )
+    return found
+
+
+def _sizes_of_codes(path: Path) -> dict[str, int]:
+    """Keys of the image tokenizer that its file decides."""
+    if not path.is_file():
+        raise CheckpointError(
+            str(path),
+            "there is no such file",
+            "put Meta's vqgan.ckpt beside the text tokenizer: files of transformers have no decoder "
+            "of pictures",
+        )
+    return sizes_of_codes(path, "give tokenizer/vqgan.ckpt")
+
+
+def sizes_of_codes(path: Path, next_step: str) -> dict[str, int]:
+    """Keys of an image tokenizer that its file decides; raises `CheckpointError` if it is none."""
+    with open_tensors(path) as file:
+        tensors = tamings(file.all())
+    try:
+        arch = sizes_of(tensors).arch
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(str(path), f"is not a VQ tokenizer ({error})", next_step) from error
+    return {"num_codes": arch.codebook_size, "downsampling": arch.downsampling}

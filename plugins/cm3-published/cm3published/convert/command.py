@@ -1,0 +1,296 @@
+"""The command line of `cm3 convert`. Light: heavy modules are imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3apps.cli import whole_number
+from cm3core.errors import CheckpointError, CM3Error
+
+if TYPE_CHECKING:
+    from cm3published.convert.model import ModelFiles
+
+EXAMPLE = """examples:
+  cm3 convert chameleon/models/7b -o chameleon-7b-hf --tokenizer chameleon/tokenizer
+  cm3 convert chameleon-7b-hf -o again --to meta
+  cm3 convert Anole-7b-v0.1/models/7b --check
+  cm3 convert Anole-7b-v0.1/models/7b -o anole --to cm3 --tokenizer Anole-7b-v0.1/tokenizer
+  cm3 convert runs/anole-tuned -o anole-tuned-hf --to hf
+  cm3 convert Janus-Pro-1B -o janus
+  cm3 convert Emu3-Gen -o emu3 --tokenizer Emu3-VisionTokenizer
+  cm3 convert Emu3-Chat -o emu3-chat --tokenizer Emu3-VisionTokenizer --chat
+  cm3 convert c2i_L_384.pt -o llamagen --tokenizer vq_ds16_c2i.pt
+  cm3 generate --model anole "a red apple\""""
+#: Chameleon's image token has this name in Meta's tokenizer, and another in transformers.
+RESERVED_IMAGE = "<reserved08707>"
+TEXT_TOKENIZER = "text_tokenizer.json"
+#: Forms that only become models of this framework.
+OTHERS = ("emu3", "llamagen")
+#: Form -> the one to write if none is named.
+FIRST = {"hf": "meta", "emu3": "cm3", "llamagen": "cm3"}
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Options of the command."""
+    parser.description = (
+        "Convert Chameleon's weights, and those made from them (Anole, Lumina-mGPT), between "
+        "Meta's files and Hugging Face's, in both directions, or into a model of this framework "
+        "(--to cm3), which cm3 generate and the other commands open, and back after it was tuned; "
+        "Emu3's, and LlamaGen's models of classes, into a model of this framework. "
+        "Every tensor must be there and have its size; checklist.chk is verified; nothing in a file "
+        "is executed. Weights keep their type. The folder is written as a whole or not at all. "
+        "Janus, in DeepSeek's form or transformers', becomes a model of this framework that draws "
+        "pictures; the network by which it reads pictures is left out."
+    )
+    parser.epilog, parser.formatter_class = EXAMPLE, RawDescriptionHelpFormatter
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="folder with params.json (Meta) or config.json (HF), or a model of this framework with "
+        "that decoder; LlamaGen's file",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="new folder")
+    what.add_argument("--check", action="store_true", help="only verify the source; write nothing")
+    parser.add_argument(
+        "--to",
+        choices=("hf", "meta", "cm3"),
+        help="form to write (default: hf, of files in that form meta; of Emu3 and LlamaGen cm3)",
+    )
+    parser.add_argument(
+        "--shards",
+        type=whole_number(1, 1024),
+        metavar="N",
+        help="to meta: number of files of weights (default: as many as they come from, or as few as the norms of heads allow)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help=f"folder with {TEXT_TOKENIZER}; to hf: its names of ids, which transformers needs (a model "
+        "of this framework has them); to cm3, which needs it: also with vqgan.ckpt. Emu3: folder with "
+        "model.safetensors of its image tokenizer, and the text tokenizer if that is not with the "
+        "weights. LlamaGen: its vq_*.pt. Janus: folder with tokenizer.json (default: the source)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("chameleon", "lumina"),
+        help="to cm3: how sequences are written: chameleon (the default; Anole too) or lumina",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=whole_number(1, 2**14),
+        metavar="PIXELS",
+        help="to cm3: height of pictures (default: 512; LlamaGen as in the file's name; Emu3 and Janus as "
+        "in config.json)",
+    )
+    parser.add_argument(
+        "--width",
+        type=whole_number(1, 2**14),
+        metavar="PIXELS",
+        help="to cm3: width of pictures (default: the height)",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="Emu3: the weights are Emu3-Chat's, which describe pictures and answer questions about them",
+    )
+    parser.add_argument(
+        "--roles",
+        nargs=2,
+        metavar=("USER", "ASSISTANT"),
+        help="Janus: names of who asks and who answers in its prompts (default: Janus-Pro's, "
+        "<|User|> <|Assistant|>; Janus-1.3B's own examples have User Assistant)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    """Convert or check; return the exit code."""
+    from cm3published.convert.janus import is_janus
+
+    if is_janus(args.source):
+        from cm3published.convert.janus.command import run_janus
+
+        return run_janus(args)
+    with ExitStack() as stack:
+        model = _open(args.source, stack)
+        _say_what(model, args.source)
+        if args.check:
+            _read_all(model)
+            print("every tensor is there, has its size and can be read")
+            return 0
+        _check_only(model, args)
+        if model.form in OTHERS:
+            _check_others(model, args)
+        form = args.to or FIRST.get(model.form, "hf")
+        for option, value, needed in (
+            ("--shards", args.shards, ("meta",)),
+            ("--tokenizer", args.tokenizer, ("hf", "cm3")),
+            ("--layout", args.layout, ("cm3",)),
+            ("--resolution", args.resolution, ("cm3",)),
+            ("--width", args.width, ("cm3",)),
+        ):
+            if value is not None and form not in needed:
+                only = " and --to ".join(needed)
+                raise CM3Error(option, f"is for --to {only} only", "leave it out")
+        if form == "cm3" and model.form == "cm3":
+            raise CM3Error("--to cm3", f"{args.source} is of that form", "choose hf or meta")
+        if form == "cm3" and args.tokenizer is None and model.form not in OTHERS:
+            raise CM3Error(
+                "--to cm3",
+                "needs both tokenizers",
+                f"give the folder with {TEXT_TOKENIZER} and vqgan.ckpt (--tokenizer FOLDER)",
+            )
+        extra: dict[str, Any] = {}
+        if form == "hf" and args.tokenizer is not None:
+            extra = _of_tokenizer(args.tokenizer / TEXT_TOKENIZER)
+        elif form == "hf" and model.text_tokenizer is not None:
+            extra = _of_tokenizer(model.text_tokenizer)
+        _write(model, args, form, extra)
+    print(f"{args.out}: {form}")
+    print(model.licence, file=sys.stderr)
+    return 0
+
+
+def _open(source: Path, stack: ExitStack) -> ModelFiles:
+    from cm3published.convert.emu3 import is_emu3, open_emu3
+    from cm3published.convert.from_cm3 import is_cm3, open_cm3
+    from cm3published.convert.hugging_face import is_hugging_face, open_hugging_face
+    from cm3published.convert.llamagen import SUFFIXES, open_llamagen
+    from cm3published.convert.meta import is_meta, open_meta
+
+    if source.is_file() and source.suffix in SUFFIXES:
+        return open_llamagen(source, stack)
+    if not source.is_dir():
+        raise CheckpointError(str(source), "is no folder", "give the folder of the weights")
+    if is_meta(source):
+        return open_meta(source, stack)
+    if is_emu3(source):
+        return open_emu3(source, stack)
+    if is_hugging_face(source):
+        return open_hugging_face(source, stack)
+    if is_cm3(source):
+        return open_cm3(source, stack)
+    raise CheckpointError(
+        str(source),
+        "has neither params.json (Meta), config.json (Hugging Face) nor recipe.yaml (cm3)",
+        "give the folder that holds the files of weights, such as models/7b",
+    )
+
+
+def _check_only(model: ModelFiles, args: Namespace) -> None:
+    """Raise `CM3Error` for an option that is for one model only."""
+    if args.roles is not None:
+        raise CM3Error("--roles", "is for Janus only", "leave it out")
+    if args.chat and model.form != "emu3":
+        raise CM3Error("--chat", "is for Emu3 only", "leave it out")
+
+
+def _check_others(model: ModelFiles, args: Namespace) -> None:
+    """Raise `CM3Error` for an option that is for Chameleons."""
+    if args.to not in (None, "cm3"):
+        raise CM3Error(
+            f"--to {args.to}",
+            f"is for Chameleons, and {args.source} is of another form",
+            "leave it out",
+        )
+    if args.layout is not None:
+        raise CM3Error("--layout", "is for Chameleons only", "leave it out: there is one layout")
+    if model.form == "llamagen" and args.tokenizer is None and not args.check:
+        raise CM3Error(
+            "--tokenizer",
+            "is not given, and codes become pictures by an image tokenizer",
+            "give LlamaGen's vq_ds16_c2i.pt or vq_ds8_c2i.pt",
+        )
+
+
+def _say_what(model: ModelFiles, source: Path) -> None:
+    facts = model.facts
+    numbers = sum(_count(lazy.shape) for lazy in model.tensors.values())
+    print(
+        f"{source}: {model.form}, {numbers / 1e9:.2f}B parameters, {model.dtype}, "
+        f"{facts.num_layers} layers of {facts.d_model}, {facts.num_heads} heads "
+        f"({facts.num_key_heads} of keys), {len(model.files)} files of weights"
+        + (", MD5 verified" if all(model.files.values()) else "")
+    )
+    reasons: dict[str, int] = {}
+    for reason in model.left_out.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, number in reasons.items():
+        print(f"left out: {number} tensors {reason}")
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _read_all(model: ModelFiles) -> None:
+    for lazy in model.tensors.values():
+        lazy.read()
+
+
+def _of_tokenizer(path: Path) -> dict[str, Any]:
+    """`vocabulary_map` of transformers' config; raises `CheckpointError` if it is of another model."""
+    from cm3published.convert.facts import read_json
+
+    model = read_json(path).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not any(
+        isinstance(name, str) and name.startswith("IMGIMG") for name in vocabulary
+    ):
+        raise CheckpointError(
+            str(path), "names no codes of pictures (IMGIMG...)", "give Chameleon's tokenizer"
+        )
+    return {
+        "vocabulary_map": {
+            "<image>" if name == RESERVED_IMAGE else name: number
+            for name, number in vocabulary.items()
+        }
+    }
+
+
+def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any]) -> None:
+    """Write a new folder in a form."""
+    from cm3published.convert.hugging_face import write_hugging_face
+    from cm3published.convert.meta import with_known_params, write_meta
+    from cm3published.convert.model import PROVENANCE
+    from cm3published.convert.new_folder import write_new_folder
+
+    def write(new: Path) -> None:
+        if form == "hf":
+            write_hugging_face(model, new, extra)
+        elif form == "cm3":
+            _write_cm3(model, args, new)
+        else:
+            known = with_known_params(model, args.source / PROVENANCE)
+            write_meta(known, new, args.shards)
+
+    write_new_folder(args.out, args.source, write, model.provenance())
+
+
+def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
+    """Write the framework's own form into an empty folder."""
+    from cm3published.convert.cm3 import write_cm3
+    from cm3published.convert.emu3 import Emu3Files, write_emu3
+    from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen
+    from cm3published.convert.new_folder import recipe_name
+
+    keys: dict[str, Any] = {"name": recipe_name(args.out.name), "width": args.width}
+    if isinstance(model, Emu3Files):
+        own = () if args.tokenizer is None else (args.tokenizer,)
+        keys |= {"resolution": args.resolution, "chat": args.chat}
+        write_emu3(model, new, (*own, args.source), **keys)
+    elif isinstance(model, LlamaGenFiles):
+        write_llamagen(model, new, args.tokenizer, resolution=args.resolution, **keys)
+    else:
+        layout, resolution = args.layout or "chameleon", args.resolution or 512
+        write_cm3(model, new, args.tokenizer, layout=layout, resolution=resolution, **keys)

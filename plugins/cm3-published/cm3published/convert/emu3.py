@@ -1,0 +1,327 @@
+"""Emu3's weights, BAAI's files and transformers', and the model of this framework made of them.
+
+Names, ids and defaults: transformers' `Emu3ForConditionalGeneration` and `Emu3Processor`, and BAAI's
+`configuration_emu3.py`, `processing_emu3.py` and README (baaivision/Emu3), all Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cm3core.errors import CheckpointError
+from cm3core.plugins.discovery import load_registry
+from cm3core.recipe import recipe_from_yaml
+from cm3published.convert.cm3 import (
+    RESERVE,
+    check_room,
+    llama_name,
+    llama_section,
+    sizes_of_codes,
+    write_folder,
+)
+from cm3published.convert.facts import Facts, from_emu3, read_json
+from cm3published.convert.hugging_face import CONFIG, files_of, lazy_of
+from cm3published.convert.model import ModelFiles, check_names
+from cm3published.convert.names import Lazy, parts
+
+LICENCE = "Emu3's weights are published under Apache-2.0. A converted copy is under it too."
+#: Where transformers keeps the decoder: since version 5, and before.
+_PREFIXES = (
+    ("model.text_model.", "model."),
+    ("text_model.lm_head.", "lm_head."),
+    ("text_model.model.", "model."),
+)
+#: Where it keeps the image tokenizer.
+_IMAGE_PREFIXES = ("model.vqmodel.", "vqmodel.")
+#: Keys of the layout: name of the token, and key of BAAI's config.
+_TOKENS = {
+    "begin": ("<|extra_203|>", "bos_token_id"),
+    "padding": ("<|endoftext|>", "pad_token_id"),
+    "end": ("<|extra_204|>", "eos_token_id"),
+    "picture_begin": ("<|image start|>", "boi_token_id"),
+    "picture_end": ("<|image end|>", "eoi_token_id"),
+    "picture_start": ("<|image token|>", "img_token_id"),
+    "row_end": ("<|extra_200|>", "eol_token_id"),
+    "frame_end": ("<|extra_201|>", "eof_token_id"),
+}
+_CODE = re.compile(r"<\|visual token (\d+)\|>")
+#: What Emu3-Gen's README gives guidance to read in place of the text.
+NEGATIVE_PROMPT = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
+    "worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+#: Pixels of a side: of what Emu3-Gen draws, where `image_area` of BAAI's config says nothing, and the least
+#: that Emu3-Chat reads pictures with.
+RESOLUTION, CHAT_RESOLUTION = 720, 512
+TASKS: Mapping[str, Any] = {"plain": False, "tasks": {"t2i": {"name": "t2i"}}}
+CHAT_TASKS: Mapping[str, Any] = {
+    "plain": False,
+    "tasks": {"caption": {"name": "emu3_caption"}, "ask": {"name": "emu3_question"}},
+}
+#: Before Emu3-Chat's answers, and tokens of the longest.
+_ANSWER, _LONGEST_ANSWER = " ASSISTANT:", 1024
+#: Where the image tokenizer lies while it is read.
+_TEMPORARY = "image-tokenizer.safetensors"
+
+
+@dataclass(frozen=True)
+class Emu3Files(ModelFiles):
+    """An Emu3.
+
+    Args:
+        config: its `config.json`.
+        image_tensors: those of the image tokenizer, under transformers' names; {}: it has a file of
+            its own.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    image_tensors: Mapping[str, Lazy] = field(default_factory=dict)
+
+
+def is_emu3(folder: Path) -> bool:
+    """Whether a folder holds an Emu3."""
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        return str(read_json(folder / CONFIG).get("model_type")).lower() == "emu3"
+    except CheckpointError:
+        return False  # who opens it as another model says what is wrong
+
+
+def open_emu3(folder: Path, stack: ExitStack) -> Emu3Files:
+    """Open a folder of BAAI's or of transformers' form; files stay open as long as `stack`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another model.
+    """
+    config = read_json(folder / CONFIG)
+    facts = from_emu3(config, str(folder / CONFIG))
+    owners, files = files_of(folder, stack)
+    image = {name for name in owners if name.startswith(_IMAGE_PREFIXES)}
+    names = {_plain(name): name for name in owners if name not in image}
+    wanted = parts(facts)
+    check_names(str(folder), names, [part.hugging_face for part in wanted])
+    tensors = {
+        part.hugging_face: lazy_of(
+            part, owners[names[part.hugging_face]], facts.num_key_heads, names[part.hugging_face]
+        )
+        for part in wanted
+    }
+    image_tensors = {}
+    for name in sorted(image):
+        file = owners[name]
+        entry = file.entries[name]
+        if not entry.dtype.is_floating_point:
+            continue  # BatchNorm's counts
+        image_tensors[name] = Lazy(entry.shape, entry.dtype, partial(file.tensor, name))
+    return Emu3Files(
+        "emu3",
+        facts,
+        tensors,
+        {},
+        dict.fromkeys(files),
+        licence=LICENCE,
+        config=config,
+        image_tensors=image_tensors,
+    )
+
+
+def _plain(name: str) -> str:
+    for prefix, plain in _PREFIXES:
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
+
+
+def write_emu3(
+    model: Emu3Files,
+    folder: Path,
+    tokenizers: tuple[Path, ...],
+    *,
+    name: str,
+    resolution: int | None,
+    width: int | None,
+    chat: bool = False,
+) -> None:
+    """Write a model of this framework into an empty folder.
+
+    Args:
+        model: what to write.
+        folder: is there.
+        tokenizers: folders in which the tokenizers' files are looked for, in this order.
+        name: of the recipe.
+        resolution, width: of pictures, in pixels.
+        chat: whether it is Emu3-Chat, which writes about pictures; else it draws.
+
+    Raises:
+        CM3Error: a tokenizer's file is missing, damaged, or of another model.
+    """
+    from cm3run.checkpoint.tensors import write_tensors
+
+    registry = load_registry()
+    kind, text_file = _text_file(tokenizers)
+    temporary = folder / _TEMPORARY
+    image_file = temporary
+    if model.image_tensors:
+        write_tensors(temporary, model.image_tensors)
+    else:
+        image_file = _image_file(tokenizers)
+    try:
+        image = sizes_of_codes(image_file, "give the file of Emu3's own image tokenizer")
+        default = CHAT_RESOLUTION if chat else _drawn(model.config, image["downsampling"])
+        image |= {"resolution": resolution or default}
+        image |= {} if width is None else {"width": width}
+        layout = _layout(model, kind, text_file, image["num_codes"])
+        sections = sections_of(model.facts, kind, image, layout, chat=chat, picture_length=0)
+        first = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
+        assert first.layout is not None
+        assert first.image_tokenizer is not None
+        grid = first.image_tokenizer.grid
+        length = first.layout.picture_length(grid)
+        check_room(grid, length, model.facts.context_length)
+        sections = sections_of(model.facts, kind, image, layout, chat=chat, picture_length=length)
+        recipe = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
+        weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
+        tasks = CHAT_TASKS if chat else TASKS
+        write_folder(folder, recipe, registry, weights, text_file, image_file, tasks)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sections_of(
+    facts: Facts,
+    text_tokenizer: str,
+    image_tokenizer: Mapping[str, Any],
+    layout: Mapping[str, int],
+    *,
+    chat: bool,
+    picture_length: int,
+) -> dict[str, Any]:
+    """The sections of a converted Emu3's recipe.
+
+    Args:
+        facts: sizes of its decoder.
+        text_tokenizer: name of the component.
+        image_tokenizer, layout: keys of these sections besides their names.
+        chat: see `write_emu3`.
+        picture_length: tokens of a picture with what is around it.
+    """
+    room = max(1, facts.context_length - picture_length - RESERVE)
+    longest = min(_LONGEST_ANSWER if chat else 256, room)
+    return {
+        "text_tokenizer": {"name": text_tokenizer},
+        "image_tokenizer": {"name": "emu3", **image_tokenizer},
+        "layout": {
+            "name": "emu3",
+            "vocab_size": facts.vocab_size,
+            **layout,
+            **({"answer": _ANSWER} if chat else {}),
+        },
+        "objective": {"name": "causal"},
+        "decoder": {**llama_section(facts), "qk_norm": "none"},
+        "attention": {"name": "by_device"},
+        "sampler": {
+            "name": "cfg",
+            "guidance_scale": 3.0,
+            "negative_prompt": NEGATIVE_PROMPT,
+            "plausible_top_p": 1.0,
+            "top_k": 2048,
+            "temperature": 1.0,
+            # as published, texts are not drawn at random
+            **({"text_temperature": 0.0} if chat else {}),
+        },
+        # nothing was trained here; for whoever trains on
+        "train": {"steps": 1000, "learning_rate": 1e-5},
+        "data": {"max_text_tokens": room},
+        "generate": {"max_text_tokens": longest, "num_images": 1, "retrieve": False},
+    }
+
+
+def _drawn(config: Mapping[str, Any], downsampling: int) -> int:
+    """Pixels of a side of the squares that the model draws, by BAAI's `image_area`."""
+    area = config.get("image_area", RESOLUTION**2)
+    if isinstance(area, bool) or not isinstance(area, int) or not 0 < area < 2**28:
+        raise CheckpointError(
+            CONFIG, f"image_area is {area!r}, must be a number of pixels", "copy it again"
+        )
+    return max(1, round(math.sqrt(area) / downsampling)) * downsampling
+
+
+def _text_file(folders: tuple[Path, ...]) -> tuple[str, Path]:
+    """The text tokenizer's component and file."""
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file():
+            return "hf", folder / "tokenizer.json"
+        found = sorted(folder.glob("*.tiktoken"))
+        if len(found) == 1:
+            return "tiktoken", found[0]
+    raise CheckpointError(
+        str(folders[0]),
+        "has no tokenizer.json and no .tiktoken file",
+        "give the folder with the text tokenizer that was published with the model (--tokenizer)",
+    )
+
+
+def _image_file(folders: tuple[Path, ...]) -> Path:
+    """The image tokenizer's file, which is not the decoder's."""
+    for folder in folders:
+        path, config = folder / "model.safetensors", folder / CONFIG
+        if path.is_file() and not (config.is_file() and is_emu3(folder)):
+            return path
+    raise CheckpointError(
+        str(folders[0]),
+        "has no model.safetensors of Emu3-VisionTokenizer",
+        "put it, and the text tokenizer's file, into a folder (--tokenizer): BAAI's weights come without",
+    )
+
+
+def _layout(model: Emu3Files, kind: str, text_file: Path, num_codes: int) -> dict[str, int]:
+    """Ids by the names that the tokenizer's or the config's files have, or by BAAI's config."""
+    config = dict(model.config)
+    place = f"{CONFIG} and {text_file.name}"
+    inner = config.get("text_config")
+    stated = config | inner if isinstance(inner, dict) else config
+    names = config.get("vocabulary_map")
+    names = dict(names) if isinstance(names, dict) else {}
+    if kind == "hf":
+        added = read_json(text_file).get("added_tokens")
+        names |= {
+            one["content"]: one["id"]
+            for one in (added if isinstance(added, list) else ())
+            if isinstance(one, dict) and {"content", "id"} <= one.keys()
+        }
+    layout: dict[str, int] = {}
+    for key, (token, of_config) in _TOKENS.items():
+        found = names.get(token, stated.get(of_config))
+        if found is None and model.facts.vocab_size == 184_622:
+            continue  # the published table: the layout's default is right
+        if isinstance(found, bool) or not isinstance(found, int):
+            raise CheckpointError(
+                place,
+                f"don't say which id {token} has ({of_config})",
+                "give the files that were published with the model",
+            )
+        layout[key] = found
+    # without names, codes are the last ids of the table
+    codes = {
+        int(match[1]): number
+        for one, number in names.items()
+        if isinstance(one, str) and (match := _CODE.fullmatch(one))
+    }
+    first = codes.get(0, model.facts.vocab_size - num_codes)
+    if codes and codes != {code: first + code for code in range(num_codes)}:
+        raise CheckpointError(
+            place,
+            f"name {len(codes):,} image codes, and the image tokenizer has {num_codes:,}, or they are not "
+            "in a row",
+            "give the tokenizers of one model",
+        )
+    return {**layout, "first_code": first}

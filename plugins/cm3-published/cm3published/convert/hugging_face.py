@@ -1,0 +1,168 @@
+"""Hugging Face's form: `config.json`, and safetensors (or `pytorch_model*.bin`) with an index."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cm3core.errors import CheckpointError
+from cm3plugins.trained.tensor_files import TensorFile, open_tensors
+from cm3published.convert.facts import from_config, read_json, to_config
+from cm3published.convert.model import (
+    ModelFiles,
+    check_finite,
+    check_names,
+    check_shape,
+    check_type,
+)
+from cm3published.convert.names import Lazy, Part, parts
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+#: The index of several files of weights, and the single one, in the order in which they are looked for.
+_WEIGHTS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+#: The image tokenizer, which Meta's form keeps in a file of its own.
+TOKENIZER_PREFIX = "model.vqmodel."
+#: Bytes of a file of weights, as transformers splits them.
+MOST_BYTES = 5 * 10**9
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds Hugging Face's form."""
+    return (folder / CONFIG).is_file()
+
+
+def open_hugging_face(folder: Path, stack: ExitStack) -> ModelFiles:
+    """Open a folder; files stay open as long as `stack`.
+
+    Norms of queries and keys may have a row for each head, or for each of fewer groups of heads.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another model.
+    """
+    facts = from_config(read_json(folder / CONFIG), str(folder / CONFIG))
+    owners, names = files_of(folder, stack)
+    left_out = {
+        name: "of the image tokenizer" for name in owners if name.startswith(TOKENIZER_PREFIX)
+    }
+    wanted = parts(facts)
+    check_names(str(folder), set(owners) - set(left_out), [part.hugging_face for part in wanted])
+    tensors = {
+        part.hugging_face: lazy_of(part, owners[part.hugging_face], facts.num_key_heads)
+        for part in wanted
+    }
+    return ModelFiles("hf", facts, tensors, left_out, dict.fromkeys(names))
+
+
+def write_hugging_face(
+    model: ModelFiles, folder: Path, extra: dict[str, Any], most_bytes: int = MOST_BYTES
+) -> list[str]:
+    """Write Hugging Face's form into an empty folder; return the names of the files.
+
+    Args:
+        model: what to write.
+        folder: is there.
+        extra: further keys of `config.json`.
+        most_bytes: of a file of weights.
+    """
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, lazy in model.tensors.items():
+        own = torch.Size(lazy.shape).numel() * lazy.dtype.itemsize
+        if groups[-1] and size + own > most_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += own
+    many = len(groups) > 1
+    files: list[str] = []
+    index: dict[str, str] = {}
+    for place, group in enumerate(groups, start=1):
+        file = f"model-{place:05}-of-{len(groups):05}.safetensors" if many else SINGLE
+        tensors = {name: model.tensors[name].read().contiguous().clone() for name in group}
+        save_file(tensors, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(group, file)
+        files.append(file)
+    if many:
+        total = sum(
+            torch.Size(lazy.shape).numel() * lazy.dtype.itemsize for lazy in model.tensors.values()
+        )
+        _write(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+        files.append(INDEX)
+    dtype = str(model.dtype).removeprefix("torch.")
+    _write(folder / CONFIG, to_config(model.facts, dtype) | extra)
+    return [CONFIG, *files]
+
+
+def files_of(folder: Path, stack: ExitStack) -> tuple[dict[str, TensorFile], list[str]]:
+    """The file that holds each tensor, and the files' names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    there = [pair for pair in _WEIGHTS if any((folder / name).is_file() for name in pair)]
+    index_name, single = (there or _WEIGHTS)[0]
+    index = folder / index_name
+    if not index.is_file():
+        file = stack.enter_context(open_tensors(folder / single))
+        return dict.fromkeys(file.entries, file), [single]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise CheckpointError(str(index), "has no weight_map of tensors to files", "copy it again")
+    names = sorted(set(weight_map.values()))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(
+            str(folder / missing[0]),
+            f"is missing, one of {len(names)} files that {index_name} names",
+            "copy it as well",
+        )
+    opened = {name: stack.enter_context(open_tensors(folder / name)) for name in names}
+    for tensor, name in weight_map.items():
+        if tensor not in opened[name].entries:
+            raise CheckpointError(
+                str(folder / name),
+                f"lacks {tensor}, which {index_name} says it has",
+                "copy it again",
+            )
+    return {tensor: opened[name] for tensor, name in weight_map.items()}, names
+
+
+def lazy_of(part: Part, file: TensorFile, key_heads: int, name: str = "") -> Lazy:
+    """A tensor of a file in transformers' order, whose head norms may be of fewer groups of heads.
+
+    Args:
+        part: which one.
+        file: that holds it.
+        key_heads: heads of keys and values, which groups divide.
+        name: in the file; "": transformers'.
+
+    Raises:
+        CheckpointError: it has another shape.
+    """
+    name = name or part.hugging_face
+    found = file.entries[name]
+    shape = found.shape
+    groups = shape[0] if part.is_head_norm and len(shape) == 2 else 0
+    if groups and key_heads % groups == 0:
+        shape = (part.shape[0], *shape[1:])
+    check_shape(str(file.path), name, shape, part.shape)
+    check_type(str(file.path), name, found.dtype)
+
+    def read() -> Tensor:
+        tensor = file.tensor(name)
+        check_finite(str(file.path), name, tensor)
+        repeats = part.shape[0] // len(tensor)
+        return tensor.repeat_interleave(repeats, dim=0) if part.is_head_norm else tensor
+
+    return Lazy(part.shape, found.dtype, read)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

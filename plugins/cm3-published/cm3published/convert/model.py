@@ -1,0 +1,114 @@
+"""A model that is being converted: facts, and tensors under transformers' names, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cm3core.errors import CheckpointError
+from cm3published.convert.facts import Facts
+from cm3published.convert.names import Lazy
+
+#: Said once, and stored: a copy in another form is under the licence of the weights.
+LICENCE = (
+    "Chameleon's weights, and those made from them, are under the Chameleon Research License: "
+    "noncommercial research only, and not to enable what Meta disabled. A converted copy is too."
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """What was opened.
+
+    Args:
+        form: "meta", "hf" or "cm3"; of models that are not Chameleons their name.
+        facts: sizes.
+        tensors: those of the decoder, whole, under transformers' names.
+        left_out: names of what is there and not converted, with the reason.
+        files: the files it is read from, with their MD5 where it was verified.
+        params: texts of Meta's files of parameters, by name, to be written back unchanged.
+        num_shards: number of Meta's files of weights that these come from. None: not known.
+        text_tokenizer: the file of its text tokenizer. None: it has none.
+        licence: what is said of it.
+    """
+
+    form: str
+    facts: Facts
+    tensors: Mapping[str, Lazy]
+    left_out: Mapping[str, str]
+    files: Mapping[str, str | None]
+    params: Mapping[str, str] = field(default_factory=dict)
+    num_shards: int | None = None
+    text_tokenizer: Path | None = None
+    licence: str = LICENCE
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that most of the numbers have."""
+        counts: dict[torch.dtype, int] = {}
+        for lazy in self.tensors.values():
+            counts[lazy.dtype] = counts.get(lazy.dtype, 0) + torch.Size(lazy.shape).numel()
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def provenance(self) -> dict[str, Any]:
+        """What is stored beside the converted weights."""
+        return {
+            "converted_by": "cm3 convert",
+            "from": self.form,
+            "files": dict(self.files),
+            "left_out": dict(self.left_out),
+            "meta_params": dict(self.params),
+            "licence": self.licence,
+        }
+
+
+#: The file with `ModelFiles.provenance`.
+PROVENANCE = "conversion.json"
+
+
+def check_names(
+    place: str, found: Iterable[str], wanted: Iterable[str], next_step: str = "copy the files again"
+) -> None:
+    """Raise `CheckpointError` unless the names are the same; it lists what is missing and unused."""
+    found, wanted = set(found), set(wanted)
+    problems = [
+        f"{what} {', '.join(sorted(names)[:4])}"
+        + (f" and {len(names) - 4} more" * (len(names) > 4))
+        for what, names in (("missing:", wanted - found), ("not known:", found - wanted))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(place, f"tensors {'; '.join(problems)}", next_step)
+
+
+def check_shape(place: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` for a tensor that contradicts the file of sizes."""
+    if found != wanted:
+        raise CheckpointError(
+            place,
+            f"{name} is {list(found)}, and the sizes say {list(wanted)}",
+            "give the params.json or config.json that was published with these weights",
+        )
+
+
+def check_type(place: str, name: str, dtype: torch.dtype) -> None:
+    """Raise `CheckpointError` for a tensor of whole numbers or flags: weights are neither."""
+    if not dtype.is_floating_point:
+        raise CheckpointError(
+            place,
+            f"{name} is of type {str(dtype).removeprefix('torch.')}, and weights are floating-point "
+            "numbers",
+            "copy the file again",
+        )
+
+
+def check_finite(place: str, name: str, tensor: torch.Tensor) -> None:
+    """Raise `CheckpointError` for weights that no training leaves behind."""
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(
+            place, f"{name} holds values that are not finite", "copy the file again"
+        )

@@ -1,0 +1,1 @@
+"""Layouts of published models, whose tokens the framework can write."""
