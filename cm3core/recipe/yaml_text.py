@@ -73,9 +73,11 @@ def value_of(argument: str, place: str) -> Any:
     Raises:
         RecipeError: the value is not YAML, or one that no recipe can hold; `place` names it.
     """
+    text = argument.partition("=")[2]
     try:
+        text.encode()  # the error depends on the versions of OmegaConf and PyYAML otherwise
         with suppress(yaml.reader.ReaderError):  # characters that are no text are named later
-            _check_bases(yaml.compose(argument.partition("=")[2], yaml.SafeLoader), place)
+            _check_bases(yaml.compose(text, yaml.SafeLoader), place)
         values = OmegaConf.to_container(OmegaConf.from_dotlist([argument]), resolve=False)
     except RecipeError:  # a ValueError too
         raise

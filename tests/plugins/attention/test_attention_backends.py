@@ -115,7 +115,10 @@ def test_autocast_decides_the_dtype(config: AttentionConfig) -> None:
     q, v = torch.randn(1, 5, 2, 8), torch.randn(1, 5, 2, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         out = config.build().attend(q, q, v)
-    assert torch.equal(out, config.build().attend(q.bfloat16(), q.bfloat16(), v))
+    expected = config.build().attend(q.bfloat16(), q.bfloat16(), v)
+    torch.testing.assert_close(
+        out, expected, atol=8e-3, rtol=0
+    )  # torch 2.10's flex rounds once more
 
 
 def test_wrong_inputs_are_named() -> None:
