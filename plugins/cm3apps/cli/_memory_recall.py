@@ -44,6 +44,8 @@ PLACE = "cm3 memory recall"
 #: The threshold, applied to the given `k` nearest to 4: CM3leon prepends up to 3 documents to a
 #: query.
 GOOD_RECALL, GATE_K = 0.95, 4
+#: Values of k that are measured unless others are asked for.
+DEFAULT_K = (1, 4, 10)
 #: Scores this close count as equal: which of several equal documents is found does not affect
 #: recall.
 TIE = 1e-6
@@ -107,7 +109,6 @@ def configure(actions: Any) -> None:
         "--k",
         type=whole_number(1, 2**31 - 1),
         nargs="+",
-        default=[1, 4, 10],
         metavar="K",
         help="values of k for recall@k (default: 1 4 10)",
     )
@@ -129,6 +130,13 @@ def run(args: Namespace) -> int:
     registry = registry_of(args)
     recipe = _recipe(args, registry)
     memory, embedder, retriever = _components(recipe, args.device)
+    for k in args.k or ():
+        if k > len(memory):
+            raise DataError(
+                f"--k {k}",
+                f"can't be measured: the memory has {len(memory):,} documents",
+                f"use {len(memory):,} or less",
+            )
     asked = _asked(args, recipe, registry)
     source = memory if asked is None else asked
     tokenizer = _tokenizer(source, registry, args.trust_endpoints)
@@ -143,7 +151,7 @@ def run(args: Namespace) -> int:
         f"{min(args.queries, len(source)):,} documents {of}"
     )
     found = [
-        figures(retriever, embedder, queries, sorted(set(args.k)))
+        figures(retriever, embedder, queries, sorted(set(args.k or DEFAULT_K)))
         for queries in chosen
         if queries.documents
     ]

@@ -109,8 +109,17 @@ def add_loading_options(parser: ArgumentParser) -> None:
     add_trust(parser)
 
 
-def open_model(args: Namespace) -> Model:
-    """The model named by the options."""
+def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
+    """The model named by the options.
+
+    Args:
+        args: the options.
+        num_candidates: how many candidates the command makes by default; None: as many as the model's recipe says.
+
+    Raises:
+        GenerationError: of two options one leaves nothing for the other to do.
+    """
+    _check_retrieves(args)
     if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
         raise GenerationError(
             "--set condition", "changes a condition, and none is given", "give --condition, too"
@@ -127,9 +136,30 @@ def open_model(args: Namespace) -> Model:
         trust_endpoints=args.trust_endpoints,
     )
     model.told = lambda line: print(f"note: {line}", file=sys.stderr)
+    if getattr(args, "rerank", None) is not None:
+        number = args.num_candidates or num_candidates
+        if (number or model.components.recipe.generate.num_candidates) == 1:
+            model.told("--rerank has one candidate to choose from: give --candidates 2 or more")
     settings = settings_of(args.settings, "retriever")
     changed = settings or args.bank is not None or args.retriever is not None
     return model.with_memory(args.bank, args.retriever, **settings) if changed else model
+
+
+def _check_retrieves(args: Namespace) -> None:
+    """Refuse what says how to retrieve where nothing is to be retrieved."""
+    if getattr(args, "num_retrieved", None) != 0:
+        return
+    for option, is_given in (
+        ("--bank", args.bank is not None),
+        ("--retriever", args.retriever is not None),
+        ("--set retriever", bool(settings_of(args.settings, "retriever"))),
+    ):
+        if is_given:
+            raise GenerationError(
+                option,
+                "says how documents are retrieved, and --num-retrieved 0 retrieves none",
+                "leave one of the two out",
+            )
 
 
 def report_unknown_words(model: Model, texts: Sequence[str | None]) -> None:

@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
     """Print the answer."""
     refuse_untuned(args, "ask", "questions")
     options = task_options(args) | ({} if args.template is None else {"template": args.template})
-    model = open_model(args)
+    model = open_model(args, num_candidates=1)
     report_unknown_words(model, [args.question])
     with progress_bar("answering") as progress:
         answer = model.ask(

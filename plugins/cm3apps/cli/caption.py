@@ -50,7 +50,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Print one line per picture."""
     options = task_options(args)
-    model = open_model(args)
+    model = open_model(args, num_candidates=1)
     with progress_bar("captioning") as progress:
         texts = model.captions(
             args.picture, max_tokens=args.max_tokens, progress=progress, **options

@@ -51,7 +51,7 @@ def run(args: Namespace) -> int:
 
 
 def _run(args: Namespace, options: dict[str, Any]) -> int:
-    model = open_model(args)
+    model = open_model(args, num_candidates=1)
     report_unknown_words(model, [args.instruction])
     with progress_bar("generating") as progress:
         pictures = model.edit(

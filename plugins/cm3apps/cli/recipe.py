@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import _recipe_memory, add_overrides, registry_of
 from cm3apps.cli._training import RECIPE_FILE
+from cm3core.errors import CM3Error
 from cm3core.recipe.library import list_recipes
 
 if TYPE_CHECKING:
@@ -103,7 +104,17 @@ def run(args: Namespace) -> int:
         print(with_origins(in_full(recipe, registry)))
     else:
         print(in_full(recipe, registry).to_yaml(), end="")
+    if args.action == "show":
+        _warn_of_refused(recipe)
     return 0
+
+
+def _warn_of_refused(recipe: Recipe) -> None:
+    """Say on stderr what `check` refuses of a recipe that is shown."""
+    try:
+        recipe.check()
+    except CM3Error as error:
+        print(f"warning: `cm3 recipe check` refuses this recipe: {error}", file=sys.stderr)
 
 
 def recipe_of(name: str) -> str:

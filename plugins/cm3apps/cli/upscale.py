@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -47,8 +48,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--seed",
         type=whole_number(0, MAX_SEED),
-        default=0,
-        help="of --model: same seed, same result (default: %(default)s)",
+        help="of --model: same seed, same result (default: 0)",
     )
     add_trust(parser)
     parser.add_argument(
@@ -93,6 +93,8 @@ def _by_upscaler(args: Namespace) -> Enlarged:
     from cm3core.recipe import compose
     from cm3run.build import section
 
+    if args.seed is not None:
+        print("note: --seed has no effect: an upscaler draws nothing at random", file=sys.stderr)
     registry = registry_of(args)
     if args.device is not None:
         args.overrides.append(f"upscaler.device={args.device}")
@@ -145,6 +147,7 @@ def _by_model(args: Namespace) -> Enlarged:
         )
     task = task_for(model, "upscale", name)
     [field] = task.given
+    args.seed = args.seed or 0
     with progress_bar("drawing") as progress:
         made = model.do(name, {field: pixels}, seed=args.seed, progress=progress)
     [large] = made.values()

@@ -341,6 +341,50 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        (("--bank", "bank"), "--bank"),
+        (("--retriever", "bm25"), "--retriever"),
+        (("--set", "retriever.min_similarity=0.3"), "--set retriever"),
+    ],
+)
+def test_how_to_retrieve_is_refused_where_nothing_is_retrieved(cm3, capsys, option, place):
+    assert cm3("generate", "a", "--num-retrieved", "0", *option) == 2
+    assert capsys.readouterr().err == (
+        f"error: {place}: says how documents are retrieved, and --num-retrieved 0 retrieves none\n"
+        "  next: leave one of the two out\n"
+    )
+
+
+def test_a_reranker_of_one_candidate_is_told_so(cm3, tmp_path, capsys):
+    told = "note: --rerank has one candidate to choose from: give --candidates 2 or more\n"
+    for number in (
+        1,
+        2,
+    ):  # told before it turns out that no plugin of this model has such a reranker
+        out = ("-o", tmp_path / "out", "--rerank", "none", "--candidates", number)
+        assert cm3("generate", "a red square", *out) == 2
+        assert (told in capsys.readouterr().err) == (number == 1)
+
+
+def test_a_seed_of_an_upscaler_is_told_to_do_nothing(cm3, tmp_path, capsys):
+    images.save_png(tmp_path / "small.png", np.zeros((4, 4, 3), np.uint8))
+    arguments = (
+        "upscale",
+        tmp_path / "small.png",
+        "upscaler=lanczos",
+        "-o",
+        tmp_path / "large.png",
+    )
+    assert cm3(*arguments) == 0
+    assert capsys.readouterr().err == ""
+    assert cm3(*arguments, "--seed", "3") == 0
+    assert capsys.readouterr().err == (
+        "note: --seed has no effect: an upscaler draws nothing at random\n"
+    )
+
+
 def test_nothing_is_drawn_for_a_place_that_takes_no_files(
     cm3, model, tmp_path, capsys, monkeypatch
 ):
