@@ -411,53 +411,66 @@ def grid(
     every = [picture for row in rows for picture in row if picture is not None]
     tile_height = scale * max((picture.shape[0] for picture in every), default=32)
     tile_width = scale * max((picture.shape[1] for picture in every), default=32)
-
-    def wrapped(text: str, width: int) -> list[tuple[str, Font]]:
-        font = font_for(text, font_size)
-        return [(words, font) for words in _wrap(text, font, width)]
-
-    headings = [wrapped(text, tile_width) for text in column_labels or ()]
-    beside = [wrapped(text, label_width) for text in row_labels or ()]
-    below = [[wrapped(text, tile_width) for text in row] for row in captions or ()]
+    headings = [_lines(text, font_size, tile_width) for text in column_labels or ()]
+    beside = [_lines(text, font_size, label_width) for text in row_labels or ()]
+    below = [[_lines(text, font_size, tile_width) for text in row] for row in captions or ()]
     line = font_size + 3
     left = gap + (label_width + gap if beside else 0)
     top = gap + (line * max(map(len, headings)) + gap if headings else 0)
-    heights = [
-        max(
-            tile_height + line * max((len(lines) for lines in below[index]), default=0)
-            if below
-            else tile_height,
-            line * len(beside[index]) if beside else 0,
-        )
-        for index in range(len(rows))
-    ]
-    sheet = Pillow.new(
-        "RGB",
-        (left + num_columns * (tile_width + gap), top + sum(heights) + gap * len(rows)),
-        (255, 255, 255),
-    )
-    draw = ImageDraw.Draw(sheet)
-
-    def write(lines: list[tuple[str, Font]], x: int, y: int) -> None:
-        for number, (words, font) in enumerate(lines):
-            draw.text((x, y + number * line), words, fill=(0, 0, 0), font=font)
-
+    heights = [tile_height] * len(rows)
+    for index in range(len(rows)):
+        if below:
+            heights[index] += line * max((len(lines) for lines in below[index]), default=0)
+        if beside:
+            heights[index] = max(heights[index], line * len(beside[index]))
+    width = left + num_columns * (tile_width + gap)
+    sheet = _Sheet(width, top + sum(heights) + gap * len(rows), line)
     for column, heading in enumerate(headings):
-        write(heading, left + column * (tile_width + gap), gap)
+        sheet.write(heading, left + column * (tile_width + gap), gap)
     y = top
     for index, row in enumerate(rows):
         if beside:
-            write(beside[index], gap, y)
+            sheet.write(beside[index], gap, y)
         for column, picture in enumerate(row):
             x = left + column * (tile_width + gap)
             if picture is not None:
-                sheet.paste(
-                    Pillow.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1)), (x, y)
-                )
+                sheet.paste(picture.repeat(scale, axis=0).repeat(scale, axis=1), x, y)
             if below and column < len(below[index]):
-                write(below[index][column], x, y + tile_height)
+                sheet.write(below[index][column], x, y + tile_height)
         y += heights[index] + gap
-    return np.asarray(sheet).copy()
+    return sheet.pixels()
+
+
+class _Sheet:
+    """A white sheet of pictures and of texts in lines.
+
+    Args:
+        width, height: in pixels.
+        line: height of a line of text.
+    """
+
+    def __init__(self, width: int, height: int, line: int) -> None:
+        self._image = Pillow.new("RGB", (width, height), (255, 255, 255))
+        self._draw, self._line = ImageDraw.Draw(self._image), line
+
+    def write(self, lines: list[tuple[str, Font]], x: int, y: int) -> None:
+        """Put lines of text, each with its font, below (x, y)."""
+        for number, (words, font) in enumerate(lines):
+            self._draw.text((x, y + number * self._line), words, fill=(0, 0, 0), font=font)
+
+    def paste(self, picture: PixelArray, x: int, y: int) -> None:
+        """Put a picture's upper left corner at (x, y)."""
+        self._image.paste(Pillow.fromarray(picture), (x, y))
+
+    def pixels(self) -> PixelArray:
+        """The sheet as uint8 [height, width, 3]."""
+        return np.asarray(self._image).copy()
+
+
+def _lines(text: str, font_size: int, width: int) -> list[tuple[str, Font]]:
+    """A text in lines of at most `width` pixels, each with its font."""
+    font = font_for(text, font_size)
+    return [(words, font) for words in _wrap(text, font, width)]
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, is_dataclass
+from dataclasses import MISSING, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,71 +46,71 @@ from cm3core.recipe.values import ComponentValues, wrong_type
 DEFAULT = "default"
 
 
-def with_defaults(
-    path: tuple[str, ...],
-    config_class: type[Any],
-    given: dict[str, Any],
-    instance: object,
-    lacking: list[str],
-    origins: dict[str, str],
-    registry: Registry,
-) -> dict[str, Any]:
-    """Return every key of the dataclass, in its order.
+@dataclass(frozen=True)
+class _Completion:
+    """Gives sections all of their keys, and notes what they lack.
 
-    Keys that are not given and have no default are added to `lacking`. Defaults are those of
-    `instance` (the outer dataclass's default for a nested one), or the class's if it is None."""
-    complete: dict[str, Any] = {}
-    annotations = hints(config_class)
-    for item in init_fields(config_class):
-        here = (*path, item.name)
-        inner = nested_dataclass(annotations[item.name])
-        start = default(item) if instance is None else getattr(instance, item.name)
-        nested = start if inner is not None and isinstance(start, inner) else None
-        components = component_field(annotations[item.name])
-        if components is not None and item.name in given:
-            complete[item.name] = _complete(
-                here, components, given[item.name], lacking, origins, registry
-            )
-        elif inner is not None and (
-            isinstance(given.get(item.name), dict)
-            or (nested is not None and item.name not in given)
-        ):
-            complete[item.name] = with_defaults(
-                here, inner, given.get(item.name, {}), nested, lacking, origins, registry
-            )
-        elif item.name in given:
-            complete[item.name] = given[item.name]
-        elif start is MISSING:
-            lacking.append(".".join(here))
-        else:
-            _name_defaults(start, registry)
-            complete[item.name] = _plain(start)
-            origins.setdefault(".".join(here), DEFAULT)
-    return complete
+    Args:
+        registry: knows by which names recipes know components that are a field's default.
+        origins: key -> the layer that gave it; "default" is added for keys that no layer gave.
+        lacking: keys that are not given and have no default, added.
+    """
 
+    registry: Registry
+    origins: dict[str, str] = field(default_factory=dict)
+    lacking: list[str] = field(default_factory=list)
 
-def _complete(
-    path: tuple[str, ...],
-    wanted: ComponentField,
-    given: Any,
-    lacking: list[str],
-    origins: dict[str, str],
-    registry: Registry,
-) -> Any:
-    """Return the components of a field with all of their keys."""
+    def complete(
+        self,
+        path: tuple[str, ...],
+        config_class: type[Any],
+        given: dict[str, Any],
+        instance: object = None,
+    ) -> dict[str, Any]:
+        """Return every key of the dataclass, in its order.
 
-    def one(where: tuple[str, ...], values: ComponentValues) -> ComponentValues:
-        keys = {key: value for key, value in values.items() if key != "name"}
-        complete = with_defaults(where, values.config_class, keys, None, lacking, origins, registry)
-        return ComponentValues(values.config_class, {"name": values["name"], **complete})
+        Defaults are those of `instance` (the outer dataclass's default for a nested one), or the class's if it is
+        None."""
+        complete: dict[str, Any] = {}
+        annotations = hints(config_class)
+        for item in init_fields(config_class):
+            here = (*path, item.name)
+            inner = nested_dataclass(annotations[item.name])
+            start = default(item) if instance is None else getattr(instance, item.name)
+            nested = start if inner is not None and isinstance(start, inner) else None
+            components = component_field(annotations[item.name])
+            if components is not None and item.name in given:
+                complete[item.name] = self._components(here, components, given[item.name])
+            elif inner is not None and (
+                isinstance(given.get(item.name), dict)
+                or (nested is not None and item.name not in given)
+            ):
+                complete[item.name] = self.complete(here, inner, given.get(item.name, {}), nested)
+            elif item.name in given:
+                complete[item.name] = given[item.name]
+            elif start is MISSING:
+                self.lacking.append(".".join(here))
+            else:
+                _name_defaults(start, self.registry)
+                complete[item.name] = _plain(start)
+                self.origins.setdefault(".".join(here), DEFAULT)
+        return complete
 
-    if given is None:
-        return None
-    if wanted.form == "one":
-        return one(path, given)
-    if wanted.form == "list":
-        return [one((*path, str(number)), item) for number, item in enumerate(given)]
-    return {name: one((*path, name), item) for name, item in given.items()}
+    def _components(self, path: tuple[str, ...], wanted: ComponentField, given: Any) -> Any:
+        """Return the components of a field with all of their keys."""
+
+        def one(where: tuple[str, ...], values: ComponentValues) -> ComponentValues:
+            keys = {key: value for key, value in values.items() if key != "name"}
+            complete = self.complete(where, values.config_class, keys)
+            return ComponentValues(values.config_class, {"name": values["name"], **complete})
+
+        if given is None:
+            return None
+        if wanted.form == "one":
+            return one(path, given)
+        if wanted.form == "list":
+            return [one((*path, str(number)), item) for number, item in enumerate(given)]
+        return {name: one((*path, name), item) for name, item in given.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -401,15 +401,13 @@ def _finish(
     """Add defaults, resolve interpolations, and make the dataclasses."""
     plain: dict[str, dict[str, Any]] = {}
     classes: dict[str, type[Any]] = {}
-    lacking: list[str] = []
-    origins: dict[str, str] = {}
+    completion = _Completion(registry)
+    lacking, origins = completion.lacking, completion.origins
     for section in (*registry.kinds, *FIXED_SECTIONS):
         if (current := sections.get(section)) is not None and current.config_class is not None:
-            origins |= current.origins
+            origins.update(current.origins)
             classes[section] = current.config_class
-            plain[section] = with_defaults(
-                (section,), current.config_class, current.values, None, lacking, origins, registry
-            )
+            plain[section] = completion.complete((section,), current.config_class, current.values)
     if lacking:
         raise RecipeError(
             f"recipe {name!r}",

@@ -64,12 +64,33 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
     >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
     [(0, [Hidden()]), (3, ImageHole())]
     """
+    hidden = _hidden_texts(query, variant)
+    result: list[tuple[int, Pieces | Segment]] = []
+    for index, segment in enumerate(query):
+        if not isinstance(segment, (Text, MaskedText, TextHole)):
+            is_hidden = variant.hide_images and _is_whole_picture(segment)
+            result.append((index, [Hidden()] if is_hidden else segment))
+            continue
+        pieces: Pieces = list(_parts_of(segment))
+        if index in hidden:
+            if variant.replace_text is not None:
+                pieces = [
+                    part if isinstance(part, TextHole) else variant.replace_text
+                    for part in _parts_of(segment)
+                    if isinstance(part, TextHole) or part or isinstance(segment, Text)
+                ]
+            else:
+                pieces = [part for part in pieces if isinstance(part, TextHole)]
+                if not (pieces or variant.drop_text):
+                    pieces = [Hidden()]
+        if pieces or index not in hidden:  # else left out altogether, its <break> too
+            result.append((index, pieces))
+    return _merged(result) if variant.hide_images else result
+
+
+def _hidden_texts(query: Document, variant: PromptVariant) -> list[int]:
+    """Indices of the query's texts that a stream does not see as they are."""
     assert variant.hide_text in ("none", "all", "last"), variant.hide_text
-    scope = (
-        "all"
-        if variant.hide_text == "none" and variant.replace_text is not None
-        else variant.hide_text
-    )
     with_text = [
         index
         for index, segment in enumerate(query)
@@ -79,40 +100,16 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
             and any(isinstance(part, str) and part for part in segment.parts)
         )
     ]
-    hidden = {"none": [], "all": with_text, "last": with_text[-1:]}[scope]
-    result: list[tuple[int, Pieces | Segment]] = []
-    for index, segment in enumerate(query):
-        if not isinstance(segment, (Text, MaskedText, TextHole)):
-            result.append(
-                (
-                    index,
-                    [Hidden()] if variant.hide_images and _is_whole_picture(segment) else segment,
-                )
-            )
-            continue
-        parts: Sequence[str | TextHole] = (
-            [segment.text]
-            if isinstance(segment, Text)
-            else [segment]
-            if isinstance(segment, TextHole)
-            else segment.parts
-        )
-        pieces: Pieces = list(parts)
-        if index in hidden:
-            if variant.replace_text is None:
-                pieces = [part for part in parts if isinstance(part, TextHole)]
-                if not (pieces or variant.drop_text):
-                    pieces = [Hidden()]
-            else:
-                pieces = [
-                    part if isinstance(part, TextHole) else variant.replace_text
-                    for part in parts
-                    if isinstance(part, TextHole) or part or isinstance(segment, Text)
-                ]
-            if not pieces:
-                continue  # left out altogether, its <break> too
-        result.append((index, pieces))
-    return _merged(result) if variant.hide_images else result
+    if variant.hide_text == "last":
+        return with_text[-1:]
+    return with_text if variant.hide_text == "all" or variant.replace_text is not None else []
+
+
+def _parts_of(segment: Text | MaskedText | TextHole) -> Sequence[str | TextHole]:
+    """Texts and holes of a segment of text."""
+    if isinstance(segment, Text):
+        return [segment.text]
+    return [segment] if isinstance(segment, TextHole) else segment.parts
 
 
 def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from cm3apps.cli import OVERRIDE
 from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
-from cm3apps.cli._hints import override_hint
 from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
 from cm3apps.cli._stdout import flush, lost_output
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
@@ -181,6 +180,35 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args
+
+
+def override_hint(option: str, arguments: Sequence[str]) -> str | None:
+    """The next step for an unknown option that is named like a recipe's key (`--steps 30`); None: it is not.
+
+    >>> override_hint("--steps", ["tiny", "--steps", "30"])
+    'a recipe\'s key is given without dashes: train.steps=30'
+    """
+    from cm3core.config.schema import init_fields
+    from cm3core.plugins.kinds import KINDS
+    from cm3core.recipe.sections import FIXED_SECTIONS
+
+    name, equals, value = option.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if not equals:
+        place = list(arguments).index(option) + 1
+        follows = arguments[place : place + 1]
+        value = follows[0] if follows and not follows[0].startswith("-") else "..."
+    section, _, key = name.partition(".")
+    keys = [
+        f"{own}.{item.name}"
+        for own, config_class in FIXED_SECTIONS.items()
+        for item in init_fields(config_class)
+    ]
+    if (key and (section in KINDS or name in keys)) or name in KINDS:
+        found = name
+    else:
+        found = next((own for own in keys if own.partition(".")[2] == name), "")
+    return f"a recipe's key is given without dashes: {found}={value}" if found else None
 
 
 if __name__ == "__main__":

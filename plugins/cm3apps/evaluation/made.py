@@ -11,12 +11,11 @@ there before, or on where an earlier call was interrupted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.ranking import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
@@ -27,6 +26,7 @@ from cm3run.attribution import png
 from cm3run.model import Model
 from cm3run.model.facts import facts_of
 from cm3run.model.jobs import results
+from cm3run.model.tasks import record_of, task_for
 
 PICTURES, LOG = "pictures", "made.jsonl"
 #: Pictures that are captioned, or asked about, together.
@@ -236,3 +236,34 @@ def _own(folder: Path, index: int, key: str) -> Path:
         f"there is no picture of sample {index} ({key!r})",
         "name pictures by the numbers of `samples.jsonl` (cm3 eval prompts), all of them",
     )
+
+
+# Answers to questions by ranking: the most probable one of a list, as classifiers of VQA answer.
+#
+# Nothing is sampled and nothing prepended. Probabilities are of whole answers, so that a long one is less
+# probable than its beginning.
+
+
+def most_probable(
+    model: Model, picture: PixelArray, question: str, answers: Sequence[str]
+) -> tuple[str, list[float]]:
+    """The most probable answer, the first of equals; and log p of each, in nats.
+
+    Args:
+        model: tuned for questions, or not tuned at all.
+        picture: uint8 [H, W, 3], of any size.
+        question: the question.
+        answers: at least one.
+
+    Raises:
+        GenerationError: the model was tuned, and not for questions.
+    """
+    task, likelihood = task_for(model, "ask"), model.components.likelihood
+    record = record_of(task, question, model.encode([picture])[0])
+    [response] = task.responses
+    prompt = task.prompt(record, max_tokens=None)
+    filled = [task.document({**record, response: answer}) for answer in answers]
+    contents = [likelihood.contents_of(prompt, one) for one in filled]
+    found = likelihood.log_probability([prompt] * len(answers), contents)
+    nats = [value.nats for value in found]
+    return answers[nats.index(max(nats))], nats

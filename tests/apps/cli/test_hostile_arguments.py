@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cm3apps.cli._hints import override_hint
 from cm3apps.cli.infill import parse_box
-from cm3apps.cli.main import main
+from cm3apps.cli.main import main, override_hint
 from cm3core.errors import CM3Error, GenerationError
 from cm3run.model.options import GenerationOptions
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cm3apps.evaluation.evaluating import Evaluation
-from cm3apps.evaluation.ranking import most_probable
+from cm3apps.evaluation.made import most_probable
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.plugins import load_registry
 from cm3run.evaluation.protocol import protocol_of
