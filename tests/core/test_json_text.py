@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError
 from cm3core.json_text import parse_json
+from messages import tells
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -39,7 +40,7 @@ def test_one_key_among_many_is_found_at_once() -> None:
             "keep one of the two",
         ),
         ('[{"a": {"é": 1, "\\u00e9": 1}}]', "has the key '\\xe9' twice in one object", None),
-        ("{", "is not JSON: Expecting property name enclosed in double quotes", "correct it"),
+        ("{", "is not JSON: Expecting property name enclosed in double", "correct it"),
         ("[" * 100_000, "is not JSON: maximum recursion depth exceeded", "correct it"),
     ],
 )
@@ -47,5 +48,5 @@ def test_what_is_wrong_is_named(content: str, cause: str, next_step: str | None)
     with pytest.raises(DataError) as caught:
         parse_json(content, "captions.json")
     assert caught.value.place == "captions.json"
-    assert caught.value.cause.startswith(cause)
+    assert tells(caught.value.cause, cause)
     assert caught.value.next_step == (next_step or "keep one of the two")

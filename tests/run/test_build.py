@@ -17,6 +17,7 @@ from cm3core.recipe import Recipe, compose
 from cm3run.build import build, split_or_reason, trained_spans
 from cm3run.generation.device_memory import memory_limit
 from cm3run.machine_memory import group_limits
+from messages import tells
 
 PARTS = Path(__file__).parents[1] / "fixtures" / "train"
 
@@ -68,10 +69,7 @@ def test_given_size_of_the_text_range(registry: Registry) -> None:
     with pytest.raises(RecipeError) as caught:
         build(squares(registry, "vocabulary.num_text=10"), registry, stage="train")
     num = len(set("red green blue black white corner 0123")) + 16
-    assert str(caught.value) == (
-        f"vocabulary.num_text: is 10; the text tokenizer has {num} ids and 4 are control tokens\n"
-        f"  next: use {num + 4} or more, or null for exactly that"
-    )
+    assert tells(caught.value, f"vocabulary.num_text: is 10; the ... {num} ... and 4 ... {num + 4}")
 
 
 def test_a_seed_decides_the_weights_and_leaves_the_generator_alone(registry: Registry) -> None:
@@ -93,10 +91,7 @@ def test_missing_sections(registry: Registry) -> None:
     recipe.objective = recipe.attention = None
     with pytest.raises(RecipeError) as caught:
         build(recipe, registry, stage="train")
-    assert str(caught.value) == (
-        "recipe squares: has no section 'objective', 'attention', needed to train\n"
-        "  next: add 'objective: {name: ...}' to the recipe"
-    )
+    assert tells(caught.value, "recipe squares: has no section 'objective' ... 'attention'")
 
 
 def test_generation_needs_no_data(registry: Registry, tmp_path: Path) -> None:
@@ -132,9 +127,8 @@ def test_too_large_for_the_memory(registry: Registry, monkeypatch: pytest.Monkey
         monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError(words)))
         with pytest.raises(DeviceError) as caught:
             build(recipe, registry, stage="train")
-        assert str(caught.value) == (
-            f"recipe section decoder: does not fit into memory ({words.splitlines()[0]})\n"
-            "  next: choose smaller sizes, or a larger machine"
+        assert tells(
+            caught.value, f"recipe section decoder: does not fit ... {words.splitlines()[0]}"
         )
     monkeypatch.setattr(recipe.decoder, "build", refuse(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match=r"^a bug$"):
@@ -182,21 +176,15 @@ def test_the_memory_that_a_variable_says(
         parameter.numel()
         for parameter in build(recipe, registry, stage="train", device="meta").decoder.parameters()
     )
-    assert str(caught.value) == (
-        f"recipe section decoder: its weights alone take 0 GB ({number:,} parameters in "
-        "float32), and this machine has 0.0 GB "
-        "of memory\n  next: choose smaller sizes in the sections decoder and vocabulary, or set "
-        "CM3_MEMORY_GB to the number of GB available"
+    assert tells(
+        caught.value, f"recipe section decoder: its weights alone take 0 GB ... {number:,}"
     )
     monkeypatch.setenv("CM3_MEMORY_GB", "1e9")
     build(recipe, registry, stage="train")
     monkeypatch.setenv("CM3_MEMORY_GB", "much")
     with pytest.raises(DeviceError) as wrong:
         memory_limit(cpu)
-    assert (
-        str(wrong.value)
-        == "CM3_MEMORY_GB=much: is not a number of GB\n  next: use a number of GB such as 64, or unset it"
-    )
+    assert tells(wrong.value, "CM3_MEMORY_GB=much: is not a ... GB ... GB ... as 64")
 
 
 def test_limits_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

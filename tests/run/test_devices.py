@@ -17,6 +17,7 @@ from cm3run.devices import choose_device, choose_precision, multiplies_bf16
 from cm3run.generation.device_memory import cache_limit
 from cm3run.model.model import load
 from cm3run.training.memory import training_memory
+from messages import tells
 
 
 def test_what_multiplies_bfloat16_is_asked_of_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +54,7 @@ def test_a_model_s_device_is_tried_out() -> None:
     assert str(caught.value).startswith("device 'cuda:99': can't be used here (")
     with pytest.raises(DeviceError) as caught:
         choose_device("meta")
-    assert str(caught.value) == (
-        "device 'meta': can't be used here (Tensor.item() cannot be called on meta tensors)\n"
-        "  next: use cpu, or cuda on a machine with a GPU"
-    )
+    assert tells(caught.value, "device 'meta': can't be used ... Tensor.item ... GPU")
 
 
 def test_keys_and_values_share_what_the_weights_leave(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +100,7 @@ def test_heads_that_the_backend_can_t_take_are_refused_with_the_recipe() -> None
     )
     with pytest.raises(RecipeError) as caught:
         recipe.check()
-    assert str(caught.value) == (
-        "attention: 'triton' takes heads of at most 128 numbers, and the decoder's have 144\n"
-        "  next: use more heads, or another attention backend (cm3 kinds attention)"
-    )
+    assert tells(caught.value, "attention: 'triton' takes heads ... most 128 ... have 144")
 
 
 def test_heads_that_no_kernel_takes_are_attended_to_as_a_whole_on_a_gpu() -> None:

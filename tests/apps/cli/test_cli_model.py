@@ -24,6 +24,7 @@ from cm3run.checkpoint.words import TrainingWords
 from cm3run.generation.engine import Engine
 from cm3run.model import Model
 from cm3run.model.loaded import Loaded
+from messages import tells
 from toy_model import FirstRetriever, picture
 
 
@@ -245,20 +246,12 @@ def test_the_picture_that_is_read_is_never_replaced(cm3, tmp_path, capsys):
         ("upscale", path, "-o", path),
     ):
         assert cm3(*arguments) == 2
-        assert capsys.readouterr().err == (
-            f"error: {path}: is the file that is read\n  next: name another file to write\n"
-        )
+        assert tells(capsys.readouterr().err, f"error: {path}: is the file that is read")
     two = tmp_path / "a" / ".." / "new.png"
     assert cm3("infill", path, *box, "-o", tmp_path / "new.png", "--decoded", two) == 2
-    assert capsys.readouterr().err == (
-        f"error: --decoded {two}: is the file of -o, and two pictures are written\n"
-        "  next: name another file for one of them\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: --decoded {two}: is the file of -o, and")
     assert cm3("edit", path, "red", "-o", tmp_path, "--force") == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}: holds 000.png, which is read and might be replaced\n"
-        "  next: name another folder (-o)\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds 000.png, which")
     assert cm3("infill", path, *box, "-o", "/dev/null") == 2
     assert "is a device, a pipe or a socket" in capsys.readouterr().err
     assert path.read_bytes() == before
@@ -294,10 +287,8 @@ def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     images.save_png(path, picture(16, 20), {})
     condition = ("--condition", "canny", path, "--model", "bundled:icons64")
     assert cm3("generate", "red", *condition, "-o", out) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 generate --condition: model 'bundled:icons64' was not tuned for structures; what it "
-        "would make is meaningless\n"
-        "  next: tune one (docs/tuning.md), or give --force, which runs it on any model\n"
+    assert tells(
+        capsys.readouterr().err, "error: cm3 generate --condition: model 'bundled:icons64' was"
     )
     assert not out.exists()
     words = ("--force", "--truncate", "--n", 1, "--set", "condition.low=50", "-o", out)
@@ -317,14 +308,10 @@ def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     assert cm3("generate", "red", *boxes, *words[:4], "-o", tmp_path / "boxes") == 0
     capsys.readouterr()
     assert cm3("generate", "red", *condition, "--force", "-o", tmp_path) == 2
-    assert capsys.readouterr().err == (
-        f"error: {tmp_path}: holds picture.png, which is read and might be replaced\n"
-        "  next: name another folder (-o)\n"
-    )
+    assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds picture.png, which")
     assert cm3("generate", "red", "--set", "condition.low=50", "-o", out) == 2
-    assert capsys.readouterr().err == (
-        "error: --set condition: changes a condition, and none is given\n"
-        "  next: give --condition, too\n"
+    assert tells(
+        capsys.readouterr().err, "error: --set condition: changes a condition, and none is"
     )
     long = ("--condition", "boxes", "x" * 9000, "--force", "-o", out)
     assert cm3("generate", "red", *long) == 2
@@ -335,10 +322,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
     assert cm3("infill", tmp_path / "missing.png", "--box", "0,0,4,4") == 2
     assert str(tmp_path / "missing.png") in capsys.readouterr().err
     assert cm3("generate", "a", "--set", "temperature=1") == 2
-    assert capsys.readouterr().err == (
-        "error: --set temperature=1: is not sampler.KEY=VALUE, retriever.KEY=VALUE or condition.KEY=VALUE\n"
-        "  next: write e.g. --set sampler.guidance_scale=1.5\n"
-    )
+    assert tells(capsys.readouterr().err, "error: --set temperature=1: is not sampler.KEY=VALUE")
 
 
 @pytest.mark.parametrize(
@@ -436,6 +420,4 @@ def test_words_that_training_never_saw_are_named(cm3, model, tmp_path, capsys, m
         asked,
     ):
         assert cm3(*call) == 0
-        assert capsys.readouterr().err == (
-            "note: 'zebra' is not in the training captions and will be ignored.\n"
-        )
+        assert tells(capsys.readouterr().err, "note: 'zebra' is not")

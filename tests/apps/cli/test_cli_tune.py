@@ -14,6 +14,7 @@ from cm3apps.cli.tune import lost_retrieval, tuning_recipe
 from cm3core.plugins import load_registry
 from cm3core.recipe import diff
 from cm3run.checkpoint import find_checkpoint, open_checkpoint, read_recipe
+from messages import tells
 from squares import PARTS
 
 PLUGIN = PARTS / "train_parts.py"
@@ -121,13 +122,11 @@ def test_an_adapter_from_pairs_to_a_whole_model(
     [
         (
             ["tune", "base", "pairs.yaml", "train.start_from=other"],
-            "error: command line: train.start_from: is given, and so is the model 'base'\n"
-            "  next: leave train.start_from out: the model takes its place\n",
+            "error: command line: train.start_from: is given ... 'base'",
         ),
         (
             ["tune", "bsae", "pairs.yaml"],
-            "error: bsae: does not exist\n  next: name a run's folder (cm3 train -o), one of its "
-            "checkpoints, or an exported model\n",
+            "error: bsae: does not exist",
         ),
         (
             ["tune", "base", "pairs.yaml", "tune.method=lorra"],
@@ -135,17 +134,15 @@ def test_an_adapter_from_pairs_to_a_whole_model(
         ),
         (
             ["tune", "base", "pairs.yaml", "tune.rank=64"],
-            "error: command line: tune.rank: is given, and the method 'full' doesn't read it\n"
-            "  next: add tune.method=lora or dora, or leave it out\n",
+            "error: command line: tune.rank: is given ... 'full'",
         ),
         (
             ["tune", "base", "pairs.yaml", "tune.method=lora", "tune.targets=[q_porj]"],
-            "error: tune.targets: 'q_porj' is no module of this decoder\n"
-            "  next: did you mean 'q_proj'?\n",
+            "error: tune.targets: 'q_porj' is no ... 'q_proj'",
         ),
         (
             ["tune", "base", "pairs.yaml", "-o", "base"],
-            "base/checkpoints/step-00000002: was made under another recipe:\n",
+            "base/checkpoints/step-00000002: was made under another recipe",
         ),
         (
             ["adapter", "merge", "base", "-o", "x"],
@@ -153,7 +150,7 @@ def test_an_adapter_from_pairs_to_a_whole_model(
         ),
         (
             ["adapter", "merge", "bundled:emoji64", "-o", "x"],
-            "models/emoji64: holds a whole model, and no adapter to merge\n",
+            "models/emoji64: holds a whole model, and no",
         ),
     ],
 )
@@ -162,7 +159,7 @@ def test_what_is_refused(
 ) -> None:
     before = sorted(folder.glob("base/**/*"))
     assert cm3(*arguments) == 2
-    assert message in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, f"... {message}")
     assert sorted(folder.glob("base/**/*")) == before
 
 
@@ -171,7 +168,4 @@ def test_peft_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     assert cm3("tune", "base", "pairs.yaml", "-o", "missing", "tune.method=dora") == 2
-    assert capsys.readouterr().err.endswith(
-        "error: tune.method=dora: the package 'peft' is not installed\n"
-        "  next: pip install 'cm3leon[lora]'\n"
-    )
+    assert tells(capsys.readouterr().err, "... error: tune.method=dora: the package 'peft'")

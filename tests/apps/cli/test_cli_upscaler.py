@@ -17,6 +17,7 @@ from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.weights import save_weights
 from cm3run.evaluation.upscaler import lanczos
+from messages import tells
 from upscaler_parts import tiles
 
 TOKENIZER = {
@@ -144,38 +145,37 @@ def test_upscaling_keeps_a_pngs_story(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_wrong_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(capsys, "upscale", "nowhere.png", "--upscaler", "lanczos") == (
-        "error: nowhere.png: there is no such file\n  next: correct the path\n"
+    assert tells(
+        refused(capsys, "upscale", "nowhere.png", "--upscaler", "lanczos"),
+        "error: nowhere.png: there is no such file",
     )
-    assert refused(capsys, "upscale", "pictures/0.png", "--recipe", "tiny") == (
-        "error: recipe tiny: has no section 'upscaler'\n  next: add 'upscaler: {name: ...}' to "
-        "the recipe\n"
+    assert tells(
+        refused(capsys, "upscale", "pictures/0.png", "--recipe", "tiny"),
+        "error: recipe tiny: has no section 'upscaler'",
     )
-    assert refused(capsys, "upscale", "pictures/0.png", "--upscaler", "lanczoz") == (
-        "error: arguments: upscaler.name: no upscaler is called 'lanczoz'\n  next: did you mean "
-        "'lanczos'?\n"
+    assert tells(
+        refused(capsys, "upscale", "pictures/0.png", "--upscaler", "lanczoz"),
+        "error: arguments: upscaler.name: no upscaler ... 'lanczoz'",
     )
-    assert refused(
-        capsys, "upscale", "pictures/0.png", "--upscaler", "lanczos", "--recipe", "tiny"
-    ).startswith("error: cm3 upscale: argument --recipe: not allowed with argument --upscaler\n")
-    assert refused(
-        capsys, "upscaler", "train", "upscaler-emoji256", "upscaler=lanczos", "-o", "up"
-    ) == (
-        "error: upscaler: LanczosUpscalerConfig can't be trained here\n  next: choose edsr, or "
-        "give weights\n"
+    assert tells(
+        refused(capsys, "upscale", "pictures/0.png", "--upscaler", "lanczos", "--recipe", "tiny"),
+        "error: cm3 upscale: argument --recipe: not ... --upscaler",
     )
-    assert refused(
-        capsys, "upscaler", "train", "upscaler-emoji256", "-o", "up", "--steps", "0"
-    ) == (
-        "error: cm3 upscaler train: argument --steps: is '0', must be a whole number from 1 to 9,223,372,036,854,775,807\n"
-        "  next: see `cm3 upscaler train --help`\n"
+    assert tells(
+        refused(capsys, "upscaler", "train", "upscaler-emoji256", "upscaler=lanczos", "-o", "up"),
+        "error: upscaler: LanczosUpscalerConfig can't be",
     )
-    assert refused(capsys, "upscaler", "train", "tiny", "-o", "up") == (
-        "error: recipe tiny: has no section 'upscaler'\n  next: add upscaler=NAME to the command\n"
+    assert tells(
+        refused(capsys, "upscaler", "train", "upscaler-emoji256", "-o", "up", "--steps", "0"),
+        "error: cm3 upscaler train: argument --steps: is '0'",
     )
-    assert refused(capsys, "upscaler", "eval", "tiny", "upscaler=lanczos", "--num", "0") == (
-        "error: cm3 upscaler eval: argument --num: is '0', must be a whole number from 1 to 2,147,483,647\n"
-        "  next: see `cm3 upscaler eval --help`\n"
+    assert tells(
+        refused(capsys, "upscaler", "train", "tiny", "-o", "up"),
+        "error: recipe tiny: has no section 'upscaler' ... NAME",
+    )
+    assert tells(
+        refused(capsys, "upscaler", "eval", "tiny", "upscaler=lanczos", "--num", "0"),
+        "error: cm3 upscaler eval: argument --num: is '0' ... from 1",
     )
     assert not Path("up").exists()
 
@@ -186,10 +186,9 @@ def test_a_data_set_of_small_pictures_is_refused(
     monkeypatch.setattr("cm3apps.cli.upscaler.NUM_SMALL", 3)
     for number, pixels in enumerate(tiles(5, side=48)):
         Pictures.fromarray(pixels).save(Path("pictures") / f"{number}.png")
-    assert refused(capsys, *TRAIN, *SMALL, "--steps", "1") == (
-        "error: dataset: its first 3 pictures are all smaller than an enlarged one, which has 64 "
-        "x 64 pixels\n"
-        "  next: give larger pictures (of the emoji corpus: dataset.image_size)\n"
+    assert tells(
+        refused(capsys, *TRAIN, *SMALL, "--steps", "1"),
+        "error: dataset: its first 3 ... has 64 x 64",
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 from cm3apps.cli._completion import SHELLS, actions_of, script, values_of, whole_parser
 from cm3apps.cli.main import main
 from cm3core.plugins import load_registry
+from messages import tells
 
 REGISTRY = load_registry()
 #: What is typed, and what it becomes.
@@ -232,26 +233,19 @@ def cm3_commands():
     assert "_shtab_cm3_sing_option_strings=(-h --help --loudness)" in text
     assert "_shtab_cm3_broken" not in text
     (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "the command 'broken' is left out: command 'broken': the plugin 'mine' names "
-        "'no_such_module:f', which can't be imported: No module named 'no_such_module'"
-    )
+    assert tells(record.getMessage(), "the command 'broken' is left out: command 'broken': the")
 
 
 def test_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 completion: the package 'shtab' is not installed\n  next: pip install shtab\n"
-    )
+    assert tells(capsys.readouterr().err, "error: cm3 completion: the package 'shtab'")
 
 
 def test_another_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "tcsh"]) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 completion: argument shell: invalid choice: 'tcsh' (choose from 'bash', "
-        "'zsh', 'fish')\n"
-        "  next: see `cm3 completion --help`\n"
+    assert tells(
+        capsys.readouterr().err, "error: cm3 completion: argument shell: invalid ... 'tcsh'"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from cm3apps.cli.main import main
+from messages import tells
 from throwaway_plugins import Install
 
 DATASET = """\
@@ -42,11 +43,7 @@ def test_an_exception_of_a_plugin_names_it(install: Install, printed: Capture) -
         "cm3-notes", DATASET.format(build="return deep()"), points="notes = throwaway_cm3_notes"
     )
     assert main(ARGUMENTS) == 2
-    assert printed() == (
-        "error: plugin 'notes': failed with KeyError: 'nothing' (throwaway_cm3_notes.py, line 13, "
-        "in deep)\n"
-        "  next: see the traceback: cm3 -v, or CM3_TRACEBACK=1; report it to the plugin's author\n"
-    )
+    assert tells(printed(), "error: plugin 'notes': failed with KeyError: 'nothing'")
 
 
 @pytest.mark.parametrize(
@@ -101,30 +98,20 @@ def test_an_error_of_ours_that_reports_one_says_how(install: Install, printed: C
     )
     install("cm3-notes", DATASET.format(build=build))
     assert main(ARGUMENTS) == 2
-    assert printed() == (
-        "error: notes: are lost\n  next: find them\n"
-        "  see the traceback: cm3 -v, or CM3_TRACEBACK=1\n"
-    )
+    assert tells(printed(), "error: notes: are lost ... CM3_TRACEBACK=1")
 
 
 def test_a_plugin_from_a_file(install: Install, printed: Capture, tmp_path) -> None:
     path = tmp_path / "notes.py"
     path.write_text(DATASET.format(build="raise RuntimeError"), encoding="utf-8")
     assert main(["--plugin", str(path), *ARGUMENTS]) == 2
-    assert printed().startswith(
-        "error: plugin 'notes': failed with RuntimeError (notes.py, line 10"
-    )
+    assert tells(printed(), "error: plugin 'notes': failed with RuntimeError ... notes.py")
 
 
 def test_what_builds_nothing_breaks_a_law(install: Install, printed: Capture) -> None:
     install("cm3-notes", DATASET.format(build="pass"), points="notes = throwaway_cm3_notes")
     assert main(ARGUMENTS) == 2
-    assert printed() == (
-        "error: plugin 'notes', dataset 'notes': breaks the law 'build': it returned None, not a "
-        "DocumentSource\n"
-        "  next: update the plugin, or report it to its author; `cm3 plugin check notes` tests all "
-        "laws\n"
-    )
+    assert tells(printed(), "error: plugin 'notes', dataset 'notes': breaks the law")
 
 
 def test_an_exception_of_ours_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +128,4 @@ def test_what_ends_a_command_with_exit_code_0_is_told(monkeypatch, capsys):
 
     monkeypatch.setattr("cm3apps.cli.generate.run", leaves)
     assert main(["generate", "red", "-o", "out"]) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 generate: SystemExit: 0\n"
-        "  next: see the traceback of its cause: cm3 -v, or CM3_TRACEBACK=1\n"
-    )
+    assert tells(capsys.readouterr().err, "error: cm3 generate: SystemExit: 0 ... CM3_TRACEBACK=1")

@@ -18,6 +18,7 @@ from cm3core.images import save_png
 from cm3core.interfaces.retriever import Retrieved, Retriever
 from cm3kits.retriever import HashEmbedder, ListSource, example_documents
 from cm3plugins.retrievers import DenseRetrieverConfig
+from messages import tells
 
 
 def results(*scores):
@@ -101,10 +102,7 @@ def test_codes_are_drawn_and_unreadable_pictures_left_out():
 def test_nothing_to_ask():
     with pytest.raises(DataError) as error:
         memory_recall.queries_of(ListSource([(Text(" "),)]), 5, None)
-    assert str(error.value) == (
-        "the queries' data set: has neither texts nor pictures to use as queries\n"
-        "  next: name another: --data PATH"
-    )
+    assert tells(error.value, "the queries' data set: has neither texts nor pictures to")
 
 
 # ---- measuring
@@ -245,9 +243,9 @@ def test_bad_arguments(capsys, arguments, message):
 
 def test_a_recipe_without_a_retriever(capsys):
     assert main(["memory", "recall", "tokenizer-emoji64"]) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 memory recall tokenizer-emoji64: the recipe has no retriever\n"
-        "  next: add retriever=dense\n"
+    assert tells(
+        capsys.readouterr().err,
+        "error: cm3 memory recall tokenizer-emoji64: the recipe has no retriever",
     )
 
 

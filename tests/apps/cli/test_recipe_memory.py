@@ -10,6 +10,7 @@ from cm3apps.cli.main import main
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
 from cm3run.training.memory import training_memory
+from messages import tells
 
 #: cm3leon-7b: 32 layers of 12 * 4,096^2, a table of 66,176 ids and 4,096 positions.
 LAYER, TABLES = 12 * 4096**2, (66_176 + 4_096) * 4096
@@ -29,10 +30,7 @@ def test_the_7b_model_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith(
         "cm3leon-7b on 8 GPUs, bf16 products; GB (10^9 bytes) on each\ntraining\n"
     )
-    assert out.endswith(
-        "note: by arithmetic; torchrun with cm3 train --shard 8 divides it so, and has run on CPUs "
-        "only\n"
-    )
+    assert tells(out, "... note: by arithmetic; torchrun ... --shard 8 ... CPUs")
     table = rows(out)
     assert table[:3] == [
         ("weights, fp32, 1/8", round(4 * PARAMETERS / 8e9, 2)),

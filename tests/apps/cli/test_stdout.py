@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cm3apps.cli._stdout import lost_output, stdout_to_stderr
+from messages import tells
 
 
 def print_in_every_way(what: str) -> None:
@@ -82,10 +83,7 @@ def test_a_stdout_that_is_full(command: list[str], unbuffered: str) -> None:
             },
         )
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: standard output: can't be written (No space left on device)\n"
-        "  next: free space on that disk\n"
-    )
+    assert tells(done.stderr, "error: standard output: can't be written (No space left")
 
 
 def test_another_file_that_is_full_is_not_stdout(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from cm3core.document import Codes
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
 from cm3run.model.results import GeneratedImage
+from messages import tells
 
 
 def square() -> np.ndarray:
@@ -128,6 +129,4 @@ def test_without_vtracer(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError) as caught:
         check_tracer("cm3 generate --svg")
-    assert str(caught.value) == (
-        "cm3 generate --svg: the package 'vtracer' is not installed\n  next: pip install 'cm3leon[svg]'"
-    )
+    assert tells(caught.value, "cm3 generate --svg: the package 'vtracer' ... 'cm3leon[svg]'")

@@ -26,6 +26,7 @@ from cm3core.plugins import load_registry
 from cm3run.checkpoint import bundled_models
 from cm3run.checkpoint.finding import find_model
 from cm3run.model import load
+from messages import tells
 
 REGISTRY = load_registry()
 WEIGHTS = "ab" * 32
@@ -239,7 +240,7 @@ def test_many_sources_are_summed_up() -> None:
         ),
         (
             lambda f: evaluation(f, "cd" * 32),
-            "is of the weights cdcdcdcdcdcd..., the model has abababababab...",
+            "is of the weights cdcdcdcdcdcd..., the",
         ),
         (lambda f: evaluation(f, model={}), "is of no model's weights, the model has"),
     ],
@@ -249,7 +250,7 @@ def test_results_that_can_not_be_used(tmp_path: Path, damage: Any, message: str)
     damage(folder)
     with pytest.raises(DataError) as caught:
         read_result(folder, WEIGHTS)
-    assert message in str(caught.value)
+    assert tells(caught.value, f"... {message}")
 
 
 def test_damaged_figures(tmp_path: Path) -> None:
@@ -349,6 +350,4 @@ def test_a_card_of_other_weights_is_found() -> None:
         module.bias[1] += 1e-6
     with pytest.raises(DataError) as caught:
         check_card(text, "CARD.md", model)
-    assert str(caught.value).endswith(
-        "next: evaluate the model, and write the card again (cm3 eval card)"
-    )
+    assert tells(caught.value, "... next: evaluate the model, and write the")

@@ -10,6 +10,7 @@ import pytest
 
 from cm3apps.cli.main import main
 from cm3run.model import Model, load
+from messages import tells
 
 PROTOCOL: dict[str, Any] = {
     "format": "cm3 protocol 1",
@@ -78,13 +79,10 @@ def test_a_split_with_the_references_is_refused(
 ) -> None:
     assert evaluate("all", "leaks") == 2
     told = capsys.readouterr().err
-    assert "error: the model's memory: holds 2 of the 2 reference pictures: " in told
-    assert "next: retrieve from a memory without them (--memory-split train, --bank), " in told
+    assert tells(told, "... error: the model's memory: holds 2 of the 2")
+    assert tells(told, "... next: retrieve from a ... --memory-split train ... --bank")
     assert evaluate("trian", "none") == 2
-    assert capsys.readouterr().err.endswith(
-        "error: split: the model's data set has no split 'trian'\n"
-        "  next: use one of train, comp, unseen, all\n"
-    )
+    assert tells(capsys.readouterr().err, "... error: split: the model's data ... 'trian'")
 
 
 def test_what_is_searched_already_is_not_advised(
@@ -92,4 +90,4 @@ def test_what_is_searched_already_is_not_advised(
 ) -> None:
     assert evaluate("train", "leaks", measured="train") == 2
     told = capsys.readouterr().err
-    assert "next: retrieve from a memory without them (--bank), or nothing (--num-" in told
+    assert tells(told, "... next: retrieve from a ... --bank ... --num-")

@@ -16,6 +16,7 @@ from cm3core.images import save_png
 from cm3core.plugins import Registry, load_registry
 from cm3plugins.metrics import KIDConfig
 from cm3run.evaluation.protocol import Protocol, measured_name, score_configs
+from messages import tells
 
 #: A plugin that has a metric and an extractor with names of bundled ones, and a metric of its own.
 PLUGIN = '''
@@ -132,10 +133,7 @@ def test_a_name_of_two_plugins_is_refused_with_both_spellings(
 ) -> None:
     with pytest.raises(PluginError) as error:
         configs(own_protocol(tmp_path, "kid"), registry)
-    assert str(error.value) == (
-        "own: metric.name: the metric 'kid' comes from several plugins: bundled, counting\n"
-        "  next: write bundled/kid or counting/kid, or leave one out: CM3_DISABLE_PLUGINS=counting"
-    )
+    assert tells(error.value, "own: metric.name: the metric 'kid' ... bundled/kid")
 
 
 def test_a_measurement_tells_them_apart(registry: Registry) -> None:
@@ -199,15 +197,15 @@ def test_every_shipped_protocol_is_shown(name: str, capsys: pytest.CaptureFixtur
         ),
         (
             {"task": {"name": "documents", "splt": "a"}},
-            "protocol: task.splt: the task 'documents' has no such key\n  next: did you mean 'split'?",
+            "protocol: task.splt: the task 'documents' ... 'split'",
         ),
         (
             {"scores": [{"metric": {"name": "kidd"}}]},
-            "protocol own: scores 0: metric.name: no metric is called 'kidd'\n  next: did you mean",
+            "protocol own: scores 0: metric.name ... 'kidd'",
         ),
         (
             {"scores": [{"metric": {"name": "kid", "subset": 3}}]},
-            "protocol own: scores 0: metric.subset: the metric 'kid' has no key 'subset'",
+            "protocol own: scores 0: metric.subset ... 'kid' ... 'subset'",
         ),
         (
             {"scores": [{"metric": {"name": "kid", "subset_size": 0}}]},
@@ -223,7 +221,7 @@ def test_a_wrong_file_is_refused(
     values = json.loads((tmp_path / "own.json").read_text()) | change
     (tmp_path / "own.json").write_text(json.dumps(values))
     assert main(["eval", "show", str(tmp_path / "own.json")]) == 2
-    assert message in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, f"... {message}")
 
 
 def pictures(folder: Path, *seeds: int, side: int = 16, names: str = "abc") -> Path:

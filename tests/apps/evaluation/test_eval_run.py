@@ -25,6 +25,7 @@ from cm3core.images import open_image, save_png
 from cm3core.plugins import load_registry
 from cm3kits.samples import ListSource
 from cm3run.evaluation.protocol import protocol_of
+from messages import tells
 from toy_model import Colours, toy_model
 
 REGISTRY = load_registry()
@@ -266,9 +267,7 @@ def test_missing_weights(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         Evaluation(protocol(scores), TASK, REGISTRY, tmp_path / "a", **given).run()
     message = str(caught.value)
-    assert message.startswith(
-        "protocol toy-v1: scores 0: needs pt_inception-2015-12-05-6726825d.pth (sha256 6726825d0af5f729"
-    )
+    assert tells(message, "protocol toy-v1: scores 0: needs")
     assert "next: give its path (--inception FILE), or --skip-missing" in message
     found = Evaluation(
         protocol(scores), TASK, REGISTRY, tmp_path / "b", skip_missing=True, **given
@@ -325,7 +324,7 @@ def test_unequal_measurements_are_not_compared(tmp_path: Path) -> None:
     ).run()
     with pytest.raises(DataError) as caught:
         compare(one, less)
-    assert "were measured differently: task.num: 12 and 11; task.keys_sha256: " in str(caught.value)
+    assert tells(caught.value, "... were measured differently: task.num: 12 and 11")
     with pytest.raises(DataError, match="have no score of the same name"):
         compare(one, {**other, "scores": []})
 
@@ -476,7 +475,7 @@ def test_the_command_line(
     assert main(["eval", "protocols"]) == 0
     assert "coco30k-v1" in capsys.readouterr().out
     for wrong, message in (
-        (["eval", "toy"], "cm3 eval run: 1 names are given\n  next: give MODEL and PROTOCOL"),
+        (["eval", "toy"], "cm3 eval run: 1 names are ... MODEL ... PROTOCOL"),
         (["eval", "--from", a, "x", "y"], "give PROTOCOL alone with --from"),
         (
             ["eval", "toy", "icons-comp"],
@@ -487,4 +486,4 @@ def test_the_command_line(
         (["eval", "compare", a, str(tmp_path)], "scores.json: there is no such file"),
     ):
         assert main(wrong) == 2
-        assert message in capsys.readouterr().err
+        assert tells(capsys.readouterr().err, f"... {message}")

@@ -20,6 +20,7 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3run.checkpoint import export_model
 from cm3run.training import train
+from messages import tells
 from toy_model import toy_model
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "grpo" / "grpo.py"
@@ -57,10 +58,7 @@ def test_rewards_are_found(grpo):
     assert grpo.find_reward("grpo_example:likeness") is grpo.likeness
     with pytest.raises(RecipeError) as error:
         grpo.find_reward("nowhere:reward")
-    assert str(error.value) == (
-        "--reward nowhere:reward: can't be imported (No module named 'nowhere')\n"
-        "  next: use likeness, redness, or MODULE:FUNCTION"
-    )
+    assert tells(error.value, "--reward nowhere:reward: can't be imported ... 'nowhere'")
 
 
 def test_the_loss_by_hand(grpo):
@@ -149,17 +147,13 @@ def test_the_script_runs_on_a_tiny_model(grpo, tiny, tmp_path):
 def test_an_unknown_prompt_is_refused(grpo, tiny, tmp_path):
     with pytest.raises(RecipeError) as error:
         grpo.run(grpo.parse(["--model", str(tiny), "--out", str(tmp_path), "--only", "a cat"]))
-    assert str(error.value) == (
-        "--only: names no prompt of the data set\n  next: see `cm3 data show`"
-    )
+    assert tells(error.value, "--only: names no prompt of the data ... `cm3 data show`")
 
 
 def test_another_models_decoder_is_not_exported(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="has weights of other names or shapes than") as error:
         export_model(tiny, tmp_path / "model", decoder=torch.nn.Linear(2, 2))
-    assert str(error.value).endswith(
-        "\n  next: export the decoder with the checkpoint that it was opened from"
-    )
+    assert tells(error.value, "...   next: export the decoder with the checkpoint")
     assert not (tmp_path / "model").exists()
 
 

@@ -16,6 +16,7 @@ from cm3core.errors import CheckpointError, DataError
 from cm3lab.judge.degrade import degrade
 from cm3lab.judge.train import caption_forms, figures, train_heads, weights_of
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from messages import tells
 
 
 def plain_weights() -> JudgeWeights:
@@ -83,39 +84,38 @@ def test_a_rank_is_one_plus_the_number_of_others_as_good(similarities, column):
             coloured((0, 0, 0)),
             ["aa"],
             ["a"],
-            "concept 'aa': the judge does not know it; did you mean 'a'?\n"
-            "  next: use a concept of the bundled corpus",
+            "concept 'aa': the judge does ... 'a'",
         ),
         (
             coloured((0, 0, 0)),
             ["c"],
             ["a"],
-            "concept 'c': is not among the texts to choose from\n  next: add it to `among`",
+            "concept 'c': is not among the texts to ... `among`",
         ),
         (
             coloured((0, 0, 0)),
             ["a"],
             ["a", "a"],
-            "texts to judge among: hold a concept twice\n  next: give each once",
+            "texts to judge among: hold a concept twice",
         ),
         (
             coloured((0, 0, 0)),
             [],
             ["a"],
-            "concepts to judge: are 0 for 1 pictures\n  next: give one for each picture",
+            "concepts to judge: are 0 for 1",
         ),
         (
             np.zeros((1, 4, 4)),
             ["a"],
             ["a"],
-            "pictures to judge: are float64 [1, 4, 4]\n  next: give uint8 [N, height, width, 3]",
+            "pictures to judge: are float64 [1, 4 ... 4 ... 3",
         ),
     ],
 )
 def test_wrong_inputs(judge, pictures, concepts, among, message):
     with pytest.raises(DataError) as error:
         judge.ranks(pictures, concepts, among)
-    assert str(error.value) == message
+    assert tells(error.value, message)
 
 
 def test_weights_round_trip_and_bad_files(tmp_path):
@@ -129,9 +129,9 @@ def test_weights_round_trip_and_bad_files(tmp_path):
         JudgeWeights.read(tmp_path / "cut")
     with pytest.raises(CheckpointError) as error:
         JudgeWeights.read(tmp_path / "none")
-    assert str(error.value) == (
-        f"{tmp_path / 'none'}: there is no such file\n"
-        "  next: reinstall cm3leon, or write the file with `python -m cm3lab.judge.train`"
+    assert tells(
+        error.value,
+        f"{tmp_path / 'none'}: there is no such file ... `python -m cm3lab.judge.train`",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cm3apps.cli.main import main
+from messages import tells
 from small_disk import leave_room, small_disk
 from squares import PARTS
 
@@ -19,7 +20,6 @@ def test_a_full_disk_is_not_the_plugins_fault(
         leave_room(disk, 4)  # the request's; not what the process answers
         monkeypatch.setattr(tempfile, "tempdir", str(disk))
         assert main(["plugin", "check", str(PARTS / "train_parts.py"), "--quick"]) == 2
-        assert capsys.readouterr().err == (
-            f"error: {disk}: can't be written (No space left on device)\n"
-            "  next: free space on that disk, or set TMPDIR to a folder on another one\n"
+        assert tells(
+            capsys.readouterr().err, f"error: {disk}: can't be written (No space left ... TMPDIR"
         )

@@ -23,6 +23,7 @@ from cm3apps.server.errors import APIError
 from cm3apps.server.intake import Structure, body_of
 from cm3apps.server.settings import Limits
 from cm3apps.server.wire import Keeper
+from messages import tells
 from toy_model import picture
 from toy_server import EDIT, GENERATE, Served, png, served, toy, tuned
 
@@ -84,8 +85,9 @@ def test_both_framings_at_once_are_refused_in_words(server):
     with wire(port_of(server), 20) as client:
         client.sendall(head(GENERATE, 1, Transfer_Encoding="chunked") + b"0\r\n\r\n")
         _, body = whole_answer(client)
-    assert json.loads(body)["error"]["message"] == (
-        "the request can't be read: it has both Content-Length and Transfer-Encoding"
+    assert tells(
+        json.loads(body)["error"]["message"],
+        "the request can't be read: it has both Content-Length and Transfer-Encoding",
     )
 
 
@@ -121,7 +123,7 @@ def test_values_are_counted_while_they_arrive():
     with pytest.raises(APIError) as caught:
         count(b"}, {")
     assert caught.value.code == "too_many_values"
-    assert caught.value.message == "the body has more than 5 values (commas and opening brackets)"
+    assert tells(caught.value.message, "the body has ... than 5")
 
 
 def test_a_bomb_of_lists_is_not_read_to_its_end(server):
@@ -181,10 +183,7 @@ def test_texts_are_refused_before_pictures_are_decoded(server, monkeypatch):
 def test_a_picture_that_is_filled_is_no_larger_than_one_that_is_returned(server):
     clear = png(np.zeros((8, 600, 4), np.uint8))
     error = server.post(EDIT, images=[{"image_url": bombs.url(clear)}]).json()["error"]
-    assert error["message"] == (
-        "image: is 600x8; a picture that is filled keeps its size, and sides of at most 512 are returned. "
-        "Next: make it smaller"
-    )
+    assert tells(error["message"], "image: is 600x8; a ... most 512")
 
 
 def test_results_of_a_fill_are_counted_too(server):

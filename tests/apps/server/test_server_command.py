@@ -17,6 +17,7 @@ from cm3apps.cli.main import main
 from cm3apps.server import command, load
 from cm3apps.server.command import openers_of, token_of
 from cm3core.errors import CM3Error
+from messages import tells
 from toy_server import served
 
 
@@ -27,10 +28,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_other_addresses_need_a_token(capsys, monkeypatch):
     monkeypatch.delenv("CM3_SERVE_TOKEN", raising=False)
-    assert refused(capsys, "--host", "0.0.0.0") == (
-        "error: cm3 serve --host 0.0.0.0: others can reach this address, and no token is set\n"
-        "  next: put one into the environment variable CM3_SERVE_TOKEN or a file (--token-file), or listen "
-        "on 127.0.0.1\n"
+    assert tells(
+        refused(capsys, "--host", "0.0.0.0"),
+        "error: cm3 serve --host 0.0.0.0: others can reach this address, and",
     )
 
 
@@ -57,7 +57,7 @@ def test_a_token_of_a_file_or_the_environment(monkeypatch, tmp_path: Path):
 def test_models_that_are_not_there_or_named_twice(capsys):
     assert "error: runs/none: does not exist\n" in refused(capsys, "--model", "runs/none")
     text = refused(capsys, "--model", "a=bundled:emoji64", "--model", "a=bundled:emoji64")
-    assert text.startswith("error: cm3 serve --model a=bundled:emoji64: 'a' is served already")
+    assert tells(text, "error: cm3 serve --model a=bundled:emoji64: 'a' is served")
     assert "has no name" in refused(capsys, "--model", "=bundled:emoji64")
 
 
@@ -74,18 +74,16 @@ def test_all_requests_may_have_no_less_than_one():
     for options, message in (
         (
             ("--all-bodies", "31"),
-            "cm3 serve --all-bodies 31: is less than what one request may have (--max-body 32)\n"
-            "  next: raise it, or lower --max-body",
+            "cm3 serve --all-bodies 31: is less than ... --max-body 32",
         ),
         (
             ("--all-pixels", "15"),
-            "cm3 serve --all-pixels 15: is less than what one request may have (--max-pixels 16)\n"
-            "  next: raise it, or lower --max-pixels",
+            "cm3 serve --all-pixels 15: is less than ... --max-pixels 16",
         ),
     ):
         with pytest.raises(CM3Error) as caught:
             limits_of(*options)
-        assert str(caught.value) == message
+        assert tells(caught.value, message)
 
 
 def test_options_of_time_and_memory():
@@ -99,19 +97,19 @@ def test_options_of_time_and_memory():
 
 def test_banks_that_are_not_there_or_of_no_model(capsys, tmp_path: Path):
     (tmp_path / "bank").mkdir()
-    assert refused(capsys, "--bank", str(tmp_path / "bank")) == (
-        f"error: cm3 serve --bank {tmp_path}/bank: is no memory bank\n"
-        "  next: name a folder that cm3 memory build wrote\n"
+    assert tells(
+        refused(capsys, "--bank", str(tmp_path / "bank")),
+        f"error: cm3 serve --bank {tmp_path}/bank: is no memory bank",
     )
     (tmp_path / "bank" / "manifest.json").write_text("{}")
     bank, model = f"{tmp_path}/bank", ["--model", "emoji=bundled:emoji64"]
-    assert refused(capsys, *model, "--bank", f"emojis={bank}") == (
-        f"error: cm3 serve --bank emojis={bank}: no model is called 'emojis'\n"
-        "  next: did you mean 'emoji'?\n"
+    assert tells(
+        refused(capsys, *model, "--bank", f"emojis={bank}"),
+        f"error: cm3 serve --bank emojis={bank}: no model is ... 'emojis'",
     )
-    assert refused(capsys, *model, "--bank", bank, "--bank", f"emoji={bank}") == (
-        f"error: cm3 serve --bank emoji={bank}: 'emoji' has a bank already\n"
-        "  next: give each model one bank\n"
+    assert tells(
+        refused(capsys, *model, "--bank", bank, "--bank", f"emoji={bank}"),
+        f"error: cm3 serve --bank emoji={bank}: 'emoji' has a",
     )
 
 
@@ -154,9 +152,7 @@ def test_a_port_that_is_taken(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         text = refused(capsys, "--port", port)
-    assert text.startswith(
-        f"error: 127.0.0.1:{port}: can't be listened on (Address already in use)"
-    )
+    assert tells(text, f"error: 127.0.0.1:{port}: can't be listened on (Address already")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1.", "127." + "x" * 300, "127.0.0.999"])
@@ -171,9 +167,7 @@ def test_a_token_file_that_never_ends(capsys, tmp_path: Path):
 
 def test_packages_that_are_missing(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refused(capsys) == (
-        "error: cm3 serve: the package 'starlette' is not installed\n  next: pip install 'cm3leon[serve]'\n"
-    )
+    assert tells(refused(capsys), "error: cm3 serve: the package 'starlette'")
 
 
 def test_the_command_serves_the_default_model():

@@ -14,6 +14,7 @@ from cm3apps.server import door
 from cm3apps.server.door import SEED, Door, LocalOnly, ServerLost, ServersBusy
 from cm3apps.server.settings import Limits
 from cm3apps.server.streaming import Event
+from messages import tells
 from toy_server import CHAT, GENERATE
 
 JSON = [(b"content-type", b"application/json"), (b"content-length", b"13")]
@@ -150,7 +151,7 @@ def test_a_request_that_ends_every_server_is_given_up():
     servers = Servers([LOST], [LOST], [LOST], [])
     status, error = error_of(ask(servers))
     assert (status, error["code"]) == (503, "servers_lost")
-    assert error["message"] == ("3 servers ended in the middle of this request; their logs say why")
+    assert tells(error["message"], "3 servers ended")
     assert len(servers.calls) == 3
     servers = Servers(*[[start(STREAM), piece(grown(0, 0)), LOST]] * 3)
     sent = ask(servers)
@@ -216,9 +217,8 @@ def test_without_a_token_only_this_machine_is_answered(client, headers, answered
     assert bool(seen) == answered
     if not answered:
         assert error_of(sent)[0] == 403
-        assert error_of(sent)[1]["message"] == (
-            "without a token only clients of the server's own machine are answered; set "
-            "CM3_SERVE_TOKEN, or token_file, where the server is started"
+        assert tells(
+            error_of(sent)[1]["message"], "without a token ... CM3_SERVE_TOKEN ... token_file"
         )
 
 

@@ -17,6 +17,7 @@ from cm3apps.server.sampling_options import check_sampling
 from cm3apps.server.settings import Limits
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins.registry import PluginInfo
+from messages import tells
 from toy_model import toy_model
 
 TABLE = (
@@ -109,7 +110,7 @@ def test_wrong_values(body, message, code):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the body is not JSON (Expecting value: line 1 column 1 (char 0))"),
+        (b"", "the body is not JSON (Expecting value: line 1 column 1"),
         (b"[1]", "the body must be a JSON object"),
         (b'{"n": NaN}', "the body is not JSON (NaN is not JSON)"),
         (b'{"n": 1' + b"0" * 5000 + b"}", "the body is not JSON (Exceeds the limit"),
@@ -125,7 +126,7 @@ def test_wrong_values(body, message, code):
 def test_bodies_that_are_no_object(body, message):
     with pytest.raises(APIError) as caught:
         json_object(body)
-    assert caught.value.message.startswith(message)
+    assert tells(caught.value.message, message)
 
 
 @pytest.mark.parametrize("table", [generation_fields, edit_fields, chat_fields])

@@ -16,6 +16,7 @@ from cm3apps.server.abilities import able, task_of
 from cm3apps.server.settings import Limits
 from cm3core.errors import GenerationError
 from cm3core.images import open_image
+from messages import tells
 from toy_model import picture, toy_model
 from toy_server import CHAT, Served, png, served, toy, tuned, tuned_model
 
@@ -115,9 +116,9 @@ def test_a_model_without_conversations_answers_the_last_question(server):
 def test_one_that_was_not_tuned_refuses_in_words(server):
     refused = server.post(CHAT, model="plain", messages=CONVERSATION)
     assert refused.status_code == 400
-    assert refused.json()["error"]["message"] == (
-        "the model is not known to be tuned to answer questions: what it made would mean nothing; send "
-        "the picture without a question for a caption, or start the server with --force ask"
+    assert tells(
+        refused.json()["error"]["message"],
+        "the model is not known to be tuned to answer questions: what it made",
     )
 
 
@@ -226,7 +227,7 @@ def test_a_structure_is_followed(server):
         ({"boxes": [BELL | {"label": 3}]}, "boxes[0].label: is 3, must be a string"),
         ({"boxes": [BELL] * 33}, "boxes: has 33 items, at most 32 are allowed"),
         ({"boxes": [BELL], "condition": {"image_url": URL}}, "condition: boxes are also given"),
-        ({"condition": {}}, 'condition: must be {"image_url": "data:...", "feature": "edges"}'),
+        ({"condition": {}}, 'condition: must be {"image_url": "data:..." ... "feature"'),
         ({"condition": {"image_url": URL, "file": "/etc"}}, "condition: must be"),
         ({"condition": {"image_url": URL, "feature": ""}}, "condition.feature: is empty; say what"),
         (
@@ -243,7 +244,7 @@ def test_a_structure_is_followed(server):
 def test_conditions_that_are_wrong(server, body, message):
     refused = server.post(model="tuned", prompt="red", **body)
     assert refused.status_code == 400, refused.text
-    assert refused.json()["error"]["message"].startswith(message)
+    assert tells(refused.json()["error"]["message"], message)
 
 
 @pytest.mark.parametrize(

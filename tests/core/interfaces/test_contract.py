@@ -29,6 +29,7 @@ from cm3core.vocab import Vocabulary
 from cm3kits.samples import ListSource
 from cm3kits.strategies import make_sequence
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from messages import tells
 
 VOCABULARY = CM3LeonVocabulary(num_text=20, num_image=8, num_sentinels=4)
 SEQUENCE = make_sequence(VOCABULARY, [[("text", 4)]])
@@ -204,17 +205,10 @@ def test_the_component_is_named_once_it_is_built() -> None:
     )
     with pytest.raises(PluginError) as caught:
         subject.mask(SEQUENCE, np.random.default_rng(0), 100)
-    assert str(caught.value) == (
-        "plugin 'ul2', objective 'spans': breaks the law 'shapes_and_types': it returned int, not "
-        "a MaskedSequence\n  next: update the plugin, or report it to its author; "
-        "`cm3 plugin check ul2` tests all laws"
-    )
+    assert tells(caught.value, "plugin 'ul2', objective 'spans': breaks the law")
     with pytest.raises(PluginError) as caught:
         built(None, NothingConfig(), registry)
-    assert str(caught.value).startswith(
-        "plugin 'ul2', objective 'spans': breaks the law 'build': it returned None, not a "
-        "MaskingObjective"
-    )
+    assert tells(caught.value, "plugin 'ul2', objective 'spans': breaks the law 'build'")
 
 
 def test_components_with_slots_are_named_by_their_class() -> None:

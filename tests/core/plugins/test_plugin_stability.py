@@ -15,6 +15,7 @@ from cm3core import hookspecs
 from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, describe, load_registry
 from cm3core.recipe import compose, recipe_from_yaml
+from messages import tells
 
 PLUGIN = """\
 from dataclasses import dataclass
@@ -51,9 +52,8 @@ def test_a_plugin_of_api_0_is_refused(load: Load, tmp_path: Path) -> None:
     """There never was an API 0: who states it copied a number."""
     with pytest.raises(PluginError) as caught:
         load(PLUGIN.replace("CM3_API = 1", "CM3_API = 0"))
-    assert str(caught.value) == (
-        f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API 0, this cm3leon has 1\n"
-        "  next: update the plugin"
+    assert tells(
+        caught.value, f"plugin 'old' ({tmp_path / 'old.py'}): is written for ... API 0 ... has 1"
     )
 
 
@@ -78,9 +78,9 @@ def test_what_is_older_or_newer_than_the_window_is_refused(
     monkeypatch.setattr(describe, "OLDEST_CM3_API", 2)
     with pytest.raises(PluginError) as caught:
         load(PLUGIN.replace("CM3_API = 1", f"CM3_API = {stated}"))
-    assert str(caught.value) == (
-        f"plugin 'old' ({tmp_path / 'old.py'}): is written for plugin API {stated}, "
-        f"this cm3leon supports 2 to 3\n  next: {step}"
+    assert tells(
+        caught.value,
+        f"plugin 'old' ({tmp_path / 'old.py'}): is written for ... API {stated} ... supports 2",
     )
 
 
@@ -191,7 +191,4 @@ def test_both_names_of_a_key_are_refused(load: Load) -> None:
             ["text_tokenizer=letters", "text_tokenizer.size=7", "text_tokenizer.vocab_size=8"],
             registry=load(PLUGIN),
         )
-    assert str(caught.value) == (
-        "command line: text_tokenizer.size: is the old name of 'vocab_size', which is given too\n"
-        "  next: remove it"
-    )
+    assert tells(caught.value, "command line: text_tokenizer.size: is the ... 'vocab_size'")

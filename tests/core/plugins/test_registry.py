@@ -7,6 +7,7 @@ import pytest
 from cm3core.errors import PluginError
 from cm3core.plugins.discovery import STRICT_VARIABLE, load_registry
 from cm3core.plugins.registry import DISABLE_VARIABLE
+from messages import tells
 from throwaway_plugins import GOOD, Install, info_of
 
 
@@ -19,12 +20,7 @@ def test_a_name_from_two_plugins_is_legal_until_it_is_used(install: Install) -> 
         registry.config_class(
             "text_tokenizer", "characters", place="mine.yaml: text_tokenizer.name"
         )
-    assert str(caught.value) == (
-        "mine.yaml: text_tokenizer.name: the text_tokenizer 'characters' comes from several "
-        "plugins: mine, yours\n"
-        "  next: write mine/characters or yours/characters, or leave one out: "
-        "CM3_DISABLE_PLUGINS=mine"
-    )
+    assert tells(caught.value, "mine.yaml: text_tokenizer.name: the text_tokenizer")
     ours = registry.config_class("text_tokenizer", "mine/characters")
     assert (
         ours.__module__,
@@ -36,10 +32,7 @@ def test_unknown_names() -> None:
     registry = load_registry(environ={STRICT_VARIABLE: "1"})
     with pytest.raises(PluginError) as caught:
         registry.config_class("decoder", "cm3lion")
-    assert (
-        str(caught.value)
-        == "decoder 'cm3lion': no decoder is called 'cm3lion'\n  next: did you mean 'cm3leon'?"
-    )
+    assert tells(caught.value, "decoder 'cm3lion': no decoder is ... 'cm3lion' ... 'cm3leon'")
     with pytest.raises(PluginError, match="no plugin 'bundle' is loaded"):
         registry.config_class("decoder", "bundle/cm3leon")
     with pytest.raises(PluginError, match="the plugin 'bundled' provides no decoder 'sdpa'"):
@@ -61,7 +54,4 @@ def test_benchmarks_are_named_when_described_and_imported_when_asked_for(install
     ] == [3]
     with pytest.raises(PluginError) as caught:
         load_registry(environ={}).benchmarks()
-    assert str(caught.value) == (
-        "benchmark 'x': the plugin 'lost' names 'nowhere:add', which can't be imported: "
-        "No module named 'nowhere'\n  next: report it to the plugin's author"
-    )
+    assert tells(caught.value, "benchmark 'x': the plugin 'lost' ... 'nowhere:add'")

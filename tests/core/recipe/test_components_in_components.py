@@ -19,6 +19,7 @@ from cm3core.recipe import Recipe, compose, diff, recipe_from_yaml
 from cm3kits.retriever import RetrieverContract
 from cm3kits.samples import ListSource
 from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
+from messages import tells
 from rrf_plugin import PlainConfig, RRFConfig
 
 RRF = [
@@ -126,40 +127,36 @@ def test_values_may_refer_to_others(registry: Registry) -> None:
     [
         (
             ["retriever.parts.words.k2=3"],
-            "command line: retriever.parts.words.k2: the retriever 'bm25' at "
-            "retriever.parts.words has no key 'k2'\n  next: known: alternative_margin, b, bank, k1, ",
+            "command line: retriever.parts.words.k2: the retriever 'bm25'",
         ),
         (
             ["retriever.parts.words.name=bm52"],
-            "command line: retriever.parts.words.name: no retriever is called 'bm52'\n"
-            "  next: did you mean 'bm25'?",
+            "command line: retriever.parts.words.name: no retriever",
         ),
         (
             ["retriever.parts.words.k1=many"],
-            "command line: retriever.parts.words.k1: is 'many', expected float\n",
+            "command line: retriever.parts.words.k1: is 'many'",
         ),
         (
             ["retriever.parts.third.k1=2"],
-            "command line: retriever.parts.third.name: is missing: which retriever it is\n"
-            "  next: name one: bm25, ",
+            "command line: retriever.parts.third.name: is missing",
         ),
         (
             ["retriever.parts.third=3"],
-            "command line: retriever.parts.third: is 3, expected a retriever: its name, or a "
-            "mapping with it\n",
+            "command line: retriever.parts.third: is 3",
         ),
         (
             ["retriever.parts.third.name=3"],
-            "command line: retriever.parts.third.name: is 3, expected the name of a component (",
+            "command line: retriever.parts.third.name: is 3",
         ),
         (
             ["retriever.parts.words.num_ranks=0"],
-            "retriever.parts.words.num_ranks: is 0, must be at least 1\n  next: correct the value",
+            "retriever.parts.words.num_ranks: is 0, must ... least 1",
         ),
-        (["embedder=null"], "retriever: 'rrf' needs the section 'embedder', and the recipe has"),
+        (["embedder=null"], "retriever: 'rrf' needs the ... 'embedder'"),
         (
             ["retriever.parts.words.num_ranks=${train.schedule}"],
-            "command line: retriever.parts.words.num_ranks: is '${train.schedule}', which is ",
+            "command line: retriever.parts.words.num_ranks: is '${train.schedule}'",
         ),
     ],
 )
@@ -168,7 +165,7 @@ def test_errors_are_those_of_a_section_with_the_whole_place(
 ) -> None:
     given = {override.partition("=")[0].removesuffix(".name") for override in overrides}
     kept = [one for one in RRF if one.partition("=")[0] not in given]
-    assert refused(registry, *kept, *overrides).startswith(message)
+    assert tells(refused(registry, *kept, *overrides), message)
 
 
 @pytest.mark.parametrize(

@@ -8,21 +8,22 @@ from hypothesis import strategies as st
 
 from cm3core.errors import RecipeError
 from cm3core.recipe.yaml_text import mapping_of, value_of
+from messages import tells
 
 
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("010", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8, or '010'"),
+        ("010", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8"),
         (
             "-0_12",
-            "has -0_12, which YAML reads as the octal number -10. Next: write -12 or -10, or",
+            "has -0_12, which YAML reads as the octal number -10. Next: write -12 or -10",
         ),
-        ("[1, 010]", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8, or"),
-        ("{a: [010]}", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8, or"),
+        ("[1, 010]", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8"),
+        ("{a: [010]}", "has 010, which YAML reads as the octal number 8. Next: write 10 or 8"),
         (
             "16:9",
-            "has 16:9, which YAML reads as the base-60 number 969. Next: write 969, or '16:9'",
+            "has 16:9, which YAML reads as the base-60 number 969. Next: write 969, or",
         ),
     ],
 )
@@ -30,7 +31,7 @@ def test_numbers_of_other_bases_are_refused(written: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         value_of(f"decoder.num_layers={written}", f"command line: decoder.num_layers={written}")
     assert caught.value.place == f"command line: decoder.num_layers={written}"
-    assert f"{caught.value.cause}. Next: {caught.value.next_step}".startswith(message)
+    assert tells(f"{caught.value.cause}. Next: {caught.value.next_step}", message)
     assert caught.value.next_step.endswith(" in quotes for a text")
     with pytest.raises(RecipeError) as caught:
         mapping_of(f"name: x\ndecoder:\n  num_layers: {written}\n", "mine.yaml")

@@ -8,6 +8,7 @@ import pytest
 from cm3core.document import Codes, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CM3Error
 from engine_parts import APPLE, GRID, HOLED, PEAR, SERIALIZER, VOCABULARY
+from messages import tells
 
 
 def text(letters: str) -> np.ndarray:
@@ -67,8 +68,7 @@ NO_FILLING = (
         (
             (Text("a"), ImageHole()),
             (Text("a"),),
-            "filled document: has 1 segments, the document has 2\n  next: give the same document "
-            "with its holes filled",
+            "filled document: has 1 segments ... has 2",
         ),
         (
             (Text("a"), ImageHole()),
@@ -85,12 +85,11 @@ NO_FILLING = (
         (
             (ImageHole(),),
             (Codes(np.zeros(4, np.int32), (2, 2)),),
-            "filled document, segment 0: codes [4] of a 2 x 2 grid, pictures here are 2 x 3\n"
-            "  next: encode pictures with this recipe's image tokenizer",
+            "filled document, segment 0: codes [4] of a 2 x 2 ... are 2",
         ),
     ],
 )
 def test_what_is_no_filling_is_refused(document, filled, message):
     with pytest.raises(CM3Error) as error:
         SERIALIZER.contents_of(document, filled)
-    assert str(error.value) == message
+    assert tells(error.value, message)

@@ -10,6 +10,7 @@ from cm3core.errors import DocumentError
 from cm3core.sequence import loss_weights, move_spans, unmask
 from cm3kits.objective import make_sequence
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from messages import tells
 
 VOCABULARY = CM3LeonVocabulary(num_text=10, num_image=4, num_sentinels=4)
 EOS, BREAK, EOSS, S0, S1 = 2, 14, 15, 16, 17
@@ -111,7 +112,4 @@ def test_without_ends_it_is_refused() -> None:
     row = np.asarray([EOS, 4], np.int32)
     with pytest.raises(DocumentError) as caught:
         unmask(MaskedSequence(row, row, row.astype(np.float32)), VOCABULARY)
-    assert (
-        str(caught.value)
-        == "masked sequence: does not hold <eos> ... <eos>\n  next: pass a whole sequence"
-    )
+    assert tells(caught.value, "masked sequence: does not hold <eos> ... <eos>")

@@ -10,6 +10,7 @@ from cm3core.errors import DocumentError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
+from messages import tells
 from serializer_parts import (
     BREAK,
     CELLS,
@@ -154,11 +155,7 @@ def test_a_model_that_was_trained_without_spans_only_continues() -> None:
     assert hidden.tokens.tolist() == [EOS]
     with pytest.raises(DocumentError) as error:
         never.prompt((TextHole(3), QUERY[1]))
-    assert str(error.value) == (
-        "query document: has a hole that is not its end, and the model was trained without masked "
-        "spans\n  next: only continue documents, or train with an objective that masks spans "
-        "(objective=cm3)"
-    )
+    assert tells(error.value, "query document: has a hole that is not")
 
 
 def test_codes_that_are_all_missing_are_a_whole_picture() -> None:

@@ -17,6 +17,7 @@ from cm3kits.extractor import ExtractorContract
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from cm3kits.text_tokenizer import TextTokenizerContract
 from kit_mutants import assert_law_fails, cases
+from messages import tells
 from planted_mistakes import (
     Black,
     BlackConfig,
@@ -122,32 +123,13 @@ def message(kit: Any, config: Any, law: str) -> str:
 def test_a_missing_key_of_a_fingerprint_is_told() -> None:
     config = planted(SquaresConfig, "fingerprint without a key")()
     told = message(ImageTokenizerContract, config, "the_fingerprint_covers_every_key")
-    assert told == (
-        "built it with gamma = 0.5 instead of 1, which changes codes[0, 0] (104 of 144 values differ)\n"
-        "  expected: another fingerprint\n"
-        "  got: the same fingerprint: 'squares 16'\n"
-        "  law: the_fingerprint_covers_every_key: Where another value of a key changes what comes out, the "
-        "fingerprint is another one.\n"
-        "  next: put every key that decides what comes out into `fingerprint`: what was made with one would be "
-        "taken for what the other makes\n"
-        "  tested: SquaresConfig_fingerprint_without_a_key\n"
-        "    image_tokenizer:\n"
-        "      levels: 16\n"
-        "      gamma: 1.0"
-    )
+    assert tells(told, "built it with ... 0.5 ... of 1 ... codes[0 ... `fingerprint`")
 
 
 def test_an_unused_key_is_told() -> None:
     told = message(ConditionContract, ForgottenCondition(), "every_key_counts")
-    assert told.startswith(
-        "built it with other values of the key 'forgotten': 2, 4, 1, 6, 0, 30\n"
-        "  expected: another fingerprint, or other structures, structures with a generator\n"
-        "  got: the same as with forgotten = 3\n"
-    )
-    assert (
-        "  next: use the key, or remove it; if it decides speed, memory, devices or training alone, write "
-        "not_in_outputs = ('forgotten',) in ForgottenCondition\n"
-    ) in told
+    assert tells(told, "built it with other values of the key 'forgotten': 2, 4, 1")
+    assert tells(told, "...   next: use the key ... not_in_outputs ... 'forgotten'")
 
 
 def test_a_config_that_building_changes_is_told_whatever_ran_before() -> None:
@@ -159,16 +141,14 @@ def test_a_config_that_building_changes_is_told_whatever_ran_before() -> None:
                 getattr(contract, f"test_{law}")()
         with pytest.raises(LawBroken) as caught:
             contract.test_a_config_can_be_sent()
-        assert str(caught.value).startswith(
-            "built the component, and looked at the config's keys before and after\n"
-        )
+        assert tells(caught.value, "built the component, and looked at")
 
 
 def test_another_shape_is_told() -> None:
     """Where all of an output is another one, not a place of it, a space is between."""
     config = planted(MeansConfig, "fingerprint without a key")()
     told = message(ExtractorContract, config, "the_fingerprint_covers_every_key")
-    assert told.startswith("built it with strips = 3 instead of 4, which changes features shape\n")
+    assert tells(told, "built it with ... 3 ... of 4")
 
 
 def test_code_in_another_order_is_told() -> None:

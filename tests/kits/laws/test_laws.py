@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.component import ComponentConfig
 from cm3kits._laws import Contract
+from messages import tells
 
 
 @dataclass(kw_only=True)
@@ -125,18 +126,14 @@ def test_a_config_is_checked_before_it_is_built() -> None:
 def test_a_config_without_a_value_names_the_key() -> None:
     with pytest.raises(PluginError) as caught:
         NumberContract.for_config(GivenNumberConfig)
-    assert str(caught.value) == (
-        "GivenNumberConfig.low: has neither a default nor a value\n"
-        "  next: test an instance: config = GivenNumberConfig(low=..., high=...)"
-    )
+    assert tells(caught.value, "GivenNumberConfig.low: has neither a default nor a")
 
 
 def test_a_config_of_another_kind_is_refused() -> None:
     with pytest.raises(PluginError) as caught:
         NumberContract.for_config(LetterConfig())
-    assert str(caught.value) == (
-        "TestLetterConfig: its config LetterConfig is of kind 'letter', the kit is for 'number'\n"
-        "  next: inherit the kit of 'letter'"
+    assert tells(
+        caught.value, "TestLetterConfig: its config LetterConfig ... 'letter' ... 'number'"
     )
 
 
@@ -152,35 +149,31 @@ def test_a_waived_law_is_a_skip_that_says_why() -> None:
         (
             "waive_is_evn",
             lambda self: "odd",
-            "TestWrong.waive_is_evn: there is no law 'is_evn'\n  next: did you mean 'is_even'?",
+            "TestWrong.waive_is_evn: there is no ... 'is_evn'",
         ),
         (
             "waive_is_even",
             lambda self: " ",
-            "TestWrong.waive_is_even: returns ' ', not a reason\n"
-            "  next: return a sentence on why the law does not apply",
+            "TestWrong.waive_is_even: returns ' '",
         ),
         (
             "waive_is_even",
             lambda self: None,
-            "TestWrong.waive_is_even: returns None, not a reason\n"
-            "  next: return a sentence on why the law does not apply",
+            "TestWrong.waive_is_even: returns None, not a reason",
         ),
         (
             "test_is_even",
             None,
-            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
-            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+            "TestWrong.test_is_even: would replace the ... 'is_even'",
         ),
         (
             "test_is_even",
             lambda self: None,
-            "TestWrong.test_is_even: would replace the test of the law 'is_even'\n"
-            "  next: to waive the law, define waive_is_even(self), which returns the reason",
+            "TestWrong.test_is_even: would replace the ... 'is_even'",
         ),
     ],
 )
 def test_a_law_is_not_lost_in_silence(name: str, body: Any, message: str) -> None:
     with pytest.raises(PluginError) as caught:
         type("TestWrong", (NumberContract,), {"config": NumberConfig(), name: body})
-    assert str(caught.value) == message
+    assert tells(caught.value, message)

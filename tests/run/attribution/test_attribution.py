@@ -33,6 +33,7 @@ from cm3run.attribution import (
     told_copy,
     xmp,
 )
+from messages import tells
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
@@ -118,9 +119,7 @@ def test_a_prompt_that_is_too_long_for_jpeg_leaves_the_documents() -> None:
     )
     with pytest.raises(DataError) as caught:
         encoded(PIXELS, "jpeg", many)
-    assert str(caught.value) == (
-        "jpeg file: can't name the 300 documents that were in front\n  next: write a PNG"
-    )
+    assert tells(caught.value, "jpeg file: can't name the 300 ... PNG")
     assert len(facts_in(png(PIXELS, many.with_texts(recipe_hash="0")), "png").credits) == 300
 
 

@@ -24,6 +24,7 @@ from cm3run.bank import MemoryBank, build_bank, remove_documents
 from cm3run.bank.manifest import MANIFEST
 from cm3run.bank.shard import SHARDS
 from cm3run.bank.writing import writing
+from messages import tells
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "bank" / "kill_and_resume.py"
 
@@ -92,10 +93,7 @@ def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     assert files(tmp_path / "bank") == before
     with pytest.raises(DataError) as error:
         build_bank(source(11), tmp_path / "bank", tools(), shard_size=4, progress=False)
-    assert str(error.value) == (
-        f"{tmp_path / 'bank'}: holds a memory bank of 10 documents, built from other data or "
-        "settings, or changed since\n  next: name a new folder, or add to this one: cm3 memory add"
-    )
+    assert tells(error.value, f"{tmp_path / 'bank'}: holds a memory ... of 10")
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
 
 
@@ -153,11 +151,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
 def test_nothing_usable_is_an_error_and_leaves_no_bank(tmp_path):
     with pytest.raises(DataError) as error:
         build_bank(ListSource([(Text(" "),)]), tmp_path / "bank", tools(), progress=False)
-    assert str(error.value) == (
-        "the data set: has no document that can be used (1 are skipped; the first is document "
-        "d0: has "
-        "neither text nor a picture)\n  next: run 'cm3 data validate' to see why"
-    )
+    assert tells(error.value, "the data set: has no document ... 1 ... 'cm3 data validate'")
     assert not (tmp_path / "bank" / MANIFEST).exists()
     assert built(tmp_path / "bank").verify() == []
 
@@ -176,11 +170,7 @@ def test_a_full_disk_is_told_and_costs_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(FileError) as error:
         built(tmp_path / "bank")
-    assert str(error.value) == (
-        f"{tmp_path / 'bank'}: can't be written (No space left on device); what is in it stays "
-        "as it was\n"
-        "  next: free space on that disk, then run the same command again: it resumes"
-    )
+    assert tells(error.value, f"{tmp_path / 'bank'}: can't be written (No space left")
     assert not list((tmp_path / "bank" / SHARDS).glob(".*"))
     monkeypatch.setattr(os, "fsync", plain)
     assert built(tmp_path / "bank").verify() == []
@@ -240,9 +230,8 @@ def test_a_build_cut_off_goes_on(tmp_path, monkeypatch):
         )
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank")
-    assert str(error.value) == (
-        f"{tmp_path / 'bank'}: is a memory bank whose building was interrupted\n"
-        "  next: run the same 'cm3 memory build' again: it resumes"
+    assert tells(
+        error.value, f"{tmp_path / 'bank'}: is a memory bank whose building ... 'cm3 memory build'"
     )
     shards = sorted((tmp_path / "bank" / SHARDS).iterdir())
     assert len(shards) == 2
@@ -268,17 +257,11 @@ def test_other_data_begins_anew(tmp_path, capsys):
             progress=False,
         )
     built(tmp_path / "bank")
-    assert (
-        "note: data or settings have changed since building was interrupted; starting from scratch"
-        in capsys.readouterr().err
-    )
+    assert tells(capsys.readouterr().err, "... note: data or settings have changed since")
 
 
 def test_two_at_once_are_refused(tmp_path):
     built(tmp_path / "bank")
     with writing(tmp_path / "bank"), pytest.raises(DataError) as error:
         remove_documents(tmp_path / "bank", ["d0"])
-    assert str(error.value) == (
-        f"{tmp_path / 'bank'}: another process is changing this memory bank\n"
-        "  next: wait until it is done"
-    )
+    assert tells(error.value, f"{tmp_path / 'bank'}: another process is changing this memory")

@@ -19,6 +19,7 @@ from cm3run.bank import MemoryBank, add_documents, build_bank, merge_banks, remo
 from cm3run.bank.manifest import MANIFEST
 from cm3run.bank.shard import SHARDS
 from cm3run.training.licences import counted
+from messages import tells
 
 
 @settings(max_examples=10)  # each writes and flushes some forty files
@@ -71,12 +72,7 @@ def test_merging_is_building_of_both(tmp_path):
     assert (tmp_path / "both" / "image_tokenizer" / "levels.txt").is_file()
     with pytest.raises(DataError) as error:
         merge_banks([one.folder, merged.folder], tmp_path / "more", progress=False)
-    assert str(error.value) == (
-        f"{one.folder}: and the banks after it share 6 ids ('d0', 'd1', 'd2', ...)\n"
-        "  next: leave the later documents of these ids out (--skip-duplicates), remove the "
-        "earlier ones (cm3 memory remove), or "
-        "give the new ones other ids (cm3 memory add --id-prefix)"
-    )
+    assert tells(error.value, f"{one.folder}: and the banks ... share 6 ... 'd0' ... 'd1'")
     again = merge_banks(
         [two.folder, merged.folder], tmp_path / "more", skip_duplicates=True, progress=False
     )
@@ -102,19 +98,11 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
     bank = built(tmp_path / "bank")
     with pytest.raises(DataError) as error:
         bank.check_embedder(HashEmbedder(4))
-    assert str(error.value) == (
-        f"{bank.folder}: was built with another embedder ('hash', fingerprint hash-8; the one "
-        "here has hash-4)\n"
-        "  next: use the embedder that it was built with, or build a bank for the model: cm3 memory "
-        "build DATA --model MODEL -o FOLDER (the model's goes before a recipe's)"
-    )
+    assert tells(error.value, f"{bank.folder}: was built with ... 'hash' ... DATA --model MODEL")
     with pytest.raises(DataError) as error:
         bank.check_tokenizer(Other())
-    assert str(error.value) == (
-        f"{bank.folder}: was built with another image tokenizer ('quarters', fingerprint "
-        "quarters; the one here has others)\n"
-        "  next: use the image tokenizer that it was built with, or build a bank for the model: cm3 "
-        "memory build DATA --model MODEL -o FOLDER (the model's goes before a recipe's)"
+    assert tells(
+        error.value, f"{bank.folder}: was built with ... 'quarters' ... DATA --model MODEL"
     )
     for wrong in (tools(4), replace(tools(), image_tokenizer=Other())):
         with pytest.raises(DataError, match="was built with another"):
@@ -122,11 +110,8 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
     build_bank(source(3, 50), tmp_path / "other", tools(4), progress=False)
     with pytest.raises(DataError) as error:
         merge_banks([bank.folder, tmp_path / "other"], tmp_path / "both", progress=False)
-    assert str(error.value) == (
-        f"{tmp_path / 'other'}: was built with another embedder ('hash', fingerprint hash-4) "
-        f"than {bank.folder} "
-        "('hash', hash-8)\n"
-        "  next: rebuild one of them with the other's: cm3 memory build"
+    assert tells(
+        error.value, f"{tmp_path / 'other'}: was built with ... 'hash' ... {bank.folder} ... 'hash'"
     )
     assert not (tmp_path / "both").exists()
 

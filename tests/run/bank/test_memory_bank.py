@@ -18,6 +18,7 @@ from cm3kits.retriever import HashEmbedder
 from cm3run.bank import MemoryBank, Tools, remove_documents
 from cm3run.bank.manifest import MANIFEST, Manifest
 from cm3run.bank.shard import SHARDS, BankDocument, write_shard
+from messages import tells
 
 
 def edited(folder: Path, **changes) -> None:
@@ -30,11 +31,11 @@ def edited(folder: Path, **changes) -> None:
     [
         (
             lambda folder: edited(folder, format=2),
-            "manifest.json: has format 2, this version reads 1\n  next: use a newer cm3leon",
+            "manifest.json: has format 2 ... reads 1",
         ),
         (
             lambda folder: edited(folder, shards=[]),
-            "bank: is a memory bank without documents\n  next: rebuild it: cm3 memory build",
+            "bank: is a memory bank without documents",
         ),
         (
             lambda folder: edited(folder, dimension="8"),
@@ -59,7 +60,7 @@ def test_a_damaged_manifest_says_so(tmp_path, damage, message):
     damage(tmp_path / "bank")
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank")
-    assert message in str(error.value)
+    assert tells(error.value, f"... {message}")
 
 
 NAN = np.array([np.nan], np.float32).tobytes()
@@ -102,9 +103,9 @@ def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, m
     with pytest.raises(DataError, match=message) as error:
         MemoryBank.open(bank.folder)
     assert error.value.place.startswith(str(bank.shards[1].folder))
-    assert error.value.next_step == (
-        "copy the bank again from its source, or leave the damaged shards out: "
-        f"cm3 memory remove '{bank.folder}' --damaged"
+    assert tells(
+        error.value.next_step,
+        "copy the bank again from its source, or leave the damaged shards out: cm3 memory remove",
     )
     rest = MemoryBank.open(bank.folder, skip_damaged=True)
     assert contents(rest) == kept[:4] + kept[8:]
@@ -139,10 +140,7 @@ def test_several_damaged_shards_are_counted(tmp_path):
     ):
         with pytest.raises(DataError) as error:
             call()
-        assert (
-            str(error.value)
-            == f"{bank.folder}: has only damaged shards\n  next: rebuild it: cm3 memory build"
-        )
+        assert tells(error.value, f"{bank.folder}: has only damaged shards")
 
 
 def test_bits_that_flip_are_found_by_verifying_or_reading(tmp_path):
@@ -151,9 +149,7 @@ def test_bits_that_flip_are_found_by_verifying_or_reading(tmp_path):
     changed(codes, codes.stat().st_size - 1, b"\xff")
     opened = MemoryBank.open(bank.folder)
     [error] = opened.verify()
-    assert str(error).startswith(
-        f"{codes}: is not what was written: its SHA-256 differs\n  next: copy the bank again"
-    )
+    assert tells(error, f"{codes}: is not what ... SHA")
     with pytest.raises(
         DataError,
         match=r"codes\.npy: picture 3 has codes \d+\.\.65\d+, the codebook has 16 entries",
@@ -215,7 +211,6 @@ def test_a_manifest_that_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr("cm3run.bank.manifest.read_text", refused)
     with pytest.raises(FileError) as raised:
         MemoryBank.open(tmp_path / "bank")
-    assert str(raised.value) == (
-        f"{tmp_path}/bank/manifest.json: can't be read now (Permission denied); nothing is wrong with the "
-        "bank itself\n  next: give yourself the permission to read it (chmod, chown)"
+    assert tells(
+        raised.value, f"{tmp_path}/bank/manifest.json: can't be read now (Permission denied)"
     )

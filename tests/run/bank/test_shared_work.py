@@ -20,6 +20,7 @@ from cm3run.bank import MemoryBank, build_bank, help_build, merge_banks
 from cm3run.bank.building import wanted_of
 from cm3run.bank.manifest import MANIFEST, WORK
 from cm3run.bank.shared_work import ShardWork
+from messages import tells
 
 HELP = """
 import sys
@@ -73,8 +74,7 @@ def test_merged_parts_are_the_bank_of_the_whole(tmp_path, parts):
     [
         (
             (2, 6),
-            "part 2/6: the data set's 10 documents are 5 shards of 2, fewer than parts\n"
-            "  next: use 5 parts or fewer, or a smaller --shard-size",
+            "part 2/6: the data set's 10 ... are 5 ... of 2 ... use 5",
         ),
         ((0, 2), "part: is 0 of 2\n  next: use 1/2 to 2/2"),
     ],
@@ -82,7 +82,7 @@ def test_merged_parts_are_the_bank_of_the_whole(tmp_path, parts):
 def test_parts_that_are_none(tmp_path, part, message):
     with pytest.raises(DataError) as error:
         build_bank(source(10), tmp_path / "bank", tools(), shard_size=2, part=part, progress=False)
-    assert str(error.value) == message
+    assert tells(error.value, message)
 
 
 def test_helpers_make_the_same_bank(tmp_path, capsys):
@@ -101,20 +101,14 @@ def test_helpers_make_the_same_bank(tmp_path, capsys):
         progress=False,
     )
     assert files(tmp_path / "shared") == files(whole.folder)
-    assert capsys.readouterr().err == (
-        "note: 1 of 2 other processes ended early (exit code -9); what they left is made by this "
-        "one\n"
-    )
+    assert tells(capsys.readouterr().err, "note: 1 of 2 ... code -9")
 
 
 def test_a_helper_alone_is_refused(tmp_path):
     built(tmp_path / "bank", 4)
     with pytest.raises(DataError) as error:
         help_build(source(4), tmp_path / "bank", tools(), (1, 2))
-    assert str(error.value) == (
-        f"{tmp_path / 'bank'}: is not being built from this data and these settings\n"
-        "  next: run cm3 memory build, which starts its helpers itself"
-    )
+    assert tells(error.value, f"{tmp_path / 'bank'}: is not being built from this")
     assert not (tmp_path / "bank" / WORK).exists()
 
 
@@ -161,9 +155,10 @@ def test_a_helper_ends_with_the_process_that_started_it(tmp_path):
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_wrong_parts(text, capsys):
     assert main(["memory", "build", "x", "-o", "y", "--part", text]) == 2
-    assert (
-        f"cm3 memory build: argument --part: is {text!r}, must be I/N with I from 1 to N, such as 1/8"
-    ) in capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err,
+        f"... cm3 memory build: argument --part: is {text!r} ... I/N ... from 1",
+    )
 
 
 TOLD = "print('x: is full\\n  next: make room', end=''); raise SystemExit(2)"
@@ -222,9 +217,9 @@ def test_a_helper_tells_its_error_alone(tmp_path):
     helper.stdin.flush()
     assert helper.wait(120) == 2
     assert sorted(helper.stderr.read().split()) == [b"more", b"noise"]
-    assert helper.stdout.read().decode() == (
-        f"plugin 'noisy' ({tmp_path / 'noisy.py'}): states no CM3_API\n"
-        "  next: write `CM3_API = 1` in its module"
+    assert tells(
+        helper.stdout.read().decode(),
+        f"plugin 'noisy' ({tmp_path / 'noisy.py'}): states no CM3_API ... `CM3_API = 1`",
     )
     for stream in (helper.stdin, helper.stdout, helper.stderr):
         stream.close()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3run.bank import VectorRows
+from messages import tells
 
 
 def test_rows_by_hand():
@@ -53,15 +54,15 @@ def test_rows_are_those_of_one_array(lengths, max_rows, data):
         (lambda rows: VectorRows([]), "parts: there is none\n  next: give the dimension"),
         (
             lambda rows: VectorRows([np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32)]),
-            "parts[1]: is float32 [2, 2], not float32 [m, 3]\n  next: give rows of one length",
+            "parts[1]: is float32 [2, 2 ... 3",
         ),
         (
             lambda rows: VectorRows.of(np.zeros((2, 3))),
-            "parts[0]: is float64 [2, 3], not float32 [m, 3]\n  next: give rows of one length",
+            "parts[0]: is float64 [2, 3 ... 3",
         ),
     ],
 )
 def test_wrong_rows_are_refused(call, message):
     with pytest.raises((ValueError, IndexError)) as error:
         call(VectorRows.of(np.zeros((2, 3), np.float32)))
-    assert str(error.value) == message
+    assert tells(error.value, message)

@@ -17,6 +17,7 @@ from cm3core.recipe import Recipe, compose
 from cm3run.checkpoint import export_model, latest_checkpoint, read_recipe
 from cm3run.checkpoint.carried import CARRIED
 from cm3run.training import train
+from messages import tells
 from throwaway_plugins import Install, uninstall
 
 PARTS = Path(__file__).parents[2] / "fixtures" / "train"
@@ -106,9 +107,7 @@ def test_who_draws_needs_no_objective(run: Run) -> None:
     for use in ("check", "build", "rate"):
         with pytest.raises(PluginError) as caught:
             getattr(now.objective, use)()
-        assert caught.value.cause == (
-            "the objective 'ul2' was brought by ul2 0.1.0 (pip install cm3-ul2), which is not in use"
-        )
+        assert tells(caught.value.cause, "the objective 'ul2' ... 0.1.0")
 
 
 def test_who_trains_does(run: Run) -> None:
@@ -159,10 +158,7 @@ def test_another_version_without_it(run: Run) -> None:
     assert draws(out)
     with pytest.raises(PluginError) as caught:
         compose(str(out / "recipe.yaml"), registry=registry_now())
-    assert caught.value.cause == (
-        "the objective 'ul2' was brought by ul2 0.1.0 (pip install cm3-ul2), and ul2 0.2.0 does "
-        "not provide it"
-    )
+    assert tells(caught.value.cause, "the objective 'ul2' ... 0.1.0 ... 0.2.0")
 
 
 def test_the_distribution_may_rename_its_plugin(run: Run) -> None:
@@ -187,9 +183,7 @@ def test_a_checkpoint_from_before_providers_were_stored(run: Run) -> None:
     with pytest.raises(PluginError) as caught:
         read_recipe(newest, registry_now()).objective.check()  # type: ignore[union-attr]  # is there
     assert caught.value.cause == "no objective is called 'ul2'"
-    assert caught.value.next_step.endswith(
-        "the plugin 'ul2' 0.1.0 was in use when this was written and is not now"
-    )
+    assert tells(caught.value.next_step, "... the plugin 'ul2' 0.1.0")
     (newest / PLUGINS).write_text("[")
     assert draws(out)
 
@@ -220,10 +214,7 @@ def test_a_needed_component_is_asked_for(spoiled: Path) -> None:
     shutil.rmtree(spoiled / CARRIED)
     with pytest.raises(PluginError) as caught:
         cm3core.load(spoiled, registry=registry)
-    assert caught.value.cause == (
-        "the text_tokenizer 'characters' was brought by train_parts (cm3 --plugin train_parts.py), "
-        "which is not in use"
-    )
+    assert tells(caught.value.cause, "the text_tokenizer 'characters' ... train_parts")
 
 
 def test_a_sampler_is_needed_to_draw(spoiled: Path) -> None:

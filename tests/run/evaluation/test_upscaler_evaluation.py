@@ -20,6 +20,7 @@ from cm3run.evaluation.upscaler import (
     lanczos,
     small_pictures,
 )
+from messages import tells
 
 
 class Nearest(Upscaler):
@@ -76,23 +77,18 @@ def test_other_arrays_are_refused(pixels: Any, told: str) -> None:
 def test_empty_and_huge_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError) as caught:
         Nearest().upscale(noise(0, 7, 3))
-    assert str(caught.value) == "picture: is 7 x 0 pixels\n  next: give a picture that has some"
+    assert tells(caught.value, "picture: is 7 x 0")
     monkeypatch.setattr("cm3core.interfaces.upscaler.MAX_PIXELS", 9 * 20)
     assert Nearest().upscale(noise(4, 5, 3)).shape == (12, 15, 3)
     with pytest.raises(DataError) as caught:
         Nearest().upscale(noise(3, 7, 3))
-    assert str(caught.value) == (
-        "picture: 7 x 3 pixels, 3 times as large, are more than 180\n  next: make it smaller first"
-    )
+    assert tells(caught.value, "picture: 7 x 3 ... 3 ... than 180")
 
 
 def test_what_cannot_be_trained_says_so() -> None:
     with pytest.raises(RecipeError) as caught:
         _ = UpscalerConfig().training_scale
-    assert (
-        str(caught.value)
-        == "upscaler: UpscalerConfig can't be trained here\n  next: choose edsr, or give weights"
-    )
+    assert tells(caught.value, "upscaler: UpscalerConfig can't be")
 
 
 def test_lanczos_is_pillows() -> None:
@@ -124,10 +120,7 @@ def test_ssim_by_hand() -> None:
     assert ssim_per_picture(a, b).tolist() == pytest.approx([(24000 + 6.5025) / (24400 + 6.5025)])
     with pytest.raises(DataError) as caught:
         ssim_per_picture(a[:, :6], b[:, :6])
-    assert (
-        str(caught.value)
-        == "pictures: 8 x 6 pixels, smaller than SSIM's window of 7\n  next: compare larger ones"
-    )
+    assert tells(caught.value, "pictures: 8 x 6 ... SSIM ... of 7")
 
 
 @given(
@@ -196,7 +189,4 @@ def test_evaluation_refuses_other_sizes() -> None:
     ):
         with pytest.raises(DataError) as caught:
             evaluate_upscaler(Nearest(), FourGreys(), wrong)
-        assert str(caught.value) == (
-            f"pictures: uint8 {shown}, expected at least one, uint8 [N, 12, 18, 3]\n"
-            "  next: resize with cm3core.images.fit"
-        )
+        assert tells(caught.value, f"pictures: uint8 {shown}, expected ... 12 ... 18 ... 3")

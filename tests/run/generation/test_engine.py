@@ -34,6 +34,7 @@ from engine_parts import (
     boom,
     make_engine,
 )
+from messages import tells
 from profiles import examples
 
 
@@ -215,9 +216,8 @@ def test_a_text_that_would_be_cut_is_refused(decoder, request_, negative, place,
     sampler = CFGSamplerConfig(negative_prompt=negative)
     with pytest.raises(GenerationError) as error:
         make_engine(decoder, sampler, max_text_tokens=3).complete([request_])
-    assert str(error.value) == (
-        f"request 0, {place}: is {length}; the model was trained on texts of at most 3, "
-        f"in a context of 64\n  next: {next_step}"
+    assert tells(
+        error.value, f"request 0, {place}: is {length}; the ... most 3 ... of 64 ... {next_step}"
     )
 
 
@@ -272,10 +272,7 @@ def test_a_text_is_as_long_as_asked_for_at_least(decoder):
         assert 5 <= len(short.document[0].text) <= 9
     with pytest.raises(DocumentError) as error:
         make_engine(decoder).complete([Request((TextHole(3, min_tokens=4), APPLE))])
-    assert str(error.value) == (
-        "query document, segment 0: is a text hole of 4 to 3 tokens\n"
-        "  next: give a max_tokens of at least 1, and a min_tokens from 1 to that"
-    )
+    assert tells(error.value, "query document, segment 0: is a text ... of 4 to 3")
 
 
 def test_candidates_have_their_own_seeds_and_samplers(decoder):

@@ -32,6 +32,7 @@ from cm3plugins.samplers.contrastive import (
 from cm3run.generation import Policy, recorded, scoring
 from cm3run.generation.engine import Request, candidate_seed
 from engine_parts import APPLE, GRID, PEAR, REQUESTS, SERIALIZER, VOCABULARY, make_decoder
+from messages import tells
 from profiles import examples
 from stateful_samplers import Wrapper
 
@@ -382,10 +383,7 @@ def test_a_sampler_that_fails_to_tell_fails_its_requests(decoder):
 
     with pytest.raises(GenerationError) as error:
         make_policy(decoder, Failing()).sample([REQUESTS[0]])
-    assert str(error.value) == (
-        "request 0: RuntimeError: boom\n  next: see the traceback of its cause: cm3 -v, or "
-        "CM3_TRACEBACK=1"
-    )
+    assert tells(error.value, "request 0: RuntimeError: boom ... CM3_TRACEBACK=1")
 
 
 def test_wrong_input(decoder):
@@ -397,23 +395,20 @@ def test_wrong_input(decoder):
         (lambda: recorded([]), "rollouts: are none\n  next: give at least one"),
         (
             lambda: recorded([rollout]),
-            "rollout 0: was not sampled here, so nothing was recorded\n"
-            "  next: compute its log-probabilities with Policy.score",
+            "rollout 0: was not sampled here, so nothing ... Policy.score",
         ),
         (
             lambda: policy.score([replace(rollout, tokens=rollout.tokens[:-1])]),
-            "rollout 0: has 5 tokens that are not those of its contents\n"
-            "  next: make it with Policy.sample or Policy.rollout",
+            "rollout 0: has 5 tokens ... Policy.sample ... Policy.rollout",
         ),
         (
             lambda: policy.rollout(REQUESTS[0], (Text("ab"), APPLE), [np.zeros(6, np.int32)]),
-            "document, hole 0: holds <s>, which is not an image token\n"
-            "  next: give ids of the vocabulary, without end tokens",
+            "document, hole 0: holds <s>, which",
         ),
     ):
         with pytest.raises(GenerationError) as error:
             call()
-        assert str(error.value) == message
+        assert tells(error.value, message)
 
 
 def test_a_rollout_that_is_too_long_is_refused(decoder):

@@ -12,24 +12,16 @@ from cm3core.errors import GenerationError
 from cm3plugins.samplers.config import TopPSamplerConfig
 from cm3run.generation.engine import Request
 from engine_parts import APPLE, REQUESTS, make_engine
+from messages import tells
 
 
 def test_a_prompt_longer_than_the_context_says_what_fits(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder).complete([REQUESTS[0], Request((Text("a" * 60), ImageHole()))])
-    assert str(error.value) == (
-        "request 1: the prompt is 62 tokens and 6 are to be generated, 3 more than the decoder's "
-        "context of 64 holds\n"
-        "  next: shorten the text or retrieve fewer documents (a prompt of 59 tokens fits)"
-    )
+    assert tells(error.value, "request 1: the prompt is 62 ... and 6 ... 3 ... of 64")
     with pytest.raises(GenerationError) as error:
         make_engine(decoder).complete([Request((Text("a" * 20), TextHole(60)))])
-    assert str(error.value) == (
-        "request 0: the prompt is 22 tokens and 60 are to be generated, 17 more than the "
-        "decoder's context of 64 holds\n"
-        "  next: shorten the text or retrieve fewer documents (a prompt of 5 tokens fits), "
-        "or write at most 43 text tokens instead of 60"
-    )
+    assert tells(error.value, "request 0: the prompt is 22 ... and 60 ... 17 ... of 64")
 
 
 def test_the_whole_context_can_be_used(decoder):
@@ -41,10 +33,7 @@ def test_the_whole_context_can_be_used(decoder):
 def test_a_document_without_holes_is_refused(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder).complete([Request((Text("a"), APPLE))])
-    assert str(error.value) == (
-        "request 0: the document has no hole, so there is nothing to complete\n"
-        "  next: put a TextHole, an ImageHole or missing codes where something should be generated"
-    )
+    assert tells(error.value, "request 0: the document has no hole, so ... TextHole")
 
 
 def test_a_bad_seed_is_refused(decoder):
@@ -69,10 +58,7 @@ def test_small_decoders_use_one_thread_and_leave_the_number_as_it_was(decoder):
 def test_more_streams_than_rows_are_refused(decoder):
     with pytest.raises(GenerationError) as error:
         make_engine(decoder, max_rows=1).complete([REQUESTS[0]])
-    assert str(error.value) == (
-        "request 0: has 2 guidance streams, but at most 1 rows may be in flight\n"
-        "  next: raise max_rows, or use a sampler with fewer streams"
-    )
+    assert tells(error.value, "request 0: has 2 guidance ... most 1 ... max_rows")
     with pytest.raises(GenerationError, match="max_rows: is 0\n  next: use 1 or more"):
         make_engine(decoder, max_rows=0)
 
@@ -84,9 +70,7 @@ def test_keys_and_values_beyond_memory_are_refused_and_batches_are_cut_to_it(dec
     engine.preparer.cache_bytes = 1000
     with pytest.raises(GenerationError) as error:
         engine.complete([REQUESTS[0]])
-    assert str(error.value).startswith(
-        "request 0: its keys and values take 0.0 GB, but may take at most 0.0 GB\n  next: generate less"
-    )
+    assert tells(error.value, "request 0: its keys and ... take 0.0 GB ... most 0.0")
     engine.preparer.cache_bytes = 2 * engine.inference.cache_bytes(10)
     session = engine.open(details=False)
     for seed in range(3):

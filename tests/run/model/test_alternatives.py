@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cm3core.errors import GenerationError, RecipeError
 from cm3run.generation.engine import MAX_SEED, candidate_seed, turn_of
 from cm3run.model import Model
+from messages import tells
 from toy_model import Brightness, FirstRetriever, FirstRetrieverConfig, toy_model
 
 
@@ -99,19 +100,19 @@ def test_wrong_numbers_are_refused(model: Model) -> None:
     for settings, message in (
         (
             {"num_alternatives": 0},
-            "retriever.num_alternatives: is 0, must be at least 1\n  next: correct the value",
+            "retriever.num_alternatives: is 0, must ... least 1",
         ),
         (
             {"alternative_margin": -0.1},
-            "retriever.alternative_margin: is -0.1, must be at least 0.0\n  next: correct the value",
+            "retriever.alternative_margin: is -0.1, must ... least 0.0",
         ),
         (
             {"same_thing_margin": 1.5},
-            "retriever.same_thing_margin: is 1.5, must be at most 1.0\n  next: correct the value",
+            "retriever.same_thing_margin: is 1.5, must ... most 1.0",
         ),
     ):
         with pytest.raises(RecipeError) as error:
             FirstRetrieverConfig(**settings).check()
-        assert str(error.value) == message
+        assert tells(error.value, message)
         with pytest.raises((RecipeError, GenerationError)):
             model.with_memory(**settings)

@@ -12,6 +12,7 @@ from cm3core.interfaces import Provenance, Retrieved, RetrieverConfig
 from cm3core.plugins import PluginInfo, Registry
 from cm3core.recipe.recipe import Recipe
 from cm3run.model import Model
+from messages import tells
 from toy_model import MEMORY, Colours, FirstRetriever, picture
 
 
@@ -25,10 +26,7 @@ def test_retrieved_documents_that_do_not_fit_are_left_out_and_it_is_said(
         lambda: model.infill(picture(), (2, 2, 6, 6), "red", num_retrieved=3),
     ):
         assert [document.id for document in call().retrieved] == ["red", "green"]
-        assert capsys.readouterr().err == (
-            "note: the decoder's context of 70 tokens has no room for the last 1 of 3 retrieved "
-            "documents; they are left out\n"
-        )
+        assert tells(capsys.readouterr().err, "note: the decoder's context of 70 ... last 1 of 3")
     model.generate("red", 1, num_retrieved=99)
     # of those that there are
     assert f"no room for the last {len(MEMORY) - 2} of {len(MEMORY)} " in capsys.readouterr().err
@@ -87,10 +85,7 @@ def test_a_model_without_retriever_says_so(model):
     recipe = Recipe(name="bare", sampler=model.recipe.sampler)
     with pytest.raises(GenerationError) as error:
         Model(recipe, model.components).generate("a", num_retrieved=1)
-    assert str(error.value) == (
-        "num_retrieved: is 1, but the model's recipe 'bare' has no retriever\n"
-        "  next: use 0, or give documents by hand (context)"
-    )
+    assert tells(error.value, "num_retrieved: is 1, but ... 'bare' ... use 0")
 
 
 def test_a_document_with_the_picture_that_is_asked_about_is_never_retrieved(model, monkeypatch):
@@ -123,9 +118,8 @@ def test_a_retrieved_document_that_cannot_be_read_gives_way(model, monkeypatch, 
         ),
     )
     assert [document.id for document in model.generate("red", 1)[0].retrieved] == ["green"]
-    assert (
-        capsys.readouterr().err
-        == "note: retrieved document red is left out: red.png: is truncated\n"
+    assert tells(
+        capsys.readouterr().err, "note: retrieved document red is left out: red.png: is truncated"
     )
 
 
@@ -138,7 +132,7 @@ def test_another_memory_shares_the_weights_and_leaves_the_model_as_it_was(model,
     for call, message in (
         (
             lambda: model.with_memory(min_similarity=0.3),
-            "retriever.min_similarity: is not a key of this model's retriever",
+            "retriever.min_similarity: is not a key of this",
         ),
         (
             lambda: model.with_memory(num_retrieved="two"),
@@ -146,18 +140,18 @@ def test_another_memory_shares_the_weights_and_leaves_the_model_as_it_was(model,
         ),
         (
             lambda: model.with_memory("nowhere"),
-            "nowhere: does not exist\n  next: name a folder that 'cm3 memory build'",
+            "nowhere: does not exist ... 'cm3 memory build'",
         ),
         (
             lambda: Model(
                 Recipe(name="bare", sampler=model.recipe.sampler), model.components
             ).with_memory(num_retrieved=1),
-            "retriever: the model's recipe 'bare' has none\n  next: name a memory bank (bank)",
+            "retriever: the model's recipe 'bare'",
         ),
     ):
         with pytest.raises(CM3Error) as error:
             call()
-        assert str(error.value).startswith(message)
+        assert tells(error.value, message)
 
 
 class WordRetriever(FirstRetriever):
@@ -200,13 +194,12 @@ def test_another_retriever_searches_the_same_memory(model, monkeypatch):
         for document in bare.with_memory(retriever="words").generate("red", 1)[0].retrieved
     ] == ["blue"]
     for name, message in (
-        ("word", "retriever: no retriever is called 'word'\n  next: did you mean 'words'?"),
+        ("word", "retriever: no retriever is ... 'word' ... 'words'"),
         (
             "vectors",
-            "retriever: 'vectors' needs an embedder, and the model's recipe 'toy' has none\n"
-            "  next: name a memory bank (bank), which records its embedder, or another retriever",
+            "retriever: 'vectors' needs an ... 'toy'",
         ),
     ):
         with pytest.raises(CM3Error) as error:
             model.with_memory(retriever=name)
-        assert str(error.value) == message
+        assert tells(error.value, message)

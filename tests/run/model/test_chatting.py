@@ -14,6 +14,7 @@ from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import GenerationError
 from cm3run.generation.engine import Failed, PictureGrown, TextGrown
 from cm3run.model import Conversation, Model, Reply, ReplyPart, ReplyPicture, ReplyReady, Turn
+from messages import tells
 from tiny_chameleon import BREAK, EOSS, GRID, TURN_END, write_cm3
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "text_temperature": 0.0}
@@ -196,10 +197,7 @@ def test_old_turns_are_left_out_if_asked(model: Model) -> None:
     turns = [*pair * 7, Turn("user", ("and now?",))]
     with pytest.raises(GenerationError) as caught:
         model.chat(turns, answer="text", max_tokens=4)
-    assert str(caught.value) == (
-        "conversation: of 15 turns doesn't fit the decoder's context of 160 tokens\n  next: begin a new one, "
-        "or leave out the oldest turns (truncate)"
-    )
+    assert tells(caught.value, "conversation: of 15 turns ... of 160")
     reply = model.chat(turns, answer="text", max_tokens=4, truncate=True, **GREEDY)
     assert 0 < reply.turns_left_out < 14
     assert reply.turns_left_out % 2 == 0
@@ -215,27 +213,26 @@ def test_old_turns_are_left_out_if_asked(model: Model) -> None:
         ([], "conversation: has no turn\n  next: add what is to be answered"),
         (
             [Turn("assistant", ("hi",))],
-            "conversation: doesn't end with a turn of the user\n  next: add what is to be answered",
+            "conversation: doesn't end with a turn of",
         ),
         (
             [Turn("user", ("  ",))],
-            "conversation, turn 0: is empty\n  next: say something, or show a picture",
+            "conversation, turn 0: is empty",
         ),
         (
             [Turn("system", ("hi",))],  # type: ignore[arg-type]  # the test
-            "conversation[0].role: is 'system'\n  next: use one of user, assistant",
+            "conversation[0].role: is 'system'",
         ),
         (
             [Turn("user", (3,))],  # type: ignore[arg-type]  # the test
-            "conversation[0].parts[0]: is 3, must be a path, RGB pixels uint8 [height, width, 3] or a "
-            "ReplyPicture\n  next: correct the value",
+            "conversation[0].parts[0]: is 3, must ... RGB ... 3 ... ReplyPicture",
         ),
     ],
 )
 def test_a_conversation_that_is_none(model: Model, turns: list[Turn], message: str) -> None:
     with pytest.raises(GenerationError) as caught:
         model.chat(turns)
-    assert str(caught.value) == message
+    assert tells(caught.value, message)
 
 
 def test_options_that_can_not_be(model: Model) -> None:

@@ -29,6 +29,7 @@ from cm3run.model import Model
 from cm3run.model.conditions import condition_config
 from cm3run.model.jobs import results
 from cm3run.model.tuned import TunedTasks
+from messages import tells
 from toy_model import picture, toy_model
 
 
@@ -88,11 +89,7 @@ def test_a_model_that_was_tuned_for_something_else_refuses(model: Model) -> None
     tuned.tasks = TunedTasks({"caption": CaptionConfig()})
     with pytest.raises(GenerationError) as error:
         asked(tuned, ("canny", picture()))
-    assert str(error.value) == (
-        "task structure: the model was not tuned for it; it was tuned for caption\n"
-        "  next: use a model that was, tune one (docs/tuning.md), or give force=True (--force), which "
-        "runs it all the same: what it makes then is meaningless"
-    )
+    assert tells(error.value, "task structure: the model was not tuned for")
     assert asked(tuned, ("canny", picture()), force=True, truncate=True)
     tuned.tasks = TunedTasks({"caption": CaptionConfig(), "structure": StructureConfig()})
     assert asked(tuned, ("canny", picture()), truncate=True)[0] == Text(
@@ -143,12 +140,7 @@ def test_a_picture_as_it_is_has_the_words_of_training() -> None:
     both = tuned_on(pairs("my scribbles"), poses)
     with pytest.raises(GenerationError) as error:
         asked(both, given)
-    assert str(error.value) == (
-        "condition 'as_is': may be any structure, and the model was tuned to draw after several: my "
-        "scribbles, human pose\n"
-        "  next: say which it is: --set condition.feature='my scribbles' (from Python a third value, "
-        "{\"feature\": 'my scribbles'})"
-    )
+    assert tells(error.value, "condition 'as_is': may be any structure, and the")
     chosen = (*given, {"feature": "human pose"})
     assert asked(both, chosen)[0] == Text("Make high quality image from human pose")
 
@@ -159,11 +151,7 @@ def test_a_structure_that_training_had_not_is_refused_or_told() -> None:
     tuned.told = told.append
     with pytest.raises(GenerationError) as error:
         asked(tuned, ("canny", picture(16, 16)))
-    assert str(error.value) == (
-        "condition 'canny': the model was tuned to draw after 'scribbles', and not after 'canny edge features'\n"
-        "  next: use one of these, or give force=True (--force), which draws all the same: what comes of it is "
-        "seldom what the structure shows"
-    )
+    assert tells(error.value, "condition 'canny': the model was ... 'scribbles'")
     assert told == []
     asked(tuned, ("canny", picture(16, 16)), force=True)
     assert told == [
@@ -221,7 +209,7 @@ def test_a_blank_structure_is_told() -> None:
         (
             "canny",
             GenerationError,
-            "condition: is 'canny', must be a name and what it is drawn from",
+            "condition: is 'canny', must",
         ),
         (("canny",), GenerationError, "condition: is ('canny',), must be a name and"),
         (("cany", "x.png"), PluginError, "condition 'cany': no condition is called 'cany'"),
@@ -240,7 +228,7 @@ def test_a_blank_structure_is_told() -> None:
 def test_what_is_refused(model: Model, condition: Any, error: Any, message: str) -> None:
     with pytest.raises(error) as caught:
         asked(model, condition)
-    assert str(caught.value).startswith(message)
+    assert tells(caught.value, message)
 
 
 def test_a_prompt_that_is_too_long_is_refused() -> None:

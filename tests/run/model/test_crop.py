@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
 from cm3run.model.crop import CentreCrop
+from messages import tells
 
 
 def test_cells_by_hand():
@@ -45,24 +46,21 @@ def test_the_models_own_size_needs_no_scaling():
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((5, 5, 5, 9), "box 5,5,5,9: is empty\n  next: use x0,y0,x1,y1 with x0 < x1 and y0 < y1"),
+        ((5, 5, 5, 9), "box 5,5,5,9: is empty"),
         (
             (-1, 0, 4, 4),
-            "box -1,0,4,4: reaches outside the picture of 20 x 16 pixels\n  next: stay within "
-            "0,0,20,16",
+            "box -1,0,4,4: reaches outside the ... of 20 x 16 ... within 0,0,20,16",
         ),
         (
             (0, 0, 4, 4),
-            "box 0,0,4,4: reaches outside the middle part of the picture that the model sees "
-            "(2,0,18,16)\n"
-            "  next: stay within that, or crop the picture around the box first",
+            "box 0,0,4,4: reaches outside the ... 2,0,18,16",
         ),
     ],
 )
 def test_bad_boxes_are_named(box, message):
     with pytest.raises(GenerationError) as error:
         CentreCrop((16, 20), (8, 8)).cells(box, (4, 4))
-    assert str(error.value) == message
+    assert tells(error.value, message)
 
 
 @given(height=st.integers(1, 90), width=st.integers(1, 90), data=st.data())
@@ -117,12 +115,11 @@ def test_a_brush_mask_by_hand() -> None:
         ),
         (
             np.ones((4, 8), np.bool_),
-            "mask: is 8 x 4 pixels, the picture is 12 x 8\n  next: make it as large as the picture",
+            "mask: is 8 x 4 ... is 12 x 8",
         ),
         (
             np.ones((8, 12), np.bool_),
-            "mask: reaches outside the middle part of the picture that the model sees (2,0,10,8)\n"
-            "  next: stay within that, or crop the picture first",
+            "mask: reaches outside the ... 2,0,10,8",
         ),
     ],
 )
@@ -130,4 +127,4 @@ def test_masks_that_can_not_be(mask: np.ndarray, message: str) -> None:
     size = (8, 8) if not mask.any() else (8, 12)
     with pytest.raises(GenerationError) as error:
         CentreCrop(size, (8, 8)).mask_cells(mask, (4, 4))
-    assert str(error.value) == message
+    assert tells(error.value, message)

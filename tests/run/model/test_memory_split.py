@@ -13,6 +13,7 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3run.build import build
 from cm3run.model import load
+from messages import tells
 
 SHIPPED = Path(cm3plugins.__file__).parent / "assets" / "models" / "emoji64"
 
@@ -44,10 +45,7 @@ def test_training_never_sees_it() -> None:
 def test_a_split_that_the_data_set_lacks_is_refused_before_training() -> None:
     with pytest.raises(RecipeError) as error:
         compose("quickstart", ["generate.memory_split=al"], registry=load_registry()).check()
-    assert str(error.value) == (
-        "generate.memory_split: the data set has no split 'al'\n"
-        "  next: use one of train, comp, compose, unseen, all"
-    )
+    assert tells(error.value, "generate.memory_split: the data set ... 'al'")
     with pytest.raises(RecipeError, match="the data set has no split 'x'"):
         compose(
             "quickstart",
@@ -74,12 +72,7 @@ def test_a_split_to_retrieve_from_that_is_none(tmp_path: Path) -> None:
     model = load(SHIPPED)
     with pytest.raises(GenerationError) as error:
         model.with_memory(split="trian")
-    assert str(error.value) == (
-        "split: the model's data set has no split 'trian'\n  next: use one of train, comp, unseen, all"
-    )
+    assert tells(error.value, "split: the model's data ... 'trian'")
     with pytest.raises(GenerationError) as error:
         model.with_memory("some/bank", split="train")
-    assert str(error.value) == (
-        "split: 'train' is a split of the data set, and the memory bank some/bank is retrieved from\n"
-        "  next: leave one of the two out"
-    )
+    assert tells(error.value, "split: 'train' is a ... some/bank")

@@ -12,6 +12,7 @@ from cm3core.document import Codes, Image, ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.images import open_image
 from cm3run.checkpoint import find_model
+from messages import tells
 from toy_model import picture, toy_model
 
 
@@ -45,9 +46,7 @@ def test_complete_takes_any_documents(model):
         (lambda model: model.generate(" "), "prompt: is empty\n  next: say what the picture shows"),
         (
             lambda model: model.generate("a" * 13),
-            "prompt: is 13 tokens long; the model was trained on texts of at most 12, in a "
-            "context of 128\n"
-            "  next: shorten it, or read only its beginning (truncate)",
+            "prompt: is 13 tokens ... most 12 ... of 128",
         ),
         (lambda model: model.generate("a", 0), "num_images: is 0\n  next: use 1 or more"),
         (lambda model: model.generate("a", seed=-1), "seed: is -1\n  next: use 0 to 2**63 - 1"),
@@ -57,8 +56,7 @@ def test_complete_takes_any_documents(model):
         ),
         (
             lambda model: model.generate("a", temprature=2),
-            "sampler.temprature: is not a key of this model's sampler\n"
-            "  next: did you mean 'temperature'?",
+            "sampler.temprature: is not a key of this ... 'temperature'",
         ),
         (
             lambda model: model.generate("a", top_k="many"),
@@ -66,11 +64,11 @@ def test_complete_takes_any_documents(model):
         ),
         (
             lambda model: model.generate("a", top_p=2.0),
-            "sampler.top_p: is 2.0\n  next: use more than 0 and at most 1 (1 is off)",
+            "sampler.top_p: is 2.0 ... than 0 ... most 1",
         ),
         (
             lambda model: model.caption(picture().astype(float)),
-            "picture: is float64 [8, 8, 3], must be RGB pixels uint8 [height, width, 3] or a path\n  next: correct the value",
+            "picture: is float64 [8, 8 ... 3 ... RGB",
         ),
         (
             lambda model: model.caption(picture(), max_tokens=0),
@@ -78,14 +76,14 @@ def test_complete_takes_any_documents(model):
         ),
         (
             lambda model: model.infill(picture(), (3, 3, 3, 5)),
-            "box 3,3,3,5: is empty\n  next: use x0,y0,x1,y1 with x0 < x1 and y0 < y1",
+            "box 3,3,3,5: is empty",
         ),
     ],
 )
 def test_bad_input_is_named(model, call, message):
     with pytest.raises(CM3Error) as error:
         call(model)
-    assert str(error.value) == message
+    assert tells(error.value, message)
 
 
 def test_models_are_found_by_plugin_and_name(tmp_path):
@@ -94,10 +92,7 @@ def test_models_are_found_by_plugin_and_name(tmp_path):
     assert find_model(tmp_path / "run", registry) == tmp_path / "run"
     with pytest.raises(CheckpointError) as error:
         find_model("bundled:emoji65", registry)
-    assert (
-        str(error.value)
-        == "model 'bundled:emoji65': no installed plugin ships it\n  next: did you mean 'bundled:emoji64'?"
-    )
+    assert tells(error.value, "model 'bundled:emoji65': no installed plugin ships it")
 
 
 def test_a_question_may_hold_the_templates_marks(model):

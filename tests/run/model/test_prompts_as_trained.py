@@ -14,6 +14,7 @@ from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence import unmask
 from cm3plugins.text_tokenizers.bpe import BPETokenizerConfig
 from cm3run.generation.engine import Finished, TextGrown, TokensDrawn
+from messages import tells
 from profiles import examples
 from toy_model import GRID, picture, toy_model
 
@@ -251,10 +252,7 @@ LONG = "thirteen char"
 def test_no_prompt_is_cut_in_silence(call, place, length, next_step) -> None:
     with pytest.raises(GenerationError) as error:
         call()
-    assert str(error.value) == (
-        f"{place}: is {length}; the model was trained on texts of at most 12, in a context of 128"
-        f"\n  next: {next_step}"
-    )
+    assert tells(error.value, f"{place}: is {length}; the ... most 12 ... of 128 ... {next_step}")
 
 
 def test_truncating_reads_the_beginning() -> None:

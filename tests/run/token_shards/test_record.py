@@ -20,6 +20,7 @@ from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from cm3run.token_shards import StoredDocument, entries_of, stored_document
 from cm3run.token_shards.record import written
 from cm3run.token_shards.tar import write_tar
+from messages import tells
 
 GRID = (1, 2)
 
@@ -155,10 +156,7 @@ def test_texts_that_belong_together_are_drawn_together() -> None:
 def test_wrong_bytes(text: bytes, codes: bytes, cause: str) -> None:
     with pytest.raises(DataError) as caught:
         stored_document(text, codes, GRID, "here")
-    assert str(caught.value) == (
-        f"here: is not a document of token shards ({cause})\n"
-        "  next: encode the data set again with this version"
-    )
+    assert tells(caught.value, f"here: is not a ... {cause}")
 
 
 def test_wrong_codes() -> None:

@@ -15,6 +15,7 @@ from cm3core.errors import CheckpointError, RecipeError
 from cm3core.interfaces import Decoder
 from cm3core.recipe.sections import TrainSection
 from cm3run.training.optim import Muon, OptimizerGroup, Schedule, orthogonalise
+from messages import tells
 
 
 def test_cosine_by_steps() -> None:
@@ -175,10 +176,7 @@ def test_state_of_another_decoder_is_refused() -> None:
     optimizer = OptimizerGroup(TwoLayers(), TrainSection(steps=1))
     with pytest.raises(CheckpointError) as caught:
         optimizer.load_state_tensors({"head.weight::exp_avg": torch.zeros(1)})
-    assert str(caught.value) == (
-        "optimizer.safetensors: 'head.weight::exp_avg' belongs to no parameter of this decoder\n"
-        "  next: resume with the recipe that the checkpoint was made with"
-    )
+    assert tells(caught.value, "optimizer.safetensors: 'head.weight::exp_avg' belongs to")
 
 
 def test_unknown_optimizer() -> None:

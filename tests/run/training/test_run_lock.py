@@ -8,15 +8,13 @@ import pytest
 
 from cm3core.errors import CM3Error, FileError
 from cm3run.training.run_lock import LOCK, run_lock
+from messages import tells
 
 
 def test_another_one_is_refused(tmp_path: Path) -> None:
     with run_lock(tmp_path), pytest.raises(CM3Error) as caught, run_lock(tmp_path):
         pass
-    assert str(caught.value) == (
-        f"{tmp_path}: another process is training in this folder\n"
-        "  next: wait for it, or name another folder (-o)"
-    )
+    assert tells(caught.value, f"{tmp_path}: another process is training in this")
     with run_lock(tmp_path):
         pass
 

@@ -22,6 +22,7 @@ from cm3run.training.metrics import read_metrics
 from cm3run.training.packing import TrainingBatch
 from cm3run.training.start import start
 from cm3run.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
+from messages import tells
 from squares import PARTS, squares, weights
 
 
@@ -301,10 +302,7 @@ def test_command_line(
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("runs/squares/checkpoints/step-00000002\n")
-    assert (
-        "note: validation split 'absent' is left out: the squares have no split 'absent'"
-        in captured.err
-    )
+    assert tells(captured.err, "... note: validation split 'absent' is left out: the squares have")
     assert main([*arguments, "train.learning_rate=7"]) == 2
     assert "train.learning_rate: 0.003 in the checkpoint, 7.0 now" in capsys.readouterr().err
 
@@ -313,10 +311,9 @@ def test_command_line(
 
     monkeypatch.setattr(train_module, "train", interrupted)
     assert main([*arguments, "-o", "my run"]) == 130
-    assert capsys.readouterr().err == (
-        f"to resume: cm3 --plugin {PARTS / 'train_parts.py'} train {PARTS / 'squares.yaml'} -o "
-        "'my run' "
-        f"train.steps=2 data.cache_dir={cache}\n"
+    assert tells(
+        capsys.readouterr().err,
+        f"to resume: cm3 --plugin {PARTS / 'train_parts.py'} ... {PARTS / 'squares.yaml'} ... 'my run' train.steps",
     )
 
 
@@ -347,10 +344,7 @@ def test_loss_sums_of_another_shape_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"loss_sums": sums}))
     with pytest.raises(CheckpointError) as caught:
         train(squares(registry, cache, ["train.steps=25"]), out, registry, progress=False)
-    assert str(caught.value) == (
-        "checkpoint's state: loss_sums is not 4 pairs of numbers\n"
-        "  next: resume from another checkpoint, or set it to []"
-    )
+    assert tells(caught.value, "checkpoint's state: loss_sums is not 4")
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from cm3run.training.loop import train
 from cm3run.training.memory import training_memory
 from cm3run.training.state import TrainResult, TrainState
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG, add_adapters, load_adapters
+from messages import tells
 from squares import squares
 
 pytest.importorskip("peft", reason="peft is not installed")
@@ -189,11 +190,9 @@ def test_the_base_is_stored_and_must_be_the_same(
     other = run_of_another_seed(whole, tmp_path)
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(tuned, registry, base=other)
-    found = read_state(other).files[WEIGHTS]["sha256"]
-    assert str(error.value) == (
-        f"{newest(tuned)}: holds an adapter for another base model: it was trained on weights with the "
-        f"SHA-256 {sha[:16]}..., and {other} has {found[:16]}...\n  next: name the model that it was "
-        f"trained on: cm3 adapter merge {newest(tuned)} --base MODEL -o FOLDER"
+    assert tells(
+        error.value,
+        f"{newest(tuned)}: holds an adapter ... SHA ... {sha[:16]}... ... {other} ... {newest(tuned)} --base MODEL",
     )
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(tuned, registry, base=tuned)
@@ -230,10 +229,8 @@ def test_a_base_that_moved_and_one_that_was_trained_further(
     moving.rename(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(out, registry)
-    assert str(error.value) == (
-        f"{newest(out)}: holds an adapter for the model {moving}, which is not there (does not exist)\n"
-        f"  next: put it back, or say where it is: cm3 adapter merge {newest(out)} --base MODEL -o "
-        "FOLDER"
+    assert tells(
+        error.value, f"{newest(out)}: holds an adapter ... {moving} ... {newest(out)} --base MODEL"
     )
     assert torch.equal(logits(out, registry, base=tmp_path / "elsewhere"), expected)
     folder = merge_adapter(out, tmp_path / "model", registry, base=tmp_path / "elsewhere")
@@ -256,9 +253,9 @@ def test_adapters_are_no_base(tuned: Path, make: Any, registry: Registry, tmp_pa
     for method in ("lora", "full"):
         with pytest.raises(CheckpointError) as error:
             run(make(method, model=tuned), tmp_path, registry)
-        assert str(error.value) == (
-            f"{newest(tuned)}: holds an adapter, and training starts from a whole model\n"
-            f"  next: merge it: cm3 adapter merge {tuned} -o FOLDER, then start from that folder"
+        assert tells(
+            error.value,
+            f"{newest(tuned)}: holds an adapter, and training starts ... {tuned} ... FOLDER",
         )
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -266,10 +263,7 @@ def test_adapters_are_no_base(tuned: Path, make: Any, registry: Registry, tmp_pa
 def test_a_part_of_nothing_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         run(squares(registry, cache, ["tune.method=head"]), tmp_path, registry)
-    assert str(error.value) == (
-        "tune.method: is 'head', and there is no model to tune\n"
-        "  next: use cm3 tune MODEL RECIPE, or train.start_from=MODEL"
-    )
+    assert tells(error.value, "tune.method: is 'head', and ... MODEL RECIPE")
 
 
 @pytest.mark.parametrize(
@@ -277,19 +271,17 @@ def test_a_part_of_nothing_is_refused(registry: Registry, cache: Path, tmp_path:
     [
         (
             "decoder.num_heads=4",
-            "has another decoder than the recipe:\n    decoder.num_heads: 2 in the model, 4 in the recipe",
+            "has another decoder ... decoder.num_heads ... 2 ... 4",
         ),
         (
             "decoder=llama",
-            "\n    decoder.name: 'cm3leon' in the model, 'llama' in the recipe\n  next: leave the section",
+            "    decoder.name: 'cm3leon' in the ... 'llama'",
         ),
         ("vocabulary.num_sentinels=9", "has another vocabulary (num_sentinels 8 there, 9 here)"),
         ("image_tokenizer.variant=b", "was made with another image tokenizer (fingerprint"),
         (
             "text_tokenizer=byte",
-            "has another text tokenizer than the recipe:\n"
-            "    text_tokenizer.name: 'characters' in the model, 'byte' in the recipe\n"
-            "  next: leave the section text_tokenizer out of the recipe",
+            "has another text ... text_tokenizer.name ... 'characters'",
         ),
     ],
 )
@@ -298,7 +290,7 @@ def test_recipes_that_contradict_the_model(
 ) -> None:
     with pytest.raises(CM3Error) as error:
         run(make("full", override), tmp_path, registry)
-    assert cause in str(error.value)
+    assert tells(error.value, f"... {cause}")
     assert "\n  next: " in str(error.value)
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -326,9 +318,10 @@ def test_spoiled_adapters(tuned: Path, registry: Registry, tmp_path: Path) -> No
             open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
         return str(error.value)
 
-    place, step = f"{copy / ADAPTER}, tensor {name}: ", "\n  next: use the recipe.yaml beside"
-    assert refused({**tensors, name: tensors[name][:1].clone()}).startswith(
-        f"{place}the file has float32 [1, 32], the adapters of this recipe float32 [2, 32]{step}"
+    place = f"{copy / ADAPTER}, tensor {name}: "
+    assert tells(
+        refused({**tensors, name: tensors[name][:1].clone()}),
+        f"{place}the file has ... 1 ... 32 ... 2",
     )
     assert "the file has float64 [2, 32]" in refused({**tensors, name: tensors[name].double()})
     assert "the file has nothing" in refused({k: v for k, v in tensors.items() if k != name})
