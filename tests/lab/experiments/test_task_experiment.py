@@ -27,6 +27,7 @@ from cm3plugins.datasets.icons.entries import IconEntry
 from cm3run.build import build
 from cm3run.model import Model
 from cm3run.model.tuned import TunedTasks
+from messages import tells
 
 RECIPE = """
 extends: [icons]
@@ -123,18 +124,11 @@ def test_a_model_that_was_not_tuned_is_refused(model: Model, tmp_path: Path) -> 
     settings = TaskSettings(2, ("unseen",), ("caption",))
     with pytest.raises(DataError) as error:
         TaskExperiment(plain, tmp_path / "out", settings, "cm3")
-    assert str(error.value) == (
-        "model 'plain': was not tuned for 'caption', which 'caption' asks for; it was tuned for no task\n"
-        "  next: tune it (docs/tuning.md), or leave --tasks caption out"
-    )
+    assert tells(error.value, "model 'plain': was not tuned ... 'caption' ... 'caption'")
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError) as error:
         tasks_of(plain)
-    assert str(error.value) == (
-        "model 'plain': was tuned for no task that is measured here; it was tuned for no task\n"
-        "  next: tune it for one of edit, structure, object_to_image, grounding, vqa, chat, caption, "
-        "super_resolution (docs/tuning.md)"
-    )
+    assert tells(error.value, "model 'plain': was tuned for no task that")
     configs = {name: model.tasks.configs[name] for name in ("super_resolution", "structure")}
     own = Model(model.recipe, model.components, tasks=TunedTasks(configs))
     assert tasks_of(own) == ("edges", "boxes", "enlarge")

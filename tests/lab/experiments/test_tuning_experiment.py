@@ -25,6 +25,7 @@ from cm3lab.experiments.tuning.experiment import TuningExperiment
 from cm3lab.experiments.tuning.report import mean_losses
 from cm3run.model import load
 from cm3run.training import train
+from messages import tells
 
 TINY = """
 extends: [icons]
@@ -116,8 +117,9 @@ def test_all_stages_and_again(
     assert "| unseen | answer | 3 |" in report
     assert f"| `full`: all parameters | {first['costs']['full']['trained']:,.0f} |" in report
     assert main([*command, "--seeds", "1", "--minutes", "2", *out]) == 2
-    assert "holds the results of another measurement (different: settings minutes)" in (
-        capsys.readouterr().err
+    assert tells(
+        capsys.readouterr().err,
+        "... holds the results of another measurement (different: settings minutes)",
     )
 
 
@@ -232,7 +234,4 @@ def test_kept_bytes_by_hand() -> None:
 def test_unknown_arms() -> None:
     with pytest.raises(CM3Error) as error:
         command_line.run(Namespace(arms=["full", "lorra"], own=[]))
-    assert str(error.value) == (
-        "cm3 experiment tuning: there is no arm 'lorra'; did you mean 'lora'?\n"
-        "  next: use some of full, lora, dora, head, response-only, paper-layout"
-    )
+    assert tells(error.value, "cm3 experiment tuning: there is no ... 'lorra' ... 'lora'")

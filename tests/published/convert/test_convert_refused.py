@@ -27,6 +27,7 @@ from chameleon_files import (
 )
 from cm3apps.cli.main import main
 from cm3published.convert import hugging_face
+from messages import tells
 
 
 def refusal(arguments: list[str], out: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -255,7 +256,9 @@ def test_norms_that_meta_cant_hold_are_refused(
     tensors["model.layers.1.self_attn.q_norm.bias"][1] += 1
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     message = refusal([str(source)], tmp_path / "out", capsys)
-    assert "model.layers.1.self_attn.q_norm.bias: has other values for each head" in message
+    assert tells(
+        message, "... model.layers.1.self_attn.q_norm.bias: has other values for each head"
+    )
 
 
 def test_wrong_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,10 +266,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is no folder" in refusal([str(tmp_path / "gone")], tmp_path / "out", capsys)
     (tmp_path / "empty").mkdir()
     message = refusal([str(tmp_path / "empty")], tmp_path / "out", capsys)
-    assert (
-        "has neither params.json (Meta), config.json (Hugging Face) nor recipe.yaml (cm3)"
-        in message
-    )
+    assert tells(message, "... has neither params.json ... config.json ... recipe.yaml")
     (tmp_path / "there").mkdir()
     assert "is there already" in refusal([str(source)], tmp_path / "there", capsys)
     message = refusal([str(source), "--shards", "2"], tmp_path / "out", capsys)

@@ -20,6 +20,7 @@ from cm3core.document import Codes, Document, ImageHole, MaskedText, Text, TextH
 from cm3core.interfaces.sampler import PromptVariant
 from cm3run.generation.engine import Request
 from cm3run.model import Model
+from messages import tells
 from tiny_chameleon import (
     BREAK,
     EOSS,
@@ -231,7 +232,7 @@ def test_it_can_be_trained_further(both: Converted, tmp_path: Path, capsys: Any)
             lambda tokenizers: (tokenizers / "text_tokenizer.json").write_text(
                 '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
             ),
-            "layout: needs the token '<s>', and the text tokenizer has no such",
+            "layout: needs the token '<s>'",
         ),
     ],
 )
@@ -246,7 +247,7 @@ def test_incomplete_files_are_refused(
     assert (
         main(["convert", str(both.folder / "hf"), "-o", str(out), "--to", "cm3", *arguments]) == 2
     )
-    assert message in capsys.readouterr().err
+    assert tells(capsys.readouterr().err, f"... {message}")
     assert not out.exists()
 
 
@@ -269,7 +270,4 @@ def test_what_needs_sentinels_is_refused(both: Converted, tmp_path: Path, capsys
     PILImage.new("RGB", (8, 8)).save(picture)
     arguments = ["infill", "--model", str(both.folder / "own"), str(picture), "--box", "0,0,4,4"]
     assert main([*arguments, "--text", "a", "-o", str(tmp_path / "out")]) == 2
-    assert (
-        "has a hole that is not its end, and the layout 'chameleon' has no sentinels"
-        in capsys.readouterr().err
-    )
+    assert tells(capsys.readouterr().err, "... has a hole ... 'chameleon'")

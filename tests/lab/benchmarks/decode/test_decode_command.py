@@ -14,6 +14,7 @@ import torch
 from cm3apps.cli.main import main
 from cm3lab.benchmarks.decode import engine, runner, workload
 from decode_bench import MINI, Fake
+from messages import tells
 
 
 def test_parts_of_a_step(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,9 +140,7 @@ def test_command_measures_all_parts(
         in printed.out
     )
     assert "times one" in printed.out
-    assert (
-        "engine: 0 of 64 greedy tokens differ from a recomputation without a cache" in printed.err
-    )
+    assert tells(printed.err, "... engine: 0 of 64")
 
 
 def test_interrupted_run_keeps_what_it_has(
