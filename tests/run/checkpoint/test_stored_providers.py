@@ -107,7 +107,7 @@ def test_who_draws_needs_no_objective(run: Run) -> None:
     for use in ("check", "build", "rate"):
         with pytest.raises(PluginError) as caught:
             getattr(now.objective, use)()
-        assert tells(caught.value.cause, "the objective 'ul2' ... 0.1.0")
+        assert tells(caught.value.cause, "the objective 'ul2' was brought by ul2 0.1.0")
 
 
 def test_who_trains_does(run: Run) -> None:
