@@ -112,6 +112,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "dotted": (GOOD, ["text_tokenizer=my.Letters"]),
     "unknown plugin": (GOOD, ["text_tokenizer=yours/letters"]),
     "not brought": (GOOD, ["text_tokenizer=mine/byte"]),
+    "moved": (
+        GOOD + "\nCM3_BESIDE = {'text_tokenizer/gone': 'cm3-gone'}\n",
+        ["text_tokenizer=gone"],
+    ),
     "twice": (GOOD.replace('"letters"', '"byte"'), ["text_tokenizer=byte"]),
     "unknown section": (GOOD, ["tokenizer=letters"]),
     "no mapping": (GOOD, ["train=3"]),
