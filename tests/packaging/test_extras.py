@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 #: Of work on cm3leon itself, which needs the checkout.
 OF_THE_CHECKOUT = {"test", "dev", "docs"}
-#: Measurements and experiments for its authors.
-OF_AUTHORS = {"lab"}
+#: The distributions beside this one, which pip finds in the checkout alone.
+BESIDE = {"lab", "postgres", "published"}
 #: What `all` leaves out besides: a CUDA build of PyTorch brings the one, and the other needs such a build.
 OF_A_GPU = {"triton", "xformers"}
 #: Installs cm3leon itself, with the curves of the quickstart's report.
@@ -54,7 +54,7 @@ def test_only_work_in_the_checkout_installs_the_folder() -> None:
 def test_all_is_every_extra_of_a_user() -> None:
     requirements = map(Requirement, EXTRAS["all"])
     taken = set().union(*(one.extras for one in requirements if one.name == "cm3leon"))
-    assert taken == set(EXTRAS) - OF_THE_CHECKOUT - OF_AUTHORS - OF_A_GPU - {"all"}
+    assert taken == set(EXTRAS) - OF_THE_CHECKOUT - BESIDE - OF_A_GPU - {"all"}
 
 
 @pytest.mark.parametrize("which", ["lowest", "newest"])
