@@ -53,7 +53,7 @@ class Trace:
         if event not in ("call", "return"):
             return
         code, thread = frame.f_code, threading.get_ident()
-        if code.co_name == "<module>":
+        if code.co_name == "_find_and_load" and code.co_filename.startswith("<frozen importlib"):
             self._importing[thread] += 1 if event == "call" else -1
         elif (
             self.counts and event == "call" and not self._importing[thread] and self._is_ours(code)
