@@ -147,7 +147,11 @@ def _command(
         registry = load_registry(files)
     configure = registry.command(name)
     if configure is None and name in BESIDE:
-        raise CM3Error(f"cm3 {name}", f"{BESIDE[name]} has this command", f"install {BESIDE[name]}")
+        raise CM3Error(
+            f"cm3 {name}",
+            f"the distribution {BESIDE[name]} has this command, and is not installed or not in use",
+            f"pip install ./plugins/{BESIDE[name].replace('cm3', 'cm3-')}, in the checkout of cm3leon",
+        )
     if configure is None and name in COMMANDS:
         raise CM3Error(
             f"cm3 {name}",

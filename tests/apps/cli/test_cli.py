@@ -142,6 +142,24 @@ def test_a_command_whose_plugin_is_not_in_use(
     assert tells(capsys.readouterr().err, "error: cm3 quickstart: no plugin in use provides this")
 
 
+@pytest.mark.parametrize(
+    ("command", "plugin", "distribution"),
+    [("bench", "lab", "cm3lab"), ("convert", "published", "cm3published")],
+)
+def test_a_command_of_a_distribution_beside(
+    command: str,
+    plugin: str,
+    distribution: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("CM3_DISABLE_PLUGINS", plugin)
+    assert main([command]) == 2
+    told = capsys.readouterr().err
+    assert tells(told, f"error: cm3 {command}: the distribution {distribution} has this command")
+    assert f"pip install ./plugins/cm3-{plugin}" in told
+
+
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(args: object) -> int:
         raise KeyboardInterrupt
