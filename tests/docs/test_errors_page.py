@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import cm3core
+import cm3kits
 from cm3apps.cli._failures import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
@@ -27,21 +29,20 @@ from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.recipe import MissingComponent
 from cm3kits.sampler import SamplerContract
 from cm3kits.text_tokenizer import TextTokenizerContract
-from source_packages import PACKAGES
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "check.md"
 MODULES = tuple(
     folder / name
     for folder, name in (
-        (PACKAGES["cm3core"], "plugins/discovery.py"),
-        (PACKAGES["cm3core"], "plugins/registry.py"),
-        (PACKAGES["cm3core"], "plugins/lookup.py"),
-        (PACKAGES["cm3core"], "plugins/describe.py"),
-        (PACKAGES["cm3core"], "config/schema.py"),
-        (PACKAGES["cm3core"], "recipe/merge.py"),
-        (PACKAGES["cm3core"], "recipe/choosing.py"),
-        (PACKAGES["cm3core"], "recipe/values.py"),
-        (PACKAGES["cm3kits"], "_laws.py"),
+        (Path(cm3core.__file__).parent, "plugins/discovery.py"),
+        (Path(cm3core.__file__).parent, "plugins/registry.py"),
+        (Path(cm3core.__file__).parent, "plugins/lookup.py"),
+        (Path(cm3core.__file__).parent, "plugins/describe.py"),
+        (Path(cm3core.__file__).parent, "config/schema.py"),
+        (Path(cm3core.__file__).parent, "recipe/merge.py"),
+        (Path(cm3core.__file__).parent, "recipe/choosing.py"),
+        (Path(cm3core.__file__).parent, "recipe/values.py"),
+        (Path(cm3kits.__file__).parent, "_laws.py"),
     )
 )
 #: What raises them: our errors, and the function that makes one for a value of the wrong type.

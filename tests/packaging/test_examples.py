@@ -163,8 +163,8 @@ def test_private_imports_are_seen() -> None:
     assert sorted(found) == [
         ("cm3core.files", "_secret"),
         ("cm3core.files", "atomic_path"),
-        ("cm3run.training.sequences", ""),
         ("cm3plugins.samplers.planned", "PlannedSampler"),
+        ("cm3run.training.sequences", ""),
     ]
     public = public_names()
     assert [one for one in found if one[1] in public.get(one[0], set())] == [

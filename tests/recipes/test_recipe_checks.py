@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import cm3core
+import cm3run
 from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
@@ -140,11 +142,12 @@ def test_a_component_is_asked_to_check_itself(
 
 
 def test_no_key_of_a_fixed_section_does_nothing() -> None:
-    """Each is read by its name somewhere in the core, beyond its declaration and checks."""
-    core = Path(schema.__file__).parents[1]
+    """Each is read by its name somewhere in the core or the engine, beyond its declaration and checks."""
+    places = [Path(package.__file__).parent for package in (cm3core, cm3run)]
     source = "\n".join(
         path.read_text(encoding="utf-8")
-        for path in core.rglob("*.py")
+        for place in places
+        for path in place.rglob("*.py")
         if path != Path(schema.__file__)
     )
     unread = [

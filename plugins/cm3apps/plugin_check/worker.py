@@ -193,7 +193,7 @@ def is_ours(filename: str) -> bool:
         return True
     others = {"importlib", "pluggy", "hypothesis", "_pytest"} & set(path.parts)
     return bool(others) or path in (
-        core / "config" / "components.py",
+        core / "config" / "schema.py",
         core / "plugins" / "discovery.py",
         core / "plugins" / "registry.py",
         core / "plugins" / "describe.py",
