@@ -80,8 +80,6 @@ LEFT = {
         chat.py: configure
         field_tables.py: picture_fields
         field_tables.py: sampling_fields
-        memory.py: configure
-        run_options.py: run_options
         tokenizer.py: configure
     """,
     "to do: parts of a run, a bank or a model, each an argument, where an options object would name them": """

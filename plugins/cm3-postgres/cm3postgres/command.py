@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ PLACE = "cm3 postgres"
 NUM_SHOWN = 5
 
 
+#: Adds an action: name, line, description, example and what runs it.
+_Add = Callable[[str, str, str, str, Any], ArgumentParser]
+
+
 def configure(parser: ArgumentParser) -> None:
     """The actions."""
     parser.description = DESCRIPTION
@@ -49,6 +54,18 @@ def configure(parser: ArgumentParser) -> None:
         action.set_defaults(run=run)
         return action
 
+    for configure_action in (
+        _configure_init,
+        _configure_index,
+        _configure_push,
+        _configure_pull,
+        _configure_remove,
+        _configure_stat,
+    ):
+        configure_action(add)
+
+
+def _configure_init(add: _Add) -> None:
     init = add(
         "init",
         "make a memory for what a bank's embedder and image tokenizer make",
@@ -65,6 +82,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     _add_index(init)
 
+
+def _configure_index(add: _Add) -> None:
     index = add(
         "index",
         "build the index of a memory that was made without one",
@@ -74,6 +93,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     _add_index(index)
 
+
+def _configure_push(add: _Add) -> None:
     push = add(
         "push",
         "add the documents of a bank",
@@ -109,6 +130,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     push.add_argument("--quiet", action="store_true", help="no progress bar")
 
+
+def _configure_pull(add: _Add) -> None:
     pull = add(
         "pull",
         "write the documents into a new bank",
@@ -130,6 +153,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     pull.add_argument("--quiet", action="store_true", help="no progress bar")
 
+
+def _configure_remove(add: _Add) -> None:
     remove = add(
         "remove",
         "remove documents, by id or by licence, source or style",
@@ -140,6 +165,8 @@ def configure(parser: ArgumentParser) -> None:
     remove.add_argument("ids", nargs="*", metavar="ID", help="ids of documents")
     _add_filter(remove)
 
+
+def _configure_stat(add: _Add) -> None:
     add(
         "stat",
         "show what a memory holds",

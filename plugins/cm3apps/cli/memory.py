@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ EXAMPLE = """  cm3 memory build my/pictures -o my/bank
   cm3 memory add my/bank more/pictures
   cm3 memory stat my/bank --verify"""
 NUM_SHOWN = 5
+
+
+#: Adds an action: name, line, description and example.
+_Add = Callable[[str, str, str, str], ArgumentParser]
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -40,7 +45,14 @@ def configure(parser: ArgumentParser) -> None:
         "cm3 memory build my/pictures -o my/bank --model runs/apples",
     )
     _memory_build.configure(build)
+    _configure_add(add)
+    _configure_remove(add)
+    _configure_merge(add)
+    _configure_stat(add)
+    _memory_recall.configure(actions)
 
+
+def _configure_add(add: _Add) -> None:
     more = add(
         "add",
         "add the documents of another data set",
@@ -57,6 +69,8 @@ def configure(parser: ArgumentParser) -> None:
         help="skip documents whose ids the bank already has (default: an error)",
     )
 
+
+def _configure_remove(add: _Add) -> None:
     remove = add(
         "remove",
         "remove documents",
@@ -79,6 +93,8 @@ def configure(parser: ArgumentParser) -> None:
         help="with --damaged: delete these files instead of moving them",
     )
 
+
+def _configure_merge(add: _Add) -> None:
     merge = add(
         "merge",
         "merge several banks into a new one",
@@ -98,6 +114,8 @@ def configure(parser: ArgumentParser) -> None:
     )
     merge.add_argument("--quiet", action="store_true", help="no progress bar")
 
+
+def _configure_stat(add: _Add) -> None:
     stat = add(
         "stat",
         "show what a bank holds, and check it",
@@ -110,7 +128,6 @@ def configure(parser: ArgumentParser) -> None:
         action="store_true",
         help="read everything: the hashes of all files, all vectors, all documents",
     )
-    _memory_recall.configure(actions)
 
 
 def run(args: Namespace) -> int:

@@ -62,6 +62,17 @@ def configure(parser: ArgumentParser) -> None:
     run_options(
         _part(parts, "run", "evaluate a model, or a folder of pictures, by a protocol", _run)
     )
+    _configure_score(parts)
+    _configure_stored(parts)
+    card.configure(
+        _part(parts, "card", "write a model's card from stored results, or check one", card.run)
+    )
+    _configure_protocols(parts)
+    _configure_exchange(parts)
+    parser.parse_known_args = _WithRun(parser)  # type: ignore[method-assign,assignment]  # of this parser
+
+
+def _configure_score(parts: Any) -> None:
     one = _part(
         parts, "score", "score a folder of pictures beside another, or a file of texts", _score
     )
@@ -86,6 +97,10 @@ def configure(parser: ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="a key of the two, e.g. metric.subset_size=200, extractor.path=FILE; may be given several times",
     )
+
+
+def _configure_stored(parts: Any) -> None:
+    """The actions on evaluations that are done."""
     one = _part(
         parts, "compare", "two evaluations side by side, if they measured the same", _compare
     )
@@ -101,9 +116,10 @@ def configure(parser: ArgumentParser) -> None:
     one.add_argument(
         "--beside", choices=["paper"], help="published zero-shot FIDs on COCO beside ours"
     )
-    card.configure(
-        _part(parts, "card", "write a model's card from stored results, or check one", card.run)
-    )
+
+
+def _configure_protocols(parts: Any) -> None:
+    """The actions that show protocols."""
     _part(parts, "protocols", "list the protocols that come with cm3leon", _protocols)
     one = _part(
         parts, "show", "check a protocol, shipped or a file, and print what it measures", _show
@@ -123,6 +139,10 @@ def configure(parser: ArgumentParser) -> None:
         _prompts,
     )
     _task_options(one)
+
+
+def _configure_exchange(parts: Any) -> None:
+    """The actions for other benchmarks' files."""
     one = _part(
         parts, "export", "write pictures and prompts in another benchmark's layout", _export
     )
@@ -143,7 +163,6 @@ def configure(parser: ArgumentParser) -> None:
     )
     one.add_argument("what", choices=["geneval", "dpg", "t2i-compbench", "adm"], help="whose file")
     one.add_argument("file", type=Path, metavar="FILE", help="what its scorer wrote or printed")
-    parser.parse_known_args = _WithRun(parser)  # type: ignore[method-assign,assignment]  # of this parser
 
 
 def _part(parts: Any, name: str, text: str, run: Any) -> ArgumentParser:

@@ -10,6 +10,13 @@ from cm3apps.cli import add_device, add_precision, add_trust, real_number, whole
 
 def run_options(parser: ArgumentParser) -> None:
     """Add the arguments of `cm3 eval run`."""
+    _what_to_score(parser)
+    _how_to_draw(parser)
+    _how_to_run(parser)
+
+
+def _what_to_score(parser: ArgumentParser) -> None:
+    """The model or the pictures, and the files that scores need."""
     add = parser.add_argument
     add(
         "names",
@@ -47,6 +54,11 @@ def run_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="leave out scores whose weights are not given, or whose packages are not installed",
     )
+
+
+def _how_to_draw(parser: ArgumentParser) -> None:
+    """What replaces the recipe's retrieval, candidates and sampler."""
+    add = parser.add_argument
     add(
         "--num-retrieved",
         type=whole_number(0, 2**20),
@@ -81,6 +93,11 @@ def run_options(parser: ArgumentParser) -> None:
         metavar="X",
         help="of the sampler (default: the model's recipe)",
     )
+
+
+def _how_to_run(parser: ArgumentParser) -> None:
+    """The machine, trust, what is scored all the same, and where results go."""
+    add = parser.add_argument
     add_device(parser, "where the model runs")
     add_precision(parser)
     add("--threads", type=whole_number(1, 4096), metavar="N", help="CPU threads of the decoder")

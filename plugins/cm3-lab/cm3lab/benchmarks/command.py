@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter, _SubParsersAction
 from pathlib import Path
 
 from cm3apps.cli import registry_of, whole_number
@@ -37,6 +37,27 @@ def configure(parser: ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _configure_kernels(actions)
+    for name, module, description in (
+        ("decode", decode, decode.DESCRIPTION),
+        ("first-picture", first_picture, first_picture.HELP),
+        ("precision", precision, precision.HELP),
+        ("metrics", metrics, metrics.HELP),
+        ("retrieval", retrieval, retrieval.DESCRIPTION),
+        ("shards", shards, shards.HELP),
+    ):
+        module.configure(
+            actions.add_parser(
+                name,
+                help=module.HELP,
+                epilog=module.EXAMPLE,
+                description=description,
+                formatter_class=RawDescriptionHelpFormatter,
+            )
+        )
+
+
+def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
     kernels = actions.add_parser(
         "kernels",
         help="kernels compared with everything else that computes the same",
@@ -78,60 +99,6 @@ def configure(parser: ArgumentParser) -> None:
         "--threads", type=whole_number(1, 4096), help="threads of torch on the CPU"
     )
     kernels.set_defaults(run=run)
-    decode.configure(
-        actions.add_parser(
-            "decode",
-            help=decode.HELP,
-            epilog=decode.EXAMPLE,
-            description=decode.DESCRIPTION,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
-    first_picture.configure(
-        actions.add_parser(
-            "first-picture",
-            help=first_picture.HELP,
-            epilog=first_picture.EXAMPLE,
-            description=first_picture.HELP,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
-    precision.configure(
-        actions.add_parser(
-            "precision",
-            help=precision.HELP,
-            epilog=precision.EXAMPLE,
-            description=precision.HELP,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
-    metrics.configure(
-        actions.add_parser(
-            "metrics",
-            help=metrics.HELP,
-            epilog=metrics.EXAMPLE,
-            description=metrics.HELP,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
-    retrieval.configure(
-        actions.add_parser(
-            "retrieval",
-            help=retrieval.HELP,
-            epilog=retrieval.EXAMPLE,
-            description=retrieval.DESCRIPTION,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
-    shards.configure(
-        actions.add_parser(
-            "shards",
-            help=shards.HELP,
-            epilog=shards.EXAMPLE,
-            description=shards.HELP,
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-    )
 
 
 def run(args: Namespace) -> int:

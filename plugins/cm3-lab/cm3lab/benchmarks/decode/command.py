@@ -7,11 +7,15 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, DeviceError, close_match
-from cm3lab.benchmarks.decode.sizes import EXTENTS, SIZES
+from cm3lab.benchmarks.decode.sizes import EXTENTS, SIZES, Extent
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.benchmark import Where
+    from cm3lab.benchmarks.decode.workload import Setup
 
 HELP = "image tokens a second of our engine, compared with what is used today"
 DESCRIPTION = (
@@ -107,12 +111,45 @@ def run(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    import torch
-
-    from cm3core.interfaces.benchmark import BenchmarkRegistry, Where
-    from cm3lab.benchmarks import report as kernels_report
     from cm3lab.benchmarks import runner as kernels_runner
     from cm3lab.benchmarks.decode import report, runner
+
+    where, extent, setup = _asked(args)
+    providers = _providers(args, setup)
+    stopwatch = kernels_runner.stopwatch_for(where)
+    if args.parts:
+        return _parts(providers, extent, stopwatch)
+    results = _Results(args.out, where, setup, kernels_runner.ceilings(where, stopwatch))
+    results.print_heading()
+    benchmark = runner.Benchmark(
+        setup,
+        providers,
+        where,
+        extent,
+        results.limits,
+        stopwatch=stopwatch,
+        changed=results.write,
+        done=lambda rows: print(
+            f"\n{report.table(report.completed(rows, results.limits))}", flush=True
+        ),
+        told=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    try:
+        benchmark.run()
+    finally:  # Ctrl-C keeps the results so far
+        if benchmark.rows:
+            results.finish(benchmark.rows)
+    bad = [row for row in benchmark.rows if row["status"] in ("wrong", "failed")]
+    if bad:
+        print(f"\n{len(bad)} of {len(benchmark.rows)} results are wrong or failed", file=sys.stderr)
+    return int(bool(bad))
+
+
+def _asked(args: Namespace) -> tuple[Where, Extent, Setup]:
+    """Where to measure, how much, and with which decoder."""
+    import torch
+
+    from cm3core.interfaces.benchmark import Where
     from cm3lab.benchmarks.decode.engine import GATE_TOKENS
     from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS, Setup
 
@@ -134,9 +171,8 @@ def _run(args: Namespace) -> int:
         batch=_unique(args.batch or extent.batch),
         tokens=_unique(args.tokens or extent.tokens),
     )
-    size = SIZES[extent.size]
     setup = Setup(
-        size,
+        SIZES[extent.size],
         PROMPT_TOKENS + max(*extent.tokens, extent.longest, GATE_TOKENS),
         where.device,
         {
@@ -146,6 +182,14 @@ def _run(args: Namespace) -> int:
         }[args.precision],
         torch.get_num_threads(),
     )
+    return where, extent, setup
+
+
+def _providers(args: Namespace, setup: Setup) -> list[Any]:
+    """The ways to draw that were asked for, with those of plugins."""
+    from cm3core.interfaces.benchmark import BenchmarkRegistry
+    from cm3lab.benchmarks.decode import runner
+
     registry = BenchmarkRegistry()
     for add in registry_of(args).benchmarks():
         add(registry)
@@ -153,62 +197,65 @@ def _run(args: Namespace) -> int:
     _check_known(
         "--providers", "provider", args.providers, [provider.name for provider in providers]
     )
-    providers = [
+    return [
         provider for provider in providers if not args.providers or provider.name in args.providers
     ]
 
-    stopwatch = kernels_runner.stopwatch_for(where)
-    if args.parts:
-        return _parts(providers, extent, stopwatch)
-    limits = kernels_runner.ceilings(where, stopwatch)
-    environment = kernels_runner.environment(where) | {
-        "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
-        "prompt_tokens": PROMPT_TOKENS,
-        "load": [runner.load(), None],
-    }
-    print(
-        f"{kernels_report.heading(environment, limits)}\n"
-        f"{report.heading(setup, environment['load'][0])}",
-        flush=True,
-    )
 
-    def changed(rows: list[dict[str, Any]]) -> None:
-        environment["load"][1] = runner.load()
-        if args.out is not None:
-            kernels_report.write_json(args.out, environment, limits, report.completed(rows, limits))
+class _Results:
+    """What is printed, and written to `--out`, of a measurement and where it was made."""
 
-    def case_done(rows: list[dict[str, Any]]) -> None:
-        print(f"\n{report.table(report.completed(rows, limits))}", flush=True)
+    def __init__(
+        self, out: Path | None, where: Where, setup: Setup, limits: dict[str, Any]
+    ) -> None:
+        from cm3lab.benchmarks import runner as kernels_runner
+        from cm3lab.benchmarks.decode import runner
+        from cm3lab.benchmarks.decode.workload import PROMPT_TOKENS
 
-    benchmark = runner.Benchmark(
-        setup,
-        providers,
-        where,
-        extent,
-        limits,
-        stopwatch=stopwatch,
-        changed=changed,
-        done=case_done,
-        told=lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    try:
-        benchmark.run()
-    finally:  # Ctrl-C keeps the results so far
-        if benchmark.rows:
-            reads, copies = (
-                limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")
+        self.out, self.setup, self.limits = out, setup, limits
+        size = setup.size
+        self.environment: dict[str, Any] = kernels_runner.environment(where) | {
+            "decoder": asdict(size) | {"trunk_parameters": size.trunk_parameters},
+            "prompt_tokens": PROMPT_TOKENS,
+            "load": [runner.load(), None],
+        }
+
+    def print_heading(self) -> None:
+        """The machine, its limits, and the decoder."""
+        from cm3lab.benchmarks import report as kernels_report
+        from cm3lab.benchmarks.decode import report
+
+        print(
+            f"{kernels_report.heading(self.environment, self.limits)}\n"
+            f"{report.heading(self.setup, self.environment['load'][0])}",
+            flush=True,
+        )
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write the results so far."""
+        from cm3lab.benchmarks import report as kernels_report
+        from cm3lab.benchmarks.decode import report, runner
+
+        self.environment["load"][1] = runner.load()
+        if self.out is not None:
+            kernels_report.write_json(
+                self.out, self.environment, self.limits, report.completed(rows, self.limits)
             )
-            print(f"\nfloors: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
-        if benchmark.rows and args.out is not None:
-            changed(benchmark.rows)
+
+    def finish(self, rows: list[dict[str, Any]]) -> None:
+        """Print the floors; write the results and their plots."""
+        from cm3lab.benchmarks.decode import report
+
+        reads, copies = (
+            self.limits[name] / 1e9 for name in ("read_bytes_per_s", "copy_bytes_per_s")
+        )
+        print(f"\nfloors: reading {reads:.1f} GB/s, copying {copies:.1f} GB/s")
+        if self.out is not None:
+            self.write(rows)
             plots = report.write_plots(
-                args.out, report.completed(benchmark.rows, limits), environment, limits
+                self.out, report.completed(rows, self.limits), self.environment, self.limits
             )
-            print(f"written: {', '.join(map(str, [args.out, *plots]))}")
-    bad = [row for row in benchmark.rows if row["status"] in ("wrong", "failed")]
-    if bad:
-        print(f"\n{len(bad)} of {len(benchmark.rows)} results are wrong or failed", file=sys.stderr)
-    return int(bool(bad))
+            print(f"written: {', '.join(map(str, [self.out, *plots]))}")
 
 
 def _parts(providers: list[Any], extent: Any, stopwatch: Any) -> int:
