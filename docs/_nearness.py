@@ -41,7 +41,7 @@ def main() -> None:
         several = [own for own in groups.values() if len(own) > 1]
         for place in rng.integers(len(several), size=NUMBER):
             one, other = rng.choice(sorted(several[place]), 2, replace=False)
-            yield tuple(drawn(int(rng.choice(several[place][name]))) for name in (one, other))  # type: ignore[misc]
+            yield tuple(drawn(int(rng.choice(several[place][name]))) for name in (one, other))  # type: ignore[misc]  # two of them
 
     def moved(index: int) -> np.ndarray:
         side = int(rng.integers(36, 56))

@@ -57,7 +57,7 @@ def main() -> None:
             Candidate(
                 (Text(prompt), ImageHole()),
                 (Text(prompt), picture.codes),
-                lambda codes, picture=picture: picture.pixels,  # type: ignore[misc]
+                lambda codes, picture=picture: picture.pixels,  # type: ignore[misc]  # a default
             )
             for picture in pictures
         ]

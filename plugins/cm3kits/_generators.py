@@ -31,7 +31,7 @@ def perturb(number: int) -> None:
 def states() -> dict[str, Any]:
     """The state of each global generator, under the name by which an author knows it."""
     found: dict[str, Any] = {"random": random.getstate()}
-    own: Any = np.random.get_state()  # noqa: NPY002  # the global state is what is looked at
+    own: Any = np.random.get_state()  # noqa: NPY002  # the global one is meant  # the global state is what is looked at
     found["numpy.random"] = (own[0], own[1].tobytes(), *own[2:])
     if (torch := sys.modules.get("torch")) is not None:
         found["torch"] = torch.random.get_rng_state().numpy().tobytes()
@@ -47,7 +47,7 @@ def changed(before: dict[str, Any]) -> list[str]:
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore the global generators afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is meant
     torch = sys.modules.get("torch")
     state = None if torch is None else torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch is not None and _uses_cuda() else None
@@ -55,7 +55,7 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
+        np.random.set_state(legacy)  # noqa: NPY002  # the global one is meant
         if torch is not None:
             torch.random.set_rng_state(state)
             if devices is not None:

@@ -19,6 +19,7 @@ def folder_fault(folder: Path) -> str | None:
     its spellings where links are followed; these may also be root's, and writable for others where the sticky bit
     keeps them from replacing what is not theirs (`/tmp`). Access control lists are not looked at.
     """
+    # Path.resolve would lose the spelling
     for spelling in dict.fromkeys((Path(os.path.abspath(folder)), Path(os.path.realpath(folder)))):  # noqa: PTH100
         for place in (spelling, *spelling.parents):
             try:

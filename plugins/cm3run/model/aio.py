@@ -267,7 +267,7 @@ class AsyncModel(AsyncChatting):
                 [follow(request, first + place) for place, request in enumerate(job.requests)]
             )
             image = await self._aside(job.finish, completions)
-        except Exception as error:
+        except Exception as error:  # of any component: who reads the reports raises it
             reports.put_nowait(error)
             return
         for event in result_events(first, image):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,9 +202,9 @@ def test_an_interrupted_run_is_gone_on_with(
 
     step = UpscalerTrainer.step
 
-    def interrupted(self: UpscalerTrainer, *arguments: object) -> dict[str, float]:
+    def interrupted(self: UpscalerTrainer, *arguments: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
-        return step(self, *arguments)  # type: ignore[arg-type]
+        return step(self, *arguments)
 
     command = [*TRAIN, *SMALL, "--steps", "2"]
     with monkeypatch.context() as patch:

@@ -193,7 +193,7 @@ def test_a_plugin_that_is_added_later_brings_one(tmp_path: Path) -> None:
 
     add_plugin(registry, PluginInfo("sounding", "", str(path)), lambda: plugin_of_file(path))
     recipe = compose("tiny", ["sound=beep", "sound.pitch=220"], registry=registry)
-    assert recipe.section("sound") == registry.config_class("sound", "beep")(pitch=220)  # type: ignore[call-arg]
+    assert recipe.section("sound") == registry.config_class("sound", "beep")(pitch=220)  # type: ignore[call-arg]  # the plugin's own key
 
 
 @pytest.fixture(scope="module")

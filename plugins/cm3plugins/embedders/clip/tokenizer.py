@@ -123,7 +123,7 @@ def load_tokenizer(folder: Path, context_length: int) -> CLIPTokenizer:
             return CLIPTokenizer(_tokenizer(ids, pairs), context_length, str(vocabulary))
         except CheckpointError:
             raise
-        except Exception as error:
+        except Exception as error:  # a user's files, and a Rust library that raises plain Exception
             raise _unreadable(vocabulary, error) from error
     return CLIPTokenizer(_tokenizer(*bundled_vocabulary()), context_length, BUNDLED_MERGES.name)
 
