@@ -12,8 +12,13 @@ OLDEST_CM3_API = 1
 #: The distribution that holds this package, its recipes and the bundled plugins.
 DISTRIBUTION = "cm3leon"
 
-#: Those beside it that are made and released with it. A component may move from one to another.
-BESIDE = ("cm3lab", "cm3postgres", "cm3published")
+#: Those beside it that are made and released with it -> their folders in the checkout. A component may move from one to
+#: another.
+BESIDE = {
+    "cm3lab": "plugins/cm3-lab",
+    "cm3postgres": "plugins/cm3-postgres",
+    "cm3published": "plugins/cm3-published",
+}
 
 #: What a file says that this program wrote, and how it begins.
 SOFTWARE, PROGRAM = "software", "cm3leon "
@@ -22,6 +27,13 @@ SOFTWARE, PROGRAM = "software", "cm3leon "
 def is_ours(distribution: str) -> bool:
     """Whether a distribution is this one, or one of those beside it."""
     return distribution in (DISTRIBUTION, *BESIDE)
+
+
+def how_to_install(distribution: str) -> str:
+    """The command that installs a distribution: ours are on no index, but in the checkout's folder `plugins`."""
+    if distribution in BESIDE:
+        return f"pip install ./{BESIDE[distribution]}, in the checkout of cm3leon"
+    return f"pip install {distribution}"
 
 
 def program() -> str:

@@ -35,6 +35,8 @@ def find(
     owners = {owner: _info(registry, owner).distribution for owner in registry.owners(kind, short)}
     if provider := writer.provider(key or kind, name):
         meant = provider.among(owners)
+        if meant is None and not owners and registry.moved_to(kind, short):
+            return registry.config_class(kind, short, place=place)  # which says where it is now
         if meant is None:
             raise PluginError(
                 place,

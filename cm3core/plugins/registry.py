@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3core import interfaces as base
-from cm3core._version import is_ours
+from cm3core._version import how_to_install, is_ours
 from cm3core.arguments import checked
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo
@@ -151,9 +151,11 @@ class Registry:
                 f"{DISABLE_VARIABLE}={other}",
             )
         if not found:
-            if distribution := self._beside(kind, name):
+            if distribution := self.moved_to(kind, name):
                 raise PluginError(
-                    place, f"{distribution} has the {kind} {name!r}", f"install {distribution}"
+                    place,
+                    f"the distribution {distribution} has the {kind} {name!r}, and is not installed or not in use",
+                    how_to_install(distribution),
                 )
             if "." in name:
                 step = "recipes name components, not Python classes; `cm3 --plugin FILE.py ...` registers a class from a file"
@@ -173,8 +175,8 @@ class Registry:
         own = {info.name for info in self.plugins if is_ours(info.distribution)}
         return next((one for one in found if one in own), None) if plugin in own else None
 
-    def _beside(self, kind: str, name: str) -> str:
-        """Return the distribution that has a component which no plugin in use provides; "": none is known."""
+    def moved_to(self, kind: str, name: str) -> str:
+        """Return the distribution that now has a component of a plugin in use, by its `CM3_BESIDE`; "": none is known."""
         key = f"{kind}/{name}"
         return next((info.beside[key] for info in self.plugins if key in info.beside), "")
 

@@ -19,7 +19,7 @@ from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print
 from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
 from cm3apps.cli._stdout import flush, lost_output
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
-from cm3core._version import __version__
+from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
 from cm3core.faults import contained
 from cm3core.printing import make_safe, safe_output
@@ -150,7 +150,7 @@ def _command(
         raise CM3Error(
             f"cm3 {name}",
             f"the distribution {BESIDE[name]} has this command, and is not installed or not in use",
-            f"pip install ./plugins/{BESIDE[name].replace('cm3', 'cm3-')}, in the checkout of cm3leon",
+            how_to_install(BESIDE[name]),
         )
     if configure is None and name in COMMANDS:
         raise CM3Error(

@@ -7,7 +7,7 @@ import pytest
 from cm3core.errors import PluginError
 from cm3core.plugins import load_registry
 from cm3core.plugins.lookup import find
-from cm3core.plugins.providers import Provider, Writer
+from cm3core.plugins.providers import ANYONE, Provider, Writer
 
 THEN = Provider("chameleon", "bundled", "cm3leon", "0.1.0")
 
@@ -29,8 +29,10 @@ def test_a_stranger_takes_no_place_of_ours() -> None:
 
 def test_the_distribution_that_has_it_is_named() -> None:
     registry = load_registry(environ={"CM3_DISABLE_PLUGINS": "published"})
-    with pytest.raises(PluginError) as caught:
-        registry.config_class("layout", "chameleon")
-    assert str(caught.value) == (
-        "layout 'chameleon': cm3published has the layout 'chameleon'\n  next: install cm3published"
-    )
+    for writer in (ANYONE, Writer({"layout": THEN})):
+        with pytest.raises(PluginError) as caught:
+            find(registry, "layout", "chameleon", place="recipe", writer=writer)
+        assert str(caught.value) == (
+            "recipe: the distribution cm3published has the layout 'chameleon', and is not installed or not in use\n"
+            "  next: pip install ./plugins/cm3-published, in the checkout of cm3leon"
+        )
