@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cm3core import _moved
-from cm3core._version import CM3_API, OLDEST_CM3_API, __version__
+from cm3core._version import CM3_API, OLDEST_CM3_API, __version__, is_ours
 
 if TYPE_CHECKING:
     from cm3run.model.model import Model, load
@@ -31,10 +31,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _engine(name: str) -> Any:
-    """Return what the entry point of this name leads to."""
+    """Return what the entry point of this name leads to; ours, if others have one too."""
     from importlib.metadata import entry_points
 
-    for point in entry_points(group="cm3core.engine", name=name):
+    points = entry_points(group="cm3core.engine", name=name)
+    for point in sorted(points, key=lambda one: one.dist is None or not is_ours(one.dist.name)):
         return point.load()
     from cm3core.errors import PluginError
 

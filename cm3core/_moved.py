@@ -31,14 +31,11 @@ MOVED = {
     **{
         f"cm3core.{name}": f"cm3run.{name}"
         for name in (
-            *("attribution", "bank", "bank_tools", "build", "checkpoint", "evaluation"),
-            *("generation", "grey", "model", "nearness", "prepending", "processes"),
-            *("token_shards", "training", "transparency", "tuning"),
+            *("attribution", "bank", "bank_tools", "build", "checkpoint", "devices", "evaluation"),
+            *("generation", "grey", "machine_memory", "mapped", "model", "nearness", "npy"),
+            *("prepending", "processes", "stop_signals", "token_shards", "training"),
+            *("transparency", "trust", "tuning"),
         )
-    },
-    **{
-        f"cm3core.{name}": f"cm3run.{name}"
-        for name in ("devices", "machine_memory", "mapped", "npy", "stop_signals", "trust")
     },
     "cm3core.config.component_fields": "cm3core.config.schema",
     "cm3core.config.components": "cm3core.config.schema",
