@@ -11,7 +11,7 @@ from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig, ComponentOrigin, broken, set_origin, shown
 from cm3core.plugins.kinds import KINDS
 from cm3core.plugins.providers import ANYONE, Provider, Writer
-from cm3core.plugins.registry import PluginInfo, Registry
+from cm3core.plugins.registry import PluginInfo, Registry, moved_to
 
 
 def find(
@@ -35,7 +35,7 @@ def find(
     owners = {owner: _info(registry, owner).distribution for owner in registry.owners(kind, short)}
     if provider := writer.provider(key or kind, name):
         meant = provider.among(owners)
-        if meant is None and not owners and registry.moved_to(kind, short):
+        if meant is None and not owners and moved_to(registry.plugins, kind, short):
             return registry.config_class(kind, short, place=place)  # which says where it is now
         if meant is None:
             raise PluginError(

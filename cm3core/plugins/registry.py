@@ -151,7 +151,7 @@ class Registry:
                 f"{DISABLE_VARIABLE}={other}",
             )
         if not found:
-            if distribution := self.moved_to(kind, name):
+            if distribution := moved_to(self.plugins, kind, name):
                 raise PluginError(
                     place,
                     f"the distribution {distribution} has the {kind} {name!r}, and is not installed or not in use",
@@ -174,11 +174,6 @@ class Registry:
             return plugin
         own = {info.name for info in self.plugins if is_ours(info.distribution)}
         return next((one for one in found if one in own), None) if plugin in own else None
-
-    def moved_to(self, kind: str, name: str) -> str:
-        """Return the distribution that now has a component of a plugin in use, by its `CM3_BESIDE`; "": none is known."""
-        key = f"{kind}/{name}"
-        return next((info.beside[key] for info in self.plugins if key in info.beside), "")
 
     def models(self) -> dict[str, Path]:
         """Return the trained models that plugins ship: "PLUGIN:NAME" -> folder."""
@@ -257,6 +252,12 @@ def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
 
 
 @checked(PluginError)
+def moved_to(plugins: Iterable[PluginInfo], kind: str, name: str) -> str:
+    """Return the distribution that now has a component of a plugin in use, by its `CM3_BESIDE`; "": none is known."""
+    key = f"{kind}/{name}"
+    return next((info.beside[key] for info in plugins if key in info.beside), "")
+
+
 def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
     """Return name -> version of the plugins in use, to store with a checkpoint."""
     return {info.name: info.version for info in plugins if info.status == "loaded"}
