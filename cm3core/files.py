@@ -1,5 +1,9 @@
-"""Write files so that a reader sees the old file or the new one, never half of it; refuse special
-files; lock what only one process at a time may change."""
+"""Files and folders of a user: written so that a reader sees the old file or the new one, never half of it; the cache;
+refusals of special files; locks on what only one process at a time may change.
+
+A file is written in a folder beside its place, which the process that writes locks. The system frees the lock when that
+process ends, however that happens: a folder whose lock is free has no owner, and nobody needs what is in it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,201 @@ import fcntl
 import io
 import os
 import re
+import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cm3core._unfinished import remove_unfinished as remove_unfinished
-from cm3core._unfinished import temporary_folder
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, DataError, FileError
-from cm3core.user_folders import cache_directory as cache_directory
-from cm3core.user_folders import cache_folder as cache_folder
-from cm3core.user_folders import user_path as user_path
+
+#: Ending of the folders' names; nothing else that we write has it.
+SUFFIX = ".cm3-writing"
+_NAME = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
+#: Letters of the target's name that a folder's name has: a file's name may be as long as names can be.
+_MAX_LETTERS = 40
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_mask_lock = threading.Lock()
+
+#: Path, device and inode of the folders in which this process has looked for what others left. A new folder
+#: may get the inode of one that was removed. A forked process looks again.
+_searched: set[tuple[str, int, int]] = set()
+os.register_at_fork(after_in_child=_searched.clear)
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, whose folder is there; it is removed at the end, with all that is
+    still in it.
+
+    The first one of a process in a place also removes those that killed processes left there.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    remove_unfinished_once(target.parent)
+    while (made := _made(target)) is None:
+        pass
+    folder, handle = made
+    try:
+        yield folder
+    finally:
+        # the lock is freed last, so that only one process removes the folder
+        shutil.rmtree(folder, ignore_errors=True)
+        _close(handle)
+
+
+def _close(handle: int) -> None:
+    """Close a folder's descriptor, whose lock goes with it; nothing was written by it that could be lost."""
+    with suppress(OSError):
+        os.close(handle)
+
+
+def _made(target: Path) -> tuple[Path, int] | None:
+    """A folder and its open descriptor, locked. None: between the two, another process took it for
+    one without an owner."""
+    name = f".{target.name[:_MAX_LETTERS]}.{os.urandom(4).hex()}{SUFFIX}"
+    folder = target.parent / name
+    folder.mkdir(mode=0o700)
+    try:
+        handle = os.open(folder, _OPEN)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _close(handle)
+        return None
+    except OSError:  # no locks on this disk: then nobody can lock it to remove it, either
+        return folder, handle
+    if not _is_at(folder, handle):
+        _close(handle)
+        return None
+    return folder, handle
+
+
+def make_ordinary(file: Path) -> None:
+    """Give a file the rights of one that the user makes: some libraries make private ones."""
+    # Python can ask for the mask only by changing it, which another thread may be in the middle of
+    with _mask_lock:
+        umask = os.umask(0o077)
+        os.umask(umask)
+    file.chmod(0o666 & ~umask)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary folders in `folder` whose owners have ended. Never fails: what can't be
+    removed stays."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+    except OSError:
+        return
+    for name in found:
+        _remove_if_free(folder / name)
+
+
+def remove_unfinished_once(folder: Path) -> None:
+    """`remove_unfinished`, the first time that this process is asked for this folder.
+
+    Raises:
+        OSError: the folder is not there.
+    """
+    status = folder.stat()
+    place = (str(folder), status.st_dev, status.st_ino)
+    if place not in _searched:
+        _searched.add(place)
+        remove_unfinished(folder)
+
+
+def _remove_if_free(folder: Path) -> None:
+    try:
+        handle = os.open(folder, _OPEN)
+    except OSError:  # gone, a link, or another user's
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(folder, handle):
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its owner is alive, or the disk has no locks
+        return
+    finally:
+        _close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+@checked(FileError)
+def user_path(path: str | Path, place: str | None = None) -> Path:
+    """Return a path with a leading `~` or `~user` replaced by that user's home folder.
+
+    Args:
+        path: as a user wrote it.
+        place: where it was written, for the error; None: the path itself.
+
+    Raises:
+        CM3Error: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise CM3Error(
+            str(path) if place is None else place,
+            f"the home folder that {user!r} stands for is not known",
+            f"write the whole path, or ./{user} for a folder of that name",
+        ) from error
+
+
+def cache_directory() -> Path:
+    """Return the folder for rendered pictures and computed codes.
+
+    It is `CM3_CACHE`, else the user's cache folder.
+
+    Raises:
+        FileError: `CM3_CACHE` is not a folder.
+    """
+    if configured := os.environ.get("CM3_CACHE"):
+        folder = user_path(configured, "CM3_CACHE")
+        if folder.exists() and not folder.is_dir():
+            raise FileError("CM3_CACHE", f"is {configured}, not a folder", "name a folder")
+        return folder
+    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cm3leon"
+
+
+def state_folder(*names: str) -> Path:
+    """Return a folder of what is kept for good, in `XDG_STATE_HOME`; it need not be there."""
+    state = user_path(os.environ.get("XDG_STATE_HOME") or "~/.local/state")
+    return (state / "cm3leon").joinpath(*names)
+
+
+@checked(FileError)
+def cache_folder(*names: str, root: str | Path | None = None) -> Path:
+    """Return a folder of the cache; it need not be there.
+
+    What killed processes left in it is removed: whoever finds a complete file there never writes in
+    the folder again, so that `atomic_path` would not do it.
+
+    Args:
+        names: of the folder and those that it is in, from the outside.
+        root: where caches are kept; None: `cache_directory()`.
+
+    Raises:
+        FileError: see `cache_directory`.
+    """
+    folder = (cache_directory() if root is None else user_path(root)).joinpath(*names)
+    with suppress(OSError):  # not there yet
+        remove_unfinished_once(folder)
+    return folder
+
 
 _SPECIAL = "is a device, a pipe or a socket, not a regular file"
 #: s3://bucket/folder, as it is written and as a `Path` spells it.

@@ -2,9 +2,8 @@
 
 Imports no torch.
 
-discovery  which plugins there are       registry  lookup by kind and name
+discovery  which plugins there are       registry  lookup by kind and name, also as they were written
 describe   introspection of one plugin   kinds     what a kind of component is
-lookup     as names were written         providers who provided what was stored
 """
 
 from __future__ import annotations

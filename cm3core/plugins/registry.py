@@ -1,20 +1,198 @@
-"""The registry: the available components, and the plugin that provides each. Imports no torch.
+"""The components there are, the plugin that provides each, and which of them a text means that names one.
 
-`cm3core.plugins.discovery` fills it."""
+`cm3core.plugins.discovery` fills the registry. Imports no torch.
+
+A recipe may write `sampler: {name: cfg}` without a plugin, and then a plugin is installed that provides a `cfg` too. The
+name keeps its meaning: a checkpoint stores who provided each component (`components.json`), and a recipe that a
+distribution ships means that distribution's components. What wrote a text is its `Writer`; `find` looks a name up as the
+writer meant it.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cm3core import interfaces as base
-from cm3core._version import how_to_install, is_ours
+from cm3core._version import DISTRIBUTION, how_to_install, is_ours
 from cm3core.arguments import checked
-from cm3core.errors import PluginError, close_match
+from cm3core.errors import CM3Error, PluginError, close_match
+from cm3core.files import read_text
+from cm3core.interfaces.component import ComponentConfig, ComponentOrigin, broken, set_origin, shown
 from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo
 from cm3core.plugins.kinds import KINDS, Kind
+
+#: The files beside a stored recipe: who provided its components; the plugins that were in use.
+COMPONENTS, PLUGINS = "components.json", "plugins.json"
+#: What may be shown as part of a command: the text may come from anybody.
+_PLAIN = {
+    "name": re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}"),
+    "plugin": re.compile(r"[\w.-]{1,100}"),
+    "distribution": re.compile(r"([A-Za-z0-9][\w.-]{0,99})?", re.ASCII),
+    "version": re.compile(r"[\w.+!-]{0,100}", re.ASCII),
+}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Who provided a component.
+
+    Args:
+        name: the component's, as the recipe writes it.
+        plugin: the plugin's name.
+        distribution, version: what `pip` knows it by, "" for a plugin given as a file.
+    """
+
+    name: str
+    plugin: str
+    distribution: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        """For messages.
+
+        >>> str(Provider("ul2", "ul2", "cm3-ul2", "0.1.0"))
+        'ul2 0.1.0 (pip install cm3-ul2)'
+        >>> str(Provider("ul2", "my_parts"))
+        'my_parts (cm3 --plugin my_parts.py)'
+        """
+        if not self.distribution:
+            return f"{self.plugin} (cm3 --plugin {self.plugin}.py)"
+        return f"{self.plugin} {self.version}".rstrip() + f" (pip install {self.distribution})"
+
+    def among(self, owners: Mapping[str, str]) -> str | None:
+        """Return which plugin this provider is now, None if it is none of them.
+
+        Args:
+            owners: plugin -> distribution, of those that provide the component now.
+        """
+        same = [
+            plugin
+            for plugin, distribution in owners.items()
+            if self.distribution and _same(distribution, self.distribution)
+        ]
+        if self.plugin in same or (self.plugin in owners and not same):
+            return self.plugin
+        if same:
+            return same[0]
+        # a file has no name of its own: it may have been renamed, or become a package
+        return next(iter(owners)) if not self.distribution and len(owners) == 1 else None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Whom bare names mean in a text.
+
+    Args:
+        providers: kind, or key of a component inside another one -> who provided the component when
+            the text was written.
+        plugins: name -> version of the plugins that were in use then.
+        distribution: whose components are meant if several plugins provide the name; "": no one's.
+    """
+
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    distribution: str = ""
+
+    def provider(self, key: str, name: str) -> Provider | None:
+        """Return who provided the component, None if that is not known."""
+        known = self.providers.get(key)
+        return known if known is not None and known.name == name else None
+
+    def prefers(self, owners: Mapping[str, str]) -> str | None:
+        """Return which of several plugins a bare name means, None if that is not known.
+
+        Args:
+            owners: plugin -> distribution.
+        """
+        then = [plugin for plugin in owners if plugin in self.plugins]
+        own = [
+            plugin
+            for plugin, distribution in owners.items()
+            if self.distribution and _same(distribution, self.distribution)
+        ]
+        for meant in (then, own):
+            if len(meant) == 1:
+                return meant[0]
+        return None
+
+
+#: Nothing is known: a recipe of the user's, the command line.
+ANYONE = Writer()
+#: What this distribution ships.
+OURS = Writer(distribution=DISTRIBUTION)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two distributions are the same, or both ours: a component may have moved."""
+    one, other = _normal(one), _normal(other)
+    return one == other or (is_ours(one) and is_ours(other))
+
+
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def dump_providers(providers: Mapping[str, Provider]) -> str:
+    """Return the text of `components.json`; see `Writer.providers`."""
+    values = {key: asdict(provider) for key, provider in providers.items()}
+    return json.dumps(values, indent=1) + "\n"
+
+
+def read_writer(folder: Path, refuse: Callable[[Path, str], CM3Error]) -> Writer:
+    """Return whom bare names mean in the recipe that was stored in `folder`.
+
+    Of folders from before providers were stored, only the plugins that were in use are known, or
+    not even those.
+
+    Args:
+        folder: a run, a checkpoint or an exported model.
+        refuse: makes the error of a file that can't be used, from its path and the cause.
+    """
+    try:
+        plugins = _read(folder / PLUGINS)
+    except (OSError, ValueError, RecursionError):
+        plugins = {}  # no more than a hint
+    try:
+        stored = _read(folder / COMPONENTS)
+    except FileNotFoundError:
+        stored = {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise refuse(folder / COMPONENTS, f"can't be read ({error})") from error
+    for key, values in stored.items():
+        if not _is_provider(values):
+            raise refuse(
+                folder / COMPONENTS, f"does not say who provided the component {key[:100]!r}"
+            )
+    return Writer(
+        {key: Provider(**values) for key, values in stored.items()},
+        {name: version for name, version in plugins.items() if isinstance(version, str)},
+        DISTRIBUTION,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = json.loads(read_text(path))
+    if not isinstance(values, dict):
+        raise ValueError("is not a mapping")
+    return values
+
+
+def _is_provider(values: object) -> bool:
+    return (
+        isinstance(values, dict)
+        and values.keys() == _PLAIN.keys()
+        and all(
+            isinstance(values[key], str) and plain.fullmatch(values[key])
+            for key, plain in _PLAIN.items()
+        )
+    )
+
 
 __all__ = [
     "DISABLE_VARIABLE",
@@ -261,3 +439,172 @@ def moved_to(plugins: Iterable[PluginInfo], kind: str, name: str) -> str:
 def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
     """Return name -> version of the plugins in use, to store with a checkpoint."""
     return {info.name: info.version for info in plugins if info.status == "loaded"}
+
+
+def find(
+    registry: Registry, kind: str, name: str, *, place: str, writer: Writer = ANYONE, key: str = ""
+) -> type[base.ComponentConfig]:
+    """Return the config class of a component.
+
+    Args:
+        registry: the components that are available now.
+        kind: one of `KINDS`.
+        name: `name` or `plugin/name`.
+        place: where it was written, for the error.
+        writer: whom a bare name means there.
+        key: of a component inside another one, where it is in the recipe ("retriever.parts.words").
+
+    Raises:
+        PluginError: the name is unknown, who provided the component is not in use, or several
+            plugins provide it.
+    """
+    short = name.rpartition("/")[2]
+    owners = {owner: _info(registry, owner).distribution for owner in registry.owners(kind, short)}
+    if provider := writer.provider(key or kind, name):
+        meant = provider.among(owners)
+        if meant is None and not owners and moved_to(registry.plugins, kind, short):
+            return registry.config_class(kind, short, place=place)  # which says where it is now
+        if meant is None:
+            raise PluginError(
+                place,
+                f"the {kind} {short!r} was brought by {provider}, {_absence(registry, provider)}",
+                registry.with_reasons("install it, or enable it, and repeat the command"),
+            )
+        return registry.config_class(kind, f"{meant}/{short}")
+    if name == short and len(owners) > 1 and (meant := writer.prefers(owners)):
+        return registry.config_class(kind, f"{meant}/{short}")
+    try:
+        return registry.config_class(kind, name, place=place)
+    except PluginError as error:
+        gone = [
+            f"the plugin {plugin!r} {version} was in use when this was written and is not now"
+            for plugin, version in writer.plugins.items()
+            if plugin not in (*_loaded(registry), "torch")
+        ]
+        if owners or not gone:
+            raise
+        raise PluginError(place, error.cause, "; ".join([error.next_step, *gone])) from None
+
+
+def finder(registry: Registry) -> Callable[[str, str, str], type[base.ComponentConfig]]:
+    """Return what finds a component that is named for one call, by kind, name and the key that names it."""
+    return lambda kind, name, place: registry.config_class(kind, name, place=place)
+
+
+def provider_of(registry: Registry, kind: str, name: str, config: object) -> Provider | None:
+    """Return who provides a recipe's component, to store with it; None if no plugin does.
+
+    Args:
+        registry: the components that are available now.
+        kind, name: as the recipe writes it.
+        config: the component's, which tells which plugin a bare name means.
+    """
+    plugin, _, short = name.rpartition("/")
+    for owner in registry.owners(kind, short):
+        config_class = registry.config_class(kind, f"{owner}/{short}")
+        # names of the class: a plugin that is given as a file is another module each time
+        if plugin in ("", owner) and class_name(config_class) == class_name(type(config)):
+            info = _info(registry, owner)
+            return Provider(name, owner, info.distribution, info.version)
+    return None
+
+
+def class_name(config_class: type[Any]) -> str:
+    """Return a class's module and name."""
+    return f"{config_class.__module__}:{config_class.__qualname__}"
+
+
+def _absence(registry: Registry, provider: Provider) -> str:
+    """Return why a provider's component is not there, the end of a sentence."""
+    if provider.plugin not in _loaded(registry):
+        return "which is not in use"
+    now = f"{provider.plugin} {_info(registry, provider.plugin).version}".rstrip()
+    return f"and {now} does not provide it"
+
+
+def _loaded(registry: Registry) -> list[str]:
+    return [info.name for info in registry.plugins if info.status == "loaded"]
+
+
+def _info(registry: Registry, plugin: str) -> PluginInfo:
+    return next(
+        info for info in registry.plugins if info.name == plugin and info.status == "loaded"
+    )
+
+
+# Find components by marks of their config classes, so that the core knows none by name.
+#
+# The marks are `ComponentConfig.is_default`, `SamplerConfig.edits` and `.structures`, and
+# `DocumentSourceConfig.reads`.
+
+
+def marked(registry: Registry, kind: str, attribute: str) -> dict[str, object]:
+    """Return a kind's components whose own config class sets a class variable to a true value.
+
+    Returns name -> its value, sorted by name (`plugin/name` where several plugins provide it).
+    Inherited values do not count: a plugin that derives from a bundled config provides another
+    component, which takes over no role unasked.
+    """
+    found: dict[str, object] = {}
+    for name in registry.names(kind):
+        owners = registry.owners(kind, name)
+        for full_name in [name] if len(owners) == 1 else [f"{owner}/{name}" for owner in owners]:
+            if value := vars(registry.config_class(kind, full_name)).get(attribute):
+                found[full_name] = value
+    return found
+
+
+def default_name(registry: Registry, kind: str, *, place: str) -> str:
+    """Return a kind's default component, used if one is needed and none is named.
+
+    It is the first whose config sets `is_default`.
+
+    Raises:
+        PluginError: there is none; `place` is where one could be named.
+    """
+    for name in marked(registry, kind, "is_default"):
+        return name
+    raise PluginError(
+        place,
+        f"no {kind} is named, and no plugin in use provides a default one",
+        registry.with_reasons(close_match("", registry.names(kind)), kind),
+    )
+
+
+# What a config builds: checked to be of its kind, and marked with the plugin that provides it, so
+# that an error of it names the plugin.
+
+
+T = TypeVar("T")
+
+
+def built(component: T, config: ComponentConfig, registry: Registry | None = None) -> T:
+    """Return the component that the config's `build` or `load` returned.
+
+    Args:
+        component: what it returned.
+        config: the config.
+        registry: knows which plugin the config is of; None: errors name its class.
+
+    Raises:
+        PluginError: it is not an implementation of the kind's interface.
+    """
+    kind = (KINDS if registry is None else registry.kinds).get(config.kind)
+    origin = None if registry is None else origin_of(registry, config)
+    if kind is not None and not isinstance(component, kind.interface_class):
+        if origin is not None:
+            set_origin(config, origin)
+        raise broken(config, "build", f"it returned {shown(component)}, not a {kind.interface}")
+    if origin is not None:
+        set_origin(component, origin)
+    return component
+
+
+def origin_of(registry: Registry, config: ComponentConfig) -> ComponentOrigin | None:
+    """Return the plugin and the name of a config; None if no plugin provides its class."""
+    wanted = class_name(type(config))
+    for name in registry.names(config.kind):
+        for owner in registry.owners(config.kind, name):
+            if class_name(registry.config_class(config.kind, f"{owner}/{name}")) == wanted:
+                return ComponentOrigin(owner, config.kind, name)
+    return None

@@ -31,14 +31,12 @@ from cm3core.config.schema import (
 )
 from cm3core.errors import PluginError, RecipeError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
-from cm3core.plugins.providers import ANYONE, Writer
-from cm3core.plugins.registry import KINDS, Registry
+from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer
 from cm3core.recipe import library
-from cm3core.recipe.choosing import Choice, Section, chosen
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
-from cm3core.recipe.values import ComponentValues, wrong_type
+from cm3core.recipe.values import Choice, ComponentValues, Section, chosen, wrong_type
 
 # Merged layers -> complete values: defaults, interpolations, and the components that fields hold.
 

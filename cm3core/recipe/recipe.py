@@ -1,10 +1,13 @@
-"""A composed recipe: plain dataclasses, canonical YAML, hash, checks, and the diff of two."""
+"""A composed recipe: plain dataclasses, canonical YAML, hash, checks, the diff of two, and the files that keep its
+meaning, whatever is installed later.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field, make_dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from omegaconf import OmegaConf
@@ -13,9 +16,10 @@ from cm3core import interfaces as base
 from cm3core.arguments import checked
 from cm3core.config.schema import all_parts, check_config, needs_of, to_plain
 from cm3core.errors import CM3Error, PluginError, RecipeError
-from cm3core.interfaces.component import ComponentConfig
+from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
 from cm3core.plugins.kinds import KINDS
-from cm3core.recipe.choosing import Choice
+from cm3core.plugins.registry import COMPONENTS, Provider, Registry, dump_providers, provider_of
+from cm3core.recipe.layers import STORED
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
     UNHASHED,
@@ -25,6 +29,7 @@ from cm3core.recipe.sections import (
     TuneSection,
     VocabularySection,
 )
+from cm3core.recipe.values import Choice
 
 # A component of a stored recipe that is not installed: an error only for what needs it.
 #
@@ -409,3 +414,57 @@ def _escape(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     return value
+
+
+def in_full(recipe: Recipe, registry: Registry) -> Recipe:
+    """Return the recipe with `plugin/name` where several plugins provide a name.
+
+    Its YAML then means the same as a file of its own.
+    """
+    recipe = deepcopy(recipe)
+    names = dict(recipe.component_names)
+    for kind, (name, config) in recipe.components.items():
+        names[kind] = _full_name(registry, kind, name, config)
+        for _, part in all_parts(config):
+            choose(part, _full_name(registry, part.kind, chosen_name(part), part))
+    for _, part in recipe.section_parts:
+        choose(part, _full_name(registry, part.kind, chosen_name(part), part))
+    return replace(recipe, component_names=names)
+
+
+def _full_name(registry: Registry, kind: str, name: str, config: ComponentConfig) -> str:
+    provider = provider_of(registry, kind, name, config)
+    several = provider is not None and len(registry.owners(kind, name)) > 1
+    return f"{provider.plugin}/{name}" if provider is not None and several else name
+
+
+def files_of(recipe: Recipe, registry: Registry) -> dict[str, str]:
+    """Return file name -> text: the resolved recipe, and who provides its components.
+
+    Both belong in one folder; `compose` reads them again.
+    """
+    providers = providers_of(recipe, registry)
+    return {COMPONENTS: dump_providers(providers), STORED: recipe.to_yaml()}
+
+
+def kinds_of(recipe: Recipe) -> set[str]:
+    """The kinds of a recipe's components, and of those inside them."""
+    parts = [part for _, config in recipe.components.values() for _, part in all_parts(config)]
+    return {*recipe.components, *(part.kind for part in parts)}
+
+
+def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
+    """Return kind -> who provides its component, and the same for components inside others, by
+    their key."""
+    components = [(kind, kind, name, config) for kind, (name, config) in recipe.components.items()]
+    for kind, (_, config) in recipe.components.items():
+        components += [
+            (f"{kind}.{path}", part.kind, chosen_name(part), part)
+            for path, part in all_parts(config)
+        ]
+    components += [(key, part.kind, chosen_name(part), part) for key, part in recipe.section_parts]
+    return {
+        key: provider
+        for key, kind, name, config in components
+        if (provider := provider_of(registry, kind, name, config)) is not None
+    }

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from cm3core._lazy import exporter
 
 if TYPE_CHECKING:
-    from cm3core.sequence.by_sentinels import SentinelLayout
     from cm3core.sequence.infill import (
         TOKENS_PER_SPAN,
         loss_weights,
         move_spans,
+        only_responses,
         prefixed,
         unmask,
     )
-    from cm3core.sequence.responses import only_responses
+    from cm3core.sequence.segments import SentinelLayout
 
 __all__ = [
     "TOKENS_PER_SPAN",
@@ -37,10 +37,10 @@ __getattr__ = exporter(
     __name__,
     {
         "TOKENS_PER_SPAN": "infill",
-        "SentinelLayout": "by_sentinels",
+        "SentinelLayout": "segments",
         "loss_weights": "infill",
         "move_spans": "infill",
-        "only_responses": "responses",
+        "only_responses": "infill",
         "prefixed": "infill",
         "unmask": "infill",
     },

@@ -1,5 +1,5 @@
-"""The grammar of a completion: which ids are legal at each position of a request, and when it is
-finished.
+"""Holes, what is missing of a document; and the grammar of what may be generated in them: which ids are legal at each
+position of a request, and when it is finished.
 
 A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image
 codes only, with what the layout writes at the ends of rows; a text hole is at least one text token,
@@ -11,19 +11,271 @@ say. Numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import TypeAlias
 
 import numpy as np
 
-from cm3core.document import NO_CELL, IntArray
-from cm3core.errors import GenerationError
+from cm3core.document import (
+    NO_CELL,
+    BoolArray,
+    Codes,
+    Document,
+    ImageHole,
+    IntArray,
+    MaskedText,
+    Segment,
+    TextHole,
+)
+from cm3core.errors import DocumentError, GenerationError
 from cm3core.vocab import IdRanges, Vocabulary
 
-if TYPE_CHECKING:
-    from cm3core.sequence.holes import Hole
+
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """What is to be generated at one place of a prompt.
+
+    Args:
+        segment: index of the hole's segment in the query document.
+        kind: "text", "image" (a whole picture) or "codes" (a run of missing codes inside a
+            picture).
+        prefix: int32; tokens before the content: the hole's sentinel; nothing (causal
+            continuation); or the known codes after the hole before, with which it shares one
+            sentinel (see `cm3core.sequence.prompt_writer`).
+        cells: int32; raster cells to be generated, in order, one code each. None for text.
+        max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for
+            pictures.
+        ends_with: id of the token after the content. None when a whole picture closes the
+            sequence, or known codes and the next hole follow.
+        min_tokens, stop: of text, see `TextHole`.
+        prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
+            token is.
+        lead: of text: end of the document's text before it that the content begins with, see
+            `cm3core.sequence.holes`.
+        row_end: int32; tokens that are fed behind the last cell of each row.
+        columns: cells of a row; 0 where rows don't end with tokens.
+        picture_begin: of text: id that ends it too, because a picture begins with it. None: none.
+    """
+
+    segment: int
+    kind: str
+    prefix: IntArray
+    cells: IntArray | None
+    max_tokens: int
+    ends_with: int | None
+    min_tokens: int = 1
+    stop: tuple[str, ...] = ()
+    prefix_cells: IntArray | None = None
+    lead: str = ""
+    row_end: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
+    columns: int = 0
+    picture_begin: int | None = None
+
+    def ends_row(self, index: int) -> bool:
+        """Whether a row ends behind the hole's token `index`."""
+        if self.cells is None or not self.columns:
+            return False
+        return (int(self.cells[index]) + 1) % self.columns == 0
+
+
+def text_hole(
+    segment: int,
+    prefix: IntArray,
+    hole: TextHole,
+    ends_with: int,
+    lead: str = "",
+    picture_begin: int | None = None,
+) -> Hole:
+    """A hole of text; raises `DocumentError` for lengths that can't be, and where no token begins a
+    picture (`picture_begin`: that of the layout, at the end of a document) at which it could end."""
+    place = f"query document, segment {segment}"
+    # where a picture may follow, a turn may end without another word
+    least = 1 if picture_begin is None else 0
+    if hole.max_tokens is None or not least <= hole.min_tokens <= hole.max_tokens:
+        raise DocumentError(
+            place,
+            f"is a text hole of {hole.min_tokens} to {hole.max_tokens} tokens",
+            f"give a max_tokens of at least 1, and a min_tokens from {least} to that",
+        )
+    if hole.or_picture and picture_begin is None:
+        raise DocumentError(
+            place,
+            "may end where a picture begins, but is not the document's end, or the layout begins "
+            "pictures with no token",
+            "leave out or_picture",
+        )
+    return Hole(
+        segment,
+        "text",
+        prefix,
+        None,
+        hole.max_tokens,
+        ends_with,
+        hole.min_tokens,
+        hole.stop,
+        lead=lead,
+        picture_begin=picture_begin if hole.or_picture else None,
+    )
+
+
+def num_holes(document: Document) -> int:
+    """Number of holes of a document; each run of missing codes is one."""
+    return sum(
+        1
+        if isinstance(segment, (TextHole, ImageHole))
+        else sum(isinstance(part, TextHole) for part in segment.parts)
+        if isinstance(segment, MaskedText)
+        else len(runs_of(missing_codes(segment)))
+        if isinstance(segment, Codes)
+        else 0
+        for segment in document
+    )
+
+
+def num_unlimited(document: Document) -> int:
+    """Number of text holes of any length (`max_tokens` None)."""
+    return sum(
+        isinstance(part, TextHole) and part.max_tokens is None
+        for segment in document
+        for part in (segment.parts if isinstance(segment, MaskedText) else [segment])
+    )
+
+
+def with_limits(document: Document, limit: Callable[[TextHole], int]) -> Document:
+    """The document, its text holes of any length given the `max_tokens` that `limit` returns."""
+
+    def limited(hole: TextHole) -> TextHole:
+        return hole if hole.max_tokens is not None else replace(hole, max_tokens=limit(hole))
+
+    def changed(segment: Segment) -> Segment:
+        if isinstance(segment, MaskedText):
+            return MaskedText(
+                tuple(
+                    limited(part) if isinstance(part, TextHole) else part for part in segment.parts
+                )
+            )
+        return limited(segment) if isinstance(segment, TextHole) else segment
+
+    return tuple(changed(segment) for segment in document)
+
+
+def missing_codes(codes: Codes) -> BoolArray:
+    """Which codes are missing, bool [c]."""
+    return np.zeros(codes.codes.shape, np.bool_) if codes.missing is None else codes.missing
+
+
+def is_image_hole(segment: object) -> bool:
+    """Whether a whole picture is to be generated: an `ImageHole`, or codes that are all missing."""
+    return isinstance(segment, ImageHole) or (
+        isinstance(segment, Codes) and bool(missing_codes(segment).all())
+    )
+
+
+def ends_missing(segment: object) -> bool:
+    """Whether a picture's last codes are all that is missing of it, or it is missing as a whole."""
+    if not isinstance(segment, Codes):
+        return isinstance(segment, ImageHole)
+    runs = runs_of(missing_codes(segment))
+    return len(runs) == 1 and int(runs[0][-1]) == len(segment.codes) - 1
+
+
+def runs_of(missing: BoolArray) -> list[IntArray]:
+    """Maximal runs of missing cells in raster order.
+
+    >>> runs_of(np.array([True, True, False, True]))
+    [array([0, 1], dtype=int32), array([3], dtype=int32)]
+    """
+    cells = np.flatnonzero(missing).astype(np.int32)
+    return list(np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)) if len(cells) else []
+
+
+# Leads: white space and punctuation before a hole in a text belong to the hole where a text tokenizer
+# joins them to what comes after.
+#
+# Byte-level BPE writes " red" as one token, so a text that is cut before the word would end in a token
+# that no training text has there: a space alone. What is written before the hole therefore ends
+# without them, the lead, and the hole's content begins with it: the grammar allows nothing else. In
+# documents, before and after, the lead stays where it is.
+
+
+#: What may be in a lead. ASCII only: tokenizers may write any other character as several bytes, of
+#: which no single id shows whether it begins the lead.
+_WHITE_SPACE, _PUNCTUATION = " \t\n\r\f\v", string.punctuation
+
+
+def without_leads(
+    text: MaskedText, is_joined: Callable[[str], bool]
+) -> tuple[MaskedText, list[str]]:
+    """The text without the leads of its holes, and the leads, one for each hole.
+
+    Args:
+        text: with any number of holes.
+        is_joined: whether the tokenizer joins this lead to what comes after it.
+
+    >>> without_leads(MaskedText(("a red ", TextHole(4), ", noto")), lambda lead: True)[1]
+    [' ']
+    """
+    parts: list[str | TextHole] = []
+    leads: list[str] = []
+    for is_text, run in groupby(text.parts, key=lambda part: isinstance(part, str)):
+        own = list(run)
+        parts += ["".join(map(str, own))] if is_text else own
+    for place in range(len(parts)):
+        if isinstance(parts[place], str):
+            continue
+        before = parts[place - 1] if place else ""
+        if not isinstance(before, str):
+            leads.append("")
+            continue
+        kept = before.rstrip(_PUNCTUATION).rstrip(_WHITE_SPACE)
+        lead = before[len(kept) :]
+        if lead and not is_joined(lead):
+            kept, lead = before, ""
+        if place:
+            parts[place - 1] = kept
+        leads.append(lead)
+    return MaskedText(tuple(part for part in parts if part != "")), leads
+
+
+def after_lead(lead: str, content: str) -> str:
+    """A hole's text as the document has it: without the lead that its content begins with.
+
+    >>> after_lead(" ", " apple")
+    'apple'
+    """
+    return content.removeprefix(lead)
+
+
+def is_joined(lead: str, texts: Sequence[str]) -> bool:
+    """Whether one of the tokens' texts begins with the end of the lead, and is longer.
+
+    >>> is_joined(" ", ["a", " ", " b"]), is_joined(" ", ["a", " ", "b "])
+    (True, False)
+    """
+    ends = [lead[start:] for start in range(len(lead))]
+    return any(len(text) > len(end) and text.startswith(end) for text in texts for end in ends)
+
+
+def ids_that_begin(lead: str, texts: Sequence[str], first_id: int) -> tuple[range, ...]:
+    """Ids of the texts that begin with the lead, or with which it begins, as ranges in order.
+
+    >>> ids_that_begin(" ", ["a", " ", " b", "", "b "], 4)
+    (range(5, 7),)
+    """
+    chosen = [
+        place
+        for place, text in enumerate(texts)
+        if text and (text.startswith(lead) or lead.startswith(text))
+    ]
+    runs = (
+        [place for _, place in run]
+        for _, run in groupby(enumerate(chosen), key=lambda one: one[1] - one[0])
+    )
+    return tuple(range(first_id + run[0], first_id + run[-1] + 1) for run in runs)
+
 
 #: Legal ids at a position.
 LegalIds: TypeAlias = IdRanges

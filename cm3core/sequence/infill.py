@@ -1,4 +1,5 @@
-"""The infill form: spans moved behind the end of their sequence, each under its sentinel; and back.
+"""What a model learns of a sequence: spans moved behind its end, as an infill is written, and back; where the responses
+of its task are.
 
     <eos> a b c <break> x y <eos>          spans (b c) and (y)
     <eos> a <sentinel:0> <break> x <sentinel:1> <eos> <sentinel:0> b c <eoss> <sentinel:1> y <eoss>
@@ -12,14 +13,27 @@ and joined again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
 from cm3core.arguments import Called, Shape, checked
-from cm3core.document import NO_CELL, IntArray, MaskedSequence, TokenSequence
+from cm3core.document import (
+    NO_CELL,
+    Codes,
+    IntArray,
+    MaskedSequence,
+    MaskedText,
+    Segment,
+    Span,
+    Text,
+    TextHole,
+    TokenSequence,
+)
 from cm3core.errors import DocumentError
+from cm3core.sequence.segments import SegmentCodec
 from cm3core.vocab import Vocabulary
 
 #: Tokens that one moved span adds: the sentinel in its place, the sentinel before it, and <eoss>.
@@ -156,3 +170,53 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
         pieces += [body[end:place], moved[head + 1 : tail]]
         end = place + 1
     return np.concatenate([*pieces, body[end:]])
+
+
+def responses_of(codec: SegmentCodec, segment: Segment, span: Span) -> list[Span]:
+    """The responses in a segment that is written at `span`, as spans of tokens.
+
+    They begin and end where the hole of a prompt with this text does, so that what is masked in
+    training is what is infilled; a text that is cut before its response has none.
+    """
+    if isinstance(segment, Codes):
+        return [span] if segment.response else []
+    if not isinstance(segment, Text) or not segment.responses:
+        return []
+    tokens = codec.text_tokens(segment.text)
+    found = []
+    for start, stop in segment.responses:
+        before, after = segment.text[:start], segment.text[stop:]
+        masked, _ = codec.without_leads(MaskedText((before, TextHole(), after)))
+        kept = masked.parts[0] if isinstance(masked.parts[0], str) else ""
+        first = _num_equal(codec.text_tokens(kept), tokens)
+        last = len(tokens) - _num_equal(codec.text_tokens(after)[::-1], tokens[::-1])
+        stop_token = min(span.start + last, span.stop)
+        if span.start + first < stop_token:
+            found.append(Span(span.start + first, stop_token, span.modality))
+    return found
+
+
+def _num_equal(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
+    """Number of equal tokens that two texts begin with."""
+    return sum(1 for _ in takewhile(bool, (one == other for one, other in zip(a, b, strict=False))))
+
+
+@checked(DocumentError)
+def only_responses(
+    weights: npt.NDArray[np.float32], sequence: TokenSequence
+) -> npt.NDArray[np.float32]:
+    """Loss weights of a sequence, 0 outside of its responses; unchanged where it has none.
+
+    The <eos> behind a text that ends the sequence counts as well: it is how the response ends; and of a
+    conversation, what begins its pictures and ends its turns.
+    """
+    if not sequence.responses:
+        return weights
+    seen = np.zeros(len(sequence), np.bool_)
+    for span in sequence.responses:
+        seen[span.start : span.stop] = True
+    seen[list(sequence.decided)] = True
+    last = sequence.responses[-1]
+    if last.modality == "text" and last.stop == len(sequence) - 1:
+        seen[-1] = True
+    return np.where(seen, weights, np.float32(0))

@@ -27,7 +27,7 @@ from cm3core.document import (
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.sequence.holes import (
+from cm3core.sequence.grammar import (
     Hole,
     ends_missing,
     is_image_hole,

@@ -1,10 +1,11 @@
-"""One segment of a document <-> tokens: texts and pictures without holes."""
+"""One segment of a document <-> tokens: texts and pictures without holes; and the layout of segments with sentinels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,11 +24,67 @@ from cm3core.document import (
     starts_turn,
 )
 from cm3core.errors import DocumentError
-from cm3core.interfaces.layout import Frame, Layout, picture_tokens
+from cm3core.interfaces.layout import Boundary, Frame, Layout, picture_tokens
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.sequence.by_sentinels import SentinelLayout
-from cm3core.sequence.holes import ids_that_begin, is_joined, missing_codes, without_leads
+from cm3core.sequence.grammar import ids_that_begin, is_joined, missing_codes, without_leads
 from cm3core.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from cm3core.document import IntArray
+    from cm3core.vocab import Vocabulary
+
+
+class SentinelLayout(Layout):
+    """See the module docstring.
+
+    Args:
+        vocabulary: with sentinels, and what ends, separates and closes.
+        name: what it is called in messages.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, name: str = "by sentinels") -> None:
+        self._vocabulary, self._name = vocabulary, name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        """Nothing beyond the vocabulary decides."""
+        return ""
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """`<eos>`."""
+        return (self._vocabulary.eos,)
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """`<eos>`."""
+        return (self._vocabulary.eos,)
+
+    def between(self, boundary: Boundary) -> tuple[int, ...]:
+        """`<break>`, between documents too."""
+        return (self._vocabulary.break_,)
+
+    def frame(self, grid: tuple[int, int]) -> Frame:
+        """Nothing: the number of codes is known."""
+        return Frame()
+
+    def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
+        """What is between `<break>`s; a segment without a token is an empty text."""
+        runs = np.split(tokens, np.flatnonzero(tokens == self._vocabulary.break_))
+        # each later run starts with its <break>
+        runs = [run if index == 0 else run[1:] for index, run in enumerate(runs)]
+        return [
+            ("image" if len(run) and int(run[0]) in self._vocabulary.image else "text", run)
+            for run in runs
+        ]
 
 
 @dataclass
@@ -138,7 +195,7 @@ class SegmentCodec:
 
     def without_leads(self, text: MaskedText) -> tuple[MaskedText, list[str]]:
         """The text without what its holes' contents begin with, the leads, and these, one for each
-        hole; see `cm3core.sequence.holes`."""
+        hole; see `cm3core.sequence.grammar`."""
         return without_leads(text, lambda lead: self._lead(lead)[0])
 
     def _lead(self, lead: str) -> tuple[bool, tuple[range, ...]]:

@@ -42,9 +42,9 @@ from cm3core.document import (
 from cm3core.errors import DocumentError, GenerationError
 from cm3core.interfaces.layout import Boundary, Layout
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.sequence.holes import after_lead, missing_codes, num_holes, runs_of
+from cm3core.sequence.grammar import after_lead, missing_codes, num_holes, runs_of
+from cm3core.sequence.infill import responses_of
 from cm3core.sequence.prompt_writer import Prompt, write_prompt
-from cm3core.sequence.responses import responses_of
 from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, turn_ends
 
 if TYPE_CHECKING:

@@ -12,8 +12,7 @@ from cm3core.config.schema import check_config, to_plain
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.plugins.lookup import built
-from cm3core.plugins.providers import OURS
+from cm3core.plugins.registry import OURS, built
 from cm3core.recipe.merge import stored_recipe
 from cm3run.bank import Manifest, MemoryBank, Tools
 from cm3run.bank.manifest import MANIFEST

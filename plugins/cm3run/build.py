@@ -20,7 +20,7 @@ import torch
 from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.interfaces.sampler import ModelParts
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 from cm3core.recipe.recipe import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer

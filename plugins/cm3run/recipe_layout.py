@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cm3core.errors import PluginError
 from cm3core.interfaces.layout import LayoutConfig, VocabularyParts
 from cm3core.plugins.discovery import load_registry
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 from cm3core.recipe.recipe import MissingComponent, available
 from cm3core.vocab import VocabularySizes
 

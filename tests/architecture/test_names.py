@@ -36,7 +36,7 @@ OTHER_MEANINGS = {
     ("model/tasks.py", "structure"): "a method of a model",
     ("model/tasks.py", "template"): "an argument",
     ("model/writing.py", "caption"): "a method of a model",
-    ("user_folders.py", "cm3leon"): "the distribution's cache folder",
+    ("files.py", "cm3leon"): "the distribution's cache folder",
     ("plugin_check/targets.py", "cm3leon"): "the distribution",
     ("cli/commands.py", "icons"): "a plugin's command, in the table of --help",
     ("config/overrides.py", "top_p"): "a sampler's key",

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3core._unfinished import SUFFIX, remove_unfinished, temporary_folder
-from cm3core.files import atomic_path, write_text
+from cm3core.files import SUFFIX, atomic_path, remove_unfinished, temporary_folder, write_text
 from cm3run.checkpoint.writing import new_folder, remove_leftovers
 
 WRITER = """

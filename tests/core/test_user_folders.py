@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3core._unfinished import SUFFIX
 from cm3core.errors import CM3Error, FileError
-from cm3core.files import cache_directory, cache_folder, user_path
+from cm3core.files import SUFFIX, cache_directory, cache_folder, user_path
 from cm3run.training.code_cache import sharded_rows
 
 

@@ -21,9 +21,7 @@ from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe
 from cm3core.plugins.discovery import GROUP, add_plugin, load_registry
-from cm3core.plugins.lookup import built, default_name
-from cm3core.plugins.providers import Provider, Writer
-from cm3core.plugins.registry import PluginInfo, Registry
+from cm3core.plugins.registry import PluginInfo, Provider, Registry, Writer, built, default_name
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.recipe import MissingComponent
@@ -36,11 +34,9 @@ MODULES = tuple(
     for folder, name in (
         (Path(cm3core.__file__).parent, "plugins/discovery.py"),
         (Path(cm3core.__file__).parent, "plugins/registry.py"),
-        (Path(cm3core.__file__).parent, "plugins/lookup.py"),
         (Path(cm3core.__file__).parent, "plugins/describe.py"),
         (Path(cm3core.__file__).parent, "config/schema.py"),
         (Path(cm3core.__file__).parent, "recipe/merge.py"),
-        (Path(cm3core.__file__).parent, "recipe/choosing.py"),
         (Path(cm3core.__file__).parent, "recipe/values.py"),
         (Path(cm3kits.__file__).parent, "_laws.py"),
     )

@@ -249,7 +249,7 @@ def _text_tokenizer(
     recipe: Recipe, registry: Registry, source: DocumentSource, out: Path, model: Path | None
 ) -> TextTokenizer:
     """That of the model, or of an earlier call with these shards, or as training builds it."""
-    from cm3core.plugins.lookup import built
+    from cm3core.plugins.registry import built
     from cm3run.token_shards.writing import TEXT_TOKENIZER
 
     config = recipe.text_tokenizer
@@ -347,7 +347,7 @@ def _command(args: Namespace, index: int, number: int, process: int) -> list[str
 
 
 def _print(args: Namespace, manifest: Manifest, registry: Registry) -> None:
-    from cm3core.plugins.lookup import marked
+    from cm3core.plugins.registry import marked
 
     for name, split in manifest.splits.items():
         size = sum(shard.num_bytes for shard in split.shards)

@@ -15,7 +15,7 @@ from cm3apps.cli import OVERRIDE
 from cm3core.errors import DataError, RecipeError, close_match
 from cm3core.files import allocate, user_path
 from cm3core.interfaces.dataset import TaskSource
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -39,7 +39,7 @@ def reader_of(path: str, registry: Registry) -> str | None:
     Chosen by the path's suffix, or because it is a folder; None when it does not look like data.
     """
     from cm3core.interfaces.dataset import FOLDER
-    from cm3core.plugins.lookup import marked
+    from cm3core.plugins.registry import marked
 
     readers: dict[str, str] = {}
     for name, endings in marked(registry, "dataset", "reads").items():

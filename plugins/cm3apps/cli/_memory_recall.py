@@ -164,7 +164,7 @@ def run(args: Namespace) -> int:
 def _recipe(args: Namespace, registry: Registry) -> Recipe:
     """The given recipe, or one of a bank, its embedder and the default retriever."""
     from cm3apps.cli._dataset import composed
-    from cm3core.plugins.lookup import default_name
+    from cm3core.plugins.registry import default_name
     from cm3core.recipe import compose
     from cm3run.bank.manifest import MANIFEST, Manifest
 

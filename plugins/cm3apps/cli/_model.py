@@ -234,7 +234,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
     {'temperature': 0.5, 'null_prompt': 'mask'}
     """
     from cm3core.config.schema import check_interpolations
-    from cm3core.recipe.yaml_text import check_numbers, value_of
+    from cm3core.recipe.layers import check_numbers, value_of
 
     result: dict[str, Any] = {}
     for setting in settings:

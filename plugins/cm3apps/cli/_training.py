@@ -160,7 +160,7 @@ def write_recipe(
 ) -> None:
     """Write the recipe into a folder, with the weights in its key `weights` if it has one."""
     from cm3core.files import write_text
-    from cm3core.recipe.storing import files_of
+    from cm3core.recipe.recipe import files_of
 
     if takes_weights(recipe, kind):
         trained: Any = getattr(recipe, kind)  # its class is the plugin's

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.reach import Reach
-from cm3core.plugins.providers import read_writer
-from cm3core.plugins.registry import Registry
+from cm3core.plugins.registry import Registry, read_writer
 from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
 from cm3core.recipe.recipe import MissingComponent, Recipe

@@ -88,7 +88,7 @@ def run(args: Namespace) -> int:
         return _diff(args)
     # here: the list answers without what composing takes
     from cm3core.recipe import compose
-    from cm3core.recipe.storing import in_full
+    from cm3core.recipe.recipe import in_full
 
     registry = registry_of(args)
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)

@@ -160,7 +160,7 @@ def _task(args: Namespace, stored: TaskConfig | None, registry: Registry) -> Tas
     """The task, its keys overridden."""
     from cm3core.config.schema import to_plain
     from cm3core.recipe import recipe_from_yaml
-    from cm3core.recipe.yaml_text import value_of
+    from cm3core.recipe.layers import value_of
     from cm3run.trust import same_guard, unguarded_class
 
     keys: dict[str, Any] = {"name": args.task}

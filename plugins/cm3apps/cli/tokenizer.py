@@ -26,7 +26,7 @@ from cm3apps.cli._training import (
 )
 from cm3core.errors import DataError, TokenizerError
 from cm3core.files import check_links, check_writable, make_folder
-from cm3core.plugins.lookup import default_name
+from cm3core.plugins.registry import default_name
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray

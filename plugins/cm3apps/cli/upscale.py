@@ -89,7 +89,7 @@ def run(args: Namespace) -> int:
 def _by_upscaler(args: Namespace) -> Enlarged:
     from cm3apps.cli._dataset import composed
     from cm3core import images
-    from cm3core.plugins.lookup import default_name
+    from cm3core.plugins.registry import default_name
     from cm3core.recipe import compose
     from cm3run.build import section
 

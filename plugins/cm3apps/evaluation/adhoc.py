@@ -18,7 +18,7 @@ from cm3core.files import sha256_file
 from cm3core.images import open_image
 from cm3core.interfaces import Metric, MetricBatch
 from cm3core.progress import make_bar
-from cm3core.recipe.yaml_text import value_of
+from cm3core.recipe.layers import value_of
 from cm3run.evaluation.features import CHUNK, features_in_chunks
 from cm3run.evaluation.protocol import (
     measured_name,

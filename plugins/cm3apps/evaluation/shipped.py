@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.evaluation.tasks.keys import known_keys
 from cm3core.config.schema import default, init_fields, to_plain
 from cm3core.errors import DataError, close_match
-from cm3core.plugins.lookup import find
-from cm3core.plugins.providers import OURS
+from cm3core.plugins.registry import OURS, find
 from cm3run.evaluation.protocol import Protocol, measured_name, read_protocol, score_configs
 
 if TYPE_CHECKING:

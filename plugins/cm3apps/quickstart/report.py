@@ -16,7 +16,7 @@ from cm3apps.quickstart.pictures import write_curves
 from cm3apps.quickstart.subjects import num_named
 from cm3core.errors import MissingPackageError
 from cm3core.files import write_text
-from cm3core.recipe.storing import files_of
+from cm3core.recipe.recipe import files_of
 from cm3run.training.metrics import read_metrics
 
 if TYPE_CHECKING:

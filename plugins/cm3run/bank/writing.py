@@ -9,9 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cm3core._unfinished import remove_unfinished
 from cm3core.errors import DataError, FileError
-from cm3core.files import FREE_SPACE, check_links, check_writable, locked, make_folder
+from cm3core.files import (
+    FREE_SPACE,
+    check_links,
+    check_writable,
+    locked,
+    make_folder,
+    remove_unfinished,
+)
 from cm3run.bank.manifest import MANIFEST, WORK, Manifest, is_shard_name
 from cm3run.bank.shard import SHARDS, WRITING
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import FILE_MODULE, SOURCE, add_plugin
 from cm3core.plugins.registry import PluginInfo, Registry
-from cm3core.recipe.storing import kinds_of, providers_of
+from cm3core.recipe.recipe import kinds_of, providers_of
 
 if TYPE_CHECKING:
     from cm3core.recipe import Recipe

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cm3core.errors import CheckpointError
 from cm3core.plugins.kinds import KINDS
-from cm3core.plugins.lookup import class_name
+from cm3core.plugins.registry import class_name
 from cm3core.recipe import diff
 from cm3core.recipe.recipe import MEASURING, MissingComponent, available
 from cm3run.checkpoint.state import CheckpointState

@@ -10,7 +10,7 @@ from pathlib import Path
 from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.plugins.providers import COMPONENTS, PLUGINS
+from cm3core.plugins.registry import COMPONENTS, PLUGINS
 from cm3core.recipe.layers import STORED
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cm3core.files import read_text
-from cm3core.plugins.providers import Writer, read_writer
+from cm3core.plugins.registry import Writer, read_writer
 from cm3core.recipe.merge import stored_recipe
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.vocab import Vocabulary

@@ -17,11 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core._unfinished import make_ordinary, remove_unfinished
 from cm3core.errors import CheckpointError, FileError
-from cm3core.files import new_place, sync_directory
+from cm3core.files import make_ordinary, new_place, remove_unfinished, sync_directory
 from cm3core.plugins.registry import plugin_versions
-from cm3core.recipe.storing import files_of
+from cm3core.recipe.recipe import files_of
 from cm3run.checkpoint.adapters import base_reaches
 from cm3run.checkpoint.carried import write_carried
 from cm3run.checkpoint.hashes import file_hashes

@@ -29,8 +29,7 @@ from cm3core._version import is_ours
 from cm3core.errors import DataError
 from cm3core.files import check_regular
 from cm3core.json_text import parse_json
-from cm3core.plugins.lookup import provider_of
-from cm3core.plugins.providers import ANYONE, Writer
+from cm3core.plugins.registry import ANYONE, Writer, provider_of
 from cm3core.recipe.merge import stored_recipe
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.component import broken, shown
 from cm3core.interfaces.sampler import SamplingPlan, StatefulSampler
 from cm3core.interfaces.sampler_state import RequestStart
-from cm3core.sequence.grammar import HoleGrammar, num_new_tokens
-from cm3core.sequence.holes import num_unlimited, with_limits
+from cm3core.sequence.grammar import HoleGrammar, num_new_tokens, num_unlimited, with_limits
 from cm3run.generation.device_memory import cache_limit
 from cm3run.generation.events import Request, candidate_seed
 from cm3run.generation.kept import KeptPrefixes
@@ -27,7 +26,7 @@ from cm3run.generation.states import RequestState
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, InferenceDecoder
     from cm3core.interfaces.sampler import Sampler
-    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.grammar import Hole
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
     from cm3core.vocab import Vocabulary

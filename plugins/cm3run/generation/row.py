@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.document import Codes, Document, IntArray
-from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
-from cm3core.sequence.holes import after_lead
+from cm3core.sequence.grammar import HoleGrammar, after_lead, num_draws, num_new_tokens
 from cm3run.generation.events import (
     Event,
     PictureGrown,
@@ -25,7 +24,7 @@ from cm3run.generation.sampling import stream_weights
 if TYPE_CHECKING:
     from cm3core.errors import GenerationError
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
-    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.grammar import Hole
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
     from cm3run.generation.states import RequestState

@@ -27,7 +27,7 @@ from cm3run.generation.events import (
 from cm3run.generation.prompts import feed
 
 if TYPE_CHECKING:
-    from cm3core.sequence.holes import Hole
+    from cm3core.sequence.grammar import Hole
     from cm3run.generation.cuda_graph import Capture
     from cm3run.generation.prepare import Preparer
     from cm3run.generation.row import ActiveRequest

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from cm3core.document import NO_CELL, Document, IntArray
 from cm3core.errors import GenerationError
 from cm3core.interfaces.sampler import PromptVariant
-from cm3core.sequence.grammar import HoleGrammar, LegalIds
-from cm3core.sequence.holes import Hole, with_limits
+from cm3core.sequence.grammar import Hole, HoleGrammar, LegalIds, with_limits
 from cm3core.sequence.segments import TokenWriter
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary

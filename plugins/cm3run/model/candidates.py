@@ -14,7 +14,7 @@ from cm3core.config.overrides import named_config
 from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
 from cm3core.interfaces.reranker import Candidate
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 from cm3run.generation.engine import Completion, Request, candidate_seed, turn_of
 from cm3run.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3run.model.jobs import Job

@@ -13,7 +13,7 @@ from cm3core.errors import GenerationError
 from cm3core.interfaces.condition import Condition, ConditionConfig
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.task import fields_of_type
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 from cm3run.model.loaded import pixels_of, seen
 
 if TYPE_CHECKING:

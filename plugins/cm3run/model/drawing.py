@@ -19,7 +19,7 @@ from cm3core.document import (
     text_of,
 )
 from cm3core.errors import GenerationError
-from cm3core.plugins.lookup import marked
+from cm3core.plugins.registry import marked
 from cm3run.generation.engine import Completion, Event, Request
 from cm3run.model.candidates import Decode, Make, Plan, alternative_of, upscaler
 from cm3run.model.conditions import GivenCondition, with_condition

@@ -28,7 +28,7 @@ from cm3core.document import (
     as_codes,
 )
 from cm3core.errors import DataError, GenerationError
-from cm3core.plugins.lookup import built, finder
+from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3run.generation.engine import Engine
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from cm3core.config.overrides import named_config, with_options
 from cm3core.config.schema import needs_of
 from cm3core.errors import GenerationError
+from cm3core.files import user_path
 from cm3core.interfaces.retriever import RetrieverConfig
-from cm3core.plugins.lookup import default_name, finder
-from cm3core.user_folders import user_path
+from cm3core.plugins.registry import default_name, finder
 from cm3run.bank import Memory, MemoryBank, memory_of
 from cm3run.bank_tools import config_of
 from cm3run.evaluation.image_tokenizer import LEAST_PSNR

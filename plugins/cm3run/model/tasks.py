@@ -26,7 +26,7 @@ from cm3core.interfaces.task import (
     check_serves,
     fields_of_type,
 )
-from cm3core.plugins.lookup import built, marked
+from cm3core.plugins.registry import built, marked
 from cm3run.model.loaded import known_by_codes, pixels_of, seen
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core._unfinished import remove_unfinished
 from cm3core.errors import DataError
 from cm3core.files import (
     atomic_path,
@@ -24,6 +23,7 @@ from cm3core.files import (
     make_folder,
     new_place,
     read_text,
+    remove_unfinished,
     sha256_file,
     sync_directory,
     write_text,

@@ -15,7 +15,7 @@ from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.layers import STORED
-from cm3core.recipe.storing import files_of
+from cm3core.recipe.recipe import files_of
 from cm3run.build import Components, build
 from cm3run.checkpoint import CheckpointState, remove_leftovers
 from cm3run.checkpoint.layout import PROVENANCE

@@ -29,7 +29,7 @@ from cm3core.interfaces.tracker import (
     TrackerConfig,
     Validated,
 )
-from cm3core.plugins.lookup import built, marked
+from cm3core.plugins.registry import built, marked
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray

@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cm3core.errors import CM3Error
-from cm3core.files import write_text
+from cm3core.files import state_folder, write_text
 from cm3core.interfaces.reach import Reach
-from cm3core.user_folders import state_folder
 
 #: Records that are kept of folders that are no more.
 _MOST = 1024

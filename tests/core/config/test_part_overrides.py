@@ -14,7 +14,7 @@ from cm3core.errors import CM3Error, GenerationError
 from cm3core.interfaces import RetrieverConfig
 from cm3core.interfaces.component import chosen_name
 from cm3core.plugins import load_registry
-from cm3core.plugins.lookup import finder
+from cm3core.plugins.registry import finder
 from cm3core.recipe import compose
 from messages import tells
 

@@ -24,7 +24,7 @@ from cm3core.interfaces import (
 )
 from cm3core.interfaces.component import ComponentOrigin, set_origin
 from cm3core.plugins import KINDS, PluginInfo, Registry
-from cm3core.plugins.lookup import built
+from cm3core.plugins.registry import built
 from cm3core.vocab import Vocabulary
 from cm3kits.samples import ListSource
 from cm3kits.strategies import make_sequence

@@ -15,8 +15,7 @@ from cm3core.interfaces import ComponentConfig
 from cm3core.plugins import KINDS, Registry, load_registry
 from cm3core.plugins.describe import RESERVED
 from cm3core.plugins.discovery import FILE_MODULE, add_plugin
-from cm3core.plugins.lookup import built
-from cm3core.plugins.registry import PluginInfo
+from cm3core.plugins.registry import PluginInfo, built
 from cm3core.recipe import compose
 from cm3core.recipe.recipe import MissingComponent
 from cm3core.recipe.sections import FIXED_SECTIONS

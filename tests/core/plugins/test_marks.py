@@ -13,7 +13,7 @@ from cm3core.errors import PluginError
 from cm3core.interfaces import DocumentSourceConfig, RetrieverConfig, SamplerConfig
 from cm3core.interfaces.dataset import FOLDER
 from cm3core.plugins import PluginInfo, Registry, load_registry
-from cm3core.plugins.lookup import default_name, marked
+from cm3core.plugins.registry import default_name, marked
 from cm3core.recipe import Recipe
 from cm3run.model.drawing import sampler_for
 from messages import tells

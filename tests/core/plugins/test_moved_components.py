@@ -6,8 +6,7 @@ import pytest
 
 from cm3core.errors import PluginError
 from cm3core.plugins import load_registry
-from cm3core.plugins.lookup import find
-from cm3core.plugins.providers import ANYONE, Provider, Writer
+from cm3core.plugins.registry import ANYONE, Provider, Writer, find
 
 THEN = Provider("chameleon", "bundled", "cm3leon", "0.1.0")
 

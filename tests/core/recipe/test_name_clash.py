@@ -12,12 +12,11 @@ import rrf_plugin
 from cm3apps.cli.main import main
 from cm3core.errors import PluginError, RecipeError
 from cm3core.plugins import Registry, load_registry
-from cm3core.plugins.lookup import class_name
-from cm3core.plugins.providers import COMPONENTS, Writer
+from cm3core.plugins.registry import COMPONENTS, Writer, class_name
 from cm3core.recipe import compose, list_recipes
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.merge import stored_recipe
-from cm3core.recipe.storing import files_of, in_full, providers_of
+from cm3core.recipe.recipe import files_of, in_full, providers_of
 from cm3run.bank.manifest import Maker
 from cm3run.bank_tools import config_of
 from cm3run.build import section

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import RecipeError
-from cm3core.recipe.yaml_text import mapping_of, value_of
+from cm3core.recipe.layers import mapping_of, value_of
 from messages import tells
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import GenerationError
-from cm3core.sequence.grammar import HoleGrammar, num_draws, num_new_tokens
-from cm3core.sequence.holes import Hole
+from cm3core.sequence.grammar import Hole, HoleGrammar, num_draws, num_new_tokens
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from messages import tells
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, VocabularyParts
-from cm3core.sequence.by_sentinels import SentinelLayout
+from cm3core.sequence.segments import SentinelLayout
 from cm3core.vocab import Vocabulary, VocabularySizes
 from cm3kits.layout import NUM_CODES, LayoutContract, NamedBytes
 from cm3kits.vocabularies import make_vocabulary

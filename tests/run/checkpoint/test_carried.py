@@ -15,7 +15,7 @@ from cm3apps.cli import main as cli
 from cm3core.errors import CheckpointError, PluginError, TrustError
 from cm3core.plugins import Registry, load_registry
 from cm3core.plugins.discovery import FILE_MODULE
-from cm3core.plugins.providers import COMPONENTS
+from cm3core.plugins.registry import COMPONENTS
 from cm3core.recipe import compose
 from cm3run.checkpoint import export_model, latest_checkpoint
 from cm3run.checkpoint.carried import CARRIED, MOST_BYTES, read_carried

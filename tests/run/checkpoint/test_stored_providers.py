@@ -12,7 +12,7 @@ import pytest
 import cm3core
 from cm3core.errors import CheckpointError, PluginError
 from cm3core.plugins import Registry, load_registry
-from cm3core.plugins.providers import COMPONENTS, PLUGINS
+from cm3core.plugins.registry import COMPONENTS, PLUGINS
 from cm3core.recipe import Recipe, compose
 from cm3run.checkpoint import export_model, latest_checkpoint, read_recipe
 from cm3run.checkpoint.carried import CARRIED

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.errors import DataError, close_match
-from cm3core.plugins.providers import ANYONE, Writer
+from cm3core.plugins.registry import ANYONE, Writer
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry

@@ -21,7 +21,7 @@ from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
-from cm3core.plugins.providers import ANYONE, Writer
+from cm3core.plugins.registry import ANYONE, Writer
 from cm3core.recipe.merge import stored_recipe
 from cm3plugins.datasets.icons.source import IconSource
 

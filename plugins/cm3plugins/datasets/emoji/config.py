@@ -62,7 +62,7 @@ class EmojiSourceConfig(DocumentSourceConfig):
 
     def reaches(self) -> list[Reach]:
         """A list of concepts in a file of the user."""
-        from cm3core.user_folders import user_path
+        from cm3core.files import user_path
         from cm3plugins.datasets.emoji.concepts import ALL, list_names
 
         if self.concepts in (ALL, *list_names()):
