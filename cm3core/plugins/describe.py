@@ -78,6 +78,8 @@ def register(owner: str, plugin: object, pluggy_manager: pluggy.PluginManager) -
         try:
             pluggy_manager.register(plugin, owner)
         except pluggy.PluginValidationError as error:
+            if pluggy_manager.get_plugin(owner) is not None:  # some releases keep what they refuse
+                pluggy_manager.unregister(name=owner)
             raise PluginError(owner, *_refused(plugin, pluggy_manager, error)) from error
     return lines + [str(warning.message) for warning in caught]
 
