@@ -77,6 +77,8 @@ MOVED = {
     "cm3core.cli": "cm3apps.cli",
     "cm3core.plugin_check": "cm3apps.plugin_check",
     "cm3core.testing": "cm3kits",
+    "cm3kits.model_parts": "cm3kits.tiny",
+    "cm3kits.vocabularies": "cm3kits.samples",
 }
 
 

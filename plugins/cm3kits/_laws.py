@@ -19,11 +19,12 @@ kind's usual way). For every `law_NAME` of its ancestors, each such subclass get
 one function shared by all subclasses, which Hypothesis's `differing_executors` check refuses in the
 second one.)
 
-Between equal calls a law finds the global generators in other states: `subject` and `make_again`
-perturb them, so laws write `self.subject` for every call, and `self.make_again()` for a second
-instance. Each example starts from another state, and a call that leaves a generator in another state
-than it found it in breaks the law. What builds a component may use them: laws do that under
-`with self.building():`. They are restored after the law.
+Between equal calls a law finds the global generators in other states: Hypothesis seeds them at the start of each
+example, and some components read them without advancing them (`torch.initial_seed`, `fork_rng`), so that two calls in
+a row may agree by accident. `subject` and `make_again` perturb them, so laws write `self.subject` for every call, and
+`self.make_again()` for a second instance. Each example starts from another state, and a call that leaves a generator
+in another state than it found it in breaks the law. What builds a component may use them: laws do that under `with
+self.building():`. They are restored after the law.
 
 Laws compare with `same`, `holds` and `refuses` of `cm3kits._findings`, which say what was done,
 expected and got; a plain `assert` is told with the law's docstring.
@@ -32,6 +33,11 @@ A law that draws nothing is written `law_NAME(self)`, without `data`, and runs o
 attribute `max_examples` limits the examples per law (for slow components). A component that a law
 does not apply to waives it: a method `waive_NAME` returns the reason, with which the test is
 skipped.
+
+Hypothesis shrinks for up to five minutes per failing test, so that a kit of a dozen laws could take an hour to fail. After
+`SECONDS_PER_LAW`, examples tried only for shrinking are ended before they draw anything, as Hypothesis ends one that draws
+too much; the smallest failing example found so far is then reported as usual. (Hypothesis's own limit can be lowered, but
+then prints that five minutes have passed, and asks for a bug report.)
 """
 
 from __future__ import annotations
@@ -39,6 +45,9 @@ from __future__ import annotations
 import functools
 import inspect
 import linecache
+import random
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, is_dataclass
@@ -46,17 +55,102 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.control import current_build_context
 from hypothesis.errors import UnsatisfiedAssumption
 
 from cm3core.config.schema import default, init_fields
 from cm3core.errors import PluginError, close_match
 from cm3core.interfaces.component import ComponentConfig
-from cm3kits import _generators
 from cm3kits._findings import LawBroken, readable, recipe_form
-from cm3kits._shrinking import Shrinking
+
+
+def perturb(number: int) -> None:
+    """Put all global generators into a state that depends on the number only."""
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  # the global generator is what is meant
+    # what hasn't imported torch can't depend on it; most kits don't need it
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.manual_seed(number)
+        if _uses_cuda():
+            torch.cuda.manual_seed_all(number)
+
+
+def states() -> dict[str, Any]:
+    """The state of each global generator, under the name by which an author knows it."""
+    found: dict[str, Any] = {"random": random.getstate()}
+    own: Any = np.random.get_state()  # noqa: NPY002  # the global one is meant
+    found["numpy.random"] = (own[0], own[1].tobytes(), *own[2:])
+    if (torch := sys.modules.get("torch")) is not None:
+        found["torch"] = torch.random.get_rng_state().numpy().tobytes()
+    return found
+
+
+def changed(before: dict[str, Any]) -> list[str]:
+    """Names of the global generators that are not in these states any more."""
+    now = states()
+    return [name for name, state in before.items() if now[name] != state]
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Restore the global generators afterwards."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is meant
+    torch = sys.modules.get("torch")
+    state = None if torch is None else torch.random.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch is not None and _uses_cuda() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002  # the global one is meant
+        if torch is not None:
+            torch.random.set_rng_state(state)
+            if devices is not None:
+                torch.cuda.set_rng_state_all(devices)
+
+
+def _uses_cuda() -> bool:
+    torch = sys.modules["torch"]
+    return bool(torch.cuda.is_available() and torch.cuda.is_initialized())
+
+
+#: Seconds for one law, and for all laws of a test class together.
+SECONDS_PER_LAW, SECONDS_PER_CLASS = 5.0, 20.0
+#: Seconds for each further law once those of the class are used up.
+LEAST_SECONDS = 0.5
+
+
+class Shrinking:
+    """How long one run of a law's test has been shrinking.
+
+    Args:
+        used: seconds that other laws of the test class took.
+    """
+
+    def __init__(self, used: float) -> None:
+        self.limit = max(LEAST_SECONDS, min(SECONDS_PER_LAW, SECONDS_PER_CLASS - used))
+        self._begun: float | None = None
+
+    def begin(self) -> None:
+        """Record a failure; the first one starts the clock."""
+        if self._begun is None:
+            self._begun = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first failure; 0 before it."""
+        return 0.0 if self._begun is None else time.perf_counter() - self._begun
+
+    def check(self, data: st.DataObject) -> None:
+        """End the current example if it would only shrink another one, and time is up."""
+        # the last run of the failing example is the one that is reported
+        if self.seconds > self.limit and not current_build_context().is_final:
+            data.conjecture_data.mark_overrun()
+
 
 T = TypeVar("T")
 #: States of the global generators in which examples of a law begin.
@@ -126,7 +220,7 @@ class Contract(Generic[T]):
         self._check_generators()
         self._generators_left = None
         yield
-        self._generators_left, self._is_new = _generators.states(), True
+        self._generators_left, self._is_new = states(), True
 
     def _perturb_generators(self) -> None:
         """Put the global generators of `random`, numpy and torch into a state not seen before.
@@ -136,13 +230,13 @@ class Contract(Generic[T]):
         """
         self._check_generators()
         self._perturbations += 1
-        _generators.perturb((self._first_state + 7919 * self._perturbations) % 2**32)
-        self._generators_left = _generators.states()
+        perturb((self._first_state + 7919 * self._perturbations) % 2**32)
+        self._generators_left = states()
 
     def _check_generators(self) -> None:
         """Raise `LawBroken` if a call since the last look changed the state of a global generator."""
         left, self._generators_left = self._generators_left, None
-        used = [] if left is None else _generators.changed(left)
+        used = [] if left is None else changed(left)
         is_new, self._is_new = self._is_new, False
         if used == ["torch"] and is_new:
             return  # a network that is built when it is first needed
@@ -313,7 +407,7 @@ def _run(contract: Contract[Any], law: Callable[..., None], *drawn: st.DataObjec
     """One run of a law; what it finds is told with the law and the component."""
     name, meaning = law.__name__.removeprefix("law_"), _meaning(law)
     try:
-        with _generators.preserved():
+        with preserved():
             law(contract, *drawn)
             contract._check_generators()
     except LawBroken as error:

@@ -23,7 +23,7 @@ from cm3core.vocab import Vocabulary
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import differ, holds, refuses, same
 from cm3kits.attention import DenseAttention
-from cm3kits.vocabularies import make_vocabulary
+from cm3kits.samples import make_vocabulary
 
 
 class DecoderContract(ConfigLaws[Decoder]):

@@ -19,8 +19,8 @@ from cm3core.sequence.infill import unmask
 from cm3core.vocab import Vocabulary
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import LawBroken, every, holds, refuses, same
+from cm3kits.samples import make_vocabulary
 from cm3kits.strategies import make_sequence, token_sequences
-from cm3kits.vocabularies import make_vocabulary
 
 __all__ = ["ObjectiveContract", "make_sequence"]
 

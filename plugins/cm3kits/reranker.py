@@ -26,9 +26,8 @@ from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3core.sequence.serialize import Serializer
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import holds, same
-from cm3kits.samples import HashEmbedder
+from cm3kits.samples import HashEmbedder, make_vocabulary
 from cm3kits.strategies import codes
-from cm3kits.vocabularies import make_vocabulary
 
 GRID = (2, 3)
 LETTERS = "abcdefghij "

@@ -31,10 +31,10 @@ from cm3core.interfaces.sampler import (
 from cm3core.interfaces.sampler_state import DrawState, RequestStart, flat_state, stacked
 from cm3kits._config_laws import Outputs
 from cm3kits._findings import every, holds, same, shown
-from cm3kits.model_parts import example_parts
 from cm3kits.sampler_state import FIRST_ID, GRID, NUM_CODES, StateLaws
 from cm3kits.samples import own_cache
 from cm3kits.strategies import logits, shaped
+from cm3kits.tiny import example_parts
 
 _MODALITIES = ("text", "image")
 _RAMPS = ("constant", "up", "down")

@@ -47,8 +47,7 @@ from cm3core.document import (
 )
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.vocab import Vocabulary
-from cm3kits.samples import SAMPLE_TEXTS, SPECIAL_SPELLINGS, ListSource
-from cm3kits.vocabularies import PARTS, make_vocabulary
+from cm3kits.samples import PARTS, SAMPLE_TEXTS, SPECIAL_SPELLINGS, ListSource, make_vocabulary
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

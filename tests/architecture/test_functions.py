@@ -151,7 +151,7 @@ LEFT = {
         cm3run/training/memory.py: training_memory
         cm3run/model/memory.py: with_memory
         cm3run/token_shards/record.py: written
-        cm3postgres/rows.py: row_of
+        cm3postgres/schema.py: row_of
         cm3lab/benchmarks/retrieval/runner.py: run_bank
         cm3run/bank/shard.py: write_shard
         cm3lab/experiments/tuning/speed.py: _step_cost

@@ -33,6 +33,8 @@ EARLIER = {
     "cm3core.testing": ["Contract"],
     "cm3core.testing.sampler": ["SamplerContract"],
     "cm3core.testing.strategies": ["texts", "documents"],
+    "cm3core.testing.vocabularies": ["make_vocabulary"],
+    "cm3kits.vocabularies": ["make_vocabulary"],
     "cm3core.training": ["TrainingInterrupted", "train"],
     "cm3core.interfaces.model_parts": ["ModelParts"],
     "cm3core.interfaces.stateful_sampler": ["StatefulSampler"],

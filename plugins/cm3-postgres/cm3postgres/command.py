@@ -14,7 +14,7 @@ from cm3core.errors import CM3Error, DataError
 if TYPE_CHECKING:
     from cm3postgres import ConnectionOptions
     from cm3postgres.memory import SharedMemory
-    from cm3postgres.rows import About
+    from cm3postgres.schema import About
 
 DESCRIPTION = (
     "Keep the documents of memory banks in a PostgreSQL database that many models draw from while it\n"
@@ -319,7 +319,7 @@ def _abouts(args: Namespace) -> tuple[dict[str, About], About]:
 
     from cm3apps.cli._dataset import data_source, recipe_of
     from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
-    from cm3postgres.rows import About
+    from cm3postgres.schema import About
     from cm3postgres.transfer import METADATA, abouts_of, read_metadata
 
     default = About(

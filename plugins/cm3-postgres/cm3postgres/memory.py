@@ -21,12 +21,16 @@ from cm3core.document import Document
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
 from cm3postgres.connection import Database
-from cm3postgres.rows import READ, About, StoredDocument, row_of, stored
 from cm3postgres.schema import (
+    READ,
+    About,
+    StoredDocument,
     check_extension,
     create,
     formatted,
     read_manifest,
+    row_of,
+    stored,
 )
 from cm3run.bank import Memory
 from cm3run.bank.shard import BankDocument

@@ -20,8 +20,7 @@ from cm3core.errors import DataError
 from cm3plugins.retrievers.index.base import NO_ROW
 from cm3plugins.retrievers.rules import RuleRetriever
 from cm3postgres.memory import Filter, SharedMemory
-from cm3postgres.rows import READ
-from cm3postgres.schema import MOST_INDEXED, formatted
+from cm3postgres.schema import MOST_INDEXED, READ, formatted
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder

@@ -22,8 +22,7 @@ from cm3core.interfaces.dataset import Provenance
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.progress import make_bar
 from cm3postgres.memory import AT_ONCE, AddReport, Filter, SharedMemory
-from cm3postgres.rows import READ, About, stored
-from cm3postgres.schema import formatted
+from cm3postgres.schema import READ, About, formatted, stored
 from cm3run.bank import MemoryBank
 from cm3run.bank.shard import SHARDS, write_shard
 

@@ -13,8 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
 from cm3core.errors import CheckpointError, DataError
-from cm3lab.judge.degrade import degrade
-from cm3lab.judge.train import caption_forms, figures, train_heads, weights_of
+from cm3lab.judge.train import caption_forms, degrade, figures, train_heads, weights_of
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
 from messages import tells
 

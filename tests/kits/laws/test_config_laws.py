@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cm3kits._config_laws import ConfigLaws
+from cm3kits._config_laws import ConfigLaws, UnusedKeyWarning
 from cm3kits._findings import LawBroken, difference, readable
-from cm3kits._key_use import UnusedKeyWarning
 from cm3kits.condition import ConditionContract
 from cm3kits.extractor import ExtractorContract
 from cm3kits.image_tokenizer import ImageTokenizerContract

@@ -18,7 +18,7 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from cm3kits import _shrinking
+from cm3kits import _laws
 from cm3kits._laws import Contract
 from profiles import chosen
 
@@ -105,9 +105,9 @@ def profile() -> Iterator[None]:
 
 
 def test_shrinking_ends(monkeypatch: pytest.MonkeyPatch, profile: None) -> None:
-    monkeypatch.setattr(_shrinking, "SECONDS_PER_LAW", 0.3)
-    monkeypatch.setattr(_shrinking, "SECONDS_PER_CLASS", 0.3)
-    monkeypatch.setattr(_shrinking, "LEAST_SECONDS", 0.05)
+    monkeypatch.setattr(_laws, "SECONDS_PER_LAW", 0.3)
+    monkeypatch.setattr(_laws, "SECONDS_PER_CLASS", 0.3)
+    monkeypatch.setattr(_laws, "LEAST_SECONDS", 0.05)
     contract = type("TestSlow", (SlowContract,), {"make": lambda self: 0})
     counts = []
     for law in ("first", "second"):
@@ -123,8 +123,8 @@ def test_shrinking_ends(monkeypatch: pytest.MonkeyPatch, profile: None) -> None:
 def test_a_law_fails_again_after_its_time_is_over(
     monkeypatch: pytest.MonkeyPatch, profile: None
 ) -> None:
-    monkeypatch.setattr(_shrinking, "SECONDS_PER_LAW", 0.0)
-    monkeypatch.setattr(_shrinking, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(_laws, "SECONDS_PER_LAW", 0.0)
+    monkeypatch.setattr(_laws, "LEAST_SECONDS", 0.0)
     test = type("TestSlow", (SlowContract,), {"make": lambda self: 0})()
     for _ in range(3):
         with pytest.raises(AssertionError):

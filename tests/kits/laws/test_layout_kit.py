@@ -11,7 +11,7 @@ from cm3core.interfaces.layout import Boundary, Frame, Layout, LayoutConfig, Voc
 from cm3core.sequence.segments import SentinelLayout
 from cm3core.vocab import Vocabulary, VocabularySizes
 from cm3kits.layout import NUM_CODES, LayoutContract, NamedBytes
-from cm3kits.vocabularies import make_vocabulary
+from cm3kits.samples import make_vocabulary
 from kit_mutants import assert_covers, assert_law_fails, cases
 
 TOKENIZER = NamedBytes(())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cm3apps.cli.main import main
-from cm3lab.benchmarks.retrieval import embedded, engines, runner, synthetic
+from cm3lab.benchmarks.retrieval import engines, runner, synthetic
 from cm3run.bank import MemoryBank
 from messages import tells
 
@@ -62,17 +62,17 @@ def test_it_finds_the_nearest_of_those_that_pass(
     qdrant, monkeypatch, tmp_path, compared_kb, in_graph, acorn
 ):
     """Compared, by its graph, and by its graph with a filter: as a sort of all products does, each query alone and in a batch."""
-    monkeypatch.setattr(embedded, "COMPARED_KB", compared_kb)
+    monkeypatch.setattr(engines, "COMPARED_KB", compared_kb)
     towers = synthetic.Towers(1000, 16)
     synthetic.write_bank(tmp_path / "bank", towers)
     bank, queries = MemoryBank.open(tmp_path / "bank"), towers.queries(3)
     products = queries @ np.concatenate(list(towers.blocks())).T
-    with embedded.filled_qdrant(tmp_path / "qdrant", bank) as (shard, row):
+    with engines.filled_qdrant(tmp_path / "qdrant", bank) as (shard, row):
         assert row["engine"].endswith(f", {in_graph:,} vectors in its graph")
         for styles, passing in (([], range(100)), (["style 7", "style 8"], [7, 8])):
             own = [number for number in range(1000) if number % 100 in passing]
             expected = [sorted(own, key=lambda number: -line[number])[:4] for line in products]
-            ask = embedded.ask_qdrant(shard, queries, styles, acorn=acorn)
+            ask = engines.ask_qdrant(shard, queries, styles, acorn=acorn)
             assert ask(list(range(6))) == expected
             assert [ask([at])[0] for at in range(6)] == expected
 
@@ -90,7 +90,7 @@ def test_only_what_is_written_counts_as_bytes_on_disk(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.write(b"x")
         file.truncate(32 << 20)
-    assert 0 < embedded.disk_bytes([tmp_path / "sparse", tmp_path]) <= 1 << 16
+    assert 0 < engines.disk_bytes([tmp_path / "sparse", tmp_path]) <= 1 << 16
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_a_missing_package_is_named_before_anything_is_written(
 
 
 def test_without_databases_none_is_asked_for(monkeypatch):
-    monkeypatch.setattr(embedded, "qdrant_package", None)
-    monkeypatch.setattr(embedded, "lancedb_packages", None)
+    monkeypatch.setattr(engines, "qdrant_package", None)
+    monkeypatch.setattr(engines, "lancedb_packages", None)
     engines.check_engines(16, postgres=False, lancedb=False, qdrant=False)

@@ -9,7 +9,7 @@ import pytest
 
 from cm3core.document import PixelArray
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3lab.embedder_training.icon_figures import (
+from cm3lab.embedder_training.figures import (
     NUM_CHOICES,
     TOP,
     Ground,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3lab.experiments.kid import kid
+from cm3lab.experiments.retrieval.drawing import kid
 from cm3plugins.metrics.kid import mmd2
 
 

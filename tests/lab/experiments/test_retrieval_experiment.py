@@ -14,10 +14,10 @@ import pytest
 from cm3apps.cli.main import main
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3lab.experiments.retrieval.arms import ARMS
+from cm3lab.experiments.retrieval import ARMS
 from cm3lab.experiments.retrieval.conditions import Condition, Measurement
 from cm3lab.experiments.retrieval.experiment import curve
-from cm3lab.experiments.retrieval.tables import equal_time, gain, predicted
+from cm3lab.experiments.retrieval.report import equal_time, gain, predicted
 from cm3run.build import build
 from cm3run.training.preparation import Preparation
 from messages import tells

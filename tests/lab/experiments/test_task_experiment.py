@@ -18,10 +18,9 @@ from cm3apps.evaluation.task_report import table
 from cm3core.errors import DataError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3lab.experiments.tasks import asking, told
+from cm3lab.experiments.tasks import TASKS, TaskSettings, asking, told
+from cm3lab.experiments.tasks.drawn import edge_f1, frame_of, ink, ink_ious, iou
 from cm3lab.experiments.tasks.experiment import TaskExperiment, tasks_of
-from cm3lab.experiments.tasks.settings import TASKS, TaskSettings
-from cm3lab.experiments.tasks.structures import edge_f1, frame_of, ink, ink_ious, iou
 from cm3lab.experiments.tasks.told import kind_of, names, styles
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3run.build import build

@@ -18,9 +18,8 @@ from cm3core.errors import CM3Error
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3lab.experiments.tasks import told
+from cm3lab.experiments.tuning import ARMS, TuningSettings, experiment, responses, speed
 from cm3lab.experiments.tuning import command as command_line
-from cm3lab.experiments.tuning import experiment, responses, speed
-from cm3lab.experiments.tuning.arms import ARMS, TuningSettings
 from cm3lab.experiments.tuning.experiment import TuningExperiment
 from cm3lab.experiments.tuning.report import mean_losses
 from cm3run.model import load

@@ -17,9 +17,9 @@ import torch
 from cm3core.document import ImageHole, Text
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces import DrawState, ModelParts
-from cm3kits.model_parts import GreySquares, example_parts
 from cm3kits.sampler import SamplerContract
 from cm3kits.samples import ListSource
+from cm3kits.tiny import GreySquares, example_parts
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig

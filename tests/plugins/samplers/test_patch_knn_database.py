@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from cm3core.document import Codes, Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces import ModelParts
-from cm3kits.model_parts import GreySquares
 from cm3kits.retriever import HashEmbedder, ListSource
+from cm3kits.tiny import GreySquares
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.patch_knn import database as module
 from cm3plugins.samplers.patch_knn.database import database_for, in_memory

@@ -13,7 +13,7 @@ from cm3core.document import ImageHole, Text
 from cm3core.interfaces import ModelParts
 from cm3core.plugins import load_registry
 from cm3kits._threads import at_once
-from cm3kits.model_parts import example_parts
+from cm3kits.tiny import example_parts
 from cm3run.generation.engine import Request
 from cm3run.model import AsyncEngine
 from engine_parts import GRID, REQUESTS, VOCABULARY, make_decoder, make_engine

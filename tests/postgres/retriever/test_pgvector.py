@@ -19,7 +19,7 @@ pytest.importorskip("cm3postgres", reason="needs pip install ./plugins/cm3-postg
 
 from cm3core.document import Text
 from cm3postgres import transfer
-from cm3postgres.rows import About
+from cm3postgres.schema import About
 from messages import tells
 from shared_memories import about, add, encoded, new_config, new_memory, vector_document
 

@@ -15,8 +15,13 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 import cm3core
 from cm3apps.cli.main import main
 from cm3core.document import ImageHole, Text
-from cm3published.convert.janus.facts import from_deepseek
-from cm3published.convert.janus.names import DEEPSEEK, TRANSFORMERS, decoder_tensors, num_levels
+from cm3published.convert.janus import (
+    DEEPSEEK,
+    TRANSFORMERS,
+    decoder_tensors,
+    from_deepseek,
+    num_levels,
+)
 from tiny_deepseek import PROCESSOR, config_of, of_transformers, write_deepseek
 from tiny_janus import BOS, NUM_CODES, check_drawn, text_tokenizer, write_janus
 

@@ -146,7 +146,7 @@ def _on_emoji(embedder: Embedder, args: Namespace) -> dict[str, dict[str, float]
 
 
 def _on_icons(embedder: Embedder, args: Namespace) -> dict[str, dict[str, float]]:
-    from cm3lab.embedder_training.icon_figures import Ground, bm25_figures, icon_figures
+    from cm3lab.embedder_training.figures import Ground, bm25_figures, icon_figures
     from cm3plugins.datasets.icons.captions import caption
     from cm3plugins.datasets.icons.corpus import IconCorpus
 

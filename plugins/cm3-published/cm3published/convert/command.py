@@ -115,7 +115,7 @@ def run(args: Namespace) -> int:
     from cm3published.convert.janus import is_janus
 
     if is_janus(args.source):
-        from cm3published.convert.janus.command import run_janus
+        from cm3published.convert.janus import run_janus
 
         return run_janus(args)
     with ExitStack() as stack:
@@ -159,8 +159,8 @@ def run(args: Namespace) -> int:
 
 
 def _open(source: Path, stack: ExitStack) -> ModelFiles:
+    from cm3published.convert.cm3 import is_cm3, open_cm3
     from cm3published.convert.emu3 import is_emu3, open_emu3
-    from cm3published.convert.from_cm3 import is_cm3, open_cm3
     from cm3published.convert.hugging_face import is_hugging_face, open_hugging_face
     from cm3published.convert.llamagen import SUFFIXES, open_llamagen
     from cm3published.convert.meta import is_meta, open_meta
@@ -262,8 +262,7 @@ def _write(model: ModelFiles, args: Namespace, form: str, extra: dict[str, Any])
     """Write a new folder in a form."""
     from cm3published.convert.hugging_face import write_hugging_face
     from cm3published.convert.meta import with_known_params, write_meta
-    from cm3published.convert.model import PROVENANCE
-    from cm3published.convert.new_folder import write_new_folder
+    from cm3published.convert.model import PROVENANCE, write_new_folder
 
     def write(new: Path) -> None:
         if form == "hf":
@@ -282,7 +281,7 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     from cm3published.convert.cm3 import write_cm3
     from cm3published.convert.emu3 import Emu3Files, write_emu3
     from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen
-    from cm3published.convert.new_folder import recipe_name
+    from cm3published.convert.model import recipe_name
 
     keys: dict[str, Any] = {"name": recipe_name(args.out.name), "width": args.width}
     if isinstance(model, Emu3Files):

@@ -13,7 +13,7 @@ from cm3core.files import user_path
 from cm3core.interfaces.component import check_value
 from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
 from cm3core.interfaces.reach import READS, TEXT, Outside
-from cm3published.image_tokenizers.facts import Published
+from cm3published.image_tokenizers import Published
 
 if TYPE_CHECKING:
     from cm3published.image_tokenizers.tokenizer import PublicTokenizer
@@ -282,7 +282,7 @@ class DalleConfig(PublicVQConfig):
 
     def second_file(self) -> Path:
         """The decoder's file."""
-        from cm3published.image_tokenizers.files import check_hash
+        from cm3published.image_tokenizers.tokenizer import check_hash
 
         if self.decoder_weights is None:
             raise CheckpointError(

@@ -1,4 +1,5 @@
-"""`PublicTokenizer`: a published VQ network behind the framework's image tokenizer interface."""
+"""`PublicTokenizer`: a published VQ network behind the framework's image tokenizer interface, read from its file; strict
+about every tensor."""
 
 from __future__ import annotations
 
@@ -7,13 +8,163 @@ from pathlib import Path
 from typing import ClassVar
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-from cm3core.files import atomic_path
+from cm3core.errors import CheckpointError
+from cm3core.files import atomic_path, sha256_file
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
-from cm3published.image_tokenizers.dvae import DVAE
-from cm3published.image_tokenizers.facts import Published
-from cm3published.image_tokenizers.files import check_hash, read_network
-from cm3published.image_tokenizers.model import PublicVQ
+from cm3plugins.trained.finite import check_finite
+from cm3plugins.trained.layout import channels_last
+from cm3plugins.trained.tensor_files import open_tensors
+from cm3published.image_tokenizers import Published
+from cm3published.image_tokenizers.dvae import DVAE, dvae_names, dvae_of
+from cm3published.image_tokenizers.model import PublicVQ, empty
+from cm3published.image_tokenizers.names import Sizes, sizes_of, tamings
+
+#: Networks, as errors call them.
+_NETWORKS = {
+    "vqgan": "a VQGAN's network",
+    "movq": "MoVQGAN's network",
+    "emu3": "Emu3's network",
+}
+
+
+def check_hash(path: Path, sha256: str | None, key: str) -> None:
+    """Raise `CheckpointError` if the file has another hash than `sha256`; None: any will do."""
+    if sha256 is not None and path.is_file() and (found := sha256_file(path)) != sha256:
+        raise CheckpointError(
+            str(path),
+            f"its SHA-256 is {found}, the recipe expects {sha256}",
+            f"give the right file, or correct image_tokenizer.{key}",
+        )
+
+
+def read_network(
+    path: Path, facts: Published, others: Mapping[str, Published], *, second: Path | None = None
+) -> PublicVQ | DVAE:
+    """The network of a file, with its weights; nothing in the file is executed.
+
+    Args:
+        path: the file.
+        facts: what its network must be.
+        others: published files that it might be instead, for the error.
+        second: the decoder's file, where the decoder has its own.
+
+    Raises:
+        CheckpointError: the file can't be read, or is of another network.
+    """
+    with open_tensors(path) as file:
+        tensors = file.all()
+    model: PublicVQ | DVAE
+    try:
+        if facts.network == "dvae":
+            model, state = _dvae(tensors, facts, path, second)
+        else:
+            model, state = _vq(tensors, facts, path, others)
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError) as error:
+        cause = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            str(path), f"is not a VQ tokenizer ({cause})", f"give {facts.file}"
+        ) from error
+    state = {name: tensor.float() for name, tensor in state.items()}
+    check_finite(state, path)
+    _fill(model, state, facts, path)
+    return channels_last(model.eval().requires_grad_(False))
+
+
+def _vq(
+    tensors: Mapping[str, Tensor], facts: Published, path: Path, others: Mapping[str, Published]
+) -> tuple[PublicVQ, dict[str, Tensor]]:
+    """The network without memory, and its tensors under its names."""
+    state = tamings(tensors, averaged=facts.quantizer == "dot")
+    _require_decoder(state, facts, path)
+    sizes = sizes_of(state)
+    if _kind(sizes) != _published_kind(facts):
+        arch = sizes.arch
+        matching = [
+            name for name, other in others.items() if _kind(sizes) == _published_kind(other)
+        ]
+        kind = "logits" if sizes.gumbel else "nearest codes"
+        same = sizes.network == facts.network
+        found, expected = (
+            "" if same else f" in {_NETWORKS[name]}" for name in (sizes.network, facts.network)
+        )
+        raise CheckpointError(
+            str(path),
+            f"has {arch.codebook_size:,} codes of {arch.downsampling} px by {kind}{found}, and the "
+            f"recipe expects {facts.num_codes:,} of {facts.downsampling} px ({facts.quantizer})"
+            f"{expected}",
+            f"set image_tokenizer.model={matching[0]}" if matching else f"give {facts.file}",
+        )
+    return empty(sizes, facts.quantizer), state
+
+
+def _kind(sizes: Sizes) -> tuple[int, int, bool, str]:
+    arch = sizes.arch
+    return arch.codebook_size, arch.downsampling, sizes.gumbel, sizes.network
+
+
+def _published_kind(facts: Published) -> tuple[int, int, bool, str]:
+    return facts.num_codes, facts.downsampling, facts.quantizer == "gumbel", facts.network
+
+
+def _dvae(
+    tensors: Mapping[str, Tensor], facts: Published, path: Path, second: Path | None
+) -> tuple[DVAE, dict[str, Tensor]]:
+    """As `_vq`, of DALL-E's network in two files, or in one that was saved here."""
+    if second is None:
+        state = dict(tensors)
+    else:
+        state = dvae_names(tensors, "encoder")
+        with open_tensors(second) as file:
+            state |= dvae_names(file.all(), "decoder")
+    _require_decoder(state, facts, path)
+    model, num_codes = dvae_of(state)
+    if num_codes != facts.num_codes:
+        raise CheckpointError(
+            str(path),
+            f"has {num_codes:,} codes, and the recipe expects {facts.num_codes:,}",
+            f"give {facts.file}, or set image_tokenizer.num_codes",
+        )
+    return model, state
+
+
+def _require_decoder(state: Mapping[str, Tensor], facts: Published, path: Path) -> None:
+    if any(name.startswith("decoder.") for name in state):
+        return
+    encoder = any(name.startswith("encoder.") for name in state)
+    raise CheckpointError(
+        str(path),
+        "holds no decoder, so that codes can't become pictures",
+        f"give {facts.file}: files of transformers have the encoder only"
+        if encoder
+        else f"give {facts.file}",
+    )
+
+
+def _fill(
+    model: PublicVQ | DVAE, state: Mapping[str, Tensor], facts: Published, path: Path
+) -> None:
+    """Give the network its tensors; raises `CheckpointError` for any that is not its own."""
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is not used" for name in state if name not in wanted]
+    problems += [
+        f"{name} is {list(state[name].shape)}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in state and state[name].shape != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            str(path),
+            f"does not fit the network that its sizes imply: {', '.join(problems[:3])}{more}",
+            f"give {facts.file} as it was published",
+        )
+    model.load_state_dict(state, assign=True)
+
 
 #: A checkpoint's copy of the weights.
 SAVED = "model.safetensors"

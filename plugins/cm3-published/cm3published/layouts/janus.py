@@ -67,8 +67,7 @@ class JanusLayoutConfig(LayoutConfig):
 
     def build(self, parts: VocabularyParts, grid: tuple[int, int]) -> Layout:
         from cm3core.vocab import Vocabulary
-        from cm3published.layouts.requests import RequestLayout, RequestTokens
-        from cm3published.layouts.turns import text_between
+        from cm3published.layouts.turns import RequestLayout, RequestTokens, text_between
 
         tokenizer = parts.text_tokenizer
         special = tokenizer.special_ids()

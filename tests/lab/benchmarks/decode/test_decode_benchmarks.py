@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import CM3Error
 from cm3core.interfaces.benchmark import BenchmarkRegistry, DecodeProvider
-from cm3lab.benchmarks.decode import baselines, engine, plain, runner, workload
+from cm3lab.benchmarks.decode import baselines, engine, runner, workload
 from cm3lab.benchmarks.decode.sizes import SIZES, Size
 from cm3lab.benchmarks.decode.workload import Setup, decode_case
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE
@@ -95,7 +95,7 @@ def test_baselines_have_as_many_parameters_in_the_trunk(name: str) -> None:
 def test_the_plain_loop_is_the_decoder(name: str) -> None:
     """Its greedy codes are those of the decoder without a cache; a wrong cache is seen."""
     (loop,) = [
-        one for one in plain.plain_loops(SETUP, engine.RandomModel(SETUP)) if one.name == name
+        one for one in baselines.plain_loops(SETUP, engine.RandomModel(SETUP)) if one.name == name
     ]
     assert loop.verify().passed
     assert loop.trunk_parameters == SETUP.size.trunk_parameters

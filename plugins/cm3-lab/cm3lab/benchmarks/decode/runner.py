@@ -24,13 +24,12 @@ from torch import Tensor
 from cm3core.errors import CM3Error
 from cm3core.interfaces.benchmark import Case, DecodeProvider, Where
 from cm3lab.benchmarks import measure
-from cm3lab.benchmarks.decode.baselines import baselines
+from cm3lab.benchmarks.decode.baselines import baselines, plain_loops
 from cm3lab.benchmarks.decode.engine import (
     EngineProvider,
     RandomModel,
     engines,
 )
-from cm3lab.benchmarks.decode.plain import plain_loops
 from cm3lab.benchmarks.decode.sizes import Extent
 from cm3lab.benchmarks.decode.workload import Setup, decode_case, least_bytes, step_bytes
 from cm3lab.benchmarks.measure import Stopwatch

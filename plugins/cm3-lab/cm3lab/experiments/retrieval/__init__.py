@@ -1,1 +1,42 @@
-"""What retrieved documents gain: `cm3 experiment retrieval`."""
+"""`cm3 experiment retrieval`: what retrieved documents gain. Light: the arms of the experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Args:
+        title: for tables.
+        overrides: of the recipe; everything else is the same for all arms: tokens a step, steps,
+            context length, initial weights.
+        num_retrieved: documents prepended to a training document, at most, and to a prompt when it
+            generates.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    num_retrieved: int
+
+
+def _retrieving(name: str, number: int) -> Arm:
+    title = f"{name}, {number} document{'' if number == 1 else 's'}"
+    return Arm(title, (f"retriever.name={name}", f"retriever.num_retrieved={number}"), number)
+
+
+#: Arm -> how it is trained. `random` is the control: documents that have nothing to do with the
+#: query must not help.
+ARMS: dict[str, Arm] = {
+    "none": Arm("no documents", ("retriever.num_retrieved=0",), 0),
+    **{
+        f"{name}-{number}": _retrieving(name, number)
+        for name in ("dense", "bm25", "random")
+        for number in (1, 2, 3)
+    },
+}
+
+#: In names of losses, the "memory" and the "retriever" that prepend the query's own document.
+OWN = "own"

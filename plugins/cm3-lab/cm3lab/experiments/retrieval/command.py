@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from cm3apps.cli import registry_of, training_precision, whole_number
 from cm3core.errors import CM3Error
 from cm3lab.experiments.options import add_training_options, check_arms, typed_training
-from cm3lab.experiments.retrieval.arms import ARMS
+from cm3lab.experiments.retrieval import ARMS
 
 PLACE = "cm3 experiment retrieval"
 DEFAULT_ARMS = ("none", "bm25-1", "bm25-2", "dense-1", "random-1")

@@ -20,7 +20,7 @@ import torch
 from cm3core.document import Codes, Document, IntArray
 from cm3core.errors import CM3Error
 from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
-from cm3lab.experiments.retrieval.arms import OWN
+from cm3lab.experiments.retrieval import OWN
 from cm3lab.experiments.retrieval.counting import Told, groups_of_codes, told
 from cm3run.training.code_cache import CodeCache
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint

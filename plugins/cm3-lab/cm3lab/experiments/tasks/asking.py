@@ -1,19 +1,70 @@
-"""Asking a model for many results in one batch."""
+"""What a model is asked, many at once: the same records of every model, in one batch."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from cm3apps.evaluation.icons.asked import order
 from cm3core.document import PixelArray
+from cm3core.errors import DataError
+from cm3core.interfaces.dataset import DocumentSource
 from cm3core.progress import make_bar
+from cm3plugins.datasets.icon_tasks import IconTasksConfig
+from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run.model import Model
 from cm3run.model.jobs import results
 from cm3run.model.results import GeneratedText
+
+
+def records_of(
+    icons: IconSourceConfig,
+    form: Literal["edit", "scene", "grounding", "question", "chat", "super_resolution"],
+    split: str,
+) -> Any:
+    """The records of a form, of the corpus that a model was trained on."""
+    return IconTasksConfig(
+        form=form,
+        split=split,
+        path=icons.path,
+        image_size=icons.image_size,
+        cache_dir=icons.cache_dir,
+    ).build()
+
+
+def chosen(
+    source: DocumentSource,
+    num: int,
+    *,
+    group: Callable[[int], str] | None = None,
+    among: Sequence[int] | None = None,
+) -> list[int]:
+    """At most `num` records in a fixed random order; of a group the first only.
+
+    Args:
+        source: the records.
+        num: how many.
+        group: of a record; None: each is one of its own.
+        among: the records to choose from; None: all.
+
+    Raises:
+        DataError: there are none.
+    """
+    found: dict[str, int] = {}
+    for index in sorted(
+        range(len(source)) if among is None else among, key=lambda index: order(source.id(index))
+    ):
+        found.setdefault(source.id(index) if group is None else group(index), index)
+        if len(found) == num:
+            break
+    if not found:
+        raise DataError("data set", "has no record that could be asked for", "name another split")
+    return list(found.values())
+
 
 #: What a call that makes jobs returns: the jobs, and the number of tokens that they generate.
 Made = tuple[Iterable[Any], int]

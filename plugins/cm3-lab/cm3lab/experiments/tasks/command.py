@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from cm3lab.experiments.options import add_model_options, each_once, loaded, typed
-from cm3lab.experiments.tasks.settings import SPLITS, TASKS, TaskSettings
+from cm3lab.experiments.tasks import SPLITS, TASKS, TaskSettings
 
 EXAMPLE = """examples:
   cm3 experiment tasks runs/icons-tuned -o tasks

@@ -23,9 +23,8 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3core.recipe import Recipe
-from cm3lab.experiments.tasks import drawn, enlarged, told
+from cm3lab.experiments.tasks import TASKS, TaskSettings, drawn, told
 from cm3lab.experiments.tasks.drawn import Measured, Setting
-from cm3lab.experiments.tasks.settings import TASKS, TaskSettings
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run.model import Model
 
@@ -38,7 +37,7 @@ MEASURES: Mapping[str, Callable[[Setting, str], Measured]] = {
     "answer": told.answer,
     "chat": told.chat,
     "caption": told.caption,
-    "enlarge": enlarged.enlarge,
+    "enlarge": drawn.enlarge,
 }
 #: What a model must have been tuned for.
 NEEDS = {

@@ -1,4 +1,5 @@
-"""Tasks whose response is a text: where something is, answers, captions."""
+"""Tasks whose response is a text: where something is, answers, captions; beside them what a rule answers from the
+texts that are retrieved for the parts of a picture, which is how much a model could use of them."""
 
 from __future__ import annotations
 
@@ -10,20 +11,62 @@ from typing import Any
 
 import numpy as np
 
-from cm3core.boxes import boxes_in
+from cm3core.boxes import boxes_in, quarter_of
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
-from cm3lab.experiments.tasks import asking, by_parts
-from cm3lab.experiments.tasks.drawn import Measured, Row, Setting
-from cm3lab.experiments.tasks.records import chosen, records_of
-from cm3lab.experiments.tasks.structures import iou
+from cm3lab.experiments.tasks import asking
+from cm3lab.experiments.tasks.asking import chosen, records_of
+from cm3lab.experiments.tasks.drawn import Measured, Row, Setting, iou
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.metrics.vqa import normalised
 from cm3run.model import Model
 from cm3run.model.results import GeneratedText
+from cm3run.prepending import part_in
 from cm3run.training.neighbours import own_names
+
+Box = tuple[int, int, int, int]
+
+_NUMBERS = ("none", "one", "two", "three", "four")
+
+
+def box_of(phrase: str, texts: Sequence[str]) -> Box | None:
+    """Where a thing is, by the first text that names it.
+
+    >>> box_of("bell", ["at (0, 0) -> (9, 9), upper left: key", "at (1, 2) -> (3, 4), upper left: filled bell"])
+    (1, 2, 3, 4)
+    """
+    for box, label in filter(None, map(part_in, texts)):
+        if _names(label, phrase):
+            return box
+    return None
+
+
+def answer_by_parts(question: str, texts: Sequence[str]) -> str:
+    """How many, which is where, whether it is there; "" for all other questions and without a text of a part.
+
+    >>> front = ["at (0, 0) -> (99, 99), upper left: key", "at (130, 4) -> (230, 90), upper right: bell"]
+    >>> [answer_by_parts(one, front) for one in ("How many things are there?", "Where is the bell?", "Is there a lock?")]
+    ['two', 'upper right', 'no']
+    """
+    found = list(filter(None, map(part_in, texts)))
+    if not found:
+        return ""
+    if question.startswith("How many"):
+        return _NUMBERS[len(found)] if len(found) < len(_NUMBERS) else ""
+    if asked := re.fullmatch(r"Is there a (.+)\?", question):
+        return "yes" if any(_names(label, asked[1]) for _, label in found) else "no"
+    if asked := re.fullmatch(r"Where is the (.+)\?", question):
+        for box, label in found:
+            if _names(label, asked[1]):
+                return quarter_of(box)
+    return ""
+
+
+def _names(label: str, name: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", label) is not None
+
 
 #: Kinds of questions, each by how its questions begin.
 KINDS = {
@@ -83,7 +126,7 @@ def find(setting: Setting, split: str) -> Measured:
     if any(in_front):
         figures["by parts"] = of(
             [
-                by_parts.box_of(record["phrase"], texts)
+                box_of(record["phrase"], texts)
                 for record, texts in zip(records, in_front, strict=True)
             ]
         )
@@ -136,7 +179,7 @@ def _answered(
         "white": [one.text for one in ask([white] * len(records), "a white picture")],
     }
     by_rule = [
-        by_parts.answer(record[key], [own.text for own in one.retrieved])
+        answer_by_parts(record[key], [own.text for own in one.retrieved])
         for record, one in zip(records, asked, strict=True)
     ]
     if any(by_rule):

@@ -12,8 +12,8 @@ from cm3apps.cli import (
     whole_number,
 )
 from cm3lab.experiments.options import add_training_options, check_arms, each_once, typed_training
-from cm3lab.experiments.tasks.settings import SPLITS, TASKS
-from cm3lab.experiments.tuning.arms import ARMS, TuningSettings
+from cm3lab.experiments.tasks import SPLITS, TASKS
+from cm3lab.experiments.tuning import ARMS, TuningSettings
 
 PLACE = "cm3 experiment tuning"
 EXAMPLE = """examples:

@@ -23,8 +23,7 @@ from cm3core.document import PixelArray
 from cm3core.files import write_text
 from cm3lab.experiments.tasks.drawn import Setting
 from cm3lab.experiments.tasks.experiment import MEASURES, NEEDS, icons_of, setting_of
-from cm3lab.experiments.tuning import responses
-from cm3lab.experiments.tuning.arms import ARMS, BEFORE, REFERENCE, SHARED, TuningSettings
+from cm3lab.experiments.tuning import ARMS, BEFORE, REFERENCE, SHARED, TuningSettings, responses
 from cm3lab.experiments.tuning.report import write_report
 from cm3lab.experiments.tuning.speed import step_cost, steps_in
 from cm3plugins.datasets.mixture import MixtureConfig

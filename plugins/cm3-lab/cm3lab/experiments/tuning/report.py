@@ -11,7 +11,7 @@ import numpy as np
 
 from cm3apps.markdown_text import code, plain
 from cm3core.files import write_text
-from cm3lab.experiments.tuning.arms import ARMS, BEFORE, REFERENCE
+from cm3lab.experiments.tuning import ARMS, BEFORE, REFERENCE
 from cm3lab.experiments.tuning.responses import difference
 
 #: Task -> what is shown of it: figure, row.

@@ -19,7 +19,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, DocumentSourceConfig
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.interfaces.task import TaskConfig
-from cm3lab.experiments.tasks.records import chosen
+from cm3lab.experiments.tasks.asking import chosen
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3run.training.loss import batch_loss_sums
