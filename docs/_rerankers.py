@@ -16,8 +16,7 @@ import cm3core
 from cm3apps.judge.judge import Judge
 from cm3core.document import ImageHole, Text
 from cm3core.interfaces import Candidate
-from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, select_concepts
 
 FILE = Path(__file__).parent / "figures" / "rerankers.json"
 MODEL, CANDIDATES, SEED = "bundled:emoji64", 8, 5

@@ -189,7 +189,7 @@ def products(width: int) -> None:
     alternate, so that they come from memory and not from a cache."""
     import torch.nn.functional as F
 
-    from cm3plugins.decoders.cm3leon.products import int4_product, int8_product, packed_product
+    from cm3plugins.decoders.products import int4_product, int8_product, packed_product
 
     weights = [torch.randn(width, width).bfloat16() / width**0.5 for _ in range(4)]
     kinds: dict[str, tuple[list[Callable[[Any], Any]], torch.dtype]] = {

@@ -67,8 +67,8 @@ def cm3_commands() -> Mapping[str, str]:
 
 @hookimpl
 def cm3_image_tokenizers() -> Mapping[str, type[ImageTokenizerConfig]]:
-    from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
-    from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+    from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
+    from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
     return {
         "patches": PatchTokenizerConfig,
@@ -157,9 +157,10 @@ def cm3_attention_backends() -> Mapping[str, type[AttentionConfig]]:
 
 @hookimpl
 def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
-    from cm3plugins.samplers.config import (
+    from cm3plugins.samplers.cfg import (
         CFGSamplerConfig,
         EditCFGSamplerConfig,
+        RetrievalCFGSamplerConfig,
         StructureCFGSamplerConfig,
         TopPSamplerConfig,
     )
@@ -168,8 +169,7 @@ def cm3_samplers() -> Mapping[str, type[SamplerConfig]]:
         ContrastiveSamplerConfig,
         MixtureSamplerConfig,
     )
-    from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
-    from cm3plugins.samplers.retrieval import RetrievalCFGSamplerConfig
+    from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 
     return {
         "cd_k": CDKSamplerConfig,
@@ -222,7 +222,7 @@ def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
 
 @hookimpl
 def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
-    from cm3plugins.datasets.coco.config import COCOConfig
+    from cm3plugins.datasets.coco import COCOConfig
     from cm3plugins.datasets.conditioned import ConditionedConfig
     from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
@@ -273,7 +273,7 @@ def cm3_metrics() -> Mapping[str, type[MetricConfig]]:
 
 @hookimpl
 def cm3_conditions() -> Mapping[str, type[ConditionConfig]]:
-    from cm3plugins.conditions.config import CONDITIONS
+    from cm3plugins.conditions import CONDITIONS
 
     return CONDITIONS
 

@@ -104,7 +104,7 @@ def test_heads_that_the_backend_can_t_take_are_refused_with_the_recipe() -> None
 
 
 def test_heads_that_no_kernel_takes_are_attended_to_as_a_whole_on_a_gpu() -> None:
-    from cm3plugins.decoders.cm3leon.pool import CacheLayout
+    from cm3plugins.decoders.cache import CacheLayout
 
     backend = SimpleNamespace(is_plain_softmax=True)
     parts = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from cm3core.interfaces.sampler import PromptVariant, SamplingPlan
-from cm3plugins.samplers.config import EditCFGSamplerConfig
+from cm3plugins.samplers.cfg import EditCFGSamplerConfig
 
 
 @dataclass(kw_only=True)

@@ -37,7 +37,7 @@ from cm3plugins.datasets.table import Row, picture_of, rows
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
     from cm3plugins.datasets.file_source import Picture
-    from cm3plugins.datasets.picture_index import PictureIndex
+    from cm3plugins.datasets.pictures import PictureIndex
 
 _MARK = re.compile(r"<image>|<\|image\|>")
 _USER, _MODEL = ("human", "user"), ("gpt", "assistant")

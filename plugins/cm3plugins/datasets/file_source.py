@@ -26,8 +26,7 @@ from cm3core.interfaces.dataset import (
 )
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3core.json_text import parse_json
-from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, index_path
-from cm3plugins.datasets.pictures import suffix_of
+from cm3plugins.datasets.pictures import PictureIndex, StoredPicture, index_path, suffix_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -41,11 +41,9 @@ from cm3plugins.datasets.file_source import (
     skipped,
     type_name,
 )
-from cm3plugins.datasets.picture_index import PictureIndex
-from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES
-from cm3plugins.datasets.separators import check_separator
+from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES, PictureIndex
 from cm3plugins.datasets.stated_licences import LicenceFiles, stated
-from cm3plugins.datasets.table import METADATA
+from cm3plugins.datasets.table import METADATA, check_separator
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
 ADD_CAPTIONS = (

@@ -32,7 +32,7 @@ from cm3plugins.datasets.file_source import (
     read_utf8,
     type_name,
 )
-from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+from cm3plugins.datasets.pictures import PictureIndex, StoredPicture
 from cm3plugins.datasets.stated_licences import stated
 
 FORM = '{"text": ..., "image": ...} or {"segments": [...]}'

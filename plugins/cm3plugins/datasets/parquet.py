@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError, MissingPackageError
 from cm3core.files import check_regular
-from cm3plugins.datasets.picture_index import PictureIndex, facts_of
-from cm3plugins.datasets.pictures import NEXT_STEP
+from cm3plugins.datasets.pictures import NEXT_STEP, PictureIndex, facts_of
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray

@@ -45,7 +45,7 @@ from cm3plugins.datasets.table import Row, picture_of, rows
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
-    from cm3plugins.datasets.picture_index import PictureIndex
+    from cm3plugins.datasets.pictures import PictureIndex
 
 #: Columns of MagicBrush's Parquet files; those of its JSON file are the second ones.
 _MAGICBRUSH = {"source": "source_img", "mask": "mask_img", "target": "target_img"}

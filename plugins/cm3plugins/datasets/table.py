@@ -1,7 +1,9 @@
 """Data set `table`: a CSV, TSV, JSON or Parquet file of records and pictures, its columns mapped to fields.
 
 Reads what others write as it is: the `metadata.csv` or `metadata.jsonl` of Hugging Face's `imagefolder`, its
-Parquet files with pictures inside, or any table of paths and texts.
+Parquet files with pictures inside, or any table of paths and texts. A table whose cells are separated otherwise than
+its file's name says, as spreadsheets in many countries save them, is refused once, at the header, instead of once for
+every row.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -34,13 +36,43 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.parquet import ParquetPicture, parquet_columns, parquet_rows
-from cm3plugins.datasets.picture_index import PictureIndex, index_path
-from cm3plugins.datasets.separators import check_separator
+from cm3plugins.datasets.pictures import PictureIndex, index_path
 
 if TYPE_CHECKING:
     import numpy as np
 
     from cm3core.interfaces.task import Record
+
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+_SUFFIXES = {",": ".csv", "\t": ".tsv"}
+
+
+def check_separator(
+    place: str, header: Sequence[str], wanted: Collection[str], separator: str
+) -> None:
+    """Refuse a header that is one cell as it was read, and has the wanted columns with another separator.
+
+    Args:
+        place: of the header, for the error.
+        header: its cells.
+        wanted: columns that must be there.
+        separator: what was taken for one.
+
+    Raises:
+        DataError: it is separated otherwise.
+    """
+    if len(header) != 1 or set(wanted) <= set(header):
+        return
+    for other, name in _NAMES.items():
+        cells = {cell.strip() for cell in header[0].split(other)}
+        if other != separator and set(wanted) <= cells:
+            rename = f"name it {_SUFFIXES[other]}, or " if other in _SUFFIXES else ""
+            raise DataError(
+                place,
+                f"its columns are separated by {name}, not by {_NAMES[separator]}",
+                f"{rename}save it with {_NAMES[separator]}",
+            )
+
 
 #: Names of Hugging Face's tables of a folder, in the order in which they are looked for.
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")

@@ -24,7 +24,7 @@ from cm3plugins.datasets.file_source import (
     found_or_skipped,
     read_utf8,
 )
-from cm3plugins.datasets.picture_index import PictureIndex
+from cm3plugins.datasets.pictures import PictureIndex
 
 STAMPS = "/usr/share/tuxpaint/stamps"
 INSTALL = "apt install tuxpaint-stamps-default"

@@ -37,7 +37,7 @@ from cm3plugins.datasets.jsonl import PicturesOfLines
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord
-    from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture
+    from cm3plugins.datasets.pictures import PictureIndex, StoredPicture
 
 
 @dataclass(kw_only=True)

@@ -33,8 +33,7 @@ from cm3plugins.datasets.file_source import (
     is_unicode,
     skipped,
 )
-from cm3plugins.datasets.picture_index import PictureIndex, StoredPicture, facts_of
-from cm3plugins.datasets.pictures import SUFFIXES
+from cm3plugins.datasets.pictures import SUFFIXES, PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.stated_licences import stated
 
 BLOCK = tarfile.BLOCKSIZE

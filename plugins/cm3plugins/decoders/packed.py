@@ -22,10 +22,10 @@ from cm3core.files import cache_directory
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import InferenceDecoder, KVCache
 from cm3kernels.few_rows import AFTER, FewRowsProduct, Unavailable, library
-from cm3plugins.decoders.cm3leon.cache import CM3LeonCache, Reading
-from cm3plugins.decoders.cm3leon.pool import CacheLayout
-from cm3plugins.decoders.cm3leon.products import (
+from cm3plugins.decoders.cache import CacheLayout, CM3LeonCache, Reading
+from cm3plugins.decoders.products import (
     FEWEST_ROWS,
+    LARGE_DECODER,
     Product,
     int4_product,
     int8_product,
@@ -37,7 +37,6 @@ from cm3plugins.decoders.cm3leon.products import (
     why_not,
     with_activation,
 )
-from cm3plugins.decoders.faster import LARGE_DECODER
 from cm3run.devices import cpu_multiplies_bf16, multiplies_bf16
 from cm3run.machine_memory import MachineMemory
 from cm3run.mapped import is_mapped, release

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cm3plugins.embedders.bi_encoder.config import BiEncoderConfig
-from cm3plugins.embedders.clip.config import CLIPConfig
-from cm3plugins.embedders.light_encoder.config import LightEncoderConfig
+from cm3plugins.embedders.bi_encoder import BiEncoderConfig
+from cm3plugins.embedders.clip import CLIPConfig
+from cm3plugins.embedders.light_encoder import LightEncoderConfig
 
 __all__ = ["BiEncoderConfig", "CLIPConfig", "LightEncoderConfig"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path
-from cm3plugins.trained.finite import check_before_saving, check_finite
+from cm3plugins.trained.weights_file import check_before_saving, check_finite
 
 
 def save_weights(path: Path, network: nn.Module, form: str, header: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class InceptionConfig(ExtractorConfig):
         Raises:
             CheckpointError: the file is missing, another one, or holds other tensors.
         """
-        from cm3plugins.extractors.inception.extractor import InceptionExtractor
+        from cm3plugins.extractors.inception import InceptionExtractor
 
         self.check()
         return InceptionExtractor.load(

@@ -1,27 +1,85 @@
-"""METEOR in two forms, which give different numbers and have different names.
+"""METEOR in two forms, which give different numbers and have different names; and SPICE.
 
 meteor_exact_stem   in Python: the formula of Banerjee and Lavie 2005 (alpha 0.9, beta 3, gamma 0.5) with
                     the stages "exact" and "stem" (Porter's); no synonyms and no paraphrases. The same as
                     nltk's `meteor_score` with that stemmer and an empty WordNet
 meteor              METEOR 1.5 (Denkowski and Lavie 2014) by its own jar, as COCO's evaluation runs it: stages
                     exact, stem, synonym and paraphrase, function words weighted
+spice               Anderson et al. 2016 (arXiv:1607.08822) by its own jar, which parses captions into scene graphs
+                    with Stanford CoreNLP 3.6.0
 
-Both are of captions' words (`caption_words`) and printed times 100.
+All are of captions' words (`captions.py`) and printed times 100. No jar comes with cm3leon.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import shutil
+import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cm3core.errors import DataError, MissingPackageError
-from cm3core.interfaces.metric import Score
+from cm3core.interfaces.metric import Group, Score
 from cm3plugins.metrics.captions import CaptionMetric, Words
-from cm3plugins.metrics.collecting import mean_score
-from cm3plugins.metrics.java import run_java
+from cm3plugins.metrics.collecting import ValueMetric, mean_score
+
+_MOST_SHOWN = 200
+
+
+def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None = None) -> str:
+    """What a Java program prints.
+
+    Args:
+        arguments: of `java`.
+        given: its input.
+        folder: in which it runs.
+
+    Raises:
+        MissingPackageError: there is no Java.
+        DataError: it failed; its last words are quoted.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise MissingPackageError(
+            "java", "is not installed", "install a Java runtime (Debian: default-jre-headless)"
+        )
+    done = subprocess.run(
+        [java, *arguments],
+        input=given,
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        raise DataError(
+            f"java {' '.join(arguments)}"[:_MOST_SHOWN],
+            f"failed: {_reason(done.stderr) or f'exit code {done.returncode}'}",
+            "see the program's own instructions",
+        )
+    return done.stdout
+
+
+def _reason(printed: str) -> str:
+    """What a program that failed printed last, without the places in its code: the innermost cause."""
+    lines = [line.strip() for line in printed.splitlines()]
+    told = [line for line in lines if line and not line.startswith(("at ", "... "))]
+    causes = [line for line in told if line.startswith(("Caused by: ", "Exception in "))]
+    return " ".join(causes[-1:] or told)[-_MOST_SHOWN:]
+
+
+def check_jar(path: Path, key: str, step: str) -> None:
+    """Raise `DataError` unless a program's file is there."""
+    if not path.is_file():
+        raise DataError(f"metric.{key} {path}", "there is no such file", step)
+
 
 _ALPHA, _BETA, _GAMMA = 0.9, 3.0, 0.5
 #: Separates the parts of a line that the jar reads.
@@ -133,3 +191,78 @@ def _unlike(jar: Path, found: str) -> DataError:
         f"answered {found[:80]!r}, which METEOR 1.5 does not",
         "use the meteor-1.5.jar of https://www.cs.cmu.edu/~alavie/METEOR or of pycocoevalcap",
     )
+
+
+#: What must lie in `lib` beside the jar; no package contains them.
+PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+_PARSER_IS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+_JAR_IS = "spice-1.0.jar with its folder lib, of pycocoevalcap or https://panderson.me/spice"
+
+
+class SPICEMetric(ValueMetric):
+    """Mean F-score of the scene graphs of a caption and its references; of two empty graphs 0.
+
+    Args:
+        jar: spice-1.0.jar.
+        memory_gb: for Java.
+    """
+
+    needs: ClassVar[tuple[Group, ...]] = (("texts", "references"),)
+
+    def __init__(self, jar: Path, memory_gb: int) -> None:
+        super().__init__()
+        self._jar, self._memory_gb = jar, memory_gb
+
+    def _value(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        if not sample["references"]:
+            raise DataError("a sample", "has no reference captions", "leave it out")
+        return {"test": sample["texts"], "refs": list(sample["references"])}
+
+    def _result(self) -> Sequence[Score]:
+        rows = [{"image_id": index, **own} for index, own in self.values.items()]
+        with tempfile.TemporaryDirectory() as place:
+            given, out = Path(place) / "given.json", Path(place) / "out.json"
+            given.write_text(json.dumps(rows), encoding="utf-8")
+            options = [f"-Xmx{self._memory_gb}G", "-jar", str(self._jar.resolve()), str(given)]
+            # in the jar's folder: it looks for its libraries there
+            run_java(
+                [*options, "-out", str(out), "-subset", "-silent"],
+                folder=self._jar.resolve().parent,
+            )
+            scores = self._read(out)
+        return [mean_score("spice", scores, higher_is_better=True)]
+
+    def _read(self, path: Path) -> dict[int, float]:
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            found = {int(row["image_id"]): row["scores"]["All"]["f"] for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(str(self._jar), "wrote no scores of SPICE", f"use {_JAR_IS}") from error
+        if sorted(found) != list(self.values):
+            raise DataError(
+                str(self._jar),
+                f"scored {len(found)} of {len(self.values)} captions",
+                f"use {_JAR_IS}",
+            )
+        return {index: 100 * _number(found[index]) for index in self.values}
+
+
+def _number(value: object) -> float:
+    number = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if number else 0.0  # type: ignore[arg-type]  # a number
+
+
+def open_spice(jar: Path, memory_gb: int) -> SPICEMetric:
+    """The metric, once everything that it needs is known to be there.
+
+    Raises:
+        DataError: the jar, or the parser in its folder lib, is missing.
+    """
+    check_jar(jar, "jar", f"get {_JAR_IS}")
+    for name in PARSER:
+        check_jar(
+            jar.parent / "lib" / name,
+            "jar",
+            f"copy {' and '.join(PARSER)} from {_PARSER_IS} to {jar.parent / 'lib'}",
+        )
+    return SPICEMetric(jar, memory_gb)

@@ -99,8 +99,7 @@ class METEORConfig(MetricConfig):
             DataError: there is no such jar.
             MissingPackageError: without a jar, `snowballstemmer` is not installed.
         """
-        from cm3plugins.metrics.java import check_jar
-        from cm3plugins.metrics.meteor import ExactStemMetric, JarMetric
+        from cm3plugins.metrics.meteor import ExactStemMetric, JarMetric, check_jar
 
         self.check()
         if self.jar is None:
@@ -141,7 +140,7 @@ class SPICEConfig(MetricConfig):
         Raises:
             DataError: the jar, or CoreNLP beside it, is missing.
         """
-        from cm3plugins.metrics.spice import open_spice
+        from cm3plugins.metrics.meteor import open_spice
 
         self.check()
         return open_spice(user_path(self.jar), self.memory_gb)

@@ -1,4 +1,10 @@
-"""Base config of the bundled objectives: the loss weights and their ranges."""
+"""What the objectives share: loss weights and their ranges, random spans in segments, boxes in pictures.
+
+The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), without its
+defects: a candidate that is empty or covers only special tokens is not a span; endpoints are drawn
+among the B + 1 gaps between tokens, each equally likely. Legend: B tokens in a sequence, m segments
+that are not empty, k candidates.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
+from cm3core.document import TokenSequence
 from cm3core.interfaces.objective import ObjectiveConfig
 from cm3core.sequence import loss_weights, only_responses
 
@@ -41,3 +51,77 @@ class LossWeightsConfig(ObjectiveConfig):
             sequence, vocabulary, self.retrieved_loss_weight, self.text_loss_weight
         )
         return only_responses(weights, sequence) if self.response_only else weights
+
+
+SpanList = list[tuple[int, int]]
+
+
+def draw_spans(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
+    """At most `num_spans` disjoint spans, each inside one segment, sorted.
+
+    `num_spans`**2 candidates have both ends uniform over the sequence. They are taken in turn
+    unless they meet one taken before. Each one is then clipped to the segment that it overlaps most
+    (the first on a tie). Fewer are returned if candidates run out.
+    """
+    if num_spans == 0:
+        return []
+    ends_k2 = np.sort(rng.integers(0, len(sequence) + 1, size=(num_spans * num_spans, 2)), axis=1)
+    clipped_k2, holds_k = clip_to_segments(ends_k2, sequence)
+    taken: SpanList = []
+    spans: SpanList = []
+    for (start, stop), clipped, holds in zip(
+        ends_k2.tolist(), clipped_k2.tolist(), holds_k.tolist(), strict=True
+    ):
+        if holds and all(stop <= low or high <= start for low, high in taken):
+            taken.append((start, stop))
+            spans.append((clipped[0], clipped[1]))
+            if len(spans) == num_spans:
+                break
+    return sorted(spans)
+
+
+def clip_to_segments(
+    ends_k2: npt.NDArray[np.int64], sequence: TokenSequence
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Clip each candidate to the segment that it overlaps most.
+
+    Returns:
+        the clipped candidates, int64 [k, 2], and whether each overlaps a segment at all, bool [k].
+    """
+    bounds = np.asarray(
+        [(span.start, span.stop) for span in sequence.segments if len(span)], np.int64
+    ).reshape(-1, 2)
+    if not len(bounds):
+        return ends_k2, np.zeros(len(ends_k2), np.bool_)
+    low_km = np.maximum(ends_k2[:, :1], bounds[:, 0])
+    high_km = np.minimum(ends_k2[:, 1:], bounds[:, 1])
+    best_k = np.argmax(high_km - low_km, axis=1)
+    rows = np.arange(len(ends_k2))
+    clipped_k2 = np.stack([low_km[rows, best_k], high_km[rows, best_k]], axis=1)
+    return clipped_k2, clipped_k2[:, 1] > clipped_k2[:, 0]
+
+
+def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
+    """A random box of codes of one of the query document's pictures, as spans.
+
+    None without a picture or room. Height and width are uniform, then the position. A box takes one
+    span per row (one span in total if it is as wide as the picture), as the holes of an inpainted
+    box do, so its height is at most `num_spans`.
+    """
+    pictures = [
+        span for span in sequence.segments[sequence.query_segment :] if span.grid is not None
+    ]
+    if not pictures or num_spans == 0:
+        return []
+    picture = pictures[int(rng.integers(len(pictures)))]
+    assert picture.grid is not None
+    rows, columns = picture.grid
+    height, width = (
+        int(rng.integers(1, min(rows, num_spans) + 1)),
+        int(rng.integers(1, columns + 1)),
+    )
+    top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
+    first = picture.start + top * columns + left
+    if width == columns:
+        return [(first, first + height * columns)]
+    return [(first + row * columns, first + row * columns + width) for row in range(height)]

@@ -18,8 +18,7 @@ from cm3core.document import MaskedSequence, TokenSequence
 from cm3core.interfaces import check_value
 from cm3core.interfaces.objective import MaskingObjective
 from cm3core.sequence import TOKENS_PER_SPAN, move_spans
-from cm3plugins.objectives.base import LossWeightsConfig
-from cm3plugins.objectives.spans import SpanList, draw_box, draw_spans
+from cm3plugins.objectives.base import LossWeightsConfig, SpanList, draw_box, draw_spans
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,11 +1,90 @@
-"""Bundled rerankers. Their configs import nothing heavy."""
+"""Bundled rerankers: their configs. What they `build` is imported when it is built."""
 
 from __future__ import annotations
 
-from cm3plugins.rerankers.config import (
-    ClipRerankerConfig,
-    LikelihoodRerankerConfig,
-    PMIRerankerConfig,
-)
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-__all__ = ["ClipRerankerConfig", "LikelihoodRerankerConfig", "PMIRerankerConfig"]
+from cm3core.interfaces.reranker import Reranker, RerankerConfig
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.reranker import Likelihood
+
+
+@dataclass(kw_only=True)
+class ClipRerankerConfig(RerankerConfig):
+    """Cosine similarity of a candidate's text and pictures under the recipe's embedder.
+
+    The paper's protocol if the embedder is CLIP. Scores generated pictures against their prompt, or
+    a generated text against the pictures that it was generated for; several pictures count as their
+    mean. Costs one embedding per picture and text. It can distinguish only what the embedder was
+    trained on.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("embedder",)
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `likelihood` is not used."""
+        from cm3plugins.rerankers.cosine import CosineReranker
+
+        assert embedder is not None  # `needs` says so
+        return CosineReranker(embedder)
+
+
+@dataclass(kw_only=True)
+class LikelihoodRerankerConfig(RerankerConfig):
+    """log p(text | everything else) under the model itself: how well it infills the text.
+
+    For a generated picture, the prompt is masked and infilled after the picture, as a caption. For
+    a generated text, that text is scored next to its pictures. Needs no other model. Costs one
+    forward of the decoder over the prompt and text of each candidate, batched.
+
+    Args:
+        normalise: take the mean over the text's tokens (minus the logarithm of the perplexity)
+            instead of their sum, which prefers short texts. Where all candidates have the same
+            text, the order is the same.
+        with_retrieved: keep the retrieved documents prepended. They give away the text that the
+            model should read off the picture, and make the forward longer; on for texts whose form
+            only the retrieved documents show.
+    """
+
+    normalise: bool = True
+    with_retrieved: bool = False
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `embedder` is not used."""
+        from cm3plugins.rerankers.model_scores import LikelihoodReranker
+
+        return LikelihoodReranker(
+            likelihood, normalise=self.normalise, with_retrieved=self.with_retrieved
+        )
+
+
+@dataclass(kw_only=True)
+class PMIRerankerConfig(RerankerConfig):
+    """Pointwise mutual information of text and pictures under the model itself, in nats.
+
+    The two directions are equal for exact probabilities; a model's differ. In either, what is
+    common (a text that fits all pictures, a picture that the model generates for everything) gains
+    nothing. Needs no other model. "text" is the one to choose by: "image" is the difference of two
+    sums over hundreds of codes, and the bundled model's is largest for pictures that fell apart.
+
+    Args:
+        direction: "text": log p(text | pictures) - log p(text), of the generated texts, else of
+            all. For pictures of one prompt the second term is constant: their order is that of
+            `likelihood`. Costs what `likelihood` does, plus a short forward without pictures.
+            "image": log p(pictures | text) - log p(pictures | mask in place of the text), of the
+            generated pictures, else of all. Costs two forwards over text and pictures.
+        with_retrieved: keep the retrieved documents prepended, in both terms.
+    """
+
+    direction: Literal["text", "image"] = "text"
+    with_retrieved: bool = False
+
+    def build(self, *, embedder: Embedder | None, likelihood: Likelihood) -> Reranker:
+        """Return the reranker; `embedder` is not used."""
+        from cm3plugins.rerankers.model_scores import ImagePMIReranker, TextPMIReranker
+
+        reranker = TextPMIReranker if self.direction == "text" else ImagePMIReranker
+        return reranker(likelihood, with_retrieved=self.with_retrieved)

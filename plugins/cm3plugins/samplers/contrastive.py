@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from cm3core.interfaces.sampler import GuidanceStream, PromptVariant, Sampler, SamplingPlan
-from cm3plugins.samplers.config import (
+from cm3plugins.samplers.cfg import (
     CFGSamplerConfig,
     GuidedSamplerConfig,
     require,
@@ -166,7 +166,7 @@ class MixtureSamplerConfig(CFGSamplerConfig):
 
     def build(self) -> Sampler:
         """Return the sampler."""
-        from cm3plugins.samplers.mixture import MixtureSampler
+        from cm3plugins.samplers.planned import MixtureSampler
 
         modalities, cd_k = ("text", "image"), self.cd_k()
         return MixtureSampler(

@@ -1,4 +1,4 @@
-"""The sampler that executes plans: the kernels mix, filter and sample in one call.
+"""The samplers that execute plans: the kernels mix, filter and sample in one call.
 
 Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 """
@@ -6,6 +6,8 @@ Legend: n requests, S stream rows, G guidance streams, R ids of the legal slice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import floor
 from typing import Any, ClassVar
 
 import torch
@@ -100,3 +102,39 @@ class PlannedSampler(Sampler):
 
 def _by_plans_alone(sampler: Sampler) -> bool:
     return bool(vars(type(sampler)).get("by_plans_alone", False))
+
+
+class MixtureSampler(PlannedSampler):
+    """Draws candidates by two methods; used directly, it is the sampler of candidate 0.
+
+    Args:
+        first, second: each method's plans, one per modality; all have the same streams.
+        second_share: 0..1; floor(n * share) of the first n candidates are the second method's. A
+            fraction, because 100 * 0.29 is less than 29.
+    """
+
+    by_plans_alone: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        first: Mapping[str, SamplingPlan],
+        second: Mapping[str, SamplingPlan],
+        second_share: Fraction,
+    ) -> None:
+        self._first, self._second, self._second_share = (
+            PlannedSampler(first),
+            PlannedSampler(second),
+            second_share,
+        )
+        super().__init__(second if self._is_second(0) else first)
+
+    def draws_with(self, other: Sampler) -> bool:
+        """See `PlannedSampler`."""
+        return super().draws_with(other)
+
+    def for_candidate(self, index: int) -> Sampler:
+        """See `Sampler.for_candidate`."""
+        return self._second if self._is_second(index) else self._first
+
+    def _is_second(self, index: int) -> bool:
+        return floor((index + 1) * self._second_share) > floor(index * self._second_share)

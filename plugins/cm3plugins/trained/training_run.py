@@ -15,12 +15,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path, open_regular
 from cm3core.progress import make_bar
 from cm3run.stop_signals import StopSignals
+
+
+def edge_error(error_BCHW: Tensor) -> Tensor:
+    """Mean absolute first differences of an error, horizontal plus vertical.
+
+    Penalises blur and ringing.
+    """
+    return error_BCHW.diff(dim=-1).abs().mean() + error_BCHW.diff(dim=-2).abs().mean()
+
 
 WEIGHTS, STATE, LOG = "model.safetensors", "state.pt", "log.jsonl"
 

@@ -1,4 +1,7 @@
-"""Weights files: safetensors with the network's architecture, as JSON, in their metadata."""
+"""Weights files: safetensors with the network's architecture, as JSON, in their metadata.
+
+Weights must be finite numbers: trainers refuse to write others, and nothing reads them.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,61 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cm3core.errors import CheckpointError
+from cm3core.errors import CheckpointError, CM3Error
 from cm3core.files import atomic_path
-from cm3plugins.trained.finite import check_before_saving, check_finite
-from cm3plugins.trained.layout import channels_last
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-ArchitectureT = TypeVar("ArchitectureT", bound="DataclassInstance")
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with NaN or infinity in it."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` that names the first tensor with NaN or infinity in it."""
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise CheckpointError(
+            str(path),
+            f"{name} holds NaN or infinite numbers",
+            "use weights of a run that did not diverge",
+        )
+
+
+def check_before_saving(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise `CM3Error` where a training has diverged, so that weights written before stay."""
+    name = first_not_finite(tensors)
+    if name is not None:
+        raise CM3Error(
+            str(path),
+            f"the training has diverged: {name} holds NaN or infinite numbers; it is not saved",
+            "lower the learning rate, and start in another folder",
+        )
+
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def channels_last(module: ModuleT) -> ModuleT:
+    """Convert convolution weights to channels-last, in place: about 1.5 times faster on a CPU."""
+    for parameter in module.parameters():
+        # those over time have five dimensions, which this layout is not for
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+ArchitectureT = TypeVar("ArchitectureT", bound="DataclassInstance")
 
 _TRAINERS = "give the weights that the trainer wrote"
 

@@ -16,7 +16,7 @@ from cm3apps.cli.main import main
 from cm3core.images import open_image, read_png_metadata, save_png
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
-from cm3plugins.image_tokenizers.vqgan.weights import save_weights
+from cm3plugins.image_tokenizers.vqgan.tokenizer import save_weights
 from cm3run.evaluation.upscaler import lanczos
 from messages import tells
 from upscaler_parts import tiles

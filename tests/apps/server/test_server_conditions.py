@@ -15,7 +15,7 @@ from cm3apps.server.structures import LONGEST, MOST_KEPT, Structures
 from cm3core.errors import MissingPackageError
 from cm3core.images import fit, open_image
 from cm3core.interfaces.condition import Condition
-from cm3plugins.conditions.config import CannyConfig, LineSegmentsConfig
+from cm3plugins.conditions import CannyConfig, LineSegmentsConfig
 from toy_server import GENERATE, Served, png, served, tuned, tuned_model
 
 pytest.importorskip("cv2", reason="the package opencv-python-headless is not installed")

@@ -84,7 +84,7 @@ def test_boxes_are_made_with_the_keyboard(browser, server):
 
 
 def edges(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    from cm3plugins.conditions.edges import edges_of
+    from cm3plugins.conditions.plain import edges_of
 
     return edges_of(pixels)
 
@@ -121,7 +121,7 @@ def test_a_structure_that_the_server_draws_is_followed(
 ):
     pytest.importorskip("cv2", reason="the package opencv-python-headless is not installed")
     from cm3core.images import fit
-    from cm3plugins.conditions.config import CannyConfig, XDoGConfig
+    from cm3plugins.conditions import CannyConfig, XDoGConfig
 
     photo = np.full((40, 60, 3), 255, np.uint8)
     photo[8:32, 20:40] = (200, 30, 30)

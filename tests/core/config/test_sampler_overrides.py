@@ -10,9 +10,9 @@ from cm3core.config.overrides import in_place_of, with_options
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.interfaces.component import choose, chosen_name
-from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import CDKSamplerConfig
-from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from messages import tells
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cm3core.interfaces.sampler import Filters, Sampler, SamplingPlan
 from cm3kits.sampler import SamplerContract
-from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, TopPSamplerConfig
 from kit_mutants import assert_covers, assert_law_fails, cases
 from sampler_state_mutants import STATE_MUTANTS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cm3core.interfaces import Sampler
 from cm3kits.sampler import SamplerContract
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig
 from mirostat_plugin import MirostatConfig
 from sampler_state_mutants import Adding

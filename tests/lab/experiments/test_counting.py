@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cm3lab.experiments.retrieval.counting import groups_of_codes, kmeans, told
-from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
 
 GROUPS = np.arange(4)
 

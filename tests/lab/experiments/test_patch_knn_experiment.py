@@ -12,9 +12,8 @@ from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3kits.samples import ListSource
 from cm3lab.experiments.patch_knn.measuring import HeldOut, frequencies
-from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
-from cm3plugins.samplers.patch_knn.database import in_memory
-from cm3plugins.samplers.patch_knn.places import places_of
+from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
+from cm3plugins.samplers.patch_knn.database import in_memory, places_of
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
 from toy_model import GRID, MEMORY, GreyTokenizer, toy_model
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from cm3core.boxes import text_of_boxes
 from cm3core.errors import DataError, MissingPackageError
 from cm3kits.condition import ConditionContract
-from cm3plugins.conditions.boxes import colour_of
-from cm3plugins.conditions.config import (
+from cm3plugins.conditions import (
     AsItIsConfig,
     BoxesConfig,
     CannyConfig,
@@ -22,8 +21,8 @@ from cm3plugins.conditions.config import (
     RegionsConfig,
     XDoGConfig,
 )
-from cm3plugins.conditions.edges import edges_of
-from cm3plugins.conditions.regions import coloured, labelled
+from cm3plugins.conditions.opencv import coloured, labelled
+from cm3plugins.conditions.plain import colour_of, edges_of
 from messages import tells
 
 
@@ -251,7 +250,7 @@ def test_texts_that_are_no_boxes(text: str, message: str) -> None:
     "config", [CannyConfig(), XDoGConfig(), LineSegmentsConfig(), RegionsConfig()]
 )
 def test_without_opencv_the_extra_is_named(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cm3plugins.conditions.config.find_spec", lambda name: None)
+    monkeypatch.setattr("cm3plugins.conditions.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError) as error:
         config.build()
     assert tells(error.value, "... the package 'opencv-python-headless'")

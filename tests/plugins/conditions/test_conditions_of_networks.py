@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError
-from cm3plugins.conditions.config import (
+from cm3plugins.conditions import (
     CannyConfig,
     DepthConfig,
     HEDConfig,
@@ -47,7 +47,7 @@ def test_without_a_file_it_is_named(name: str, tmp_path: Path) -> None:
 
 def test_without_the_package_the_extra_is_named(tmp_path, monkeypatch) -> None:
     (tmp_path / "ControlNetHED.pth").write_bytes(b"weights")
-    monkeypatch.setattr("cm3plugins.conditions.config.find_spec", lambda name: None)
+    monkeypatch.setattr("cm3plugins.conditions.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError) as error:
         HEDConfig(path=str(tmp_path / "ControlNetHED.pth")).build()
     assert tells(error.value, "condition 'hed': the package 'controlnet_aux'")

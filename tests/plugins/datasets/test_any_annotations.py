@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import draw_formats
 from cm3core.document import Image
 from cm3core.errors import CM3Error, DataError
-from cm3plugins.datasets.coco.config import COCOConfig
+from cm3plugins.datasets.coco import COCOConfig
 from cm3plugins.datasets.conversations import ConversationsConfig
 from cm3plugins.datasets.picture_pairs import PicturePairsConfig
 from cm3plugins.datasets.vqa import VQAConfig

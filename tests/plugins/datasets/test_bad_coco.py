@@ -16,7 +16,7 @@ from bad_formats import annotation, changed
 from cm3apps.cli.main import main
 from cm3core.errors import DataError, RecipeError
 from cm3plugins.datasets import annotations
-from cm3plugins.datasets.coco.config import COCOConfig
+from cm3plugins.datasets.coco import COCOConfig
 from messages import tells
 from picture_files import found
 

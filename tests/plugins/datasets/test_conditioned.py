@@ -14,8 +14,8 @@ from cm3core.interfaces import TaskSource
 from cm3core.plugins import load_registry
 from cm3core.recipe import recipe_from_yaml
 from cm3kits.dataset import DocumentSourceContract
-from cm3plugins.conditions.config import AsItIsConfig, BoxesConfig, CannyConfig
-from cm3plugins.datasets.coco.config import COCOConfig
+from cm3plugins.conditions import AsItIsConfig, BoxesConfig, CannyConfig
+from cm3plugins.datasets.coco import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig
 from cm3plugins.datasets.folder import FolderSourceConfig
 from cm3plugins.tasks.bundled import StructureConfig

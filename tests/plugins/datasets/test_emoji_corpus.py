@@ -24,19 +24,24 @@ from cm3core.document import Image, Text
 from cm3core.errors import DataError, FileError, RecipeError
 from cm3plugins.datasets.emoji import EmojiSourceConfig, build
 from cm3plugins.datasets.emoji.atlas import COLUMNS, TILE
-from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, caption
-from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import ASSETS, STYLES, EmojiCorpus, EmojiEntry
-from cm3plugins.datasets.emoji.join import (
+from cm3plugins.datasets.emoji.build import (
     Concept,
+    assign_splits,
     clean_label,
     icon_svg,
     match_icons,
     names_of_concepts,
     read_concepts,
 )
+from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, caption
+from cm3plugins.datasets.emoji.corpus import (
+    ASSETS,
+    STYLES,
+    EmojiCorpus,
+    EmojiEntry,
+    select_concepts,
+)
 from cm3plugins.datasets.emoji.packages import ALL_PACKAGES, NAMES_PACKAGE
-from cm3plugins.datasets.emoji.splits import assign_splits
 from cm3plugins.datasets.vector.files import data_hash
 from cm3plugins.datasets.vector.render import render_svg, square_svg
 from cm3plugins.datasets.vector.templates import CaptionTemplate

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.dataset import SkippedRecord
 from cm3plugins.datasets.file_source import FoundRecord, captions_of, split_of
-from cm3plugins.datasets.picture_index import VERSION
+from cm3plugins.datasets.pictures import VERSION
 from messages import tells
 from picture_files import folder, picture, png_chunk, png_header, write
 

@@ -20,8 +20,13 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.dataset import DocumentSourceContract
 from cm3kits.samples import ListSource
-from cm3plugins.datasets.mixture import MixtureConfig, MixtureSource
-from cm3plugins.datasets.mixture_order import counts_of, drawn_records, part_order
+from cm3plugins.datasets.mixture import (
+    MixtureConfig,
+    MixtureSource,
+    counts_of,
+    drawn_records,
+    part_order,
+)
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.tasks.bundled import CaptionConfig, QuestionConfig, TextToImageConfig
 from cm3run.build import build

@@ -15,7 +15,7 @@ from cm3core.document import Image, Text
 from cm3core.interfaces import TaskSource
 from cm3core.interfaces.dataset import Provenance
 from cm3kits.dataset import DocumentSourceContract
-from cm3plugins.datasets.coco.config import COCOConfig
+from cm3plugins.datasets.coco import COCOConfig
 from cm3plugins.datasets.coco.shapes import colour
 from cm3plugins.datasets.conversations import ConversationsConfig
 from cm3plugins.datasets.mixture import MixtureConfig

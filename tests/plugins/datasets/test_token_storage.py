@@ -21,8 +21,7 @@ from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3plugins.datasets.tokens import TokensSourceConfig
 from cm3plugins.datasets.tokens import storage as storages
-from cm3plugins.datasets.tokens.ahead import Ahead
-from cm3plugins.datasets.tokens.source import TokensSource
+from cm3plugins.datasets.tokens.source import Ahead, TokensSource
 from cm3plugins.datasets.tokens.storage import ObjectStorage
 from cm3run.build import build
 from cm3run.checkpoint.layout import WORDS

@@ -25,8 +25,7 @@ from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
 from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.tokens import TokensSourceConfig
-from cm3plugins.datasets.tokens.ahead import Ahead
-from cm3plugins.datasets.tokens.source import TokensSource, stream_part
+from cm3plugins.datasets.tokens.source import Ahead, TokensSource, stream_part
 from cm3run.build import build
 from cm3run.training.preparation import Preparation
 from messages import tells

@@ -14,9 +14,9 @@ from torch import nn
 from cm3core.errors import GenerationError
 from cm3core.recipe import TuneSection
 from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.adapters import merged_weight
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.llama import LlamaConfig
+from cm3plugins.decoders.transformer import merged_weight
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3run.tuning import (
     ADAPTER,

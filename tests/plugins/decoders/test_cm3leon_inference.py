@@ -15,12 +15,11 @@ from cm3core.interfaces.decoder import Decoder
 from cm3kernels.few_rows import refusal
 from cm3kits.decoder import DecoderContract
 from cm3leon_parts import SDPA, TINY, build
+from cm3plugins.decoders import cache as pool
 from cm3plugins.decoders import packed
-from cm3plugins.decoders.cm3leon import inference as inference_module
-from cm3plugins.decoders.cm3leon import pool
-from cm3plugins.decoders.cm3leon.inference import NUM_HEADS, CM3LeonInference
-from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
-from cm3plugins.decoders.cm3leon.products import (
+from cm3plugins.decoders.cm3leon import model as inference_module
+from cm3plugins.decoders.cm3leon.model import NUM_HEADS, CM3LeonDecoder, CM3LeonInference
+from cm3plugins.decoders.products import (
     FEWEST_ROWS,
     MOST_ROWS,
     in_blocks,

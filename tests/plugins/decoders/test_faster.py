@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import cm3core
-from cm3plugins.decoders import faster
+from cm3plugins.decoders import products as faster
 from cm3plugins.decoders.cm3leon import model
-from cm3plugins.decoders.faster import (
+from cm3plugins.decoders.products import (
     COMPILED_FROM,
     COMPILED_INT8_FROM,
     LARGE_DECODER,

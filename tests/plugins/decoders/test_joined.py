@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cm3plugins.decoders import joined as module
-from cm3plugins.decoders.joined import joined, projections
+from cm3plugins.decoders import transformer as module
+from cm3plugins.decoders.transformer import joined, projections
 
 
 @settings(max_examples=25, deadline=None)

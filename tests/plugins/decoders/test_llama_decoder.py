@@ -13,10 +13,9 @@ from cm3core.errors import CM3Error, DocumentError, RecipeError
 from cm3core.interfaces.decoder import Decoder
 from cm3kits.decoder import DecoderContract
 from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.cm3leon import pool
+from cm3plugins.decoders import cache as pool
 from cm3plugins.decoders.llama import LlamaConfig
-from cm3plugins.decoders.llama.inference import LlamaInference
-from cm3plugins.decoders.llama.model import LlamaDecoder
+from cm3plugins.decoders.llama.model import LlamaDecoder, LlamaInference
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 
 TINY = LlamaConfig(num_layers=2, d_model=24, num_heads=6, d_ff=40, context_length=24)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3plugins.decoders.cm3leon.products import (
+from cm3plugins.decoders.products import (
     GROUP,
     MOST_ROWS,
     add_product,

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cm3plugins.decoders.cm3leon import shared
-from cm3plugins.decoders.cm3leon.pool import Row, Segment
-from cm3plugins.decoders.cm3leon.shared import SharedPlaces, flash
+from cm3plugins.decoders import cache as shared
+from cm3plugins.decoders.cache import Row, Segment, SharedPlaces, flash
 
 L, K, N, D = 2, 2, 40, 8
 

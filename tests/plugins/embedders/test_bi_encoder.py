@@ -28,11 +28,19 @@ from cm3kits.embedder import EmbedderContract
 from cm3lab.embedder_training import bi_encoder as training
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.embedders import BiEncoderConfig
-from cm3plugins.embedders.bi_encoder.config import BUNDLED_WEIGHTS
-from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
-from cm3plugins.embedders.bi_encoder.heads import Head, Heads, HeadSizes, load_heads, save_heads
+from cm3plugins.embedders.bi_encoder import BUNDLED_WEIGHTS
+from cm3plugins.embedders.bi_encoder.embedder import (
+    NUM_PICTURE_FEATURES,
+    BiEncoder,
+    Head,
+    Heads,
+    HeadSizes,
+    Networks,
+    load_heads,
+    minilm_folder,
+    save_heads,
+)
 from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
-from cm3plugins.embedders.bi_encoder.networks import NUM_PICTURE_FEATURES, Networks, minilm_folder
 from messages import tells
 
 TEXT_WIDTH = 24
@@ -94,7 +102,7 @@ def minilm(tmp_path, monkeypatch) -> BertModel:
     (package / "__init__.py").write_text("raise RuntimeError('imported')\n")
     model = write_bert(package / "model")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr("cm3plugins.embedders.bi_encoder.networks.NUM_TEXT_FEATURES", TEXT_WIDTH)
+    monkeypatch.setattr("cm3plugins.embedders.bi_encoder.embedder.NUM_TEXT_FEATURES", TEXT_WIDTH)
     monkeypatch.setattr(training, "NUM_TEXT_FEATURES", TEXT_WIDTH)
     monkeypatch.setenv("CM3_CACHE", str(tmp_path / "cache"))
     return model

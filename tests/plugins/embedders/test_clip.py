@@ -20,8 +20,8 @@ from clip_models import example_pictures, features, tiny
 from cm3kits.embedder import EmbedderContract
 from cm3plugins.embedders import CLIPConfig
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
+from cm3plugins.embedders.clip.configs import Preprocessing
 from cm3plugins.embedders.clip.embedder import CLIP
-from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.tokenizer import CLIPTokenizer, bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import CLIPTowers, quick_gelu
 from cm3plugins.embedders.weights import fill

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from clip_models import open_clip_names, scripted, written
 from cm3core.errors import CheckpointError
 from cm3plugins.embedders import CLIPConfig
-from cm3plugins.embedders.clip.archive import is_archive, read_archive
-from cm3plugins.embedders.clip.checkpoint import read_checkpoint
+from cm3plugins.embedders.clip.checkpoint import is_archive, read_archive, read_checkpoint
 from cm3plugins.trained.inert_pickle import follow
 from messages import tells
 

@@ -18,8 +18,8 @@ from clip_models import ASK, open_clip_names, tiny, written
 from cm3core.errors import CheckpointError, RecipeError
 from cm3plugins.embedders import CLIPConfig
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
+from cm3plugins.embedders.clip.configs import Preprocessing
 from cm3plugins.embedders.clip.embedder import CLIP
-from cm3plugins.embedders.clip.preprocessing import Preprocessing
 from cm3plugins.embedders.clip.tokenizer import bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import quick_gelu
 from messages import tells

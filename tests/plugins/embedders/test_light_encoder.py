@@ -30,10 +30,16 @@ from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.embedders import LightEncoderConfig
 from cm3plugins.embedders.inputs import square
-from cm3plugins.embedders.light_encoder.config import BUNDLED_WEIGHTS
-from cm3plugins.embedders.light_encoder.embedder import LightEncoder, save_towers
-from cm3plugins.embedders.light_encoder.text_features import features_of, ngrams_of, words_of
-from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from cm3plugins.embedders.light_encoder import BUNDLED_WEIGHTS
+from cm3plugins.embedders.light_encoder.embedder import (
+    LightEncoder,
+    Towers,
+    TowerSizes,
+    features_of,
+    ngrams_of,
+    save_towers,
+    words_of,
+)
 from messages import tells
 
 SMALL = TowerSizes(

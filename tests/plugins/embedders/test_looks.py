@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from cm3core.errors import CheckpointError
 from cm3lab.embedder_training.looks import discriminants
 from cm3plugins.embedders import LightEncoderConfig
-from cm3plugins.embedders.light_encoder.embedder import LightEncoder
+from cm3plugins.embedders.light_encoder.embedder import LightEncoder, Towers, TowerSizes
 from cm3plugins.embedders.light_encoder.looks import (
     DIMENSION,
     NUM_FEATURES,
@@ -22,7 +22,6 @@ from cm3plugins.embedders.light_encoder.looks import (
     ink,
     save_looks,
 )
-from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
 from messages import tells
 
 

@@ -15,8 +15,7 @@ from cm3core.interfaces.component import choose
 from cm3kits.extractor import ExtractorContract
 from cm3plugins import extractors
 from cm3plugins.embedders import LightEncoderConfig
-from cm3plugins.extractors.inception.extractor import InceptionExtractor, _scaled_cleanly
-from cm3plugins.extractors.inception.network import Inception2015
+from cm3plugins.extractors.inception import Inception2015, InceptionExtractor, _scaled_cleanly
 from messages import tells
 
 

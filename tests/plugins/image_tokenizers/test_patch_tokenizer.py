@@ -17,7 +17,7 @@ from cm3core.errors import CheckpointError, DataError, RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.image_tokenizer import ImageTokenizerContract
-from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
 from cm3plugins.image_tokenizers.patches.tokenizer import (
     PatchTokenizer,
     nearest,

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cm3core.errors import MissingPackageError
-from cm3plugins.image_tokenizers.vqgan.losses import (
+from cm3plugins.image_tokenizers.vqgan.trainer import (
     PatchDiscriminator,
     PerceptualLoss,
     adaptive_weight,
     hinge_discriminator_loss,
 )
-from cm3plugins.trained.losses import edge_error
+from cm3plugins.trained.training_run import edge_error
 from messages import tells
 
 

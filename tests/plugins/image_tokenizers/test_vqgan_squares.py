@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError, RecipeError
 from cm3plugins.image_tokenizers.by_network import to_input
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import SquareEncoder, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import (
     LATER_KEYS,
@@ -21,9 +21,8 @@ from cm3plugins.image_tokenizers.vqgan.settings import (
     VQGANTraining,
     facts,
 )
-from cm3plugins.image_tokenizers.vqgan.squares import fit_squares
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
-from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
+from cm3plugins.image_tokenizers.vqgan.training import fit_squares, train_image_tokenizer
 from messages import tells
 
 ARCH = VQGANArchitecture(

@@ -21,11 +21,15 @@ from cm3core.errors import CheckpointError, RecipeError, TokenizerError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.image_tokenizer import ImageTokenizerContract
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
-from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
-from cm3plugins.image_tokenizers.vqgan.weights import load_weights, save_weights
+from cm3plugins.image_tokenizers.vqgan.tokenizer import (
+    VQGANTokenizer,
+    load_weights,
+    save_weights,
+    weights_file,
+)
 from cm3run.evaluation.image_tokenizer import (
     evaluate_image_tokenizer,
     perplexity_of,

@@ -23,11 +23,14 @@ from safetensors.torch import load_file
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
-from cm3plugins.image_tokenizers.vqgan.codebook import CodebookUpdater, align_with_pixels
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VectorQuantizer, VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANTraining
-from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
+from cm3plugins.image_tokenizers.vqgan.trainer import (
+    CodebookUpdater,
+    TokenizerTrainer,
+    align_with_pixels,
+)
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices
 from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer
 from messages import tells

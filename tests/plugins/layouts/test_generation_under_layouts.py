@@ -16,7 +16,7 @@ from cm3core.vocab import VocabularySizes
 from cm3kits.layout import NUM_CODES, PUBLISHED, NamedBytes
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.llama import LlamaConfig
-from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3published.layouts.emu3 import Emu3LayoutConfig
 from cm3published.sampler import ChameleonSamplerConfig
 from cm3run.generation.engine import Engine, Request

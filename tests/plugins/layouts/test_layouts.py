@@ -22,9 +22,9 @@ from cm3core.recipe import compose
 from cm3core.sequence.serialize import Serializer, sequence_length
 from cm3core.vocab import Vocabulary
 from cm3kits.layout import NUM_CODES, PUBLISHED, LayoutContract, NamedBytes
-from cm3plugins.decoders.codebook_start import codebook_rows
+from cm3plugins.decoders.transformer import codebook_rows
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
-from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3published.layouts.chameleon import ChameleonLayoutConfig, LuminaLayoutConfig
 from cm3published.layouts.emu3 import Emu3LayoutConfig
 from cm3published.layouts.llamagen import LlamaGenLayoutConfig

@@ -19,10 +19,8 @@ from cm3core.files import sha256_file
 from cm3core.interfaces.metric import MetricBatch
 from cm3kits.metric import MetricContract
 from cm3plugins.metrics import METEORConfig, SPICEConfig
-from cm3plugins.metrics.caption_words import caption_words
-from cm3plugins.metrics.java import run_java
-from cm3plugins.metrics.meteor import meteor_exact_stem, porter_stemmer
-from cm3plugins.metrics.spice import PARSER
+from cm3plugins.metrics.captions import caption_words
+from cm3plugins.metrics.meteor import PARSER, meteor_exact_stem, porter_stemmer, run_java
 from messages import tells
 
 WORDS = ["a", "dog", "dogs", "running", "runs", "run", "red", "sits", "sitting", "on", "the"]

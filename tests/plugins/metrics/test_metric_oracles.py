@@ -14,8 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3plugins.metrics.caption_words import PUNCTUATION, caption_words
-from cm3plugins.metrics.captions import bleu, cider_d, rouge_l
+from cm3plugins.metrics.captions import PUNCTUATION, bleu, caption_words, cider_d, rouge_l
 from cm3plugins.metrics.fidelity import ssim
 from cm3plugins.metrics.frechet import GaussianSums, frechet_distance
 from cm3plugins.metrics.kid import mmd2

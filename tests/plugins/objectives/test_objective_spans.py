@@ -12,9 +12,9 @@ from scipy import stats
 
 from cm3core.document import TokenSequence
 from cm3kits.objective import make_sequence
+from cm3plugins.objectives.base import draw_spans
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig
-from cm3plugins.objectives.spans import draw_spans
 from objective_parts import PAIR, VOCABULARY, agrees, spans_of
 
 # ---- random spans: closed forms

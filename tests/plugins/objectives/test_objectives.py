@@ -14,10 +14,10 @@ from cm3core.document import NO_CELL, Codes, Span, Text, TokenSequence
 from cm3core.errors import RecipeError
 from cm3core.sequence.serialize import Serializer
 from cm3kits.objective import ObjectiveContract, make_sequence
+from cm3plugins.objectives.base import draw_box
 from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig
-from cm3plugins.objectives.spans import draw_box
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from messages import tells
 from objective_parts import PAIR, VOCABULARY, agrees, spans_of

@@ -21,9 +21,9 @@ from cm3kits.sampler import SamplerContract
 from cm3kits.samples import ListSource
 from cm3kits.tiny import GreySquares, example_parts
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig
-from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3plugins.samplers.patch_knn.database import PlaceDatabase, database_for, in_memory
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
 from cm3run.model import AsyncEngine

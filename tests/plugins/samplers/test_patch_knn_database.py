@@ -18,8 +18,7 @@ from cm3kits.retriever import HashEmbedder, ListSource
 from cm3kits.tiny import GreySquares
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.samplers.patch_knn import database as module
-from cm3plugins.samplers.patch_knn.database import database_for, in_memory
-from cm3plugins.samplers.patch_knn.places import places_of
+from cm3plugins.samplers.patch_knn.database import database_for, in_memory, places_of
 from cm3run.bank import MemoryBank, Tools, build_bank
 
 GRID = (3, 4)
@@ -60,7 +59,7 @@ def test_places_are_counted_as_by_hand(monkeypatch):
     coded = ListSource([(Text("a"), one) for one in pictures])
     drawn = ListSource([(Image(f"p{i}", one.copy),) for i, one in enumerate(pixels)])
     for merged in (1, 7, 1 << 20):
-        monkeypatch.setattr("cm3plugins.samplers.patch_knn.places._MERGED", merged)
+        monkeypatch.setattr("cm3plugins.samplers.patch_knn.database._MERGED", merged)
         for memory in (coded, drawn):
             places, counts = places_of(memory, tokenizer, 10**6)
             assert dict(zip(map(tuple, places.tolist()), counts.tolist(), strict=True)) == expected

@@ -15,8 +15,7 @@ from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.serialize import Serializer
 from cm3kits.sampler import SamplerContract
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-from cm3plugins.samplers.config import CFGSamplerConfig, TopPSamplerConfig
-from cm3plugins.samplers.retrieval import RetrievalCFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, RetrievalCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from messages import tells
 from sampler_draws import draw, race, seeds, streams_of

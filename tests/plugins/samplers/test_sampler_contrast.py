@@ -17,7 +17,7 @@ from cm3core.interfaces.sampler import (
     Filters,
     GuidanceStream,
 )
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,
     ContrastiveSamplerConfig,

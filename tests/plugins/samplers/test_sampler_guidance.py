@@ -34,7 +34,7 @@ from cm3core.interfaces.sampler import (
 from cm3core.plugins import load_registry
 from cm3core.sequence.serialize import Serializer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,
     ContrastiveSamplerConfig,

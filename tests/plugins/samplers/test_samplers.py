@@ -12,7 +12,7 @@ from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose, recipe_from_yaml
 from cm3kits.sampler import SamplerContract
-from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,
     ContrastiveSamplerConfig,

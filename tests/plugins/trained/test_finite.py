@@ -17,10 +17,10 @@ from cm3core import images
 from cm3core.errors import CheckpointError, CM3Error
 from cm3plugins.embedders.weights import read_weights, save_weights
 from cm3plugins.image_tokenizers import vqgan
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
-from cm3plugins.image_tokenizers.vqgan.weights import load_weights
-from cm3plugins.trained.finite import first_not_finite
-from cm3plugins.upscalers.edsr.config import EDSRConfig
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan.tokenizer import load_weights
+from cm3plugins.trained.weights_file import first_not_finite
+from cm3plugins.upscalers.edsr import EDSRConfig
 from messages import tells
 
 NAN, INFINITE = float("nan"), float("inf")

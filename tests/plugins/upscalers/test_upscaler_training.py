@@ -25,10 +25,9 @@ from torch import Tensor
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, DataError
 from cm3core.images import open_image
-from cm3plugins.trained.losses import edge_error
-from cm3plugins.upscalers.edsr.crops import CropSampler, turned
+from cm3plugins.trained.training_run import edge_error
 from cm3plugins.upscalers.edsr.settings import EDSRTraining
-from cm3plugins.upscalers.edsr.training import UpscalerTrainer
+from cm3plugins.upscalers.edsr.training import CropSampler, UpscalerTrainer, turned
 from cm3run.evaluation.upscaler import evaluate_upscaler
 from messages import tells
 from upscaler_parts import QUICK, Posteriser, config, tiles

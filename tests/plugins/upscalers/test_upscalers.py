@@ -25,12 +25,17 @@ from cm3core.errors import CheckpointError, DataError, DeviceError, MissingPacka
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.upscaler import UpscalerContract
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
+from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 from cm3plugins.upscalers.edsr import upscaler as edsr
-from cm3plugins.upscalers.edsr.model import EDSR
-from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input, to_pixels
-from cm3plugins.upscalers.edsr.weights import load_weights, save_weights
+from cm3plugins.upscalers.edsr.upscaler import (
+    EDSR,
+    EDSRUpscaler,
+    load_weights,
+    save_weights,
+    to_input,
+    to_pixels,
+)
 from cm3plugins.upscalers.external import ExternalUpscaler
 from cm3plugins.upscalers.tiles import upscale_in_tiles
 from cm3run.build import build

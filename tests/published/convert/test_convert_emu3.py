@@ -18,7 +18,7 @@ import cm3core
 from cm3apps.cli.main import main
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.interfaces.sampler import PromptVariant
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Request
 from messages import tells
 from tiny_emu3 import (

@@ -21,7 +21,7 @@ from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import compose
 from cm3plugins.image_tokenizers.vqgan import VQGANArchitecture, VQGANConfig
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
-from cm3plugins.image_tokenizers.vqgan.weights import save_weights
+from cm3plugins.image_tokenizers.vqgan.tokenizer import save_weights
 from cm3run.checkpoint import (
     OPTIMIZER,
     RECIPE,

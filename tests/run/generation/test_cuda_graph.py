@@ -9,7 +9,7 @@ import pytest
 
 from cm3core.document import Codes, Text
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Request
 from engine_parts import APPLE, GRID, REQUESTS, VOCABULARY, WARM, make_decoder, make_engine
 

@@ -18,7 +18,7 @@ from cm3core.errors import DocumentError, GenerationError
 from cm3core.interfaces.sampler import PromptVariant
 from cm3core.sequence.grammar import HoleGrammar
 from cm3core.sequence.serialize import Serializer
-from cm3plugins.samplers.config import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.samplers.cfg import NULL_PROMPTS, CFGSamplerConfig, TopPSamplerConfig
 from cm3run.generation.engine import Engine, Request, candidate_seed, candidates
 from engine_parts import (
     APPLE,

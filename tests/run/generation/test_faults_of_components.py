@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
 from cm3core.interfaces import Sampler
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.samplers.planned import PlannedSampler
 from cm3run.generation.engine import Failed, Finished, PictureGrown, TextGrown, TokensDrawn
 from engine_parts import REQUESTS, SERIALIZER, WARM, make_engine

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cm3core.errors import GenerationError
-from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3run.generation.engine import Engine
 from engine_parts import REQUESTS, SERIALIZER, VOCABULARY, WARM, Failing, boom, make_engine
 from messages import tells

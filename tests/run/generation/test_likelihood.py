@@ -20,7 +20,7 @@ from cm3core.interfaces.sampler import PromptVariant
 from cm3kits.reranker import BOX, GRID, LETTERS, SERIALIZER, VOCABULARY
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation import Likelihood, LogProbability
 from cm3run.generation import likelihood as module
 from cm3run.generation.engine import Engine, Request

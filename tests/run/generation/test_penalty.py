@@ -11,7 +11,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from cm3core.document import ImageHole, Text, TextHole
 from cm3core.errors import GenerationError, RecipeError
-from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3published.sampler import ChameleonSamplerConfig
 from cm3run.generation.engine import Request
 from cm3run.generation.penalty import RepetitionPenalty

@@ -22,8 +22,8 @@ from cm3core.interfaces import Sampler
 from cm3core.interfaces.decoder import Decoder
 from cm3kits.tiny import TinyDecoder
 from cm3plugins.attention import SDPAAttentionConfig
-from cm3plugins.decoders.cm3leon import pool
-from cm3plugins.samplers.config import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
+from cm3plugins.decoders import cache as pool
+from cm3plugins.samplers.cfg import CFGSamplerConfig, EditCFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import (
     CDKSamplerConfig,
     ContrastiveSamplerConfig,

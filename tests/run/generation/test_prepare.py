@@ -9,7 +9,7 @@ import torch
 
 from cm3core.document import ImageHole, MaskedText, Text, TextHole
 from cm3core.errors import GenerationError
-from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3run.generation.engine import Request
 from engine_parts import APPLE, REQUESTS, make_engine
 from messages import tells

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cm3core.document import ImageHole, Text, TextHole
-from cm3plugins.decoders.cm3leon import pool as pool_module
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.decoders import cache as pool_module
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation import prompts as prompts_module
 from cm3run.generation.engine import Request
 from engine_parts import APPLE, PEAR, VOCABULARY, WARM, make_engine, requests

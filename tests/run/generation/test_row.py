@@ -6,7 +6,7 @@ import numpy as np
 
 from cm3core.document import Codes, TextHole
 from cm3core.sequence.serialize import Serializer
-from cm3plugins.samplers.config import TopPSamplerConfig
+from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3run.generation.engine import (
     Engine,
     Finished,

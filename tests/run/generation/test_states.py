@@ -16,7 +16,7 @@ import torch
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.errors import GenerationError
 from cm3core.interfaces import DrawState, RequestStart, StatefulSampler
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Cancelled, Finished, Request, TokensDrawn, candidates
 from cm3run.model import AsyncEngine
 from engine_parts import APPLE, HOLED, REQUESTS, VOCABULARY, WARM, boom, make_engine
@@ -357,7 +357,7 @@ def test_steps_with_a_state_are_not_captured(decoder):
     engine.capture = capture
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cm3run.generation.batch.FEWEST_STEPS", 1)
-        patch.setattr("cm3plugins.decoders.cm3leon.pool.SegmentPool.can_be_recorded", True)
+        patch.setattr("cm3plugins.decoders.cache.SegmentPool.can_be_recorded", True)
         assert len(engine.complete(seeded(0))) == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 from cm3core.document import ImageHole, Text
 from cm3core.errors import GenerationError
 from cm3core.interfaces import Sampler
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Finished, PictureGrown, Request, candidate_seed
 from cm3run.model import AsyncEngine, AsyncModel, ImageReady, InfillReady, Scored
 from engine_parts import APPLE, REQUESTS, make_decoder, make_engine

@@ -13,13 +13,13 @@ from cm3core.document import Codes, Document, ImageHole, Text
 from cm3core.errors import DataError, GenerationError, PluginError
 from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.plugins import PluginInfo
-from cm3plugins.conditions.config import BoxesConfig, CannyConfig, ConditionConfig
-from cm3plugins.datasets.coco.config import COCOConfig
+from cm3plugins.conditions import BoxesConfig, CannyConfig, ConditionConfig
+from cm3plugins.datasets.coco import COCOConfig
 from cm3plugins.datasets.conditioned import ConditionedConfig
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.datasets.picture_pairs import PicturePairsConfig
 from cm3plugins.datasets.table import TableSourceConfig
-from cm3plugins.samplers.config import (
+from cm3plugins.samplers.cfg import (
     EditCFGSamplerConfig,
     StructureCFGSamplerConfig,
     TopPSamplerConfig,

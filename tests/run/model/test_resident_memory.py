@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.prepare import NUM_PLANS
 from engine_parts import REQUESTS, make_decoder, make_engine
 

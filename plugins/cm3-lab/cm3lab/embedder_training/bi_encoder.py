@@ -31,12 +31,14 @@ from cm3lab.embedder_training.contrastive import (
     two_of,
 )
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
-from cm3plugins.embedders.bi_encoder.config import check_packages
-from cm3plugins.embedders.bi_encoder.heads import Heads, HeadSizes, save_heads
-from cm3plugins.embedders.bi_encoder.networks import (
+from cm3plugins.embedders.bi_encoder import check_packages
+from cm3plugins.embedders.bi_encoder.embedder import (
     NUM_PICTURE_FEATURES,
     NUM_TEXT_FEATURES,
+    Heads,
+    HeadSizes,
     Networks,
+    save_heads,
 )
 from cm3run.devices import choose_device
 from cm3run.npy import load_array, save_array

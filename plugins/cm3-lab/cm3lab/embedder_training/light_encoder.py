@@ -25,8 +25,7 @@ from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.embedders.inputs import square
-from cm3plugins.embedders.light_encoder.embedder import save_towers
-from cm3plugins.embedders.light_encoder.towers import Towers, TowerSizes
+from cm3plugins.embedders.light_encoder.embedder import Towers, TowerSizes, save_towers
 from cm3run.devices import choose_device
 
 _PIXELS = 64

@@ -11,8 +11,7 @@ import argparse
 import numpy as np
 
 from cm3apps.judge.judge import Judge
-from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import EmojiCorpus
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, select_concepts
 from cm3plugins.image_tokenizers.vqgan import VQGANConfig
 
 

@@ -21,7 +21,7 @@ from cm3apps.evaluation.icons.ranking import RealPictures, judges
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.progress import make_bar
-from cm3plugins.image_tokenizers.patches.config import PatchTokenizerConfig
+from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
 from cm3run.evaluation.image_tokenizer import psnr_per_picture
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from cm3core.files import atomic_path, write_text
+from cm3plugins.datasets.emoji.build import unit_hash
 from cm3plugins.datasets.emoji.captions import caption
-from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiCorpus
-from cm3plugins.datasets.emoji.splits import unit_hash
+from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiCorpus, select_concepts
 
 TILE = 32
 COLUMNS = 16

@@ -1,42 +1,326 @@
-"""Rebuild the corpus' data files from the pinned npm packages: ``python -m
-cm3plugins.datasets.emoji.build``.
+"""Rebuild the corpus' data files from the pinned npm packages: `python -m cm3plugins.datasets.emoji.build`.
 
 Steps: get the tarballs and check their SHA-256; join pictures and names; draw everything once at 64
 pixels and drop exact duplicates; assign the fixed splits; write the compressed files. The same
 packages give the same bytes (liblzma 5.x).
+
+Pictures of five Iconify packages are joined with English names, categories and keywords, one concept per emoji: no
+skin-tone variants, no flags of countries. Code points join noto, fluent and twemoji; noto-v1 and emojione carry none
+and are joined by name, old names and aliases included.
+
+The splits are `train`, `comp` (this concept in this style held out) and `unseen` (the whole concept held out).
+Membership is a hash of names, never of order, so adding a picture moves no other picture.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 import tarfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cm3core.errors import DataError
 from cm3core.files import sha256_file, write_bytes
 from cm3plugins.datasets.emoji.corpus import ASSETS, EmojiEntry
-from cm3plugins.datasets.emoji.join import (
-    Concept,
-    icon_svg,
-    match_icons,
-    names_of_concepts,
-    read_concepts,
-)
 from cm3plugins.datasets.emoji.packages import (
     ALL_PACKAGES,
     KEYWORDS_PACKAGE,
     NAMES_PACKAGE,
+    OLD_NAMES,
     STYLE_PACKAGES,
 )
-from cm3plugins.datasets.emoji.splits import assign_splits
 from cm3plugins.datasets.vector.files import compress, data_hash
 from cm3plugins.datasets.vector.packages import NpmPackage, fetch_tarballs
 from cm3plugins.datasets.vector.rebuilding import rebuild_main
-from cm3plugins.datasets.vector.render import render_svg, renderer_version
+from cm3plugins.datasets.vector.render import render_svg, renderer_version, square_svg
+
+Json = Mapping[str, Any]
+
+_KEPT_FLAGS = frozenset(
+    {
+        "chequered flag",
+        "triangular flag",
+        "crossed flags",
+        "black flag",
+        "white flag",
+        "rainbow flag",
+        "transgender flag",
+        "pirate flag",
+    }
+)
+_SPELLED = {"keycap #": "keycap hash", "keycap *": "keycap asterisk"}
+_REGIONAL_INDICATOR_A = 0x1F1E6
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One base emoji.
+
+    Args:
+        concept: stable identifier, ``red-apple``.
+        label: English name in lower case, without odd punctuation, ``red apple``.
+        tags: keywords, lower case, without the label itself.
+        category: Unicode group in lower case, ``food and drink``.
+    """
+
+    concept: str
+    label: str
+    tags: tuple[str, ...]
+    category: str
+
+
+def clean_label(name: str) -> str:
+    """Return a Unicode emoji name in lower case without quotation marks, brackets, commas, colons
+    and the like.
+
+    Example:
+        >>> clean_label("A button (blood type)")
+        'a button blood type'
+    """
+    name = name.lower()
+    name = _SPELLED.get(name, name).replace("’", "'").replace("&", "and")
+    return " ".join(re.sub(r"[^\w' -]", " ", name).split())
+
+
+def slug(name: str) -> str:
+    """Return a name as Iconify writes it: lower case words joined by hyphens, without
+    apostrophes."""
+    return re.sub(r"[^a-z0-9*#]+", "-", re.sub(r"[’']", "", name.lower()).replace("ñ", "n")).strip(
+        "-"
+    )
+
+
+def codepoint_key(codepoints: list[int]) -> str:
+    """Return the join key of a code point sequence: hexadecimal, hyphens, no variation selector."""
+    return "-".join(f"{point:x}" for point in codepoints if point != 0xFE0F)
+
+
+def read_concepts(names: Json, keywords: Json) -> dict[str, Concept]:
+    """Build the concepts from the two metadata packages.
+
+    Args:
+        names: ``data-by-emoji.json`` of unicode-emoji-json.
+        keywords: ``emoji-en-US.json`` of emojilib.
+
+    Returns:
+        code point key -> concept, in the order of the Unicode emoji list, the 26 letters last.
+    """
+    concepts: dict[str, Concept] = {}
+    for emoji, facts in names.items():
+        group = facts["group"]
+        if group == "Flags" and facts["name"] not in _KEPT_FLAGS:
+            continue
+        label = clean_label(facts["name"])
+        key = codepoint_key([ord(char) for char in emoji])
+        tags = _clean_tags(keywords.get(emoji, ()), label)
+        concepts[key] = Concept(slug(label), label, tags, group.lower().replace("&", "and"))
+    for index in range(26):
+        letter = chr(ord("a") + index)
+        key = codepoint_key([_REGIONAL_INDICATOR_A + index])
+        concepts[key] = Concept(
+            f"letter-{letter}", f"letter {letter}", ("alphabet", "letter"), "symbols"
+        )
+    return concepts
+
+
+def _clean_tags(words: Any, label: str) -> tuple[str, ...]:
+    cleaned = (" ".join(word.lower().replace("_", " ").split()) for word in words)
+    kept = (word for word in cleaned if re.fullmatch(r"[a-z0-9][\w' -]*", word) and word != label)
+    return tuple(dict.fromkeys(kept))
+
+
+def match_icons(icons: Json, codepoints: Json, names: Mapping[str, str]) -> dict[str, str]:
+    """Find the picture of each concept in one package.
+
+    Args:
+        icons: the package's ``icons.json``.
+        codepoints: its ``chars.json``: code points -> icon name; empty when the package has none.
+        names: icon name as any package or Unicode writes it -> code point key.
+
+    Returns:
+        code point key -> icon name, without skin tones and whatever else has no concept.
+    """
+    if codepoints:
+        listed = {
+            codepoint_key([int(part, 16) for part in key.split("-")]): n
+            for key, n in codepoints.items()
+        }
+        wanted = set(names.values())
+        return {key: name for key, name in listed.items() if key in wanted}
+    aliases: dict[str, list[str]] = defaultdict(list)
+    for alias, target in icons.get("aliases", {}).items():
+        aliases[target["parent"]].append(alias)
+    matched: dict[str, str] = {}
+    for icon in icons["icons"]:
+        for name in (icon, OLD_NAMES.get(icon, icon), *aliases[icon]):
+            key = names.get(slug(name))
+            if key is not None:
+                matched.setdefault(key, icon)
+                break
+    return matched
+
+
+def names_of_concepts(
+    names: Json, concepts: Mapping[str, Concept], packages: list[Json]
+) -> dict[str, str]:
+    """Collect every name by which a concept is known.
+
+    Args:
+        names: ``data-by-emoji.json`` of unicode-emoji-json.
+        concepts: what ``read_concepts`` returns.
+        packages: the ``chars.json`` of the packages that have one, most trusted first.
+
+    Returns:
+        name as ``slug`` writes it -> code point key.
+    """
+    known: dict[str, str] = {}
+    for emoji, facts in names.items():
+        key = codepoint_key([ord(char) for char in emoji])
+        if key in concepts:
+            known[slug(facts["name"])] = key
+            known[slug(facts["slug"].replace("_", "-"))] = key
+    for key, concept in concepts.items():
+        known.setdefault(concept.concept, key)
+    for codepoints in packages:
+        for points, name in codepoints.items():
+            key = codepoint_key([int(part, 16) for part in points.split("-")])
+            if key in concepts:
+                known.setdefault(name, key)
+    return known
+
+
+def icon_svg(icons: Json, name: str) -> str:
+    """Return one icon of a package as a square SVG document, resolving an alias and its
+    mirroring."""
+    alias = icons.get("aliases", {}).get(name)
+    icon = icons["icons"][alias["parent"] if alias else name]
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    width = icon.get("width", icons.get("width", 16))
+    height = icon.get("height", icons.get("height", 16))
+    body = icon["body"]
+    if alias:
+        assert set(alias) <= {"parent", "hFlip"}, alias
+        if alias.get("hFlip"):
+            body = f'<g transform="matrix(-1 0 0 1 {2 * left + width:g} 0)">{body}</g>'
+    return square_svg(body, left=left, top=top, width=width, height=height)
+
+
+SPLITS = ("train", "comp", "unseen")
+NUM_UNSEEN_CONCEPTS = 60
+COMP_SHARE = 0.06
+MIN_STYLES = 4
+"""A concept must exist in this many styles to be held out, in whole or in one style."""
+
+_SEED = "cm3leon emoji splits 1"
+_CONCRETE = frozenset(
+    {"animals and nature", "food and drink", "travel and places", "activities", "objects"}
+)
+_ABSTRACT_WORDS = frozenset(
+    (
+        "o'clock",
+        "thirty",
+        "moon",
+        "globe",
+        "face",
+        "clock",
+        "button",
+        "sign",
+        "symbol",
+        "suit",
+        "flag",
+        "map",
+        "link",
+        "level",
+        "chart",
+        "man",
+        "woman",
+        "person",
+        "men",
+        "women",
+        "people",
+        "boy",
+        "girl",
+    )
+)
+
+
+def unit_hash(*parts: str) -> float:
+    """Return a number in [0, 1) that depends on the parts and the splits' seed only."""
+    digest = hashlib.sha256("\0".join((_SEED, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def words(label: str) -> frozenset[str]:
+    """Return the words of a label, plural endings cut and hyphens opened: `musical notes` ->
+    musical, note."""
+    return frozenset(word.removesuffix("s") for word in label.replace("-", " ").split())
+
+
+def family(label: str) -> str:
+    """Return the thing a label names: its last word, plural ending cut. `red apple` belongs to
+    `apple`."""
+    return label.replace("-", " ").split()[-1].removesuffix("s")
+
+
+def unseen_concepts(
+    styles: Mapping[str, Iterable[str]], concepts: Iterable[Concept]
+) -> frozenset[str]:
+    """Choose the concepts that are held out whole.
+
+    They are things (no people, faces, gestures, signs, clocks), exist in enough styles, and the
+    last word of their label is in no other label: neither man/woman/person variants nor near-twins
+    (`tiger`, `tiger face`) stand on both sides.
+
+    Args:
+        styles: concept -> the styles it has pictures in.
+        concepts: all concepts.
+    """
+    concepts = list(concepts)
+    families = Counter(word for concept in concepts for word in words(concept.label))
+    eligible = [
+        concept.concept
+        for concept in concepts
+        if concept.category in _CONCRETE
+        and len(set(styles.get(concept.concept, ()))) >= MIN_STYLES
+        and families[family(concept.label)] == 1
+        and not _ABSTRACT_WORDS & words(concept.label)
+    ]
+    return frozenset(
+        sorted(eligible, key=lambda name: unit_hash("unseen", name))[:NUM_UNSEEN_CONCEPTS]
+    )
+
+
+def assign_splits(
+    cells: Iterable[tuple[str, str]], concepts: Iterable[Concept]
+) -> dict[tuple[str, str], str]:
+    """Return the split of every (concept, style) cell.
+
+    Args:
+        cells: the cells that have a picture, after exact duplicates are gone.
+        concepts: all concepts.
+    """
+    cells = list(cells)
+    styles: dict[str, set[str]] = defaultdict(set)
+    for concept, style in cells:
+        styles[concept].add(style)
+    unseen = unseen_concepts(styles, concepts)
+
+    def split(concept: str, style: str) -> str:
+        if concept in unseen:
+            return "unseen"
+        held_out = (
+            len(styles[concept]) >= MIN_STYLES and unit_hash("comp", concept, style) < COMP_SHARE
+        )
+        return "comp" if held_out else "train"
+
+    return {(concept, style): split(concept, style) for concept, style in cells}
+
 
 DEDUPE_SIZE = 64
 """Side, in pixels, at which two pictures count as exact duplicates."""

@@ -13,8 +13,7 @@ from cm3core.document import Document, Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.emoji.captions import caption
-from cm3plugins.datasets.emoji.concepts import select_concepts
-from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry
+from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry, select_concepts
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
 from cm3plugins.datasets.vector.packages import author_and_address
 from cm3plugins.datasets.vector.render import renderer_version

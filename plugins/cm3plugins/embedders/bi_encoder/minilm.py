@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3plugins.embedders.weights import fill
-from cm3plugins.trained.finite import check_finite
+from cm3plugins.trained.weights_file import check_finite
 
 #: Word pieces of a text that are read, including the start and end tokens; as in training.
 MAX_TOKENS = 256

@@ -2,14 +2,19 @@
 
 Three origins, distinguished by the names of the tensors and the files next to them:
 
-- OpenAI: a TorchScript archive (see `archive`), always QuickGELU;
+- OpenAI: a TorchScript archive, always QuickGELU;
 - open_clip: OpenAI's names, `open_clip_config.json` next to them, GELU unless that sets
   `quick_gelu`;
 - Hugging Face: `text_model.*` and `vision_model.*`, `config.json` next to them: its `hidden_act`,
   else QuickGELU.
 
 A wrong activation gives vectors that look fine and retrieve badly (mlfoundations/open_clip#771), so
-it is never guessed.
+it is never guessed. Tensors of all origins get OpenAI's names.
+
+An archive's code is not run. `torch.jit.load` compiles it and can run it, and its `data.pkl` is a pickle, which
+could call anything; `torch.load(weights_only=True)` rejects such archives. So the pickle is read
+inertly (`cm3plugins.trained.inert_pickle`), and a record of a tensor from the raw bytes next to it.
+Everything else in the archive is ignored.
 """
 
 from __future__ import annotations
@@ -17,16 +22,22 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cm3core.errors import CheckpointError
-from cm3plugins.embedders.clip.archive import is_archive, read_archive
 from cm3plugins.embedders.clip.configs import (
     HEAD_WIDTH,
+    Preprocessing,
     check_hugging_face,
     check_open_clip,
     read_activations,
@@ -34,15 +45,257 @@ from cm3plugins.embedders.clip.configs import (
     read_json,
     read_preprocessing,
 )
-from cm3plugins.embedders.clip.preprocessing import Preprocessing
-from cm3plugins.embedders.clip.tensors import (
-    check_axes,
-    find_weights,
-    from_hugging_face,
-    read_tensors,
-)
 from cm3plugins.embedders.clip.towers import Activation, CLIPSizes, TransformerSizes
-from cm3plugins.trained.finite import check_finite
+from cm3plugins.trained.inert_pickle import Named, Record, follow
+from cm3plugins.trained.weights_file import check_finite
+
+_NEXT = "download it again, or give the weights as safetensors"
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip with code in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # no zip, cut off, or damaged
+        return False
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The floating-point parameters and buffers of the archive's module, by name.
+
+    Raises:
+        CheckpointError: it is damaged, or does not hold a module with tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            top = follow(archive.read(pickled))
+            root = pickled.removesuffix("data.pkl")
+            return {
+                name: tensor
+                for name, record in _tensors(top)
+                if (tensor := _tensor(record, archive, root)) is not None
+            }
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        EOFError,
+        OSError,
+        RuntimeError,  # encrypted, compressed in a way that isn't known, nested too deep
+    ) as error:
+        raise CheckpointError(
+            str(path),
+            f"is not a readable TorchScript archive ({type(error).__name__}: {error})",
+            _NEXT,
+        ) from error
+
+
+def _tensors(top: object) -> Iterator[tuple[str, Record]]:
+    """Records of tensors and their names, by the attributes of modules from the top down.
+
+    Shared records are returned once.
+    """
+    waiting: list[tuple[str, object]] = [("", top)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, item = waiting.pop()
+        if not isinstance(item, Record) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item.function, Named) and item.function.name.startswith(
+            "torch._utils _rebuild_"
+        ):
+            yield prefix.removesuffix("."), item
+        elif isinstance(item.state, dict):
+            waiting += [(f"{prefix}{name}.", value) for name, value in item.state.items()]
+
+
+def _tensor(record: Record, archive: zipfile.ZipFile, root: str) -> Tensor | None:
+    """The tensor of a record of `_rebuild_tensor_v2(storage, offset, size, stride, ...)`.
+
+    None if it is not floating-point.
+    """
+    # a record of a form that torch does not write raises an error that `read_archive` reports
+    arguments: Any = record.arguments
+    storage, offset, size, stride = arguments[:4]
+    _, kind, key, _, count = storage.identity
+    dtype = _DTYPES.get(kind.name.removeprefix("torch "))
+    if dtype is None:
+        return None
+    if min((offset, *size, *stride), default=0) < 0 or len(size) != len(stride):
+        raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+    if math.prod(size) > count:
+        raise ValueError(f"a tensor of size {size} over {count} numbers")
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    entry = archive.getinfo(f"{root}data/{key}")
+    if entry.file_size != count * dtype.itemsize or entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"storage {key} has {entry.file_size} bytes, not those of {count} numbers")
+    if last >= count or 0 in size:
+        raise ValueError(f"a tensor of size {size} at {offset} in {count} numbers")
+    return (
+        torch.frombuffer(bytearray(archive.read(entry)), dtype=dtype)
+        .as_strided(size, stride, offset)
+        .clone()
+    )
+
+
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+#: Hugging Face's names -> OpenAI's, applied in this order.
+_RENAMES = (
+    (r"^vision_model\.embeddings\.class_embedding$", "visual.class_embedding"),
+    (r"^vision_model\.embeddings\.patch_embedding\.", "visual.conv1."),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "visual.positional_embedding"),
+    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^text_model\.embeddings\.token_embedding\.", "token_embedding."),
+    (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"\.layer_norm1\.", ".ln_1."),
+    (r"\.layer_norm2\.", ".ln_2."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    (r"\.self_attn\.", ".attn."),
+)
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file of a path; raises `CheckpointError` if it is missing or ambiguous."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(str(path), "there is no such file or folder", "correct embedder.path")
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    if any((path / f"{name}.index.json").is_file() for name in WEIGHTS):
+        raise CheckpointError(
+            str(path), "its weights are in several files", "join them in one model.safetensors"
+        )
+    found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.name for file in found) or "none"
+    raise CheckpointError(
+        str(path),
+        f"files of weights in it: {names}",
+        f"give the file itself, or name it {WEIGHTS[2]}",
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by its names; raises `CheckpointError` if it holds anything else."""
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # torch's reader raises anything about bytes that are no pickle
+        # torch's message explains how to run the file's code anyway
+        reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
+        raise CheckpointError(
+            str(path),
+            f"does not hold plain tensors ({reason})",
+            "give the weights alone; files that run code when loaded are rejected",
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # open_clip's checkpoints also hold optimiser and epoch
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise CheckpointError(
+            str(path),
+            f"holds a {type(state).__name__}, not weights by name",
+            "give the weights alone",
+        )
+    return _weights(state, path)
+
+
+def _weights(state: Mapping[str, object], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state, none of them of a kind that the towers can't hold."""
+    tensors = {
+        name.removeprefix("module."): value
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(
+            str(path), "holds no weights", "give the file of a CLIP's weights in embedder.path"
+        )
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, on {tensor.device}"
+            raise CheckpointError(
+                str(path), f"{name} is no plain tensor ({kind})", "give the weights as safetensors"
+            )
+    return tensors
+
+
+def check_axes(name: str, tensor: Tensor, num_axes: int, path: Path) -> None:
+    """Raise `CheckpointError` unless a tensor has so many axes, and a number in it."""
+    if tensor.ndim != num_axes or not tensor.numel():
+        raise CheckpointError(
+            str(path),
+            f"{name} has the shape {tuple(tensor.shape)}; a CLIP's has {num_axes} axes",
+            "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+        )
+
+
+def from_hugging_face(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors under OpenAI's names.
+
+    Query, key and value in one matrix; projections (E to D, see `towers`) transposed.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in _RENAMES:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = tensor
+    for place in [
+        name.removesuffix("q_proj.weight") for name in renamed if name.endswith(".q_proj.weight")
+    ]:
+        for kind, num_axes in (("weight", 2), ("bias", 1)):
+            try:
+                parts = [renamed.pop(f"{place}{letter}_proj.{kind}") for letter in "qkv"]
+            except KeyError as error:
+                raise CheckpointError(
+                    str(path), f"{error.args[0]} is missing", "copy the file again"
+                ) from error
+            if any(part.ndim != num_axes or part.shape != parts[0].shape for part in parts):
+                shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+                raise CheckpointError(
+                    str(path),
+                    f"{place}(q|k|v)_proj.{kind} have the shapes {shapes}",
+                    "copy the file again",
+                )
+            renamed[f"{place}in_proj_{kind}"] = torch.cat(parts)
+    for old, new in (
+        ("visual_projection.weight", "visual.proj"),
+        ("text_projection.weight", "text_projection"),
+    ):
+        if old in renamed:
+            check_axes(old, renamed[old], 2, path)
+            renamed[new] = rearrange(renamed.pop(old), "E D -> D E").contiguous()
+    return renamed
+
 
 logger = logging.getLogger("cm3plugins.clip")
 

@@ -1,1 +1,118 @@
-"""`patches`: each square of pixels separately, as the nearest of K known ones."""
+"""`patches`: an image tokenizer of patches and their k-means codebook. Here is its config: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cm3core.document import PixelArray
+from cm3core.errors import RecipeError
+from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.reach import READS, Outside
+from cm3plugins.trained.bundled import BUNDLED, is_bundled
+
+if TYPE_CHECKING:
+    from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer
+
+
+@dataclass(kw_only=True)
+class PatchTokenizerConfig(ImageTokenizerConfig):
+    """Squares of pixels, each encoded as the nearest of `codebook_size` k-means centres.
+
+    Vector quantisation without a network. Blockier than a VQGAN, but a code depends on its square
+    alone: equal squares have equal codes wherever they are, and a decoder can copy them from a
+    retrieved document. A VQGAN's normalisation sees the whole picture, so equal backgrounds of two
+    pictures rarely share a code.
+
+    Args:
+        resolution: pixels per side; a multiple of `patch_size`.
+        patch_size: pixels per side of one code.
+        codebook_size: number of codes.
+        weights: "bundled:emoji32" (1,024 squares of 4 x 4 pixels, of the bundled corpus at 32 x
+            32), the path of a file that `cm3 tokenizer train-image` wrote, or None for none yet. A
+            checkpoint holds a copy of weights that are not bundled.
+        seed: for training.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its squares", shipped="bundled:"),
+    }
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "resolution": (1, 2**14),
+        "patch_size": (1, 2**14),
+        "codebook_size": (1, 2**24),
+        "seed": (0, 2**63 - 1),
+    }
+
+    resolution: int = 32
+    patch_size: int = 4
+    codebook_size: int = 1024
+    weights: str | None = BUNDLED + "emoji32"
+    seed: int = 0
+
+    def check(self) -> None:
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        super().check()
+        if self.resolution % self.patch_size:
+            raise RecipeError(
+                "image_tokenizer.resolution",
+                f"is {self.resolution}, not a multiple of patch_size {self.patch_size}",
+                "change one of the two",
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes."""
+        return self.resolution // self.patch_size, self.resolution // self.patch_size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.resolution, self.resolution
+
+    def build(self) -> PatchTokenizer:
+        """The tokenizer with its squares.
+
+        Raises:
+            CheckpointError: there are none, or they don't match the recipe.
+        """
+        from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, weights_file
+
+        self.check()
+        return PatchTokenizer.from_file(
+            weights_file(self.weights),
+            self.resolution,
+            self.patch_size,
+            self.codebook_size,
+            bundled=is_bundled(self.weights),
+        )
+
+    def load(self, folder: Path) -> PatchTokenizer:
+        """Load the tokenizer saved in a checkpoint's folder; `weights` is ignored."""
+        from cm3plugins.image_tokenizers.patches.tokenizer import SAVED, PatchTokenizer
+
+        self.check()
+        return PatchTokenizer.from_file(
+            folder / SAVED, self.resolution, self.patch_size, self.codebook_size
+        )
+
+    def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
+        """Run k-means over the pictures' squares; steps are its rounds.
+
+        It takes seconds: an interrupted run starts over.
+        """
+        from cm3plugins.image_tokenizers.patches.training import train_patches
+
+        self.check()
+        return train_patches(
+            images_NHWC,
+            Path(out_dir),
+            resolution=self.resolution,
+            patch_size=self.patch_size,
+            codebook_size=self.codebook_size,
+            seed=self.seed,
+            **options,
+        )

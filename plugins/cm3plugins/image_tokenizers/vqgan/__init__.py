@@ -1,6 +1,139 @@
-"""`vqgan`: the trainable VQGAN image tokenizer. Light: only the config is imported here."""
+"""`vqgan`: the trainable VQGAN image tokenizer. Here is its config (shape, weights, training): no torch."""
 
-from cm3plugins.image_tokenizers.vqgan.config import VQGANConfig
-from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining
+from __future__ import annotations
 
-__all__ = ["VQGANArchitecture", "VQGANConfig", "VQGANTraining"]
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cm3core.document import PixelArray
+from cm3core.errors import RecipeError
+from cm3core.interfaces.image_tokenizer import ImageTokenizerConfig
+from cm3core.interfaces.reach import READS, TEXT, Outside
+from cm3plugins.image_tokenizers.vqgan.settings import (
+    TRAINING_RANGES,
+    VQGANArchitecture,
+    VQGANTraining,
+)
+from cm3plugins.trained.bundled import BUNDLED, is_bundled
+
+if TYPE_CHECKING:
+    from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
+
+
+@dataclass(kw_only=True)
+class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
+    """Convolutional encoder, nearest codebook entry, convolutional decoder (VQGAN).
+
+    As Make-A-Scene's VQ-IMG. Has the keys of `VQGANArchitecture`, and:
+
+    Args:
+        weights: "bundled:emoji64", the path of a file that training wrote, or None for none yet.
+            The file's architecture must be the one given here; `resolution` may differ if
+            `attn_resolutions` is empty. A checkpoint holds a copy of weights that are not bundled,
+            and reads that.
+        weights_sha256: if given, the file's hash must be this.
+        training: see `VQGANTraining`.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "weights_sha256": TEXT,
+        "training.perceptual_source": Outside(READS, "the weights of the perceptual loss"),
+    }
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
+    } | {"chroma_weight": (1e-3, 1e3)}
+
+    weights: str | None = BUNDLED + "emoji64"
+    weights_sha256: str | None = None
+    training: VQGANTraining = field(default_factory=VQGANTraining)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of codes."""
+        side = self.resolution // self.downsampling
+        return side, side
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.resolution, self.resolution
+
+    @property
+    def architecture(self) -> VQGANArchitecture:
+        """The network's shape alone."""
+        values: dict[str, Any] = {
+            item.name: getattr(self, item.name) for item in fields(VQGANArchitecture)
+        }
+        values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return VQGANArchitecture(**values)
+
+    def check(self) -> None:
+        """Ranges and combinations; raises a `RecipeError` that names the key."""
+        super().check()
+        if not self.ch_mult:
+            raise RecipeError(
+                "image_tokenizer.ch_mult",
+                f"is {list(self.ch_mult)}, must be positive numbers, one for each level",
+                "taming's f8 model has [1, 1, 2, 4]",
+            )
+        if self.resolution % self.downsampling:
+            raise RecipeError(
+                "image_tokenizer.resolution",
+                f"is {self.resolution}, not a multiple of the downsampling factor "
+                f"{self.downsampling}",
+                "change it, ch_mult or patch_size",
+            )
+        square = 3 * self.downsampling**2
+        if self.encoder == "squares" and self.embed_dim != square:
+            raise RecipeError(
+                "image_tokenizer.embed_dim",
+                f"is {self.embed_dim}, and a square of {self.downsampling} pixels has {square} values",
+                f"set it to {square}",
+            )
+        for width in {self.ch * mult for mult in (1, *self.ch_mult)}:
+            if width % min(self.norm_groups, width):
+                raise RecipeError(
+                    "image_tokenizer.norm_groups",
+                    f"{self.norm_groups} groups don't divide {width} channels",
+                    "choose a divisor of ch",
+                )
+
+    def build(self) -> VQGANTokenizer:
+        """The tokenizer with its weights.
+
+        Raises:
+            CheckpointError: there are no weights, they can't be read, or they have another shape or
+                hash.
+        """
+        from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, weights_file
+
+        self.check()
+        return VQGANTokenizer.from_file(
+            weights_file(self.weights),
+            self.architecture,
+            sha256=self.weights_sha256,
+            bundled=is_bundled(self.weights),
+        )
+
+    def load(self, folder: Path) -> VQGANTokenizer:
+        """Load the tokenizer saved in a checkpoint's folder; `weights` and its hash are ignored."""
+        from cm3plugins.image_tokenizers.vqgan.tokenizer import SAVED, VQGANTokenizer
+
+        self.check()
+        return VQGANTokenizer.from_file(folder / SAVED, self.architecture)
+
+    def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
+        """Train from scratch.
+
+        The options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`.
+        """
+        from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
+
+        self.check()
+        return train_image_tokenizer(
+            self.architecture, self.training, images_NHWC, out_dir, **options
+        )

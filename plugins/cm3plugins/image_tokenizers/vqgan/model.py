@@ -1,10 +1,11 @@
 """The VQGAN network: encoder, vector quantiser, decoder.
 
 As taming-transformers' VQModel and Make-A-Scene's VQ-IMG. Module and parameter names are taming's;
-its public checkpoints, and those of others, are read by `image_tokenizers/public`.
+`cm3published` reads its public checkpoints, and those of others. Normalisations are GroupNorm, and MoVQ's, which sees
+the latent of the codes.
 
-Shape legend: B pictures, C channels, H W pixels, D code dimension, Y X rows and columns of the code
-grid, N = B * Y * X positions, K codebook entries.
+Shape legend: B pictures, C channels, H W pixels, D code dimension (channels of the latent), Y X rows and columns of
+the code grid, N = B * Y * X positions, K codebook entries.
 
 Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py` and
 `taming/modules/vqvae/quantize.py` (layer recipe and names); Make-A-Scene (Gafni et al. 2022); CM3leon
@@ -13,6 +14,7 @@ Source: CompVis/taming-transformers `taming/modules/diffusionmodules/model.py` a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,8 +23,52 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cm3plugins.image_tokenizers.vqgan.norms import NormOf, group_norms
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
+
+#: Makes the normalisation of so many channels.
+NormOf = Callable[[int], nn.Module]
+
+
+def group_norms(norm_groups: int) -> NormOf:
+    """GroupNorm with taming's eps; narrow layers have as many groups as channels allow."""
+    return lambda channels: nn.GroupNorm(min(norm_groups, channels), channels, eps=1e-6)
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm, scaled and shifted by what the latent says of each place (MoVQ, arXiv:2209.09002,
+    section 3.2). Names are those of its code (ai-forever/MoVQGAN, `movq_modules.py`).
+
+    Args:
+        norm: the GroupNorm.
+        latent_channels: of the code vectors.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, latent_channels: int) -> None:
+        super().__init__()
+        self.norm_layer = norm
+        self.conv_y = nn.Conv2d(latent_channels, norm.num_channels, 1)
+        self.conv_b = nn.Conv2d(latent_channels, norm.num_channels, 1)
+
+    def forward(self, x_BCHW: Tensor, latent_BDYX: Tensor) -> Tensor:
+        """Normalise; a 1x1 convolution is the same before and after enlarging, and cheaper before."""
+        scale_BCHW, shift_BCHW = (
+            F.interpolate(conv(latent_BDYX), size=x_BCHW.shape[-2:], mode="nearest")
+            for conv in (self.conv_y, self.conv_b)
+        )
+        out_BCHW: Tensor = self.norm_layer(x_BCHW) * scale_BCHW + shift_BCHW
+        return out_BCHW
+
+
+def spatial_norms(norm_groups: int, latent_channels: int) -> NormOf:
+    """MoVQ's normalisation, by a latent of so many channels."""
+    groups = group_norms(norm_groups)
+
+    def make(channels: int) -> nn.Module:
+        norm = groups(channels)
+        assert isinstance(norm, nn.GroupNorm)
+        return SpatialNorm(norm, latent_channels)
+
+    return make
 
 
 class ResnetBlock(nn.Module):

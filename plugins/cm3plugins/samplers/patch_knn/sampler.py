@@ -20,8 +20,7 @@ from torch import Tensor
 from cm3core.interfaces.sampler import Sampler, SamplingPlan, StatefulSampler, share_draws
 from cm3core.interfaces.sampler_state import DrawState, InitialState, RequestStart
 from cm3kernels import guided_sample
-from cm3plugins.samplers.patch_knn.database import PlaceDatabase
-from cm3plugins.samplers.patch_knn.places import AROUND
+from cm3plugins.samplers.patch_knn.database import AROUND, PlaceDatabase
 
 #: Changes a request's seed for this sampler's own draws, which are independent of the inner's.
 _WHICH, _CODE = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51

@@ -1,1 +1,84 @@
-"""The trainable upscaler: a small residual network with a pixel shuffle; bundled weights."""
+"""`edsr`: a trained upscaler. Here is its config (shape, weights, training): no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from cm3core.document import PixelArray
+from cm3core.interfaces.component import check_device
+from cm3core.interfaces.reach import READS, TEXT, Outside
+from cm3core.interfaces.upscaler import UpscalerConfig
+from cm3plugins.trained.bundled import BUNDLED
+from cm3plugins.upscalers.edsr.settings import TRAINING_RANGES, EDSRArchitecture, EDSRTraining
+
+if TYPE_CHECKING:
+    from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler
+
+
+@dataclass(kw_only=True)
+class EDSRConfig(EDSRArchitecture, UpscalerConfig):
+    """Residual blocks without normalisation and a pixel shuffle, added to bicubic interpolation.
+
+    EDSR (Lim et al. 2017). Has the keys of `EDSRArchitecture`, and:
+
+    Args:
+        weights: "bundled:emoji256", the path of a file that training wrote, or None for none yet.
+            The file's architecture must be the one given here.
+        device: where it trains and runs; "auto" is a CUDA device if there is one. Results differ
+            slightly between devices.
+        training: see `EDSRTraining`.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "weights": Outside(READS, "its weights", shipped="bundled:"),
+        "device": TEXT,
+    }
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        f"training.{key}": limits for key, limits in TRAINING_RANGES.items()
+    }
+    is_default: ClassVar[bool] = True
+    weights: str | None = BUNDLED + "emoji256"
+    device: str = "auto"
+    training: EDSRTraining = field(default_factory=EDSRTraining)
+
+    def check(self) -> None:
+        """Raise `RecipeError` for values that can't be used."""
+        super().check()
+        check_device("upscaler.device", self.device)
+
+    @property
+    def architecture(self) -> EDSRArchitecture:
+        """The network's shape alone."""
+        return EDSRArchitecture(
+            **{item.name: getattr(self, item.name) for item in fields(EDSRArchitecture)}
+        )
+
+    @property
+    def training_scale(self) -> int:
+        """Upscaling factor per side that training learns."""
+        return self.scale
+
+    def build(self) -> EDSRUpscaler:
+        """The upscaler with its weights.
+
+        Raises:
+            CheckpointError: there are no weights, they can't be read, or they have another shape.
+            DeviceError: the device can't be used.
+        """
+        from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, weights_file
+
+        self.check()
+        return EDSRUpscaler.from_file(weights_file(self.weights), self.architecture, self.device)
+
+    def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
+        """Train from scratch; options as in `cm3plugins.upscalers.edsr.training.train_upscaler`."""
+        from cm3plugins.upscalers.edsr.training import train_upscaler
+
+        self.check()
+        return train_upscaler(
+            self.architecture, self.training, images_NHWC, out_dir, device=self.device, **options
+        )

@@ -1,7 +1,7 @@
 """Train an EDSR upscaler on large pictures: a plain function, interruptible and resumable.
 
-It learns from two kinds of small pictures: large ones downscaled with Lanczos, and the image
-tokenizer's reconstructions of those, because a tokenizer's decoder is what it will upscale from.
+It learns from crops of small pictures and the matching large crops. The small ones are large pictures downscaled with
+Lanczos, and the image tokenizer's reconstructions of those, because a tokenizer's decoder is what it will upscale from.
 Everything random is a function of (seed, step), so a run in `steps` mode that was stopped or killed
 and resumed gives the same weights, bit for bit, as one that was not (same machine, same number of
 threads). Shape legend: N pictures, B crops, C channels, H W pixels.
@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,16 +25,90 @@ from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
-from cm3plugins.trained.layout import channels_last
-from cm3plugins.trained.losses import edge_error
-from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
-from cm3plugins.upscalers.edsr.crops import CropSampler
-from cm3plugins.upscalers.edsr.model import EDSR
+from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order, edge_error
+from cm3plugins.trained.weights_file import channels_last
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture, EDSRTraining
-from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler, to_input
-from cm3plugins.upscalers.edsr.weights import build_model, save_weights
+from cm3plugins.upscalers.edsr.upscaler import (
+    EDSR,
+    EDSRUpscaler,
+    build_model,
+    save_weights,
+    to_input,
+)
 from cm3run.evaluation.upscaler import evaluate_upscaler, small_pictures
 from cm3run.training.device import choose_device, choose_precision
+
+
+class CropSampler:
+    """Crops of small pictures and the matching crops of the large ones.
+
+    The crops of a step are a function of (seed, step).
+
+    Args:
+        large_NHWC: uint8.
+        small_NHWC, reconstructed_NHWC: uint8, `scale` times smaller.
+        training: how to draw the crops.
+    """
+
+    def __init__(
+        self,
+        large_NHWC: PixelArray,
+        small_NHWC: PixelArray,
+        reconstructed_NHWC: PixelArray,
+        training: EDSRTraining,
+    ) -> None:
+        self.large_NHWC, self.sorts, self.training = (
+            large_NHWC,
+            (small_NHWC, reconstructed_NHWC),
+            training,
+        )
+        self.scale = large_NHWC.shape[1] // small_NHWC.shape[1]
+
+    def batch(self, step: int) -> tuple[PixelArray, PixelArray]:
+        """Small crops uint8 [B, c, c, 3], large [B, scale * c, scale * c, 3]; c = `crop_size`."""
+        training, scale = self.training, self.scale
+        rng = np.random.default_rng((training.seed, step))
+        pairs = []
+        for index in self._indices(step):
+            sort = int(rng.random() < training.reconstructed_share)
+            y, x = self._place(self.sorts[sort][index], rng)
+            size = training.crop_size
+            small = self.sorts[sort][index, y : y + size, x : x + size]
+            large = self.large_NHWC[
+                index, y * scale : (y + size) * scale, x * scale : (x + size) * scale
+            ]
+            way = int(rng.integers(8)) if training.turn else 0
+            pairs.append((turned(small, way), turned(large, way)))
+        return np.stack([small for small, _ in pairs]), np.stack([large for _, large in pairs])
+
+    def _indices(self, step: int) -> list[int]:
+        """Each epoch is a permutation by (seed, epoch); batches run across epochs."""
+        num, size = len(self.large_NHWC), self.training.batch_size
+        places = np.arange(step * size, (step + 1) * size)
+        orders = {
+            epoch: np.random.default_rng((self.training.seed, 1, epoch)).permutation(num)
+            for epoch in set((places // num).tolist())
+        }
+        return [int(orders[place // num][place % num]) for place in places.tolist()]
+
+    def _place(self, picture_HWC: PixelArray, rng: np.random.Generator) -> tuple[int, int]:
+        """The position, of several tried, where the crop's colours vary most."""
+        size = self.training.crop_size
+        limits = [side - size + 1 for side in picture_HWC.shape[:2]]
+        tried = rng.integers(limits, size=(self.training.num_tried_crops, 2)).tolist()
+        y, x = max(
+            tried,
+            key=lambda place: picture_HWC[
+                place[0] : place[0] + size, place[1] : place[1] + size
+            ].std(),
+        )
+        return y, x
+
+
+def turned(picture_HWC: PixelArray, way: int) -> PixelArray:
+    """One of the eight symmetries: rotated by `way` % 4 quarters, mirrored if `way` >= 4."""
+    picture_HWC = np.rot90(picture_HWC, way % 4)
+    return picture_HWC[:, ::-1] if way >= 4 else picture_HWC
 
 
 class UpscalerTrainer:

@@ -16,7 +16,7 @@ from cm3lab.benchmarks.decode import baselines, engine, runner, workload
 from cm3lab.benchmarks.decode.sizes import SIZES, Size
 from cm3lab.benchmarks.decode.workload import Setup, decode_case
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3run.generation.engine import Engine
 from decode_bench import CPU, MINI, SETUP
 from messages import tells

@@ -33,7 +33,7 @@ from cm3lab.benchmarks.ops.guided_sample import GUIDANCE, TOP_K, TOP_P
 from cm3plugins.attention import SDPAAttentionConfig
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
-from cm3plugins.samplers.config import CFGSamplerConfig
+from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
 from cm3run.generation.engine import Engine, Progress, Request, candidate_seed
 

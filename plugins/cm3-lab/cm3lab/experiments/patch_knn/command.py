@@ -96,7 +96,7 @@ def run(args: Namespace) -> int:
     from cm3core.config.overrides import with_options
     from cm3core.files import check_writable
     from cm3lab.experiments.patch_knn.measuring import HeldOut
-    from cm3plugins.samplers.patch_knn.config import PatchKNNSamplerConfig
+    from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
     from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
 
     keys = {name: getattr(args, name) for name in KEYS}

@@ -20,7 +20,7 @@ from cm3core.document import Codes, Document, ImageHole, IntArray, Text
 from cm3core.interfaces import DocumentSource
 from cm3core.interfaces.sampler_state import DrawState
 from cm3core.progress import make_bar
-from cm3plugins.samplers.patch_knn.places import AROUND
+from cm3plugins.samplers.patch_knn.database import AROUND
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
 from cm3run.generation.teacher_forcing import forced_row
 from cm3run.model import Model
