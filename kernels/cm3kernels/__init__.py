@@ -1,7 +1,7 @@
 """Pure functions on tensors, each with a plain reference and faster implementations. Imports torch
 (and triton), and no other package of this project."""
 
-from cm3kernels._dispatch import interprets
+from cm3kernels._host import interprets
 from cm3kernels.attention import attention
 from cm3kernels.guided_sample import guided_sample
 from cm3kernels.guided_sample.log_probabilities import guided_log_probabilities

@@ -188,11 +188,11 @@ def test_nothing_private_of_the_kernels_is_imported_outside_them() -> None:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("import cm3kernels._dispatch", ["cm3kernels._dispatch"]),
-        ("def f():\n    from cm3kernels import _dispatch", ["cm3kernels._dispatch"]),
-        ("from cm3kernels._dispatch import choose", ["cm3kernels._dispatch.choose"]),
+        ("import cm3kernels._host", ["cm3kernels._host"]),
+        ("def f():\n    from cm3kernels import _host", ["cm3kernels._host"]),
+        ("from cm3kernels._host import choose", ["cm3kernels._host.choose"]),
         ("from cm3kernels.attention import _tiles", ["cm3kernels.attention._tiles"]),
-        ("import_module('cm3kernels._dispatch')", ["cm3kernels._dispatch"]),
+        ("import_module('cm3kernels._host')", ["cm3kernels._host"]),
         ("from cm3kernels import attention\nfrom cm3kernels.attention.plan import segments", []),
     ],
 )

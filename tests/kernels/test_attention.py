@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cm3plugins.attention
-from cm3kernels.attention import AttentionPlan, attention, products, sdpa
-from cm3kernels.attention.limits import LONGEST_PRODUCT
+from cm3kernels.attention import AttentionPlan, attention, sdpa
 from cm3kernels.attention.plan import FAR, query_tiles, segments, visible_mask
+from cm3kernels.attention.sdpa import LONGEST_PRODUCT
 
 
 def packed(*lengths: int) -> Tensor:
@@ -217,7 +217,7 @@ def test_when_documents_are_faster() -> None:
 
 
 multiplies_bf16 = pytest.mark.skipif(
-    not products._multiplies_bf16(), reason="oneDNN multiplies no bfloat16 on this CPU"
+    not sdpa._multiplies_bf16(), reason="oneDNN multiplies no bfloat16 on this CPU"
 )
 
 
@@ -260,7 +260,7 @@ def test_products_of_any_documents(lengths: list[int], num_heads: int) -> None:
         torch.randn(sum(lengths), num_heads, 8, generator=generator).bfloat16() for _ in range(4)
     )
     given = [x.requires_grad_() for x in (q, k, v)]
-    out = products.attend_documents(*given, tuple(lengths), 0.3)
+    out = sdpa.attend_documents(*given, tuple(lengths), 0.3)
     found = [out, *torch.autograd.grad(out, given, grad)]
     start = 0
     for length in lengths:
@@ -275,7 +275,7 @@ def test_products_of_any_documents(lengths: list[int], num_heads: int) -> None:
 
 def test_a_layout_by_hand() -> None:
     """Documents of 2, 20 and 1 tokens, two heads: the longest alone, the others together."""
-    layout = products.layout_of((2, 20, 1), 2)
+    layout = sdpa.layout_of((2, 20, 1), 2)
     assert layout.groups == ((2, 32), (4, 16))
     # the row of token 0, head 1 is in the second group, behind the 16 places of its head 0
     assert layout.places[1] == 2 * 32 + 16
@@ -286,11 +286,11 @@ def test_a_layout_by_hand() -> None:
 
 def test_what_is_not_multiplied_out() -> None:
     q = torch.empty(2, 8, 4, 16, dtype=torch.bfloat16)
-    assert products.can_multiply(q, q, (16,)) == products._multiplies_bf16()
-    assert not products.can_multiply(q.float(), q.float(), (16,))
-    assert not products.can_multiply(q, q[:, :, :2], (16,)), "shared key heads"
-    assert not products.can_multiply(q, q, (LONGEST_PRODUCT + 1,))
-    assert not products.can_multiply(q, q, ())
+    assert sdpa.can_multiply(q, q, (16,)) == sdpa._multiplies_bf16()
+    assert not sdpa.can_multiply(q.float(), q.float(), (16,))
+    assert not sdpa.can_multiply(q, q[:, :, :2], (16,)), "shared key heads"
+    assert not sdpa.can_multiply(q, q, (LONGEST_PRODUCT + 1,))
+    assert not sdpa.can_multiply(q, q, ())
     assert cm3plugins.attention.LONGEST_PRODUCT == LONGEST_PRODUCT
 
 

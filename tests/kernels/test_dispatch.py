@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cm3kernels import _dispatch
-from cm3kernels._dispatch import Implementation, choose, require
+from cm3kernels import dispatch
+from cm3kernels._host import require
+from cm3kernels.dispatch import Implementation, choose
 from messages import tells
 
 
@@ -39,7 +40,7 @@ AVAILABLE = {
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_said", set())
 
 
 def test_auto_takes_the_first_that_can_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3kernels import guided_log_probabilities
-from cm3kernels.guided_sample.reference import legal_ids
+from cm3kernels.guided_sample.cfg import legal_ids
 from guided_sample_oracle import ints, random_batch
 from messages import tells
 

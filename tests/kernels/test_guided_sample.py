@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from cm3kernels import guided_sample
-from cm3kernels.guided_sample.eager import AT_ONCE
-from cm3kernels.guided_sample.eager_race import AHEAD, SMALL
+from cm3kernels.guided_sample.eager import AHEAD, AT_ONCE, SMALL
 from guided_sample_oracle import (
     OFF,
     as_arguments,

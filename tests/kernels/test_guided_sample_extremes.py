@@ -13,7 +13,7 @@ import triton.language as tl
 from scipy.stats import chi2
 
 from cm3kernels.guided_sample import _tile
-from cm3kernels.guided_sample.reference import log_survival
+from cm3kernels.guided_sample.philox import log_survival
 from cm3kernels.guided_sample.triton import Config
 from guided_sample_calls import launch, on
 from guided_sample_oracle import OFF, as_arguments, draw, ints

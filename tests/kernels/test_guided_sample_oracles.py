@@ -21,9 +21,8 @@ from transformers import (
 )
 
 from cm3kernels import guided_sample
-from cm3kernels.guided_sample import eager_filters, reference
-from cm3kernels.guided_sample.philox import philox4x32
-from cm3kernels.guided_sample.reference import log_survival
+from cm3kernels.guided_sample import eager, reference
+from cm3kernels.guided_sample.philox import log_survival, philox4x32
 from guided_sample_oracle import (
     OFF,
     as_arguments,
@@ -154,9 +153,7 @@ def test_typical_ids_are_the_smallest_set_around_the_entropy(
     if p >= 1:
         assert kept_V.all()
         return
-    assert (
-        eager_filters.typical_ids(score_1V, score_1V.exp(), p_1, [p])[0].numpy() == kept_V
-    ).all()
+    assert (eager.typical_ids(score_1V, score_1V.exp(), p_1, [p])[0].numpy() == kept_V).all()
     furthest = distance_V[kept_V].max()
     assert (distance_V[~kept_V] > furthest - 1e-12).all()
     assert np.exp(log_V[kept_V]).sum() >= p - 1e-12
@@ -171,7 +168,7 @@ def test_sets_are_those_of_transformers(seed: int, p: float, V: int) -> None:
     p_1 = torch.tensor([p], dtype=torch.float64)
     typical = TypicalLogitsWarper(p)(None, logits) > -math.inf
     assert torch.equal(reference.typical_ids(logits, p_1), typical)
-    assert torch.equal(eager_filters.typical_ids(logits, logits.exp(), p_1, [p]) > 0, typical)
+    assert torch.equal(eager.typical_ids(logits, logits.exp(), p_1, [p]) > 0, typical)
     n = 200
     arguments: dict[str, Any] = {
         "logits_SV": logits.float(),

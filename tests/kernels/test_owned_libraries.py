@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cm3kernels.few_rows import native
-from cm3kernels.few_rows.owned import file_fault, folder_fault, sha256_of
+from cm3kernels.few_rows.native import file_fault, folder_fault, sha256_of
 
 
 @pytest.fixture

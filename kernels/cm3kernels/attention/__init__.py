@@ -1,63 +1,23 @@
-"""Op `attention`: validation and dispatch. Formula and shapes: README.md in this folder."""
+"""Op `attention`: its arguments, checked. Formula and shapes: README.md in this folder; implementations:
+`cm3kernels.dispatch`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import (
-    Implementation,
-    choose,
-    require,
-    triton_implementation,
-    triton_refusal,
-)
-from cm3kernels.attention.limits import LARGEST_HEAD_DIM, OP
 from cm3kernels.attention.plan import AttentionPlan
-from cm3kernels.attention.reference import attention_reference
-from cm3kernels.attention.sdpa import attention_sdpa
+from cm3kernels.dispatch import ATTENTION as IMPLEMENTATIONS
+from cm3kernels.dispatch import ATTENTION_WITH_LSE as IMPLEMENTATIONS_WITH_LSE
+from cm3kernels.dispatch import choose
 
 __all__ = ["IMPLEMENTATIONS", "AttentionPlan", "attention", "cast_by_autocast"]
 
 
-def _load_triton() -> Any:
-    from cm3kernels.attention.triton import attention_triton
-
-    return attention_triton
-
-
-def _triton_refusal(q: Tensor) -> str | None:
-    if (reason := triton_refusal(q)) is not None:
-        return reason
-    if q.shape[3] > LARGEST_HEAD_DIM:
-        return (
-            f"the head dimension is {q.shape[3]}, the kernels support up to {LARGEST_HEAD_DIM}; "
-            "next: implementation='sdpa'"
-        )
-    if q.dtype == torch.float64 and q.device.type == "cuda":
-        return (
-            "float64 is only for checks in the interpreter; next: implementation='reference', or a "
-            "narrower dtype"
-        )
-    return None
-
-
-IMPLEMENTATIONS = {
-    "triton": triton_implementation(_load_triton, _triton_refusal),
-    "sdpa": Implementation(lambda: attention_sdpa),
-    "reference": Implementation(lambda: attention_reference),
-}
-_NO_LSE = Implementation(
-    lambda: attention_sdpa,
-    lambda q: (
-        "torch's function returns no lse; next: implementation='reference', "
-        "or 'triton' on a CUDA device"
-    ),
-)
-IMPLEMENTATIONS_WITH_LSE = {**IMPLEMENTATIONS, "sdpa": _NO_LSE}
+OP = "attention"
 
 
 @overload
@@ -135,13 +95,12 @@ def attention(
     _check(q, k, v, kv_start, offset, scale)
     if plan is None:
         plan = AttentionPlan(q.shape[1], k.shape[1], kv_start, offset)
-    require(
-        (plan.num_queries, plan.num_keys) == (q.shape[1], k.shape[1])
-        and plan.kv_start is kv_start
-        and plan.offset is offset,
-        OP,
-        "plan was made for other lengths, or for other tensors kv_start and offset",
-    )
+    if (
+        (plan.num_queries, plan.num_keys) != (q.shape[1], k.shape[1])
+        or plan.kv_start is not kv_start
+        or plan.offset is not offset
+    ):
+        raise _wrong("plan was made for other lengths, or for other tensors kv_start and offset")
     run = choose(OP, implementation, IMPLEMENTATIONS_WITH_LSE if return_lse else IMPLEMENTATIONS, q)
     with torch.autocast(q.device.type, enabled=False):
         out, lse = run(
@@ -170,6 +129,14 @@ def cast_by_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def _wrong(cause: str) -> ValueError:
+    return ValueError(f"{OP}: {cause}")
+
+
+# An op is called in every layer of every step, and formatting a dozen messages takes some 15 us: none is formatted
+# before it is needed.
+
+
 def _check(
     q: Tensor,
     k: Tensor,
@@ -178,44 +145,26 @@ def _check(
     offset: Tensor | None,
     scale: float | None,
 ) -> None:
-    require(
-        q.ndim == k.ndim == v.ndim == 4, OP, "q, k and v are [rows, tokens, heads, head dimension]"
-    )
-    require(
-        q.dtype == k.dtype == v.dtype and q.is_floating_point(),
-        OP,
-        lambda: f"q, k and v share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}",
-    )
-    require(k.shape == v.shape, OP, lambda: f"k is {list(k.shape)}, v is {list(v.shape)}")
-    require(
-        q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] and q.shape[3] > 0,
-        OP,
-        lambda: (
-            f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension, or have "
-            "none"
-        ),
-    )
-    require(
-        k.shape[2] > 0 and q.shape[2] > 0 and q.shape[2] % k.shape[2] == 0,
-        OP,
-        lambda: f"{q.shape[2]} query heads on {k.shape[2]} key heads",
-    )
-    require(
-        offset is not None or q.shape[1] == k.shape[1],
-        OP,
-        lambda: f"{q.shape[1]} queries on {k.shape[1]} keys need an offset",
-    )
-    require(
-        scale is None or 0 < scale < math.inf,
-        OP,
-        lambda: f"scale is {scale}, must be positive and finite",
-    )
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise _wrong("q, k and v are [rows, tokens, heads, head dimension]")
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
+        raise _wrong(f"q, k and v share one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if k.shape != v.shape:
+        raise _wrong(f"k is {list(k.shape)}, v is {list(v.shape)}")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[3] == 0:
+        raise _wrong(
+            f"q {list(q.shape)} and k {list(k.shape)} differ in rows or head dimension, or have none"
+        )
+    if k.shape[2] == 0 or q.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise _wrong(f"{q.shape[2]} query heads on {k.shape[2]} key heads")
+    if offset is None and q.shape[1] != k.shape[1]:
+        raise _wrong(f"{q.shape[1]} queries on {k.shape[1]} keys need an offset")
+    if scale is not None and not 0 < scale < math.inf:
+        raise _wrong(f"scale is {scale}, must be positive and finite")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.stride(3) != 1 and x.shape[3] != 1:
-            require(
-                False,
-                OP,
-                f"{name}'s last stride is {x.stride(3)}, must be 1; next: {name}.contiguous()",
+            raise _wrong(
+                f"{name}'s last stride is {x.stride(3)}, must be 1; next: {name}.contiguous()"
             )
     for name, tensor, shape in (
         ("kv_start", kv_start, q.shape[:2]),
@@ -224,12 +173,9 @@ def _check(
         if tensor is not None and (
             tensor.shape != shape or tensor.dtype not in (torch.int32, torch.int64)
         ):
-            require(
-                False,
-                OP,
-                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be int32 or int64 "
-                f"{list(shape)}",
+            raise _wrong(
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be int32 or int64 {list(shape)}"
             )
     for name, other in (("k", k), ("v", v), ("kv_start", kv_start), ("offset", offset)):
         if other is not None and other.device != q.device:
-            require(False, OP, f"{name} is on {other.device}, q on {q.device}")
+            raise _wrong(f"{name} is on {other.device}, q on {q.device}")

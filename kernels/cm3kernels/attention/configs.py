@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import interprets
+from cm3kernels._host import interprets
 
 #: Head dimensions that kernels are compiled for; others are padded to the next.
 BLOCKS_D = (32, 64, 128)

@@ -3,20 +3,26 @@
 Plain causal rows use `is_causal`, for which the kernels skip much of the upper triangle. On the CPU
 packed rows are attended document by document, one causal call each, where that is faster: no score
 across documents is computed, forward or backward; short ones in bfloat16 by plain products
-(`cm3kernels.attention.products`). Everything else (a cache, retrieved documents, a
+(`attend_documents`). Everything else (a cache, retrieved documents, a
 GPU) uses a boolean mask. Legend: B rows, T queries, S keys, H query heads, K key heads, D head
-dimension, X tokens of all rows.
+dimension, X tokens of all rows (of all documents), L padded length of a group of documents, P rows (a token's head)
+of all groups, padding included.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cm3kernels.attention.plan import AttentionPlan
-from cm3kernels.attention.products import attend_documents, can_multiply
 
+#: Longest document whose scores are multiplied out in bfloat16 on a CPU: in one head they take 0.5 MB.
+LONGEST_PRODUCT = 512
 #: What a call costs in addition to its scores, as a number of scores of one head of 64 dimensions:
 #: about 0.2 ms.
 CALL_COST = 12_000
@@ -91,3 +97,161 @@ def _attend(
         enable_gqa=q_BHTD.shape[1] != k_BKSD.shape[1],
     )
     return out_BHTD.transpose(1, 2)
+
+
+# Plain products, for bfloat16 on a CPU that multiplies it. torch's fused CPU function spends most of a short document
+# outside of its products, above all backward. Here documents of like lengths are padded to one batch. As in a chain of
+# torch's functions in bfloat16, scores are rounded to bfloat16, and their softmax is computed in float32 and rounded; the
+# probabilities are kept for the backward: short documents only. `cm3 bench attention` compares the two.
+
+#: A group's documents are at least this part of its padded length.
+_LEAST = 0.8
+#: Padded lengths are multiples of this: narrower products are slower.
+_MULTIPLE = 16
+
+
+class Layout(NamedTuple):
+    """Where each row is when documents are multiplied in groups.
+
+    Args:
+        groups: (number of matrices, L) of each group; its rows follow those of the former.
+        rows: for each place, the row that is there (of padding, one of the same document), int64 [P].
+        places: for each row, its place, int64 [X * H].
+        padding: the places that hold no row, int64.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    rows: Tensor
+    places: Tensor
+    padding: Tensor
+
+
+def can_multiply(q_BTHD: Tensor, k_BSKD: Tensor, lengths: Sequence[int]) -> bool:
+    """Whether `attend_documents` takes these documents, and is the faster one."""
+    return (
+        q_BTHD.device.type == "cpu"
+        and q_BTHD.dtype == torch.bfloat16
+        and q_BTHD.shape[2] == k_BSKD.shape[2]
+        and bool(lengths)
+        and max(lengths) <= LONGEST_PRODUCT
+        and not torch.compiler.is_compiling()
+        and _multiplies_bf16()
+    )
+
+
+@lru_cache(maxsize=1)
+def _multiplies_bf16() -> bool:
+    """Whether oneDNN has products of bfloat16 here."""
+    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
+
+
+@lru_cache(maxsize=8)  # the layers of a pass share one
+def layout_of(lengths: tuple[int, ...], num_heads: int) -> Layout:
+    """The layout of documents that lie one after the other, the longest first.
+
+    >>> layout = layout_of((2, 20, 1), 1)
+    >>> layout.groups, layout.places.tolist()[:3], layout.rows.tolist()[-32:-29]
+    (((1, 32), (2, 16)), [32, 33, 0], [0, 1, 0])
+    """
+    all_lengths = torch.tensor(lengths)
+    starts = all_lengths.cumsum(0) - all_lengths
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    sizes, rows, is_real = [], [], []
+    head_H1 = torch.arange(num_heads)[:, None]
+    while order:
+        length = -(-lengths[order[0]] // _MULTIPLE) * _MULTIPLE
+        number = 1
+        while number < len(order) and lengths[order[number]] >= _LEAST * length - _MULTIPLE:
+            number += 1
+        own, order = order[:number], order[number:]
+        position_L = torch.arange(length)
+        real_NL = position_L < all_lengths[own][:, None]
+        token_NL = starts[own][:, None] + torch.where(real_NL, position_L, 0)
+        sizes.append((number * num_heads, length))
+        rows.append((token_NL[:, None] * num_heads + head_H1).flatten())
+        is_real.append(real_NL[:, None].expand(-1, num_heads, -1).flatten())
+    rows_P, real_P = torch.cat(rows), torch.cat(is_real)
+    places = torch.empty(sum(lengths) * num_heads, dtype=torch.int64)
+    places[rows_P[real_P]] = real_P.nonzero().flatten()
+    return Layout(tuple(sizes), rows_P, places, (~real_P).nonzero().flatten())
+
+
+def attend_documents(
+    q_XHD: Tensor, k_XHD: Tensor, v_XHD: Tensor, lengths: tuple[int, ...], scale: float
+) -> Tensor:
+    """Causal attention of each document to itself, bfloat16 [X, H, D]; differentiable once.
+
+    Args:
+        q_XHD, k_XHD, v_XHD: bfloat16 on the CPU.
+        lengths: of the documents, in order; their sum is X.
+        scale: of the scores.
+    """
+    out_XHD: Tensor = _Products.apply(q_XHD, k_XHD, v_XHD, lengths, scale)  # type: ignore[no-untyped-call]  # torch's annotations lack it
+    return out_XHD
+
+
+class _Products(torch.autograd.Function):
+    """P = softmax(scale Q Kᵀ), out = P V, and their derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_XHD: Tensor,
+        k_XHD: Tensor,
+        v_XHD: Tensor,
+        lengths: tuple[int, ...],
+        scale: float,
+    ) -> Tensor:
+        layout = layout_of(lengths, q_XHD.shape[1])
+        q, k, v = (_gathered(x, layout) for x in (q_XHD, k_XHD, v_XHD))
+        out = torch.empty_like(q)
+        kept = []
+        with torch.autocast("cpu", enabled=False):
+            for own_q, own_k, own_v, own_out in _groups(layout, q, k, v, out):
+                mask = _mask(own_q.shape[1])
+                scores = torch.baddbmm(mask, own_q, own_k.transpose(1, 2), alpha=scale)
+                kept.append(scores.softmax(-1))
+                torch.bmm(kept[-1], own_v, out=own_out)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.layout, ctx.scale = layout, scale
+        return out.index_select(0, layout.places).view_as(q_XHD)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        grad = _gathered(grads[0].to(q.dtype), ctx.layout).index_fill_(0, ctx.layout.padding, 0)
+        found = [torch.empty_like(q) for _ in range(3)]
+        parts = _groups(ctx.layout, q, k, v, grad, *found)
+        with torch.autocast("cpu", enabled=False):
+            for p, (own_q, own_k, own_v, own_grad, grad_q, grad_k, grad_v) in zip(
+                kept, parts, strict=True
+            ):
+                grad_p = torch.bmm(own_grad, own_v.transpose(1, 2))
+                grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scale)
+                torch.bmm(grad_scores, own_k, out=grad_q)
+                torch.bmm(grad_scores.transpose(1, 2), own_q, out=grad_k)
+                torch.bmm(p.transpose(1, 2), own_grad, out=grad_v)
+        shape = grads[0].shape
+        given = [one.index_select(0, ctx.layout.places).view(shape) for one in found]
+        return *given, None, None
+
+
+@lru_cache(maxsize=64)
+def _mask(length: int) -> Tensor:
+    """0 where a query sees a key, else -inf, bfloat16 [L, L]."""
+    return torch.full((length, length), float("-inf"), dtype=torch.bfloat16).triu_(1)
+
+
+def _gathered(x_XHD: Tensor, layout: Layout) -> Tensor:
+    """The rows in the order of the layout, [P, D]."""
+    return x_XHD.reshape(-1, x_XHD.shape[-1]).index_select(0, layout.rows)
+
+
+def _groups(layout: Layout, *arrays_PD: Tensor) -> Iterator[list[Tensor]]:
+    """Each group's part of the arrays, as matrices [N * H, L, D]."""
+    start = 0
+    for number, length in layout.groups:
+        stop = start + number * length
+        yield [x[start:stop].view(number, length, -1) for x in arrays_PD]
+        start = stop

@@ -12,15 +12,22 @@ import torch
 import triton
 from torch import Tensor
 
-from cm3kernels._dispatch import device_of, require
+from cm3kernels._host import device_of, require
 from cm3kernels.attention._aot import aot_entries
 from cm3kernels.attention._backward import delta_kernel
 from cm3kernels.attention._forward import forward_kernel
 from cm3kernels.attention._grad_keys import grad_keys_kernel
 from cm3kernels.attention._grad_queries import grad_queries_kernel
 from cm3kernels.attention.configs import DELTA, MOST_DECODED, PRECISION, block_d, launch
-from cm3kernels.attention.limits import LARGEST_GRID, LARGEST_TOKEN_STRIDE, MOST_TOKENS, OP
 from cm3kernels.attention.plan import AttentionPlan, query_tiles
+
+OP = "attention"
+#: A row's address within a tile is a 32-bit product with the stride.
+LARGEST_TOKEN_STRIDE = 2**24
+#: The second and third dimension of a CUDA grid.
+LARGEST_GRID = 65_535
+#: Positions and their sums with an offset are 32-bit.
+MOST_TOKENS = 2**29
 
 __all__ = ["aot_entries", "attention_backward_op", "attention_op", "attention_triton"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import require
+from cm3kernels._host import require
 from cm3kernels.few_rows.native import Unavailable, library, refusal
 
 __all__ = ["DecoderStep", "FewRowsProduct", "Unavailable", "library", "refusal"]

@@ -1,4 +1,5 @@
-"""Op `guided_sample`: validation and dispatch. Formula and shapes: README.md in this folder."""
+"""Op `guided_sample`: its arguments, checked. Formula and shapes: README.md in this folder; the mixing of the
+streams: `cfg.py`; implementations: `cm3kernels.dispatch`."""
 
 from __future__ import annotations
 
@@ -9,41 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, triton_implementation, triton_refusal
-from cm3kernels.guided_sample.eager import guided_sample_eager
-from cm3kernels.guided_sample.reference import guided_sample_reference
+from cm3kernels.dispatch import GUIDED_SAMPLE as IMPLEMENTATIONS
+from cm3kernels.dispatch import choose
+
+__all__ = ["IMPLEMENTATIONS", "guided_sample"]
 
 OP = "guided_sample"
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: The most ids whose masses, with 40 bits after the point, an int64 sum can hold.
-LARGEST_VOCABULARY = 2**22
-
-
-def _load_triton() -> Callable[..., Any]:
-    from cm3kernels.guided_sample.triton import guided_sample_triton
-
-    return guided_sample_triton
-
-
-def _triton_refusal(logits_SV: Tensor) -> str | None:
-    if logits_SV.dtype not in KERNEL_DTYPES:
-        return (
-            f"logits_SV is {logits_SV.dtype}, the kernels support float32, bfloat16 and float16; "
-            "next: cast it, or implementation='auto'"
-        )
-    if logits_SV.shape[1] > LARGEST_VOCABULARY:
-        return (
-            f"logits_SV has {logits_SV.shape[1]} ids, the kernels support {LARGEST_VOCABULARY}; "
-            "next: implementation='auto'"
-        )
-    return triton_refusal(logits_SV)
-
-
-IMPLEMENTATIONS = {
-    "triton": triton_implementation(_load_triton, _triton_refusal),
-    "eager": Implementation(lambda: guided_sample_eager),
-    "reference": Implementation(lambda: guided_sample_reference),
-}
 
 
 def guided_sample(
@@ -166,19 +138,10 @@ def guided_sample(
         "allowed_nV": allowed_nV,
         "allowed_bits_nW": allowed_bits_nW,
         "first_id": first_id,
+        "out_tokens_S": out_tokens_S,
+        "debug": debug,
     }
-    token_n: Tensor
-    if run is not guided_sample_eager and run is not guided_sample_reference:
-        token_n = run(
-            logits_SV, stream_rows_nG, weights_nG, **given, out_tokens_S=out_tokens_S, debug=debug
-        )
-        return token_n
-    token_n = run(logits_SV, stream_rows_nG, weights_nG, **given)
-    if out_tokens_S is not None:
-        there_nG = stream_rows_nG >= 0
-        out_tokens_S[stream_rows_nG[there_nG]] = token_n[:, None].expand_as(stream_rows_nG)[
-            there_nG
-        ]
+    token_n: Tensor = run(logits_SV, stream_rows_nG, weights_nG, **given)
     return token_n
 
 

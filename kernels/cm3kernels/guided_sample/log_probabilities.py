@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from cm3kernels.guided_sample.reference import LARGEST, filtered_scores, only, refuse_empty
+from cm3kernels.guided_sample.cfg import differentiable_mix, only, refuse_empty
+from cm3kernels.guided_sample.reference import filtered_scores
 
 OP = "guided_log_probabilities"
 
@@ -97,23 +98,8 @@ def guided_log_probabilities(
             taken_nV = torch.zeros_like(left_nV).scatter_(1, lowest_n1, True)
             left_nV = torch.where(greedy_n1, taken_nV, left_nV)
         refuse_empty(left_nV.any(dim=1))
-    mixed_nV = _mixed(logits_SV, stream_rows_nG, weights_nG)
+    mixed_nV = differentiable_mix(logits_SV, stream_rows_nG, weights_nG)
     if temperature_n is not None:
         temperature_n1 = temperature_n.to(mixed_nV.dtype)[:, None]
         mixed_nV = mixed_nV / torch.where(temperature_n1 > 0, temperature_n1, 1.0)
     return only(left_nV, mixed_nV).log_softmax(dim=1)
-
-
-def _mixed(logits_SV: Tensor, stream_rows_nG: Tensor, weights_nG: Tensor) -> Tensor:
-    """Weighted sum of the streams, [n, V]: as `reference.mix` rounds it, and float64 for float64.
-
-    Logits that are not finite count as 0: their ids are not kept.
-    """
-    exact = logits_SV.dtype == torch.float64
-    weights_nG = weights_nG.double() * (stream_rows_nG >= 0)
-    mixed_nV = torch.zeros(1, dtype=torch.float64, device=logits_SV.device)
-    for stream in range(stream_rows_nG.shape[1]):
-        values_nV = logits_SV[stream_rows_nG[:, stream].clamp(min=0)].double()
-        values_nV = torch.where(values_nV.isfinite(), values_nV, 0.0)
-        mixed_nV = mixed_nV + weights_nG[:, stream, None] * values_nV
-    return mixed_nV if exact else mixed_nV.clamp(-LARGEST, LARGEST).float()

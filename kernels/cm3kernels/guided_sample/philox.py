@@ -1,8 +1,11 @@
-"""Philox4x32-10, the counter-based generator: four 32-bit words from a key and a counter, no state.
+"""Random numbers of a draw: a function of (seed, position, id), by Philox4x32-10.
+
+That generator is counter-based: four 32-bit words from a key and a counter, no state.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the
 same words as Random123, Triton's `tl.philox` and cuRAND. torch has no unsigned 64-bit product, so
-words live in int64 and are masked. Legend: n keys, c counters of each.
+words live in int64 and are masked. Legend: n keys (requests), c counters of each, V ids of
+the slice.
 """
 
 from __future__ import annotations
@@ -18,6 +21,28 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 NUM_ROUNDS = 10
 #: Up to this many counters (of all keys) Python integers are faster than tensors.
 FEW = 320
+
+
+def log_survival(seed_n: Tensor, position_n: Tensor, first_id: int, num_ids: int) -> Tensor:
+    """-E, float64 [n, V]: log(1 - u) of one uniform variate for each id.
+
+    E is exponential and belongs to (seed, position, id) alone: word id % 4 of Philox4x32-10 under
+    key `seed`, counter (id // 4, position, 0, 0); u = ((word >> 8) + 0.5) / 2**24. The arg min of
+    E_v / p_v, in other words the arg max of log p_v - log E_v, is a draw of p.
+    """
+    counter_1c = torch.arange(
+        first_id // 4, (first_id + num_ids - 1) // 4 + 1, device=seed_n.device
+    )[None]
+    skip = first_id % 4
+    return log_survival_of(
+        philox4x32(seed_n, counter_1c, position_n).flatten(1)[:, skip : skip + num_ids]
+    )
+
+
+def log_survival_of(bits: Tensor) -> Tensor:
+    """log(1 - u) of 24 random bits, float64, in place. 1 - u is exact, so this is as good as
+    log1p(-u), and faster."""
+    return bits.mul_(-(2.0**-24)).add_(1.0 - 2.0**-25).log_()
 
 
 def philox4x32(key: Tensor, counter_0: Tensor, counter_1: Tensor) -> Tensor:

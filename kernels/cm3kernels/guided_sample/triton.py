@@ -10,12 +10,12 @@ import torch
 import triton
 from torch import Tensor
 
-from cm3kernels._dispatch import device_of, require
+from cm3kernels._host import device_of, require
 from cm3kernels.aot import AotEntry
 from cm3kernels.guided_sample._one_block import one_block_kernel
 from cm3kernels.guided_sample._tile import NEAR
 from cm3kernels.guided_sample._tiled import merge_kernel, mix_kernel, race_kernel, select_kernel
-from cm3kernels.guided_sample.reference import refuse_empty
+from cm3kernels.guided_sample.cfg import refuse_empty
 
 OP = "guided_sample"
 #: Largest number of ids that path A takes.

@@ -1,31 +1,18 @@
-"""Op `linear_cross_entropy`: validation and dispatch. Formula, shapes, costs: README.md in this
-folder."""
+"""Op `linear_cross_entropy`: its arguments, checked. Formula, shapes, costs: README.md in this folder;
+implementations: `cm3kernels.dispatch`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require, triton_implementation
-from cm3kernels.linear_cross_entropy.chunked import linear_cross_entropy_chunked
-from cm3kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from cm3kernels._host import require
+from cm3kernels.dispatch import LINEAR_CROSS_ENTROPY as IMPLEMENTATIONS
+from cm3kernels.dispatch import choose
 
-
-def _load_triton() -> Callable[..., Any]:
-    from cm3kernels.linear_cross_entropy.triton import linear_cross_entropy_triton
-
-    return linear_cross_entropy_triton
-
-
-IMPLEMENTATIONS = {
-    "triton": triton_implementation(_load_triton),
-    "torch": Implementation(lambda: linear_cross_entropy_chunked),
-    "reference": Implementation(lambda: linear_cross_entropy_reference),
-}
+__all__ = ["IMPLEMENTATIONS", "linear_cross_entropy"]
 
 
 def linear_cross_entropy(

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cm3kernels._dispatch import device_of, require
+from cm3kernels._host import device_of, require
 from cm3kernels.linear_cross_entropy.reference import group_sums
 
 if TYPE_CHECKING:

@@ -1,44 +1,20 @@
-"""Op `segment_decode`: validation and dispatch. Layout, formula, shapes: README.md in this
-folder."""
+"""Op `segment_decode`: its arguments, checked. Layout, formula, shapes: README.md in this folder;
+implementations: `cm3kernels.dispatch`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from operator import le
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import Implementation, choose, require, triton_implementation
-from cm3kernels.segment_decode.grouped import segment_decode_grouped
+from cm3kernels._host import require
+from cm3kernels.dispatch import SEGMENT_DECODE as IMPLEMENTATIONS
+from cm3kernels.dispatch import choose
 from cm3kernels.segment_decode.plan import SegmentPlan, plan_segments
-from cm3kernels.segment_decode.reference import segment_decode_reference
 
 __all__ = ["IMPLEMENTATIONS", "SegmentPlan", "plan_segments", "segment_decode"]
-
-
-def _load_triton() -> Callable[..., Any]:
-    from cm3kernels.segment_decode.triton import segment_decode_triton
-
-    return segment_decode_triton
-
-
-def _torch_refusal(tensor: Tensor) -> str | None:
-    if tensor.device.type != "cpu":
-        return (
-            f"the tensor is on {tensor.device}; next: use 'triton', 'reference', or tensors on the "
-            "CPU"
-        )
-    return None
-
-
-IMPLEMENTATIONS = {
-    "triton": triton_implementation(_load_triton),
-    "torch": Implementation(lambda: segment_decode_grouped, _torch_refusal),
-    "reference": Implementation(lambda: segment_decode_reference),
-}
 
 
 def segment_decode(

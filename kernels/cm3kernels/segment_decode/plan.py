@@ -18,7 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from cm3kernels._dispatch import require
+from cm3kernels._host import require
 
 OP = "plan_segments"
 #: Keys that a kernel reads at once; the unit of splits.

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cm3kernels._dispatch import device_of, require
+from cm3kernels._host import device_of, require
 from cm3kernels.segment_decode.configs import (
     CONFIGS,
     HEAD_DIMS,

@@ -25,7 +25,7 @@ from cm3plugins.attention.refusals import USE_SDPA, cuda_only, no_backward
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
 
-#: As in `cm3kernels.attention.limits`, which would import torch.
+#: As in `cm3kernels.attention.sdpa`, which would import torch.
 LONGEST_PRODUCT = 512
 
 
