@@ -104,15 +104,12 @@ LEFT = {
         cm3run/training/loader.py: BatchLoader.__init__
         cm3apps/evaluation/measured.py: feed_features
         cm3run/checkpoint/merging.py: merge_adapter
-        cm3plugins/image_tokenizers/vqgan/model.py: Level.__init__
         cm3run/model/model.py: Model.__init__
         cm3run/training/neighbours.py: NeighbourTable.__init__
-        cm3plugins/datasets/parquet.py: _cell
         cm3apps/quickstart/pipeline.py: Quickstart.__init__
         cm3run/generation/prepare.py: Preparer.__init__
         cm3lab/benchmarks/decode/runner.py: Benchmark.__init__
         cm3lab/benchmarks/runner.py: _gated
-        cm3plugins/samplers/patch_knn/sampler.py: PatchKNNSampler.__init__
         cm3lab/benchmarks/ops/segment_decode.py: decode_case
         cm3run/training/sequences.py: MaskedSequences.__init__
         cm3run/processes/several.py: TorchProcesses.__init__
@@ -121,8 +118,6 @@ LEFT = {
         cm3run/generation/teacher_forcing.py: forced_row
         cm3apps/evaluation/card/text.py: card_text
         cm3lab/judge/train.py: train_heads
-        cm3plugins/image_tokenizers/vqgan/training.py: train_image_tokenizer
-        cm3plugins/upscalers/edsr/training.py: train_upscaler
         cm3postgres/transfer.py: push
         cm3run/token_shards/writing.py: Encoder.__init__
         cm3run/checkpoint/writing.py: _write_sharded
@@ -158,10 +153,7 @@ LEFT = {
         cm3run/training/start.py: start
         cm3run/checkpoint/state.py: read_state
         cm3apps/cli/sweep.py: run
-        cm3plugins/image_tokenizers/patches/training.py: train_patches
-        cm3plugins/trained/training_run.py: TrainingRun.train
         cm3run/evaluation/upscaler.py: evaluate_upscaler
-        cm3plugins/datasets/webdataset.py: read_shard
     """,
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cm3core.errors import DataError, MissingPackageError
 from cm3core.files import check_regular
@@ -123,24 +123,30 @@ def parquet_rows(
             for row_number, row in enumerate(cells):
                 for name in held:
                     place = f"{path}, row {number}, column {name!r}"
-                    row[name] = _cell(
-                        facts[name][number], place, path, name, group, row_number, index
-                    )
+                    where = _Where(path, name, group, row_number)
+                    row[name] = _cell(facts[name][number], place, where, index)
                 yield number, {name: row.get(name) for name in names}
                 number += 1
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise _no_parquet(path, error) from error
 
 
-def _cell(
-    fact: Any, place: str, path: Path, column: str, group: int, row: int, index: PictureIndex
-) -> PictureCell:
+class _Where(NamedTuple):
+    """A cell of a file: its column, and its row in the row group."""
+
+    path: Path
+    column: str
+    group: int
+    row: int
+
+
+def _cell(fact: Any, place: str, where: _Where, index: PictureIndex) -> PictureCell:
     if fact is None or isinstance(fact, str):
         return fact
     key, width, height, cause, step = fact
     if cause is not None:
         return DataError(place, cause, step)
-    picture = ParquetPicture(key, width, height, place, path, column, group, row, index.path)
+    picture = ParquetPicture(key, width, height, place, *where, index.path)
     if (undecodable := index.cause_of(key)) is not None:
         return DataError(place, undecodable, NEXT_STEP)
     return picture

@@ -16,9 +16,9 @@ import re
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cm3core.errors import DataError
 from cm3core.files import check_regular, user_path
@@ -35,6 +35,9 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.pictures import SUFFIXES, PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.stated_licences import stated
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -247,6 +250,16 @@ class _Headers(io.BufferedIOBase):
         return self._file.tell()
 
 
+@dataclass
+class _Found:
+    """What a tar holds: `records` maps key -> suffix -> text, or place and facts of a picture; `dotted` a key
+    -> the first picture's name with a dot before its suffix."""
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    dotted: dict[str, str] = field(default_factory=dict)
+
+
 def read_shard(path: Path) -> dict[str, Any]:
     """What the index keeps of a tar: its `records` and `problems`.
 
@@ -255,9 +268,7 @@ def read_shard(path: Path) -> dict[str, Any]:
     from cm3core.progress import make_bar
 
     check_regular(path, str(path))
-    records: dict[str, dict[str, Any]] = {}
-    problems: list[tuple[str, str]] = []
-    dotted: dict[str, str] = {}
+    found = _Found()
     with (
         path.open("rb") as file,
         make_bar(
@@ -277,46 +288,51 @@ def read_shard(path: Path) -> dict[str, Any]:
                 "decompress it; pictures are compressed already",
             )
         file.seek(0)
-        end = 0
-        try:
-            with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
-                for member in tar:
-                    if member.offset_data + member.size > bar.total:
-                        raise tarfile.ReadError("unexpected end of data")
-                    if member.isreg() and not member.issparse():
-                        _add_member(file, member, records, problems, dotted)
-                    elif (member.islnk() or member.issym()) and _is_read(member.name):
-                        problems.append(
-                            (f"{_printable(member.name)} is left out: it is {_LINK}", _NO_LINK)
-                        )
-                    end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                    bar.update(min(end, bar.total) - bar.n)
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-            if not end and not records:
-                raise DataError(str(path), f"is not a tar: {error}", "make it again") from error
-            after = min(end, bar.total)
-            cause = f"is truncated or damaged after byte {after} of {bar.total} ({error}); the records before it are used"
-            problems.append((cause, "make it again, or copy it again"))
-        else:
-            file.seek(end)
-            if file.read(BLOCK).strip(b"\0") or file.tell() < end + BLOCK:
-                problems.append(
-                    (
-                        "lacks the end marker of a tar; records may be lost",
-                        "make it again, or copy it again",
-                    )
-                )
+        _read_members(file, path, bar, found)
     # beside a picture of the key it is a member of another kind, such as a mask
-    problems += [
+    found.problems += [
         (
             f"{_printable(name)} is left out: a record's key ends at the first dot, and {_printable(key)!r} "
             "has no other picture or text",
             "rename it, and the members that belong to it, without dots in the key",
         )
-        for key, name in dotted.items()
-        if key not in records
+        for key, name in found.dotted.items()
+        if key not in found.records
     ]
-    return {"records": records, "problems": problems}
+    return {"records": found.records, "problems": found.problems}
+
+
+def _read_members(file: IO[bytes], path: Path, bar: tqdm[Any], found: _Found) -> None:
+    """Add a tar's members to what was `found`, as far as it is whole."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+            for member in tar:
+                if member.offset_data + member.size > bar.total:
+                    raise tarfile.ReadError("unexpected end of data")
+                if member.isreg() and not member.issparse():
+                    _add_member(file, member, found)
+                elif (member.islnk() or member.issym()) and _is_read(member.name):
+                    found.problems.append(
+                        (f"{_printable(member.name)} is left out: it is {_LINK}", _NO_LINK)
+                    )
+                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                bar.update(min(end, bar.total) - bar.n)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        if not end and not found.records:
+            raise DataError(str(path), f"is not a tar: {error}", "make it again") from error
+        after = min(end, bar.total)
+        cause = f"is truncated or damaged after byte {after} of {bar.total} ({error}); the records before it are used"
+        found.problems.append((cause, "make it again, or copy it again"))
+        return
+    file.seek(end)
+    if file.read(BLOCK).strip(b"\0") or file.tell() < end + BLOCK:
+        found.problems.append(
+            (
+                "lacks the end marker of a tar; records may be lost",
+                "make it again, or copy it again",
+            )
+        )
 
 
 def _is_read(name: str) -> bool:
@@ -328,9 +344,7 @@ def _is_read(name: str) -> bool:
 def _add_member(
     file: IO[bytes],
     member: tarfile.TarInfo,
-    records: dict[str, dict[str, Any]],
-    problems: list[tuple[str, str]],
-    dotted: dict[str, str],
+    found: _Found,
 ) -> None:
     """Add a member to its record: text as it is, a picture as its place and facts. A picture with a dot in
     its name before the suffix goes into `dotted`: its key -> the first such name."""
@@ -339,7 +353,7 @@ def _add_member(
     folder, _, name = member.name.removeprefix("./").rpartition("/")
     stem, dot, suffix = name.partition(".")
     if not stem and dot + suffix.lower() in SUFFIXES:
-        problems.append(
+        found.problems.append(
             (
                 f"{_printable(member.name)} is left out: it has no key, the name up to the first dot",
                 f"give it and its caption a name, such as 000{dot}{suffix}",
@@ -348,11 +362,11 @@ def _add_member(
     key, suffix = (f"{folder}/{stem}" if folder else stem), dot + suffix.lower()
     if not _is_read(member.name):
         if stem and suffix.endswith(SUFFIXES):
-            dotted.setdefault(key, member.name)
+            found.dotted.setdefault(key, member.name)
         return  # other members (.cls, .npy, macOS's ._files) are ignored
-    record = records.setdefault(key, {})
+    record = found.records.setdefault(key, {})
     if suffix in record:
-        problems.append(
+        found.problems.append(
             (
                 f"{_printable(member.name)} occurs twice; the first counts",
                 "give each record its own key",

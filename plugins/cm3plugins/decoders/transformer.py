@@ -1,9 +1,10 @@
 """What the transformers here share in training: blocks one after another, embeddings and the head.
 
 A decoder adds its blocks, what they share in a forward pass, and its final normalisation. Products of one input with
-several weights are one product where that is faster. Image codes can start as the tokenizer's code vectors do. The
-first functions are for adapters, such as peft's LoRA, which generation lays out anew: peft's layers have a
-`base_layer` (token adapters an `original_module`), and say whether they are merged or disabled.
+several weights are one product where that is faster (`projections`). Image codes can start as the tokenizer's code
+vectors do, alike codes alike (`codebook_rows`). Generation lays weights out anew, those of adapters such as peft's LoRA,
+too (`merged_weight`): peft's layers have a `base_layer` (token adapters an `original_module`), and say whether they are
+merged or disabled.
 
 Legend: B rows, T tokens, N tokens of a batch, E model dimension (inputs of a product), V ids.
 """
@@ -27,105 +28,6 @@ from cm3core.interfaces.attention import AttentionBackend
 from cm3core.interfaces.decoder import Decoder, InferenceDecoder
 from cm3core.vocab import Vocabulary
 from cm3kernels import linear_cross_entropy
-
-
-def _unmerged(module: nn.Module) -> bool:
-    """Whether an active adapter is not in the module's weight."""
-    wraps = hasattr(module, "base_layer") or hasattr(module, "token_adapter")
-    return wraps and not (
-        getattr(module, "merged", False) or getattr(module, "disable_adapters", False)
-    )
-
-
-def merged_weight(linear: nn.Module) -> Tensor:
-    """The weight of a linear layer with what its adapter adds; the layer stays as it is.
-
-    Args:
-        linear: `torch.nn.Linear`, or peft's layer around one.
-
-    Returns:
-        The layer's own tensor [outputs, inputs], or a new one where an adapter is merged into it.
-    """
-    if not _unmerged(linear):
-        return cast(Tensor, linear.weight)
-    copied: Any = deepcopy(linear)  # merging and subtracting again would leave a rounding error
-    copied.merge()
-    return cast(Tensor, copied.get_base_layer().weight)
-
-
-def refuse_adapters(decoder: nn.Module) -> None:
-    """Raise `GenerationError` for an active adapter that `merged_weight` can't merge: of an embedding,
-    or one without peft's `merge`."""
-    for name, module in decoder.named_modules():
-        mergeable = isinstance(getattr(module, "base_layer", None), nn.Linear) and hasattr(
-            module, "merge"
-        )
-        if _unmerged(module) and not mergeable:
-            raise GenerationError(
-                f"decoder, {name}",
-                "has an adapter that is not merged, which generation would ignore",
-                "merge it first: module.merge() of each such module, or peft's merge_and_unload",
-            )
-
-
-def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """The layers' products of an input.
-
-    On a GPU they are one product with all weights, see `joined`: of three projections that read the
-    same normalised stream, it saves 14 of a block's launches in a training step under autocast, and
-    two casts of the stream with their gradients. Layers that are not plain linear ones (adapters) are
-    called one after another, and so are all on a CPU, where neither costs much.
-    """
-    if x_BTE.is_cuda and all(type(layer) is nn.Linear for layer in layers):
-        linear = cast(Sequence[nn.Linear], layers)
-        if len({layer.bias is None for layer in linear}) == 1:
-            return joined(x_BTE, linear)
-    return [layer(x_BTE) for layer in layers]
-
-
-def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
-    """The products by one call, views of one tensor [B, T, all outputs].
-
-    The weights are put one below another in each call, so that they stay parameters of their own: with
-    thousands of tokens that is little beside the product.
-    """
-    weights: list[Tensor] = [layer.weight for layer in layers]
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    products = F.linear(x_BTE, torch.cat(weights), torch.cat(biases) if biases else None)
-    return cast(Sequence[Tensor], products.split([layer.out_features for layer in layers], -1))
-
-
-def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: float) -> Tensor:
-    """The code vectors, centred, projected by a fixed random orthogonal matrix, and scaled.
-
-    They are scaled as a whole, so that distances between codes keep their proportions.
-
-    Args:
-        codebook: floating [num_image, dim].
-        vocabulary: whose image codes they are.
-        width: of the embeddings.
-        std: standard deviation of the result.
-
-    Returns:
-        Float64 [num_image, width], in the order of their ids.
-    """
-    if codebook.shape[0] != vocabulary.num_image:
-        raise DocumentError(
-            "codebook",
-            f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
-            "use the image tokenizer that the vocabulary was made for",
-        )
-    dim = codebook.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    square = torch.randn(max(width, dim), max(width, dim), generator=generator, dtype=torch.float64)
-    projection_CE = torch.linalg.qr(square).Q[:dim, :width]
-    codes = codebook.detach().to("cpu", torch.float64)
-    rows_E: Tensor = (codes - codes.mean(0)) @ projection_CE
-    rows_E *= std / rows_E.std().clamp(min=1e-12)
-    if vocabulary.codes_in_order:
-        return rows_E
-    ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
-    return rows_E[torch.from_numpy(vocabulary.to_codes(ids)).long()]
 
 
 class TransformerSettings(Protocol):
@@ -278,3 +180,102 @@ class TransformerDecoder(nn.Module, Decoder):
         rows_E = codebook_rows(codebook, vocabulary, self.settings.d_model, std)
         for weight in {id(w): w for w in (self.embed_tokens.weight, self.head_weight())}.values():
             weight[vocabulary.image.start : vocabulary.image.stop] = rows_E.to(weight)
+
+
+def projections(x_BTE: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
+    """The layers' products of an input.
+
+    On a GPU they are one product with all weights, see `joined`: of three projections that read the
+    same normalised stream, it saves 14 of a block's launches in a training step under autocast, and
+    two casts of the stream with their gradients. Layers that are not plain linear ones (adapters) are
+    called one after another, and so are all on a CPU, where neither costs much.
+    """
+    if x_BTE.is_cuda and all(type(layer) is nn.Linear for layer in layers):
+        linear = cast(Sequence[nn.Linear], layers)
+        if len({layer.bias is None for layer in linear}) == 1:
+            return joined(x_BTE, linear)
+    return [layer(x_BTE) for layer in layers]
+
+
+def joined(x_BTE: Tensor, layers: Sequence[nn.Linear]) -> Sequence[Tensor]:
+    """The products by one call, views of one tensor [B, T, all outputs].
+
+    The weights are put one below another in each call, so that they stay parameters of their own: with
+    thousands of tokens that is little beside the product.
+    """
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+    products = F.linear(x_BTE, torch.cat(weights), torch.cat(biases) if biases else None)
+    return cast(Sequence[Tensor], products.split([layer.out_features for layer in layers], -1))
+
+
+def codebook_rows(codebook: Tensor, vocabulary: Vocabulary, width: int, std: float) -> Tensor:
+    """The code vectors, centred, projected by a fixed random orthogonal matrix, and scaled.
+
+    They are scaled as a whole, so that distances between codes keep their proportions.
+
+    Args:
+        codebook: floating [num_image, dim].
+        vocabulary: whose image codes they are.
+        width: of the embeddings.
+        std: standard deviation of the result.
+
+    Returns:
+        Float64 [num_image, width], in the order of their ids.
+    """
+    if codebook.shape[0] != vocabulary.num_image:
+        raise DocumentError(
+            "codebook",
+            f"{codebook.shape[0]} codes, the vocabulary has {vocabulary.num_image}",
+            "use the image tokenizer that the vocabulary was made for",
+        )
+    dim = codebook.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(max(width, dim), max(width, dim), generator=generator, dtype=torch.float64)
+    projection_CE = torch.linalg.qr(square).Q[:dim, :width]
+    codes = codebook.detach().to("cpu", torch.float64)
+    rows_E: Tensor = (codes - codes.mean(0)) @ projection_CE
+    rows_E *= std / rows_E.std().clamp(min=1e-12)
+    if vocabulary.codes_in_order:
+        return rows_E
+    ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
+    return rows_E[torch.from_numpy(vocabulary.to_codes(ids)).long()]
+
+
+def _unmerged(module: nn.Module) -> bool:
+    """Whether an active adapter is not in the module's weight."""
+    wraps = hasattr(module, "base_layer") or hasattr(module, "token_adapter")
+    return wraps and not (
+        getattr(module, "merged", False) or getattr(module, "disable_adapters", False)
+    )
+
+
+def merged_weight(linear: nn.Module) -> Tensor:
+    """The weight of a linear layer with what its adapter adds; the layer stays as it is.
+
+    Args:
+        linear: `torch.nn.Linear`, or peft's layer around one.
+
+    Returns:
+        The layer's own tensor [outputs, inputs], or a new one where an adapter is merged into it.
+    """
+    if not _unmerged(linear):
+        return cast(Tensor, linear.weight)
+    copied: Any = deepcopy(linear)  # merging and subtracting again would leave a rounding error
+    copied.merge()
+    return cast(Tensor, copied.get_base_layer().weight)
+
+
+def refuse_adapters(decoder: nn.Module) -> None:
+    """Raise `GenerationError` for an active adapter that `merged_weight` can't merge: of an embedding,
+    or one without peft's `merge`."""
+    for name, module in decoder.named_modules():
+        mergeable = isinstance(getattr(module, "base_layer", None), nn.Linear) and hasattr(
+            module, "merge"
+        )
+        if _unmerged(module) and not mergeable:
+            raise GenerationError(
+                f"decoder, {name}",
+                "has an adapter that is not merged, which generation would ignore",
+                "merge it first: module.merge() of each such module, or peft's merge_and_unload",
+            )

@@ -10,12 +10,14 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
@@ -53,6 +55,27 @@ class RunSettings(Protocol):
     checkpoint_every_steps: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a caller chooses of one run.
+
+    Args:
+        minutes: wall-clock budget of training (resumed time counts), or `steps`: number of updates;
+            exactly one.
+        resume: go on from the run's folder, if there is a state in it.
+        validation_NHWC: pictures that figures are reported on during training.
+        show_progress: progress bars on stderr.
+        on_checkpoint: called with the weights' path after each checkpoint.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    resume: bool = False
+    validation_NHWC: PixelArray | None = None
+    show_progress: bool = True
+    on_checkpoint: Callable[[Path], None] | None = None
+
+
 class TrainingRun:
     """The loop around a trainer.
 
@@ -60,8 +83,7 @@ class TrainingRun:
         out_dir: gets `STATE` and `LOG`.
         trainer: what is trained.
         settings: how often to log and save.
-        minutes: wall-clock budget (resumed time counts), or `steps`: number of updates; exactly
-            one.
+        options: its budget, and what is told meanwhile.
         facts: values that a resumed run must share with the stopped one, as plain values; the
             budget is added.
     """
@@ -71,15 +93,15 @@ class TrainingRun:
         out_dir: Path,
         trainer: Trainer,
         settings: RunSettings,
+        options: RunOptions,
         *,
-        minutes: float | None,
-        steps: int | None,
         facts: Mapping[str, Any],
     ) -> None:
-        self.out_dir, self.minutes, self.steps = out_dir, minutes, steps
+        self.out_dir, self.options = out_dir, options
         self._trainer, self._settings = trainer, settings
         self.step_count, self.seconds = 0, 0.0
-        self.identity = json.dumps({**facts, "minutes": minutes, "steps": steps}, sort_keys=True)
+        budget = {"minutes": options.minutes, "steps": options.steps}
+        self.identity = json.dumps({**facts, **budget}, sort_keys=True)
 
     def resume(self) -> None:
         """Load `STATE` if there is one.
@@ -103,6 +125,25 @@ class TrainingRun:
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise _unreadable(path, error) from error
         self.step_count, self.seconds = state["step"], state["seconds"]
+
+    def _step(
+        self, step: Callable[[int, float], Mapping[str, float]], started: float, bar: tqdm[Any]
+    ) -> None:
+        """One step, counted, shown and logged."""
+        report = self._finite(step)
+        self.step_count += 1
+        self.seconds = time.monotonic() - started
+        bar.update(min(100.0 * self.progress(), 100.0) - bar.n)
+        if self.step_count % self._settings.log_every_steps == 0:
+            bar.set_postfix_str(f"step {self.step_count} loss {report['loss']:.4f}")
+            self.log(report)
+
+    def _is_due(self, seconds: float) -> bool:
+        """Whether a checkpoint is, so long after the last one."""
+        every = self._settings.checkpoint_every_steps
+        return (every is not None and self.step_count % every == 0) or (
+            seconds > 60.0 * self._settings.checkpoint_every_minutes
+        )
 
     def _finite(self, step: Callable[[int, float], Mapping[str, float]]) -> Mapping[str, float]:
         """One step's report. Raises `CM3Error` when the training has diverged: nothing is written
@@ -146,10 +187,10 @@ class TrainingRun:
 
     def progress(self) -> float:
         """Fraction of the budget spent."""
-        if self.steps is not None:
-            return self.step_count / self.steps
-        assert self.minutes is not None
-        return self.seconds / (60.0 * self.minutes)
+        if self.options.steps is not None:
+            return self.step_count / self.options.steps
+        assert self.options.minutes is not None
+        return self.seconds / (60.0 * self.options.minutes)
 
     def log(self, values: Mapping[str, float]) -> None:
         """Append a line to `LOG`: the step, the seconds, and `values`."""
@@ -163,8 +204,6 @@ class TrainingRun:
         save: Callable[[bool], Path],
         *,
         label: str,
-        show_progress: bool = True,
-        on_checkpoint: Callable[[Path], None] | None = None,
     ) -> Path:
         """Step until the budget is spent; returns what the last `save` returned.
 
@@ -177,17 +216,15 @@ class TrainingRun:
             save: writes a checkpoint, the last time at the end; returns the weights' path. Given
                 whether the run was stopped, which should not wait for figures.
             label: of the progress bar.
-            show_progress: a progress bar on stderr.
-            on_checkpoint: called with the weights' path after each checkpoint.
         """
 
         def checkpoint() -> Path:
             path = save(stop.received is not None)
-            if on_checkpoint is not None:
-                on_checkpoint(path)
+            if self.options.on_checkpoint is not None:
+                self.options.on_checkpoint(path)
             return path
 
-        settings, stop = self._settings, StopSignals()
+        stop = StopSignals()
         (self.out_dir / LOG).touch()
         last_saved = time.monotonic()
         started = last_saved - self.seconds
@@ -196,24 +233,14 @@ class TrainingRun:
             make_bar(
                 total=100.0,
                 unit="%",
-                disable=not show_progress,
+                disable=not self.options.show_progress,
                 desc=label,
                 bar_format="{desc} {percentage:5.1f}% |{bar}| {elapsed}<{remaining} {postfix}",
             ) as bar,
         ):
             while self.progress() < 1.0 and stop.received is None:
-                report = self._finite(step)
-                self.step_count += 1
-                self.seconds = time.monotonic() - started
-                bar.update(min(100.0 * self.progress(), 100.0) - bar.n)
-                if self.step_count % settings.log_every_steps == 0:
-                    bar.set_postfix_str(f"step {self.step_count} loss {report['loss']:.4f}")
-                    self.log(report)
-                due = (
-                    settings.checkpoint_every_steps is not None
-                    and self.step_count % settings.checkpoint_every_steps == 0
-                )
-                if due or time.monotonic() - last_saved > 60.0 * settings.checkpoint_every_minutes:
+                self._step(step, started, bar)
+                if self._is_due(time.monotonic() - last_saved):
                     checkpoint()
                     last_saved = time.monotonic()
                     self.seconds = last_saved - started
@@ -249,15 +276,13 @@ def check_order(
     trainer: str,
     images_NHWC: PixelArray,
     size: tuple[int, int],
-    *,
-    minutes: float | None,
-    steps: int | None,
+    options: RunOptions,
 ) -> None:
     """Raise `DataError` unless there is exactly one budget and at least one valid picture.
 
     Pictures are uint8 [N, H, W, 3] of (height, width) = `size`.
     """
-    if (minutes is None) == (steps is None):
+    if (options.minutes is None) == (options.steps is None):
         raise DataError(trainer, "needs either minutes or steps", "give exactly one of them")
     height, width = size
     if (

@@ -14,7 +14,7 @@ from cm3kits.samples import ListSource
 from cm3lab.experiments.patch_knn.measuring import HeldOut, frequencies
 from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3plugins.samplers.patch_knn.database import in_memory, places_of
-from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 from toy_model import GRID, MEMORY, GreyTokenizer, toy_model
 
 
@@ -37,10 +37,7 @@ def measured():
         config.inner.build(),
         database,
         first_code=model.components.vocabulary.image.start,
-        share=0.2,
-        neighbours=7,
-        scale=0.1,
-        combine="sum",
+        settings=PatchKNNSettings(share=0.2, neighbours=7, scale=0.1, combine="sum"),
     )
     return model, ListSource(pictures(6, seed=1)), sampler
 

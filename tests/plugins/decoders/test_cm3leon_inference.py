@@ -18,7 +18,8 @@ from cm3leon_parts import SDPA, TINY, build
 from cm3plugins.decoders import cache as pool
 from cm3plugins.decoders import packed
 from cm3plugins.decoders.cm3leon import model as inference_module
-from cm3plugins.decoders.cm3leon.model import NUM_HEADS, CM3LeonDecoder, CM3LeonInference
+from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder, CM3LeonInference
+from cm3plugins.decoders.packed import NUM_HEADS
 from cm3plugins.decoders.products import (
     FEWEST_ROWS,
     MOST_ROWS,

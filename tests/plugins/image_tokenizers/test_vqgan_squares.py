@@ -23,6 +23,7 @@ from cm3plugins.image_tokenizers.vqgan.settings import (
 )
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer
 from cm3plugins.image_tokenizers.vqgan.training import fit_squares, train_image_tokenizer
+from cm3plugins.trained.training_run import RunOptions
 from messages import tells
 
 ARCH = VQGANArchitecture(
@@ -140,9 +141,11 @@ def test_a_code_has_a_value_for_each_pixel() -> None:
 def test_training_leaves_the_codes_alone(tmp_path: Path) -> None:
     pictures = drawings(64)
     whole = train_image_tokenizer(
-        ARCH, TRAINING, pictures, tmp_path / "whole", steps=6, show_progress=False
+        ARCH, TRAINING, pictures, tmp_path / "whole", RunOptions(steps=6, show_progress=False)
     )
-    train_image_tokenizer(ARCH, TRAINING, pictures, tmp_path / "cut", steps=3, show_progress=False)
+    train_image_tokenizer(
+        ARCH, TRAINING, pictures, tmp_path / "cut", RunOptions(steps=3, show_progress=False)
+    )
     start = VQGANTokenizer.from_file(tmp_path / "cut" / "model.safetensors", ARCH)
     end = VQGANTokenizer.from_file(whole, ARCH)
     assert np.array_equal(start.encode(pictures), end.encode(pictures))
@@ -154,7 +157,9 @@ def test_training_leaves_the_codes_alone(tmp_path: Path) -> None:
 
 def test_training_brings_the_pictures_nearer(tmp_path: Path) -> None:
     pictures = drawings(64)
-    path = train_image_tokenizer(ARCH, TRAINING, pictures, tmp_path, steps=60, show_progress=False)
+    path = train_image_tokenizer(
+        ARCH, TRAINING, pictures, tmp_path, RunOptions(steps=60, show_progress=False)
+    )
     trained = VQGANTokenizer.from_file(path, ARCH)
     codes = trained.encode(pictures)
 

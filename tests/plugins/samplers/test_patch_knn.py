@@ -25,7 +25,7 @@ from cm3plugins.samplers.cfg import CFGSamplerConfig, TopPSamplerConfig
 from cm3plugins.samplers.contrastive import MixtureSamplerConfig
 from cm3plugins.samplers.patch_knn import PatchKNNSamplerConfig
 from cm3plugins.samplers.patch_knn.database import PlaceDatabase, database_for, in_memory
-from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 from cm3run.model import AsyncEngine
 from engine_parts import GRID, REQUESTS, VOCABULARY, make_decoder, make_engine
 from messages import tells
@@ -77,7 +77,7 @@ def hand_database() -> PlaceDatabase:
 def hand_sampler(**keys) -> PatchKNNSampler:
     settings = {"share": 0.25, "neighbours": 9, "scale": 0.5, "combine": "sum"} | keys
     inner = TopPSamplerConfig(temperature=0.0).build()
-    return PatchKNNSampler(inner, hand_database(), first_code=FIRST, **settings)
+    return PatchKNNSampler(inner, hand_database(), FIRST, PatchKNNSettings(**settings))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError
 from cm3plugins.trained.bundled import is_bundled, weights_path
-from cm3plugins.trained.training_run import TrainingRun, differences
+from cm3plugins.trained.training_run import RunOptions, TrainingRun, differences
 from cm3plugins.trained.weights_file import WeightsFormat, check_architecture, filled
 from messages import tells
 
@@ -127,7 +127,11 @@ class Counter:
 def begin(folder: Path, steps: int = 5) -> tuple[TrainingRun, Counter]:
     counter = Counter()
     run = TrainingRun(
-        folder, counter, Settings(), minutes=None, steps=steps, facts={"training": {"seed": 0}}
+        folder,
+        counter,
+        Settings(),
+        RunOptions(steps=steps, show_progress=False),
+        facts={"training": {"seed": 0}},
     )
     return run, counter
 
@@ -149,7 +153,7 @@ def train(run: TrainingRun, counter: Counter, stop_after: int = 99) -> list[int]
 
     stops = pytest.raises(KeyboardInterrupt) if stop_after < 99 else contextlib.nullcontext()
     with stops:
-        run.train(step, save, label="counting", show_progress=False)
+        run.train(step, save, label="counting")
     return saved
 
 

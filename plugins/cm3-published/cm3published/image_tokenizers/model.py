@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cm3plugins.image_tokenizers.vqgan.model import Decoder, Encoder, VectorQuantizer
-from cm3plugins.image_tokenizers.vqgan.model import spatial_norms
+from cm3plugins.image_tokenizers.vqgan.model import Decoder, Encoder, VectorQuantizer, spatial_norms
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3published.image_tokenizers.names import Sizes
 

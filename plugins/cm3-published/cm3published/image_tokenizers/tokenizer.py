@@ -13,9 +13,8 @@ from torch import Tensor
 from cm3core.errors import CheckpointError
 from cm3core.files import atomic_path, sha256_file
 from cm3plugins.image_tokenizers.by_network import NetworkTokenizer
-from cm3plugins.trained.weights_file import check_finite
-from cm3plugins.trained.weights_file import channels_last
 from cm3plugins.trained.tensor_files import open_tensors
+from cm3plugins.trained.weights_file import channels_last, check_finite
 from cm3published.image_tokenizers import Published
 from cm3published.image_tokenizers.dvae import DVAE, dvae_names, dvae_of
 from cm3published.image_tokenizers.model import PublicVQ, empty

@@ -105,14 +105,7 @@ class PatchTokenizerConfig(ImageTokenizerConfig):
         It takes seconds: an interrupted run starts over.
         """
         from cm3plugins.image_tokenizers.patches.training import train_patches
+        from cm3plugins.trained.training_run import RunOptions
 
         self.check()
-        return train_patches(
-            images_NHWC,
-            Path(out_dir),
-            resolution=self.resolution,
-            patch_size=self.patch_size,
-            codebook_size=self.codebook_size,
-            seed=self.seed,
-            **options,
-        )
+        return train_patches(self, images_NHWC, Path(out_dir), RunOptions(**options))

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import make_folder, write_text
 from cm3plugins.image_tokenizers.patches.tokenizer import PatchTokenizer, save_codebook, squares
+from cm3plugins.trained.training_run import RunOptions
 
 WEIGHTS = "model.safetensors"
 #: Number of training squares: more make no visible difference.
@@ -24,50 +25,68 @@ _NUM_SQUARES = 120_000
 _STEP = 4
 
 
+class Patches(Protocol):
+    """The keys of `PatchTokenizerConfig` that decide the codebook."""
+
+    resolution: int
+    patch_size: int
+    codebook_size: int
+    seed: int
+
+
 def train_patches(
-    images_NHWC: PixelArray,
-    out_dir: Path,
-    *,
-    resolution: int,
-    patch_size: int,
-    codebook_size: int,
-    seed: int,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = False,
-    validation_NHWC: PixelArray | None = None,
-    show_progress: bool = True,
+    patches: Patches, images_NHWC: PixelArray, out_dir: Path, options: RunOptions
 ) -> Path:
     """Learn the squares; see `ImageTokenizerConfig.train`. Returns the path of the weights.
 
     Raises:
         DataError: there are fewer different squares than codes.
     """
-    import faiss
-
-    found = different(squares(images_NHWC, patch_size))
-    if len(found) < codebook_size:
+    found = different(squares(images_NHWC, patches.patch_size))
+    if len(found) < patches.codebook_size:
         raise DataError(
             "pictures to learn squares from",
-            f"hold {len(found):,} different squares, fewer than codebook_size {codebook_size:,}",
+            f"hold {len(found):,} different squares, fewer than codebook_size "
+            f"{patches.codebook_size:,}",
             "give more pictures, or a smaller codebook",
         )
-    rng = np.random.default_rng(seed)
-    sample_Pd = found[
-        np.sort(rng.permutation(len(found))[: max(_NUM_SQUARES, codebook_size)])
-    ].astype(np.float32)
+    codebook_Kd, rounds = _centres(found, patches, options)
+    make_folder(out_dir)
+    save_codebook(out_dir / WEIGHTS, patches.patch_size, codebook_Kd)
+    facts: dict[str, float] = {"rounds": rounds, "different_squares": len(found)}
+    if options.validation_NHWC is not None and len(options.validation_NHWC):
+        tokenizer = PatchTokenizer(patches.resolution, patches.patch_size, codebook_Kd)
+        facts["validation_psnr"] = round(_psnr(tokenizer, options.validation_NHWC), 3)
+    write_text(out_dir / "training.json", json.dumps(facts))
+    if options.show_progress:
+        print(
+            ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()),
+            file=sys.stderr,
+        )
+    return out_dir / WEIGHTS
+
+
+def _centres(
+    found_Pd: npt.NDArray[np.uint8], patches: Patches, options: RunOptions
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """The centres of different squares, uint8 [K, d], and after how many rounds of k-means."""
+    import faiss
+
+    rng = np.random.default_rng(patches.seed)
+    number = max(_NUM_SQUARES, patches.codebook_size)
+    sample_Pd = found_Pd[np.sort(rng.permutation(len(found_Pd))[:number])].astype(np.float32)
     centres_Kd: Any = None
     started, rounds = time.monotonic(), 0
     while (
-        rounds < steps
-        if steps is not None
-        else time.monotonic() - started < 60 * (minutes or 0.0) or rounds == 0
+        rounds < options.steps
+        if options.steps is not None
+        else time.monotonic() - started < 60 * (options.minutes or 0.0) or rounds == 0
     ):
         kmeans = faiss.Kmeans(
             sample_Pd.shape[1],
-            codebook_size,
+            patches.codebook_size,
             niter=1,
-            seed=seed,
+            seed=patches.seed,
             max_points_per_centroid=10**9,
             min_points_per_centroid=1,
         )
@@ -77,21 +96,7 @@ def train_patches(
         centres_Kd, rounds = found_Kd, rounds + 1
         if same:
             break
-    codebook_Kd: npt.NDArray[np.uint8] = np.clip(np.rint(centres_Kd), 0, 255).astype(np.uint8)
-    make_folder(out_dir)
-    save_codebook(out_dir / WEIGHTS, patch_size, codebook_Kd)
-    facts: dict[str, float] = {"rounds": rounds, "different_squares": len(found)}
-    if validation_NHWC is not None and len(validation_NHWC):
-        facts["validation_psnr"] = round(
-            _psnr(PatchTokenizer(resolution, patch_size, codebook_Kd), validation_NHWC), 3
-        )
-    write_text(out_dir / "training.json", json.dumps(facts))
-    if show_progress:
-        print(
-            ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in facts.items()),
-            file=sys.stderr,
-        )
-    return out_dir / WEIGHTS
+    return np.clip(np.rint(centres_Kd), 0, 255).astype(np.uint8), rounds
 
 
 def different(squares_Pd: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

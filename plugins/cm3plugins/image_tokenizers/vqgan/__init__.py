@@ -129,11 +129,12 @@ class VQGANConfig(VQGANArchitecture, ImageTokenizerConfig):
     def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
         """Train from scratch.
 
-        The options are those of `cm3plugins.image_tokenizers.vqgan.training.train_image_tokenizer`.
+        The options are those of `cm3plugins.trained.training_run.RunOptions`.
         """
         from cm3plugins.image_tokenizers.vqgan.training import train_image_tokenizer
+        from cm3plugins.trained.training_run import RunOptions
 
         self.check()
         return train_image_tokenizer(
-            self.architecture, self.training, images_NHWC, out_dir, **options
+            self.architecture, self.training, images_NHWC, out_dir, RunOptions(**options)
         )

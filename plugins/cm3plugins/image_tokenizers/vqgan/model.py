@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -159,7 +160,7 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Blocks of one resolution, each followed by attention if `attend`.
 
-    `downsample` or `upsample` come last.
+    `resample` comes last: half or twice the sides.
     """
 
     def __init__(
@@ -170,8 +171,7 @@ class Level(nn.Module):
         norm: NormOf,
         *,
         attend: bool,
-        downsample: bool = False,
-        upsample: bool = False,
+        resample: Literal["down", "up"] | None = None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_blocks
@@ -179,20 +179,20 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(
             AttnBlock(channels, norm) for _ in range(num_blocks if attend else 0)
         )
-        if downsample:
+        if resample == "down":
             self.downsample = Downsample(channels)
-        if upsample:
+        if resample == "up":
             self.upsample = Upsample(channels)
-        self.resamples = downsample, upsample
+        self.resample = resample
 
     def forward(self, h_BCHW: Tensor, *latent_BDYX: Tensor) -> Tensor:
         for j, block in enumerate(self.block):
             h_BCHW = block(h_BCHW, *latent_BDYX)
             if len(self.attn) > 0:
                 h_BCHW = self.attn[j](h_BCHW, *latent_BDYX)
-        if self.resamples[0]:
+        if self.resample == "down":
             h_BCHW = self.downsample(h_BCHW)
-        if self.resamples[1]:
+        if self.resample == "up":
             h_BCHW = self.upsample(h_BCHW)
         return h_BCHW
 
@@ -215,7 +215,7 @@ class Encoder(nn.Module):
                     arch.num_res_blocks,
                     norm,
                     attend=resolution in arch.attn_resolutions,
-                    downsample=i != len(arch.ch_mult) - 1,
+                    resample="down" if i != len(arch.ch_mult) - 1 else None,
                 )
             )
             channels, resolution = arch.ch * mult, resolution // 2
@@ -292,7 +292,7 @@ class Decoder(nn.Module):
                     arch.num_res_blocks + 1,
                     norm,
                     attend=resolution in arch.attn_resolutions,
-                    upsample=i != 0,
+                    resample="up" if i != 0 else None,
                 ),
             )
             channels, resolution = arch.ch * arch.ch_mult[i], resolution * 2

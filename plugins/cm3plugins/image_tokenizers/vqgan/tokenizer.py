@@ -76,6 +76,7 @@ class VQGANTokenizer(NetworkTokenizer):
     def __init__(self, model: VQModel, *, bundled: bool = False) -> None:
         super().__init__(model)
         self.model, self.bundled = model, bundled
+        self._side = model.arch.resolution // model.arch.downsampling
 
     @classmethod
     def from_file(
@@ -117,8 +118,7 @@ class VQGANTokenizer(NetworkTokenizer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        side = self.model.arch.resolution // self.model.arch.downsampling
-        return side, side
+        return self._side, self._side
 
     @property
     def codebook_size(self) -> int:

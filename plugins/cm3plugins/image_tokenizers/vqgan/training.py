@@ -12,7 +12,6 @@ are fewer squares of a kind than its codes, the other kind has the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANTraining, facts
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, save_weights
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
-from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order
+from cm3plugins.trained.training_run import WEIGHTS, RunOptions, TrainingRun, check_order
 from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer
 
 NUM_ITERATIONS = 12
@@ -133,13 +132,7 @@ def train_image_tokenizer(
     training: VQGANTraining,
     images_NHWC: PixelArray,
     out_dir: str | Path,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = False,
-    validation_NHWC: PixelArray | None = None,
-    show_progress: bool = True,
-    on_checkpoint: Callable[[Path], None] | None = None,
+    options: RunOptions,
 ) -> Path:
     """Train and write `out_dir/model.safetensors` (averaged weights, fp16); returns its path.
 
@@ -149,25 +142,20 @@ def train_image_tokenizer(
         images_NHWC: uint8 [N, H, W, 3], sides as `arch.resolution`.
         out_dir: gets `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
             `reconstructions.png`.
-        minutes: wall-clock budget of training (resumed time counts), or `steps`: number of updates;
-            exactly one.
-        resume: from `out_dir/state.pt`, if there is one.
-        validation_NHWC: pictures that PSNR is reported on during training.
-        show_progress: a progress bar on stderr.
-        on_checkpoint: called with the weights' path after each checkpoint.
+        options: budget, resuming, validation pictures (PSNR is reported on them), progress.
 
     Raises:
         DataError: pictures of another shape or dtype.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
     size = (arch.resolution, arch.resolution)
-    check_order("train_image_tokenizer", images_NHWC, size, minutes=minutes, steps=steps)
+    check_order("train_image_tokenizer", images_NHWC, size, options)
     if training.num_threads is not None:
         torch.set_num_threads(training.num_threads)
-    run = _Run(arch, training, Path(out_dir), minutes, steps)
-    if resume:
+    run = _Run(arch, training, Path(out_dir), options)
+    if options.resume:
         run.resume()
-    return run.fit(images_NHWC, validation_NHWC, show_progress, on_checkpoint)
+    return run.fit(images_NHWC)
 
 
 class _Run(TrainingRun):
@@ -178,23 +166,14 @@ class _Run(TrainingRun):
         arch: VQGANArchitecture,
         training: VQGANTraining,
         out_dir: Path,
-        minutes: float | None,
-        steps: int | None,
+        options: RunOptions,
     ) -> None:
         self.trainer = TokenizerTrainer(arch, training)
         out_dir.mkdir(parents=True, exist_ok=True)
         stored = {"architecture": facts(arch, arch), "training": facts(training, arch)}
-        super().__init__(
-            out_dir, self.trainer, training, minutes=minutes, steps=steps, facts=stored
-        )
+        super().__init__(out_dir, self.trainer, training, options, facts=stored)
 
-    def fit(
-        self,
-        images_NHWC: PixelArray,
-        validation_NHWC: PixelArray | None,
-        show_progress: bool,
-        on_checkpoint: Callable[[Path], None] | None,
-    ) -> Path:
+    def fit(self, images_NHWC: PixelArray) -> Path:
         """Train on pictures until the budget is spent; returns the weights' path."""
         trainer, training = self.trainer, self.trainer.training
         if trainer.model.has_squares and self.step_count == 0:
@@ -207,10 +186,8 @@ class _Run(TrainingRun):
 
         return self.train(
             step,
-            lambda stopped: self.save(None if stopped else validation_NHWC),
+            lambda stopped: self.save(None if stopped else self.options.validation_NHWC),
             label="tokenizer",
-            show_progress=show_progress,
-            on_checkpoint=on_checkpoint,
         )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:

@@ -79,7 +79,7 @@ class PatchKNNSamplerConfig(SamplerConfig):
     def build_for(self, parts: ModelParts) -> Sampler:
         """Return the sampler; the memory is read once, and kept as a file."""
         from cm3plugins.samplers.patch_knn.database import database_for
-        from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+        from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 
         inner = self.inner.build_for(parts)
         if self.share == 0:
@@ -94,9 +94,11 @@ class PatchKNNSamplerConfig(SamplerConfig):
         return PatchKNNSampler(
             inner,
             database_for(parts, self.bank, self.max_places),
-            first_code=parts.vocabulary.image.start,
-            share=self.share,
-            neighbours=self.neighbours,
-            scale=self.scale,
-            combine=self.combine,
+            parts.vocabulary.image.start,
+            PatchKNNSettings(
+                share=self.share,
+                neighbours=self.neighbours,
+                scale=self.scale,
+                combine=self.combine,
+            ),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +27,16 @@ from cm3plugins.samplers.patch_knn.database import AROUND, PlaceDatabase
 _WHICH, _CODE = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatchKNNSettings:
+    """Which codes of a memory are drawn, and how often; see `PatchKNNSamplerConfig`."""
+
+    share: float
+    neighbours: int
+    scale: float
+    combine: str
+
+
 class PatchKNNSampler(StatefulSampler):
     """See `PatchKNNSamplerConfig`.
 
@@ -33,22 +44,18 @@ class PatchKNNSampler(StatefulSampler):
         inner: any sampler.
         database: the memory's places.
         first_code: id of image code 0.
-        share, neighbours, scale, combine: see the config.
+        settings: how often the memory decides, and how.
     """
 
     def __init__(
         self,
         inner: Sampler,
         database: PlaceDatabase,
-        *,
         first_code: int,
-        share: float,
-        neighbours: int,
-        scale: float,
-        combine: str,
+        settings: PatchKNNSettings,
     ) -> None:
-        self.inner, self.database, self.first_code = inner, database, first_code
-        self.share, self.neighbours, self.scale, self.combine = share, neighbours, scale, combine
+        self.inner, self.database = inner, database
+        self.first_code, self.settings = first_code, settings
 
     def plan(self, modality: str) -> SamplingPlan:
         """The inner sampler's."""
@@ -63,7 +70,8 @@ class PatchKNNSampler(StatefulSampler):
         return (
             isinstance(other, PatchKNNSampler)
             and type(self) is type(other)
-            and self._settings() == other._settings()
+            and self.database is other.database
+            and (self.first_code, self.settings) == (other.first_code, other.settings)
             and share_draws(self.inner, other.inner)
         )
 
@@ -117,12 +125,12 @@ class PatchKNNSampler(StatefulSampler):
     def log_probabilities(self, around_mK: Tensor) -> Tensor:
         """Log-probabilities of the memory's codes for these surroundings, float32 [m, V] on the CPU;
         -inf for those that no neighbour has."""
-        found = self.database.search(around_mK.cpu().numpy(), self.neighbours)
+        found = self.database.search(around_mK.cpu().numpy(), self.settings.neighbours)
         distance_mN, code_mN, count_mN = map(torch.from_numpy, found)
         # float64, because the order of a sum changes its last bits
-        score_mN = (distance_mN[:, :1] - distance_mN).double() / self.scale
+        score_mN = (distance_mN[:, :1] - distance_mN).double() / self.settings.scale
         weight_mV = score_mN.new_zeros(len(around_mK), len(self.database.codebook_Vd))
-        if self.combine == "sum":
+        if self.settings.combine == "sum":
             weight_mV.scatter_add_(1, code_mN, score_mN.exp() * count_mN)
         else:
             weight_mV.scatter_reduce_(1, code_mN, score_mN.exp(), "amax")
@@ -130,7 +138,8 @@ class PatchKNNSampler(StatefulSampler):
 
     def _drawn_from_memory(self, around_nK: Tensor, seed_n: Tensor, position_n: Tensor) -> Tensor:
         """Indices int64 [m] of the requests whose code is drawn from the memory."""
-        shares = [math.log(share) if share else -math.inf for share in (1 - self.share, self.share)]
+        share = self.settings.share
+        shares = [math.log(part) if part else -math.inf for part in (1 - share, share)]
         logits_n2 = torch.tensor(shares, device=seed_n.device).expand(len(seed_n), 2)
         which_n = _draw(logits_n2, seed_n ^ _WHICH, position_n)
         return ((which_n == 1) & (around_nK >= 0).all(1)).nonzero()[:, 0]
@@ -152,16 +161,6 @@ class PatchKNNSampler(StatefulSampler):
         another = copy(self)  # of the same class, with all its attributes
         another.inner = inner
         return another
-
-    def _settings(self) -> tuple[object, ...]:
-        return (
-            id(self.database),
-            self.first_code,
-            self.share,
-            self.neighbours,
-            self.scale,
-            self.combine,
-        )
 
 
 def _draw(

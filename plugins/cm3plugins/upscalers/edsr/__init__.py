@@ -15,6 +15,7 @@ from cm3plugins.trained.bundled import BUNDLED
 from cm3plugins.upscalers.edsr.settings import TRAINING_RANGES, EDSRArchitecture, EDSRTraining
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3plugins.upscalers.edsr.upscaler import EDSRUpscaler
 
 
@@ -74,11 +75,18 @@ class EDSRConfig(EDSRArchitecture, UpscalerConfig):
         self.check()
         return EDSRUpscaler.from_file(weights_file(self.weights), self.architecture, self.device)
 
-    def train(self, images_NHWC: PixelArray, out_dir: str | Path, **options: Any) -> Path:
-        """Train from scratch; options as in `cm3plugins.upscalers.edsr.training.train_upscaler`."""
-        from cm3plugins.upscalers.edsr.training import train_upscaler
+    def train(
+        self,
+        images_NHWC: PixelArray,
+        out_dir: str | Path,
+        *,
+        image_tokenizer: ImageTokenizer,
+        **options: Any,
+    ) -> Path:
+        """Train from scratch; options as in `cm3plugins.trained.training_run.RunOptions`."""
+        from cm3plugins.trained.training_run import RunOptions
+        from cm3plugins.upscalers.edsr.training import UpscalerTrainer, train_upscaler
 
         self.check()
-        return train_upscaler(
-            self.architecture, self.training, images_NHWC, out_dir, device=self.device, **options
-        )
+        trainer = UpscalerTrainer(self.architecture, self.training, self.device)
+        return train_upscaler(trainer, image_tokenizer, images_NHWC, out_dir, RunOptions(**options))

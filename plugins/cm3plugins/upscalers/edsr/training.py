@@ -10,7 +10,7 @@ threads). Shape legend: N pictures, B crops, C channels, H W pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
-from cm3plugins.trained.training_run import WEIGHTS, TrainingRun, check_order, edge_error
+from cm3plugins.trained.training_run import (
+    WEIGHTS,
+    RunOptions,
+    TrainingRun,
+    check_order,
+    edge_error,
+)
 from cm3plugins.trained.weights_file import channels_last
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture, EDSRTraining
 from cm3plugins.upscalers.edsr.upscaler import (
@@ -195,19 +201,11 @@ class UpscalerTrainer:
 
 
 def train_upscaler(
-    arch: EDSRArchitecture,
-    training: EDSRTraining,
+    trainer: UpscalerTrainer,
+    image_tokenizer: ImageTokenizer,
     images_NHWC: PixelArray,
     out_dir: str | Path,
-    *,
-    device: str = "auto",
-    image_tokenizer: ImageTokenizer,
-    minutes: float | None = None,
-    steps: int | None = None,
-    resume: bool = False,
-    validation_NHWC: PixelArray | None = None,
-    show_progress: bool = True,
-    on_checkpoint: Callable[[Path], None] | None = None,
+    options: RunOptions,
 ) -> Path:
     """Train and write `out_dir/model.safetensors` (averaged weights, fp16); returns its path.
 
@@ -215,40 +213,32 @@ def train_upscaler(
     `KeyboardInterrupt`; the second stops at once.
 
     Args:
-        arch: shape of the network.
-        training: how to train it.
-        images_NHWC: uint8 [N, H, W, 3], sides `arch.scale` times the image tokenizer's.
+        trainer: of the network's shape, with its settings.
+        image_tokenizer: its reconstructions are trained on too.
+        images_NHWC: uint8 [N, H, W, 3], sides the network's scale times the image tokenizer's.
         out_dir: gets `model.safetensors`, `state.pt` (to resume from), `log.jsonl`,
             `comparison.png`.
-        device: where it runs; "auto" is a CUDA device if there is one.
-        image_tokenizer: its reconstructions are trained on too.
-        minutes: wall-clock budget (resumed time counts, preparing pictures doesn't), or `steps`:
-            number of updates; exactly one.
-        resume: from `out_dir/state.pt`, if there is one.
-        validation_NHWC: large pictures that PSNR is reported on during training.
-        show_progress: progress bars on stderr.
-        on_checkpoint: called with the weights' path after each checkpoint.
+        options: budget (preparing pictures doesn't count), resuming, large validation pictures (PSNR is
+            reported on them), progress.
 
     Raises:
         DataError: pictures of another shape or dtype, or smaller than a crop.
         CheckpointError: `state.pt` is unreadable or belongs to another configuration.
     """
-    height, width = (side * arch.scale for side in image_tokenizer.image_size)
-    check_order("train_upscaler", images_NHWC, (height, width), minutes=minutes, steps=steps)
-    if min(image_tokenizer.image_size) < training.crop_size:
+    height, width = (side * trainer.arch.scale for side in image_tokenizer.image_size)
+    check_order("train_upscaler", images_NHWC, (height, width), options)
+    if min(image_tokenizer.image_size) < trainer.training.crop_size:
         raise DataError(
             "upscaler.training.crop_size",
-            f"is {training.crop_size}, and the image tokenizer's pictures are "
+            f"is {trainer.training.crop_size}, and the image tokenizer's pictures are "
             f"{image_tokenizer.image_size[1]} x {image_tokenizer.image_size[0]}",
             "make it smaller",
         )
-    run = _Run(
-        UpscalerTrainer(arch, training, device), Path(out_dir), minutes, steps, image_tokenizer
-    )
-    if resume:
+    run = _Run(trainer, image_tokenizer, Path(out_dir), options)
+    if options.resume:
         run.resume()
     if run.progress() < 1.0:
-        return run.fit(images_NHWC, validation_NHWC, show_progress, on_checkpoint)
+        return run.fit(images_NHWC)
     return run.out_dir / WEIGHTS
 
 
@@ -258,10 +248,9 @@ class _Run(TrainingRun):
     def __init__(
         self,
         trainer: UpscalerTrainer,
-        out_dir: Path,
-        minutes: float | None,
-        steps: int | None,
         tokenizer: ImageTokenizer,
+        out_dir: Path,
+        options: RunOptions,
     ) -> None:
         self.trainer, self.tokenizer = trainer, tokenizer
         make_folder(out_dir)
@@ -269,8 +258,7 @@ class _Run(TrainingRun):
             out_dir,
             trainer,
             trainer.training,
-            minutes=minutes,
-            steps=steps,
+            options,
             facts={
                 "architecture": asdict(trainer.arch),
                 "training": asdict(trainer.training),
@@ -278,20 +266,14 @@ class _Run(TrainingRun):
             },
         )
 
-    def fit(
-        self,
-        images_NHWC: PixelArray,
-        validation_NHWC: PixelArray | None,
-        show_progress: bool,
-        on_checkpoint: Callable[[Path], None] | None,
-    ) -> Path:
+    def fit(self, images_NHWC: PixelArray) -> Path:
         """Train on pictures until the budget is spent; returns the weights' path."""
         trainer = self.trainer
         with make_bar(
             total=len(images_NHWC),
             desc="small pictures",
             unit="",
-            disable=not show_progress,
+            disable=not self.options.show_progress,
             leave=False,
         ) as bar:
             small_NHWC, reconstructed_NHWC = small_pictures(
@@ -305,10 +287,8 @@ class _Run(TrainingRun):
 
         return self.train(
             step,
-            lambda stopped: self.save(None if stopped else validation_NHWC),
+            lambda stopped: self.save(None if stopped else self.options.validation_NHWC),
             label=f"upscaler, {trainer.precision}",
-            show_progress=show_progress,
-            on_checkpoint=on_checkpoint,
         )
 
     def save(self, validation_NHWC: PixelArray | None) -> Path:

@@ -21,7 +21,7 @@ from cm3core.interfaces import DocumentSource
 from cm3core.interfaces.sampler_state import DrawState
 from cm3core.progress import make_bar
 from cm3plugins.samplers.patch_knn.database import AROUND
-from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler
+from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 from cm3run.generation.teacher_forcing import forced_row
 from cm3run.model import Model
 
@@ -183,10 +183,9 @@ def frequencies(sampler: PatchKNNSampler) -> FloatArray:
         sampler.inner,
         sampler.database,
         first_code=0,
-        share=1.0,
-        neighbours=len(sampler.database),
-        scale=1e12,
-        combine="sum",
+        settings=PatchKNNSettings(
+            share=1.0, neighbours=len(sampler.database), scale=1e12, combine="sum"
+        ),
     )
     anywhere = torch.zeros(1, len(AROUND), dtype=torch.int64)
     frequency_V: FloatArray = everywhere.log_probabilities(anywhere)[0].double().exp().numpy()
