@@ -22,6 +22,7 @@ else:  # importing them takes half of what `import cm3core` takes
 #: Earlier name -> where its public names are now. A package's modules have moved with it.
 MOVED = {
     "cm3core.aio": "cm3run.model",
+    "cm3core.grey": "cm3plugins.icons.ink",
     "cm3core.infill": "cm3core.sequence",
     "cm3core.kinds": "cm3core.plugins",
     "cm3core.likelihood": "cm3run.generation",
@@ -32,7 +33,7 @@ MOVED = {
         f"cm3core.{name}": f"cm3run.{name}"
         for name in (
             *("attribution", "bank", "bank_tools", "build", "checkpoint", "devices", "evaluation"),
-            *("generation", "grey", "machine_memory", "mapped", "model", "nearness", "npy"),
+            *("generation", "machine_memory", "mapped", "model", "nearness", "npy"),
             *("prepending", "processes", "stop_signals", "token_shards", "training"),
             *("transparency", "trust", "tuning"),
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -13,7 +12,7 @@ import numpy as np
 from cm3core.document import Document
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces.component import ComponentConfig, broken, shown
-from cm3core.interfaces.reach import READS, TEXT, Outside
+from cm3core.interfaces.reach import READS, Outside
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource
@@ -39,24 +38,6 @@ class RetrieverConfig(ComponentConfig):
         query_dropout: in training, probability of dropping each word of a query's text, so that a
             query finds more than its nearest paraphrases (paper section 2.1: 0.2). At least one
             word is kept.
-        query_leaves_out: phrases of a prompt that name nothing, such as "a photo of", which are left out of its
-            query, not of the prompt, where another word follows, if no document has every word of the thing with
-            them. For memories whose texts have none of them: to embedders of words and to BM25, what is rare
-            weighs most. Case doesn't matter.
-        query_replaces: words and phrases of a prompt, and what is asked for in the query instead, such as
-            `puppy: dog`, if no document has every word of the thing as the prompt has it: for what the memory's
-            texts call by another name. Case doesn't matter.
-        query_singular: a word of a prompt that no training text has is asked for in the singular, where one has that:
-            to an embedder of words, "cats" is as far from "cat" as any other word. English.
-        search_for_words: in generation, where the best document has not every word of the thing that a prompt names,
-            the best of this many that has them is taken instead; if none has, and the best has no word of it, the
-            best that has one: what an embedder of words makes of words that it hardly knows is near to anything,
-            and the rarest word counts most. The thing stands before the first comma. 0: the best one is taken.
-        thing_ends_at: words such as "with", before the first of which the thing stands, too, if no document has
-            every word up to the comma.
-        unless_asked_for: in generation, documents with one of these words come after those that are nearly as near
-            (`alternative_margin`) and have none, unless the prompt has the word, and take no turn beside them:
-            what a model draws badly.
         unlike_below: of a picture that is asked about whose best document is less similar to it than this, the commands
             say that the memory has nothing like it, so that the answer may mean nothing. None: they never do.
         num_alternatives: in generation, the pictures of one prompt take turns with this many of its best
@@ -64,17 +45,9 @@ class RetrieverConfig(ComponentConfig):
             best, and so on. 1: all have the best.
         alternative_margin: no document takes a turn whose score is less than the best one's by more than
             this share of it.
-        same_thing_margin: the same of documents that have every word of the thing that the prompt names, where it
-            is more: of things that are drawn seldom, they are other drawings in other styles.
     """
 
-    outside: ClassVar[Mapping[str, Outside]] = {
-        "bank": Outside(READS, "the memory bank"),
-        "query_leaves_out": TEXT,
-        "query_replaces": TEXT,
-        "thing_ends_at": TEXT,
-        "unless_asked_for": TEXT,
-    }
+    outside: ClassVar[Mapping[str, Outside]] = {"bank": Outside(READS, "the memory bank")}
 
     kind: ClassVar[str] = "retriever"
     #: Whether it ever finds anything. False: a recipe with it is a recipe without retrieval.
@@ -85,105 +58,27 @@ class RetrieverConfig(ComponentConfig):
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
         "num_retrieved": (0, 2**16),
         "num_ranks": (1, 2**20),
-        "search_for_words": (0, 2**20),
         "num_alternatives": (1, 2**10),
         "alternative_margin": (0.0, 1.0),
-        "same_thing_margin": (0.0, 1.0),
     }
     num_retrieved: int = 1
     random_num_retrieved: bool = True
     num_ranks: int = 8
     bank: str | None = None
     query_dropout: float = 0.0
-    query_leaves_out: list[str] = field(default_factory=list)
-    query_replaces: dict[str, str] = field(default_factory=dict)
-    query_singular: bool = False
-    search_for_words: int = 0
-    thing_ends_at: list[str] = field(default_factory=list)
-    unless_asked_for: list[str] = field(default_factory=list)
     unlike_below: float | None = None
     num_alternatives: int = 1
     alternative_margin: float = 0.05
-    same_thing_margin: float = 0.0
 
     def check(self) -> None:
         """Refuse numbers that are out of range."""
         super().check()
-        for name in ("query_leaves_out", "thing_ends_at", "unless_asked_for"):
-            if any(not one.split() for one in getattr(self, name)):
-                raise RecipeError(f"retriever.{name}", "has a phrase without a word", "remove it")
-        for asked, instead in self.query_replaces.items():
-            if not (asked.split() and instead.split()):
-                raise RecipeError(
-                    "retriever.query_replaces",
-                    f"replaces {asked!r} by {instead!r}, and one of them has no word",
-                    "remove it, or use query_leaves_out",
-                )
         if not 0 <= self.query_dropout < 1:
             raise RecipeError(
                 "retriever.query_dropout",
                 f"is {self.query_dropout}, and it is a share of the words",
                 "use 0 or more and less than 1; the paper's is 0.2",
             )
-
-    def asked(self, text: str) -> str:
-        """What a prompt asks the memory for: the text with `query_replaces` and without `query_leaves_out`.
-
-        >>> class Words(RetrieverConfig): ...
-        >>> Words(query_leaves_out=["photo of", "a"]).asked("A photo of a dog with a hat, filled a")
-        'dog with hat, filled a'
-        >>> Words(query_replaces={"puppy": "dog"}).asked("Puppy, filled")
-        'dog, filled'
-        """
-        return self.without_fillers(self.in_other_words(text))
-
-    def in_other_words(self, text: str) -> str:
-        """A text with `query_replaces`.
-
-        >>> class Words(RetrieverConfig): ...
-        >>> Words(query_replaces={"puppy": "dog"}).in_other_words("a Puppy, filled")
-        'a dog, filled'
-        """
-        if not self.query_replaces:
-            return text
-        other = {
-            " ".join(words.casefold().split()): instead
-            for words, instead in self.query_replaces.items()
-        }
-        # a pattern that ignores case takes a few letters for others that casefold() keeps apart
-        return re.sub(
-            rf"(?:{_one_of(other)})(?!\w)",
-            lambda found: other.get(" ".join(found[0].casefold().split()), found[0]),
-            text,
-            flags=re.IGNORECASE,
-        )
-
-    def without_fillers(self, text: str, *, first: bool = False) -> str:
-        """A text without `query_leaves_out`; `first`: without those that it begins with.
-
-        >>> class Words(RetrieverConfig): ...
-        >>> words = Words(query_leaves_out=["photo of", "a", "and"])
-        >>> words.without_fillers("a photo of a nut and bolt, a")
-        'nut bolt, a'
-        >>> words.without_fillers("a photo of a nut and bolt", first=True)
-        'nut and bolt'
-        """
-        if not self.query_leaves_out:
-            return text
-        fillers = rf"(?:{_one_of(self.query_leaves_out)})\s+(?=\w)"
-        if first:
-            fillers = rf"\A\s*(?:{fillers})+"
-        return re.sub(fillers, "", text, flags=re.IGNORECASE)
-
-    def thing(self, text: str) -> str:
-        """What a prompt names, without what it says of it: see `thing_ends_at`.
-
-        >>> class Words(RetrieverConfig): ...
-        >>> Words(thing_ends_at=["with"]).thing("dog with a hat, filled"), Words().thing("dog, filled")
-        ('dog', 'dog')
-        """
-        ends = rf"|(?<=\w)\s+(?:{_one_of(self.thing_ends_at)})(?!\w)" if self.thing_ends_at else ""
-        return re.split(f",{ends}", text, maxsplit=1, flags=re.IGNORECASE)[0]
 
     def open_memory(self) -> DocumentSource:
         """Return the documents of a retriever that has a memory of its own (`own_memory`)."""
@@ -192,16 +87,6 @@ class RetrieverConfig(ComponentConfig):
     def build(self, memory: DocumentSource, embedder: Embedder | None) -> Retriever:
         """Return a retriever over `memory`. `embedder` is the recipe's, None if it has none."""
         raise NotImplementedError
-
-
-def _one_of(phrases: Iterable[str]) -> str:
-    """A pattern that matches the longest of these phrases, with any spaces between its words; not within a word."""
-    longest_first = sorted((one.split() for one in phrases), key=len, reverse=True)
-    return "|".join(
-        (r"(?<!\w)" if re.match(r"\w", words[0]) else "") + r"\s+".join(map(re.escape, words))
-        for words in longest_first
-        if words
-    )
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def load_registry(
         with _may_be_broken(one.info, one.loader, registry, strict):
             _describe(one, registry)
     place = {id(info): number for number, (info, _) in enumerate(found)}
-    registry.plugins.sort(key=lambda info: place[id(info)])
+    registry.sort(lambda info: place[id(info)])
     for name in sorted(disabled - {info.name for info in registry.plugins}):
         logger.warning(
             "%s names %r, which is not installed: %s",
@@ -237,6 +237,7 @@ def _open(
     plugin = loader.load()
     describe.check_api(info.name, plugin)
     info.beside = dict(getattr(plugin, "CM3_BESIDE", {}))
+    info.moved_keys = dict(getattr(plugin, "CM3_MOVED_KEYS", {}))
     for one in others:
         if one.plugin is plugin:
             raise PluginError(

@@ -46,6 +46,8 @@ class PluginInfo:
         traceback: of the error that broke it, else "".
         beside: "KIND/NAME" of a component -> the distribution that has it, if that is not this plugin's: its
             `CM3_BESIDE`, for what it provided earlier.
+        moved_keys: "SECTION.KEY" of an earlier version -> "SECTION/COMPONENT/KEY" of a component of this plugin that
+            has taken it over: its `CM3_MOVED_KEYS`.
     """
 
     name: str
@@ -63,6 +65,7 @@ class PluginInfo:
     distribution: str = ""
     kinds: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
+    moved_keys: dict[str, str] = field(default_factory=dict)
 
 
 def kept_plugins() -> list[PluginInfo] | None:

@@ -258,6 +258,14 @@ class Registry:
             del self.kinds[name]
         info.kinds = []
 
+    def sort(self, place: Callable[[PluginInfo], int]) -> None:
+        """Order the plugins, and with them the owners of each component."""
+        self.plugins.sort(key=place)
+        order = {info.name: number for number, info in enumerate(self.plugins)}
+        for names in self._configs.values():
+            for name, owners in names.items():
+                names[name] = dict(sorted(owners.items(), key=lambda one: order[one[0]]))
+
     def add_all(self, other: Registry) -> None:
         """Add everything that the plugins of another registry provide."""
         for info in other.plugins:
@@ -272,6 +280,12 @@ class Registry:
                 {name: other._models[f"{info.name}:{name}"] for name in info.models},
                 {name: target for owner, name, target in other._benchmarks if owner == info.name},
             )
+
+    @property
+    def moved_keys(self) -> dict[str, tuple[str, str, str]]:
+        """Old "SECTION.KEY" -> (section, component, key) of now, by the `CM3_MOVED_KEYS` of the plugins in use."""
+        moved = {old: new for info in self.plugins for old, new in info.moved_keys.items()}
+        return {old: (*new.split("/"),) for old, new in moved.items()}  # type: ignore[misc]  # three parts
 
     @checked(PluginError)
     def names(self, kind: str) -> list[str]:

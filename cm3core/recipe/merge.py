@@ -36,7 +36,14 @@ from cm3core.recipe import library
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3core.recipe.sections import FIXED_SECTIONS
-from cm3core.recipe.values import Choice, ComponentValues, Section, chosen, wrong_type
+from cm3core.recipe.values import (
+    Choice,
+    ComponentValues,
+    Section,
+    chosen,
+    with_moved_keys,
+    wrong_type,
+)
 
 # Merged layers -> complete values: defaults, interpolations, and the components that fields hold.
 
@@ -293,6 +300,7 @@ def _compose(
     sections = {key: Section(config_class) for key, config_class in FIXED_SECTIONS.items()}
     choices: dict[str, list[Choice]] = {}
     missing: dict[str, MissingComponent] = {}
+    layers = with_moved_keys(layers, registry)
     own = max(position for position, layer in enumerate(layers) if layer.label != COMMAND_LINE)
     for position, layer in enumerate(layers):
         values = dict(layer.values)

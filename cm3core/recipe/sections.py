@@ -322,10 +322,6 @@ class GenerateSection:
         memory_split: split of the data set that documents are retrieved from; null: the one that
             the model was trained on. Of no effect where the retriever has a bank.
         max_text_tokens: maximum length of a caption or infilled text.
-        colour_words: words of a prompt that ask for colour. A picture is shown without colour if neither its
-            prompt has one of them, nor a picture that it was made after (retrieved, edited, inpainted) has
-            colour: codes of grey squares are often those of faintly coloured ones, which would show as
-            specks. []: as the image tokenizer decodes it.
     """
 
     num_images: int = 4
@@ -333,19 +329,10 @@ class GenerateSection:
     retrieve: bool = True
     memory_split: str | None = None
     max_text_tokens: int = 64
-    colour_words: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `RecipeError` for a count out of range, or a word without letters or digits."""
+        """Raise `RecipeError` for a count out of range."""
         check_numbers("generate", self, GENERATE_RANGES)
-        for word in self.colour_words:
-            # from U+2600 on there are pictographs, of which each is a word
-            if not any(letter.isalnum() or letter >= "\u2600" for letter in word):
-                raise RecipeError(
-                    "generate.colour_words",
-                    f"has {word!r}, in which no word is",
-                    "take it out, or write a word",
-                )
 
 
 #: (section, key) of what changes nothing that a run computes: no part of a recipe's hash, and shown only

@@ -1,17 +1,19 @@
 """The bundled implementations; they register exactly as a third party's do.
 
-A folder for each kind, and two for what kinds share: `trained` and `vision`. The config classes
+A folder for each kind, `icons` for what models of icons need around drawing, and two for what kinds share:
+`trained` and `vision`. The config classes
 named here live in light modules; what they `build` is imported when it is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cm3core import _moved
 from cm3core.hookspecs import hookimpl
+from cm3core.interfaces.component import Kind
 
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionConfig
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizerConfig
     from cm3core.interfaces.tracker import TrackerConfig
     from cm3core.interfaces.upscaler import UpscalerConfig
+    from cm3run.prompting import FinisherConfig, PromptRewriterConfig
 
 CM3_API = 1
 
 _moved.serve(
     {
+        "cm3run.grey": "cm3plugins.icons.ink",
         "cm3plugins.benchmarks": "cm3lab.benchmarks",
         "cm3plugins.benchmarks.registry": "cm3core.interfaces.benchmark",
         "cm3plugins.image_tokenizers.public": "cm3published.image_tokenizers",
@@ -58,6 +62,56 @@ CM3_BESIDE = {
     "sampler/chameleon": "cm3published",
     **{f"task/{name}": "cm3published" for name in ("emu3_caption", "emu3_question")},
 }
+
+#: Keys that the core's sections had, and components of this plugin have now.
+CM3_MOVED_KEYS = {
+    "retriever.query_leaves_out": "prompt_rewriter/word_lists/leaves_out",
+    "retriever.query_replaces": "prompt_rewriter/word_lists/replaces",
+    "retriever.query_singular": "prompt_rewriter/word_lists/singular",
+    "retriever.thing_ends_at": "prompt_rewriter/word_lists/subject_ends_at",
+    "retriever.search_for_words": "prompt_rewriter/word_lists/search_depth",
+    "retriever.unless_asked_for": "prompt_rewriter/word_lists/unless_asked_for",
+    "retriever.same_thing_margin": "prompt_rewriter/word_lists/same_subject_margin",
+    "generate.colour_words": "finisher/icon/colour_words",
+}
+
+
+@hookimpl
+def cm3_kinds() -> Sequence[Kind]:
+    from cm3run.prompting import FinisherConfig, PromptRewriterConfig
+
+    return [
+        Kind(
+            hook="cm3_prompt_rewriters",
+            config=PromptRewriterConfig,
+            interface="PromptRewriter",
+            kit="cm3kits.prompting:PromptRewriterContract",
+            words="prompt rewriter",
+            summary="Prompt rewriters: a prompt -> what the memory is searched for",
+        ),
+        Kind(
+            hook="cm3_finishers",
+            config=FinisherConfig,
+            interface="Finisher",
+            kit="cm3kits.prompting:FinisherContract",
+            words="finisher",
+            summary="Finishers: a drawn picture -> the picture as it is shown, and as SVG",
+        ),
+    ]
+
+
+@hookimpl
+def cm3_prompt_rewriters() -> Mapping[str, type[PromptRewriterConfig]]:
+    from cm3plugins.icons.words import WordListsConfig
+
+    return {"word_lists": WordListsConfig}
+
+
+@hookimpl
+def cm3_finishers() -> Mapping[str, type[FinisherConfig]]:
+    from cm3plugins.icons.config import IconFinisherConfig
+
+    return {"icon": IconFinisherConfig}
 
 
 @hookimpl
@@ -205,12 +259,8 @@ def cm3_rerankers() -> Mapping[str, type[RerankerConfig]]:
 
 @hookimpl
 def cm3_upscalers() -> Mapping[str, type[UpscalerConfig]]:
-    from cm3plugins.upscalers import (
-        EDSRConfig,
-        ExternalUpscalerConfig,
-        InkUpscalerConfig,
-        LanczosUpscalerConfig,
-    )
+    from cm3plugins.icons.config import InkUpscalerConfig
+    from cm3plugins.upscalers import EDSRConfig, ExternalUpscalerConfig, LanczosUpscalerConfig
 
     return {
         "edsr": EDSRConfig,

@@ -28,6 +28,7 @@ from cm3run.bank import Memory, memory_of
 from cm3run.generation.device_memory import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
 from cm3run.machine_memory import fitting_memory
+from cm3run.prompting import AsDecoded, AsItStands
 from cm3run.recipe_layout import layout_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3core.vocab import Vocabulary
+    from cm3run.prompting import Finisher, PromptRewriter
     from cm3run.trust import Trust
 
 #: Sections a recipe must have for a stage.
@@ -60,8 +62,8 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `memory`, `embedder`, `retriever`, `sampler`, `reranker` and
-    `upscaler` are built on first use, the rest at once.
+    """What a recipe builds. `source`, `memory`, `embedder`, `retriever`, `prompt_rewriter`, `sampler`, `reranker`,
+    `finisher` and `upscaler` are built on first use, the rest at once.
 
     Args:
         recipe: where the configs are.
@@ -124,6 +126,12 @@ class Components:
         return built(config.build(self.memory, self.embedder), config, self.registry)
 
     @cached_property
+    def prompt_rewriter(self) -> PromptRewriter:
+        """What decides what the memory is searched for; without such a section it is the prompt."""
+        config: Any = self.recipe.section("prompt_rewriter")
+        return AsItStands() if config is None else built(config.build(), config, self.registry)
+
+    @cached_property
     def objective(self) -> MaskingObjective:
         """The masking objective."""
         config = section(self.recipe, "objective")
@@ -167,6 +175,12 @@ class Components:
         """The upscaler, None when the recipe has none."""
         config = self.recipe.upscaler
         return None if config is None else built(config.build(), config, self.registry)
+
+    @cached_property
+    def finisher(self) -> Finisher:
+        """What decides how a drawn picture is shown; without such a section, as it is decoded."""
+        config: Any = self.recipe.section("finisher")
+        return AsDecoded() if config is None else built(config.build(), config, self.registry)
 
     def split(self, name: str) -> DocumentSource:
         """Another split of the data set, e.g. "comp". Raises what the data set raises when it has

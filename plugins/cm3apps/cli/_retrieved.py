@@ -65,11 +65,10 @@ def report_unlike(model: Model, picture: GeneratedImage) -> None:
 
     What stands behind a comma is style. Where a word is unknown, that was said, and may be why.
     """
-    from cm3run.model.queries import shares_a_word
+    from cm3run.words import shares_a_word
 
     query = next((one.looked_for for one in picture.retrieved if one.looked_for), picture.prompt)
-    config = model.recipe.retriever
-    thing = query.split(",")[0] if config is None else config.thing(query)
+    thing = model.components.prompt_rewriter.subject(query)
     texts = [document.text for document in picture.retrieved if document.text]
     if not texts or model.unknown_words(thing):
         return

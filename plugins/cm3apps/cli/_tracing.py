@@ -10,6 +10,7 @@ from cm3core.errors import MissingPackageError
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
     from cm3run.model.results import GeneratedImage
+    from cm3run.prompting import Finisher
 
 #: Pictures are enlarged to about this before they are traced: edges of few pixels become curves.
 _TRACED_SIDE = 512
@@ -25,41 +26,39 @@ def check_tracer(place: str) -> None:
         raise MissingPackageError.extra(place, "vtracer", "svg")
 
 
-def svg_of_image(picture: GeneratedImage) -> str:
+def svg_of_image(picture: GeneratedImage, finisher: Finisher | None = None) -> str:
     """`svg_of` a generated picture, enlarged where it was."""
     large = picture.upscaled
     if large is None:
-        return svg_of(picture.pixels)
-    return svg_of(large, max(1, round(large.shape[0] / picture.pixels.shape[0])))
+        return svg_of(picture.pixels, finisher=finisher)
+    return svg_of(large, max(1, round(large.shape[0] / picture.pixels.shape[0])), finisher)
 
 
-def svg_of(pixels: PixelArray, enlarged: int = 1) -> str:
+def svg_of(pixels: PixelArray, enlarged: int = 1, finisher: Finisher | None = None) -> str:
     """Return a picture as an SVG without the white around the drawing.
 
-    Its coordinates are those of the enlarged picture that was traced; `viewBox` says so, and the
-    picture has the size that it is shown at. Of a drawing without colour it is the areas of its ink, in
-    `currentColor` and without any white, see `_ink_svg`; of any other picture areas of up to twelve colours.
+    The model's finisher may write it. Otherwise it is areas of up to twelve colours: its coordinates are those of the
+    enlarged picture that was traced; `viewBox` says so, and the picture has the size that it is shown at.
 
     Args:
         pixels: uint8 [height, width, 3].
         enlarged: so many times as large as it was drawn, so that its edges and its noise are, too.
+        finisher: the model's.
 
     Raises:
         MissingPackageError: vtracer is not installed.
     """
     check_tracer("--svg")
+    if finisher is not None and (own := finisher.svg(pixels, enlarged)) is not None:
+        return own
     import numpy as np  # late, as all that commands import
     import vtracer
     from PIL import Image as Pillow
     from PIL import ImageFilter
 
-    from cm3apps.cli._ink_svg import ink_svg
     from cm3core.images import png_bytes
-    from cm3run.grey import ink_of
     from cm3run.transparency import without_background
 
-    if (ink := ink_of(pixels, enlarged)) is not None:
-        return ink_svg(pixels, ink, enlarged)
     height, width = pixels.shape[:2]
     times = max(1, round(_TRACED_SIDE / max(height, width)))
     layers = Pillow.fromarray(without_background(pixels))

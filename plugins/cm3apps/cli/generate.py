@@ -281,7 +281,7 @@ class _Written:
             own = self.model.recipe.component_names.get("upscaler", "")
             name = own if args.upscale is True else args.upscale
             files.append(("-large.png", png(picture.upscaled, facts.with_texts(upscaler=name))))
-        files += cut_out(args, picture, facts)
+        files += cut_out(args, self.model, picture, facts)
         if args.original:
             files += _original(self.model, picture)
         written = [(end, args.out / f"{stem}{end}") for end, _ in files]
@@ -402,7 +402,7 @@ def _original(model: Model, picture: GeneratedImage) -> list[tuple[str, bytes]]:
 
 
 def cut_out(
-    args: Namespace, picture: GeneratedImage, facts: PictureFacts
+    args: Namespace, model: Model, picture: GeneratedImage, facts: PictureFacts
 ) -> list[tuple[str, bytes]]:
     """What `--transparent` and `--svg` ask for, of the enlarged picture if there is one: the ends of the names, and
     the files' contents."""
@@ -414,7 +414,7 @@ def cut_out(
     if args.transparent:
         made.append(("-transparent.png", png(without_background(_largest(picture)), facts)))
     if args.svg:
-        made.append((".svg", svg(svg_of_image(picture), facts).encode()))
+        made.append((".svg", svg(svg_of_image(picture, model.components.finisher), facts).encode()))
     return made
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from cm3apps.server.abilities import able
 from cm3apps.server.wish import can_trace
 from cm3core.errors import CM3Error
-from cm3run.model.queries import has_a_phrase
 
 if TYPE_CHECKING:
     from cm3apps.server.tasks import Workshop
@@ -115,10 +114,8 @@ def facts_of(loaded: AsyncModel, name: str, workshop: Workshop) -> dict[str, Any
 
 
 def drawn_styles(styles: Sequence[str], model: Model) -> list[str]:
-    """The styles without those whose documents the recipe ranks last: what a model draws badly is not offered."""
-    retriever = model.recipe.retriever
-    last = () if retriever is None else retriever.unless_asked_for
-    return [style for style in styles if not has_a_phrase(style, last)]
+    """The styles without those whose documents the prompt rewriter avoids: what a model draws badly is not offered."""
+    return [style for style in styles if not model.components.prompt_rewriter.avoids(style)]
 
 
 def _texts(model: Model) -> list[str]:

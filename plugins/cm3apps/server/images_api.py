@@ -352,9 +352,10 @@ class Reply:
         """The picture traced as curves, with what its file carries."""
         from cm3apps.cli._tracing import svg_of, svg_of_image
 
+        finisher = self.model.components.finisher
         if isinstance(picture, GeneratedImage):
-            return svg(svg_of_image(picture), self.facts(picture))
-        traced = svg_of(picture.pixels)
+            return svg(svg_of_image(picture, finisher), self.facts(picture))
+        traced = svg_of(picture.pixels, finisher=finisher)
         return svg(traced, self.facts(picture))
 
     async def events(

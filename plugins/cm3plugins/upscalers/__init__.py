@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from cm3plugins.upscalers.edsr import EDSRConfig
 from cm3plugins.upscalers.external import ExternalUpscalerConfig
-from cm3plugins.upscalers.ink import InkUpscalerConfig
 from cm3plugins.upscalers.lanczos import LanczosUpscalerConfig
 
-__all__ = ["EDSRConfig", "ExternalUpscalerConfig", "InkUpscalerConfig", "LanczosUpscalerConfig"]
+__all__ = ["EDSRConfig", "ExternalUpscalerConfig", "LanczosUpscalerConfig"]

@@ -22,6 +22,8 @@ CHANGEABLE_KEYS = (
     "name",
     "generate",
     "sampler",
+    "prompt_rewriter",
+    "finisher",
     "data.cache_dir",
     *MEASURING,  # older runs may have them, and no recipe may now
     # a longer or shorter run; the schedule follows the new length from here on

@@ -3,7 +3,6 @@ it has never seen."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,47 +10,13 @@ from pathlib import Path
 from cm3core.errors import CheckpointError
 from cm3core.files import read_text
 from cm3run.checkpoint.layout import WORDS, damaged
+from cm3run.words import singulars_of, words_of
 
 #: More texts than this are not read for their words: the list would be long, and incomplete anyway.
 MAX_TEXTS = 2_000_000
-# Thai, Lao, Myanmar, Khmer, kana and ideographs: scripts that don't put spaces between words
-_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-# Emoji and other pictographs, of which one says what a word says
-_PICTOGRAPHS = r"\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
-#: Shorter words end in an s that is seldom a plural's: gas, bus.
-_PLURAL = 4
 #: Words from this length on are taken for misspelt if they are one slip away from a known one, from the other on
 #: two, see `edits`: chosen by how many common misspellings are corrected, and how few correct words are.
 _SHORTEST, _TWO_SLIPS = 3, 10
-_WORD = re.compile(rf"[{_UNSPACED}{_PICTOGRAPHS}]|(?:(?![{_UNSPACED}{_PICTOGRAPHS}])[^\W_])+")
-
-
-def words_of(text: str) -> list[str]:
-    """Words in order, letters and digits only, without regard to case; scripts without spaces and
-    pictographs by character.
-
-    >>> words_of("Bell-off, Größe 2")
-    ['bell', 'off', 'grösse', '2']
-    """
-    return _WORD.findall(text.casefold())
-
-
-def singulars_of(word: str) -> Iterator[str]:
-    """What an English word may be the plural of, the likeliest first.
-
-    >>> list(singulars_of("wolves")), list(singulars_of("buses")), list(singulars_of("glass"))
-    (['wolf', 'wolfe', 'wolv', 'wolve'], ['bus', 'buse'], [])
-    """
-    if len(word) < _PLURAL or not word.endswith("s") or word.endswith("ss"):
-        return
-    if word.endswith("ies"):
-        yield word[:-3] + "y"
-    if word.endswith("ves"):
-        yield word[:-3] + "f"
-        yield word[:-3] + "fe"
-    if word.endswith("es"):
-        yield word[:-2]
-    yield word[:-1]
 
 
 @dataclass(frozen=True)

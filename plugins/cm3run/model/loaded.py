@@ -32,9 +32,7 @@ from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
 from cm3run.generation.engine import Engine
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
-from cm3run.grey import DECODED_FROM, has_colour, without_colour
 from cm3run.model.fewer_bits import arranged, held_out
-from cm3run.model.queries import has_a_phrase, in_singular
 from cm3run.model.tuned import TunedTasks
 
 if TYPE_CHECKING:
@@ -107,22 +105,19 @@ class Loaded:
         return {word: self.words.nearest(word) for word in self.words.unknown(text)}
 
     @checked(GenerationError)
-    def query_text(self, prompt: str, *, known_plurals: bool = False) -> str:
-        """What a prompt asks the memory for: see `query_replaces`, `query_leaves_out` and `query_singular` of
-        `RetrieverConfig`; `known_plurals`: in the singular even where training texts have the plural."""
-        config = self.recipe.retriever
-        if config is None:
-            return prompt
-        if config.query_singular and self.words is not None:
-            prompt = in_singular(prompt, self.words.words, known_plurals=known_plurals)
-        return config.asked(prompt)
+    def query_text(self, prompt: str) -> str:
+        """The text that the memory is searched for in place of a prompt, see the section `prompt_rewriter`."""
+        return self.components.prompt_rewriter.rewrite(prompt, self.known_words)
 
     @checked(GenerationError)
     def thing_asked_for(self, prompt: str) -> str:
-        """What of `query_text` names the thing: what stands behind a comma is style, see also `thing_ends_at` of
-        `RetrieverConfig`."""
-        config = self.recipe.retriever
-        return self.query_text(prompt.split(",")[0] if config is None else config.thing(prompt))
+        """The part of `query_text` that names what is to be drawn; the rest is style."""
+        return self.query_text(self.components.prompt_rewriter.subject(prompt))
+
+    @property
+    def known_words(self) -> frozenset[str] | None:
+        """The words of the training texts, lower case; None: not known."""
+        return None if self.words is None else self.words.words
 
     @cached_property
     def recipe_hash(self) -> str:
@@ -245,7 +240,7 @@ class Loaded:
     def drawn(
         self, codes: Codes, texts: Iterable[str], pictures: Iterable[PixelArray]
     ) -> PixelArray:
-        """A generated picture as it is shown, uint8 [height, width, 3]: see `generate.colour_words`.
+        """A generated picture as it is shown, uint8 [height, width, 3]: see the section `finisher`.
 
         Args:
             codes: what was generated.
@@ -253,9 +248,7 @@ class Loaded:
             pictures: uint8 [height, width, 3] of any size; those that it was made after.
         """
         [pixels] = self.decode([codes])
-        words = self.recipe.generate.colour_words
-        asked_for = not words or any(has_a_phrase(text, words) for text in texts)
-        return pixels if asked_for or any(map(has_colour, pictures)) else without_colour(pixels)
+        return self.components.finisher.finish(pixels, list(texts), list(pictures))
 
     @checked(DataError)
     def preview(self, codes: Codes) -> PixelArray:
@@ -402,12 +395,9 @@ def seen(loaded: Loaded, picture: Picture) -> PixelArray:
 
 
 def known_by_codes(loaded: Loaded, codes: Codes) -> PixelArray:
-    """A picture of which nothing but the codes is known, uint8 [height, width, 3]: without the specks of colour that
-    they give to grey ones, if the recipe has `generate.colour_words`."""
+    """A picture that only its codes tell, uint8 [height, width, 3], as it is shown."""
     [pixels] = loaded.decode([codes])
-    if not loaded.recipe.generate.colour_words or has_colour(pixels, DECODED_FROM):
-        return pixels
-    return without_colour(pixels)
+    return loaded.components.finisher.finish_decoded(pixels)
 
 
 def pixels_of(picture: Picture) -> PixelArray:

@@ -1,4 +1,7 @@
-"""Documents prepended to a prompt: retrieved from the model's memory or a bank, or given by hand."""
+"""Documents prepended to a prompt: retrieved from the model's memory or a bank, or given by hand.
+
+What the memory is searched for, a prompt rewriter decides (`cm3run.prompting`).
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,11 @@ from tqdm import tqdm
 from cm3core import images
 from cm3core.document import Codes, Document, Image, PixelArray, Text, content_keys, text_of
 from cm3core.errors import DataError, GenerationError
-from cm3run.checkpoint.words import words_of
 from cm3run.generation.engine import Request
 from cm3run.model.loaded import Loaded, known_by_codes
-from cm3run.model.queries import has_a_phrase, has_every_word
 from cm3run.model.results import RetrievedDocument
-from cm3run.model.searching import Found, search, text_found
 from cm3run.prepending import prepended
+from cm3run.prompting import Asked, Found
 
 if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region, Retrieved
@@ -86,7 +87,7 @@ class Retrieval:
             alternatives = []
             results = found.results
             looked_for = "" if found.query == text_of(query) else found.query
-            for first in self._firsts(found, num_alternatives):
+            for first in self._firsts(query, found, num_alternatives):
                 in_order = [*results[first : first + 1], *results[:first], *results[first + 1 :]]
                 (one, shown), without = self._with(request, by_hand, in_order, number)
                 shown = tuple(
@@ -133,55 +134,13 @@ class Retrieval:
             tuple(shown for _, shown in chosen),
         ), left_out
 
-    def _firsts(self, found: Found, most: int) -> list[int]:
-        """Positions of the documents that take turns in front: those that are nearly as near as the first, or show
-        the same thing and are not much farther."""
+    def _firsts(self, query: Document, found: Found, most: int) -> list[int]:
+        """Positions of the documents that take turns in front."""
         results = found.results
         if most == 1 or not results or results[0].region is not None:
             return [0]
-        config = self.recipe.retriever
-        assert config is not None
-        kind = results[0].found_by, results[0].preferred
-        alike = [one for one in results if (one.found_by, one.preferred) == kind]
-        best, margin = max(alike, key=lambda one: one.score), config.same_thing_margin
-        firsts = [
-            place
-            for place, one in enumerate(results)
-            if self._is_near(one, best)
-            or (
-                margin
-                and self._is_near(one, best, margin)
-                and has_every_word(found.thing, self._text(one))
-            )
-        ]
-        if unasked := self._not_asked_for(found.query):
-            # not otherwise: a memory may be far away, and no text is read for nothing
-            asked = [one for one in firsts if not has_a_phrase(self._text(results[one]), unasked)]
-            firsts = asked or firsts
-        return firsts[:most]
-
-    def _text(self, found: Retrieved) -> str:
-        """The text of a document of the memory."""
-        assert self.components.retriever is not None
-        return text_found(self.components.retriever, found)
-
-    def _not_asked_for(self, prompt: str) -> list[str]:
-        """The words of `unless_asked_for` that a prompt has not."""
-        assert self.recipe.retriever is not None
-        asked_for = set(words_of(prompt))
-        return [
-            one
-            for one in self.recipe.retriever.unless_asked_for
-            if not asked_for.issuperset(words_of(one))
-        ]
-
-    def _is_near(self, one: Retrieved, best: Retrieved, margin: float | None = None) -> bool:
-        """Whether a document's score is less than the best one's by no more than a share of it, `alternative_margin`
-        unless another is given."""
-        assert self.recipe.retriever is not None
-        share = self.recipe.retriever.alternative_margin if margin is None else margin
-        alike = (one.found_by, one.preferred) == (best.found_by, best.preferred)
-        return alike and best.score - one.score <= share * abs(best.score)
+        asked = asked_for(self.loaded, query, len(results))
+        return self.components.prompt_rewriter.turns(found, asked)[:most]
 
     def _retrieve(
         self,
@@ -198,37 +157,18 @@ class Retrieval:
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
             return found
-        retriever, config = self.components.retriever, self.recipe.retriever
+        retriever = self.components.retriever
         assert retriever is not None
-        assert config is not None
         own = [content_keys(requests[place].document).union(exclude) for place in asked]
         has_pictures = any(_pictures(requests[place].document) for place in asked)
-        spare = _SPARE if has_pictures or config.unless_asked_for else 0
+        spare = max(_SPARE if has_pictures else 0, self.components.prompt_rewriter.spare)
         results = search(
             self.loaded, [queries[place] for place in asked], number + more + spare, own
         )
         of_parts = retriever.retrieve_parts([queries[place] for place in asked], own)
         for place, one, parts in zip(asked, results, of_parts, strict=True):
-            if parts:
-                one = replace(one, results=parts)
-            elif config.unless_asked_for and all(isinstance(part, Text) for part in queries[place]):
-                one = replace(one, results=self._unasked_last(one.query, one.results))
-            found[place] = one
+            found[place] = replace(one, results=parts) if parts else one
         return found
-
-    def _unasked_last(self, query: str, found: list[Retrieved]) -> list[Retrieved]:
-        """The documents that are nearly as near as the best, those first that have no word of `unless_asked_for` that
-        the query has not; then the others."""
-        if not found:
-            return found
-        unasked = self._not_asked_for(query)
-        near = [one for one in found if self._is_near(one, found[0])]
-        last = [one for one in near if has_a_phrase(self._text(one), unasked)]
-        return [
-            *(one for one in near if one not in last),
-            *last,
-            *(one for one in found if one not in near),
-        ]
 
     def _retrieved(self, found: Retrieved) -> _Prepended | None:
         """A document of the memory, as codes and as results show it; None, with a note: it can't be read."""
@@ -291,6 +231,59 @@ class Retrieval:
                 "use 0, or give documents by hand (context)",
             )
         return asked
+
+
+def search(
+    loaded: Loaded,
+    queries: Sequence[Document],
+    number: int,
+    exclude: Sequence[Collection[str]],
+) -> list[Found]:
+    """The nearest documents of the memory for each query, at most `number`, best first. Searches of many queries run
+    together.
+
+    Args:
+        loaded: the model, with a retriever.
+        queries: not empty.
+        number: 1 or more.
+        exclude: for each query, ids and content keys that must not be found.
+    """
+    retriever, rewriter = loaded.components.retriever, loaded.components.prompt_rewriter
+    assert retriever is not None
+    searching = [rewriter.search(asked_for(loaded, query, number)) for query in queries]
+    found = [Found([]) for _ in queries]
+    asked = {place: next(one) for place, one in enumerate(searching)}
+    while asked:
+        results: dict[int, list[Retrieved]] = {}
+        for depth in sorted({depth for _, depth in asked.values()}):
+            places = [place for place, (_, one) in asked.items() if one == depth]
+            batch = retriever.retrieve(
+                [asked[place][0] for place in places], depth, [exclude[place] for place in places]
+            )
+            results.update(zip(places, batch, strict=True))
+        asked = {}
+        for place in sorted(results):
+            try:
+                asked[place] = searching[place].send(results[place])
+            except StopIteration as end:
+                found[place] = end.value
+    return found
+
+
+def asked_for(loaded: Loaded, query: Document, number: int) -> Asked:
+    """A query with what a prompt rewriter may know of the model."""
+    config, retriever = loaded.recipe.retriever, loaded.components.retriever
+    assert config is not None
+    assert retriever is not None
+    memory = retriever.memory
+
+    def text(found: Retrieved) -> str:
+        try:
+            return text_of(memory.document(found.index))
+        except DataError:  # which is said once it is to be in front
+            return ""
+
+    return Asked(query, number, config.alternative_margin, loaded.known_words, text)
 
 
 def _pictures(document: Document) -> list[Codes]:

@@ -10,8 +10,9 @@ import numpy as np
 from cm3core import images
 from cm3core.document import Image, PixelArray, text_of
 from cm3core.errors import DataError
-from cm3run.checkpoint.words import TrainingWords, words_of
+from cm3run.checkpoint.words import TrainingWords
 from cm3run.evaluation.image_tokenizer import LEAST_PSNR, drawn_psnr_per_picture
+from cm3run.words import words_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces import DocumentSource, ImageTokenizer

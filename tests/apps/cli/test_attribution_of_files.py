@@ -229,8 +229,7 @@ def test_no_command_writes_pixels_but_with_facts() -> None:
     import cm3apps.cli
 
     allowed = {
-        "_ink_svg.py",  # for the tracer
-        "_tracing.py",
+        "_tracing.py",  # for the tracer
         "data.py",
         "tokenizer.py",
         "upscale.py",  # of a picture that says nothing of itself

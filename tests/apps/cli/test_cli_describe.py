@@ -221,7 +221,7 @@ def test_kinds(mine: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.endswith("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`\n")
     assert main(["kinds", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert [entry["kind"] for entry in entries] == list(KINDS)
+    assert [entry["kind"] for entry in entries] == [*KINDS, "prompt_rewriter", "finisher"]
     assert list(entries[0]) == [
         "kind",
         "summary",

@@ -9,16 +9,16 @@ from cm3apps.cli._retrieved import report_unlike, report_unlike_picture, show_qu
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.model.results import RetrievedDocument
 from messages import tells
-from toy_model import picture
+from toy_model import picture, worded
 
 
-def test_what_was_looked_for_is_shown_where_it_is_another(model, monkeypatch, capsys):
+def test_what_was_looked_for_is_shown_where_it_is_another(model, capsys):
     def said(prompt):
         show_query(model.generate(prompt, 1)[0].retrieved)
         return capsys.readouterr().out
 
     assert said("a puppy, red") == ""
-    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"puppy": "dog", "green": "red"})
+    worded(model, replaces={"puppy": "dog", "green": "red"})
     assert said("a puppy, red") == "  looked for: 'a dog, red'\n"
     assert said("pony, green") == "  looked for: 'pony, red'\n"
     assert said("green") == "", "there is a document of it"

@@ -9,12 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from cm3apps.cli._tracing import check_tracer, svg_of, svg_of_image
+from cm3apps.cli import _tracing
+from cm3apps.cli._tracing import check_tracer, svg_of_image
 from cm3core.document import Codes
 from cm3core.errors import MissingPackageError
 from cm3core.images import open_image
+from cm3plugins.icons.config import IconFinisherConfig
 from cm3run.model.results import GeneratedImage
 from messages import tells
+
+#: Of a model of icons.
+INK = IconFinisherConfig().build()
+
+
+def svg_of(pixels: np.ndarray) -> str:
+    return _tracing.svg_of(pixels, finisher=INK)
 
 
 def square() -> np.ndarray:
@@ -56,6 +65,12 @@ def ring(inside: int = 255) -> np.ndarray:
     return pixels
 
 
+def test_without_a_finisher_a_drawing_in_ink_is_traced_like_any_other():
+    pytest.importorskip("vtracer", reason="the package vtracer is not installed")
+    assert "currentColor" in svg_of(ring())
+    assert "currentColor" not in _tracing.svg_of(ring())
+
+
 @pytest.mark.parametrize(
     ("inside", "opacities"), [(255, [None]), (178, ["0.30", None]), (51, [None])]
 )
@@ -93,7 +108,7 @@ def test_edges_of_an_enlarged_drawing_are_no_grey(inside, groups):
     large = Image.fromarray(ring(inside)).filter(ImageFilter.GaussianBlur(0.6))
     large = np.asarray(large.resize((256, 256), Image.Resampling.BICUBIC))
     codes = Codes(np.zeros(4, np.int32), (2, 2))
-    text = svg_of_image(GeneratedImage(ring(inside), "", 0, (), codes, 0.0, upscaled=large))
+    text = svg_of_image(GeneratedImage(ring(inside), "", 0, (), codes, 0.0, upscaled=large), INK)
     root = ET.fromstring(text)
     assert [group.get("opacity") for group in root] == groups
     assert (root.get("width"), root.get("viewBox")) == ("256", "0 0 512 512")

@@ -18,7 +18,7 @@ from cm3apps.server.settings import Limits
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins.registry import PluginInfo
 from messages import tells
-from toy_model import toy_model
+from toy_model import toy_model, worded
 
 TABLE = (
     Field(name="prompt", sort="text", most=5, required=True, help="x"),
@@ -159,9 +159,9 @@ def test_styles_that_the_recipe_ranks_last_are_not_offered():
     model = toy_model()
     styles = ["filled, mdi", "colour, noto", "full colour", "outline"]
     assert drawn_styles(styles, model) == styles
-    model.recipe.retriever.unless_asked_for = ["colour"]
+    worded(model, unless_asked_for=["colour"])
     assert drawn_styles(styles, model) == ["filled, mdi", "outline"]
-    model.recipe.retriever = None
+    del model.components.prompt_rewriter
     assert drawn_styles(styles, model) == styles
 
 

@@ -116,7 +116,7 @@ def test_other_plugins_provide_components_of_it(install: Install) -> None:
     registry = load_registry(environ={})
     assert registry.names("sound") == ["beep", "horn"]
     assert info_of(registry, "sounds").kinds == ["sound"]
-    assert list(registry.kinds) == [*KINDS, "sound"]
+    assert list(registry.kinds) == [*KINDS, "prompt_rewriter", "finisher", "sound"]
     assert "sound" not in KINDS
     assert "sound" not in Registry().kinds
     config = registry.config_class("sound", "a-horn/horn")()

@@ -48,22 +48,6 @@ def test_pictures_take_turns_with_what_is_near_enough(model: Model) -> None:
     assert [one.id for one in three.infill(white, (0, 0, 4, 4), "red").retrieved] == ["red"]
 
 
-def test_what_shows_the_same_thing_may_be_farther(model: Model) -> None:
-    """Nothing else may: the scores are 1, 0.75 and 0.5."""
-
-    def turns(prompt: str, margin: float) -> list[str]:
-        taking = model.with_memory(
-            num_retrieved=1, num_alternatives=3, alternative_margin=0.1, same_thing_margin=margin
-        )
-        return [made.retrieved[0].id for made in taking.generate(prompt, 3)]
-
-    assert turns("Blue, thin", 0.5) == ["red", "blue", "red"]
-    assert turns("blues", 0.5) == ["red", "blue", "red"]  # a plural is the same word
-    assert turns("blue", 0.4) == ["red"] * 3
-    assert turns("blue bird", 0.5) == ["red"] * 3  # every word
-    assert turns(", blue", 0.5) == ["red"] * 3  # names nothing, so that nothing is the same
-
-
 def test_all_candidates_of_a_picture_have_its_document_in_front(model: Model) -> None:
     three = model.with_memory(num_retrieved=1, num_alternatives=3, alternative_margin=0.5)
     three.components.reranker = Brightness()
@@ -105,10 +89,6 @@ def test_wrong_numbers_are_refused(model: Model) -> None:
         (
             {"alternative_margin": -0.1},
             "retriever.alternative_margin: is -0.1, must ... least 0.0",
-        ),
-        (
-            {"same_thing_margin": 1.5},
-            "retriever.same_thing_margin: is 1.5, must ... most 1.0",
         ),
     ):
         with pytest.raises(RecipeError) as error:

@@ -10,8 +10,8 @@ import pytest
 from cm3core.document import Text, text_of
 from cm3core.interfaces import DocumentSource
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3run.checkpoint.words import words_of
-from cm3run.model.searching import search
+from cm3run.model.retrieval import search
+from cm3run.words import words_of
 from few_icons import model_over_few_icons
 
 #: Names that the bundled model's recipe changes when this was written, of 32,785.

@@ -1,10 +1,14 @@
-"""Pictures without colour: whether one has some, what is left without it; and drawings in black, and in one grey besides,
-as the areas that their ink covers: what `--svg` traces, and the upscaler `ink` draws large. Noise that a decoder leaves
-in white and grey areas is in none of them.
+"""Icons as pictures: which have colour, the levels and areas of their ink, and what is made of these.
+
+The finisher `icon` shows icons without colour unless it is asked for, and writes drawings in ink as SVG; the upscaler
+`ink` draws them large. A drawing in ink is black, or black and one grey, on white. Noise that a decoder leaves in white
+and grey areas is in none of the results.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,6 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from cm3core.document import BoolArray, PixelArray
+from cm3core.images import png_bytes
+from cm3core.interfaces.upscaler import Upscaler
+from cm3plugins.icons.words import has_a_phrase
+from cm3run.prompting import Finisher
 
 #: A pixel has colour if its channels differ by more than this, and a picture if more than this share of its pixels
 #: has: JPEG files of grey drawings have a tint here and there.
@@ -27,6 +35,10 @@ _FLAT, _GREYS = 0.2, 0.75
 #: Least share of a picture's pixels that grey areas take, and paper; and the largest mean error of paper, grey and
 #: ink in place of all levels: of 1,400 grey icons 0.1% have more than that. Photographs have no paper.
 _GREY_SHARE, _PAPER_SHARE, _ERROR = 0.01, 0.05, 0.055
+#: Pictures are enlarged to about this before they are traced, at least twice: of more, curves follow every pixel.
+_TRACED_SIDE = 256
+
+_PATH = re.compile(r'<path d="([^"]*)"[^>]*?\s(transform="[^"]*")')
 
 #: A darkness that no place has.
 _NEVER = 2.0
@@ -169,3 +181,111 @@ def _darkness(picture: Image.Image) -> _Floats:
     """0 (white) to 1 (black), [height, width]."""
     darkness: _Floats = 1 - np.asarray(picture, np.float64) / 255
     return darkness
+
+
+def ink_svg(pixels: PixelArray, ink: Ink, enlarged: int = 1) -> str:
+    """Return the areas of grey and of full ink as an SVG.
+
+    Args:
+        pixels: uint8 [height, width, 3].
+        ink: its levels.
+        enlarged: see `ink_of`.
+    """
+    height, width = pixels.shape[:2]
+    times = max(2, round(_TRACED_SIDE / max(height, width)))
+    large = Image.fromarray(pixels).convert("L")
+    large = large.resize((width * times, height * times), Image.Resampling.BICUBIC)
+    areas = ink_areas(np.asarray(large.convert("RGB")), ink, times, enlarged)
+    pixel = times * enlarged
+    groups = [
+        _group(areas.dark > areas.grey_from, pixel, ink.grey),
+        _group(areas.dark > areas.full_from, pixel, 1.0 if ink.full >= FULL else ink.full),
+    ]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width * times} {height * times}">\n{"".join(groups)}</svg>\n'
+    )
+
+
+def _group(covered: BoolArray, pixel: int, opacity: float) -> str:
+    """The covered pixels as curves; specks of less than about two pixels of the drawing are left out."""
+    faint = f' opacity="{opacity:.2f}"' if opacity < 1 else ""
+    paths = "".join(f'<path d="{curve}" {place}/>\n' for curve, place in _traced(covered, pixel))
+    return f'<g fill="currentColor"{faint}>\n{paths}</g>\n' if paths else ""
+
+
+def _traced(covered: BoolArray, pixel: int) -> Iterator[tuple[str, str]]:
+    import vtracer  # of an extra
+
+    black = np.where(covered, 0, 255).astype(np.uint8)
+    text: str = vtracer.convert_raw_image_to_svg(
+        png_bytes(np.dstack([black] * 3)),
+        img_format="png",
+        colormode="binary",
+        mode="spline",
+        filter_speckle=2 * pixel,
+        corner_threshold=60,
+        path_precision=1,
+    )
+    for found in _PATH.finditer(text):
+        yield " ".join(found[1].split()), found[2]
+
+
+class InkUpscaler(Upscaler):
+    """Sharpens drawings in ink that `otherwise` has enlarged."""
+
+    def __init__(self, otherwise: Upscaler) -> None:
+        self.otherwise = otherwise
+
+    @property
+    def scale(self) -> int:
+        return self.otherwise.scale
+
+    def _upscale(self, pixels_NHWC: PixelArray) -> PixelArray:
+        return np.stack([self._one(pixels_HWC) for pixels_HWC in pixels_NHWC])
+
+    def _one(self, pixels_HWC: PixelArray) -> PixelArray:
+        large = self.otherwise.upscale(pixels_HWC)
+        if self.scale == 1 or (ink := ink_of(pixels_HWC)) is None:
+            return large
+        return _drawn(ink, ink_areas(large, ink, self.scale))
+
+
+def _drawn(ink: Ink, areas: InkAreas) -> PixelArray:
+    """The areas in their greys, uint8 [height, width, 3]; edges are a pixel wide."""
+    full = 1.0 if ink.full >= FULL else ink.full
+    covered = _covered(areas.dark, areas.full_from)
+    dark = ink.grey * _covered(areas.dark, areas.grey_from) * (1 - covered) + full * covered
+    return np.repeat(np.rint(255 * (1 - dark)).astype(np.uint8)[:, :, None], 3, axis=2)
+
+
+def _covered(dark: _Floats, above: _Floats) -> _Floats:
+    """The share of each pixel, 0..1, that is darker than a threshold: its distance from the edge, by the slope there."""
+    slope = np.hypot(*np.gradient(dark))
+    covered: _Floats = np.clip((dark - above) / np.maximum(slope, 1e-3) + 0.5, 0, 1)
+    return covered
+
+
+class IconFinisher(Finisher):
+    """See `IconFinisherConfig`."""
+
+    def __init__(self, colour_words: Sequence[str]) -> None:
+        self.colour_words = colour_words
+
+    def _finish(
+        self, pixels: PixelArray, texts: Sequence[str], pictures: Sequence[PixelArray]
+    ) -> PixelArray:
+        words = self.colour_words
+        if not words or any(has_a_phrase(text, words) for text in texts):
+            return pixels
+        return pixels if any(map(has_colour, pictures)) else without_colour(pixels)
+
+    def _finish_decoded(self, pixels: PixelArray) -> PixelArray:
+        if not self.colour_words or has_colour(pixels, DECODED_FROM):
+            return pixels
+        return without_colour(pixels)
+
+    def svg(self, pixels: PixelArray, enlarged: int = 1) -> str | None:
+        """The areas of ink; None for a picture in colour, or that is no drawing in ink."""
+        ink = ink_of(pixels, enlarged)
+        return None if ink is None else ink_svg(pixels, ink, enlarged)

@@ -12,9 +12,10 @@ from cm3core.errors import RecipeError
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
 from cm3kits.upscaler import UpscalerContract
-from cm3plugins.upscalers import InkUpscalerConfig, LanczosUpscalerConfig
+from cm3plugins.icons.config import InkUpscalerConfig
+from cm3plugins.icons.ink import Ink, ink_of
+from cm3plugins.upscalers import LanczosUpscalerConfig
 from cm3run.evaluation.image_tokenizer import psnr_per_picture
-from cm3run.grey import Ink, ink_of
 from messages import tells
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are shown without colour unless it is asked for (`generate.colour_words`)."""
+"""Pictures that are shown without colour unless it is asked for (`finisher: icon`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from cm3core.errors import RecipeError
-from cm3core.recipe.sections import GenerateSection
+from cm3plugins.icons.config import IconFinisherConfig
+from cm3plugins.icons.ink import has_colour, without_colour
 from cm3plugins.tasks.bundled import EditConfig, StructureConfig
-from cm3run.grey import has_colour, without_colour
 from cm3run.model import Model
 from cm3run.model.conversation import Conversation
 from cm3run.model.jobs import results
@@ -47,7 +47,7 @@ class RedOrGrey(GreyTokenizer):
 def model() -> Model:
     made = toy_model(max_text_tokens=60)
     made.components.image_tokenizer = TintedTokenizer()
-    made.recipe.generate.colour_words = ["red", "full colour"]
+    made.components.finisher = IconFinisherConfig(colour_words=["red", "full colour"]).build()
     return made
 
 
@@ -93,7 +93,7 @@ def test_generated(model: Model, prompt: str, options: dict, coloured: bool) -> 
 
 
 def test_by_default_pictures_are_shown_as_decoded(model: Model) -> None:
-    model.recipe.generate.colour_words = []
+    del model.components.finisher
     [made] = model.generate("a bird", 1)
     assert np.array_equal(made.pixels, model.decode([made.codes])[0])
 
@@ -145,7 +145,7 @@ def test_a_picture_known_by_its_codes_may_have_specks(
     [codes] = model.encode([WHITE])
     shown = known_by_codes(model, codes)
     assert has_colour(shown) == coloured
-    model.recipe.generate.colour_words = []
+    del model.components.finisher
     assert np.array_equal(known_by_codes(model, codes), model.decode([codes])[0])
 
 
@@ -192,13 +192,14 @@ def test_the_reranker_sees_what_is_shown(model: Model) -> None:
 
 
 def test_pictographs_are_words(model: Model) -> None:
-    model.recipe.generate.colour_words = ["🎨"]
-    model.recipe.generate.check()
+    config = IconFinisherConfig(colour_words=["🎨"])
+    config.check()
+    model.components.finisher = config.build()
     assert has_colour(model.generate("a bird 🎨", 1)[0].pixels)
     assert not has_colour(model.generate("a bird", 1)[0].pixels)
 
 
 def test_a_word_without_letters_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
-        GenerateSection(colour_words=["red", "?"]).check()
-    assert tells(caught.value, "generate.colour_words: has '?', in")
+        IconFinisherConfig(colour_words=["red", "?"]).check()
+    assert tells(caught.value, "finisher.colour_words: has '?', which")

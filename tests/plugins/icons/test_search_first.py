@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from cm3core.document import Image, Text, text_of
 from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSource, Retrieved, Retriever
-from cm3run.checkpoint.words import TrainingWords, words_of
+from cm3run.checkpoint.words import TrainingWords
 from cm3run.model import Model
-from cm3run.model.searching import Found, search
-from toy_model import picture, toy_model
+from cm3run.model.retrieval import search
+from cm3run.prompting import Found
+from cm3run.words import words_of
+from toy_model import picture, toy_model, worded
 
 THINGS = (
     *("bird, filled", "bird, outline", "crow, outline", "pistol, filled", "gun, filled"),
@@ -87,19 +89,17 @@ class AtRandom(ByWords):
 
 
 REWRITING = {
-    "query_leaves_out": ["a", "two", "four", "of", "and", "photo of"],
-    "query_replaces": {"crow": "bird", "gun": "pistol", "puppy": "dog", "color": "outline"},
-    "query_singular": True,
-    "thing_ends_at": ["with", "and", "in"],
-    "search_for_words": 1024,
-    "num_retrieved": 1,
+    "leaves_out": ["a", "two", "four", "of", "and", "photo of"],
+    "replaces": {"crow": "bird", "gun": "pistol", "puppy": "dog", "color": "outline"},
+    "singular": True,
+    "subject_ends_at": ["with", "and", "in"],
+    "search_depth": 1024,
 }
 
 
 def model_of(retriever: Retriever, **keys) -> Model:
-    model = toy_model(max_text_tokens=60)
-    for key, value in (REWRITING | keys).items():
-        setattr(model.recipe.retriever, key, value)
+    model = worded(toy_model(max_text_tokens=60), **(REWRITING | keys))
+    model.recipe.retriever.num_retrieved = 1
     model.components.retriever = retriever
     model.words = TrainingWords.of(retriever.memory.texts)
     return model
@@ -209,11 +209,11 @@ def test_results_say_what_was_looked_for(searching):
 
 
 def test_without_a_depth_only_the_words_are_weighed():
-    """`search_for_words: 0`: nothing is filtered, but what has all words of the prompt is not rewritten away."""
-    model = model_of(ByWords(), search_for_words=0)
+    """`search_depth: 0`: nothing is filtered, but what has all words of the prompt is not rewritten away."""
+    model = model_of(ByWords(), search_depth=0)
     assert first(model, "crow") == "crow, outline"
     assert first(model, "a bird cage with a dog") == "bird cage, filled"
-    plain = model_of(AtRandom(), query_leaves_out=[], query_replaces={}, search_for_words=0)
+    plain = model_of(AtRandom(), leaves_out=[], replaces={}, search_depth=0)
     plain.words = None
     found_for(plain, "a bird")
     assert plain.components.retriever.searches == [["a bird"]]

@@ -7,19 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.document import Text
+from cm3core.errors import RecipeError
+from cm3plugins.icons.words import WordListsConfig, in_singular
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.model import Model
-from cm3run.model.queries import in_singular, shares_a_word
-from toy_model import FirstRetriever, FirstRetrieverConfig, toy_model
+from cm3run.words import shares_a_word
+from messages import tells
+from toy_model import FirstRetriever, toy_model, worded
 
 
 @pytest.fixture
 def searching(monkeypatch: pytest.MonkeyPatch) -> Model:
     """Its retriever's order is red, green, blue, whatever is asked for."""
     model = toy_model(max_text_tokens=40)
-    monkeypatch.setattr(model.recipe.retriever, "search_for_words", 3)
     monkeypatch.setattr(model.recipe.retriever, "num_retrieved", 1)
-    return model
+    return worded(model, search_depth=3)
+
+
+def rewrite(model: Model, monkeypatch: pytest.MonkeyPatch, **keys: object) -> None:
+    """Word lists for the rest of a test."""
+    monkeypatch.setattr(model.components, "prompt_rewriter", WordListsConfig(**keys).build())  # type: ignore[arg-type]  # of any key
 
 
 def in_front(model: Model, prompt: str, **options) -> list[str]:
@@ -49,8 +56,8 @@ def test_what_is_in_front(searching: Model, prompt: str, found: str) -> None:
     assert in_front(searching, prompt) == [found]
 
 
-def test_it_is_off_unless_asked_for(searching: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching.recipe.retriever, "search_for_words", 0)
+def test_it_is_off_unless_asked_for(searching: Model) -> None:
+    worded(searching, search_depth=0)
     assert in_front(searching, "a blue bird") == ["red"]
 
 
@@ -64,20 +71,18 @@ def test_it_is_off_unless_asked_for(searching: Model, monkeypatch: pytest.Monkey
         ("green next  to red, blue", "green"),
     ],
 )
-def test_the_thing_ends_at_words(
-    searching: Model, monkeypatch: pytest.MonkeyPatch, prompt: str, found: str
-) -> None:
+def test_the_thing_ends_at_words(searching: Model, prompt: str, found: str) -> None:
     """What is said of the thing is no reason to take a document that has nothing of the thing."""
-    monkeypatch.setattr(searching.recipe.retriever, "thing_ends_at", ["with", "next to"])
+    worded(searching, search_depth=3, subject_ends_at=["with", "next to"])
     assert in_front(searching, prompt) == [found]
 
 
 @given(st.text(), st.lists(st.sampled_from(["with", "at", "next to"])))
 def test_the_thing_is_how_a_text_begins(text: str, ends: list[str]) -> None:
-    thing = FirstRetrieverConfig(thing_ends_at=ends).thing(text)
+    thing = WordListsConfig(subject_ends_at=ends).build().subject(text)
     assert text.startswith(thing)
     assert "," not in thing
-    assert FirstRetrieverConfig().thing(text) == text.split(",")[0]
+    assert WordListsConfig().build().subject(text) == text.split(",")[0]
 
 
 def test_what_is_excluded_is_not_found(searching: Model) -> None:
@@ -94,9 +99,9 @@ def test_what_is_excluded_is_not_found(searching: Model) -> None:
     assert in_front(searching, "a blue bird", exclude=["blue"]) == ["red"]
 
 
-def test_how_many_are_searched(searching: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_are_searched(searching: Model) -> None:
     """No more than asked for; and at least as many as are prepended."""
-    monkeypatch.setattr(searching.recipe.retriever, "search_for_words", 2)
+    worded(searching, search_depth=2)
     assert in_front(searching, "a blue bird") == ["red"]
     assert in_front(searching, "a green bird") == ["green"]
 
@@ -119,7 +124,7 @@ def test_what_was_not_asked_for_comes_last(
     monkeypatch.setattr(retriever, "num_retrieved", 1)
     monkeypatch.setattr(retriever, "alternative_margin", margin)
     assert in_front(model, prompt) == ["red"]
-    monkeypatch.setattr(retriever, "unless_asked_for", ["red", "light blue"])
+    rewrite(model, monkeypatch, unless_asked_for=["red", "light blue"])
     assert in_front(model, prompt) == [found]
 
 
@@ -145,11 +150,36 @@ def test_what_was_not_asked_for_takes_no_turn(
         ("num_retrieved", 1),
         ("num_alternatives", 3),
         ("alternative_margin", 0.3),
-        ("unless_asked_for", unless),
     ):
         monkeypatch.setattr(retriever, key, value)
+    rewrite(model, monkeypatch, unless_asked_for=unless)
     jobs, _ = model.image_jobs(prompt, 4)
     assert [texts(one.retrieved[0])[0] for job in jobs for one in job.requests] == found
+
+
+def test_what_shows_the_same_subject_may_be_farther() -> None:
+    """Nothing else may: the scores are 1, 0.75 and 0.5."""
+    model = toy_model()
+    vars(model.components)["memory"] = FirstRetriever.memory
+
+    def turns(prompt: str, margin: float) -> list[str]:
+        taking = worded(
+            model.with_memory(num_retrieved=1, num_alternatives=3, alternative_margin=0.1),
+            same_subject_margin=margin,
+        )
+        return [made.retrieved[0].id for made in taking.generate(prompt, 3)]
+
+    assert turns("Blue, thin", 0.5) == ["red", "blue", "red"]
+    assert turns("blues", 0.5) == ["red", "blue", "red"]  # a plural is the same word
+    assert turns("blue", 0.4) == ["red"] * 3
+    assert turns("blue bird", 0.5) == ["red"] * 3  # every word
+    assert turns(", blue", 0.5) == ["red"] * 3  # names nothing, so that nothing is the same
+
+
+def test_a_margin_above_one_is_refused() -> None:
+    with pytest.raises(RecipeError) as error:
+        WordListsConfig(same_subject_margin=1.5).check()
+    assert tells(error.value, "prompt_rewriter.same_subject_margin: is 1.5, must ... most 1.0")
 
 
 def test_unknown_plurals_are_asked_for_in_the_singular(
@@ -157,10 +187,9 @@ def test_unknown_plurals_are_asked_for_in_the_singular(
 ) -> None:
     monkeypatch.setattr(model, "words", TrainingWords.of(["a cat", "glasses", "glass"]))
     assert model.query_text("cats, glasses") == "cats, glasses"
-    monkeypatch.setattr(model.recipe.retriever, "query_singular", True)
+    rewrite(model, monkeypatch, singular=True)
     assert model.query_text("Cats, glasses") == "cat, glasses"
-    assert model.query_text("Cats, glasses", known_plurals=True) == "cat, glass"
-    monkeypatch.setattr(model.recipe.retriever, "query_replaces", {"cat": "lion"})
+    rewrite(model, monkeypatch, singular=True, replaces={"cat": "lion"})
     assert model.query_text("Cats, glasses") == "lion, glasses"
     monkeypatch.setattr(model, "words", None)
     assert model.query_text("cats") == "cats"

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from cm3core.document import Text
 from cm3core.errors import RecipeError
+from cm3plugins.icons.words import WordListsConfig
 from cm3run.model import Model
 from messages import tells
-from toy_model import FirstRetriever, FirstRetrieverConfig
+from toy_model import FirstRetriever
 
 PHRASES = ["a", "the", "photo of", "draw", "draw me"]
 WORDS = st.sampled_from(
@@ -34,18 +35,18 @@ WORDS = st.sampled_from(
     ],
 )
 def test_what_is_asked_for(prompt: str, asked: str) -> None:
-    assert FirstRetrieverConfig(query_leaves_out=PHRASES).asked(prompt) == asked
+    assert WordListsConfig(leaves_out=PHRASES).build().rewrite(prompt) == asked
 
 
 @given(st.lists(WORDS, max_size=8))
 def test_the_last_word_stays_and_no_word_is_made(words: list[str]) -> None:
     prompt = " ".join(words)
-    asked = FirstRetrieverConfig(query_leaves_out=PHRASES).asked(prompt)
+    asked = WordListsConfig(leaves_out=PHRASES).build().rewrite(prompt)
     assert prompt.endswith(asked.split()[-1] if asked else "")
     assert bool(asked) == bool(prompt)
     left = iter(prompt.split())
     assert all(word in left for word in asked.split()), "in order"
-    assert FirstRetrieverConfig().asked(prompt) == prompt
+    assert WordListsConfig().build().rewrite(prompt) == prompt
 
 
 @pytest.mark.parametrize(
@@ -70,15 +71,13 @@ def test_other_names(prompt: str, asked: str) -> None:
         "jug of the": "amphora of the",
         ", color": ", colour",
     }
-    config = FirstRetrieverConfig(
-        query_leaves_out=["a", "the"], query_replaces={**names, "brook": "river"}
-    )
-    assert config.asked(prompt) == asked
+    config = WordListsConfig(leaves_out=["a", "the"], replaces={**names, "brook": "river"})
+    assert config.build().rewrite(prompt) == asked
 
 
 @given(st.text(), st.dictionaries(st.text(min_size=1).filter(str.split), st.just("x"), max_size=3))
 def test_any_text_and_any_names(prompt: str, names: dict[str, str]) -> None:
-    asked = FirstRetrieverConfig(query_replaces=names).asked(prompt)
+    asked = WordListsConfig(replaces=names).build().rewrite(prompt)
     assert bool(asked) == bool(prompt)
     if not names:
         assert asked == prompt
@@ -92,7 +91,8 @@ def test_the_prompt_itself_is_whole(model: Model, monkeypatch: pytest.MonkeyPatc
         return [[] for _ in asked]
 
     monkeypatch.setattr(FirstRetriever, "_retrieve", retrieve)
-    monkeypatch.setattr(model.recipe.retriever, "query_leaves_out", PHRASES)
+    words = WordListsConfig(leaves_out=PHRASES).build()
+    monkeypatch.setattr(model.components, "prompt_rewriter", words)
     jobs, _ = model.image_jobs("a red", 1)
     [job] = jobs
     assert queries == [(Text("a red"),), (Text("red"),)]  # as it stands first
@@ -103,12 +103,14 @@ def test_the_prompt_itself_is_whole(model: Model, monkeypatch: pytest.MonkeyPatc
 def test_a_name_without_a_word_is_refused(names: dict[str, str]) -> None:
     [(asked, instead)] = names.items()
     with pytest.raises(RecipeError) as error:
-        FirstRetrieverConfig(query_replaces=names).check()
-    assert tells(error.value, f"retriever.query_replaces: replaces {asked!r} by {instead!r}")
+        WordListsConfig(replaces=names).check()
+    assert tells(error.value, f"prompt_rewriter.replaces: replaces {asked!r} by {instead!r}")
 
 
-@pytest.mark.parametrize("key", ["query_leaves_out", "thing_ends_at", "unless_asked_for"])
+@pytest.mark.parametrize("key", ["leaves_out", "subject_ends_at", "unless_asked_for"])
 def test_a_phrase_without_a_word_is_refused(key: str) -> None:
     with pytest.raises(RecipeError) as error:
-        FirstRetrieverConfig(**{key: ["a", " "]}).check()
-    assert str(error.value) == f"retriever.{key}: has a phrase without a word\n  next: remove it"
+        WordListsConfig(**{key: ["a", " "]}).check()
+    assert (
+        str(error.value) == f"prompt_rewriter.{key}: has a phrase without a word\n  next: remove it"
+    )

@@ -1,0 +1,109 @@
+"""Keys of earlier versions that a plugin's component has taken over: recipes with them still mean the same."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from cm3core.errors import RecipeError
+from cm3core.plugins import Registry, load_registry
+from cm3core.recipe import Recipe, compose, recipe_from_yaml
+from messages import tells
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+#: As earlier versions wrote them.
+OLD = {
+    "query_leaves_out": "[a, the]",
+    "query_replaces": "{puppy: dog}",
+    "query_singular": "true",
+    "search_for_words": "12",
+    "thing_ends_at": "[with]",
+    "unless_asked_for": "[colour]",
+    "same_thing_margin": "0.2",
+}
+UNUSED = ("[]", "{}", "false", "0", "[]", "[]", "0.0")
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry([FIXTURES / "rrf_plugin.py"], environ={})
+
+
+def stored(values: dict[str, str], colour_words: str, registry: Registry) -> Recipe:
+    """The recipe `tiny` as an earlier version stored it, with these values of its own keys."""
+    text = compose("tiny", ["retriever=bm25"], registry=registry).to_yaml()
+    lines = "".join(f"  {key}: {value}\n" for key, value in values.items())
+    text = text.replace("retriever:\n  name: bm25\n", f"retriever:\n  name: bm25\n{lines}")
+    text = text.replace("\ngenerate:\n", f"\ngenerate:\n  colour_words: {colour_words}\n")
+    assert lines in text
+    return recipe_from_yaml(text, registry)
+
+
+def test_a_stored_recipe_with_old_keys_means_the_same(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = stored(OLD, "[red]", registry)
+    assert "retriever.query_replaces is prompt_rewriter.replaces" in caplog.text
+    assert "generate.colour_words is finisher.colour_words" in caplog.text
+    now = compose(
+        "tiny",
+        [
+            *("retriever=bm25", "prompt_rewriter=word_lists", "finisher=icon"),
+            *("prompt_rewriter.leaves_out=[a,the]", "prompt_rewriter.replaces={puppy: dog}"),
+            *("prompt_rewriter.singular=true", "prompt_rewriter.search_depth=12"),
+            *(
+                "prompt_rewriter.subject_ends_at=[with]",
+                "prompt_rewriter.unless_asked_for=[colour]",
+            ),
+            *("prompt_rewriter.same_subject_margin=0.2", "finisher.colour_words=[red]"),
+        ],
+        registry=registry,
+    )
+    assert old == now
+    assert old.hash == now.hash
+    assert recipe_from_yaml(old.to_yaml(), registry) == old
+
+
+def test_old_keys_that_change_nothing_are_left_out(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = stored(dict(zip(OLD, UNUSED, strict=True)), "[]", registry)
+    assert old == compose("tiny", ["retriever=bm25"], registry=registry)
+    assert old.brought == {}
+    assert caplog.text == ""
+
+
+def test_an_old_key_changes_the_section_of_an_earlier_layer(registry: Registry) -> None:
+    """Also to a value that changes nothing by itself."""
+    recipe = compose("icons-tuned", ["retriever.query_singular=false"], registry=registry)
+    assert recipe.section("prompt_rewriter").singular is False  # type: ignore[union-attr]  # of word lists
+    assert recipe.section("prompt_rewriter").search_depth == 1024  # type: ignore[union-attr]  # of word lists
+
+
+def test_an_old_key_beside_the_new_one_is_refused(registry: Registry) -> None:
+    given = ["retriever.query_singular=true", "prompt_rewriter.singular=true"]
+    with pytest.raises(RecipeError) as error:
+        compose("icons-tuned", given, registry=registry)
+    assert tells(
+        error.value,
+        "command line: retriever.query_singular: is the old name of 'prompt_rewriter.singular', which is given too",
+    )
+
+
+def test_components_inside_others_never_read_them(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = ["retriever=rrf", "retriever.parts.words=bm25"]
+    plain = compose("tiny", parts, registry=registry)
+    caplog.set_level(logging.WARNING)
+    for value, told in (("[]", ""), ("[a]", "retriever.parts.words.query_leaves_out: is not read")):
+        given = [*parts, f"retriever.parts.words.query_leaves_out={value}"]
+        assert compose("tiny", given, registry=registry) == plain
+        assert told in caplog.text if told else caplog.text == ""
+
+
+def test_other_unknown_keys_are_still_refused(registry: Registry) -> None:
+    with pytest.raises(RecipeError, match="has no key 'query_repeats'"):
+        compose("icons-tuned", ["retriever.query_repeats=1"], registry=registry)
