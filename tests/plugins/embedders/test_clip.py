@@ -21,7 +21,7 @@ from cm3kits.embedder import EmbedderContract
 from cm3plugins.embedders import CLIPConfig
 from cm3plugins.embedders.clip.checkpoint import read_checkpoint
 from cm3plugins.embedders.clip.configs import Preprocessing
-from cm3plugins.embedders.clip.embedder import CLIP
+from cm3plugins.embedders.clip.embedder import CLIP, towers_of
 from cm3plugins.embedders.clip.tokenizer import CLIPTokenizer, bundled_vocabulary, load_tokenizer
 from cm3plugins.embedders.clip.towers import CLIPTowers, quick_gelu
 from cm3plugins.embedders.weights import fill
@@ -30,9 +30,8 @@ from cm3plugins.embedders.weights import fill
 class TestCLIP(EmbedderContract):
     def make(self) -> CLIP:
         checkpoint = read_checkpoint(self.path)
-        return CLIP(
-            checkpoint, load_tokenizer(self.path, checkpoint.sizes.context_length), "clip-test"
-        )
+        tokenizer = load_tokenizer(self.path, checkpoint.sizes.context_length)
+        return CLIP(checkpoint, towers_of(checkpoint), tokenizer, "clip-test")
 
     @pytest.fixture(autouse=True)
     def _path(self, folder: Path) -> None:

@@ -24,6 +24,7 @@ class CLIP(Embedder):
 
     Args:
         checkpoint: weights, sizes and preprocessing.
+        towers: with these weights.
         tokenizer: text -> ids.
         fingerprint: hash of everything that determines a vector.
         batch_size: items per forward pass.
@@ -33,19 +34,12 @@ class CLIP(Embedder):
     def __init__(
         self,
         checkpoint: CLIPCheckpoint,
+        towers: CLIPTowers,
         tokenizer: CLIPTokenizer,
         fingerprint: str,
         batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> None:
-        with torch.device("meta"):  # no memory and no random numbers before the weights are loaded
-            towers = CLIPTowers(checkpoint.sizes)
-        fill(
-            towers,
-            checkpoint.tensors,
-            checkpoint.path,
-            "give a CLIP as OpenAI, open_clip or Hugging Face write it",
-        )
         if tokenizer.vocab_size > checkpoint.sizes.vocab_size:
             raise CheckpointError(
                 str(checkpoint.path),
@@ -68,10 +62,11 @@ class CLIP(Embedder):
     ) -> CLIP:
         """Read a file or folder (see `CLIPConfig`); raises `CheckpointError` if unusable."""
         checkpoint = read_checkpoint(path, quick_gelu)
+        towers = towers_of(checkpoint)
         tokenizer = load_tokenizer(checkpoint.path.parent, checkpoint.sizes.context_length)
         identity = f"{sha256_file(checkpoint.path)} {checkpoint.sizes} {checkpoint.preprocessing} {tokenizer.fingerprint}"
         digest = hashlib.sha256(identity.encode("utf-8")).hexdigest()
-        return cls(checkpoint, tokenizer, f"clip-{digest[:16]}", batch_size, device)
+        return cls(checkpoint, towers, tokenizer, f"clip-{digest[:16]}", batch_size, device)
 
     @property
     def dimension(self) -> int:
@@ -114,3 +109,16 @@ class CLIP(Embedder):
                 )
             ),
         )
+
+
+def towers_of(checkpoint: CLIPCheckpoint) -> CLIPTowers:
+    """The towers with a checkpoint's weights; raises `CheckpointError` where these are others."""
+    with torch.device("meta"):  # no memory and no random numbers before the weights are loaded
+        towers = CLIPTowers(checkpoint.sizes)
+    fill(
+        towers,
+        checkpoint.tensors,
+        checkpoint.path,
+        "give a CLIP as OpenAI, open_clip or Hugging Face write it",
+    )
+    return towers
