@@ -69,7 +69,7 @@ MOVED = {
     "cm3core.user_folders": "cm3core.files",
     "cm3core.recipe.layouts": "cm3run.recipe_layout",
     "cm3core.recipe.memory": "cm3run.training.memory",
-    "cm3core.recipe.reaching": "cm3run.trust.recipes",
+    "cm3core.recipe.reaching": "cm3run.trust.guard",
     "cm3core.sequence.of_recipe": "cm3run.recipe_layout",
     "cm3core.sequence.packing": "cm3run.training.packing",
     "cm3core.commands": "cm3apps.cli.commands",

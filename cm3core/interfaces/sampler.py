@@ -148,7 +148,7 @@ class SamplingPlan:
         schedule: guidance over the positions of a hole; None: the same everywhere. The engine
             applies it.
         repetition_penalty: above 1 makes ids less likely that the request has read or drawn, in every
-            stream, before mixing, see `cm3run.generation.penalty`; 1.0 is off. The engine applies it.
+            stream, before mixing, see `cm3run.generation.groups`; 1.0 is off. The engine applies it.
     """
 
     streams: tuple[GuidanceStream, ...]

@@ -69,7 +69,7 @@ class Ours:
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
         import cm3core
-        from cm3run.generation.engine import Engine
+        from cm3run.generation.engine import Engine, EngineOptions
         from cm3run.model.loaded import sampler_of
 
         model = cm3core.load(folder / "own", device="cpu")
@@ -80,8 +80,7 @@ class Ours:
             parts.serializer,
             sampler_of(model),
             parts.vocabulary,
-            num_threads=threads,
-            precision=precision,
+            EngineOptions(num_threads=threads, precision=precision),
         )
 
     def _rate(self, document: Any, number: int) -> float:

@@ -25,7 +25,7 @@ from cm3core.recipe import Recipe, compose
 from cm3core.vocab import Vocabulary
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 from cm3run.devices import choose_device, choose_precision
-from cm3run.training.loss import batch_loss_sums
+from cm3run.training.metrics import batch_loss_sums
 from cm3run.training.optim import OptimizerGroup
 from cm3run.training.packing import TrainingBatch
 

@@ -25,7 +25,7 @@ from cm3core.recipe.recipe import MissingComponent, available
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
 from cm3run.bank import Memory, memory_of
-from cm3run.generation.device_memory import check_weights_fit
+from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
 from cm3run.machine_memory import fitting_memory
 from cm3run.prompting import AsDecoded, AsItStands
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Embedder,
         ImageTokenizer,
         ImageTokenizerConfig,
+        Layout,
         MaskingObjective,
         Reranker,
         Retriever,
@@ -242,85 +243,57 @@ def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -
     return TaskSource(source, built(task.build(), task, registry))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """What a checkpoint stores of the components that are built.
+
+    Args:
+        text_tokenizer: its folder. None: the recipe's file, or trained on the data set's texts.
+        image_tokenizer: its folder. None, or not there: what the recipe says.
+        max_spans: `trained_spans`, for when the objective is not installed.
+    """
+
+    text_tokenizer: Path | None = None
+    image_tokenizer: Path | None = None
+    max_spans: int | None = None
+
+
 def build(
     recipe: Recipe,
     registry: Registry,
     *,
     stage: str,
-    tokenizer_folder: Path | None = None,
-    image_tokenizer_folder: Path | None = None,
+    stored: Stored | None = None,
     device: torch.device | str = "cpu",
     decoder_device: torch.device | None = None,
-    seed: int | None = None,
-    max_spans: int | None = None,
 ) -> Components:
-    """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer,
-    attention, decoder.
+    """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer, attention, decoder. The
+    decoder's first weights have the recipe's `train.seed`; torch's global generator stays as it was.
 
     Args:
         recipe: composed and checked.
         registry: the plugins that it was composed with.
         stage: "train" (data set and objective too) or "generate".
-        tokenizer_folder: a checkpoint's folder `text_tokenizer`. None: the recipe's file, or
-            trained on the data set's texts.
-        image_tokenizer_folder: a checkpoint's folder `image_tokenizer`. None, or not there: what
-            the recipe says.
+        stored: what a checkpoint stores of them; None: nothing.
         device: where the decoder and the image tokenizer live.
         decoder_device: where the decoder is built, if that is another one ("meta": without weights).
-        seed: of the decoder's first weights; None: the recipe's `train.seed`. Torch's global
-            generator stays as it was.
-        max_spans: `trained_spans` as a checkpoint stores it, for when the objective is not installed.
 
     Raises:
         RecipeError: a section is missing, `vocabulary.num_text` is too small for the tokenizer, or
             the weights exceed the memory.
     """
-    if missing := [kind for kind in NEEDED[stage] if getattr(recipe, kind) is None]:
-        raise RecipeError(
-            f"recipe {recipe.name}",
-            f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
-            f"add '{missing[0]}: {{name: ...}}' to the recipe",
-        )
-    source: DocumentSource | None = None
-    if stage == "train":
-        source = source_of(recipe, registry)
-    if source is not None and len(source) == 0:
-        split = section(recipe, "dataset").split
-        first = (
-            f"; the first bad record is {source.skipped[0].place}: {source.skipped[0].cause}"
-            if source.skipped
-            else ""
-        )
-        raise RecipeError(
-            f"recipe {recipe.name}, section dataset",
-            f"split {split!r} has no usable document{first}",
-            "run 'cm3 data validate' to see why records are skipped",
-        )
-    config = section(recipe, "text_tokenizer")
-    if tokenizer_folder is None and source is not None:
-        name = recipe.component_names["text_tokenizer"]
-        tokenizer_folder = source.text_tokenizer_folder(name, config)
-    text_tokenizer = _text_tokenizer(config, tokenizer_folder, source, registry)
-    image_tokenizer = image_tokenizer_of(
-        section(recipe, "image_tokenizer"), image_tokenizer_folder, registry
-    )
+    stored = stored or Stored()
+    _check_sections(recipe, stage)
+    source = _usable_source(recipe, registry) if stage == "train" else None
+    text_tokenizer = _text_tokenizer(recipe, stored.text_tokenizer, source, registry)
+    config = section(recipe, "image_tokenizer")
+    image_tokenizer = image_tokenizer_of(config, stored.image_tokenizer, registry)
     layout = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
-    vocabulary = layout.vocabulary
-    chosen = torch.device(device)
-    image_tokenizer.move_to(chosen)
+    vocabulary, grid = layout.vocabulary, image_tokenizer.grid
+    image_tokenizer.move_to(chosen := torch.device(device))
     built_on = chosen if decoder_device is None else decoder_device
-    check_weights_fit(section(recipe, "decoder"), vocabulary, image_tokenizer.grid, built_on)
-    objective = available(recipe.objective)
-    if objective is not None:
-        max_spans = trained_spans(recipe, vocabulary, registry)
-    serializer = Serializer(
-        vocabulary,
-        text_tokenizer,
-        image_tokenizer.grid,
-        None if objective is None else objective.prompt_tokens,
-        max_spans=max_spans,
-        layout=layout,
-    )
+    check_weights_fit(section(recipe, "decoder"), vocabulary, grid, built_on)
+    serializer = _serializer(recipe, registry, layout, text_tokenizer, grid, stored.max_spans)
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)
     config = section(recipe, "decoder")
@@ -329,10 +302,8 @@ def build(
         torch.random.fork_rng(devices=[chosen] if chosen.type == "cuda" else []),
         torch.device(built_on),
     ):
-        torch.manual_seed(recipe.train.seed if seed is None else seed)
-        decoder: Decoder = built(
-            config.build(vocabulary, attention, image_tokenizer.grid), config, registry
-        )
+        torch.manual_seed(recipe.train.seed)
+        decoder: Decoder = built(config.build(vocabulary, attention, grid), config, registry)
     components = Components(
         recipe,
         registry,
@@ -346,6 +317,55 @@ def build(
     if source is not None:
         components.source = components._checked(source)
     return components
+
+
+def _check_sections(recipe: Recipe, stage: str) -> None:
+    if missing := [kind for kind in NEEDED[stage] if getattr(recipe, kind) is None]:
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"has no section {', '.join(map(repr, missing))}, needed to {stage}",
+            f"add '{missing[0]}: {{name: ...}}' to the recipe",
+        )
+
+
+def _serializer(
+    recipe: Recipe,
+    registry: Registry,
+    layout: Layout,
+    text_tokenizer: TextTokenizer,
+    grid: tuple[int, int],
+    max_spans: int | None,
+) -> Serializer:
+    """`max_spans`: as a checkpoint stores it, for when the objective is not installed."""
+    objective = available(recipe.objective)
+    if objective is not None:
+        max_spans = trained_spans(recipe, layout.vocabulary, registry)
+    return Serializer(
+        layout.vocabulary,
+        text_tokenizer,
+        grid,
+        None if objective is None else objective.prompt_tokens,
+        max_spans=max_spans,
+        layout=layout,
+    )
+
+
+def _usable_source(recipe: Recipe, registry: Registry) -> DocumentSource:
+    """The data set that is trained on; raises `RecipeError` for one without a usable document."""
+    source = source_of(recipe, registry)
+    if len(source) == 0:
+        split = section(recipe, "dataset").split
+        first = (
+            f"; the first bad record is {source.skipped[0].place}: {source.skipped[0].cause}"
+            if source.skipped
+            else ""
+        )
+        raise RecipeError(
+            f"recipe {recipe.name}, section dataset",
+            f"split {split!r} has no usable document{first}",
+            "run 'cm3 data validate' to see why records are skipped",
+        )
+    return source
 
 
 def trained_spans(
@@ -372,13 +392,12 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
 
 
 def _text_tokenizer(
-    config: TextTokenizerConfig,
-    folder: Path | None,
-    source: DocumentSource | None,
-    registry: Registry,
+    recipe: Recipe, folder: Path | None, source: DocumentSource | None, registry: Registry
 ) -> TextTokenizer:
-    """The text tokenizer that was saved in a folder, or that the config builds from a data set's
-    texts."""
+    """The text tokenizer that was saved in a folder, or that a data set has, or that the config builds from its texts."""
+    config: TextTokenizerConfig = section(recipe, "text_tokenizer")
+    if folder is None and source is not None:
+        folder = source.text_tokenizer_folder(recipe.component_names["text_tokenizer"], config)
     if folder is None:
         return built(config.build(None if source is None else source.texts()), config, registry)
     with _readable_files("text_tokenizer", folder):

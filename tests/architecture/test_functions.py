@@ -60,6 +60,7 @@ LEFT = {
         cm3core/images.py: grid
         cm3plugins/attention/kernels.py: KernelAttention.attend
         cm3run/training/loop.py: train
+        cm3run/model/model.py: Model.__init__
         cm3run/model/model.py: load
         cm3plugins/samplers/planned.py: PlannedSampler.draw
         cm3plugins/samplers/planned.py: PlannedSampler.draw_log_probabilities
@@ -92,44 +93,28 @@ LEFT = {
         cm3run/bank/building.py: help_build
         cm3published/convert/cm3.py: write_cm3
         cm3published/convert/cm3.py: write_folder
-        cm3run/training/code_cache.py: sharded_rows
-        cm3run/generation/cuda_graph.py: CapturedStep.__init__
         cm3lab/benchmarks/ops/attention.py: attention_case
         cm3published/convert/emu3.py: write_emu3
-        cm3run/generation/engine.py: Engine.__init__
         cm3lab/experiments/retrieval/experiment.py: RetrievalExperiment.__init__
         cm3lab/experiments/tuning/experiment.py: TuningExperiment.__init__
         cm3apps/cli/generate.py: write_pictures
         cm3lab/embedder_training/light_encoder.py: _losses
-        cm3run/training/loader.py: BatchLoader.__init__
         cm3apps/evaluation/measured.py: feed_features
-        cm3run/checkpoint/merging.py: merge_adapter
-        cm3run/model/model.py: Model.__init__
-        cm3run/training/neighbours.py: NeighbourTable.__init__
+        cm3run/checkpoint/exporting.py: merge_adapter
         cm3apps/quickstart/pipeline.py: Quickstart.__init__
-        cm3run/generation/prepare.py: Preparer.__init__
         cm3lab/benchmarks/decode/runner.py: Benchmark.__init__
         cm3lab/benchmarks/runner.py: _gated
         cm3lab/benchmarks/ops/segment_decode.py: decode_case
-        cm3run/training/sequences.py: MaskedSequences.__init__
-        cm3run/processes/several.py: TorchProcesses.__init__
         cm3plugins/datasets/icons/source.py: IconSource.__init__
         cm3kits/strategies.py: documents
-        cm3run/generation/teacher_forcing.py: forced_row
         cm3apps/evaluation/card/text.py: card_text
         cm3lab/judge/train.py: train_heads
         cm3postgres/transfer.py: push
-        cm3run/token_shards/writing.py: Encoder.__init__
-        cm3run/checkpoint/writing.py: _write_sharded
-        cm3run/checkpoint/writing.py: _write_whole
-        cm3run/checkpoint/writing.py: save_checkpoint
-        cm3run/checkpoint/writing.py: write_model
     """,
     "to do: steps in one order, to be cut where a step can be tested alone": """
         cm3apps/cli/_chat_batch.py: reply_to_all
         cm3apps/evaluation/adhoc.py: score_files
         cm3lab/embedder_training/bi_encoder.py: train_heads
-        cm3run/build.py: build
         cm3run/bank/building.py: build_bank
         cm3apps/plugin_check/checking.py: _verdicts
         cm3apps/evaluation/command.py: _run
@@ -137,23 +122,15 @@ LEFT = {
         cm3lab/experiments/retrieval/drawing.py: draw
         cm3lab/benchmarks/retrieval/engines.py: run_engines
         cm3apps/server/forms.py: form_values
-        cm3run/generation/groups.py: Group.draw
         cm3apps/server/images_api.py: Asked.task
-        cm3run/processes/launched.py: started_processes
         cm3apps/evaluation/leakage.py: check_memory
         cm3lab/embedder_training/light_encoder.py: train
         cm3published/convert/llamagen.py: write_llamagen
-        cm3run/training/memory.py: training_memory
-        cm3run/model/memory.py: with_memory
-        cm3run/token_shards/record.py: written
         cm3postgres/schema.py: row_of
         cm3lab/benchmarks/retrieval/runner.py: run_bank
-        cm3run/bank/shard.py: write_shard
         cm3lab/experiments/tuning/speed.py: _step_cost
-        cm3run/training/start.py: start
-        cm3run/checkpoint/state.py: read_state
         cm3apps/cli/sweep.py: run
-        cm3run/evaluation/upscaler.py: evaluate_upscaler
+        cm3run/evaluation/quality.py: evaluate_upscaler
     """,
 }
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from built_banks import built, contents
 from cm3apps.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
+from cm3core.progress import make_bar
 from cm3run.bank import MemoryBank, add_documents, merge_banks, remove_documents
 from cm3run.npy import load_array, save_array
 from cm3run.training.code_cache import sharded_rows
@@ -99,7 +101,12 @@ def test_rows_that_are_kept(tmp_path: Path) -> None:
 
     def rows(folder: Path) -> np.ndarray:
         return sharded_rows(
-            folder, 400, 64, np.int16, compute, shard_size=100, title="", unit="", progress=False
+            folder,
+            (400, 64),
+            np.int16,
+            compute,
+            shard_size=100,
+            bar=partial(make_bar, desc="", unit="", disable=True),
         )
 
     with small_disk(tmp_path / "disk") as disk:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import SUFFIX, cache_directory, cache_folder, user_path
+from cm3core.progress import make_bar
 from cm3run.training.code_cache import sharded_rows
 
 
@@ -50,14 +52,11 @@ def test_rows_that_are_complete_are_read_and_leftovers_beside_them_removed(tmp_p
     def rows(folder: Path) -> None:
         sharded_rows(
             folder,
-            3,
-            1,
+            (3, 1),
             np.int32,
             lambda start, stop: np.arange(start, stop)[:, None],
             shard_size=2,
-            title="rows",
-            unit="row",
-            progress=False,
+            bar=partial(make_bar, desc="rows", unit="row", disable=True),
         )
 
     rows(tmp_path / "codes")

@@ -38,7 +38,7 @@ from cm3run.devices import choose_device, choose_precision, default_device
 from cm3run.generation.engine import Engine, Request, candidates
 from cm3run.processes import Processes
 from cm3run.training import loop
-from cm3run.training.loss import GROUPS, modality_metrics
+from cm3run.training.metrics import GROUPS, modality_metrics
 from cm3run.training.optim import OptimizerGroup, Schedule
 from cm3run.training.packing import TrainingBatch
 from cm3run.training.state import TrainState

@@ -14,8 +14,8 @@ from cm3core.errors import DeviceError, RecipeError, TokenizerError
 from cm3core.interfaces import Decoder
 from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
-from cm3run.build import build, split_or_reason, trained_spans
-from cm3run.generation.device_memory import memory_limit
+from cm3run.build import Stored, build, split_or_reason, trained_spans
+from cm3run.devices import memory_limit
 from cm3run.machine_memory import group_limits
 from messages import tells
 
@@ -102,7 +102,7 @@ def test_generation_needs_no_data(registry: Registry, tmp_path: Path) -> None:
         squares(registry, "dataset.split=gone"),
         registry,
         stage="generate",
-        tokenizer_folder=tmp_path,
+        stored=Stored(text_tokenizer=tmp_path),
     )
     assert components.vocabulary == trained.vocabulary
     with pytest.raises(ValueError, match="no split 'gone'"):
@@ -239,7 +239,7 @@ def test_a_tokenizers_damaged_files_are_reported(
     if spoiled == "bytes":
         file.write_bytes(b"a\xff")
     with pytest.raises(TokenizerError) as caught:
-        build(squares(registry), registry, stage="generate", tokenizer_folder=tmp_path)
+        build(squares(registry), registry, stage="generate", stored=Stored(text_tokenizer=tmp_path))
     assert caught.value.place == str(tmp_path)
     assert caught.value.cause.startswith("can't be read as the text_tokenizer (")
     assert caught.value.next_step == "copy the whole again from where it came"

@@ -13,8 +13,7 @@ from cm3core.interfaces.attention import AttentionConfig
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import compose
 from cm3plugins.attention import ByDeviceAttentionConfig, SDPAAttentionConfig, TritonAttentionConfig
-from cm3run.devices import choose_device, choose_precision, multiplies_bf16
-from cm3run.generation.device_memory import cache_limit
+from cm3run.devices import cache_limit, choose_device, choose_precision, multiplies_bf16
 from cm3run.model.model import load
 from cm3run.training.memory import training_memory
 from messages import tells

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3run.bank.mapping import map_array
+from cm3run.mapped import map_array
 from cm3run.npy import load_array
 
 START = "{'descr': '<f4', 'fortran_order': False, 'shape': "

@@ -163,7 +163,7 @@ def _encoder(args: Namespace, recipe: Recipe, registry: Registry) -> Encoder:
     from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
     from cm3run.build import image_tokenizer_of
     from cm3run.devices import choose_device
-    from cm3run.token_shards import Encoder, Settings, TokenizerInfo
+    from cm3run.token_shards import Encoder, Settings, TokenizerInfo, Tokenizers
 
     folder = None
     if args.model is not None:
@@ -183,13 +183,16 @@ def _encoder(args: Namespace, recipe: Recipe, registry: Registry) -> Encoder:
         values = json.loads(json.dumps(asdict(config), default=str))
         return TokenizerInfo(recipe.component_names[kind], values, fingerprint)
 
+    tokenizers = Tokenizers(
+        text=text,
+        image=image,
+        text_info=info("text_tokenizer", recipe.text_tokenizer, text.fingerprint),
+        image_info=info("image_tokenizer", recipe.image_tokenizer, image.fingerprint),
+    )
     return Encoder(
         args.out,
         sources,
-        text,
-        image,
-        info("text_tokenizer", recipe.text_tokenizer, text.fingerprint),
-        info("image_tokenizer", recipe.image_tokenizer, image.fingerprint),
+        tokenizers,
         "" if recipe.task is None else recipe.component_names["task"],
         Settings(args.shard_size, args.duplicates, args.texts),
     )

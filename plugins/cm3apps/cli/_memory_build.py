@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3apps.cli._dataset import count_of, data_source, limit_threads, recipe_of
-from cm3run.model.default import DEFAULT_MODEL
+from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
@@ -105,7 +105,7 @@ def run(args: Namespace) -> int:
     """Build a bank, or resume that."""
     from cm3apps.cli._memory_processes import helpers_of
     from cm3run.bank import build_bank
-    from cm3run.training.kept import codes_psnr, note_of_codes
+    from cm3run.training.data_notes import codes_psnr, note_of_codes
 
     source, tools, model = _work(args)
     kept = codes_psnr(source, tools.image_tokenizer)

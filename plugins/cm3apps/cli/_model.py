@@ -13,7 +13,7 @@ from cm3apps.cli import add_device, add_precision, add_trust, registry_of, whole
 from cm3apps.cli._numbers import MAX_SEED, MAX_THREADS
 from cm3core.errors import GenerationError
 from cm3core.printing import printable as printable
-from cm3run.model.default import DEFAULT_MODEL
+from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3run.attribution import PictureFacts

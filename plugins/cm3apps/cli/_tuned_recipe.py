@@ -13,7 +13,7 @@ from cm3core.recipe.layers import STORED, Layer, parse, read
 from cm3core.recipe.merge import compose
 from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust import Trust, check_links, guard, refusal, trust_of
-from cm3run.trust.recipes import section_reaches
+from cm3run.trust.guard import section_reaches
 
 #: Sections that are not taken from the model: what it was trained on and how, and what was retrieved
 #: for it (tasks are asked without).

@@ -213,7 +213,7 @@ def _merge(args: Namespace) -> int:
 def _stat(args: Namespace) -> int:
     from cm3run.bank import MemoryBank
     from cm3run.bank.manifest import Manifest
-    from cm3run.training.licences import licences_of
+    from cm3run.training.data_notes import licences_of
 
     stored = Manifest.read(args.bank)
     bank = MemoryBank.open(args.bank, skip_damaged=True)

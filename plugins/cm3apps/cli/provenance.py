@@ -77,7 +77,7 @@ def _of_model(args: Namespace) -> dict[str, Any]:
     """What the run wrote of its data, and what the model names outside of its folder. Nothing is built."""
     from cm3run.checkpoint import find_checkpoint, find_model, read_recipe, read_state
     from cm3run.checkpoint.carried import with_trusted
-    from cm3run.training.licences import stored_provenance
+    from cm3run.training.data_notes import stored_provenance
 
     for option, given in (("--model", args.model), ("--bank", args.bank)):
         if given is not None:
@@ -115,9 +115,9 @@ def _outside(
 ) -> list[dict[str, Any]]:
     """What a model names outside of its folder, and whether that would be used."""
     from cm3run.checkpoint.adapters import base_reaches
-    from cm3run.checkpoint.state import read_state
+    from cm3run.checkpoint.layout import read_state
     from cm3run.trust import trust_of
-    from cm3run.trust.recipes import recipe_reaches
+    from cm3run.trust.guard import recipe_reaches
 
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
     named = [
@@ -194,7 +194,7 @@ def _from_model(
 ) -> dict[str, Provenance]:
     """Where documents are from, as the memory of `--model` says."""
     from cm3run.model.model import load
-    from cm3run.training.licences import of_documents
+    from cm3run.training.data_notes import of_documents
 
     model = load(
         args.model,

@@ -12,7 +12,7 @@ from cm3apps.cli import add_trust, registry_of, whole_number
 from cm3apps.cli._numbers import MAX_SEED
 from cm3core.errors import DataError, FileError
 from cm3core.json_text import parse_json
-from cm3run.model.default import DEFAULT_MODEL
+from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3core.document import Document
@@ -87,18 +87,18 @@ def _list(args: Namespace) -> int:
         from cm3run.checkpoint.carried import with_trusted
 
         folder = find_checkpoint(find_model(args.model, registry))
-        configs, plain, lost = read_tasks(
+        tuned = read_tasks(
             folder,
             with_trusted(registry, folder, args.trust_plugins),
             trust_endpoints=args.trust_endpoints,
         )
-        for name, config in configs.items():
+        for name, config in tuned.configs.items():
             _print_task(name, config)
-        for name, step in lost.items():
+        for name, step in tuned.lost.items():
             print(f"{name:<18} the plugin that provides it is not in use; {step}")
-        if plain:
+        if tuned.plain:
             print(f"{'(plain)':<18} caption before its picture: generate, caption")
-        if not configs and not lost:
+        if not tuned.names:
             print("tuned for no task: generate and caption use plain documents")
         return 0
     for name in registry.names("task"):
@@ -139,7 +139,7 @@ def _show(args: Namespace) -> int:
     own = (
         {}
         if args.model is None
-        else read_tasks(opened.folder, registry, trust_endpoints=args.trust_endpoints)[0]
+        else read_tasks(opened.folder, registry, trust_endpoints=args.trust_endpoints).configs
     )
     task = _task(args, own.get(args.task), registry)
     record = _record(args.record, task, opened.components)

@@ -263,7 +263,7 @@ def _evaluate(args: Namespace) -> int:
     from cm3core.images import check_writable_png, save_png
     from cm3core.recipe import compose
     from cm3run.devices import choose_device
-    from cm3run.evaluation.image_tokenizer import LEAST_PSNR, evaluate_image_tokenizer
+    from cm3run.evaluation.quality import LEAST_PSNR, evaluate_image_tokenizer
 
     check_writable_png(args.out)
     target, ours = _evaluated(args.recipe)
@@ -316,7 +316,7 @@ def _score_of(
     given: Sequence[str], registry: Registry
 ) -> tuple[MetricConfig, ExtractorConfig | None]:
     """The configs of a `--score`."""
-    from cm3run.evaluation.reconstructions import check_score
+    from cm3run.evaluation.features import check_score
 
     recipe = composed({}, list(given), registry)
     if recipe.metric is None:
@@ -334,7 +334,7 @@ def _score_lines(
     config: MetricConfig,
     extractor: ExtractorConfig | None,
 ) -> list[str]:
-    from cm3run.evaluation.reconstructions import reconstruction_scores
+    from cm3run.evaluation.features import reconstruction_scores
 
     found = reconstruction_scores(images_NHWC, reconstructed_NHWC, config, extractor)
     return [

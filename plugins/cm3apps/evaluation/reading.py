@@ -9,7 +9,7 @@ from typing import Any
 
 from cm3apps.evaluation.evaluating import FORMAT
 from cm3core.errors import DataError
-from cm3run.evaluation.comparing import differences
+from cm3run.evaluation.protocol import differences
 
 #: Differing keys that an error names.
 _MOST_NAMED = 5

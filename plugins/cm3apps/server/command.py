@@ -15,7 +15,7 @@ from cm3apps.cli import add_device, add_trust, real_number, registry_of, whole_n
 from cm3apps.server.settings import Limits
 from cm3core.errors import CheckpointError, CM3Error, MissingPackageError, close_match
 from cm3core.files import check_regular
-from cm3run.model.default import DEFAULT_MODEL
+from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from cm3run.model.model import Model

@@ -22,7 +22,7 @@ from cm3apps.server.settings import Limits
 from cm3apps.server.streaming import DONE, Event
 from cm3apps.server.unsent import PIECE, Outbox, Unsent, UnsentFull
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, GenerationError
-from cm3run.model.coroutines import cancelled
+from cm3run.model.async_engine import cancelled
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

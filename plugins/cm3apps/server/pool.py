@@ -123,7 +123,7 @@ class ModelPool:
 
     async def _open(self, name: str) -> AsyncModel:
         from cm3run.model.aio import AsyncModel
-        from cm3run.model.coroutines import in_thread
+        from cm3run.model.async_engine import in_thread
 
         try:
             model = await in_thread(self.openers[name])

@@ -28,7 +28,7 @@ from cm3apps.server.tasks import Workshop
 from cm3apps.server.warming import warm_up
 from cm3apps.server.wire import MOST_HEAD, Keeper
 from cm3core.errors import CM3Error
-from cm3run.model.coroutines import cancelled
+from cm3run.model.async_engine import cancelled
 
 if TYPE_CHECKING:
     from cm3run.model.model import Model

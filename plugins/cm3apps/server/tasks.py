@@ -23,7 +23,7 @@ from cm3apps.server.intake import Gate
 from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
-from cm3run.model.coroutines import cancelled, in_thread
+from cm3run.model.async_engine import cancelled, in_thread
 
 if TYPE_CHECKING:
     from cm3apps.server.pool import ModelPool

@@ -17,7 +17,7 @@ from cm3apps.server.facts import facts_of
 from cm3apps.server.intake import Intake
 from cm3apps.server.pool import ModelPool
 from cm3apps.server.queueing import FairQueue
-from cm3run.model.coroutines import in_thread
+from cm3run.model.async_engine import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -70,7 +70,7 @@ class ExternalUpscalerConfig(UpscalerConfig):
             CheckpointError: the file can't be used.
             MissingPackageError: spandrel is not installed.
         """
-        from cm3run.training.device import choose_device
+        from cm3run.devices import choose_device
 
         self.check()
         path = user_path(self.path)

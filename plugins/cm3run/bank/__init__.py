@@ -13,10 +13,9 @@ it is a pickle.
 from cm3run.bank.building import BuildReport, add_documents, build_bank, help_build
 from cm3run.bank.editing import RemoveReport, merge_banks, remove_documents
 from cm3run.bank.manifest import Manifest
-from cm3run.bank.memory import Memory
-from cm3run.bank.memory_bank import MemoryBank, memory_of
-from cm3run.bank.tools import Tools
-from cm3run.bank.vector_rows import VectorRows
+from cm3run.bank.memory_bank import Memory, MemoryBank, memory_of
+from cm3run.bank.shard import VectorRows
+from cm3run.bank.writing import Tools
 
 __all__ = [
     "BuildReport",

@@ -25,9 +25,7 @@ from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3run.bank.manifest import WORK, Manifest
 from cm3run.bank.memory_bank import MemoryBank, is_bank
 from cm3run.bank.shard import SHARDS
-from cm3run.bank.shared_work import Helper, ShardWork
-from cm3run.bank.tools import Tools, save_tokenizer
-from cm3run.bank.writing import telling, tidy, writing
+from cm3run.bank.writing import Helper, ShardWork, Tools, save_tokenizer, telling, tidy, writing
 from cm3run.trust import record_own
 
 #: Documents of a shard: what a kill costs at most, and what is in memory before it is written.

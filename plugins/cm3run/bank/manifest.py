@@ -94,7 +94,7 @@ class Manifest:
             added or removed.
         format: version of the folder's layout.
         codes_psnr: what the codes kept of some pictures when the bank was built, see
-            `cm3run.training.kept.codes_psnr`; None: that was not measured.
+            `cm3run.training.data_notes.codes_psnr`; None: that was not measured.
     """
 
     dimension: int

@@ -1,10 +1,14 @@
 """`MemoryBank`: a folder of documents with their vectors, opened without reading it.
 
+`Memory` is what banks and databases of documents have in common: they know what made their vectors and
+codes, and refuse to be used with anything else.
+
 Legend: M documents, E numbers of a vector.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,18 +22,58 @@ from cm3core.arguments import checked
 from cm3core.document import BoolArray, Document
 from cm3core.errors import DataError
 from cm3core.files import user_path
-from cm3core.interfaces.dataset import Provenance, SkippedRecord
+from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
 from cm3run.bank.manifest import MANIFEST, Manifest
-from cm3run.bank.memory import Memory
-from cm3run.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, id_hash
-from cm3run.bank.vector_rows import VectorRows
+from cm3run.bank.shard import HAS_IMAGE, HAS_TEXT, Shard, VectorRows, id_hash
 from cm3run.trust import refuse_outside
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cm3core.interfaces.dataset import DocumentSource
+    from cm3core.interfaces.embedder import Embedder
+    from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.retriever import RetrieverConfig
+    from cm3run.bank.manifest import Maker
+
+
+class Memory(DocumentSource):
+    """Documents of `Text` and `Codes` segments with their vectors.
+
+    Args (set by subclasses):
+        manifest: what made the vectors and codes.
+    """
+
+    manifest: Manifest
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where it is, for messages."""
+
+    @checked(DataError)
+    def check_embedder(self, embedder: Embedder) -> None:
+        """Raise `DataError` unless the vectors are this embedder's."""
+        maker = self.manifest.embedder
+        if maker.fingerprint != embedder.fingerprint:
+            raise self._made_with("embedder", maker, embedder.fingerprint)
+
+    @checked(DataError)
+    def check_tokenizer(self, image_tokenizer: ImageTokenizer) -> None:
+        """Raise `DataError` unless the codes are this image tokenizer's."""
+        maker = self.manifest.image_tokenizer
+        if maker.fingerprint != image_tokenizer.fingerprint:
+            raise self._made_with("image_tokenizer", maker, image_tokenizer.fingerprint)
+
+    def _made_with(self, kind: str, maker: Maker, here: str) -> DataError:
+        name = kind.replace("_", " ")
+        return DataError(
+            self.place,
+            f"was built with another {name} ({maker.name!r}, fingerprint "
+            f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
+            f"use the {name} that it was built with, or build a bank for the model: cm3 memory build "
+            "DATA --model MODEL -o FOLDER (the model's goes before a recipe's)",
+        )
+
 
 #: Vectors of banks up to this size are looked through when the bank is opened; larger ones by
 #: `cm3 memory stat --verify`.
@@ -129,7 +173,7 @@ class MemoryBank(Memory):
 
     @checked(DataError)
     def content_keys(self, index: int) -> frozenset[str]:
-        """Those of the document that it was made of, and of its codes."""
+        """Content keys of the source document and of its codes."""
         shard, row = self._place(index)
         return shard.content_keys(row)
 

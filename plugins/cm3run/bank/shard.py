@@ -7,7 +7,9 @@ name is a hash of its content.
                       "licence", "source", "attribution" where the data set states them
     table.npy         where each document's line is, a hash of its id, and what it has; `TABLE_ROW` [m]
 
-Legend: m documents, p pictures, c codes of a picture, E numbers of a vector.
+`VectorRows` is the vectors of several shards as one.
+
+Legend: m documents, p pictures, c codes of a picture, E numbers of a vector, M rows of all shards, n rows asked for.
 """
 
 from __future__ import annotations
@@ -18,14 +20,17 @@ import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cm3core.arguments import checked
 from cm3core.document import Codes, Document, IntArray, Text
 from cm3core.errors import DataError, FileError
 from cm3core.files import make_folder, not_written, sha256_file, sync_directory
@@ -42,9 +47,94 @@ from cm3run.bank.manifest import (
     StoredFile,
     refused,
 )
-from cm3run.bank.mapping import map_array, map_bytes
-from cm3run.bank.vector_rows import FloatArray
+from cm3run.mapped import map_array, map_bytes
 from cm3run.npy import save_array
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class VectorRows:
+    """Rows 0..M-1 of several arrays, none of which is copied.
+
+    Args:
+        parts: float32 [m, E] each, in order; any may be empty.
+        dimension: E, needed where there is no part.
+
+    Raises:
+        DataError: a part of another shape or type, or none and no dimension.
+    """
+
+    @checked(DataError)
+    def __init__(self, parts: Sequence[FloatArray], dimension: int | None = None) -> None:
+        if dimension is None:
+            if len(parts) == 0:
+                raise DataError("parts", "there is none", "give the dimension")
+            dimension = parts[0].shape[-1]
+        for place, part in enumerate(parts):
+            if part.dtype != np.float32 or part.ndim != 2 or part.shape[1] != dimension:
+                raise DataError(
+                    f"parts[{place}]",
+                    f"is {part.dtype} {list(part.shape)}, not float32 [m, {dimension}]",
+                    "give rows of one length",
+                )
+        self.parts: Sequence[FloatArray] = tuple(parts)
+        self.dimension = dimension
+        self._starts = list(accumulate((len(part) for part in parts), initial=0))
+
+    @classmethod
+    @checked(DataError)
+    def of(cls, rows: FloatArray) -> VectorRows:
+        """The rows of one array."""
+        return cls([rows])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, E)."""
+        return self._starts[-1], self.dimension
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> FloatArray:
+        """A copy of some rows.
+
+        Args:
+            indices: [n], 0..M-1, in any order, also twice.
+
+        Returns:
+            float32 [n, E].
+
+        Raises:
+            IndexError: an index is outside.
+        """
+        rows = np.asarray(indices, np.int64).reshape(-1)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            wrong = rows[(rows < 0) | (rows >= len(self))][0]
+            raise IndexError(f"row {wrong}: there are {len(self)}")
+        taken_nE = np.empty((rows.size, self.dimension), np.float32)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for part in np.unique(owner):
+            mine = owner == part
+            taken_nE[mine] = self.parts[part][rows[mine] - self._starts[part]]
+        return taken_nE
+
+    def blocks(self, max_rows: int) -> Iterator[tuple[int, FloatArray]]:
+        """All rows in order, `max_rows` or fewer at a time: (place of the first, view of them). A
+        block lies in one part."""
+        if max_rows < 1:
+            raise ValueError(f"max_rows: is {max_rows}, not 1 or more")
+        for start, part in zip(self._starts, self.parts, strict=False):  # one more start than parts
+            for first in range(0, len(part), max_rows):
+                yield start + first, part[first : first + max_rows]
+
+    def row(self, index: int) -> FloatArray:
+        """A view of one row, float32 [E]."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index}: there are {len(self)}")
+        part = bisect_right(self._starts, index) - 1
+        row: FloatArray = self.parts[part][index - self._starts[part]]
+        return row
+
 
 #: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
 TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
@@ -95,19 +185,7 @@ def write_shard(
     lines, rows, vectors, offset = [], [], [], 0
     codes: list[IntArray] = []
     for one in documents:
-        segments: list[str | int] = []
-        for segment in one.document:
-            if isinstance(segment, Text):
-                segments.append(segment.text)
-            else:
-                assert isinstance(segment, Codes)
-                segments.append(len(codes))
-                codes.append(segment.codes)
-        record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
-        if one.provenance != _UNSTATED:
-            record |= one.provenance.stated()
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        parts = sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
+        line, parts = _line(one, codes)
         rows.append((offset, len(line), id_hash(one.id), parts))
         lines.append(line)
         vectors.append(one.vector)
@@ -124,29 +202,53 @@ def write_shard(
     make_folder(bank / SHARDS)
     temporary = bank / SHARDS / f".{uuid.uuid4().hex[:8]}{WRITING}"
     try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            save_array(temporary / name, array)
-        (temporary / DOCUMENTS).write_bytes(b"".join(lines))
-        info = ShardInfo(
-            len(lines), len(codes), {name: _flushed(temporary / name) for name in FILES}
-        )
-        sync_directory(temporary)
-        target = bank / SHARDS / info.name
-        if target.exists() and all(
-            _is_stored(target / name, file) for name, file in info.files.items()
-        ):
-            shutil.rmtree(temporary)  # a kill came before anything named it
-        else:
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-            sync_directory(bank / SHARDS)
+        return _write_files(temporary, arrays, lines)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise not_written(bank, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _line(one: BankDocument, codes: list[IntArray]) -> tuple[bytes, int]:
+    """A document's line of `documents.jsonl`, and what it has; codes of its pictures are added to `codes`."""
+    segments: list[str | int] = []
+    for segment in one.document:
+        if isinstance(segment, Text):
+            segments.append(segment.text)
+        else:
+            assert isinstance(segment, Codes)
+            segments.append(len(codes))
+            codes.append(segment.codes)
+    record = {"id": one.id, "segments": segments, "keys": sorted(one.content_keys)}
+    if one.provenance != _UNSTATED:
+        record |= one.provenance.stated()
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    return line, sum({HAS_TEXT if isinstance(part, str) else HAS_IMAGE for part in segments})
+
+
+def _write_files(
+    temporary: Path, arrays: Mapping[str, npt.NDArray[Any]], lines: Sequence[bytes]
+) -> ShardInfo:
+    """Write a shard's files into a new folder beside its place, and rename that."""
+    temporary.mkdir()
+    for name, array in arrays.items():
+        save_array(temporary / name, array)
+    (temporary / DOCUMENTS).write_bytes(b"".join(lines))
+    info = ShardInfo(
+        len(lines), len(arrays[CODES]), {name: _flushed(temporary / name) for name in FILES}
+    )
+    sync_directory(temporary)
+    target = temporary.parent / info.name
+    if target.exists() and all(
+        _is_stored(target / name, file) for name, file in info.files.items()
+    ):
+        shutil.rmtree(temporary)  # a kill came before anything named it
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        sync_directory(target.parent)
     return info
 
 

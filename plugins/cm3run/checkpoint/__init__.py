@@ -20,29 +20,22 @@ A checkpoint is written under another name, flushed, and renamed; the newest is 
 step. No file is a pickle, so an untrusted checkpoint can be refused but can't run code.
 
 Where processes share a decoder, folders `model_shards` and `optimizer_shards` take the place of the two
-safetensors files, see `shards`.
+safetensors files, see `tensors`.
 
-layout, state, tensors   the files: names and places, `state.json`, the safetensors
-shards                   tensors that several processes wrote in parts
-hashes                   whether the safetensors are what was written
-writing, exporting       a checkpoint of a run, a model folder of a checkpoint
-tasks                    what a model was tuned for
-carried                  plugin files that come with a checkpoint
-words                    which words of a prompt the model has never seen
-finding                  from a model's name to its folder
-adapters, merging        adapters, which name their base model; a whole model of both
-checks, opening          whether it fits a recipe; from a name to a model ready to generate
+layout      the files: names and places, `state.json`, hashes; from a model's name to its folder
+tensors     the safetensors, whole or in the parts that several processes wrote
+writing     a checkpoint of a run
+exporting   a model folder of a checkpoint; a whole model of an adapter and its base
+opening     from a name to a model ready to generate, and whether it fits a recipe
+adapters    adapters, which name their base model
+tasks       what a model was tuned for
+carried     plugin files that come with a checkpoint
+words       which words of a prompt the model has never seen
 """
 
-from cm3run.checkpoint.checks import (
-    CHANGEABLE_KEYS,
-    check_decoder,
-    check_fingerprints,
-    check_recipe,
-)
-from cm3run.checkpoint.exporting import export_model
-from cm3run.checkpoint.finding import bundled_models, find_model
+from cm3run.checkpoint.exporting import export_model, merge_adapter
 from cm3run.checkpoint.layout import (
+    FORMAT,
     IMAGE_TOKENIZER,
     OPTIMIZER,
     PLUGINS,
@@ -50,18 +43,24 @@ from cm3run.checkpoint.layout import (
     STATE,
     TOKENIZER,
     WEIGHTS,
+    CheckpointState,
+    bundled_models,
     complete_checkpoints,
     find_checkpoint,
+    find_model,
     latest_checkpoint,
+    read_state,
 )
-from cm3run.checkpoint.merging import merge_adapter
 from cm3run.checkpoint.opening import (
+    CHANGEABLE_KEYS,
     OpenedCheckpoint,
+    check_decoder,
+    check_fingerprints,
+    check_recipe,
     open_checkpoint,
     read_recipe,
 )
-from cm3run.checkpoint.state import FORMAT, CheckpointState, read_state
-from cm3run.checkpoint.tasks import TASKS, read_retrieving, read_tasks, reads_turns, tasks_of
+from cm3run.checkpoint.tasks import TASKS, TunedTasks, read_tasks, tasks_of
 from cm3run.checkpoint.tensors import (
     load_weights,
     read_divided_state,
@@ -69,7 +68,7 @@ from cm3run.checkpoint.tensors import (
     read_training_state,
     restore_generators,
 )
-from cm3run.checkpoint.writing import remove_leftovers, save_checkpoint
+from cm3run.checkpoint.writing import Snapshot, remove_leftovers, save_checkpoint
 
 __all__ = [
     "CHANGEABLE_KEYS",
@@ -84,6 +83,8 @@ __all__ = [
     "WEIGHTS",
     "CheckpointState",
     "OpenedCheckpoint",
+    "Snapshot",
+    "TunedTasks",
     "bundled_models",
     "check_decoder",
     "check_fingerprints",
@@ -98,12 +99,10 @@ __all__ = [
     "open_checkpoint",
     "read_divided_state",
     "read_recipe",
-    "read_retrieving",
     "read_state",
     "read_tasks",
     "read_tensors",
     "read_training_state",
-    "reads_turns",
     "remove_leftovers",
     "restore_generators",
     "save_checkpoint",

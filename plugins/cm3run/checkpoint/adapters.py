@@ -17,10 +17,17 @@ from torch import nn
 from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.interfaces.reach import READS, Reach
-from cm3run.checkpoint.finding import find_model
-from cm3run.checkpoint.hashes import check_file
-from cm3run.checkpoint.layout import STATE, WEIGHTS, damaged, find_checkpoint, shards_of
-from cm3run.checkpoint.state import CheckpointState, read_state
+from cm3run.checkpoint.layout import (
+    STATE,
+    WEIGHTS,
+    CheckpointState,
+    check_file,
+    damaged,
+    find_checkpoint,
+    find_model,
+    read_state,
+    shards_of,
+)
 from cm3run.checkpoint.tensors import load_weights, read_tensors
 from cm3run.trust import path_of, refusal, trust_of
 from cm3run.tuning import (

@@ -1,4 +1,4 @@
-"""Model folders for shipping: a checkpoint without what only training needs."""
+"""Model folders for shipping: a checkpoint without what only training needs; a whole model of an adapter and its base."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 from cm3core.arguments import checked
 from cm3core.errors import CheckpointError
-from cm3run.checkpoint.adapters import is_adapter
+from cm3run.checkpoint.adapters import base_folder, is_adapter
 from cm3run.checkpoint.carried import CARRIED, copy_carried
-from cm3run.checkpoint.hashes import file_hashes
 from cm3run.checkpoint.layout import (
     COMPONENTS,
+    FORMAT,
     IMAGE_TOKENIZER,
     OPTIMIZER,
     PLUGINS,
@@ -29,15 +30,25 @@ from cm3run.checkpoint.layout import (
     WEIGHTS,
     WORDS,
     complete_checkpoints,
+    damaged,
+    file_hashes,
     find_checkpoint,
+    find_model,
     provenance_file,
+    read_state,
     shards_of,
 )
-from cm3run.checkpoint.state import FORMAT, read_state
+from cm3run.checkpoint.opening import open_checkpoint
 from cm3run.checkpoint.tasks import TASKS
 from cm3run.checkpoint.tensors import stored_tensors, weights_of
 from cm3run.checkpoint.writing import new_folder, write_json
 from cm3run.trust import check_links, own_of, record_own, trust_of
+from cm3run.trust.guard import recipe_reaches
+from cm3run.tuning import ADAPTER, ADAPTER_CONFIG
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 #: What a model folder consists of. A card tells of the weights beside it, and goes with them.
@@ -200,3 +211,52 @@ def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
             "use bf16, or fp32",
         )
     return cast
+
+
+def merge_adapter(
+    run: str | Path,
+    folder: str | Path,
+    registry: Registry,
+    *,
+    base: str | Path | None = None,
+    dtype: str = "fp32",
+    trust_plugins: Sequence[str] = (),
+    trust_endpoints: Sequence[str] = (),
+) -> Path:
+    """Write the model folder of an adapter merged into its base model, as `export_model` does.
+
+    Args:
+        run: a run that trained an adapter, or one of its checkpoints.
+        folder: the model's folder; an older export there is replaced.
+        registry: the components that the recipe may name.
+        base: the base model, where it is not in its place any more.
+        dtype: "fp32" (logits are the adapter's up to rounding), "fp16" or "bf16".
+        trust_plugins, trust_endpoints: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no adapter, its base is missing or another model, or the folder holds
+            something else.
+        MissingPackageError: peft is not installed.
+    """
+    source = find_checkpoint(find_model(run, registry))
+    if not is_adapter(source) and (source / ADAPTER_CONFIG).is_file():
+        raise damaged(source / ADAPTER, f"is missing, and {ADAPTER_CONFIG} is there")
+    if not is_adapter(source):
+        raise CheckpointError(
+            str(source), "holds a whole model, and no adapter to merge", "use it as it is"
+        )
+    state = read_state(source)
+    model = base_folder(source, state, registry, base, trust_endpoints=trust_endpoints)
+    if Path(folder).resolve() == model.resolve():
+        raise CheckpointError(str(folder), "is the base model", "name a new folder")
+    target = check_target(folder, dtype)
+    opened = open_checkpoint(
+        source,
+        registry,
+        trust_plugins=trust_plugins,
+        trust_endpoints=trust_endpoints,
+        base=base,
+    )
+    write_model(source, target, weights_of(opened.components.decoder.module), dtype)
+    record_own(target, recipe_reaches(opened.recipe))
+    return target

@@ -1,17 +1,29 @@
-"""Where things lie: the files of a checkpoint and the checkpoints of a run."""
+"""The files of a checkpoint: their names and places, `state.json`, and whether tensors are what was written.
+
+`state.json` holds a run's counters, its place in the data, and what ids mean; also hashes of the tensor files, which
+tell a bit that flipped on a disk or in a copy from a weight: whoever reads such a file has it checked.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from cm3core.errors import CheckpointError
-from cm3core.files import read_text
+from cm3core.errors import CheckpointError, close_match
+from cm3core.files import read_text, sha256_file
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
 from cm3core.plugins.registry import COMPONENTS, PLUGINS
 from cm3core.recipe.layers import STORED
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+
 
 __all__ = [
     "COMPONENTS",
@@ -127,3 +139,201 @@ def damaged(path: Path, cause: str) -> CheckpointError:
         f"delete {path.parent} to use the checkpoint before it, or copy it again from where it "
         "came",
     )
+
+
+def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
+    """Model folders that the installed plugins ship: "PLUGIN:NAME" -> folder. None: the installed
+    plugins' registry."""
+    if registry is None:
+        from cm3core.plugins.discovery import load_registry
+
+        registry = load_registry()
+    return registry.models()
+
+
+def find_model(model: str | Path, registry: Registry) -> Path:
+    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a
+    model that a plugin ships."""
+    shipped = bundled_models(registry)
+    if str(model) in shipped:
+        return shipped[str(model)]
+    if re.fullmatch(r"[\w-]+:[\w.-]+", str(model)) and not Path(model).exists():
+        step = (
+            close_match(str(model), shipped)
+            if shipped
+            else "train one (cm3 quickstart, cm3 train) and name its folder"
+        )
+        raise CheckpointError(f"model {str(model)!r}", "no installed plugin ships it", step)
+    return Path(model)
+
+
+FORMAT = 1
+#: Of a checkpoint whose tensors several processes wrote in parts.
+SHARDED_FORMAT = 2
+
+#: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
+MAX_COUNT = 2**63 - 1
+
+#: Lists and objects within each other that `state.json` may have; ours has four.
+MAX_DEPTH = 8
+
+_NESTED = "can't be read (it is nested too deeply)"
+
+
+@dataclass
+class CheckpointState:
+    """What `state.json` holds.
+
+    Args:
+        step: optimiser steps done.
+        elapsed_s: seconds of training so far, over all sittings.
+        tokens: tokens trained on so far (weights above zero).
+        loader: `BatchLoader.state_dict()`.
+        vocabulary: `Vocabulary.to_dict()`.
+        fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
+        loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
+            one is that of an uninterrupted run; empty in checkpoints from before they were kept.
+        max_spans: most masked spans of a sequence that its objective makes, for whoever generates
+            without that objective; None in checkpoints from before it was kept.
+        files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
+            they were kept.
+        base: the model that training started from: its "model" (an absolute path, or
+            "PLUGIN:NAME") and its weights' "sha256"; empty where it started from random weights, and
+            in checkpoints from before it was kept.
+    """
+
+    step: int
+    elapsed_s: float = 0.0
+    tokens: int = 0
+    loader: dict[str, Any] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    loss_sums: list[list[float]] = field(default_factory=list)
+    max_spans: int | None = None
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    base: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+#: Keys of `state.json`, and the types of their values.
+_TYPES: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "step": int,
+    "elapsed_s": (int, float),
+    "tokens": int,
+    "loader": dict,
+    "vocabulary": dict,
+    "fingerprints": dict,
+    "loss_sums": list,
+    "max_spans": (int, type(None)),
+    "files": dict,
+    "base": dict,
+    "format": int,
+}
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """Parse and check `state.json`."""
+    path = folder / STATE
+    try:
+        values = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    except RecursionError as error:
+        raise damaged(path, _NESTED) from error
+    if not _is_shallow(values, MAX_DEPTH):
+        raise damaged(path, _NESTED)
+    if isinstance(values, dict):
+        values = {"loss_sums": [], "max_spans": None, "files": {}, "base": {}, **values}
+    if not isinstance(values, dict) or any(
+        not isinstance(values.get(name), kind) or isinstance(values[name], bool)
+        for name, kind in _TYPES.items()
+    ):
+        raise damaged(path, "is not a checkpoint's state")
+    _check_state(path, values)
+    return CheckpointState(**{item.name: values[item.name] for item in fields(CheckpointState)})
+
+
+def _check_state(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` for values that no run has."""
+    for name in ("step", "elapsed_s", "tokens"):
+        # a whole number is finite, and may be too large for a float
+        value = values[name]
+        if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
+            raise damaged(path, f"has a {name} that can't be: {str(value)[:40]}")
+    spans = values["max_spans"]
+    if spans is not None and not 0 <= spans <= MAX_COUNT:
+        raise damaged(path, f"has a max_spans that can't be: {str(spans)[:40]}")
+    if values["format"] < 1:
+        raise damaged(path, f"has a format that can't be: {values['format']}")
+    for name, file in values["files"].items():
+        if (
+            not isinstance(file, dict)
+            or type(file.get("bytes")) is not int
+            or type(file.get("sha256")) is not str
+        ):
+            raise damaged(path, f"holds no size and SHA-256 of the file {name!r}")
+    base = values["base"]
+    if base and {key: type(value) for key, value in base.items()} != {"model": str, "sha256": str}:
+        raise damaged(path, "holds no name and SHA-256 of the model that it started from")
+    if values["format"] > SHARDED_FORMAT:
+        raise CheckpointError(
+            str(path),
+            f"has format {values['format']}, this version reads {SHARDED_FORMAT}",
+            "use a newer cm3leon",
+        )
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Whether at most `depth` lists and objects lie within each other; deeper ones would end Python's
+    recursion as soon as one is compared or printed."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return depth > 0 and all(_is_shallow(item, depth - 1) for item in value)
+
+
+#: Bytes of a file that is hashed whenever it is read; of a larger one, only the size is compared.
+MAX_HASHED = 2 << 30
+
+
+def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, dict[str, str | int]]:
+    """`CheckpointState.files` of files that are written."""
+    return {
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+    }
+
+
+def check_file(folder: Path, name: str, state: CheckpointState, *, whole: bool = False) -> None:
+    """Raise `CheckpointError` when a file is not what was written. A file without a hash (of an older
+    checkpoint) passes.
+
+    Args:
+        folder: the checkpoint.
+        name: the file.
+        state: the checkpoint's.
+        whole: hash the file, however large it is.
+    """
+    written = state.files.get(name)
+    if written is None:
+        return
+    path = folder / name
+    try:
+        num_bytes = path.stat().st_size
+        same_size = num_bytes == written["bytes"]
+        hashed = same_size and (whole or num_bytes <= MAX_HASHED)
+        same_hash = not hashed or sha256_file(path) == written["sha256"]
+    except OSError as error:
+        raise damaged(path, f"can't be read ({error})") from error
+    if not same_size or not same_hash:
+        what = (
+            "its SHA-256 differs"
+            if same_size
+            else f"it has {num_bytes:,} bytes instead of {written['bytes']:,}"
+        )
+        raise CheckpointError(
+            str(path),
+            f"is not what was written: {what}",
+            "use an older checkpoint, or copy it again from where it came",
+        )

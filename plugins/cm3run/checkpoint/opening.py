@@ -1,4 +1,9 @@
-"""From a name to a model that is ready to generate: its folder, its recipe, its components."""
+"""From a name to a model that is ready to generate: its folder, its recipe, its components, whether they fit together.
+
+Large weights are mapped from their file in place of read into memory. A decoder of 7 billion parameters has 14 GB of
+bfloat16 weights, which would take 28 GB in float32. It is built without weights, and its parameters become the file's
+own tensors, in the type in which they are stored.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +13,231 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
+from cm3core.errors import CheckpointError
 from cm3core.files import read_text
-from cm3core.plugins.registry import Writer, read_writer
+from cm3core.plugins.kinds import KINDS
+from cm3core.plugins.registry import Writer, class_name, read_writer
+from cm3core.recipe import diff
 from cm3core.recipe.merge import stored_recipe
-from cm3core.recipe.recipe import MissingComponent
+from cm3core.recipe.recipe import MEASURING, MissingComponent, available
 from cm3core.vocab import Vocabulary
-from cm3run.build import Components, build
-from cm3run.checkpoint.adapters import load_model
+from cm3run.build import Components, Stored, build
+from cm3run.checkpoint.adapters import is_adapter, load_model
 from cm3run.checkpoint.carried import refusal, with_trusted
-from cm3run.checkpoint.checks import check_fingerprints
-from cm3run.checkpoint.layout import IMAGE_TOKENIZER, RECIPE, TOKENIZER, damaged, find_checkpoint
-from cm3run.checkpoint.mapped_weights import map_model, maps
-from cm3run.checkpoint.state import read_state
+from cm3run.checkpoint.layout import (
+    IMAGE_TOKENIZER,
+    RECIPE,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointState,
+    check_file,
+    damaged,
+    find_checkpoint,
+    read_state,
+)
+from cm3run.checkpoint.tensors import check_tensors
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.devices import choose_device
+from cm3run.mapped import map_tensors
 from cm3run.trust import check_links, guard, trust_of
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+
+
+#: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything
+#: after a dot included.
+CHANGEABLE_KEYS = (
+    "name",
+    "generate",
+    "sampler",
+    "prompt_rewriter",
+    "finisher",
+    "data.cache_dir",
+    *MEASURING,  # older runs may have them, and no recipe may now
+    # a longer or shorter run; the schedule follows the new length from here on
+    "train.steps",
+    "train.minutes",
+    "train.checkpoint_every_minutes",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.save_in_background",
+    "train.log_every_steps",
+    "train.validate_every_steps",
+    "train.validation_splits",
+    "train.validation_documents",
+    "train.sample_every_steps",
+    "train.trackers",
+    "train.num_threads",
+)
+
+
+def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
+    """Raise `CheckpointError`, with the differences, when a run can't resume under `recipe`."""
+    changed = [
+        entry
+        for entry in diff(stored, recipe)
+        if not _is_changeable(entry[0]) and not _names_the_same(entry[0], stored, recipe)
+    ]
+    changed += [
+        (f"{kind}'s plugin", *classes)
+        for kind in {**KINDS, **stored.brought, **recipe.brought}
+        if not _is_changeable(kind)
+        and not any(entry[0] == f"{kind}.name" for entry in changed)
+        and (classes := _classes(kind, stored, recipe))[0] != classes[1]
+    ]
+    if changed:
+        lines = "".join(
+            f"\n    {key}: {before!r} in the checkpoint, {now!r} now"
+            for key, before, now in changed
+        )
+        raise CheckpointError(
+            str(folder),
+            f"was made under another recipe:{lines}",
+            "start in another folder (-o), or resume with the recipe unchanged",
+        )
+
+
+def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
+    """Raise `CheckpointError`, with the differences, when a run can't start from a model because the
+    recipe's decoder computes something else. Keys of `DecoderConfig.training_keys` may differ."""
+    decoder = available(recipe.decoder)
+    if decoder is None or isinstance(stored.decoder, MissingComponent):
+        return
+    free = {f"decoder.{key}" for key in decoder.training_keys}
+    changed = [
+        (key, there, here)
+        for key, there, here in diff(stored, recipe)
+        if key.partition(".")[0] == "decoder"
+        and key not in free
+        and not _names_the_same(key, stored, recipe)
+    ]
+    # with another component, every key is another one
+    changed = [entry for entry in changed if entry[0] == "decoder.name"] or changed
+    if changed:
+        lines = "".join(
+            f"\n    {key}: {there!r} in the model, {here!r} in the recipe"
+            for key, there, here in changed
+        )
+        raise CheckpointError(
+            f"train.start_from, {folder}",
+            f"has another decoder than the recipe:{lines}",
+            "leave the section decoder out of the recipe: 'cm3 tune MODEL RECIPE' takes the model's",
+        )
+
+
+def another_tokenizer(folder: Path, stored: Recipe, recipe: Recipe) -> CheckpointError | None:
+    """The error for a tokenizer of the recipe that can't read the files of the model's, which another
+    component wrote; None: both have the same components."""
+    for kind in ("text_tokenizer", "image_tokenizer"):
+        there, here = _classes(kind, stored, recipe)
+        if there == here:
+            continue
+        names = [one.component_names.get(kind) for one in (stored, recipe)]
+        return CheckpointError(
+            f"train.start_from, {folder}",
+            f"has another {kind.replace('_', ' ')} than the recipe:"
+            f"\n    {kind}.name: {names[0]!r} in the model, {names[1]!r} in the recipe",
+            f"leave the section {kind} out of the recipe: 'cm3 tune MODEL RECIPE' takes the model's",
+        )
+    return None
+
+
+def _is_changeable(key: str) -> bool:
+    return any(
+        key == changeable or key.startswith(changeable + ".") for changeable in CHANGEABLE_KEYS
+    )
+
+
+def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str | None]:
+    """Who makes a component: its config's class, what is not installed, None without a section."""
+
+    def told(config: object) -> str | None:
+        if isinstance(config, MissingComponent):
+            return "one that is not in use"
+        return None if config is None else class_name(type(config))
+
+    return told(stored.section(kind)), told(recipe.section(kind))
+
+
+def _names_the_same(key: str, stored: Recipe, recipe: Recipe) -> bool:
+    """Whether it is a component's name that differs only in its plugin, which is the same."""
+    kind, _, rest = key.partition(".")
+    if rest != "name" or stored.section(kind) is None or recipe.section(kind) is None:
+        return False
+    there, here = _classes(kind, stored, recipe)
+    return (
+        there == here
+        and not isinstance(stored.section(kind), MissingComponent)
+        and len({other.component_names[kind].rpartition("/")[2] for other in (stored, recipe)}) == 1
+    )
+
+
+def check_fingerprints(folder: Path, state: CheckpointState, components: Components) -> None:
+    """Raise `CheckpointError` when ids mean something else here than where the checkpoint was
+    made."""
+    if state.vocabulary != components.vocabulary.to_dict():
+        here = components.vocabulary.to_dict()
+        changed = [
+            f"{name} {state.vocabulary.get(name)} there, {here.get(name)} here"
+            for name in dict.fromkeys([*here, "control"])
+            if state.vocabulary.get(name) != here.get(name)
+        ]
+        raise CheckpointError(
+            str(folder),
+            f"has another vocabulary ({'; '.join(changed) or 'other keys'})",
+            "use the tokenizers and the section 'vocabulary' that it was trained with",
+        )
+    for part, value in components.fingerprints().items():
+        if state.fingerprints.get(part) != value:
+            name = part.replace("_", " ")
+            there = state.fingerprints.get(part)
+            raise CheckpointError(
+                str(folder),
+                f"was made with another {name} (fingerprint {there}, here {value})",
+                f"use the {name} that it was trained with",
+            )
+
+
+#: Bytes of a weight file from which it is mapped. A smaller one is read into float32.
+MAPPED_FROM = 256_000_000
+#: Types that are computed with as they are stored.
+KEPT = (torch.float32, torch.bfloat16)
+
+
+def maps(folder: Path, recipe: Recipe, device: torch.device) -> bool:
+    """Whether a checkpoint's weights are mapped: on a CPU, a whole model in one large file, for a
+    decoder that can be built without weights."""
+    if device.type != "cpu" or is_adapter(folder) or recipe.decoder is None:
+        return False
+    path = folder / WEIGHTS
+    large = path.is_file() and path.stat().st_size >= MAPPED_FROM
+    return large and bool(getattr(recipe.decoder, "builds_without_weights", False))
+
+
+def map_model(decoder: nn.Module, folder: Path) -> None:
+    """Make a checkpoint's tensors the parameters of a decoder that was built on "meta".
+
+    Types other than bfloat16 and float32 are read into float32.
+
+    Raises:
+        CheckpointError: they are another decoder's, or damaged.
+    """
+    path = folder / WEIGHTS
+    try:
+        stored = map_tensors(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise damaged(path, f"is not a complete safetensors file ({error})") from error
+    check_file(folder, WEIGHTS, read_state(folder))
+    check_tensors(path, stored, decoder.state_dict())
+    kept = {
+        name: tensor if tensor.dtype in KEPT else tensor.float() for name, tensor in stored.items()
+    }
+    decoder.load_state_dict(kept, assign=True)
 
 
 _FROM_A_BANK = "or retrieve from a bank of your own (--bank FOLDER) or nothing (--num-retrieved 0)"
@@ -134,11 +344,9 @@ def open_checkpoint(
         recipe,
         registry,
         stage="generate",
-        tokenizer_folder=folder / TOKENIZER,
-        image_tokenizer_folder=folder / IMAGE_TOKENIZER,
+        stored=_stored(folder, state),
         device=chosen,
         decoder_device=torch.device("meta") if mapped else None,
-        max_spans=state.max_spans,
     )
     components.memory_split = recipe.generate.memory_split
     components.trust = trust_of(folder, registry.models().values(), trust_endpoints)
@@ -151,3 +359,8 @@ def open_checkpoint(
     decoder.eval()
     words = TrainingWords.read(folder)
     return OpenedCheckpoint(recipe, components, components.vocabulary, state.step, folder, words)
+
+
+def _stored(folder: Path, state: CheckpointState) -> Stored:
+    tokenizers = {"text_tokenizer": folder / TOKENIZER, "image_tokenizer": folder / IMAGE_TOKENIZER}
+    return Stored(**tokenizers, max_spans=state.max_spans)

@@ -1,4 +1,4 @@
-"""The tasks that a model was tuned for, as a file of its checkpoint: `tasks.json`.
+"""The tasks that a model was tuned for, and the file of its checkpoint that names them: `tasks.json`.
 
 They are in the checkpoint's recipe too, inside its data set, but a model that is shipped can be opened
 where that data set's plugin is not installed.
@@ -7,7 +7,8 @@ where that data set's plugin is not installed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,31 @@ from cm3run.trust import guard, trust_of
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TunedTasks:
+    """The tasks that a model was tuned for.
+
+    Args:
+        configs: name -> config. Empty: it was not tuned.
+        plain: whether plain documents were trained on beside them, which draw and caption.
+        lost: name -> what to do, of tasks that no plugin in use provides.
+        turns: whether it was tuned on conversations in its layout's turns.
+        retrieving: the tasks whose documents had retrieved ones in front.
+    """
+
+    configs: Mapping[str, TaskConfig] = field(default_factory=dict)
+    plain: bool = False
+    lost: Mapping[str, str] = field(default_factory=dict)
+    turns: bool = False
+    retrieving: frozenset[str] = frozenset()
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return sorted([*self.configs, *self.lost])
+
 
 TASKS = "tasks.json"
 
@@ -76,9 +102,11 @@ def _retrieving(recipe: Recipe) -> list[str]:
 
 def read_tasks(
     folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
-) -> tuple[dict[str, TaskConfig], bool, dict[str, str]]:
-    """The tasks of a checkpoint, see `cm3run.model.tuned.TunedTasks`; none without the file. One that names
-    what is outside of the checkpoint and may not be used (`open_checkpoint`) is refused when it is asked for.
+) -> TunedTasks:
+    """The tasks of a checkpoint; none without the file.
+
+    One that names what is outside of the checkpoint and may not be used (`open_checkpoint`) is refused when it is
+    asked for.
 
     `registry`: with the checkpoint's plugin files that are trusted.
 
@@ -87,11 +115,14 @@ def read_tasks(
     """
     path = folder / TASKS
     if not path.is_file():
-        return {}, False, {}
+        return TunedTasks()
     stored, trust = _stored(path), trust_of(folder, registry.models().values(), trust_endpoints)
     tasks = stored.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
         raise damaged(path, "holds no tasks")
+    retrieving = stored.get("retrieving", [])
+    if not isinstance(retrieving, list) or not all(isinstance(one, str) for one in retrieving):
+        raise damaged(path, "names no tasks under 'retrieving'")
     configs: dict[str, TaskConfig] = {}
     lost: dict[str, str] = {}
     for title, keys in tasks.items():
@@ -106,30 +137,13 @@ def read_tasks(
         assert config is not None
         guard(config, trust, str(path))
         configs[str(title)] = config
-    return configs, stored.get("plain") is True, lost
-
-
-def reads_turns(folder: Path) -> bool:
-    """Whether the model of a checkpoint was tuned on conversations in its layout's turns.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = folder / TASKS
-    return path.is_file() and _stored(path).get("turns") is True
-
-
-def read_retrieving(folder: Path) -> frozenset[str]:
-    """The tasks whose documents had retrieved ones in front when a checkpoint's model was tuned.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    path = folder / TASKS
-    titles = _stored(path).get("retrieving", []) if path.is_file() else []
-    if not isinstance(titles, list) or not all(isinstance(title, str) for title in titles):
-        raise damaged(path, "names no tasks under 'retrieving'")
-    return frozenset(titles)
+    return TunedTasks(
+        configs,
+        stored.get("plain") is True,
+        lost,
+        stored.get("turns") is True,
+        frozenset(retrieving),
+    )
 
 
 def _stored(path: Path) -> dict[str, Any]:

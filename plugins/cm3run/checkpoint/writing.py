@@ -8,14 +8,14 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cm3core.errors import CheckpointError, FileError
 from cm3core.files import make_ordinary, new_place, remove_unfinished, sync_directory
@@ -23,30 +23,30 @@ from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.recipe import files_of
 from cm3run.checkpoint.adapters import base_reaches
 from cm3run.checkpoint.carried import write_carried
-from cm3run.checkpoint.hashes import file_hashes
 from cm3run.checkpoint.layout import (
     IMAGE_TOKENIZER,
     OPTIMIZER,
     PLUGINS,
+    SHARDED_FORMAT,
     STATE,
     TOKENIZER,
     WEIGHTS,
+    CheckpointState,
     complete_checkpoints,
+    file_hashes,
 )
-from cm3run.checkpoint.shards import write_shards
-from cm3run.checkpoint.state import SHARDED_FORMAT, CheckpointState
 from cm3run.checkpoint.tasks import TASKS, tasks_of
 from cm3run.checkpoint.tensors import (
     LazyTensor,
     contiguous,
     generator_states,
-    weights_of,
+    write_shards,
     write_tensors,
 )
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.processes import Processes
 from cm3run.trust import record_own
-from cm3run.trust.recipes import recipe_reaches
+from cm3run.trust.guard import recipe_reaches
 from cm3run.tuning import ADAPTER, ADAPTER_CONFIG, AdapterFiles
 
 if TYPE_CHECKING:
@@ -56,56 +56,65 @@ if TYPE_CHECKING:
     from cm3run.build import Components
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """What a checkpoint of a run holds.
+
+    Args:
+        weights: the decoder's, as `weights_of` has them.
+        optimizer_state: what the optimiser needs to resume, as named tensors; the states of torch's
+            generators are added where they are not among them.
+        state: stored as `state.json`.
+        components: their recipe, plugins and tokenizers are stored.
+        words: those of the training texts, if they are known.
+        adapter: stored in place of the weights.
+    """
+
+    weights: Mapping[str, Tensor]
+    optimizer_state: Mapping[str, Tensor]
+    state: CheckpointState
+    components: Components
+    words: TrainingWords | None = None
+    adapter: AdapterFiles | None = None
+
+
 def save_checkpoint(
     out_dir: Path,
-    decoder: nn.Module | Mapping[str, Tensor],
-    optimizer_state: Mapping[str, Tensor],
-    state: CheckpointState,
-    components: Components,
+    snapshot: Snapshot,
     *,
     keep: int = 2,
-    words: TrainingWords | None = None,
     processes: Processes | None = None,
     sharded: bool = False,
-    adapter: AdapterFiles | None = None,
 ) -> Path:
     """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
     that is there stays.
 
     Args:
         out_dir: the run's folder.
-        decoder: its weights are stored; or the weights, as `weights_of` has them.
-        optimizer_state: what the optimiser needs to resume, as named tensors; the states of torch's
-            generators are added where they are not among them.
-        state: stored as `state.json`.
-        components: their recipe, plugins and tokenizers are stored.
+        snapshot: what is stored.
         keep: checkpoints that stay, this one included.
-        words: those of the training texts, if they are known.
-        adapter: stored in place of the weights.
         processes: all that train, each of which calls; None: this one alone.
-        sharded: each has a part of the tensors, and writes it, see `shards`; else the first writes.
+        sharded: each has a part of the tensors, and writes it, see `tensors`; else the first writes.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
     """
     processes = processes or Processes()
-    weights = weights_of(decoder) if isinstance(decoder, nn.Module) else decoder
     if processes.is_first:  # all go on with those of the first one
-        optimizer_state = {**generator_states(), **optimizer_state}
-    target = Path(out_dir) / "checkpoints" / f"step-{state.step:08d}"
+        optimizer_state = {**generator_states(), **snapshot.optimizer_state}
+        snapshot = replace(snapshot, optimizer_state=optimizer_state)
+    target = Path(out_dir) / "checkpoints" / f"step-{snapshot.state.step:08d}"
     if processes.first(target.exists):
         pass
     elif sharded:
-        assert adapter is None, "parallel_of refuses to share a decoder that is tuned in part"
-        _write_sharded(target, weights, optimizer_state, state, components, words, processes)
-    else:
-        processes.first(
-            lambda: _write_whole(
-                target, weights, optimizer_state, state, components, words, adapter
-            )
+        assert snapshot.adapter is None, (
+            "parallel_of refuses to share a decoder that is tuned in part"
         )
+        _write_sharded(target, snapshot, processes)
+    else:
+        processes.first(lambda: _write_whole(target, snapshot))
     processes.first(lambda: _remove_all_but(out_dir, keep))
-    processes.first(lambda: _record(out_dir, components, state))
+    processes.first(lambda: _record(out_dir, snapshot.components, snapshot.state))
     return target
 
 
@@ -120,48 +129,33 @@ def _record(out_dir: Path, components: Components, state: CheckpointState) -> No
     record_own(out_dir, [one for one in named if one not in refused])
 
 
-def _write_whole(
-    target: Path,
-    weights: Mapping[str, Tensor],
-    optimizer_state: Mapping[str, Tensor],
-    state: CheckpointState,
-    components: Components,
-    words: TrainingWords | None,
-    adapter: AdapterFiles | None,
-) -> None:
+def _write_whole(target: Path, snapshot: Snapshot) -> None:
     with new_folder(target) as folder:
-        if adapter is None:
-            save_file(dict(weights), folder / WEIGHTS)
+        if (adapter := snapshot.adapter) is None:
+            save_file(dict(snapshot.weights), folder / WEIGHTS)
         else:
             save_file(dict(adapter.tensors), folder / ADAPTER, {"format": "pt"})
             write_json(folder / ADAPTER_CONFIG, adapter.config)
-        save_file(contiguous(optimizer_state), folder / OPTIMIZER)
+        save_file(contiguous(snapshot.optimizer_state), folder / OPTIMIZER)
         written = [
             name
             for name in (WEIGHTS, ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
             if (folder / name).is_file()
         ]
-        _write_description(folder, components, state, file_hashes(folder, written), words)
+        _write_description(folder, snapshot, file_hashes(folder, written))
 
 
-def _write_sharded(
-    target: Path,
-    weights: Mapping[str, Tensor],
-    optimizer_state: Mapping[str, Tensor],
-    state: CheckpointState,
-    components: Components,
-    words: TrainingWords | None,
-    processes: Processes,
-) -> None:
+def _write_sharded(target: Path, snapshot: Snapshot, processes: Processes) -> None:
     """Each process writes its part into a folder that the first one makes, and renames at the end."""
     with ExitStack() as stack:
         folder = processes.first(lambda: stack.enter_context(new_folder(target)))
-        files = write_shards(folder, WEIGHTS, weights, processes, target)
-        files |= write_shards(folder, OPTIMIZER, contiguous(optimizer_state), processes, target)
-        parts = replace(state, format=SHARDED_FORMAT)
+        files = write_shards(folder, WEIGHTS, snapshot.weights, processes, target)
+        optimizer_state = contiguous(snapshot.optimizer_state)
+        files |= write_shards(folder, OPTIMIZER, optimizer_state, processes, target)
+        parts = replace(snapshot, state=replace(snapshot.state, format=SHARDED_FORMAT))
 
         def complete() -> None:
-            _write_description(folder, components, parts, files, words)
+            _write_description(folder, parts, files)
             stack.close()
 
         processes.first(complete)
@@ -173,29 +167,38 @@ def _remove_all_but(out_dir: Path, keep: int) -> None:
 
 
 def _write_description(
-    folder: Path,
-    components: Components,
-    state: CheckpointState,
-    files: Mapping[str, dict[str, Any]],
-    words: TrainingWords | None,
+    folder: Path, snapshot: Snapshot, files: Mapping[str, dict[str, Any]]
 ) -> None:
     """Everything but the tensors; `files` are their hashes."""
-    if words is not None:
-        words.write(folder)
+    if snapshot.words is not None:
+        snapshot.words.write(folder)
+    components = snapshot.components
     _write_tokenizers(folder, components.text_tokenizer, components.image_tokenizer)
-    _write_recipe(folder, components.recipe, components.registry, state, files)
+    _write_recipe(folder, components.recipe, components.registry, snapshot.state, files)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Description:
+    """What a model is made of beside its decoder's weights.
+
+    Args:
+        recipe, registry: of its components.
+        text_tokenizer, image_tokenizer: stored with it.
+        tasks: those that it was tuned for, as `tasks_of` returns them; None: not known.
+    """
+
+    recipe: Recipe
+    registry: Registry
+    text_tokenizer: TextTokenizer
+    image_tokenizer: ImageTokenizer
+    tasks: Mapping[str, Any] | None = None
 
 
 def write_model(
     folder: Path,
     weights: Mapping[str, LazyTensor],
     state: CheckpointState,
-    recipe: Recipe,
-    registry: Registry,
-    text_tokenizer: TextTokenizer,
-    image_tokenizer: ImageTokenizer,
-    *,
-    tasks: Mapping[str, Any] | None = None,
+    description: Description,
 ) -> None:
     """Write a model that was made elsewhere into an empty folder, from which models are opened.
 
@@ -203,18 +206,17 @@ def write_model(
         folder: is there.
         weights: the decoder's tensors by their names; each is read when its turn comes.
         state: what ids mean, and the step.
-        recipe, registry: of its components.
-        text_tokenizer, image_tokenizer: stored with it.
-        tasks: those that it was tuned for, as `tasks_of` returns them; None: not known.
+        description: everything else.
 
     Raises:
         OSError: the disk is full.
     """
     write_tensors(folder / WEIGHTS, weights)
-    _write_tokenizers(folder, text_tokenizer, image_tokenizer)
-    if tasks is not None:
-        write_json(folder / TASKS, tasks)
-    _write_recipe(folder, recipe, registry, state, file_hashes(folder, [WEIGHTS]))
+    _write_tokenizers(folder, description.text_tokenizer, description.image_tokenizer)
+    if description.tasks is not None:
+        write_json(folder / TASKS, description.tasks)
+    files = file_hashes(folder, [WEIGHTS])
+    _write_recipe(folder, description.recipe, description.registry, state, files)
 
 
 def _write_tokenizers(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,32 @@ if TYPE_CHECKING:
     from cm3core.interfaces.extractor import ExtractorConfig
     from cm3core.interfaces.metric import MetricConfig
     from cm3core.plugins.registry import Registry
+
+
+_ABSENT = "(absent)"
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> the two values, of the keys in which two JSON objects differ.
+
+    >>> differences({"a": {"b": 1, "c": [2]}}, {"a": {"b": 3, "c": [2]}, "d": 4})
+    {'a.b': (1, 3), 'd': ('(absent)', 4)}
+    """
+    left, right = dict(_flat(one)), dict(_flat(other))
+    return {
+        key: (left.get(key, _ABSENT), right.get(key, _ABSENT))
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key, _ABSENT) != right.get(key, _ABSENT)
+    }
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, own in value.items():
+            yield from _flat(own, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
 
 FORMAT = "cm3 protocol 1"
 #: Pixels a side of the pictures that are compared.

@@ -5,13 +5,17 @@ fed to all of its streams. The head runs over the ids that the grammar allows, s
 and for images: at image positions over the image codes only. The tokens drawn for a request depend
 on its own values alone.
 
+On CUDA a step is captured once and replayed (a CUDA graph): at small batches, launching kernels takes longer than
+running them. A step always reads and writes the same tensors: hidden states, positions, weights, cells, lengths.
+Whenever requests join or leave, it is captured again.
+
 Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,15 +23,112 @@ from torch import Tensor
 
 from cm3core.document import IntArray
 from cm3core.faults import raise_interrupt
-from cm3run.generation.cuda_graph import FEWEST_STEPS, Capture, CapturedStep
 from cm3run.generation.events import wrong_request
 from cm3run.generation.groups import Group, groups_of, index_tensor
 from cm3run.generation.prompts import feed, read_prompts
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder, KVCache
-    from cm3run.generation.kept import KeptPrefixes
+    from cm3run.generation.prompts import KeptPrefixes
     from cm3run.generation.row import ActiveRequest
+
+
+#: Captures a function's work and returns a function that repeats it on the tensors' current contents.
+Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
+
+#: Fewest steps of a run for which capturing pays off: it costs about three steps.
+FEWEST_STEPS = 8
+
+
+class StepInputs(NamedTuple):
+    """What a step reads: hidden states [S, E] (None: those that the step before has left), weights [n, G], positions
+    [n], and the cells [S, 1] that are drawn."""
+
+    hidden_SE: Tensor | None
+    weights_nG: Tensor
+    position_n: Tensor
+    cells_S1: Tensor
+
+
+class CapturedStep:
+    """The step of a batch whose requests form one group.
+
+    Args:
+        draw: (hidden [S, E], weights [n, G], position [n]) -> (tokens [n], log-probability [n]).
+        read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, which are written to the
+            cache but not counted.
+        cache: counts the tokens written.
+        first: of the first step; only their shapes matter.
+        capture: `cuda_graph`.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        read: Callable[[Tensor, Tensor], Tensor],
+        cache: KVCache,
+        first: StepInputs,
+        capture: Capture,
+    ) -> None:
+        self.cache = cache
+        hidden_SE, *others = first
+        assert hidden_SE is not None
+        self.hidden_SE = hidden_SE.clone()
+        self.weights_nG, self.position_n, self.cells_S1 = (one.clone() for one in others)
+        position_n = self.position_n
+        self.tokens_n, self.log_n = (
+            torch.empty_like(position_n),
+            torch.zeros(len(position_n), dtype=torch.float64, device=position_n.device),
+        )
+
+        def step() -> None:
+            tokens_n, log_n = draw(self.hidden_SE, self.weights_nG, self.position_n)
+            self.tokens_n.copy_(tokens_n)
+            self.log_n.copy_(log_n)
+            self.hidden_SE.copy_(read(tokens_n, self.cells_S1))
+            cache.count_on_device()
+
+        lengths_B = cache.length_B.clone()
+        self._replay = capture(step)
+        cache.length_B.copy_(lengths_B)  # capturing ran it
+
+    def __call__(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        """One step; returns copies of tokens and log-probabilities."""
+        if inputs.hidden_SE is not None:
+            self.hidden_SE.copy_(inputs.hidden_SE)
+        self.weights_nG.copy_(inputs.weights_nG)
+        self.position_n.copy_(inputs.position_n)
+        self.cells_S1.copy_(inputs.cells_S1)
+        self._replay()
+        self.cache.count_on_host()
+        return self.tokens_n.clone(), self.log_n.clone()
+
+
+def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Warm up on a separate stream, as capturing requires, then capture.
+
+    Args:
+        step: launches on `device` alone.
+        device: the decoder's. Streams and graphs belong to the current device, which may be another:
+            a graph captured there would be empty.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # other threads (a data loader, a server) may use the device meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay
 
 
 #: A cache with a row for each prompt, and the hidden states [S, E] after them.
@@ -270,23 +371,14 @@ class Batch:
             return self.decoder.hidden_states(fed_S1, cells_BT=cells_S1, cache=cache)[:, 0]
 
         if self._captured is None or self._captured[0] is not group:
-            captured = CapturedStep(
-                draw,
-                read,
-                cache,
-                self._hidden_SE,
-                weights_mnG[0],
-                position_n,
-                cells_Sm[:, :1],
-                self._capture,
-            )
-            self._captured = group, captured
+            first = StepInputs(self._hidden_SE, weights_mnG[0], position_n, cells_Sm[:, :1])
+            self._captured = group, CapturedStep(draw, read, cache, first, self._capture)
         captured = self._captured[1]
         hidden_SE: Tensor | None = self._hidden_SE
         log_probability_n = torch.zeros(len(self.rows), dtype=torch.float64, device=self._device)
         for step in range(num):
             tokens_n, log_n = captured(
-                hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None]
+                StepInputs(hidden_SE, weights_mnG[step], position_n, cells_Sm[:, step, None])
             )
             drawn.append(tokens_n)
             hidden_SE, position_n, log_probability_n = (

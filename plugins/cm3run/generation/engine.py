@@ -2,22 +2,30 @@
 
     engine.complete(requests)       completions, in order
     engine.stream(requests)         an iterator of events: tokens, pieces of text, partial pictures, finished, failed
-    engine.open()                   a session, which requests join and leave at any time (continuous batching)
+    engine.open()                   a session
 
-Prompts are read once: equal ones (candidates) and common prefixes (retrieved documents that several
-guidance streams see) share their keys and values. `cm3run.generation.batch` describes a step.
+Batching is continuous: requests join a session as soon as there is room, and leave it when they are done. Prompts are
+read once: equal ones (candidates) and common prefixes (retrieved documents that several guidance streams see) share
+their keys and values. `cm3run.generation.batch` describes a step.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, overload
 
+import numpy as np
+import torch
+
+from cm3core.document import NO_CELL, IntArray
 from cm3core.errors import CM3Error, GenerationError
-from cm3run.generation.cuda_graph import Capture, cuda_graph
+from cm3core.faults import raise_interrupt, told
+from cm3run.generation.batch import Batch, Capture, cuda_graph
 from cm3run.generation.events import (
     MAX_SEED,
     Cancelled,
@@ -30,24 +38,323 @@ from cm3run.generation.events import (
     Request,
     TextGrown,
     TokensDrawn,
+    Trace,
     candidate_seed,
     turn_of,
     wrong_request,
 )
-from cm3run.generation.prepare import Preparer
-from cm3run.generation.session import Session
+from cm3run.generation.prepare import EngineOptions, Preparer
+from cm3run.generation.prompts import feed
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, InferenceDecoder
     from cm3core.interfaces.sampler import Sampler
+    from cm3core.sequence.grammar import Hole
     from cm3core.sequence.serialize import Serializer
     from cm3core.vocab import Vocabulary
+    from cm3run.generation.row import ActiveRequest
+
+
+logger = logging.getLogger("cm3.engine")
+
+
+class Session:
+    """Requests in flight and in the queue; made by `Engine.open`, for use by one thread.
+
+    At most `preparer.max_rows` stream rows are in flight (a request with more streams is refused),
+    and their keys and values fit `preparer.cache_bytes`. Requests can be submitted at any time; the
+    queue is first come, first served. Several sessions of one preparer may run at the same time.
+
+    Whatever a component raises, the requests that it was asked for fail, and no others. Where one can't tell
+    which these are (the decoder fails on a batch), the requests of that batch are drawn again in halves, each with
+    its own seed and so the same tokens, until it is one request that fails.
+
+    Args:
+        preparer: turns requests into rows; holds the decoder that completes them.
+        capture: how steps are captured, see `Batch`.
+        details: whether `step` also reports tokens, pieces of text and partial pictures.
+        record: keep the log-probabilities of every token, for `Completion.trace`. Steps are not
+            captured then.
+        share: of the rows and of the memory that this session takes, of several that run side by side; a
+            single request may take more.
+    """
+
+    #: Sessions that step at the same time, this one included: they share the threads of the CPU.
+    num_sharing = 1
+
+    def __init__(
+        self,
+        preparer: Preparer,
+        capture: Capture | None = None,
+        *,
+        details: bool = True,
+        record: bool = False,
+        share: float = 1.0,
+    ) -> None:
+        self._share, self._capture = share, capture
+        self.preparer, self.details, self.record = preparer, details, record
+        self._batch = Batch(preparer.inference, capture, preparer.kept)
+        self._queue: deque[ActiveRequest] = deque()
+        self._pending: list[Event] = []
+        #: Requests that are drawn again apart from others, and those of the step that is under way.
+        self._apart: deque[list[ActiveRequest]] = deque()
+        self._stepping: list[ActiveRequest] = []
+        self._next = 0
+        #: Tokens drawn so far, over all requests.
+        self.num_drawn = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do or to report."""
+        return bool(self._queue or self._batch.rows or self._pending or self._apart)
+
+    @property
+    def num_rows(self) -> int:
+        """Stream rows in flight."""
+        return self._batch.num_rows
+
+    @property
+    def waiting(self) -> tuple[ActiveRequest, ...]:
+        """Requests that have not joined yet, in order."""
+        return (*(row for rows in self._apart for row in rows), *self._queue)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request.
+
+        Returns:
+            its number in events: 0, 1, ...
+
+        Raises:
+            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
+                it, values of other types than a request has, a sampler whose plan fails. Nothing is
+                queued then.
+        """
+        try:
+            prepared = self.preparer.prepare(self._next, request)
+        except CM3Error:
+            raise
+        except BaseException as error:  # what a request holds is its own fault, and no neighbour's
+            raise_interrupt(error)
+            raise GenerationError(
+                f"request {self._next}",
+                f"can't be prepared ({told(error)})",
+                "see `Request` for what it holds, and the sampler's plan",
+            ) from error
+        if self.record:
+            prepared.trace = Trace()
+        self._queue.append(prepared)
+        self._next += 1
+        return self._next - 1
+
+    def cancel(self, number: int) -> bool:
+        """Remove a request, queued or in flight; its rows are free at once.
+
+        Returns False if the request is no longer there.
+        """
+        for waiting in (self._queue, *self._apart):
+            for row in waiting:
+                if row.number == number:
+                    waiting.remove(row)
+                    self._apart = deque(rows for rows in self._apart if rows)
+                    self._pending.append(Cancelled(number))
+                    return True
+        for row in self._batch.rows:
+            if row.number == number:
+                self._pending.append(Cancelled(number))
+                self._drop([row])
+                return True
+        return False
+
+    def events(self) -> Iterator[Event]:
+        """All events until nothing is left to do.
+
+        Between two events, requests may be submitted and cancelled.
+        """
+        while self.busy:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Let waiting requests join, draw some tokens for every request, and return the events.
+
+        At most one row of a picture is drawn per request.
+        """
+        events, self._pending = self._pending, []
+        try:
+            with self.preparer.threads():
+                self._step(events)
+        except BaseException as error:
+            raise_interrupt(error)
+            self._set_apart(self._stepping, error)
+        return events + self._take_pending()
+
+    def _step(self, events: list[Event]) -> None:
+        """One step, whose events are added to `events`."""
+        self._stepping = list(self._batch.rows)
+        self._admit()
+        rows = self._stepping = list(self._batch.rows)
+        if not rows:
+            return
+        before = [(row.grammar.hole, len(row.grammar.contents)) for row in rows]
+        with self.preparer.threads(self.num_rows, self.num_sharing):
+            drawn = self._batch.step(self.preparer.serializer.grid[1])
+        self.num_drawn += sum(map(len, drawn))
+        failed = []
+        for row, (hole, number), tokens in zip(rows, before, drawn, strict=True):
+            closed = len(row.grammar.contents) > number
+            try:
+                events += self._events_of(row, hole, tokens, closed=closed)
+            except BaseException as error:  # of a text tokenizer, for one
+                raise_interrupt(error)
+                events.append(Failed(row.number, wrong_request(row.number, error)))
+                failed.append(row)
+        if failed:
+            self._drop(failed)
+
+    def _events_of(
+        self, row: ActiveRequest, hole: Hole, tokens: IntArray, *, closed: bool
+    ) -> list[Event]:
+        """What a step has done to a request."""
+        if row.error is not None:
+            return [Failed(row.number, row.error)]
+        events = (
+            row.events(self.preparer.serializer, hole, tokens, closed=closed)
+            if self.details
+            else []
+        )
+        return [*events, self._finished(row)] if row.grammar.done else events
+
+    def _finished(self, row: ActiveRequest) -> Event:
+        document = self.preparer.serializer.fill(row.document, row.grammar.contents)
+        if row.trace is not None:
+            row.trace.document, row.trace.contents = row.document, tuple(row.grammar.contents)
+        facts = row.log_probability, row.num_drawn, row.trace, tuple(row.grammar.ends)
+        return Finished(row.number, Completion(document, *facts))
+
+    # ---- what fails
+
+    def _drop(self, rows: list[ActiveRequest]) -> None:
+        """Free the rows of requests, if they have any."""
+        others = [other for other in self._batch.rows if other not in rows]
+        try:
+            with torch.inference_mode():
+                self._batch.drop(rows)
+        except BaseException as error:
+            raise_interrupt(error)
+            self._set_apart(others, error)
+
+    def _set_apart(
+        self, rows: list[ActiveRequest], error: BaseException, *, in_flight: bool = True
+    ) -> None:
+        """After a failure that may concern any of `rows`: a single one fails, several are drawn again in halves.
+        A request that failed by itself meanwhile has failed.
+
+        Args:
+            rows: all that are in flight, and those that were joining them.
+            error: what was raised.
+            in_flight: False: `rows` were joining, and those in flight go on.
+
+        Raises:
+            BaseException: the error, where the decoder has stopped working.
+        """
+        if not self._decoder_works():
+            raise error
+        if in_flight:
+            self._batch = Batch(self.preparer.inference, self._capture, self.preparer.kept)
+        if len(rows) == 1 and rows[0].error is None:
+            rows[0].error = wrong_request(rows[0].number, error)
+        again = []
+        for row in rows:
+            if row.error is None:
+                self._begin_again(row)
+            if row.error is None:
+                again.append(row)
+            else:
+                self._pending.append(Failed(row.number, row.error))
+        if again:
+            logger.error(
+                "a step of %d requests failed; they are drawn again in halves",
+                len(rows),
+                exc_info=error,
+            )
+        half = (len(again) + 1) // 2
+        self._apart.extend(part for part in (again[:half], again[half:]) if part)
+
+    def _begin_again(self, row: ActiveRequest) -> None:
+        try:
+            fresh = self.preparer.prepare(row.number, row.request)
+        except BaseException as error:
+            raise_interrupt(error)
+            row.error = wrong_request(row.number, error)
+            return
+        fresh.trace = Trace() if self.record else None
+        row.begin_again(fresh)
+
+    def _decoder_works(self) -> bool:
+        """Whether the decoder reads a token: not where its device is lost, for one."""
+        decoder = self.preparer.inference
+        try:
+            with torch.inference_mode():
+                token, cell = np.zeros(1, np.int32), np.full(1, NO_CELL, np.int32)
+                hidden_1E = feed(decoder, decoder.allocate_cache(1, 1), [token], [cell])
+                decoder.logits(hidden_1E, range(1)).cpu()
+        except BaseException as error:
+            raise_interrupt(error)
+            return False
+        return True
+
+    def _take_pending(self) -> list[Event]:
+        events, self._pending = self._pending, []
+        return events
+
+    def _admit(self) -> None:
+        """Join as many requests from the head of the queue as there is room for."""
+        joining: list[ActiveRequest] = []
+        taken = 0, 0
+        if self._apart:
+            if self._batch.rows:  # these finish first
+                return
+            joining = self._apart.popleft()
+            longest = max(row.longest for row in joining)
+            self._join(joining, sum(len(row.prompts) for row in joining), longest)
+            return
+        rows, longest = (
+            self._batch.num_rows,
+            max((row.longest for row in self._batch.rows), default=0),
+        )
+        while self._queue:
+            row = self._queue[0]
+            rows, longest = rows + len(row.prompts), max(longest, row.longest)
+            in_flight = bool(joining or self._batch.rows)
+            if in_flight and (
+                rows > self._share * self.preparer.max_rows
+                or self.preparer.exceeds_memory(rows, longest, self._share)
+            ):
+                break
+            joining.append(self._queue.popleft())
+            taken = rows, longest
+        if joining:
+            self._join(joining, *taken)
+
+    def _join(self, rows: list[ActiveRequest], num_rows: int, longest: int) -> None:
+        """Read the prompts of requests, and let them join."""
+        try:
+            self.preparer.make_room(num_rows, longest, self._share)
+            read = self._batch.read(rows)
+        except BaseException as error:  # those in flight are as they were
+            raise_interrupt(error)
+            self._set_apart(rows, error, in_flight=False)
+            return
+        self._stepping += rows
+        self._batch.join(rows, read)
+
 
 __all__ = [
     "MAX_SEED",
     "Cancelled",
     "Completion",
     "Engine",
+    "EngineOptions",
     "Event",
     "Failed",
     "Finished",
@@ -91,16 +398,8 @@ class Engine:
         sampler: for requests that name none: which guidance streams, and how they are mixed and
             filtered.
         vocabulary: the decoder's.
-        max_text_tokens: most tokens of a text in training. Texts of retrieved documents are cut to
-            it, as in training; longer ones in a request are refused, or cut too (see
-            `Request.truncate`). None: any length.
-        max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
-            it bounds memory.
-        num_threads: threads of torch on the CPU during generation. None: one for a small decoder's steps of
-            few rows, else unchanged.
-        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". Nothing is
-            measured here: `Model` does that.
-        inference: the decoder, already arranged for generation; `precision` is its own then.
+        options: what it may use, and how it reads texts.
+        inference: the decoder, already arranged for generation; the precision of `options` is not used then.
     """
 
     def __init__(
@@ -109,26 +408,17 @@ class Engine:
         serializer: Serializer,
         sampler: Sampler,
         vocabulary: Vocabulary,
+        options: EngineOptions | None = None,
         *,
-        max_text_tokens: int | None = None,
-        max_rows: int = 64,
-        num_threads: int | None = None,
-        precision: str = "auto",
         inference: InferenceDecoder | None = None,
     ) -> None:
+        options = EngineOptions() if options is None else options
         self.decoder, self.serializer, self.vocabulary = decoder, serializer, vocabulary
-        self.inference = decoder.for_inference(precision) if inference is None else inference
-        #: Turns requests into rows of a batch.
-        self.preparer = Preparer(
-            decoder,
-            self.inference,
-            serializer,
-            sampler,
-            vocabulary,
-            max_text_tokens=max_text_tokens,
-            max_rows=max_rows,
-            num_threads=num_threads,
+        self.inference = (
+            decoder.for_inference(options.precision) if inference is None else inference
         )
+        #: Turns requests into rows of a batch.
+        self.preparer = Preparer(decoder, self.inference, serializer, sampler, vocabulary, options)
         #: How steps are captured: as CUDA graphs on CUDA, not at all elsewhere.
         device = self.inference.device
         self.capture: Capture | None = (

@@ -1,4 +1,8 @@
-"""Groups of a batch: requests whose next tokens are drawn in one sampler call.
+"""Groups of a batch: requests whose next tokens are drawn in one sampler call, and the penalty on what they repeat.
+
+The penalty makes logits of what a request has read or drawn smaller. Keskar et al. 2019 (CTRL, arXiv:1909.05858),
+section 4.1, as transformers' `RepetitionPenaltyLogitsProcessor`: a logit above zero is divided by the penalty, one
+below multiplied.
 
 Legend: n requests of a group, G guidance streams, S stream rows of the batch, m draws, E model
 dimension, R ids of a legal slice; a suffix g stands for the stream rows of one group.
@@ -20,16 +24,76 @@ from cm3core.faults import raise_interrupt
 from cm3core.interfaces.component import broken
 from cm3core.interfaces.sampler import share_draws
 from cm3run.generation.events import wrong_request
-from cm3run.generation.penalty import RepetitionPenalty
-from cm3run.generation.sampling import reads_stream
-from cm3run.generation.states import StateTable
+from cm3run.generation.sampling import StateTable, reads_stream
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import InferenceDecoder
     from cm3core.interfaces.sampler import Sampler, SamplingPlan
     from cm3core.sequence.grammar import LegalIds
     from cm3run.generation.row import ActiveRequest
-    from cm3run.generation.states import Form
+    from cm3run.generation.sampling import Form
+
+
+@dataclass(eq=False)
+class RepetitionPenalty:
+    """What is penalised in the rows of a group, and by how much.
+
+    Args:
+        factor_g1: float32; the penalty of each stream row's request.
+        owner_g: int64; the request of each stream row.
+        seen_nR: bool; the ids that each request has read or drawn.
+    """
+
+    factor_g1: Tensor
+    owner_g: Tensor
+    seen_nR: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[ActiveRequest],
+        owners: Sequence[int],
+        ids: range,
+        device: torch.device,
+    ) -> RepetitionPenalty | None:
+        """The penalty of requests; None if none has one.
+
+        Args:
+            rows: the requests.
+            owners: for each stream row, its request among them.
+            ids: the slice.
+        """
+        factors = np.array([row.plan().repetition_penalty for row in rows], np.float32)
+        if (factors == 1).all():
+            return None
+        seen_nR: BoolArray = np.zeros((len(rows), len(ids)), np.bool_)
+        for place, row in enumerate(rows):
+            tokens = seen_by(row)
+            seen_nR[place, tokens[(tokens >= ids.start) & (tokens < ids.stop)] - ids.start] = True
+        owner_g = np.asarray(owners, np.int64)
+        return cls(
+            torch.from_numpy(factors[owner_g][:, None]).to(device),
+            torch.from_numpy(owner_g).to(device),
+            torch.from_numpy(seen_nR).to(device),
+        )
+
+    def penalised(self, logits_gR: Tensor) -> Tensor:
+        """The logits [g, R] after the penalty; those given stay as they are."""
+        smaller_gR = torch.where(
+            logits_gR > 0, logits_gR / self.factor_g1, logits_gR * self.factor_g1
+        )
+        return torch.where(self.seen_nR[self.owner_g], smaller_gR, logits_gR)
+
+    def add(self, index_n: Tensor) -> None:
+        """Take in what each request has drawn, as places in the slice."""
+        self.seen_nR[torch.arange(len(index_n), device=index_n.device), index_n] = True
+
+
+def seen_by(row: ActiveRequest) -> IntArray:
+    """Ids int32 that a request has read, in the prompt that shows most, or drawn."""
+    prompt = row.prompts[row.local[row.plan().reference]].tokens
+    drawn = [np.asarray(row.grammar.current, np.int32), *row.grammar.contents]
+    return np.concatenate([prompt, *drawn]).astype(np.int32)
 
 
 class Tables(NamedTuple):
@@ -140,7 +204,7 @@ class Group:
         if self.states is not None:
             assert cell_n is not None
             self.states.cell_n = cell_n[self.index_n]
-        used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+        used_gR = self._penalised(logits_gR)
         tables = Tables(self.stream_rows_nG, weights_nG, self.allowed_nR, self.seed_n, position_n)
         try:
             tokens_n = self._call(used_gR, slice(None), tables)
@@ -150,25 +214,24 @@ class Group:
                 raise
             # what the failed call has written to doesn't count
             logits_gR = decoder.logits(hidden_gE, self.ids).float()
-            used_gR = logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
+            used_gR = self._penalised(logits_gR)
             tables = self._tables_anew(step)
             self.stream_rows_nG, self.allowed_nR = tables.stream_rows_nG, tables.allowed_nR
-            weights_nG, self.seed_n, position_n = (
-                tables.weights_nG,
-                tables.seed_n,
-                tables.position_n,
-            )
+            self.seed_n = tables.seed_n
             tokens_n = self._one_by_one(used_gR, step, error)
         if self.penalty is not None:
             self.penalty.add(self.clamped(tokens_n) - self.ids.start)
         if self.states is not None:
-            self.states.record(self.clamped(tokens_n), position_n)
+            self.states.record(self.clamped(tokens_n), tables.position_n)
         log_n = _log_probability(
             logits_gR[self.reference_n], self.allowed_nR, tokens_n - self.ids.start
         )
         if self.drawn is not None:
-            self.drawn.append(self._recorded(used_gR, weights_nG, tokens_n, log_n))
+            self.drawn.append(self._recorded(used_gR, tables.weights_nG, tokens_n, log_n))
         return tokens_n, log_n
+
+    def _penalised(self, logits_gR: Tensor) -> Tensor:
+        return logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
 
     def _recorded(
         self, logits_gR: Tensor, weights_nG: Tensor, tokens_n: Tensor, log_n: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,11 @@ from cm3core.interfaces.component import broken, shown
 from cm3core.interfaces.sampler import SamplingPlan, StatefulSampler
 from cm3core.interfaces.sampler_state import RequestStart
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens, num_unlimited, with_limits
-from cm3run.generation.device_memory import cache_limit
+from cm3run.devices import cache_limit
 from cm3run.generation.events import Request, candidate_seed
-from cm3run.generation.kept import KeptPrefixes
+from cm3run.generation.prompts import KeptPrefixes
 from cm3run.generation.row import ActiveRequest, different
-from cm3run.generation.sampling import reads_stream
-from cm3run.generation.states import RequestState
+from cm3run.generation.sampling import RequestState, reads_stream
 
 if TYPE_CHECKING:
     from cm3core.interfaces.decoder import Decoder, InferenceDecoder
@@ -49,13 +48,35 @@ SHORTEN = "shorten it"
 SHORTEN_OR_TRUNCATE = "shorten it, or read only its beginning (truncate)"
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What an engine may use, and how it reads texts.
+
+    Args:
+        max_text_tokens: most tokens of a text in training. Texts of retrieved documents are cut to
+            it, as in training; longer ones in a request are refused, or cut too (see
+            `Request.truncate`). None: any length.
+        max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
+            it bounds memory.
+        num_threads: threads of torch on the CPU during generation. None: one for a small decoder's steps of
+            few rows, else unchanged.
+        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". An engine measures
+            nothing: `Model` does that.
+    """
+
+    max_text_tokens: int | None = None
+    max_rows: int = 64
+    num_threads: int | None = None
+    precision: str = "auto"
+
+
 class Preparer:
     """Turns each request into a row of a batch, or reports why it can't be completed.
 
     Args:
         decoder: its context length and size are used; the size decides the number of threads.
         inference: the same decoder prepared for inference; it completes the prepared requests.
-        serializer, sampler, vocabulary, max_text_tokens, max_rows, num_threads: see `Engine`.
+        serializer, sampler, vocabulary, options: see `Engine`.
     """
 
     def __init__(
@@ -65,18 +86,16 @@ class Preparer:
         serializer: Serializer,
         sampler: Sampler,
         vocabulary: Vocabulary,
-        *,
-        max_text_tokens: int | None,
-        max_rows: int,
-        num_threads: int | None,
+        options: EngineOptions,
     ) -> None:
+        max_rows, num_threads = options.max_rows, options.num_threads
         if max_rows < 1:
             raise GenerationError("max_rows", f"is {max_rows}", "use 1 or more")
         if num_threads is not None and not 1 <= num_threads <= MAX_THREADS:
             raise GenerationError("num_threads", f"is {num_threads}", f"use 1 to {MAX_THREADS:,}")
         self.decoder, self.inference = decoder, inference
         self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
-        self.max_text_tokens, self.max_rows = max_text_tokens, max_rows
+        self.max_text_tokens, self.max_rows = options.max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
         #: Threads of a small decoder's step of many rows. None: as of any other.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cm3core.sequence.grammar import Hole
     from cm3core.sequence.prompt_writer import Prompt
     from cm3core.sequence.serialize import Serializer
-    from cm3run.generation.states import RequestState
+    from cm3run.generation.sampling import RequestState
 
 #: Written by a tokenizer for bytes that don't form a character (yet).
 REPLACEMENT = "\ufffd"

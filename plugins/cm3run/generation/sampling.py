@@ -1,19 +1,32 @@
-"""Sampling plans as tensors, which a sampler's `draw` passes to a kernel; weights at positions.
+"""What samplers are called with: plans as tensors, the weights of streams at positions, and state.
 
-Legend: n requests, G guidance streams.
+The state of a sampler is kept with each request, and gathered into tables for the calls of a group. A table is made
+whenever requests are grouped anew (something joined, left or came to another kind of position), from what each request
+has; between that, it stays on the device.
+
+Legend: n requests of a group, G guidance streams, C cells of a picture, T tokens that can be drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from cm3core.document import Codes, IntArray
 from cm3core.interfaces.sampler import Filters, SamplingPlan
+from cm3core.interfaces.sampler_state import DrawState, flat_state, stacked
+from cm3core.sequence.grammar import num_draws
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.sampler import StatefulSampler
+    from cm3core.interfaces.sampler_state import RequestStart
+    from cm3core.sequence.grammar import HoleGrammar
 
 
 def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[str, Any]:
@@ -64,3 +77,113 @@ def stream_weights(plan: SamplingPlan, first: int, last: int, num: int) -> npt.N
 def reads_stream(plan: SamplingPlan, stream: int) -> bool:
     """Whether a plan needs a stream's logits: it has a weight, or decides plausibility."""
     return plan.streams[stream].weight != 0 or stream == plan.reference
+
+
+#: Names, shapes and types of a state: requests share a table if theirs are equal.
+Form: TypeAlias = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+class RequestState:
+    """What a stateful sampler remembers of one request.
+
+    Args:
+        sampler: gives the initial state.
+        start: the request.
+        grammar: its position in its holes.
+    """
+
+    def __init__(self, sampler: StatefulSampler, start: RequestStart, grammar: HoleGrammar) -> None:
+        self.document, self.grid, self.grammar = start.document, start.grid, grammar
+        self._values: dict[str, Tensor] = flat_state(sampler.initial_state(start))
+        self._table: tuple[StateTable, int] | None = None
+        self.form: Form = tuple(
+            (name, value.shape, value.dtype) for name, value in sorted(self._values.items())
+        )
+        #: Ids drawn so far.
+        self.drawn: list[IntArray] = []
+
+    def values(self) -> dict[str, Tensor]:
+        """The present state, by full names."""
+        if self._table is None:
+            return self._values
+        table, place = self._table
+        return {name: value[place] for name, value in table.values.items()}
+
+    def move(self, table: StateTable, place: int) -> None:
+        """From now on the state is a row of `table`."""
+        self._table, self._values = (table, place), {}
+
+    def picture(self) -> npt.NDArray[np.int64]:
+        """Codes of the picture that the request is filling, -1 where there is none, int64 [C]."""
+        num_rows, num_columns = self.grid
+        codes = np.full(num_rows * num_columns, -1, np.int64)
+        grammar = self.grammar
+        if grammar.modality == "text":
+            return codes
+        segment = self.document[grammar.hole.segment]
+        if isinstance(segment, Codes):
+            given = np.ones(len(codes), np.bool_) if segment.missing is None else ~segment.missing
+            codes[given] = segment.codes[given]
+        filled = [*grammar.contents, np.asarray(grammar.current, np.int32)]
+        for hole, content in zip(grammar.holes, filled, strict=False):  # later holes are empty
+            if hole.segment == grammar.hole.segment and hole.cells is not None:
+                codes[hole.cells[: len(content)]] = grammar.vocabulary.to_codes(content)
+        return codes
+
+
+class StateTable:
+    """States of a group's requests, and what they have drawn, on the decoder's device.
+
+    Args:
+        states: of the group's requests, all of the same form and at positions of one modality.
+        device: the decoder's.
+    """
+
+    def __init__(self, states: Sequence[RequestState], device: torch.device) -> None:
+        grammar = states[0].grammar
+        self.grid, vocabulary = states[0].grid, grammar.vocabulary
+        self._image_start = vocabulary.image.start
+        #: Code of each image id, where it is not its place in their range.
+        self._code_of: Tensor | None = None
+        if not vocabulary.codes_in_order:
+            ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
+            self._code_of = torch.from_numpy(vocabulary.to_codes(ids)).long().to(device)
+        self._draws_codes = grammar.modality == "image"
+        self.values: dict[str, Tensor] = {
+            name: value.to(device)
+            for name, value in stacked([state.values() for state in states]).items()
+        }
+        drawn_nT = np.full((len(states), max(num_draws(one.grammar.holes) for one in states)), -1)
+        for place, state in enumerate(states):
+            state.move(self, place)
+            drawn = np.concatenate([np.zeros(0, np.int32), *state.drawn])
+            drawn_nT[place, : len(drawn)] = drawn
+        codes_nC = np.stack([state.picture() for state in states])
+        #: Raster index of the cell that each request draws next, -1 for text; set before each draw.
+        self.cell_n = torch.full((len(states),), -1, device=device)
+        self._drawn_nT = torch.from_numpy(drawn_nT).to(device)
+        self._codes_nC = torch.from_numpy(codes_nC).to(device)
+
+    def at(self, part: slice) -> DrawState:
+        """A copy of the rows `part` for one call: a draw that fails leaves no trace here."""
+        return DrawState(
+            {name: value[part].clone() for name, value in self.values.items()},
+            grid=self.grid,
+            cell_n=self.cell_n[part].clone(),
+            codes_nC=self._codes_nC[part].clone(),
+            drawn_nT=self._drawn_nT[part].clone(),
+        )
+
+    def keep(self, state: DrawState, part: slice) -> None:
+        """Replace the rows `part` by what a draw has made of them."""
+        for name, value in state.values().items():
+            self.values[name][part] = value
+
+    def record(self, tokens_n: Tensor, position_n: Tensor) -> None:
+        """Add the tokens drawn at these positions."""
+        self._drawn_nT.scatter_(1, position_n[:, None], tokens_n[:, None])
+        if self._draws_codes:
+            codes_n = tokens_n - self._image_start
+            if self._code_of is not None:
+                codes_n = self._code_of[codes_n]
+            self._codes_nC.scatter_(1, self.cell_n[:, None], codes_n[:, None])

@@ -16,7 +16,7 @@ from cm3core._lazy import exporter
 if TYPE_CHECKING:
     from cm3run.model.aio import AsyncModel
     from cm3run.model.async_engine import AsyncEngine
-    from cm3run.model.conversation import Conversation
+    from cm3run.model.chatting import Conversation
     from cm3run.model.model import Model, load
     from cm3run.model.results import (
         Choice,
@@ -59,7 +59,7 @@ __getattr__ = exporter(
         "AsyncEngine": "async_engine",
         "AsyncModel": "aio",
         "Choice": "results",
-        "Conversation": "conversation",
+        "Conversation": "chatting",
         "GeneratedImage": "results",
         "GeneratedText": "results",
         "ImageReady": "results",

@@ -19,17 +19,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cm3core.arguments import Count, check_value, checked
 from cm3core.document import Codes, Document, PixelArray
 from cm3core.errors import GenerationError
 from cm3run.generation.engine import Completion, Event, Failed, Finished, Request, candidate_seed
-from cm3run.model.async_chatting import AsyncChatting
-from cm3run.model.async_engine import AsyncEngine
-from cm3run.model.coroutines import cancelled, in_thread, together
+from cm3run.model.async_engine import AsyncEngine, cancelled, in_thread, together
+from cm3run.model.chatting import ReplyOptions
 from cm3run.model.drawing import result_events
-from cm3run.model.jobs import Job
+from cm3run.model.jobs import Job, advance, placed
 from cm3run.model.loaded import check_kept
 from cm3run.model.results import (
     GeneratedImage,
@@ -38,16 +37,18 @@ from cm3run.model.results import (
     InfilledImage,
     InfillReady,
 )
+from cm3run.model.turns import Reply, ReplyReady, Turn
 
 if TYPE_CHECKING:
     from cm3core.interfaces.task import Record
     from cm3run.model.loaded import Picture
     from cm3run.model.model import Model
 
+
 T = TypeVar("T")
 
 
-class AsyncModel(AsyncChatting):
+class AsyncModel:
     """A `Model` for coroutines; the requests of all callers share one batch.
 
     Its methods take the same arguments, except `progress`.
@@ -194,6 +195,42 @@ class AsyncModel(AsyncChatting):
         """See `Model.ask`."""
         job, _ = await self._aside(self.model.ask_job, picture, question, **options)
         return await self._result(job)
+
+    async def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
+        """See `Model.chat`."""
+        async with aclosing(self.chat_events(conversation, **options)) as events:
+            async for event in events:
+                if isinstance(event, ReplyReady):
+                    return event.reply
+        raise AssertionError("a stream ends with a reply")
+
+    async def chat_events(
+        self, conversation: str | Sequence[Turn], **options: Any
+    ) -> AsyncGenerator[Event, None]:
+        """The events of `Model.chat_events` for one conversation. Leaving it ends the work.
+
+        Raises what `Model.chat` does.
+        """
+        chain = self.model.reply_chain(conversation, ReplyOptions.of(options))
+        completion: Completion | None = None
+        while True:
+            events, step, reply = await self._aside(advance, chain, completion)
+            for event in events:
+                yield event
+            if step is None:
+                assert reply is not None
+                yield ReplyReady(0, reply)
+                return
+            # an async generator, as `AsyncEngine.stream` is
+            events_of_step = cast("AsyncGenerator[Event, None]", self.engine.stream(step.request))
+            async with aclosing(events_of_step) as stream:
+                async for event in stream:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Finished):
+                        completion = event.completion
+                    else:
+                        yield placed(event, 0, step.part)
 
     async def preview(self, codes: Codes) -> PixelArray:
         """See `Model.preview`."""

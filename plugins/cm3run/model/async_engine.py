@@ -1,4 +1,5 @@
-"""An engine for coroutines: many callers, whose requests share its batches.
+"""An engine for coroutines: many callers, whose requests share its batches; coroutines that run and end together, and
+functions that run beside them.
 
 Threads run the engine's sessions. A decoder whose steps are small has several, each on a thread of its
 own (`Preparer.num_sessions`): two batches on a core each are faster than one whose every product is split
@@ -15,15 +16,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, GenerationError
-from cm3core.faults import told
+from cm3core.faults import contained, told
 from cm3run.generation.engine import (
     Cancelled,
     Completion,
@@ -35,6 +37,42 @@ from cm3run.generation.engine import (
     Session,
 )
 from cm3run.generation.prepare import using_threads
+
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """The result of a function that blocks, run in a thread. What it raises ends its caller alone.
+
+    In a coroutine, `SystemExit` ends the event loop, `StopIteration` is never delivered, a `CancelledError` looks
+    like a caller that has left and a `TimeoutError` like the caller's own: they become a `GenerationError`.
+    """
+
+    def run() -> T:
+        with contained("component", futures.CancelledError, TimeoutError):
+            return function(*arguments, **options)
+
+    return await asyncio.to_thread(run)
+
+
+async def together(coroutines: Sequence[Any]) -> list[Any]:
+    """The results of coroutines run concurrently.
+
+    When one fails or the caller is cancelled, all are cancelled.
+    """
+    tasks = [asyncio.create_task(one) for one in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await cancelled(tasks)
+
+
+async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks still running, and wait until they have cleaned up."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
 
 logger = logging.getLogger("cm3.engine")
 

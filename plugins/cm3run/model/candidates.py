@@ -1,15 +1,22 @@
-"""How the results of one call are generated and chosen.
+"""How the results of one call are generated and chosen: its options, `num_candidates` candidates for each result
+(`--candidates`, best of n), the reranker that scores them, and the upscaler that follows.
 
-Sampler, retrieved documents, candidates, the reranker that chooses among them, and the upscaler
-that follows.
+`Plan.job` makes the candidates' requests, each with a seed of its own, scores what comes back (`Reranker.score`; the
+reranker `clip` compares picture and prompt) and keeps the best.
+
+The methods of `Model` take the options as keywords, together with the keys of the sampler, which only the
+sampler's config knows. "These keys, and any others" can't be typed (PEP 728 would allow it; mypy
+doesn't support it), so the methods take `**options: Any`, and `GenerationOptions.of` separates the
+two in one place; everything after it is typed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar, cast
 
+from cm3core.arguments import Called, Count, CountOrZero, Name, check_fields, check_value
 from cm3core.config.overrides import named_config
 from cm3core.document import Codes, Document, ImageHole, PixelArray, Text
 from cm3core.errors import GenerationError, close_match
@@ -18,15 +25,68 @@ from cm3core.plugins.registry import built
 from cm3run.generation.engine import Completion, Request, candidate_seed, turn_of
 from cm3run.generation.prepare import SHORTEN, SHORTEN_OR_TRUNCATE
 from cm3run.model.jobs import Job
-from cm3run.model.loaded import Loaded, check_kept, check_length, sampler_of, seen
-from cm3run.model.options import GenerationOptions
+from cm3run.model.loaded import Loaded, Picture, check_kept, check_length, sampler_of, seen
+from cm3run.model.prepending import Augmented, Retrieval
 from cm3run.model.results import Choice, GeneratedImage
-from cm3run.model.retrieval import Augmented, Retrieval
 
 if TYPE_CHECKING:
     from cm3core.interfaces.reranker import Reranker, RerankerConfig
     from cm3core.interfaces.sampler import Sampler
     from cm3core.interfaces.upscaler import Upscaler, UpscalerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """The options of one call; `Model` describes them.
+
+    Args:
+        sampling: keys of the sampler to change. Callers may also pass them directly.
+    """
+
+    seed: int = 0
+    num_retrieved: CountOrZero | None = None
+    context: Sequence[tuple[Picture, str]] = ()
+    num_candidates: Count | None = None
+    reranker: Name | None = None
+    sampler: Name | None = None
+    exclude: Annotated[Collection[str], Called("a list of documents' ids")] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, GenerationError)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
+        """The options among a call's keyword arguments; all other keys are the sampler's.
+
+        Raises:
+            GenerationError: an option has the wrong type or is out of its range.
+        """
+        names = {item.name for item in fields(cls)} - {"sampling"}
+        own = {name: options[name] for name in names if name in options}
+        rest = {key: value for key, value in options.items() if key not in names}
+        return cls(**own, sampling=sampler_keys(rest))
+
+
+def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the sampler, given as `sampling={...}`, directly, or both.
+
+    >>> sampler_keys({"temperature": 0.9, "sampling": {"guidance_scale": 1.5}})
+    {'guidance_scale': 1.5, 'temperature': 0.9}
+
+    Raises:
+        GenerationError: a key is given twice.
+    """
+    loose = {key: value for key, value in options.items() if key != "sampling"}
+    check_value("sampling", options.get("sampling"), Mapping[str, Any] | None, GenerationError)
+    grouped: Mapping[str, Any] = options.get("sampling") or {}
+    for key in grouped:
+        if key in loose:
+            raise GenerationError(
+                f"sampling[{key!r}]", f"is also given as {key}", "give it in one of the two places"
+            )
+    return {**grouped, **loose}
+
 
 T = TypeVar("T")
 #: Pixels of codes, uint8 [height, width, 3].

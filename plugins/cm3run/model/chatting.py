@@ -1,4 +1,4 @@
-"""Conversations with pictures in and out: the replies of `Model.chat`.
+"""Conversations with pictures in and out: the replies of `Model.chat`, and a `Conversation` that goes on.
 
 A layout with turns (`Layout.has_turns`) has conversations as the model's own sequences: a reply is
 text, a picture wherever the model begins one, text again, until the model ends its turn. Each of them
@@ -10,9 +10,12 @@ without a picture they draw one.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from cm3core.arguments import Count, CountOrZero, Name, check_fields, checked
 from cm3core.document import (
@@ -28,28 +31,29 @@ from cm3core.document import (
 from cm3core.errors import GenerationError
 from cm3run.generation.engine import Completion, Event, Failed, Request, candidate_seed
 from cm3run.generation.prepare import SHORTEN
-from cm3run.model.chains import Chain, Step, run_chains
-from cm3run.model.conversation_texts import ConversationTexts
+from cm3run.model.candidates import sampler_keys
 from cm3run.model.drawing import Drawing
-from cm3run.model.jobs import Done
+from cm3run.model.jobs import Chain, Done, Step, run_chains
 from cm3run.model.loaded import (
     Picture,
     check_length,
+    check_prompt,
     pixels_of,
     sampler_of,
     seen,
     text_hole,
 )
-from cm3run.model.options import sampler_keys
 from cm3run.model.results import GeneratedImage
-from cm3run.model.tasks import conversing_task
+from cm3run.model.tasks import CONVERSATION, conversing_task, named_task
 from cm3run.model.turns import (
     Answer,
+    Part,
     Reply,
     ReplyPart,
     ReplyPicture,
     ReplyReady,
     Turn,
+    as_text,
     beginnings,
     most_that_fit,
     turns_of,
@@ -59,6 +63,7 @@ from cm3run.model.writing import Writing, image_of
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
     from cm3run.model.jobs import Job
+
 
 #: Pictures of one reply, at most.
 MAX_PICTURES = 4
@@ -90,7 +95,7 @@ class ReplyOptions:
         return cls(**own, sampling=sampler_keys(rest))
 
 
-class Chatting(Drawing, Writing, ConversationTexts):
+class Chatting(Drawing, Writing):
     """A model that converses."""
 
     @checked(GenerationError)
@@ -349,6 +354,67 @@ class Chatting(Drawing, Writing, ConversationTexts):
         left_out = len(turns) - 1 - read
         return Reply((part,), asked.seed, "length" if cut else "stop", read, left_out, nats)
 
+    @checked(GenerationError)
+    def conversation_read(
+        self,
+        task: Name,
+        said: Sequence[tuple[str, str]],
+        *,
+        max_tokens: Count | None = None,
+        truncate: bool = False,
+        force: bool = False,
+        place: str = CONVERSATION,
+    ) -> tuple[str, int]:
+        """A conversation as the text that a task of conversations reads, and how many of the turns
+        before the last one it holds.
+
+        Args:
+            task: its name.
+            said: (role, text) of each turn, the last one the user's; those without text are left out.
+            max_tokens: of the answer.
+            truncate: leave out the oldest turns that don't fit; without, all are read, and a text that
+                is too long is refused.
+            place: what the conversation is called in a refusal.
+
+        Raises:
+            GenerationError: several turns are too long.
+        """
+        if not len(said):
+            raise GenerationError(place, "has no turn", "add what is to be answered")
+        kept = [(role, text) for role, text in said[:-1] if text]
+        number = len(kept)
+
+        def text_of(number: int) -> str:
+            return as_text([*kept[len(kept) - number :], said[-1]])
+
+        if truncate:
+            some = beginnings([role for role, _ in kept])
+            number = most_that_fit(
+                some, lambda one: self._is_read(task, text_of(one), max_tokens, force)
+            )
+        elif kept:
+            step = "shorten them, or leave out the oldest turns (truncate)"
+            prompt = self._asked_about(task, text_of(number), max_tokens, force)
+            check_prompt(self, place, prompt, truncate=False, next_step=step)
+        return text_of(number), number
+
+    def _asked_about(self, task: str, text: str, max_tokens: int | None, force: bool) -> Document:
+        """The prompt about a conversation; the picture, which has always one length, is blank."""
+        grid = self.components.image_tokenizer.grid
+        blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
+        chosen = named_task(self, task, force=force)
+        fields = {"image": blank, CONVERSATION: text}
+        return chosen.prompt(fields, max_tokens=text_hole(self.recipe, max_tokens).max_tokens)
+
+    def _is_read(self, task: str, text: str, max_tokens: int | None, force: bool) -> bool:
+        """Whether a conversation, and an answer to it, are short enough."""
+        prompt = self._asked_about(task, text, max_tokens, force)
+        try:
+            check_prompt(self, CONVERSATION, prompt, truncate=False)
+        except GenerationError:
+            return False
+        return self.engine.fits(Request(prompt))
+
 
 def _is_text(segments: list[Segment]) -> bool:
     return bool(segments) and isinstance(segments[-1], Text)
@@ -356,3 +422,76 @@ def _is_text(segments: list[Segment]) -> bool:
 
 def _pixels_or_file(picture: Path | PixelArray | ReplyPicture) -> Picture:
     return picture.pixels if isinstance(picture, ReplyPicture) else picture
+
+
+class Conversation:
+    """A conversation with a model.
+
+    >>> talk = Conversation(cm3core.load("anole"))                     # doctest: +SKIP
+    >>> talk.say("What is it?", Path("bell.png")).text                 # doctest: +SKIP
+    'A bell.'
+    >>> talk.say("Draw it in green.", answer="image").pictures[0]      # doctest: +SKIP
+
+    Args:
+        model: that replies.
+        turns: said so far.
+        seed: of the first reply; later ones have seeds that follow from it, so that a conversation
+            can be repeated.
+        options: of every reply, see `Model.chat`.
+
+    Raises:
+        GenerationError: the model was not tuned for conversations.
+    """
+
+    def __init__(
+        self, model: Chatting, turns: list[Turn] | None = None, *, seed: int = 0, **options: Any
+    ) -> None:
+        model.check_converses(force=bool(options.get("force")))
+        self.model, self.seed, self.options = model, seed, options
+        #: Said so far, replies too.
+        self.turns: list[Turn] = [] if turns is None else list(turns)
+
+    @property
+    def next_seed(self) -> int:
+        """The seed of the next reply."""
+        return candidate_seed(self.seed, sum(turn.role == "assistant" for turn in self.turns))
+
+    @checked(GenerationError)
+    def say(self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any) -> Reply:
+        """Say something, pictures before the text, and return the reply; both are added to `turns`.
+
+        `options`: of this reply, see `Model.chat`. What fails is not added.
+        """
+        for event in self.stream(text, *pictures, **options):
+            if isinstance(event, ReplyReady):
+                return event.reply
+        raise AssertionError("a stream ends with a reply")
+
+    @checked(GenerationError)
+    def stream(
+        self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any
+    ) -> Generator[Event, None, None]:
+        """The events of `say` with these arguments, as they happen; the last is `ReplyReady`. Leaving
+        it ends the work, and nothing is added."""
+        parts: tuple[Part, ...] = (*pictures, *([text] if text.strip() else []))
+        said = [*self.turns, Turn("user", parts)]
+        wanted = {"seed": self.next_seed, **self.options, **options}
+        with closing(self.model.chat_events([said], **wanted)) as events:
+            for event in events:
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, ReplyReady):
+                    self.turns = [*said, event.reply.turn] if event.reply.parts else said[:-1]
+                yield event
+
+    def undo(self) -> Turn | None:
+        """Take back what was said last, and its reply. Returns it; None: nothing was said."""
+        while self.turns:
+            last = self.turns.pop()
+            if last.role == "user":
+                return last
+        return None
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.turns = []

@@ -21,7 +21,7 @@ from cm3core.document import (
 from cm3core.errors import GenerationError
 from cm3core.plugins.registry import marked
 from cm3run.generation.engine import Completion, Event, Request
-from cm3run.model.candidates import Decode, Make, Plan, alternative_of, upscaler
+from cm3run.model.candidates import Decode, GenerationOptions, Make, Plan, alternative_of, upscaler
 from cm3run.model.conditions import GivenCondition, with_condition
 from cm3run.model.crop import Box, CentreCrop, region
 from cm3run.model.jobs import Done, Job
@@ -36,7 +36,7 @@ from cm3run.model.loaded import (
     seen,
     text_hole,
 )
-from cm3run.model.options import GenerationOptions
+from cm3run.model.prepending import Augmented
 from cm3run.model.results import (
     Choice,
     GeneratedImage,
@@ -45,7 +45,6 @@ from cm3run.model.results import (
     InfillReady,
     Scored,
 )
-from cm3run.model.retrieval import Augmented
 from cm3run.model.tasks import (
     edit_task,
     encoded_record,

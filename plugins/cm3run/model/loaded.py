@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
@@ -30,10 +31,10 @@ from cm3core.document import (
 from cm3core.errors import DataError, GenerationError
 from cm3core.plugins.registry import built, finder
 from cm3core.recipe.recipe import MissingComponent
-from cm3run.generation.engine import Engine
+from cm3run.checkpoint.tasks import TunedTasks
+from cm3run.generation.engine import Engine, EngineOptions
 from cm3run.generation.prepare import MAX_THREADS, SHORTEN_OR_TRUNCATE, too_long
-from cm3run.model.fewer_bits import arranged, held_out
-from cm3run.model.tuned import TunedTasks
+from cm3run.model.precision import arranged, held_out
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Original
@@ -63,7 +64,7 @@ class Loaded:
     Args:
         recipe: the checkpoint's.
         components: built from it, weights loaded.
-        num_threads, precision, max_rows: see `Engine`.
+        options: of its engine. The recipe says how long texts may be.
         tasks: those that it was tuned for.
     """
 
@@ -80,15 +81,13 @@ class Loaded:
         self,
         recipe: Recipe,
         components: Components,
-        *,
-        num_threads: int | None,
-        precision: Precision,
-        max_rows: int,
+        options: EngineOptions,
         tasks: TunedTasks | None = None,
     ) -> None:
         self.recipe, self.components = recipe, components
         self.tasks = TunedTasks() if tasks is None else tasks
-        self.num_threads, self.precision, self.max_rows = num_threads, precision, max_rows
+        most = recipe.data.max_text_tokens
+        self.options = replace(options, max_text_tokens=most)
         self._engine: tuple[int, Engine] | None = None  # with the version of its weights
         self._codes: dict[str, Codes] = {}  # of pictures, by key
 
@@ -147,12 +146,10 @@ class Loaded:
                 parts.serializer,
                 sampler_of(self),
                 parts.vocabulary,
-                max_text_tokens=self.recipe.data.max_text_tokens,
-                num_threads=self.num_threads,
-                max_rows=self.max_rows,
+                self.options,
                 inference=arranged(
                     parts.decoder,
-                    self.precision,
+                    self.options.precision,
                     lambda: held_out(parts, self.recipe.data.max_text_tokens),
                     parts.vocabulary,
                     self.told,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,12 +14,14 @@ from cm3core.interfaces.retriever import RetrieverConfig
 from cm3core.plugins.registry import default_name, finder
 from cm3run.bank import Memory, MemoryBank, memory_of
 from cm3run.bank_tools import config_of
-from cm3run.evaluation.image_tokenizer import LEAST_PSNR
+from cm3run.evaluation.quality import LEAST_PSNR
 from cm3run.trust import Trust, check_links, named_by_user, same_guard
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cm3core.interfaces.embedder import EmbedderConfig
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3run.build import Components
 
@@ -37,36 +39,13 @@ def with_memory(
     See `Model.with_memory`. Decoder and tokenizers stay the same objects, and so does the embedder
     if its config does not change.
     """
-    names, config, embedder = dict(recipe.component_names), recipe.retriever, recipe.embedder
-    has_none = config is None or not config.retrieves
-    had_its_own = config is not None and config.own_memory
-    if has_none and bank is None and retriever is None:
+    before = recipe.retriever
+    names = dict(recipe.component_names)
+    if not _retrieves(before) and bank is None and retriever is None:
         raise GenerationError(
             "retriever", f"the model's recipe {recipe.name!r} has none", "name a memory bank (bank)"
         )
-    if retriever is not None:
-        wanted = retriever
-    elif has_none:
-        wanted = default_name(components.registry, "retriever", place="bank")
-    else:
-        wanted = names["retriever"]
-    if config is None or wanted != names["retriever"]:
-        shared = (
-            {}
-            if config is None or has_none
-            else {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
-        )
-        place = "bank" if retriever is None else "retriever"
-        config_class = cast(
-            "type[RetrieverConfig]",
-            components.registry.config_class("retriever", wanted, place=place),
-        )
-        if config_class.own_memory:
-            shared.pop("bank", None)
-        config = same_guard(
-            recipe.retriever, named_config(config_class, shared, "retriever", settings)
-        )
-        names["retriever"] = wanted
+    names["retriever"], config = _retriever(recipe, components.registry, retriever, settings)
     if bank is not None:
         folder = user_path(bank)
         check_links(folder, (components.trust or Trust()).of_folder(folder))
@@ -75,20 +54,9 @@ def with_memory(
     config = named_by_user(config, options)
     if split is not None:
         _check_split(recipe, split, config.bank)
+    embedder = recipe.embedder
     if embedder is None and "embedder" in needs_of(config):
-        memory = memory_of(config)
-        if isinstance(memory, Memory):
-            maker = memory.manifest.embedder
-            names["embedder"] = maker.name
-            embedder = config_of(
-                components.registry, "embedder", maker, place=memory.place, trust=components.trust
-            )
-    if embedder is None and "embedder" in needs_of(config):
-        raise GenerationError(
-            "retriever",
-            f"{wanted!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
-            "name a memory bank (bank), which records its embedder, or another retriever",
-        )
+        names["embedder"], embedder = _embedder(recipe, components, config, names["retriever"])
     recipe = replace(
         recipe,
         retriever=config,
@@ -100,26 +68,77 @@ def with_memory(
             memory_split=recipe.generate.memory_split if split is None else split,
         ),
     )
+    kept = ["source"]
+    if embedder is components.recipe.embedder:
+        kept.append("embedder")
+    had_its_own = before is not None and before.own_memory
+    if bank is None and split is None and not (config.own_memory or had_its_own):
+        kept.append("memory")
+    return recipe, _changed(components, recipe, split, kept)
+
+
+def _retrieves(config: RetrieverConfig | None) -> bool:
+    return config is not None and config.retrieves
+
+
+def _retriever(
+    recipe: Recipe, registry: Registry, name: str | None, settings: Mapping[str, Any]
+) -> tuple[str, RetrieverConfig]:
+    """Name and config of the retriever: the recipe's, the named one, or the default of a recipe that retrieves nothing."""
+    config, own = recipe.retriever, recipe.component_names.get("retriever", "")
+    if name is not None:
+        wanted = name
+    elif _retrieves(config):
+        wanted = own
+    else:
+        wanted = default_name(registry, "retriever", place="bank")
+    if config is not None and wanted == own:
+        return wanted, config
+    shared = {}
+    if config is not None and config.retrieves:
+        shared = {item.name: getattr(config, item.name) for item in fields(RetrieverConfig)}
+    place = "bank" if name is None else "retriever"
+    config_class = cast(
+        "type[RetrieverConfig]", registry.config_class("retriever", wanted, place=place)
+    )
+    if config_class.own_memory:
+        shared.pop("bank", None)
+    return wanted, same_guard(config, named_config(config_class, shared, "retriever", settings))
+
+
+def _embedder(
+    recipe: Recipe, components: Components, config: RetrieverConfig, retriever: str
+) -> tuple[str, EmbedderConfig]:
+    """Name and config of the embedder that a bank was built with."""
+    memory = memory_of(config)
+    if not isinstance(memory, Memory):
+        raise GenerationError(
+            "retriever",
+            f"{retriever!r} needs an embedder, and the model's recipe {recipe.name!r} has none",
+            "name a memory bank (bank), which records its embedder, or another retriever",
+        )
+    maker = memory.manifest.embedder
+    found = config_of(
+        components.registry, "embedder", maker, place=memory.place, trust=components.trust
+    )
+    return maker.name, cast("EmbedderConfig", found)
+
+
+def _changed(
+    components: Components, recipe: Recipe, split: str | None, kept: Sequence[str]
+) -> Components:
+    """The components of the changed recipe; those that are kept are not built again."""
     changed = replace(
         components,
         recipe=recipe,
         memory_split=components.memory_split if split is None else split,
-    )
-    kept = (
-        "source",
-        *(("embedder",) if embedder is components.recipe.embedder else ()),
-        *(
-            ("memory",)
-            if bank is None and split is None and not (config.own_memory or had_its_own)
-            else ()
-        ),
     )
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
     # an unusable bank is reported now, not at the first picture
     assert changed.retriever is not None
-    return recipe, changed
+    return changed
 
 
 def note_on_bank(components: Components) -> str | None:

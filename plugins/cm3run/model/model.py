@@ -12,35 +12,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from cm3core.arguments import Count, CountOrZero, Name, checked
-from cm3core.document import BoolArray
+from cm3core.document import BoolArray, Codes, Document, PixelArray, Text
 from cm3core.errors import GenerationError
 from cm3core.plugins.discovery import load_registry
-from cm3run.checkpoint import find_model, open_checkpoint, read_retrieving, read_tasks, reads_turns
-from cm3run.generation.engine import Event, Progress
+from cm3run import DEFAULT_MODEL
+from cm3run.checkpoint import TunedTasks, find_model, open_checkpoint, read_tasks
+from cm3run.generation.engine import Completion, EngineOptions, Event, Progress, Request
+from cm3run.generation.policy import Policy
 from cm3run.model import candidates
-from cm3run.model.any_documents import AnyDocuments
+from cm3run.model.candidates import sampler_keys
 from cm3run.model.chatting import Chatting
 from cm3run.model.crop import Box
-from cm3run.model.default import DEFAULT_MODEL
 from cm3run.model.drawing import box_below, check_num_images, image_events
 from cm3run.model.jobs import results, run
-from cm3run.model.loaded import Picture, Precision, Threads, pixels_of
-from cm3run.model.memory import note_on_bank, with_memory
-from cm3run.model.results import (
-    GeneratedImage,
-    GeneratedImages,
-    GeneratedText,
-    InfilledImage,
+from cm3run.model.loaded import (
+    Picture,
+    Precision,
+    Threads,
+    pixels_of,
+    sampler_of,
+    text_hole,
 )
-from cm3run.model.tuned import TunedTasks
+from cm3run.model.memory import note_on_bank, with_memory
+from cm3run.model.results import GeneratedImage, GeneratedImages, GeneratedText, InfilledImage
+from cm3run.model.tasks import encoded_record, named_task, pictures_given
 
 if TYPE_CHECKING:
     from cm3core.interfaces.reranker import Reranker
+    from cm3core.interfaces.task import Record
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3run.build import Components
@@ -100,17 +104,15 @@ def load(
         num_threads=num_threads,
         precision=precision,
         max_rows=max_rows,
-        tasks=TunedTasks(
-            *read_tasks(opened.folder, opened.components.registry, trust_endpoints=trust_endpoints),
-            reads_turns(opened.folder),
-            read_retrieving(opened.folder),
+        tasks=read_tasks(
+            opened.folder, opened.components.registry, trust_endpoints=trust_endpoints
         ),
     )
     loaded.words = opened.words
     return loaded if bank is None else loaded.with_memory(bank)
 
 
-class Model(Chatting, AnyDocuments):
+class Model(Chatting):
     """A trained model.
 
     Every method returns the same results for the same arguments, whatever was called before.
@@ -139,7 +141,7 @@ class Model(Chatting, AnyDocuments):
         components: built from it, weights loaded.
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
-        num_threads, precision, max_rows: see `Engine`.
+        num_threads, precision, max_rows: see `EngineOptions`.
         tasks: those that it was tuned for; None: it was not tuned.
     """
 
@@ -156,14 +158,8 @@ class Model(Chatting, AnyDocuments):
         max_rows: Count = 64,
         tasks: TunedTasks | None = None,
     ) -> None:
-        super().__init__(
-            recipe,
-            components,
-            num_threads=num_threads,
-            precision=precision,
-            max_rows=max_rows,
-            tasks=tasks,
-        )
+        options = EngineOptions(max_rows=max_rows, num_threads=num_threads, precision=precision)
+        super().__init__(recipe, components, options, tasks)
         self.name, self.step = name, step
 
     @checked(GenerationError)
@@ -199,9 +195,9 @@ class Model(Chatting, AnyDocuments):
             *with_memory(self.recipe, self.components, bank, settings, retriever, split),
             name=self.name,
             step=self.step,
-            num_threads=self.num_threads,
-            precision=self.precision,
-            max_rows=self.max_rows,
+            num_threads=self.options.num_threads,
+            precision=cast("Precision", self.options.precision),
+            max_rows=self.options.max_rows,
             tasks=self.tasks,
         )
         changed.words, changed.told = self.words, self.told
@@ -402,6 +398,118 @@ class Model(Chatting, AnyDocuments):
         return next(results(self.engine, [job], progress=progress, total=total))
 
     # ---- scores
+
+    @checked(GenerationError)
+    def do(
+        self,
+        task: Name,
+        record: Record,
+        *,
+        max_tokens: Count | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> dict[str, str | PixelArray]:
+        """Do a task that the model was tuned for, of any fields.
+
+        Args:
+            task: its name, one of `tasks.names`.
+            record: the task's given fields; pictures as pixels, files or `Codes`.
+            max_tokens: of each text; see `captions`.
+            force: do it even if the model was not tuned for it.
+            progress, options: see `complete`.
+
+        Returns:
+            the responses by field: texts, and pictures uint8 [height, width, 3].
+        """
+        chosen = named_task(self, task, force=force)
+        given = encoded_record(self, chosen, record)
+        hole = text_hole(self.recipe, max_tokens)
+        prompt = chosen.prompt(given, place=f"task {task!r}", max_tokens=hole.max_tokens)
+        [done] = self.complete([prompt], progress=progress, **options)
+        texts = [one.text for one in prompt if isinstance(one, Text)]
+        pictures = pictures_given(self, task, chosen, record)
+        return {
+            name: self.drawn(value, texts, pictures) if isinstance(value, Codes) else value
+            for name, value in chosen.answer(given, done.document).items()
+        }
+
+    # ---- any documents
+
+    @checked(GenerationError)
+    def complete(
+        self,
+        documents: Sequence[Document],
+        *,
+        retrieved: Sequence[Sequence[Document]] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+        sampler: Name | None = None,
+        **options: Any,
+    ) -> list[Completion]:
+        """Fill the holes of any documents.
+
+        Holes are text or pictures, whole or in part, in any order, all kinds in one batch.
+
+        Args:
+            documents: pictures as `Image` or `Codes`; at least one hole each.
+            retrieved: for each document, the documents to prepend. None: none.
+            seed: used for every document.
+            progress, sampler, options: see `Model`; there are no candidates. Also: truncate: see
+                `Request`.
+
+        Returns:
+            one `Completion` per document; `decode` turns its `Codes` into pixels.
+        """
+        return self.engine.complete(
+            self.requests(documents, retrieved=retrieved, seed=seed, sampler=sampler, **options),
+            progress=progress,
+        )
+
+    @checked(GenerationError)
+    def requests(
+        self,
+        documents: Sequence[Document],
+        *,
+        retrieved: Sequence[Sequence[Document]] | None = None,
+        seed: int = 0,
+        truncate: bool = False,
+        sampler: Name | None = None,
+        **options: Any,
+    ) -> list[Request]:
+        """The engine requests of `complete` with these arguments.
+
+        For `Engine.stream`, for sessions, and for `policy`.
+        """
+        prepended = [()] * len(documents) if retrieved is None else retrieved
+        if len(prepended) != len(documents):
+            raise GenerationError(
+                "retrieved",
+                f"has {len(prepended)} lists of documents for {len(documents)} documents",
+                "give one for each, () where there is none",
+            )
+        built = sampler_of(self, sampler, **sampler_keys(options))
+        return [
+            Request(
+                self.coded(document), [self.coded(one) for one in others], seed, built, truncate
+            )
+            for document, others in zip(documents, prepended, strict=True)
+        ]
+
+    def policy(self) -> Policy:
+        """The model as a policy of reinforcement learning: to sample from, and to score by.
+
+        It works on the requests of `requests`, each with its sampler, and on the model's own decoder:
+        what changes the decoder's weights changes both.
+        """
+        parts = self.components
+        return Policy(
+            parts.decoder,
+            parts.serializer,
+            sampler_of(self),
+            parts.vocabulary,
+            **vars(self.options),
+        )
 
     @checked(GenerationError)
     def score(self, picture: GeneratedImage, reranker: Name | None = None) -> float:

@@ -15,7 +15,7 @@ from cm3core.document import Codes, Image, PixelArray, TextHole
 from cm3core.errors import GenerationError
 from cm3core.interfaces.task import Task
 from cm3run.generation.engine import Completion, Request
-from cm3run.model.candidates import Decode, Plan
+from cm3run.model.candidates import Decode, GenerationOptions, Plan
 from cm3run.model.jobs import Job
 from cm3run.model.loaded import (
     Loaded,
@@ -26,9 +26,8 @@ from cm3run.model.loaded import (
     seen,
     text_hole,
 )
-from cm3run.model.options import GenerationOptions
+from cm3run.model.prepending import Augmented
 from cm3run.model.results import Choice, GeneratedText
-from cm3run.model.retrieval import Augmented
 from cm3run.model.tasks import (
     question_task,
     record_of,

@@ -9,17 +9,18 @@ streams them.
 """
 
 from cm3run.token_shards.manifest import (
+    DUPLICATES,
     MANIFEST,
     Manifest,
+    Settings,
     ShardInfo,
     SplitInfo,
     StoredFile,
     TokenizerInfo,
+    kept_documents,
 )
-from cm3run.token_shards.planning import DUPLICATES, Settings, kept_documents
-from cm3run.token_shards.record import StoredDocument, stored_document
-from cm3run.token_shards.tar import Entry, entries_of
-from cm3run.token_shards.writing import SHARD_SIZE, Encoder, Part, Progress
+from cm3run.token_shards.record import Entry, StoredDocument, entries_of, stored_document
+from cm3run.token_shards.writing import SHARD_SIZE, Encoder, Part, Progress, Tokenizers
 
 __all__ = [
     "DUPLICATES",
@@ -36,6 +37,7 @@ __all__ = [
     "StoredDocument",
     "StoredFile",
     "TokenizerInfo",
+    "Tokenizers",
     "entries_of",
     "kept_documents",
     "stored_document",

@@ -1,19 +1,23 @@
-"""A document of a shard: what `KEY.json` and `KEY.npy` hold, and the document that they give.
+"""A document of a shard: what `KEY.json` and `KEY.npy` hold, the document that they give, and the tar that they are in.
 
     {"id": "dogs/rex", "segments": [{"texts": ["Rex, a dog", "a dog"], "ids": [[72, 9], [5, 9]]}, {"picture": 0}],
      "keys": ["image:7f.."], "licence": "CC-BY-4.0", "source": "", "attribution": "", "group": ""}
 
-Codes are one array, uint16 or int32 [P, c] of P pictures. Legend: c codes = rows * columns of the grid.
+Codes are one array, uint16 or int32 [P, c] of P pictures. Members of the tar are in the order of the documents:
+`KEY.json`, then `KEY.npy` where it has pictures. Plain USTAR headers, no times and no owners: the same documents give
+the same bytes. Legend: c codes = rows * columns of the grid.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +28,91 @@ from cm3core.interfaces.dataset import Provenance, provenance_in
 from cm3run.npy import readable_header
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
     from cm3core.interfaces.text_tokenizer import TextTokenizer
+
+
+_BLOCK = tarfile.BLOCKSIZE
+#: Where USTAR has a member's name, its size in octal digits, and its type.
+_NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 135), 156
+_REGULAR = ord("0")
+
+
+class Entry(NamedTuple):
+    """Where a document is in its shard: start and length of its JSON, and of its codes (length 0: it has no
+    picture), in bytes."""
+
+    text_start: int
+    text_size: int
+    codes_start: int
+    codes_size: int
+
+
+def write_tar(path: Path, documents: Iterable[tuple[str, bytes, bytes | None]]) -> int:
+    """Write documents as (key, JSON, codes or None) and return their number."""
+    number = 0
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, text, codes in documents:
+            _add(tar, f"{key}.json", text)
+            if codes is not None:
+                _add(tar, f"{key}.npy", codes)
+            number += 1
+    return number
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o644
+    tar.addfile(member, io.BytesIO(content))
+
+
+def entries_of(content: bytes | memoryview, place: str) -> list[Entry]:
+    """Return where each document of a shard is.
+
+    Args:
+        content: the whole tar.
+        place: its name in messages.
+
+    Raises:
+        DataError: it is not a tar that `write_tar` wrote, or ends early.
+    """
+    found: list[Entry] = []
+    key, start, total = b"", 0, len(content)
+    text: tuple[int, int] | None = None
+    while start + _BLOCK <= total:
+        header = bytes(content[start : start + _BLOCK])
+        name = header[_NAME].rstrip(b"\0")
+        if not name:
+            break
+        stem, _, suffix = name.rpartition(b".")
+        try:
+            size = int(header[_SIZE], 8)
+        except ValueError:
+            raise _strange(place, f"has no tar header at byte {start}") from None
+        begin = start + _BLOCK
+        if size < 0 or begin + size > total or header[_TYPE] != _REGULAR:
+            raise _strange(place, f"ends within its member {name.decode(errors='replace')}")
+        if suffix == b"json":
+            if text is not None:
+                found.append(Entry(*text, 0, 0))
+            key, text = stem, (begin, size)
+        elif suffix == b"npy" and text is not None and stem == key:
+            found.append(Entry(*text, begin, size))
+            text = None
+        else:
+            cause = f"holds {name.decode(errors='replace')}, which is no part of a document"
+            raise _strange(place, cause)
+        start = begin + -(-size // _BLOCK) * _BLOCK
+    else:
+        raise _strange(place, "lacks the end marker of a tar")
+    if text is not None:
+        found.append(Entry(*text, 0, 0))
+    return found
+
+
+def _strange(place: str, cause: str) -> DataError:
+    return DataError(place, cause, "copy the shard again from where it came, or encode it again")
+
 
 #: Codes fit into two bytes below this number.
 _SMALL = 1 << 16
@@ -32,28 +120,45 @@ _SMALL = 1 << 16
 _MAGIC, _PREFIX = b"\x93NUMPY\x01\x00", 10
 
 
+@dataclass(frozen=True)
+class RecordFacts:
+    """What a record states of its document: its id, the keys of its content, where it is from, and its group."""
+
+    id: str
+    _: KW_ONLY
+    keys: frozenset[str]
+    provenance: Provenance
+    group: str
+
+    @classmethod
+    def of(cls, source: DocumentSource, place: int) -> RecordFacts:
+        """Those of a document of a source."""
+        return cls(
+            source.id(place),
+            keys=source.content_keys(place),
+            provenance=source.provenance(place),
+            group=source.group(place),
+        )
+
+
 def written(
-    name: str,
+    facts: RecordFacts,
     versions: Sequence[Document],
     codes: Mapping[str, IntArray],
     tokenizer: TextTokenizer,
     *,
     codebook_size: int,
-    keys: frozenset[str],
-    provenance: Provenance,
-    group: str,
     alternatives: Sequence[Sequence[str]] | None = None,
 ) -> tuple[bytes, bytes | None]:
     """Return the bytes of `KEY.json` and of `KEY.npy`, None without pictures.
 
     Args:
-        name: the document's id.
+        facts: what is stated of the document.
         versions: the document with one text after another, the canonical one first; all with the same
             pictures.
         codes: of its pictures by key, int32 [c].
         tokenizer: makes the ids.
         codebook_size: decides the codes' dtype.
-        keys, provenance, group: of the document.
         alternatives: of each text, where they are independent of each other; then `versions` is the
             canonical document alone.
     """
@@ -71,21 +176,15 @@ def written(
                 ]
             num_texts += 1
             segments.append(_text(own, tokenizer))
-            continue
-        entry: dict[str, Any] = {"picture": len(rows)}
-        if isinstance(segment, Codes):
-            rows.append(segment.codes)
         else:
-            rows.append(codes[getattr(segment, "key")])  # noqa: B009  # an `Image`
-        if getattr(segment, "response", False):
-            entry["response"] = True
-        if starts_turn(segment):
-            entry["turn"] = True
-        segments.append(entry)
-    values: dict[str, Any] = {"id": name, "segments": segments}
+            segments.append(_picture(segment, len(rows)))
+            rows.append(
+                segment.codes if isinstance(segment, Codes) else codes[getattr(segment, "key")]  # noqa: B009  # an `Image`
+            )
+    values: dict[str, Any] = {"id": facts.id, "segments": segments}
     if len(versions) > 1:
         values["together"] = True
-    values |= {"keys": sorted(keys), **provenance.stated(), "group": group}
+    values |= {"keys": sorted(facts.keys), **facts.provenance.stated(), "group": facts.group}
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
     if not rows:
         return text, None
@@ -93,6 +192,15 @@ def written(
     file = io.BytesIO()
     np.lib.format.write_array(file, np.stack(rows).astype(dtype), version=(1, 0))
     return text, file.getvalue()
+
+
+def _picture(segment: Segment, row: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {"picture": row}
+    if getattr(segment, "response", False):
+        entry["response"] = True
+    if starts_turn(segment):
+        entry["turn"] = True
+    return entry
 
 
 def _text(texts: Sequence[Text], tokenizer: TextTokenizer) -> dict[str, Any]:

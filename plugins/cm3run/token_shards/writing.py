@@ -7,14 +7,19 @@ are there writes the manifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3core.errors import DataError
+import numpy as np
+
+from cm3core import images
+from cm3core.document import Codes, Document, Image, IntArray, Text
+from cm3core.errors import CM3Error, DataError
 from cm3core.files import (
     atomic_path,
     check_links,
@@ -29,26 +34,159 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
-from cm3run.token_shards.encoding import Report, encoded_documents
 from cm3run.token_shards.manifest import (
     MANIFEST,
     Manifest,
+    Settings,
     ShardInfo,
     SplitInfo,
     StoredFile,
     TokenizerInfo,
+    kept_documents,
+    plan_of,
     provenance_of,
     shard_of,
 )
-from cm3run.token_shards.planning import Settings, kept_documents, plan_of
-from cm3run.token_shards.tar import write_tar
+from cm3run.token_shards.record import RecordFacts, write_tar, written
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
     from cm3core.interfaces.text_tokenizer import TextTokenizer
+
+
+#: Pictures that are in memory and encoded together.
+ENCODED_AT_ONCE = 32
+
+
+@dataclass
+class Report:
+    """What became of the documents of a shard."""
+
+    skipped: list[SkippedRecord] = field(default_factory=list)
+    provenance: dict[Provenance, int] = field(default_factory=dict)
+
+
+def encoded_pictures(
+    pictures: Sequence[Image], tokenizer: ImageTokenizer
+) -> Iterator[tuple[Image, IntArray | DataError]]:
+    """Yield each picture with its codes int32 [c], or why it can't be read."""
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        chunk = pictures[start : start + ENCODED_AT_ONCE]
+        results: list[IntArray | DataError | None] = []
+        pixels = []
+        for picture in chunk:
+            try:
+                pixels.append(images.fit(picture.load(), tokenizer.image_size))
+                results.append(None)
+            except DataError as error:
+                results.append(error)
+        rows = iter(tokenizer.encode(np.stack(pixels)) if pixels else ())
+        for picture, result in zip(chunk, results, strict=True):
+            yield picture, next(rows) if result is None else result
+
+
+def encoded_documents(
+    source: DocumentSource,
+    places: Sequence[int],
+    text_tokenizer: TextTokenizer,
+    image_tokenizer: ImageTokenizer,
+    num_texts: int,
+    report: Report,
+) -> Iterator[tuple[str, bytes, bytes | None]]:
+    """Yield key, JSON and codes of each document; what can't be used is counted in `report`."""
+    found: dict[int, Document] = {}
+    for place in places:
+        try:
+            found[place] = _read(source, place)
+        except DataError as error:
+            report.skipped.append(_skipped(error))
+    pictures = {
+        segment.key: segment
+        for document in found.values()
+        for segment in document
+        if isinstance(segment, Image)
+    }
+    codes: dict[str, IntArray] = {}
+    unreadable: dict[str, DataError] = {}
+    for picture, result in encoded_pictures(list(pictures.values()), image_tokenizer):
+        if isinstance(result, DataError):
+            unreadable[picture.key] = result
+        else:
+            codes[picture.key] = result
+    for place, document in found.items():
+        bad = [unreadable[key] for key in _keys(document) if key in unreadable]
+        if bad:
+            report.skipped.append(_skipped(bad[0]))
+            continue
+        alternatives = source.text_alternatives(place)
+        versions = [document]
+        if alternatives is None and num_texts > 1:
+            versions = _drawn(source, place, document, num_texts)
+        try:
+            facts = RecordFacts.of(source, place)
+            text, file = written(
+                facts,
+                versions,
+                codes,
+                text_tokenizer,
+                codebook_size=image_tokenizer.codebook_size,
+                alternatives=alternatives,
+            )
+        except CM3Error as error:
+            cause = f"{error.place}: {error.cause}"
+            report.skipped.append(
+                SkippedRecord(f"document {source.id(place)}", cause, error.next_step)
+            )
+            continue
+        shared = facts.provenance.shared
+        report.provenance[shared] = report.provenance.get(shared, 0) + 1
+        yield f"{place:012d}", text, file
+
+
+def _read(source: DocumentSource, place: int) -> Document:
+    document = source.document(place)
+    name = f"document {source.id(place)}"
+    if not document:
+        raise DataError(name, "is empty", "give it a text or a picture")
+    for segment in document:
+        if not isinstance(segment, (Text, Image, Codes)):
+            raise DataError(
+                name,
+                f"holds {type(segment).__name__}; shards are made of texts and pictures",
+                "fill holes first",
+            )
+    return document
+
+
+def _drawn(
+    source: DocumentSource, place: int, document: Document, num_texts: int
+) -> list[Document]:
+    """The canonical document and others with texts drawn as in training, each once. The draws are a function
+    of the document's id."""
+    digest = hashlib.sha256(source.id(place).encode("utf-8", "surrogatepass")).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    versions = {_texts(document): document}
+    for _ in range(num_texts - 1):
+        drawn = source.document(place, rng)
+        versions.setdefault(_texts(drawn), drawn)
+    return list(versions.values())
+
+
+def _texts(document: Document) -> tuple[tuple[str, object], ...]:
+    return tuple(
+        (segment.text, segment.responses) for segment in document if isinstance(segment, Text)
+    )
+
+
+def _keys(document: Document) -> Iterable[str]:
+    return (segment.key for segment in document if isinstance(segment, Image))
+
+
+def _skipped(error: DataError) -> SkippedRecord:
+    return SkippedRecord(error.place, error.cause, error.next_step)
+
 
 #: Documents of a shard: what a kill costs at most.
 SHARD_SIZE = 4096
@@ -67,14 +205,23 @@ class Part:
     number: int = 1
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenizers:
+    """What makes ids and codes, with names and configs; their files are filled in by the `Encoder`."""
+
+    text: TextTokenizer
+    image: ImageTokenizer
+    text_info: TokenizerInfo
+    image_info: TokenizerInfo
+
+
 class Encoder:
     """Writes the shards of a data set.
 
     Args:
         folder: new, or one that an earlier call with the same data and settings left.
         sources: the splits by name.
-        text_tokenizer, image_tokenizer: make ids and codes.
-        text_info, image_info: their names and configs; their files are filled in here.
+        tokenizers: make ids and codes.
         task: name of the task that makes the documents; "" if none does.
         settings: see `Settings`.
 
@@ -87,17 +234,13 @@ class Encoder:
         self,
         folder: Path,
         sources: Mapping[str, DocumentSource],
-        text_tokenizer: TextTokenizer,
-        image_tokenizer: ImageTokenizer,
-        text_info: TokenizerInfo,
-        image_info: TokenizerInfo,
+        tokenizers: Tokenizers,
         task: str,
         settings: Settings,
     ) -> None:
         self.folder, self.sources, self.settings, self.task = folder, sources, settings, task
-        self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
-        self.text_info, self.image_info = text_info, image_info
-        self.plan = plan_of(sources, text_info, image_info, task, settings)
+        self.tokenizers = tokenizers
+        self.plan = plan_of(sources, tokenizers.text_info, tokenizers.image_info, task, settings)
         self.work = folder / _WORK
         self._begin()
         self.kept: dict[str, npt.NDArray[np.int64]] = {
@@ -140,7 +283,7 @@ class Encoder:
             if not tokenizer.is_dir():
                 with new_place(tokenizer) as temporary:
                     temporary.mkdir()
-                    self.text_tokenizer.save(temporary)
+                    self.tokenizers.text.save(temporary)
                     temporary.rename(tokenizer)
                     sync_directory(folder)
 
@@ -216,8 +359,8 @@ class Encoder:
                 encoded_documents(
                     self.sources[split],
                     self._places(split, number).tolist(),
-                    self.text_tokenizer,
-                    self.image_tokenizer,
+                    self.tokenizers.text,
+                    self.tokenizers.image,
                     self.settings.num_texts,
                     report,
                 ),
@@ -294,10 +437,15 @@ class Encoder:
             if path.is_file()
         }
         text = TokenizerInfo(
-            self.text_info.name, self.text_info.config, self.text_info.fingerprint, files
+            self.tokenizers.text_info.name,
+            self.tokenizers.text_info.config,
+            self.tokenizers.text_info.fingerprint,
+            files,
         )
-        grid = self.image_tokenizer.grid
-        Manifest(text, self.image_info, grid, self.task, self.plan, splits).write(self.folder)
+        grid = self.tokenizers.image.grid
+        Manifest(text, self.tokenizers.image_info, grid, self.task, self.plan, splits).write(
+            self.folder
+        )
 
     def _tidy(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)

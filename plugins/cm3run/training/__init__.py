@@ -1,11 +1,12 @@
 """Training: from a recipe to checkpoints. `train` resumes exactly where a run stopped.
 
-preparation, code_cache, neighbours, sequences           documents -> codes -> sequences
-packing, loader                                          sequences -> rows -> batches
-memory                                                   what a training needs of the machine
-origin, start, device, run_lock                          set up a run for its next step
-loop, state, optim, loss                                 run optimiser steps
-metrics, validation, samples, progress_bar               record metrics and samples
+preparation, code_cache, neighbours     documents -> codes, neighbours
+sequences, packing                      -> sequences -> rows -> batches
+memory                                  what a training needs of the machine
+start, data_notes                       set up a run for its next step; what is said of its data
+loop, state, optim, parallel            run optimiser steps
+metrics, validation                     loss, record, trackers; held-out documents and samples
+saving                                  checkpoints; one process at a time
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from cm3core.files import atomic_path, cache_folder, locked, make_folder, write_
 from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
 from cm3core.progress import make_bar
 from cm3run.npy import load_array, save_array
-from cm3run.token_shards.encoding import encoded_pictures
+from cm3run.token_shards.writing import encoded_pictures
 
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
@@ -33,15 +34,12 @@ NOTHING = -1
 
 def sharded_rows(
     folder: Path,
-    num_rows: int,
-    width: int,
+    shape: tuple[int, int],
     dtype: npt.DTypeLike,
     compute: Callable[[int, int], npt.NDArray[Any]],
     *,
     shard_size: int,
-    title: str,
-    unit: str,
-    progress: bool,
+    bar: Callable[..., Any],
 ) -> npt.NDArray[Any]:
     """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed.
 
@@ -49,32 +47,34 @@ def sharded_rows(
 
     Args:
         folder: for this array alone; holds `rows.npy` when complete, shards before that.
+        shape: (num_rows, width).
         compute: (start, stop) -> rows [stop - start, width].
         shard_size: number of rows computed and written at once.
-        title, unit, progress: for the progress bar.
+        bar: `make_bar`, which is given the `total` of rows.
     """
+    num_rows, width = shape
     whole = folder / "rows.npy"
     make_folder(folder)
     with locked(folder / "lock"):
         if not whole.exists():
             starts = range(0, num_rows, shard_size)
             shards = [folder / f"shard-{start:09d}.npy" for start in starts]
-            with make_bar(total=num_rows, desc=title, unit=unit, disable=not progress) as bar:
+            with bar(total=num_rows) as shown:
                 for start, shard in zip(starts, shards, strict=True):
                     stop = min(start + shard_size, num_rows)
                     if not shard.exists():
                         computed = np.asarray(compute(start, stop), dtype)
                         assert computed.shape == (stop - start, width)
                         _write(shard, computed)
-                    bar.update(stop - start)
+                    shown.update(stop - start)
             _write(whole, np.concatenate([*map(_read, shards), np.zeros((0, width), dtype)]))
             for shard in shards:
                 shard.unlink()
     rows = _read(whole, memory_map=True)
-    if rows.shape != (num_rows, width):
+    if rows.shape != shape:
         raise DataError(
             str(whole),
-            f"has shape {list(rows.shape)}, expected {[num_rows, width]}",
+            f"has shape {list(rows.shape)}, expected {list(shape)}",
             f"delete the folder {folder}; it will be recomputed",
         )
     return rows
@@ -144,14 +144,11 @@ class CodeCache:
         dtype = np.int16 if image_tokenizer.codebook_size <= np.iinfo(np.int16).max else np.int32
         self._codes = sharded_rows(
             self.folder,
-            len(queue),
-            self.grid[0] * self.grid[1],
+            (len(queue), self.grid[0] * self.grid[1]),
             dtype,
             encode,
             shard_size=shard_size,
-            title="image codes",
-            unit="picture",
-            progress=progress,
+            bar=partial(make_bar, desc="image codes", unit="picture", disable=not progress),
         )
         bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
         #: Pictures that can't be read, with reasons.

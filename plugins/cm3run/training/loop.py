@@ -28,15 +28,17 @@ from cm3run.checkpoint import latest_checkpoint
 from cm3run.machine_memory import fitting_memory, peak_resident
 from cm3run.processes import Processes
 from cm3run.stop_signals import StopSignals
-from cm3run.training.loss import batch_loss_sums, modality_metrics, part_metrics
-from cm3run.training.metrics import read_metrics
-from cm3run.training.progress_bar import ProgressBar
-from cm3run.training.run_lock import run_lock
-from cm3run.training.samples import SamplePictures
-from cm3run.training.saving import DIVERGED, Saver
-from cm3run.training.start import start
-from cm3run.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
-from cm3run.training.validation import Validation
+from cm3run.training.metrics import batch_loss_sums, modality_metrics, part_metrics, read_metrics
+from cm3run.training.saving import DIVERGED, Saver, run_lock
+from cm3run.training.start import RunOptions, start
+from cm3run.training.state import (
+    Callback,
+    ProgressBar,
+    TrainingInterrupted,
+    TrainResult,
+    TrainState,
+)
+from cm3run.training.validation import SamplePictures, Validation
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
@@ -98,10 +100,7 @@ def train(
         fitting_memory("training", SMALLER),
         no_bars(not progress),
     ):
-        state = start(
-            recipe,
-            out_dir,
-            registry,
+        options = RunOptions(
             resume=resume,
             progress=progress,
             device=device,
@@ -109,6 +108,7 @@ def train(
             shard=shard,
             trust_endpoints=trust_endpoints,
         )
+        state = start(recipe, out_dir, registry, options)
         finished = latest_checkpoint(out_dir) if state.progress >= 1 else None
         with _told(state, command), closing(Saver(state)) as saver:
             validation = Validation(state.preparation, progress=progress, processes=state.processes)

@@ -83,23 +83,9 @@ def training_memory(
     """
     if recipe.decoder is None or recipe.image_tokenizer is None:
         return None
-    section, sizes = recipe.train, recipe.vocabulary
+    section = recipe.train
     bf16 = section.precision == "bf16" if bf16 is None else bf16
-    text = recipe.text_tokenizer.max_vocab_size if recipe.text_tokenizer is not None else None
-    given = VocabularySizes(
-        text or 0,
-        recipe.image_tokenizer.codebook_size,
-        sizes.num_text,
-        sizes.num_sentinels,
-        sizes.num_reserved,
-        sizes.multiple_of,
-    )
-    layout = available(recipe.layout) or default_layout()
-    codes = range(1, 1 + recipe.image_tokenizer.codebook_size)
-    # a layout that doesn't know has the text tokenizer's ids, with those of image codes among them
-    rows = layout.num_ids(given) or text or 0
-    vocabulary = Vocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
-    grid = recipe.image_tokenizer.grid
+    vocabulary, grid = _vocabulary(recipe), recipe.image_tokenizer.grid
     number = recipe.decoder.num_parameters(vocabulary, grid)
     if number is None:
         return None
@@ -122,13 +108,8 @@ def training_memory(
         # the momenta with Nesterov's step, stacked, and three more of their size
         temporaries = 5 * _FLOAT * stack
     activations = 0 if known is None else known.activations + known.working
-    if devices > 1:
-        # whole for a moment, with their gradients and the float32 copy of those that is summed; of
-        # bf16 products, blocks take 2 + 2 + 4 bytes, and the embedding, in float32, 12
-        gathered = known.gathered if known is not None and known.gathered else number
-        activations += gathered * (10 if bf16 else 3 * _FLOAT)
-    elif bf16:
-        activations += 2 * number  # copies of the weights for the products of a pass
+    gathered = known.gathered if known is not None and known.gathered else number
+    activations += _copies(number, gathered, bf16=bf16, divided=devices > 1)
     share = -(-number // devices)
     copied = 0
     if section.save_in_background:
@@ -142,6 +123,35 @@ def training_memory(
         activations,
         known,
     )
+
+
+def _copies(number: int, gathered: int, *, bf16: bool, divided: bool) -> int:
+    """Bytes of the weights' copies for the products of a pass."""
+    if divided:
+        # whole for a moment, with their gradients and the float32 copy of those that is summed; of
+        # bf16 products, blocks take 2 + 2 + 4 bytes, and the embedding, in float32, 12
+        return gathered * (10 if bf16 else 3 * _FLOAT)
+    return 2 * number if bf16 else 0
+
+
+def _vocabulary(recipe: Recipe) -> Vocabulary:
+    """A vocabulary as large as the recipe's will be."""
+    tokenizer, sizes = recipe.image_tokenizer, recipe.vocabulary
+    assert tokenizer is not None
+    text = recipe.text_tokenizer.max_vocab_size if recipe.text_tokenizer is not None else None
+    given = VocabularySizes(
+        text or 0,
+        tokenizer.codebook_size,
+        sizes.num_text,
+        sizes.num_sentinels,
+        sizes.num_reserved,
+        sizes.multiple_of,
+    )
+    layout = available(recipe.layout) or default_layout()
+    codes = range(1, 1 + tokenizer.codebook_size)
+    # a layout that doesn't know has the text tokenizer's ids, with those of image codes among them
+    rows = layout.num_ids(given) or text or 0
+    return Vocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
 
 
 def _trained(recipe: Recipe, known: TrainingMemory | None, number: int) -> tuple[int, int, int]:

@@ -1,4 +1,9 @@
-"""The record of a run, `metrics.jsonl`, and the speed meter."""
+"""The numbers of a run: the loss of a batch and its means by modality, the record `metrics.jsonl`, speed, trackers.
+
+The decoder's head computes the loss: `Decoder.loss_sums`. A tracker that fails is left out, and nothing else happens.
+
+Legend: B rows, T tokens, E model dimension, G groups (modality of the target).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,115 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+import torch
+from einops import rearrange
+from torch import Tensor
 from tqdm import tqdm
 
-from cm3core.errors import CheckpointError
+from cm3core._version import is_ours
+from cm3core.config.schema import check_config
+from cm3core.errors import CheckpointError, MissingPackageError
 from cm3core.files import write_bytes
+from cm3core.interfaces.component import chosen_name
+from cm3core.interfaces.decoder import Decoder
+from cm3core.interfaces.tracker import (
+    CheckpointSaved,
+    Measured,
+    PictureDrawn,
+    RunEnded,
+    RunFailed,
+    RunInterrupted,
+    RunStarted,
+    StepDone,
+    Tracker,
+    TrackerConfig,
+    Validated,
+)
+from cm3core.plugins.registry import built, marked
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+    from cm3core.plugins.registry import Registry
+    from cm3core.recipe import Recipe
+    from cm3run.training.packing import TrainingBatch
+
+
+#: Groups of the loss sums, as in `TrainingBatch.modality_BT`; group 0 is padding.
+GROUPS = ("none", "text", "image", "special")
+
+
+def batch_loss_sums(
+    decoder: Decoder,
+    hidden_BTE: Tensor,
+    batch: TrainingBatch,
+    *,
+    z_loss: float = 0.0,
+    num_parts: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`Decoder.loss_sums` of a batch: the weighted sum in nats, and its parts [G, 2] by modality.
+
+    Args:
+        decoder: its head computes the loss.
+        hidden_BTE: the batch's hidden states.
+        batch: targets, weights and modalities, on the same device.
+        z_loss: see `Decoder.loss_sums`.
+        num_parts: of the data set: G is four times that, the modalities of one part after the other.
+    """
+    return decoder.loss_sums(
+        rearrange(hidden_BTE, "B T E -> (B T) E"),
+        rearrange(batch.targets_BT, "B T -> (B T)"),
+        rearrange(batch.weights_BT, "B T -> (B T)"),
+        rearrange(batch.modality_BT, "B T -> (B T)"),
+        num_groups=len(GROUPS) * num_parts,
+        z_loss=z_loss,
+    )
+
+
+def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
+    """Mean loss (nats per token) and perplexity by modality, and the overall mean loss.
+
+    Modalities that did not occur are left out; parts of the data set are added up.
+
+    >>> modality_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]))["loss"]
+    2.0
+    """
+    sums = sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(0).tolist()  # one copy of a GPU's
+    metrics: dict[str, float] = {}
+    if (count := sum(row[1] for row in sums)) > 0:
+        metrics["loss"] = sum(row[0] for row in sums) / count
+    for name, (loss, weight) in zip(GROUPS[1:], sums[1:], strict=True):
+        if weight > 0:
+            metrics[f"{name}_loss"] = loss / weight
+            metrics[f"{name}_perplexity"] = math.exp(min(loss / weight, 700.0))
+    return metrics
+
+
+def part_metrics(sums_G2: Tensor, parts: Sequence[str]) -> dict[str, float]:
+    """Mean loss by part of the data set, those that did not occur left out.
+
+    >>> part_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]), ["edit"])
+    {'part/edit/loss': 2.0}
+    """
+    sums = sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(1).tolist()
+    return {
+        f"part/{name}/loss": loss / weight
+        for name, (loss, weight) in zip(parts, sums, strict=False)
+        if weight > 0
+    }
+
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
     """Appends metrics to `OUT/metrics.jsonl`, one record per line. Failing to write it is an error;
-    trackers (`cm3run.training.tracking`), which are told the same numbers, may fail.
+    trackers (`cm3run.training.metrics`), which are told the same numbers, may fail.
 
     Args:
         out_dir: the run's folder.
@@ -135,3 +235,123 @@ class SpeedMeter:
     def rate(self) -> float:
         """Amount per second; 0 before anything was added."""
         return self._amount / self._seconds if self._seconds > 0 else 0.0
+
+
+#: Event -> the method that is told it.
+METHODS: Mapping[type[Any], str] = {
+    RunStarted: "on_start",
+    StepDone: "on_step",
+    Measured: "on_metrics",
+    Validated: "on_validation",
+    PictureDrawn: "on_picture",
+    CheckpointSaved: "on_checkpoint",
+    RunEnded: "on_end",
+    RunInterrupted: "on_interrupt",
+    RunFailed: "on_failure",
+}
+
+
+def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]:
+    """The (name, tracker) that a run has: those of `train.trackers`, or those of cm3leon's own default
+    ones whose packages are installed.
+
+    Raises:
+        CM3Error: one can't be built.
+    """
+    named = recipe.train.trackers
+    configs = _defaults(registry) if named is None else [(chosen_name(one), one) for one in named]
+    for _, config in configs:
+        check_config(config, "train.trackers")
+    found: list[tuple[str, Tracker]] = []
+    for name, config in configs:
+        try:
+            found.append((name, built(config.build(), config, registry)))
+        except MissingPackageError as error:
+            if named is not None:
+                raise
+            print(
+                f"note: the tracker {name!r} is left out, because {error.cause}: {error.next_step}, or "
+                "train.trackers=[] for none; metrics.jsonl has what it records",
+                file=sys.stderr,
+            )
+    return found
+
+
+def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:
+    """Of this distribution only: what is installed sees nobody's training unasked."""
+    own = {info.name for info in registry.plugins if is_ours(info.distribution)}
+    found: list[tuple[str, TrackerConfig]] = []
+    for name in marked(registry, "tracker", "is_default"):
+        short = name.rpartition("/")[2]
+        for owner in registry.owners("tracker", short):
+            if owner in own and name in (short, f"{owner}/{short}"):
+                config_class: Any = registry.config_class("tracker", f"{owner}/{short}")
+                found.append((short, config_class()))
+    return found
+
+
+class Tracking:
+    """Tells a run's trackers what happens.
+
+    Args:
+        trackers: name -> tracker; none in all processes but the first.
+        device: where the run trains: its generators are none of a tracker's business.
+    """
+
+    def __init__(
+        self, trackers: Sequence[tuple[str, Tracker]] = (), device: torch.device | None = None
+    ) -> None:
+        self._trackers = list(trackers)
+        self._devices = [device] if device is not None and device.type == "cuda" else []
+
+    def __bool__(self) -> bool:
+        """Whether there is one to tell."""
+        return bool(self._trackers)
+
+    def tell(self, event: object) -> None:
+        """Tell an event, see `METHODS`."""
+        self._call(METHODS[type(event)], event)
+
+    def metrics(self, step: int, values: Mapping[str, float], *, validation: bool = False) -> None:
+        """Metrics of training or of a validation."""
+        event = Validated if validation else Measured
+        self.tell(event(step, MappingProxyType(dict(values))))
+
+    def picture(self, step: int, name: str, pixels_HWC: PixelArray) -> None:
+        """A sheet of pictures uint8 [height, width, 3]."""
+        if self:
+            copy = pixels_HWC.copy()
+            copy.setflags(write=False)
+            self.tell(PictureDrawn(step, name, copy))
+
+    def flush(self) -> None:
+        """What was told is to be written."""
+        self._call("flush")
+
+    def close(self) -> None:
+        """The end."""
+        self._call("close")
+        self._trackers = []
+
+    def _call(self, method: str, *event: object) -> None:
+        for name, tracker in list(self._trackers):
+            if getattr(type(tracker), method) is getattr(Tracker, method):
+                continue  # not overridden: nothing to keep
+            try:
+                with torch.random.fork_rng(self._devices):
+                    getattr(tracker, method)(*event)
+            except (Exception, SystemExit) as error:
+                self._leave_out(name, tracker, method, error)
+
+    def _leave_out(self, name: str, tracker: Tracker, method: str, error: BaseException) -> None:
+        """Say once what happened; it gets no more events."""
+        first = (str(error).splitlines() or [""])[0] or type(error).__name__
+        tqdm.write(
+            f"note: the tracker {name!r} is left out from now on, because its {method} failed "
+            f"({first}); training goes on, and metrics.jsonl has what it records",
+            file=sys.stderr,
+        )
+        self._trackers = [(other, one) for other, one in self._trackers if one is not tracker]
+        if method != "close":
+            with suppress(Exception, SystemExit):  # fails for the same reason, already reported
+                tracker.close()

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ import numpy as np
 from cm3core.document import Document, IntArray, Text, content_keys
 from cm3core.files import cache_folder
 from cm3core.interfaces.dataset import DocumentSource
+from cm3core.progress import make_bar
 from cm3run.training.code_cache import NOTHING, CodeCache, sharded_rows
 
 if TYPE_CHECKING:
@@ -178,7 +180,7 @@ class NeighbourTable:
     They are sorted, best first, and never include the document itself.
 
     Args:
-        retriever, source, settings, codes: see `Queries`.
+        queries: to the memory, by which they are found.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         progress: show a bar while retrieving.
         shard_size: number of documents queried at once.
@@ -186,28 +188,22 @@ class NeighbourTable:
 
     def __init__(
         self,
-        retriever: Retriever,
-        source: DocumentSource,
-        settings: NeighbourSettings,
+        queries: Queries,
         cache_dir: Path | None = None,
         *,
-        codes: CodeCache | None = None,
         progress: bool = True,
         shard_size: int = 1024,
     ) -> None:
-        queries = self._queries = Queries(retriever, source, settings, codes)
-        name = settings.name(source)
+        self._queries = queries
+        name = queries.settings.name(queries.source)
         self.folder = cache_folder("neighbours", name, root=cache_dir)
         self._rows_NR = sharded_rows(
             self.folder,
-            len(source),
-            queries.width,
+            (len(queries.source), queries.width),
             np.int32,
             lambda start, stop: queries.rows(range(start, stop)),
             shard_size=shard_size,
-            title="neighbours",
-            unit="document",
-            progress=progress,
+            bar=partial(make_bar, desc="neighbours", unit="document", disable=not progress),
         )
 
     def __len__(self) -> int:

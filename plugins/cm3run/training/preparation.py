@@ -20,7 +20,6 @@ from cm3run.bank import MemoryBank
 from cm3run.build import Components
 from cm3run.processes import Processes
 from cm3run.training.code_cache import CodeCache
-from cm3run.training.loader import BatchLoader
 from cm3run.training.neighbours import (
     NeighbourSettings,
     NeighboursOnDemand,
@@ -28,10 +27,10 @@ from cm3run.training.neighbours import (
     Queries,
     retriever_fingerprint,
 )
-from cm3run.training.packing import Packer, TrainingBatch, collate
-from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.packing import BatchLoader, Packer, RowSettings, TrainingBatch, collate
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from cm3run.trust import refusal
-from cm3run.trust.recipes import section_reaches
+from cm3run.trust.guard import section_reaches
 
 
 class Preparation:
@@ -130,10 +129,12 @@ class Preparation:
             objective,
             codes,
             self._retrieved_documents(source, codes, training) if retrieve else None,
-            seed=recipe.train.seed,
-            context_length=components.decoder.context_length,
-            max_text_tokens=recipe.data.max_text_tokens,
-            training=training,
+            SequenceSettings(
+                seed=recipe.train.seed,
+                context_length=components.decoder.context_length,
+                max_text_tokens=recipe.data.max_text_tokens,
+                training=training,
+            ),
         )
 
     def _retrieved_documents(
@@ -151,11 +152,8 @@ class Preparation:
         )
         neighbours = (
             NeighbourTable(
-                components.retriever,
-                source,
-                settings,
+                Queries(components.retriever, source, settings, codes),
                 self.cache_dir,
-                codes=codes,
                 progress=self.progress,
             )
             if training  # else few documents of it are measured
@@ -203,12 +201,14 @@ class Preparation:
         section, length = self.recipe.train, self.components.decoder.context_length
         return BatchLoader(
             self._training,
-            section.batch_rows,
-            length,
-            section.seed,
-            self.recipe.data.pack,
-            accumulate=section.accumulate,
-            num_streams=self.recipe.data.num_streams,
+            RowSettings(
+                section.batch_rows,
+                length,
+                seed=section.seed,
+                pack=self.recipe.data.pack,
+                accumulate=section.accumulate,
+                num_streams=self.recipe.data.num_streams,
+            ),
             processes=processes,
         )
 

@@ -1,6 +1,7 @@
-"""Saving a run: while it waits, or, with `train.save_in_background`, in a thread while it goes on.
+"""Saving a run, in whose folder one process at a time trains.
 
-In the background, what is saved is copied first, to the host, as `torch.distributed.checkpoint.async_save`
+A run is saved while it waits, or, with `train.save_in_background`, in a thread while it goes on. What is saved in the
+background is copied first, to the host, as `torch.distributed.checkpoint.async_save`
 does: by its stager, which keeps pinned buffers for the next time. The thread then does what is done
 otherwise while training waits: a checkpoint is complete or not there, whenever a kill comes. One thread writes
 the two folders of parts, their hashes and the description in this order; `async_save` would start one for
@@ -9,23 +10,96 @@ each folder.
 
 from __future__ import annotations
 
+import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cm3core.errors import CM3Error
+from cm3core.errors import CM3Error, ProcessError
+from cm3core.files import check_writable, locked, make_folder
 from cm3core.interfaces.tracker import CheckpointSaved
-from cm3run.checkpoint import CheckpointState, save_checkpoint
+from cm3run.checkpoint import CheckpointState, Snapshot, save_checkpoint
 from cm3run.checkpoint.tensors import generator_states, weights_of
-from cm3run.processes import own_part
+from cm3run.processes import Processes, own_part
 from cm3run.tuning import write_adapters
 
 if TYPE_CHECKING:
     from cm3run.training.state import TrainState
+
+
+LOCK = ".lock"
+#: Seconds in which a folder that one machine made appears on the others.
+_SEEN_S = 10.0
+
+
+@contextmanager
+def run_lock(out_dir: Path, processes: Processes | None = None) -> Iterator[None]:
+    """Context in which no other run trains in the folder: two would cut off each other's
+    metrics and delete each other's checkpoints. The folder is made; a run that fails before it has
+    written anything leaves none. Of processes that train together, the first holds it.
+
+    Raises:
+        CM3Error: another process is training there.
+        FileError: nothing can be written there.
+        ProcessError: a process doesn't see the folder of the first one.
+    """
+    processes = processes or Processes()
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(_held(out_dir)))
+        _check_seen(out_dir, processes)
+        yield
+
+
+def _check_seen(out_dir: Path, processes: Processes) -> None:
+    """All write their parts of a checkpoint into the folder."""
+    end = time.monotonic() + _SEEN_S  # file systems of several machines show new files late
+    while not (out_dir / LOCK).exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    for rank, (host, seen) in enumerate(
+        processes.all_of((socket.gethostname(), (out_dir / LOCK).exists()))
+    ):
+        if not seen:
+            raise ProcessError(
+                str(out_dir),
+                f"process {rank} of {processes.world_size} on {host} doesn't see this folder",
+                "name a folder on a disk that all machines share (-o)",
+            )
+
+
+@contextmanager
+def _held(out_dir: Path) -> Iterator[None]:
+    check_writable(out_dir, folder=True)
+    made = [place for place in (out_dir, *out_dir.parents) if not place.exists()]
+    make_folder(out_dir)
+    busy = CM3Error(
+        str(out_dir),
+        "another process is training in this folder",
+        "wait for it, or name another folder (-o)",
+    )
+    with locked(out_dir / LOCK, busy):
+        try:
+            yield
+        except BaseException:
+            if made and [path.name for path in out_dir.iterdir()] == [LOCK]:
+                _remove(made)
+            raise
+
+
+def _remove(made: Sequence[Path]) -> None:
+    """Delete the folders, the innermost first, as far as they are empty."""
+    try:
+        (made[0] / LOCK).unlink()
+        for folder in made:
+            folder.rmdir()
+    except OSError:  # another process uses one
+        return
+
 
 #: Next step in errors about diverged training.
 DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
@@ -121,22 +195,24 @@ class Saver:
                 weights, optimizer = copies["weights"], copies["optimizer"]
                 if adapter is not None:
                     adapter = adapter.copied()
-        step = state.step
+        snapshot = Snapshot(
+            weights=weights,
+            optimizer_state=optimizer,
+            state=stored,
+            components=state.components,
+            words=state.words,
+            adapter=adapter,
+        )
 
         def write() -> Path:
             folder = save_checkpoint(
                 state.out_dir,
-                weights,
-                optimizer,
-                stored,
-                state.components,
+                snapshot,
                 keep=state.recipe.train.keep_checkpoints,
-                words=state.words,
-                adapter=adapter,
                 processes=processes,
                 sharded=not state.parallel.whole,
             )
-            self._saved.append(CheckpointSaved(step, folder))
+            self._saved.append(CheckpointSaved(snapshot.state.step, folder))
             return folder
 
         return write

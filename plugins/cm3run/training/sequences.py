@@ -96,6 +96,25 @@ class RetrievedDocuments:
         return document if self.codes is None else self.codes.encoded(document)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SequenceSettings:
+    """How long sequences may be, and how they are drawn.
+
+    Args:
+        seed: of all randomness.
+        context_length: number of inputs of the decoder; a sequence has at most one token more (its
+            last token is only a target).
+        max_text_tokens: each text is cut to this many tokens.
+        training: True: captions and retrieved documents are drawn at random. False: canonical
+            captions, and the best documents, best first.
+    """
+
+    seed: int
+    context_length: int
+    max_text_tokens: int | None
+    training: bool = True
+
+
 class MaskedSequences:
     """Masked sequences of a source, retrieved documents prepended.
 
@@ -105,12 +124,7 @@ class MaskedSequences:
         objective: masks the sequences.
         code_cache: codes of the source's pictures; documents with unreadable ones are left out.
         retrieved: the documents that may be prepended to each document; None: none.
-        seed: of all randomness.
-        context_length: number of inputs of the decoder; a sequence has at most one token more (its
-            last token is only a target).
-        max_text_tokens: each text is cut to this many tokens.
-        training: True: captions and retrieved documents are drawn at random. False: canonical
-            captions, and the best documents, best first.
+        settings: their lengths, and how they are drawn.
     """
 
     def __init__(
@@ -120,16 +134,13 @@ class MaskedSequences:
         objective: MaskingObjective,
         code_cache: CodeCache,
         retrieved: RetrievedDocuments | None,
-        *,
-        seed: int,
-        context_length: int,
-        max_text_tokens: int | None,
-        training: bool = True,
+        settings: SequenceSettings,
     ) -> None:
         self.source, self.serializer, self.objective = source, serializer, objective
         self.code_cache, self.retrieved = code_cache, retrieved
-        self.seed, self.training = seed, training
-        self.max_length, self.max_text_tokens = context_length + 1, max_text_tokens
+        self.seed, self.training = settings.seed, settings.training
+        self.max_length = settings.context_length + 1
+        self.max_text_tokens = settings.max_text_tokens
         assert retrieved is None or len(retrieved.neighbours) == len(source)
         #: Index into the source of each usable document, int64.
         self.indices: npt.NDArray[np.int64] = np.flatnonzero(code_cache.usable_N)

@@ -1,99 +1,358 @@
-"""From a recipe to a run that is ready for its next step."""
+"""From a recipe to a run that is ready for its next step; where it begins: from scratch, from another model's weights,
+or at its newest checkpoint.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cm3core.errors import CheckpointError, CM3Error
+from cm3core.errors import CheckpointError, CM3Error, RecipeError
 from cm3core.files import check_links, check_writable, make_folder, write_text
 from cm3core.plugins.registry import plugin_versions
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.recipe import files_of
-from cm3run.build import Components, build
-from cm3run.checkpoint import CheckpointState, remove_leftovers
+from cm3run.build import Components, Stored, build
+from cm3run.checkpoint import (
+    IMAGE_TOKENIZER,
+    OPTIMIZER,
+    TOKENIZER,
+    CheckpointState,
+    check_decoder,
+    check_fingerprints,
+    check_recipe,
+    find_checkpoint,
+    find_model,
+    latest_checkpoint,
+    load_weights,
+    read_divided_state,
+    read_recipe,
+    read_state,
+    read_training_state,
+    remove_leftovers,
+    restore_generators,
+)
+from cm3run.checkpoint.adapters import base_entry, base_folder, is_adapter, read_adapter
 from cm3run.checkpoint.layout import PROVENANCE
+from cm3run.checkpoint.opening import another_tokenizer
 from cm3run.checkpoint.words import TrainingWords, words_of_training
 from cm3run.devices import choose_device, choose_precision, device_memory
-from cm3run.processes import Processes
-from cm3run.training.kept import note_on_codes, note_on_words
-from cm3run.training.licences import check_licences, write_provenance
-from cm3run.training.loader import micro_batches
-from cm3run.training.loss import GROUPS
+from cm3run.processes import Processes, is_divided
+from cm3run.training.data_notes import (
+    check_licences,
+    note_on_codes,
+    note_on_words,
+    write_provenance,
+)
 from cm3run.training.memory import check_training_fits
-from cm3run.training.metrics import MetricsLog, NoLog
+from cm3run.training.metrics import GROUPS, MetricsLog, NoLog, Tracking, trackers_of
 from cm3run.training.optim import OptimizerGroup, Schedule
-from cm3run.training.origin import Origin
-from cm3run.training.parallel import parallel_of
+from cm3run.training.packing import micro_batches
+from cm3run.training.parallel import OneProcess, parallel_of
 from cm3run.training.preparation import Preparation
 from cm3run.training.state import TrainState
-from cm3run.training.tracking import Tracking, trackers_of
-from cm3run.tuning import select_parameters
+from cm3run.trust import path_of
+from cm3run.tuning import ADAPTER, load_adapters, select_parameters
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
+    from cm3run.training.packing import BatchLoader
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a run takes over from a checkpoint.
+
+        new          nothing
+        fine-tuned   tokenizers and weights
+        resumed      also optimiser state, random generators, position in the data, counters
+
+    Args:
+        folder: the checkpoint; None: a new run.
+        state: the checkpoint's; None: a new run.
+        resumed: the checkpoint is the run's own.
+        base: of the model that the run started from, see `CheckpointState.base`; empty: random
+            weights.
+        base_folder: that model's checkpoint, where it is needed: in training an adapter.
+    """
+
+    folder: Path | None = None
+    state: CheckpointState | None = None
+    resumed: bool = False
+    base: dict[str, str] = field(default_factory=dict)
+    base_folder: Path | None = None
+
+    @classmethod
+    def find(
+        cls,
+        recipe: Recipe,
+        out_dir: Path,
+        registry: Registry,
+        *,
+        resume: bool,
+        trust_endpoints: Sequence[str] = (),
+    ) -> Origin:
+        """The newest checkpoint in `out_dir`, else the model of `train.start_from`, else nothing.
+
+        Raises:
+            CheckpointError: the checkpoint was made with another recipe, or `resume` is False and
+                there is one; or the model does not exist, is another one than an adapter was begun
+                on, or has another decoder than the recipe.
+            RecipeError: a part is to be trained, and there is no model.
+        """
+        model = recipe.train.start_from
+        if model is None and recipe.tune.method != "full":
+            raise RecipeError(
+                "tune.method",
+                f"is {recipe.tune.method!r}, and there is no model to tune",
+                "use cm3 tune MODEL RECIPE, or train.start_from=MODEL",
+            )
+        own = latest_checkpoint(out_dir)
+        if own is not None:
+            if not resume:
+                raise CheckpointError(
+                    str(out_dir),
+                    f"already holds a run (step {read_state(own).step})",
+                    "name another folder, or resume",
+                )
+            check_recipe(own, read_recipe(own, registry, trust_endpoints=trust_endpoints), recipe)
+            state = read_state(own)
+            # the user's own recipe names the base, too
+            named = [path_of(model)] if model is not None else []
+            known = (*trust_endpoints, *named)
+            found = (
+                base_folder(own, state, registry, trust_endpoints=known)
+                if is_adapter(own)
+                else None
+            )
+            return cls(own, state, resumed=True, base=state.base, base_folder=found)
+        if model is None:
+            return cls()
+        other = find_checkpoint(find_model(model, registry))
+        base = base_entry(model, other, registry)
+        stored = read_recipe(other, registry, trust_endpoints=trust_endpoints)
+        check_decoder(other, stored, recipe)
+        return cls(other, read_state(other), base=base)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The text tokenizer's files; None: a new run makes its own."""
+        return None if self.folder is None else self.folder / TOKENIZER
+
+    @property
+    def image_tokenizer_folder(self) -> Path | None:
+        """The image tokenizer's files; None: a new run uses the recipe's."""
+        return None if self.folder is None else self.folder / IMAGE_TOKENIZER
+
+    @property
+    def counters(self) -> CheckpointState:
+        """Steps, seconds and tokens done before; zero unless resumed."""
+        return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
+
+    def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error | None:
+        """A better error than that of building the components, where that is of the model's files, which
+        another tokenizer than the recipe's wrote; None: there is none."""
+        if self.folder is None or self.resumed or not error.place.startswith(str(self.folder)):
+            return None
+        return another_tokenizer(self.folder, read_recipe(self.folder, registry), recipe)
+
+    def check_components(self, components: Components) -> None:
+        """Raise `CheckpointError` when ids mean something different than in the checkpoint."""
+        if self.folder is not None and self.state is not None:
+            check_fingerprints(self.folder, self.state, components)
+
+    def check_data(self, preparation: Preparation) -> None:
+        """Raise `CheckpointError` when a run would resume on other documents."""
+        if not self.resumed or self.state is None:
+            return
+        stored = self.state.fingerprints
+        if stored.get("dataset") != preparation.fingerprint:
+            raise CheckpointError(
+                str(self.folder),
+                "was trained on other data (documents were added, removed or changed)",
+                "start in another folder (-o), from its weights if you like (train.start_from), or "
+                "restore the data",
+            )
+        if stored.get("bank") != preparation.bank_fingerprint:
+            raise CheckpointError(
+                str(self.folder),
+                "was trained with another memory bank (documents were added, removed or changed)",
+                "start in another folder (-o), or restore the bank",
+            )
+
+    def set_weights(self, decoder: nn.Module) -> None:
+        """Load the checkpoint's weights, without its adapter; a new run keeps its initial ones."""
+        folder = self.folder if self.base_folder is None else self.base_folder
+        if folder is not None:
+            load_weights(decoder, folder)
+
+    def set_adapters(self, decoder: nn.Module) -> None:
+        """Load the adapter of a run that resumes, if it trains one."""
+        if self.folder is not None and self.base_folder is not None:
+            load_adapters(decoder, read_adapter(self.folder), str(self.folder / ADAPTER))
+
+    def restore(self, optimizer: OptimizerGroup, loader: BatchLoader) -> None:
+        """Restore optimiser, random generators and loader to where the run stopped."""
+        if not self.resumed or self.folder is None or self.state is None:
+            return
+        if any(is_divided(parameter) for parameter in optimizer.parameters):
+            tensors, generators = read_divided_state(self.folder, optimizer.empty_state)
+        else:
+            tensors, generators = read_training_state(self.folder)
+        if self.state.step > 0 and not tensors and optimizer.parameters:
+            raise CheckpointError(
+                str(self.folder / OPTIMIZER),
+                f"holds no state of the optimiser, after {self.state.step} steps",
+                "use an older checkpoint, or copy it again from where it came",
+            )
+        optimizer.load_state_tensors(tensors)
+        restore_generators(generators)
+        loader.load_state_dict(self.state.loader)
+
+    def in_words(self, out_dir: Path) -> str:
+        """For the line printed at the start of a run."""
+        if self.resumed:
+            return f"resumes from {self.folder}"
+        weights = "" if self.folder is None else f" from the weights of {self.folder}"
+        return f"starts in {out_dir}{weights}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is started; `train` describes them."""
+
+    resume: bool = True
+    progress: bool = True
+    device: str | torch.device | None = None
+    processes: Processes = field(default_factory=Processes)
+    shard: int | None = None
+    trust_endpoints: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where a run computes: its device, the precision of products (None: float32) with the reason, and how processes
+    share the decoder."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    reason: str
+    parallel: OneProcess
+
+    @classmethod
+    def chosen(cls, recipe: Recipe, options: RunOptions) -> _Place:
+        """The same for all processes, and large enough."""
+        processes, shard = options.processes, options.shard
+        device = choose_device(options.device)
+        if recipe.attention is not None:
+            recipe.attention.check_training(device.type)
+        dtype, reason = choose_precision(recipe.train.precision, device)
+        processes.check_same(
+            {"precision": "fp32" if dtype is None else "bf16"},
+            "set train.precision to fp32 or bf16: auto asks each machine",
+        )
+        processes.check_same(
+            {"--shard": "not given" if shard is None else str(shard)},
+            "start all with the same --shard",
+        )
+        machine, on_cpu = device_memory(device)
+        if on_cpu:
+            machine = machine.shared(processes.num_local)
+        parallel = parallel_of(recipe, processes, device, dtype, machine, shard)
+        warning = check_training_fits(
+            recipe, machine, on_cpu=on_cpu, bf16=dtype is not None, devices=parallel.num_shards
+        )
+        if warning is not None:
+            print(f"warning: {warning}", file=sys.stderr)
+        return cls(device, dtype, reason, parallel)
 
 
 def start(
-    recipe: Recipe,
-    out_dir: Path,
-    registry: Registry,
-    *,
-    resume: bool = True,
-    progress: bool = True,
-    device: str | torch.device | None = None,
-    processes: Processes | None = None,
-    shard: int | None = None,
-    trust_endpoints: Sequence[str] = (),
+    recipe: Recipe, out_dir: Path, registry: Registry, options: RunOptions | None = None
 ) -> TrainState:
     """Build everything, and restore the state of the run's `Origin`. Arguments as for `train`."""
-    schedule, processes = Schedule.of(recipe.train), processes or Processes()
+    options = RunOptions() if options is None else options
+    schedule, processes = Schedule.of(recipe.train), options.processes
     trackers = trackers_of(recipe, registry) if processes.is_first else []
     micro_batches(recipe.train.batch_rows, recipe.train.accumulate, processes.world_size)
     processes.check_same({**plugin_versions(registry.plugins), "recipe": recipe.hash})
     check_writable(out_dir, folder=True)
     check_links(out_dir)
-    origin = Origin.find(recipe, out_dir, registry, resume=resume, trust_endpoints=trust_endpoints)
+    origin = Origin.find(
+        recipe, out_dir, registry, resume=options.resume, trust_endpoints=options.trust_endpoints
+    )
     base = {f"base {name}": value for name, value in origin.base.items()}
     processes.check_same({"checkpoint": str(origin.folder), **base})
-    chosen = choose_device(device)
-    if recipe.attention is not None:
-        recipe.attention.check_training(chosen.type)
-    dtype, reason = choose_precision(recipe.train.precision, chosen)
-    processes.check_same(
-        {"precision": "fp32" if dtype is None else "bf16"},
-        "set train.precision to fp32 or bf16: auto asks each machine",
+    place = _Place.chosen(recipe, options)
+    preparation = _prepared(recipe, registry, origin, place, options)
+    components, done = preparation.components, origin.counters
+    optimizer = _placed(components, origin, place)
+    loader = preparation.loader(processes)
+    torch.manual_seed(recipe.train.seed)
+    origin.restore(optimizer, loader)
+    if (own_seed := processes.seed(recipe.train.seed, done.step)) is not None:
+        torch.manual_seed(own_seed)
+    finished = origin.resumed and schedule.progress(done.step, done.elapsed_s) >= 1
+    processes.first(lambda: _write_description(preparation, out_dir, finished=finished))
+    if options.progress:
+        words = place.parallel.in_words(processes)
+        _tell(components, optimizer, place, origin.in_words(out_dir), words)
+        for note in [] if origin.resumed else _notes(components, origin.folder):
+            print(f"note: {note}", file=sys.stderr)
+    first, source = processes.is_first, components.source
+    sums_G2 = _loss_sums(done, place.device, len(GROUPS) * max(1, len(source.parts)))
+    return TrainState(
+        recipe,
+        out_dir,
+        components,
+        preparation,
+        components.decoder.module,
+        optimizer,
+        schedule,
+        loader,
+        MetricsLog(out_dir, done.step) if first else NoLog(),
+        place.device,
+        place.dtype,
+        processes,
+        place.parallel,
+        words_of_training(source.texts(), len(source), origin.folder)
+        if first and not source.is_far
+        else None,
+        done.step,
+        done.elapsed_s,
+        done.tokens,
+        base=origin.base,
+        trackers=Tracking(trackers, place.device),
+        # those of all processes, summed when they are logged
+        sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
     )
-    processes.check_same(
-        {"--shard": "not given" if shard is None else str(shard)},
-        "start all with the same --shard",
-    )
-    machine, on_cpu = device_memory(chosen)
-    if on_cpu:
-        machine = machine.shared(processes.num_local)
-    parallel = parallel_of(recipe, processes, chosen, dtype, machine, shard)
-    warning = check_training_fits(
-        recipe, machine, on_cpu=on_cpu, bf16=dtype is not None, devices=parallel.num_shards
-    )
-    if warning is not None:
-        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _prepared(
+    recipe: Recipe, registry: Registry, origin: Origin, place: _Place, options: RunOptions
+) -> Preparation:
+    """The components, and the data that they prepare; the same in all processes."""
+    processes = options.processes
     with processes.in_turn():  # the first one fills the caches
         try:
             components = build(
                 recipe,
                 registry,
                 stage="train",
-                tokenizer_folder=origin.tokenizer_folder,
-                image_tokenizer_folder=origin.image_tokenizer_folder,
-                device=chosen,
-                decoder_device=parallel.build_device(chosen),
+                stored=Stored(
+                    text_tokenizer=origin.tokenizer_folder,
+                    image_tokenizer=origin.image_tokenizer_folder,
+                ),
+                device=place.device,
+                decoder_device=place.parallel.build_device(place.device),
             )
         except CM3Error as error:
             if (better := origin.explained(error, recipe, registry)) is not None:
@@ -101,69 +360,42 @@ def start(
             raise
         origin.check_components(components)
         check_licences(components.source, recipe.train.licences)
-        preparation = Preparation(components, progress=progress)
+        preparation = Preparation(components, progress=options.progress)
     origin.check_data(preparation)
     processes.check_same({**components.fingerprints(), "data set": preparation.fingerprint})
-    decoder = components.decoder.module
+    return preparation
+
+
+def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerGroup:
+    """Put the decoder, with the origin's weights, where it is trained. Returns the optimiser of what is trained of it."""
+    recipe, decoder = components.recipe, components.decoder.module
     decoder.train()
-    drawn_on = parallel.build_device(chosen)
+    drawn_on = place.parallel.build_device(place.device)
     if recipe.train.start_from_codebook and origin.folder is None and drawn_on.type != "meta":
         _start_from_codebook(components, drawn_on)
-    parallel.place(components.decoder, chosen, compiled=recipe.train.compile)
+    place.parallel.place(components.decoder, place.device, compiled=recipe.train.compile)
     origin.set_weights(decoder)
     rows = select_parameters(
         components.decoder, recipe.tune, components.vocabulary, seed=recipe.train.seed
     )
     origin.set_adapters(decoder)
-    optimizer = OptimizerGroup(components.decoder, recipe.train, dtype or torch.float32, rows=rows)
-    loader = preparation.loader(processes)
-    torch.manual_seed(recipe.train.seed)
-    origin.restore(optimizer, loader)
-    done = origin.counters
-    if (own_seed := processes.seed(recipe.train.seed, done.step)) is not None:
-        torch.manual_seed(own_seed)
-    finished = origin.resumed and schedule.progress(done.step, done.elapsed_s) >= 1
-    processes.first(lambda: _write_description(preparation, out_dir, finished=finished))
-    if progress:
-        parameters = sum(p.numel() for p in decoder.parameters())
-        trained = sum(p.numel() for p in optimizer.parameters)
-        part = "" if trained == parameters else f", {trained:,} of them trained"
-        num_threads = torch.get_num_threads()
-        print(
-            f"{recipe.name} {origin.in_words(out_dir)}: {parameters / 1e6:.2f}M parameters"
-            f"{part}, {len(components.source):,} documents, {chosen}, "
-            f"{reason}, {num_threads} thread{'' if num_threads == 1 else 's'}"
-            f"{parallel.in_words(processes)}",
-            file=sys.stderr,
-        )
-        for note in [] if origin.resumed else _notes(components, origin.folder):
-            print(f"note: {note}", file=sys.stderr)
-    first = processes.is_first
-    sums_G2 = _loss_sums(done, chosen, len(GROUPS) * max(1, len(components.source.parts)))
-    return TrainState(
-        recipe,
-        out_dir,
-        components,
-        preparation,
-        decoder,
-        optimizer,
-        schedule,
-        loader,
-        MetricsLog(out_dir, done.step) if first else NoLog(),
-        chosen,
-        dtype,
-        processes,
-        parallel,
-        words_of_training(components.source.texts(), len(components.source), origin.folder)
-        if first and not components.source.is_far
-        else None,
-        done.step,
-        done.elapsed_s,
-        done.tokens,
-        base=origin.base,
-        trackers=Tracking(trackers, chosen),
-        # those of all processes, summed when they are logged
-        sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
+    dtype = place.dtype or torch.float32
+    return OptimizerGroup(components.decoder, recipe.train, dtype, rows=rows)
+
+
+def _tell(
+    components: Components, optimizer: OptimizerGroup, place: _Place, begun: str, shared: str
+) -> None:
+    """Print what is trained, on what, and how."""
+    parameters = sum(p.numel() for p in components.decoder.module.parameters())
+    trained = sum(p.numel() for p in optimizer.parameters)
+    part = "" if trained == parameters else f", {trained:,} of them trained"
+    num_threads = torch.get_num_threads()
+    print(
+        f"{components.recipe.name} {begun}: {parameters / 1e6:.2f}M parameters"
+        f"{part}, {len(components.source):,} documents, {place.device}, "
+        f"{place.reason}, {num_threads} thread{'' if num_threads == 1 else 's'}{shared}",
+        file=sys.stderr,
     )
 
 

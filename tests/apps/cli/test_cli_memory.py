@@ -16,9 +16,9 @@ from cm3apps.cli._retrieved import Retrieval, retrieved_sheet
 from cm3apps.cli.main import main
 from cm3core.images import open_image
 from cm3plugins.image_tokenizers import vqgan
+from cm3run import DEFAULT_MODEL
 from cm3run.bank import MemoryBank
 from cm3run.model import RetrievedDocument
-from cm3run.model.default import DEFAULT_MODEL
 from messages import tells
 
 BUNDLED_WEIGHTS = Path(vqgan.__file__).parent / "assets" / "emoji64" / "model.safetensors"

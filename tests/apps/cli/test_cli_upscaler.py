@@ -17,7 +17,7 @@ from cm3core.images import open_image, read_png_metadata, save_png
 from cm3plugins.image_tokenizers.vqgan.model import VQModel
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3plugins.image_tokenizers.vqgan.tokenizer import save_weights
-from cm3run.evaluation.upscaler import lanczos
+from cm3run.evaluation.quality import lanczos
 from messages import tells
 from upscaler_parts import tiles
 

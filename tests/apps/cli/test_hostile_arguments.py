@@ -12,7 +12,7 @@ import pytest
 from cm3apps.cli.infill import parse_box
 from cm3apps.cli.main import main, override_hint
 from cm3core.errors import CM3Error, GenerationError
-from cm3run.model.options import GenerationOptions
+from cm3run.model.candidates import GenerationOptions
 
 DIGITS = "9" * 5000
 LONG = "n" * 300

@@ -25,7 +25,7 @@ from cm3plugins.datasets.icons.entries import IconEntry
 from cm3run.build import build
 from cm3run.model import Model
 from cm3run.training.preparation import Preparation
-from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from cm3run.training.validation import UnmaskedObjective
 from messages import tells
 from small_disk import leave_room, small_disk
@@ -262,10 +262,12 @@ def test_nats_are_those_of_the_validation_in_training(model: Model, tmp_path: Pa
         UnmaskedObjective(),
         data.code_cache,
         RetrievedDocuments(Versions(), everything, codes, 1),
-        seed=0,
-        context_length=components.decoder.context_length,
-        max_text_tokens=model.recipe.data.max_text_tokens,
-        training=False,
+        SequenceSettings(
+            seed=0,
+            context_length=components.decoder.context_length,
+            max_text_tokens=model.recipe.data.max_text_tokens,
+            training=False,
+        ),
     )
     image_ids = components.vocabulary.image
     for condition, sequences in (("none", data), ("version", fronted)):

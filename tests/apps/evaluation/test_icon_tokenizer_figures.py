@@ -15,7 +15,7 @@ from cm3apps.evaluation.icons.tokenizer_figures import (
     bytes_for,
     num_bytes,
 )
-from cm3run.evaluation.image_tokenizer import psnr_per_picture
+from cm3run.evaluation.quality import psnr_per_picture
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from cm3run.build import build
 from cm3run.checkpoint import find_checkpoint, read_tasks
 from cm3run.model import load
 from cm3run.training import train
-from cm3run.training.loader import BatchLoader
+from cm3run.training.packing import BatchLoader, RowSettings
 from cm3run.training.preparation import Preparation
 from cm3run.training.sequences import MaskedSequences
 from messages import tells
@@ -339,13 +339,13 @@ class Sequences:
 
 def test_a_loader_resumes_and_counts() -> None:
     source = MixtureSource({"a": texts("a", 15), "b": texts("b", 5)}, [1, 1], PAPER)
-    loader = BatchLoader(Sequences(source), 2, 6, 0)
+    loader = BatchLoader(Sequences(source), RowSettings(2, 6, seed=0))
     for _ in range(12):
         next(loader)
     state = json.loads(json.dumps(loader.state_dict()))
     assert sum(state["counts"]) == 12 * 2 * 3
     assert abs(state["counts"][0] - state["counts"][1]) < 70  # half of each, the window's apart
-    again = BatchLoader(Sequences(source), 2, 6, 0)
+    again = BatchLoader(Sequences(source), RowSettings(2, 6, seed=0))
     again.load_state_dict(state)
     for _ in range(12):
         one, other = next(loader), next(again)
@@ -367,10 +367,10 @@ def test_a_record_that_comes_again_is_drawn_anew() -> None:
 
 def test_a_model_knows_what_it_was_tuned_for(run) -> None:
     folder, registry = run
-    configs, plain, lost = read_tasks(find_checkpoint(folder / "run"), registry)
-    assert list(configs) == ["caption"]
-    assert plain
-    assert lost == {}
+    tuned = read_tasks(find_checkpoint(folder / "run"), registry)
+    assert list(tuned.configs) == ["caption"]
+    assert tuned.plain
+    assert tuned.lost == {}
     model = load(folder / "run")
     assert model.tasks.names == ["caption"]
     job, _ = model.caption_jobs([np.zeros((8, 8, 3), np.uint8)])

@@ -12,7 +12,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource, Provenance
 from cm3plugins.datasets.stated_licences import LicenceFiles, stated
 from cm3plugins.datasets.webdataset import WebDatasetSourceConfig
-from cm3run.training.licences import counted
+from cm3run.training.data_notes import counted
 from messages import tells
 from picture_files import folder, picture, write, write_tar
 

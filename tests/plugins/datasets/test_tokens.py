@@ -211,7 +211,7 @@ def test_any_number_of_processes_has_the_same_rows(
 ) -> None:
     """Rows of a step: those of one process are dealt out to two and four; a state resumes in any number."""
     from cm3run.processes import Processes
-    from cm3run.training.loader import BatchLoader
+    from cm3run.training.packing import BatchLoader, RowSettings
 
     class Pretended(Processes):
         def __init__(self, rank: int, number: int) -> None:
@@ -227,7 +227,9 @@ def test_any_number_of_processes_has_the_same_rows(
     def rows(number: int, steps: int) -> list[npt.NDArray[np.int32]]:
         loaders = [
             BatchLoader(
-                data, 4, 80, 0, accumulate=1, num_streams=4, processes=Pretended(rank, number)
+                data,
+                RowSettings(4, 80, seed=0, accumulate=1, num_streams=4),
+                processes=Pretended(rank, number),
             )
             for rank in range(number)
         ]

@@ -15,7 +15,7 @@ from cm3kits.upscaler import UpscalerContract
 from cm3plugins.icons.config import InkUpscalerConfig
 from cm3plugins.icons.ink import Ink, ink_of
 from cm3plugins.upscalers import LanczosUpscalerConfig
-from cm3run.evaluation.image_tokenizer import psnr_per_picture
+from cm3run.evaluation.quality import psnr_per_picture
 from messages import tells
 
 

@@ -14,7 +14,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSource, Retrieved, Retriever
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.model import Model
-from cm3run.model.retrieval import search
+from cm3run.model.prepending import search
 from cm3run.prompting import Found
 from cm3run.words import words_of
 from toy_model import picture, toy_model, worded

@@ -30,7 +30,7 @@ from cm3plugins.image_tokenizers.vqgan.tokenizer import (
     save_weights,
     weights_file,
 )
-from cm3run.evaluation.image_tokenizer import (
+from cm3run.evaluation.quality import (
     evaluate_image_tokenizer,
     perplexity_of,
     psnr_per_picture,

@@ -32,7 +32,7 @@ from cm3plugins.image_tokenizers.vqgan.trainer import (
     align_with_pixels,
 )
 from cm3plugins.image_tokenizers.vqgan.training import batch_indices
-from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer
+from cm3run.evaluation.quality import evaluate_image_tokenizer
 from messages import tells
 
 SHAPE: dict[str, Any] = {

@@ -12,7 +12,7 @@ from cm3kits.retriever import HashEmbedder
 from cm3plugins.retrievers import BM25RetrieverConfig, DenseRetrieverConfig, RandomRetrieverConfig
 from cm3run.bank import MemoryBank, build_bank
 from cm3run.training.code_cache import CodeCache
-from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from messages import tells
 
 
@@ -85,11 +85,10 @@ def test_in_training_never_the_documents_own(bank, config, tmp_path):
     queries = source(24)
     codes = CodeCache(queries, QuarterTokenizer(), tmp_path, progress=False)
     table = NeighbourTable(
-        config.build(bank, HashEmbedder()),
-        queries,
-        NeighbourSettings("f", num_ranks=24),
+        Queries(
+            config.build(bank, HashEmbedder()), queries, NeighbourSettings("f", num_ranks=24), codes
+        ),
         tmp_path,
-        codes=codes,
         progress=False,
     )
     for index in range(24):

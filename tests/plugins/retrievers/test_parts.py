@@ -19,7 +19,7 @@ from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig
 from cm3plugins.retrievers.regions import SIDE, Part, cropped, explained, parts_of
 from cm3run.prepending import part_in, prepended
-from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from cm3run.training.sequences import RetrievedDocuments
 from numbered_documents import Following, Numbers
 
@@ -233,7 +233,9 @@ def test_training_prepends_all_parts_or_nothing(tmp_path: Path) -> None:
     source = Numbers(5)
     for _ in range(2):  # computed, and read again
         table = NeighbourTable(
-            InParts(source), source, NeighbourSettings("f", num_ranks=3), tmp_path, progress=False
+            Queries(InParts(source), source, NeighbourSettings("f", num_ranks=3)),
+            tmp_path,
+            progress=False,
         )
         assert table.parts(3) == [(4, (1, 0, 9, 9)), (0, (2, 0, 9, 9))]
         assert table.parts(2) == []

@@ -12,7 +12,7 @@ import pytest
 from cm3core.interfaces import Measured, PictureDrawn, RunStarted, Validated
 from cm3kits.tracker import TrackerContract
 from cm3plugins.trackers import TensorBoardConfig
-from cm3run.training.tracking import Tracking
+from cm3run.training.metrics import Tracking
 from messages import tells
 
 pytest.importorskip("tensorboard", reason="needs pip install 'cm3leon[tensorboard]'")

@@ -28,7 +28,7 @@ from cm3core.images import open_image
 from cm3plugins.trained.training_run import edge_error
 from cm3plugins.upscalers.edsr.settings import EDSRTraining
 from cm3plugins.upscalers.edsr.training import CropSampler, UpscalerTrainer, turned
-from cm3run.evaluation.upscaler import evaluate_upscaler
+from cm3run.evaluation.quality import evaluate_upscaler
 from messages import tells
 from upscaler_parts import QUICK, Posteriser, config, tiles
 

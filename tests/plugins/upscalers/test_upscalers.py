@@ -39,7 +39,7 @@ from cm3plugins.upscalers.edsr.upscaler import (
 from cm3plugins.upscalers.external import ExternalUpscaler
 from cm3plugins.upscalers.tiles import upscale_in_tiles
 from cm3run.build import build
-from cm3run.evaluation.upscaler import evaluate_upscaler, lanczos
+from cm3run.evaluation.quality import evaluate_upscaler, lanczos
 from messages import tells
 from upscaler_parts import config
 

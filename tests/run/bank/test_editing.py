@@ -18,7 +18,7 @@ from cm3kits.retriever import HashEmbedder, ListSource
 from cm3run.bank import MemoryBank, add_documents, build_bank, merge_banks, remove_documents
 from cm3run.bank.manifest import MANIFEST
 from cm3run.bank.shard import SHARDS
-from cm3run.training.licences import counted
+from cm3run.training.data_notes import counted
 from messages import tells
 
 

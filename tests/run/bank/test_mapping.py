@@ -19,9 +19,10 @@ from hypothesis.extra import numpy as hnp
 
 from built_banks import built
 from cm3core.errors import FileError
-from cm3run.bank import MemoryBank, mapping, remove_documents
-from cm3run.bank.mapping import map_array, map_bytes
+from cm3run import mapped as mapping
+from cm3run.bank import MemoryBank, remove_documents
 from cm3run.bank.shard import SHARDS
+from cm3run.mapped import map_array, map_bytes
 from messages import tells
 
 

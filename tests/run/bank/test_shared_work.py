@@ -19,7 +19,7 @@ from cm3core.errors import DataError, FileError
 from cm3run.bank import MemoryBank, build_bank, help_build, merge_banks
 from cm3run.bank.building import wanted_of
 from cm3run.bank.manifest import MANIFEST, WORK
-from cm3run.bank.shared_work import ShardWork
+from cm3run.bank.writing import ShardWork
 from messages import tells
 
 HELP = """

@@ -14,7 +14,7 @@ from cm3core.errors import CM3Error
 from cm3core.plugins import Registry
 from cm3core.recipe import Recipe
 from cm3run.checkpoint import OPTIMIZER, STATE, WEIGHTS, open_checkpoint
-from cm3run.training.start import start
+from cm3run.training.start import RunOptions, start
 from fuzzing.checkpoint_cases import changed_json, changed_tensors
 
 #: Ways to spoil a file, of each kind; the slow tests try these and many more.
@@ -89,7 +89,7 @@ def test_opens_equal_or_is_refused(
             opened = open_checkpoint(spoiled, small_registry).components.decoder.module.state_dict()
             if hashed or name != WEIGHTS:
                 assert all(torch.equal(opened[key], want[key]) for key in want)
-            start(small_recipe, spoiled_run, small_registry, progress=False).log.close()
+            start(small_recipe, spoiled_run, small_registry, RunOptions(progress=False)).log.close()
         except CM3Error:
             num_refused += 1
     if hashed and name != STATE:

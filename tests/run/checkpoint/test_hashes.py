@@ -11,9 +11,8 @@ from cm3core.errors import CheckpointError
 from cm3core.files import sha256_file
 from cm3core.plugins import Registry
 from cm3core.recipe import Recipe
-from cm3run.checkpoint import OPTIMIZER, STATE, WEIGHTS, export_model, hashes, open_checkpoint
-from cm3run.checkpoint.hashes import check_file
-from cm3run.checkpoint.state import read_state
+from cm3run.checkpoint import OPTIMIZER, STATE, WEIGHTS, export_model, layout, open_checkpoint
+from cm3run.checkpoint.layout import check_file, read_state
 from cm3run.training import train
 from messages import tells
 
@@ -75,7 +74,7 @@ def test_checkpoints_without_hashes_open(small_registry: Registry, spoiled: Path
 def test_of_a_large_file_only_the_size_is_compared(
     spoiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hashes, "MAX_HASHED", 10)
+    monkeypatch.setattr(layout, "MAX_HASHED", 10)
     state = read_state(spoiled)
     flip(spoiled / WEIGHTS)
     check_file(spoiled, WEIGHTS, state)

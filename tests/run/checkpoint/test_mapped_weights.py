@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from cm3core.errors import CheckpointError, GenerationError
 from cm3core.interfaces.decoder import Decoder
 from cm3core.plugins import load_registry
-from cm3run.checkpoint import find_model, mapped_weights, open_checkpoint
+from cm3run.checkpoint import find_model, open_checkpoint, opening
 from cm3run.checkpoint.layout import WEIGHTS, find_checkpoint
 from cm3run.mapped import is_mapped
 from messages import tells
@@ -20,7 +20,7 @@ from messages import tells
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped_weights, "MAPPED_FROM", 0)
+    monkeypatch.setattr(opening, "MAPPED_FROM", 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def logits(decoder: Decoder, precision: str) -> torch.Tensor:
 
 def test_float32_predicts_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from_file = opened(folder)
-    monkeypatch.setattr(mapped_weights, "MAPPED_FROM", 1 << 60)
+    monkeypatch.setattr(opening, "MAPPED_FROM", 1 << 60)
     read = opened(folder)
     assert all(is_mapped(one) for one in from_file.module.parameters())
     assert not any(is_mapped(one) for one in read.module.parameters())

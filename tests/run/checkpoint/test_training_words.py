@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import load_registry
+from cm3run import DEFAULT_MODEL
 from cm3run.checkpoint import export_model, find_checkpoint, find_model, latest_checkpoint
 from cm3run.checkpoint import words as module
 from cm3run.checkpoint.words import TrainingWords, edits, words_of_training
 from cm3run.model import load
-from cm3run.model.default import DEFAULT_MODEL
 from cm3run.training import train
 from cm3run.words import words_of
 

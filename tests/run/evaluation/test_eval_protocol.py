@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError, PluginError, RecipeError
 from cm3core.plugins import load_registry
-from cm3run.evaluation.comparing import differences
 from cm3run.evaluation.protocol import (
     canonical,
+    differences,
     measurement_hash,
     protocol_of,
     read_protocol,

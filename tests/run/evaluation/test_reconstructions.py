@@ -12,8 +12,8 @@ from cm3core.errors import DataError
 from cm3core.images import save_png
 from cm3plugins.extractors import PixelsConfig
 from cm3plugins.metrics import FIDConfig, PSNRConfig, VQAConfig
-from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer, ssim_per_picture
-from cm3run.evaluation.reconstructions import check_score, reconstruction_scores
+from cm3run.evaluation.features import check_score, reconstruction_scores
+from cm3run.evaluation.quality import evaluate_image_tokenizer, ssim_per_picture
 from toy_model import GreyTokenizer
 
 RNG = np.random.default_rng(0)

@@ -14,11 +14,12 @@ from PIL import Image as Pillow
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, RecipeError
 from cm3core.interfaces import ImageTokenizer, Upscaler, UpscalerConfig
-from cm3run.evaluation.image_tokenizer import SSIM_WINDOW, ssim_per_picture
-from cm3run.evaluation.upscaler import (
+from cm3run.evaluation.quality import (
+    SSIM_WINDOW,
     evaluate_upscaler,
     lanczos,
     small_pictures,
+    ssim_per_picture,
 )
 from messages import tells
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, TokenSequence
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
-from cm3run.generation.agreement import MOST_TOKENS, Agreement, Reference
+from cm3run.model.precision import MOST_TOKENS, Agreement, Reference
 from messages import tells
 
 VOCABULARY = CM3LeonVocabulary(6, 4, num_sentinels=1)
@@ -98,7 +98,7 @@ def test_a_few_logits_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) ->
     codes = list(VOCABULARY.image)
     one = sequence([0, 1, 2, 3, 4, *codes], [NO_CELL] * 5 + list(range(len(codes))))
     whole = compared(exact_VR, other_VR, one)
-    monkeypatch.setattr("cm3run.generation.agreement.MOST_LOGITS", 2 * len(codes))
+    monkeypatch.setattr("cm3run.model.precision.MOST_LOGITS", 2 * len(codes))
     by_parts = compared(exact_VR, other_VR, one)
     assert by_parts.num == whole.num == 8
     assert by_parts.divergence == pytest.approx(whole.divergence, rel=1e-5)

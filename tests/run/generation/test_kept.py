@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from cm3core.document import NO_CELL, ImageHole, Text, TextHole
 from cm3core.sequence.prompt_writer import Prompt
-from cm3run.generation import kept as kept_module
 from cm3run.generation.engine import Engine, Request
-from cm3run.generation.kept import KeptPrefixes
+from cm3run.generation.prompts import SHORTEST_KEPT, KeptPrefixes
 from engine_parts import APPLE, OTHERS, PEAR, make_engine
 from profiles import examples
 
@@ -124,7 +123,7 @@ def test_an_extension_takes_the_place_of_what_it_extends() -> None:
     assert kept.longest(prompt(*range(30), 99)) == ("long", 30)
     # the last token's state is needed, so that it is always read
     assert kept.longest(prompt(*range(40))) == ("long", 39)
-    assert kept.longest(prompt(*range(kept_module.SHORTEST_KEPT))) is None
+    assert kept.longest(prompt(*range(SHORTEST_KEPT))) is None
     assert kept.longest(prompt(7, 8, 9)) is None
 
 

@@ -14,7 +14,7 @@ from cm3core.errors import GenerationError, RecipeError
 from cm3plugins.samplers.cfg import TopPSamplerConfig
 from cm3published.sampler import ChameleonSamplerConfig
 from cm3run.generation.engine import Request
-from cm3run.generation.penalty import RepetitionPenalty
+from cm3run.generation.groups import RepetitionPenalty
 from cm3run.generation.policy import Policy
 from engine_parts import APPLE, SERIALIZER, VOCABULARY, make_engine
 from messages import tells

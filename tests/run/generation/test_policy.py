@@ -29,7 +29,7 @@ from cm3plugins.samplers.contrastive import (
     ContrastiveSamplerConfig,
     MixtureSamplerConfig,
 )
-from cm3run.generation import Policy, recorded, scoring
+from cm3run.generation import Policy, policy, recorded
 from cm3run.generation.engine import Request, candidate_seed
 from engine_parts import APPLE, GRID, PEAR, REQUESTS, SERIALIZER, VOCABULARY, make_decoder
 from messages import tells
@@ -180,7 +180,7 @@ def test_small_chunks_change_nothing(decoder, monkeypatch):
         lambda hidden, ids: biggest.append(hidden.shape[0] * len(ids)) or logits(hidden, ids),
         raising=False,
     )
-    monkeypatch.setattr(scoring, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(policy, "CHUNK_BYTES", 1000)
     parts = run(make_policy(decoder, sampler, max_tokens=1), recompute=True)
     assert max(biggest) * 4 <= 1000
     for one, other in zip(whole, parts, strict=True):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cm3run.generation.engine import Failed
-from cm3run.model.chains import Step, run_chains
-from cm3run.model.jobs import Done
+from cm3run.model.jobs import Done, Step, run_chains
 from engine_parts import REQUESTS, WARM, make_decoder, make_engine
 
 

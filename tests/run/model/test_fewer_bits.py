@@ -13,9 +13,8 @@ import cm3core
 from cm3core.errors import GenerationError
 from cm3core.interfaces.decoder import Decoder
 from cm3plugins.decoders import products as faster
-from cm3run.generation.agreement import Agreement, Reference
 from cm3run.model import Model
-from cm3run.model.fewer_bits import arranged, drawing, held_out
+from cm3run.model.precision import Agreement, Reference, arranged, drawing, held_out
 from messages import tells
 
 

@@ -10,7 +10,7 @@ import pytest
 from cm3core.document import Text, text_of
 from cm3core.interfaces import DocumentSource
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3run.model.retrieval import search
+from cm3run.model.prepending import search
 from cm3run.words import words_of
 from few_icons import model_over_few_icons
 

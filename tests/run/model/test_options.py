@@ -9,7 +9,7 @@ import pytest
 from cm3core.document import ImageHole, Text
 from cm3core.errors import GenerationError
 from cm3run.model import AsyncModel
-from cm3run.model.options import GenerationOptions
+from cm3run.model.candidates import GenerationOptions
 from messages import tells
 from toy_model import picture
 

@@ -10,7 +10,7 @@ import pytest
 
 from cm3core.document import Codes, Image
 from cm3run.model import Model
-from cm3run.model.retrieval import _pictures, _shows
+from cm3run.model.prepending import _pictures, _shows
 from few_icons import model_over_few_icons
 
 

@@ -18,8 +18,7 @@ from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from cm3run.token_shards import StoredDocument, entries_of, stored_document
-from cm3run.token_shards.record import written
-from cm3run.token_shards.tar import write_tar
+from cm3run.token_shards.record import RecordFacts, write_tar, written
 from messages import tells
 
 GRID = (1, 2)
@@ -37,14 +36,16 @@ def stored(
     *versions: Document, alternatives: list[tuple[str, ...]] | None = None, codebook_size: int = 512
 ) -> StoredDocument:
     text, file = written(
-        "a/b",
+        RecordFacts(
+            "a/b",
+            keys=frozenset({"image:k"}),
+            provenance=Provenance("MIT", "here", "Rex"),
+            group="a",
+        ),
         versions,
         CODES,
         ByteTokenizer(),
         codebook_size=codebook_size,
-        keys=frozenset({"image:k"}),
-        provenance=Provenance("MIT", "here", "Rex"),
-        group="a",
         alternatives=alternatives,
     )
     return stored_document(text, file or b"", GRID, "shard, document 0")
@@ -52,14 +53,11 @@ def stored(
 
 def test_by_hand() -> None:
     text, file = written(
-        "a/b",
+        RecordFacts("a/b", keys=frozenset({"image:k"}), provenance=Provenance("MIT"), group=""),
         [(Text("hi", ((0, 2),)), PICTURE)],
         CODES,
         ByteTokenizer(),
         codebook_size=512,
-        keys=frozenset({"image:k"}),
-        provenance=Provenance("MIT"),
-        group="",
     )
     assert json.loads(text) == {
         "id": "a/b",
@@ -216,14 +214,11 @@ def test_tars_that_are_not_whole(tmp_path: Path) -> None:
 def test_all_that_is_known_of_a_document_comes_back() -> None:
     known = Provenance("CC-BY-4.0", "npm x 1", "Ann", "x", "bell", "https://example.org/x")
     text, file = written(
-        "x/bell",
+        RecordFacts("x/bell", keys=frozenset(), provenance=known, group=""),
         [(PICTURE,)],
         CODES,
         ByteTokenizer(),
         codebook_size=512,
-        keys=frozenset(),
-        provenance=known,
-        group="",
     )
     assert stored_document(text, file or b"", GRID, "").provenance == known
 

@@ -22,7 +22,7 @@ from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.sets import EMOJI_LICENCES
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
 from cm3run.checkpoint import export_model
-from cm3run.training.licences import check_licences, counted, of_documents, write_provenance
+from cm3run.training.data_notes import check_licences, counted, of_documents, write_provenance
 from messages import tells
 
 

@@ -23,17 +23,16 @@ from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
 from cm3run.processes import Processes
 from cm3run.training.code_cache import CodeCache
-from cm3run.training.loader import BatchLoader, micro_batches
-from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
-from cm3run.training.packing import TrainingBatch
-from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
+from cm3run.training.packing import BatchLoader, RowSettings, TrainingBatch, micro_batches
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from messages import tells
 from numbered_documents import VOCABULARY, Following, Numbers, Quadrants, make_data
 
 
 def test_an_epoch_has_every_sequence_once(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_retrieved=0)
-    loader = BatchLoader(data, 4, 80, seed=0, window=1)
+    loader = BatchLoader(data, RowSettings(4, 80, seed=0, window=1))
     seen = []
     while loader.epoch < 2:
         batch = next(loader)
@@ -60,7 +59,7 @@ def equal(left: TrainingBatch, right: TrainingBatch) -> bool:
 @pytest.mark.parametrize("stop", [0, 1, 7])
 def test_batches_go_on_bit_for_bit(tmp_path: Path, pack: bool, stop: int) -> None:
     def loader() -> BatchLoader:
-        return BatchLoader(make_data(tmp_path), 3, 90, seed=5, pack=pack, window=6)
+        return BatchLoader(make_data(tmp_path), RowSettings(3, 90, seed=5, pack=pack, window=6))
 
     whole, first, second = loader(), loader(), loader()
     for _ in range(stop):
@@ -82,7 +81,7 @@ def test_documents_that_come_again_are_resumed_bit_for_bit(tmp_path: Path) -> No
 
     def loader() -> BatchLoader:
         data = make_data(tmp_path, num_retrieved=0, source=Repeating(20))
-        return BatchLoader(data, 3, 90, seed=5, window=20)
+        return BatchLoader(data, RowSettings(3, 90, seed=5, window=20))
 
     whole = loader()
     for _ in range(4):
@@ -105,7 +104,7 @@ class Short(Numbers):
 def test_an_epoch_that_is_too_short_for_the_streams_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path, num_retrieved=0, source=Short(20))
     with pytest.raises(DataError) as caught:
-        BatchLoader(data, 3, 90, seed=5, num_streams=3)
+        BatchLoader(data, RowSettings(3, 90, seed=5, num_streams=3))
     assert tells(caught.value, "data set: epoch 0 has 2 ... data.num_streams 3")
 
 
@@ -113,7 +112,8 @@ def test_an_epoch_that_is_too_short_for_the_streams_is_refused(tmp_path: Path) -
 def test_batches_with_substitutes_are_resumed_bit_for_bit(tmp_path: Path) -> None:
     def loader() -> BatchLoader:
         return BatchLoader(
-            make_data(tmp_path, context_length=14, num_retrieved=0), 3, 90, seed=5, window=6
+            make_data(tmp_path, context_length=14, num_retrieved=0),
+            RowSettings(3, 90, seed=5, window=6),
         )
 
     whole = loader()
@@ -134,19 +134,20 @@ def test_the_number_of_documents_that_are_too_long_is_reported_after_an_epoch(
     tmp_path: Path,
 ) -> None:
     loader = BatchLoader(
-        make_data(tmp_path, context_length=14, num_retrieved=0), 1, 90, seed=5, pack=False
+        make_data(tmp_path, context_length=14, num_retrieved=0),
+        RowSettings(1, 90, seed=5, pack=False),
     )
     with pytest.warns(UserWarning, match="of 20 documents were too long for the context"):
         _ = [next(loader) for _ in range(len(loader.data) + 1)]
 
 
 def test_streams_share_an_epoch(tmp_path: Path) -> None:
-    loader = BatchLoader(make_data(tmp_path), 2, 90, seed=0, num_streams=3)
+    loader = BatchLoader(make_data(tmp_path), RowSettings(2, 90, seed=0, num_streams=3))
     orders = [stream.order for stream in loader.streams.values()]
     assert [len(order) for order in orders] == [6, 6, 6]
     assert len(set().union(*orders)) == 18
     with pytest.raises(DataError) as caught:
-        BatchLoader(make_data(tmp_path), 2, 90, seed=0, num_streams=21)
+        BatchLoader(make_data(tmp_path), RowSettings(2, 90, seed=0, num_streams=21))
     assert tells(caught.value, "data set: has 20 documents ... data.num_streams 21")
 
 
@@ -166,12 +167,7 @@ def loaders_of(tmp_path: Path, number: int, num_streams: int) -> list[BatchLoade
     return [
         BatchLoader(
             make_data(tmp_path),
-            3,
-            90,
-            seed=5,
-            window=6,
-            accumulate=4,
-            num_streams=num_streams,
+            RowSettings(3, 90, seed=5, window=6, accumulate=4, num_streams=num_streams),
             processes=OneOf(rank, number),
         )
         for rank in range(number)
@@ -235,9 +231,9 @@ def test_a_step_has_the_same_number_of_rows(rows: int, accumulate: int, number: 
 
 
 def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
-    state = BatchLoader(make_data(tmp_path), 2, 90, seed=0).state_dict()
+    state = BatchLoader(make_data(tmp_path), RowSettings(2, 90, seed=0)).state_dict()
     with pytest.raises(CheckpointError) as caught:
-        BatchLoader(make_data(tmp_path, 19), 2, 90, seed=0).load_state_dict(state)
+        BatchLoader(make_data(tmp_path, 19), RowSettings(2, 90, seed=0)).load_state_dict(state)
     assert tells(caught.value, "loader state: num_documents was 20 ... now 19")
 
 
@@ -257,7 +253,7 @@ def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
     source = Numbers(60)
     codes = CodeCache(source, Large(), tmp_path, progress=False)
     neighbours = NeighbourTable(
-        Following(source), source, NeighbourSettings("f"), tmp_path, progress=False
+        Queries(Following(source), source, NeighbourSettings("f")), tmp_path, progress=False
     )
     data = MaskedSequences(
         source,
@@ -265,13 +261,11 @@ def test_the_loader_feeds_twenty_training_loops(tmp_path: Path) -> None:
         CM3ObjectiveConfig().build(VOCABULARY),
         codes,
         RetrievedDocuments(neighbours, source, codes, num_retrieved=1),
-        seed=0,
-        context_length=600,
-        max_text_tokens=64,
+        SequenceSettings(seed=0, context_length=600, max_text_tokens=64),
     )
     masked = data.sequence(0, 0)
     assert len(unmask(masked, VOCABULARY)) > 500
-    loader = BatchLoader(data, 8, 600, seed=0)
+    loader = BatchLoader(data, RowSettings(8, 600, seed=0))
     next(loader)
     best = 0.0
     for _ in range(4):

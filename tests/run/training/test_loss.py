@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from cm3core.interfaces import decoder as decoder_module
 from cm3core.interfaces.decoder import Decoder
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
-from cm3run.training.loss import GROUPS, modality_metrics
+from cm3run.training.metrics import GROUPS, modality_metrics
 
 
 class Head(Decoder):

@@ -31,17 +31,21 @@ def test_neighbours_are_computed_once_and_never_oneself(tmp_path: Path) -> None:
     source, settings = Numbers(10), NeighbourSettings("f", num_ranks=3)
     for expected in (10, 0):
         retriever = Following(source)
-        table = NeighbourTable(retriever, source, settings, tmp_path, progress=False, shard_size=4)
+        table = NeighbourTable(
+            Queries(retriever, source, settings), tmp_path, progress=False, shard_size=4
+        )
         assert retriever.queries == expected
         assert table.neighbours(8) == [9, 0, 1]
-    few = NeighbourTable(Following(Numbers(2)), Numbers(2), settings, tmp_path, progress=False)
+    few = NeighbourTable(
+        Queries(Following(Numbers(2)), Numbers(2), settings), tmp_path, progress=False
+    )
     assert few.neighbours(0) == [1]
 
 
 def test_few_documents_are_searched_for_alone(tmp_path: Path) -> None:
     """As validation does: the same neighbours as those of the table, and no others are searched for."""
     source, settings = Numbers(10), NeighbourSettings("f", num_ranks=3)
-    table = NeighbourTable(Following(source), source, settings, tmp_path, progress=False)
+    table = NeighbourTable(Queries(Following(source), source, settings), tmp_path, progress=False)
     retriever = Following(source)
     few = NeighboursOnDemand(Queries(retriever, source, settings))
     assert len(few) == 10
@@ -66,8 +70,12 @@ def test_neighbours_go_on_where_they_were_stopped(tmp_path: Path) -> None:
     source, settings = Numbers(20), NeighbourSettings("f", num_ranks=3)
     retriever = Following(source)
     with pytest.raises(KeyboardInterrupt):
-        NeighbourTable(Stopping(source), source, settings, tmp_path, progress=False, shard_size=4)
-    table = NeighbourTable(retriever, source, settings, tmp_path, progress=False, shard_size=4)
+        NeighbourTable(
+            Queries(Stopping(source), source, settings), tmp_path, progress=False, shard_size=4
+        )
+    table = NeighbourTable(
+        Queries(retriever, source, settings), tmp_path, progress=False, shard_size=4
+    )
     assert retriever.queries == 12
     assert [table.neighbours(index)[0] for index in range(20)] == [*range(1, 20), 0]
 
@@ -78,9 +86,9 @@ def test_neighbours_have_a_folder_for_all_that_decides_them(tmp_path: Path) -> N
     ) -> Path:
         source = source or Numbers(4)
         return NeighbourTable(
-            Listening(source),
-            source,
-            NeighbourSettings(name, num_ranks=ranks, **settings),
+            Queries(
+                Listening(source), source, NeighbourSettings(name, num_ranks=ranks, **settings)
+            ),
             tmp_path,
             progress=False,
         ).folder
@@ -134,7 +142,7 @@ def listened(
 ) -> Listening:
     retriever = Listening(source)
     asked = NeighbourSettings("f", num_ranks=2, **settings)
-    NeighbourTable(retriever, source, asked, folder, codes=codes, progress=False)
+    NeighbourTable(Queries(retriever, source, asked, codes), folder, progress=False)
     return retriever
 
 

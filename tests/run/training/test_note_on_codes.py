@@ -9,7 +9,7 @@ from cm3core.document import Image, Text
 from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSource
 from cm3run.checkpoint.words import TrainingWords
-from cm3run.training.kept import note_on_codes, note_on_words
+from cm3run.training.data_notes import note_on_codes, note_on_words
 from toy_model import GreyTokenizer
 
 

@@ -14,7 +14,7 @@ from cm3core.errors import CheckpointError, RecipeError
 from cm3core.plugins import Registry
 from cm3run.checkpoint import WEIGHTS, CheckpointState, read_tensors
 from cm3run.training.loop import train
-from cm3run.training.origin import Origin
+from cm3run.training.start import Origin
 from cm3run.training.state import TrainResult
 from messages import tells
 from squares import PARTS, squares, weights

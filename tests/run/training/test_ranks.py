@@ -132,7 +132,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rep
         case(folder / "rows", 3),
         case(folder / "shares", 2, arguments=[1, *SHARED]),
         case(folder / "precision", 2, "train.precision=bf16", answer=FP32),
-        case(folder / "devices", 2, answer=[1, "cm3run.processes.launched:_own_device", "cuda:0"]),
+        case(folder / "devices", 2, answer=[1, "cm3run.processes:_own_device", "cuda:0"]),
         tuning(folder, "lora of one", 1, *LORA),
         tuning(folder, "lora", 2, *LORA, steps=3),
         tuning(folder, "lora", 1, *LORA, name="lora, then one"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cm3core.errors import CM3Error, FileError
-from cm3run.training.run_lock import LOCK, run_lock
+from cm3run.training.saving import LOCK, run_lock
 from messages import tells
 
 

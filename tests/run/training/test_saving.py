@@ -17,7 +17,14 @@ import torch
 
 from cm3core.errors import CheckpointError
 from cm3core.plugins import Registry
-from cm3run.checkpoint import OPTIMIZER, STATE, WEIGHTS, complete_checkpoints, save_checkpoint
+from cm3run.checkpoint import (
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    Snapshot,
+    complete_checkpoints,
+    save_checkpoint,
+)
 from cm3run.training import saving
 from cm3run.training.loop import train
 from cm3run.training.metrics import read_metrics
@@ -42,11 +49,11 @@ from cm3run.checkpoint import writing
 from cm3apps.cli.main import main
 
 write = writing._write_description
-def wait(folder, components, state, *others):
-    if state.step == 8:
+def wait(folder, snapshot, *others):
+    if snapshot.state.step == 8:
         print(folder, flush=True)
         time.sleep(600)
-    write(folder, components, state, *others)
+    write(folder, snapshot, *others)
 writing._write_description = wait
 sys.exit(main(sys.argv[1:]))
 """
@@ -125,12 +132,10 @@ def test_what_fails_in_the_background_ends_training(
 ) -> None:
     """A full disk: training ends with its message, older checkpoints stay."""
 
-    def save(
-        out: Path, weights: Any, optimizer: Any, state: Any, *others: Any, **more: Any
-    ) -> Path:
-        if state.step == 8:
+    def save(out: Path, snapshot: Snapshot, **more: Any) -> Path:
+        if snapshot.state.step == 8:
             raise CheckpointError("step-00000008", "no space", "free some")
-        return save_checkpoint(out, weights, optimizer, state, *others, **more)
+        return save_checkpoint(out, snapshot, **more)
 
     monkeypatch.setattr(saving, "save_checkpoint", save)
     recipe = squares(registry, cache, BEHIND)

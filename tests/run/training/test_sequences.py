@@ -17,8 +17,8 @@ from cm3core.errors import DocumentError
 from cm3kits.retriever import ListSource
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3run.training.code_cache import CodeCache
-from cm3run.training.neighbours import NeighbourSettings, NeighbourTable
-from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from messages import tells
 from numbered_documents import (
     SERIALIZER,
@@ -122,10 +122,7 @@ def _told_of(source: Numbers, folder: Path, *, training: bool = True) -> list[st
         Plain(),
         CodeCache(source, Quadrants(), folder, progress=False),
         None,
-        seed=0,
-        context_length=80,
-        max_text_tokens=20,
-        training=training,
+        SequenceSettings(seed=0, context_length=80, max_text_tokens=20, training=training),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -175,11 +172,8 @@ def test_a_memory_of_codes(tmp_path: Path) -> None:
         [f"n{index}" for index in range(5)],
     )
     neighbours = NeighbourTable(
-        Following(memory),
-        source,
-        NeighbourSettings("f", num_ranks=2),
+        Queries(Following(memory), source, NeighbourSettings("f", num_ranks=2), codes),
         tmp_path,
-        codes=codes,
         progress=False,
     )
     data = MaskedSequences(
@@ -188,10 +182,7 @@ def test_a_memory_of_codes(tmp_path: Path) -> None:
         Plain(),
         codes,
         RetrievedDocuments(neighbours, memory, None, num_retrieved=1),
-        seed=0,
-        context_length=80,
-        max_text_tokens=None,
-        training=False,
+        SequenceSettings(seed=0, context_length=80, max_text_tokens=None, training=False),
     )
     assert SERIALIZER.documents(data.sequence(0, 2).tokens) == [
         memory.document(3),
@@ -265,7 +256,9 @@ def test_a_memory_of_its_own(tmp_path: Path) -> None:
     """Validation: queries of one source, documents of another."""
     source, memory = Numbers(3, caption="question"), Numbers(9)
     neighbours = NeighbourTable(
-        Following(memory), source, NeighbourSettings("f", num_ranks=2), tmp_path, progress=False
+        Queries(Following(memory), source, NeighbourSettings("f", num_ranks=2)),
+        tmp_path,
+        progress=False,
     )
     data = MaskedSequences(
         source,
@@ -278,10 +271,7 @@ def test_a_memory_of_its_own(tmp_path: Path) -> None:
             CodeCache(memory, Quadrants(), tmp_path, progress=False),
             num_retrieved=1,
         ),
-        seed=0,
-        context_length=80,
-        max_text_tokens=None,
-        training=False,
+        SequenceSettings(seed=0, context_length=80, max_text_tokens=None, training=False),
     )
     texts = [document[0] for document in SERIALIZER.documents(data.sequence(0, 2).tokens)]
     assert texts == [Text("number 3"), Text("question 2")]

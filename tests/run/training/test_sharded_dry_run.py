@@ -16,9 +16,9 @@ from cm3core.plugins import Registry, load_registry
 from cm3core.recipe import Recipe, compose
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3run.processes import Processes, is_divided, own_part
-from cm3run.training.loader import micro_batches
 from cm3run.training.memory import training_memory
 from cm3run.training.optim import Muon, OptimizerGroup
+from cm3run.training.packing import micro_batches
 from cm3run.training.parallel import Sharded
 from messages import tells
 

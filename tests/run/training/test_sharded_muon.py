@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cm3run.training.sharded_muon import rows_of_shards
+from cm3run.training.optim import rows_of_shards
 
 
 @given(st.integers(1, 40), st.integers(1, 12))

@@ -9,7 +9,7 @@ import torch
 
 from cm3core.errors import DeviceError, FileError
 from cm3core.plugins import Registry
-from cm3run.training.device import choose_device, choose_precision
+from cm3run.devices import choose_device, choose_precision
 from cm3run.training.loop import train
 from squares import squares
 

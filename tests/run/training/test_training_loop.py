@@ -20,7 +20,7 @@ from cm3run.training import loop as train_module
 from cm3run.training.loop import train
 from cm3run.training.metrics import read_metrics
 from cm3run.training.packing import TrainingBatch
-from cm3run.training.start import start
+from cm3run.training.start import RunOptions, start
 from cm3run.training.state import Callback, TrainingInterrupted, TrainResult, TrainState
 from messages import tells
 from squares import PARTS, squares, weights
@@ -186,7 +186,7 @@ def test_accumulation_equals_a_larger_batch(
             "train.precision=fp32",
         ],
     )
-    states = [start(recipe, tmp_path / name, registry, progress=False) for name in "ab"]
+    states = [start(recipe, tmp_path / name, registry, RunOptions(progress=False)) for name in "ab"]
     batch = next(iter(states[0].loader))
     halves = [
         TrainingBatch(*(getattr(batch, name)[rows] for name in TrainingBatch.__dataclass_fields__))

@@ -20,7 +20,6 @@ from cm3run.checkpoint import (
     load_weights,
     merge_adapter,
     open_checkpoint,
-    read_retrieving,
     read_state,
     read_tasks,
     read_tensors,
@@ -395,9 +394,9 @@ def test_a_mixture_of_tasks_on_responses_alone(
     counted = {key for key in result.metrics if key.startswith("train/part/")}
     assert {key.split("/")[2] for key in counted} == {"draw", "name"}
     assert all(result.metrics[key] > 0 for key in counted)
-    tasks, plain, _ = read_tasks(result.checkpoint, registry)
-    assert (set(tasks), plain) == ({"caption"}, True)
-    assert read_retrieving(result.checkpoint) == set(), "nothing was retrieved"
+    tuned = read_tasks(result.checkpoint, registry)
+    assert (set(tuned.configs), tuned.plain) == ({"caption"}, True)
+    assert tuned.retrieving == set(), "nothing was retrieved"
     assert (result.checkpoint / ADAPTER).is_file()
 
 
@@ -426,7 +425,7 @@ def test_the_tasks_with_documents_in_front_are_stored(
     assert "retrieving" not in (tasks_of(make("full", *mixture, "retriever=none")) or {})
 
 
-def test_a_list_of_tasks_with_documents_that_is_none(tmp_path: Path) -> None:
+def test_a_list_of_tasks_with_documents_that_is_none(tmp_path: Path, registry: Registry) -> None:
     (tmp_path / TASKS).write_text('{"plain": true, "tasks": {}, "retrieving": "vqa"}')
     with pytest.raises(CheckpointError, match="names no tasks under 'retrieving'"):
-        read_retrieving(tmp_path)
+        read_tasks(tmp_path, registry)

@@ -23,7 +23,7 @@ from cm3run.checkpoint import export_model, open_checkpoint
 from cm3run.model.model import load
 from cm3run.training import train
 from cm3run.trust import trust_of
-from cm3run.trust.fields import reaches_of, undeclared_keys
+from cm3run.trust.reach import reaches_of, undeclared_keys
 from messages import tells
 from strangers import Watch, hostile_section, rewrite, watched
 
@@ -507,7 +507,7 @@ def test_a_record_that_others_could_have_written_says_nothing(
 ) -> None:
     from cm3core.interfaces.reach import READS, Reach
     from cm3run.trust import record_own
-    from cm3run.trust.own import recorded
+    from cm3run.trust.reach import recorded
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     record_own(model, [Reach(READS, "/elsewhere", "path")])

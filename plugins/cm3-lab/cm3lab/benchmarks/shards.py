@@ -183,8 +183,7 @@ def write_shards(folder: Path, num: int, codes: int) -> None:
     from cm3core.interfaces.dataset import Provenance
     from cm3plugins.text_tokenizers.byte import ByteTokenizer
     from cm3run.token_shards import Manifest, ShardInfo, SplitInfo, TokenizerInfo
-    from cm3run.token_shards.record import written
-    from cm3run.token_shards.tar import write_tar
+    from cm3run.token_shards.record import RecordFacts, write_tar, written
 
     rng, tokenizer = np.random.default_rng(_SEED), ByteTokenizer()
     grid, provenance = (1, codes), Provenance("CC0-1.0", "https://example.org/pictures")
@@ -192,15 +191,13 @@ def write_shards(folder: Path, num: int, codes: int) -> None:
     def document(index: int) -> tuple[str, bytes, bytes | None]:
         words = " ".join(_WORDS[place] for place in rng.integers(len(_WORDS), size=12))
         row = rng.integers(0, _CODEBOOK, codes, np.int32)
+        keys = frozenset({f"image:{index:064x}"})
         text, file = written(
-            f"picture-{index}",
+            RecordFacts(f"picture-{index}", keys=keys, provenance=provenance, group=""),
             [(Text(words), Codes(row, grid))],
             {},
             tokenizer,
             codebook_size=_CODEBOOK,
-            keys=frozenset({f"image:{index:064x}"}),
-            provenance=provenance,
-            group="",
         )
         return f"{index:012d}", text, file
 

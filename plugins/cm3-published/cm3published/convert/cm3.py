@@ -176,8 +176,8 @@ def write_folder(
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
     from cm3run.build import image_tokenizer_of
-    from cm3run.checkpoint.state import CheckpointState
-    from cm3run.checkpoint.writing import write_model
+    from cm3run.checkpoint.layout import CheckpointState
+    from cm3run.checkpoint.writing import Description, write_model
     from cm3run.recipe_layout import layout_of
 
     recipe.check()
@@ -199,8 +199,14 @@ def write_folder(
         },
         max_spans=0,
     )
-    parts = recipe, registry, text_tokenizer, image_tokenizer
-    write_model(folder, weights, state, *parts, tasks=tasks)
+    description = Description(
+        recipe=recipe,
+        registry=registry,
+        text_tokenizer=text_tokenizer,
+        image_tokenizer=image_tokenizer,
+        tasks=tasks,
+    )
+    write_model(folder, weights, state, description)
 
 
 def llama_section(facts: Facts) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cm3apps.evaluation.model_keys import weights_sha256
 from cm3core.plugins.registry import Registry
 from cm3run.checkpoint import WEIGHTS, find_checkpoint, find_model, read_state
 from cm3run.model import Model
-from cm3run.training.licences import counted, stored_provenance
+from cm3run.training.data_notes import counted, stored_provenance
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
 from cm3core.progress import make_bar
 from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
-from cm3run.evaluation.image_tokenizer import psnr_per_picture
+from cm3run.evaluation.quality import psnr_per_picture
 
 if TYPE_CHECKING:
     from cm3core.interfaces import ImageTokenizer

@@ -55,7 +55,7 @@ class CLIPConfig(EmbedderConfig):
             CheckpointError: they are missing, damaged, or not a CLIP that is known here.
         """
         from cm3plugins.embedders.clip.embedder import CLIP
-        from cm3run.training.device import choose_device
+        from cm3run.devices import choose_device
 
         self.check()
         device = choose_device(None if self.device == "auto" else self.device)

@@ -30,7 +30,7 @@ from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture, VQGANT
 from cm3plugins.image_tokenizers.vqgan.tokenizer import VQGANTokenizer, save_weights
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.trained.training_run import WEIGHTS, RunOptions, TrainingRun, check_order
-from cm3run.evaluation.image_tokenizer import evaluate_image_tokenizer
+from cm3run.evaluation.quality import evaluate_image_tokenizer
 
 NUM_ITERATIONS = 12
 BLANK_FROM = 250

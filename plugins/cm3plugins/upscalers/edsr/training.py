@@ -41,8 +41,8 @@ from cm3plugins.upscalers.edsr.upscaler import (
     save_weights,
     to_input,
 )
-from cm3run.evaluation.upscaler import evaluate_upscaler, small_pictures
-from cm3run.training.device import choose_device, choose_precision
+from cm3run.devices import choose_device, choose_precision
+from cm3run.evaluation.quality import evaluate_upscaler, small_pictures
 
 
 class CropSampler:

@@ -27,7 +27,7 @@ from cm3plugins.trained.bundled import weights_path
 from cm3plugins.trained.weights_file import WeightsFormat, check_architecture, filled
 from cm3plugins.upscalers.edsr.settings import EDSRArchitecture
 from cm3plugins.upscalers.tiles import upscale_in_tiles
-from cm3run.training.device import choose_device
+from cm3run.devices import choose_device
 
 
 class ResidualBlock(nn.Module):

@@ -17,7 +17,7 @@ from cm3lab.benchmarks.decode.sizes import SIZES, Size
 from cm3lab.benchmarks.decode.workload import Setup, decode_case
 from cm3lab.benchmarks.ops.guided_sample import GUIDANCE
 from cm3plugins.samplers.cfg import CFGSamplerConfig
-from cm3run.generation.engine import Engine
+from cm3run.generation.engine import Engine, EngineOptions
 from decode_bench import CPU, MINI, SETUP
 from messages import tells
 
@@ -155,7 +155,11 @@ class Faulty(engine.EngineProvider):
                     if name.endswith("1.k_proj.weight")
                 ).mul_(-1)
             made = Engine(
-                other.decoder, made.serializer, made.sampler, made.vocabulary, num_threads=1
+                other.decoder,
+                made.serializer,
+                made.sampler,
+                made.vocabulary,
+                EngineOptions(num_threads=1),
             )
         return made
 

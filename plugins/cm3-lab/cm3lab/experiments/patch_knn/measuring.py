@@ -22,7 +22,8 @@ from cm3core.interfaces.sampler_state import DrawState
 from cm3core.progress import make_bar
 from cm3plugins.samplers.patch_knn.database import AROUND
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
-from cm3run.generation.teacher_forcing import forced_row
+from cm3run.generation.engine import Request
+from cm3run.generation.likelihood import forced_row
 from cm3run.model import Model
 
 #: Searches at once.
@@ -119,13 +120,12 @@ class HeldOut:
             desc=f"decoder, {number} documents",
         )
         for document, codes, before in bar:
+            drawn = tuple(ImageHole() if isinstance(one, Codes) else one for one in document)
             row = forced_row(
                 "document",
                 parts.serializer,
-                parts.vocabulary,
-                tuple(ImageHole() if isinstance(one, Codes) else one for one in document),
+                Request(drawn, before),
                 [parts.vocabulary.of_codes(codes)],
-                retrieved=before,
                 variant=None,
                 max_text_tokens=parts.recipe.data.max_text_tokens,
             )

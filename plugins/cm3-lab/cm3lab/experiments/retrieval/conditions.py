@@ -23,10 +23,15 @@ from cm3core.interfaces import DocumentSource, Retriever, RetrieverConfig
 from cm3lab.experiments.retrieval import OWN
 from cm3lab.experiments.retrieval.counting import Told, groups_of_codes, told
 from cm3run.training.code_cache import CodeCache
-from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, retriever_fingerprint
+from cm3run.training.neighbours import (
+    NeighbourSettings,
+    NeighbourTable,
+    Queries,
+    retriever_fingerprint,
+)
 from cm3run.training.packing import TrainingBatch
 from cm3run.training.preparation import Preparation
-from cm3run.training.sequences import MaskedSequences, RetrievedDocuments
+from cm3run.training.sequences import MaskedSequences, RetrievedDocuments, SequenceSettings
 from cm3run.training.validation import UnmaskedObjective, measured_loss, spread
 
 if TYPE_CHECKING:
@@ -140,10 +145,12 @@ class Measurement:
             UnmaskedObjective(),
             codes,
             self._retrieved(condition, source, codes),
-            seed=recipe.train.seed,
-            context_length=self.components.decoder.context_length,
-            max_text_tokens=recipe.data.max_text_tokens,
-            training=False,
+            SequenceSettings(
+                seed=recipe.train.seed,
+                context_length=self.components.decoder.context_length,
+                max_text_tokens=recipe.data.max_text_tokens,
+                training=False,
+            ),
         )
         return self.preparation.pack(sequences.fitting(spread(len(sequences), self.num_documents)))
 
@@ -213,11 +220,13 @@ class Measurement:
         config = replace(self.retrievers[name], num_retrieved=1)
         fingerprint = retriever_fingerprint(config, self.components.embedder, self.memories[memory])
         return NeighbourTable(
-            self.retriever(memory, name),
-            source,
-            NeighbourSettings(fingerprint, num_ranks=MOST, text_only=True),
+            Queries(
+                self.retriever(memory, name),
+                source,
+                NeighbourSettings(fingerprint, num_ranks=MOST, text_only=True),
+                codes,
+            ),
             self.preparation.cache_dir,
-            codes=codes,
             progress=False,
         )
 

@@ -24,7 +24,7 @@ from cm3lab.experiments.retrieval import ARMS
 if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
-    from cm3run.build import Components
+    from cm3run.build import Components, Stored
 
 #: Held-out splits: drawings held out, and names held out in all versions.
 SPLITS = ("comp", "unseen")
@@ -146,8 +146,10 @@ class RetrievalExperiment:
             recipe,
             self.registry,
             stage="train",
-            tokenizer_folder=result.checkpoint / TOKENIZER,
-            image_tokenizer_folder=result.checkpoint / IMAGE_TOKENIZER,
+            stored=Stored(
+                text_tokenizer=result.checkpoint / TOKENIZER,
+                image_tokenizer=result.checkpoint / IMAGE_TOKENIZER,
+            ),
         )
         load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
         components.decoder.module.eval()

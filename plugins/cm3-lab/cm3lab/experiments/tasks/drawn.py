@@ -25,7 +25,7 @@ from cm3plugins.datasets.icon_tasks.source import halved
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.entries import IconEntry
 from cm3plugins.upscalers import EDSRConfig
-from cm3run.evaluation.image_tokenizer import psnr_per_picture
+from cm3run.evaluation.quality import psnr_per_picture
 from cm3run.model import Model
 from cm3run.model.conditions import condition_config
 

@@ -22,7 +22,7 @@ from cm3core.interfaces.task import TaskConfig
 from cm3lab.experiments.tasks.asking import chosen
 from cm3plugins.datasets.mixture import MixtureConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
-from cm3run.training.loss import batch_loss_sums
+from cm3run.training.metrics import batch_loss_sums
 from cm3run.training.packing import NUM_MODALITIES, Packer, TrainingBatch, collate
 from cm3run.training.validation import UnmaskedObjective
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3run.build import build
+from cm3run.build import Stored, build
 from cm3run.checkpoint import TOKENIZER, load_weights
 from cm3run.devices import choose_precision
-from cm3run.training.loss import batch_loss_sums
+from cm3run.training.metrics import batch_loss_sums
 from cm3run.training.optim import OptimizerGroup
 from cm3run.training.packing import NUM_MODALITIES, TrainingBatch
 from cm3run.tuning import select_parameters
@@ -115,8 +115,7 @@ def _step_cost(
         recipe,
         registry,
         stage="generate",
-        tokenizer_folder=base / TOKENIZER,
-        image_tokenizer_folder=base / IMAGE_TOKENIZER,
+        stored=Stored(text_tokenizer=base / TOKENIZER, image_tokenizer=base / IMAGE_TOKENIZER),
         device=device,
     )
     decoder, module = components.decoder, components.decoder.module

@@ -1,4 +1,8 @@
-"""Adapters by peft: LoRA and DoRA layers in a decoder, and files in peft's own format.
+"""Tuning a trained model in part: which of its parameters are trained, and adapters beside them.
+
+The section `tune` names parameters and methods; all others are frozen. Adapters are LoRA and DoRA layers by peft, and
+need the extra `lora`. Nothing here knows a decoder: parameters are found by their names, by their groups
+(`Decoder.parameter_groups`) and by the head (`Decoder.head_weight`).
 
 An adapter is read and written as peft does (`adapter_config.json`, `adapter_model.safetensors`), so
 that `peft.PeftModel.from_pretrained(decoder, folder)` reads ours. What is read here is not trusted:
@@ -9,8 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +24,72 @@ import torch
 from torch import Tensor, nn
 
 from cm3core.errors import CheckpointError, MissingPackageError, RecipeError
-from cm3run.tuning.names import nearest, parameters_named
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
     from cm3core.recipe.sections import TuneSection
+    from cm3core.vocab import Vocabulary
+
+__all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
+    "AdapterFiles",
+    "add_adapters",
+    "load_adapters",
+    "merge_adapters",
+    "select_parameters",
+    "write_adapters",
+]
+
+
+def parameters_named(module: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """The parameters that the patterns name, themselves or by a module that holds them.
+
+    Raises:
+        RecipeError: a pattern names none.
+    """
+    parameters = [name for name, _ in module.named_parameters()]
+    named: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in parameters if any(fnmatchcase(p, pattern) for p in _paths(name))}
+        if not found:
+            known = dict.fromkeys(path for name in parameters for path in _paths(name))
+            raise RecipeError(
+                "tune.parameters",
+                f"{pattern!r} names no parameter and no module of this decoder",
+                nearest(pattern, known),
+            )
+        named |= found
+    return named
+
+
+def _paths(name: str) -> list[str]:
+    """A parameter's name, and those of all modules that it is in.
+
+    >>> _paths("layers.0.fc1.weight")
+    ['layers', 'layers.0', 'layers.0.fc1', 'layers.0.fc1.weight']
+    """
+    parts = name.split(".")
+    return [".".join(parts[:number]) for number in range(1, len(parts) + 1)]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint for an unknown name of a module: the nearest, or what there is, blocks told once.
+
+    >>> nearest("q_porj", ["layers.0.q_proj", "layers.1.q_proj", "norm"])
+    "did you mean 'q_proj'?"
+    >>> nearest("zzz", ["layers.0.q_proj", "layers.1.q_proj", "norm"])
+    'known: layers.*.q_proj, norm'
+    """
+    whole = list(known)
+    ends = dict.fromkeys(one.rpartition(".")[2] for one in whole)
+    close = get_close_matches(name, [*whole, *ends], n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(
+        dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", one) for one in whole)
+    )
+
 
 #: peft's names of the files.
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -252,3 +320,79 @@ def _plain(value: object) -> object:
         if isinstance(value, (set, frozenset))
         else str(getattr(value, "value", value))
     )
+
+
+def select_parameters(
+    decoder: Decoder, section: TuneSection, vocabulary: Vocabulary, *, seed: int = 0
+) -> dict[str, range]:
+    """Freeze what the section `tune` doesn't train (`requires_grad`), and add its adapters.
+
+    Args:
+        decoder: with the weights of the model to tune.
+        section: the recipe's.
+        vocabulary: where the rows of image codes are.
+        seed: of the adapters' first weights; torch's generators stay as they were.
+
+    Returns:
+        Parameters of which only some rows are trained, by name: the rows.
+
+    Raises:
+        RecipeError: a name is no parameter's or module's, the decoder has no such head or tables, or
+            a rank exceeds a target's sides.
+        MissingPackageError: adapters without peft.
+    """
+    module = decoder.module
+    if section.method == "full":
+        return {}
+    if section.adapts:
+        add_adapters(module, section, seed)
+        return {}
+    if section.method == "head":
+        trained, rows = _head(decoder, vocabulary)
+    else:
+        rows = {}
+        trained = (
+            _tables(decoder)
+            if section.method == "embeddings"
+            else parameters_named(module, section.parameters)
+        )
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return rows
+
+
+def _head(decoder: Decoder, vocabulary: Vocabulary) -> tuple[set[str], dict[str, range]]:
+    """The head's name, and its rows of image codes."""
+    if decoder.own_head is not None:
+        raise RecipeError(
+            "tune.method",
+            f"is 'head', and image codes of {type(decoder).__name__} have a head of their own",
+            "use tune.method=layers with tune.parameters",
+        )
+    head = decoder.head_weight()
+    for name, parameter in decoder.module.named_parameters():
+        if parameter is head:
+            image = vocabulary.image
+            return {name}, {name: range(image.start, image.stop)}
+    raise RecipeError(
+        "tune.method",
+        f"is 'head', and the head of {type(decoder).__name__} is no parameter of its own",
+        "use tune.method=layers with tune.parameters, or lora",
+    )
+
+
+def _tables(decoder: Decoder) -> set[str]:
+    """The parameters with a row for each token."""
+    embeddings = {id(one) for one in decoder.parameter_groups().get("embedding", [])}
+    found = {
+        name
+        for name, parameter in decoder.module.named_parameters()
+        if id(parameter) in embeddings and parameter.shape[0] == decoder.vocab_size
+    }
+    if not found:
+        raise RecipeError(
+            "tune.method",
+            f"is 'embeddings', and {type(decoder).__name__} has no table with a row for each token",
+            "use tune.method=layers with tune.parameters",
+        )
+    return found

@@ -25,6 +25,7 @@ from cm3run.prompting import Asked, Found
 if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region, Retrieved
 
+
 #: A request with its documents in front, and these as results show them.
 Augmented: TypeAlias = tuple[Request, tuple[RetrievedDocument, ...]]
 #: A document in front of a prompt, as codes and as results show it.

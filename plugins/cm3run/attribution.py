@@ -1,0 +1,597 @@
+"""Who is to be named for a picture: the documents that were in front when it was drawn, with their licences, written
+into its file and read from there.
+
+A file of a generated picture is made by `png`, `encoded` and `svg` alone, and each takes `PictureFacts`, which name
+the documents: no licence's attribution can be left out. What is written:
+
+    PNG           text chunks (prompt, seed, ... and `documents`, JSON), and an XMP packet
+    JPEG, WebP    the XMP packet, with the chunks as JSON in it
+    SVG           <metadata>, RDF in Dublin Core's and Creative Commons' terms, with the chunks as JSON in it
+
+Files that are read may come from anyone: nothing that they name is opened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from PIL import Image as Pillow
+from PIL import PngImagePlugin
+
+from cm3core._version import SOFTWARE, program
+from cm3core.errors import DataError
+from cm3core.files import check_regular
+from cm3core.images import FORMATS, MAX_FILE_BYTES, open_image, png_bytes
+from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance, provenance_in
+from cm3run.nearness import NEARLY_A_COPY
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cm3core.interfaces.dataset import Original
+
+__all__ = [
+    "Credit",
+    "FileFacts",
+    "PictureFacts",
+    "credit_in",
+    "encoded",
+    "facts_in",
+    "facts_in_zip",
+    "facts_of_file",
+    "is_zip",
+    "licences_text",
+    "nearest",
+    "original_files",
+    "png",
+    "svg",
+    "together",
+    "told_copy",
+    "xmp",
+]
+
+
+#: Keys of a PNG's text chunks: the documents' ids, and all that is known of them.
+RETRIEVED, DOCUMENTS = "retrieved", "documents"
+
+
+@dataclass(frozen=True)
+class Credit:
+    """A document that was in front of a picture.
+
+    Args:
+        id: its name in the memory; "context 0", ... for one that was given by hand.
+        provenance: what is known of it.
+        nearness: of the picture to it, 0..1; None where that is not known.
+    """
+
+    id: str
+    provenance: Provenance = field(default_factory=Provenance)
+    nearness: float | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the picture is nearly a copy of it."""
+        return self.nearness is not None and self.nearness >= NEARLY_A_COPY
+
+    @property
+    def named(self) -> str:
+        """Its id and licence.
+
+        >>> Credit("ph/bell", Provenance("MIT")).named
+        'ph/bell (MIT)'
+        """
+        known = self.provenance.licence != UNKNOWN_LICENCE
+        return f"{self.id} ({self.provenance.licence if known else 'licence unknown'})"
+
+    @property
+    def line(self) -> str:
+        """The full attribution: title, author, set, licence with its address, address, and where it was published.
+
+        >>> print(Credit("x/bell", Provenance("CC-BY-4.0", "npm x 1", "Ann", "x", "bell", "https://x.org")).line)
+        x/bell: "bell" by Ann, of x; CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/; https://x.org; npm x 1
+        >>> print(Credit("context 0").line)
+        context 0: author unknown; licence unknown
+        """
+        own = self.provenance
+        title = f'"{own.title}" by ' if own.title and own.attribution else ""
+        author = own.attribution or "author unknown"
+        collection = f", of {own.collection}" if own.collection else ""
+        licence = own.licence if own.licence != UNKNOWN_LICENCE else "licence unknown"
+        link = f", {own.licence_link}" if own.licence_link else ""
+        parts = (f"{title}{author}{collection}", f"{licence}{link}", own.address, own.source)
+        return f"{self.id}: {'; '.join(dict.fromkeys(part for part in parts if part))}"
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as files and the API have it; texts that are not known are ""."""
+        own = self.provenance
+        known = {"id": self.id, **asdict(own), "link": own.address}
+        known["licence_link"] = own.licence_link
+        if self.nearness is not None:
+            known["nearness"] = round(self.nearness, 3)
+        return known
+
+
+def credit_in(values: object) -> Credit:
+    """What `Credit.as_json` made, read again; raises `TypeError`, `KeyError` or `ValueError` for anything else."""
+    if not isinstance(values, dict) or not isinstance(values["id"], str):
+        raise TypeError("no document")
+    near = values.get("nearness")
+    if near is not None and (type(near) not in (int, float) or not 0 <= near <= 1):
+        raise ValueError("nearness")
+    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    return Credit(values["id"], provenance_in(texts), None if near is None else float(near))
+
+
+def nearest(credits: Iterable[Credit]) -> Credit | None:
+    """The one that the picture is nearest to, the first of equals; None: that is known of none."""
+    known = [one for one in credits if one.nearness is not None]
+    return max(known, key=lambda one: one.nearness or 0.0, default=None)
+
+
+def told_copy(credits: Iterable[Credit]) -> str:
+    """What a picture is that is nearly a copy of a document; "" for one that is none.
+
+    >>> told_copy([Credit("ph/bell", Provenance("MIT"), 0.91), Credit("ph/key", nearness=0.2)])
+    'nearly a copy of ph/bell (MIT)'
+    """
+    found = nearest(credits)
+    return f"nearly a copy of {found.named}" if found is not None and found.is_copy else ""
+
+
+def together(pictures: Iterable[Sequence[Credit]]) -> tuple[Credit, ...]:
+    """The documents of all pictures of a sheet, each once, with the greatest nearness of any picture to it."""
+    found: dict[tuple[str, Provenance], Credit] = {}
+    for one in (one for own in pictures for one in own):
+        key = one.id, one.provenance
+        same = [one, *filter(None, [found.get(key)])]
+        near = [each.nearness for each in same if each.nearness is not None]
+        found[key] = replace(one, nearness=max(near, default=None))
+    return tuple(found.values())
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """All that is written with a picture.
+
+    Args:
+        texts: what made it: prompt, seed, model, ...; by their keys in PNG files.
+        credits: the documents that were in front.
+    """
+
+    texts: Mapping[str, str]
+    credits: tuple[Credit, ...]
+
+    def with_texts(self, **texts: str) -> PictureFacts:
+        """The same of the same picture, with more texts."""
+        return replace(self, texts={**self.texts, **texts})
+
+    def after(self, credits: Iterable[Credit]) -> PictureFacts:
+        """The same of a picture that was made of another one: also the documents that were in front of that."""
+        own = {(one.id, one.provenance) for one in self.credits}
+        more = together([[replace(one, nearness=None) for one in credits]])
+        new = tuple(one for one in more if (one.id, one.provenance) not in own)
+        return replace(self, credits=(*self.credits, *new))
+
+    def chunks(self) -> dict[str, str]:
+        """The text chunks of a PNG, without the XMP packet."""
+        ids = json.dumps([one.id for one in self.credits], ensure_ascii=False)
+        documents = json.dumps([one.as_json() for one in self.credits], ensure_ascii=False)
+        return {**self.texts, RETRIEVED: ids, DOCUMENTS: documents, SOFTWARE: program()}
+
+    @property
+    def generator(self) -> str:
+        """The program, and the model if it is known."""
+        return ", ".join([program(), *filter(None, [self.texts.get("model", "")])])
+
+
+#: The PNG chunk that readers of XMP look for.
+XMP_KEY = "XML:com.adobe.xmp"
+#: The element of our chunks, as JSON.
+FACTS = "{urn:cm3leon:facts}facts"
+#: Largest XMP packet that a JPEG file holds, in bytes.
+_XMP_BYTES = 65_000
+_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+_NAMESPACES = {
+    "x": "adobe:ns:meta/",
+    "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+    "dc": "http://purl.org/dc/elements/1.1/",
+    "cc": "http://creativecommons.org/ns#",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+    "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+    "made": "urn:cm3leon:facts",
+}
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_OPENING = re.compile(r"<svg\b[^>]*?(/?)>", re.DOTALL)
+_METADATA = re.compile(r"\s*(?:<metadata\b[^>]*?/>|<metadata\b.*?</metadata>)\s*", re.DOTALL)
+
+
+def png(pixels: NDArray[np.uint8], facts: PictureFacts) -> bytes:
+    """The bytes of a PNG; pixels as `cm3core.images.png_bytes` takes them."""
+    return png_bytes(pixels, facts.chunks() | {XMP_KEY: xmp(facts, with_chunks=False)})
+
+
+def encoded(
+    pixels: NDArray[np.uint8], format: str, facts: PictureFacts, *, quality: int = 100
+) -> bytes:
+    """The bytes of a picture file.
+
+    Args:
+        pixels: uint8 [height, width, 3 or 4].
+        format: "png", "jpeg" or "webp".
+        facts: written into it.
+        quality: of JPEG and WebP, 0..100.
+    """
+    if format == "png":
+        return png(pixels, facts)
+    packet = xmp(facts).encode()
+    if len(packet) > _XMP_BYTES:  # a prompt may be long; the documents stay
+        packet = xmp(replace(facts, texts={}), with_chunks=False).encode()
+    if len(packet) > _XMP_BYTES:
+        raise DataError(
+            f"{format} file",
+            f"can't name the {len(facts.credits)} documents that were in front",
+            "write a PNG",
+        )
+    file = io.BytesIO()
+    Pillow.fromarray(pixels).save(file, format=format.upper(), quality=quality, xmp=packet)
+    return file.getvalue()
+
+
+def svg(text: str, facts: PictureFacts) -> str:
+    """An SVG with the facts as its `<metadata>`, in place of such as it has.
+
+    Raises:
+        DataError: it has no `<svg>` element.
+    """
+    return _with_metadata(text, _rdf(facts, "cc:Work"))
+
+
+def _with_metadata(text: str, rdf: ElementTree.Element) -> str:
+    text = _METADATA.sub("", text)
+    opening = _OPENING.search(text)
+    if opening is None:
+        raise DataError("SVG", "has no <svg> element", "give an SVG")
+    written = f"<metadata>\n{_serialised(rdf)}\n</metadata>"
+    if opening[1]:  # <svg ... /> has no place for it
+        return text.replace(opening[0], f"{opening[0][:-2]}>\n{written}\n</svg>", 1)
+    return text.replace(opening[0], f"{opening[0]}\n{written}\n", 1)
+
+
+def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]]:
+    """A document's own file, with whom to name for it: in the metadata of an SVG, beside any other as REUSE has it
+    (https://reuse.software), in FILE.license.
+
+    Returns the ends of the files' names, and their bytes.
+
+    Raises:
+        DataError: the file is no SVG though it is called one, or its ending is none.
+    """
+    place = f"original of {credit.id}"
+    if not _SUFFIX.fullmatch(original.suffix):
+        raise DataError(
+            place, f"has the ending {original.suffix!r}", "use one such as .svg or .jpg"
+        )
+    if original.suffix == ".svg":
+        texts = {"original": credit.id}
+        own = replace(credit, nearness=None)
+        root = _element("rdf:RDF")
+        work = _document(own, "cc:Work", rdf_about="")
+        work.append(_element("made:facts", json.dumps(PictureFacts(texts, (own,)).chunks())))
+        root.append(work)
+        try:
+            text = _with_metadata(original.content.decode("utf-8"), root)
+        except (UnicodeDecodeError, DataError) as error:
+            raise DataError(place, "is called .svg and is none", "correct the data set") from error
+        return [(original.suffix, text.encode())]
+    own_provenance = credit.provenance
+    lines = {
+        "SPDX-FileCopyrightText": own_provenance.attribution,
+        "SPDX-License-Identifier": own_provenance.licence,
+        "SPDX-FileComment": credit.line,
+    }
+    beside = "".join(f"{key}: {_one_line(text)}\n" for key, text in lines.items() if text)
+    return [
+        (original.suffix, original.content),
+        (f"{original.suffix}.license", beside.encode()),
+    ]
+
+
+def xmp(facts: PictureFacts, *, with_chunks: bool = True) -> str:
+    """An XMP packet: that a model made the picture (IPTC's digital source type), and after which documents."""
+    root = _element("x:xmpmeta")
+    root.append(_rdf(facts, "rdf:Description", with_chunks=with_chunks))
+    return _serialised(root)
+
+
+def licences_text(pictures: Iterable[tuple[str, Sequence[Credit]]]) -> str:
+    """The file LICENSES of a zip: for each picture, by its name, the documents that were in front."""
+    lines = [
+        "These pictures were generated by a model. Each was drawn after the documents that it names here, and is a",
+        "changed version of them: keep this file, or name them yourself, where you use the pictures.",
+        "",
+    ]
+    for name, credits in pictures:
+        told = told_copy(credits)
+        lines.append(f"{name}: {told}" if told else name)
+        lines += [f"  {_one_line(one.line)}" for one in credits] or ["  no document was in front"]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _name(prefixed: str) -> str:
+    prefix, _, name = prefixed.partition(":")
+    return f"{{{_NAMESPACES[prefix]}}}{name}"
+
+
+def _element(name: str, text: str = "", **attributes: str) -> ElementTree.Element:
+    """An element by its prefixed name; attributes with `_` for the colon. Characters that XML can't hold are left
+    out."""
+    own = {_name(key.replace("_", ":")): _NO_XML.sub("", one) for key, one in attributes.items()}
+    element = ElementTree.Element(_name(name), own)
+    element.text = _NO_XML.sub("", text) or None
+    return element
+
+
+def _added(parent: ElementTree.Element, name: str, text: str = "", **attributes: str) -> None:
+    if text or attributes:
+        parent.append(_element(name, text, **attributes))
+
+
+def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> ElementTree.Element:
+    """What is known of the picture as RDF, in the forms that XMP allows where the node is a description."""
+    root = _element("rdf:RDF")
+    work = _element(node, rdf_about="")
+    root.append(work)
+    is_xmp = node == "rdf:Description"
+    rights = "\n".join(one.line for one in facts.credits)
+    texts = {
+        "dc:title": facts.texts.get("prompt", ""),
+        "dc:description": "\n".join(
+            filter(None, [facts.texts.get("prompt", ""), told_copy(facts.credits)])
+        ),
+        "dc:rights": rights,
+    }
+    for name, text in texts.items():
+        if text and is_xmp:
+            work.append(_listed(name, "rdf:Alt", text))
+        else:
+            _added(work, name, text)
+    if is_xmp:
+        _added(work, "xmp:CreatorTool", facts.generator)
+        _added(work, "Iptc4xmpExt:DigitalSourceType", _GENERATED)
+        documents = _element("made:documents")
+    else:
+        creator = _element("dc:creator")
+        agent = _element("cc:Agent")
+        _added(agent, "dc:title", facts.generator)
+        creator.append(agent)
+        work.append(creator)
+        _added(work, "dc:format", "image/svg+xml")
+        _added(work, "Iptc4xmpExt:DigitalSourceType", rdf_resource=_GENERATED)
+        documents = _element("dc:source")
+    if facts.credits:
+        bag = _element("rdf:Bag")
+        bag.extend(_document(one) for one in facts.credits)
+        documents.append(bag)
+        work.append(documents)
+    if with_chunks:
+        _added(work, "made:facts", json.dumps(facts.chunks()))
+    return root
+
+
+def _listed(name: str, kind: str, text: str) -> ElementTree.Element:
+    """A property of XMP whose value is a list."""
+    element, values = _element(name), _element(kind)
+    item = _element("rdf:li", text)
+    item.set("{http://www.w3.org/XML/1998/namespace}lang", "x-default")
+    values.append(item)
+    element.append(values)
+    return element
+
+
+def _document(one: Credit, name: str = "rdf:li", **attributes: str) -> ElementTree.Element:
+    item = _element(name, **attributes or {"rdf_parseType": "Resource"})
+    own = one.provenance
+    _added(item, "dc:identifier", one.id)
+    _added(item, "dc:title", own.title)
+    _added(item, "dc:creator", own.attribution)
+    _added(item, "dc:source", own.address or own.source)
+    _added(item, "dc:publisher", own.collection)
+    _added(item, "dc:rights", own.licence)
+    if own.licence_link:
+        _added(item, "cc:license", rdf_resource=own.licence_link)
+    if one.nearness is not None:
+        _added(item, "made:nearness", f"{one.nearness:.3f}")
+    return item
+
+
+def _serialised(root: ElementTree.Element) -> str:
+    for prefix, address in _NAMESPACES.items():
+        ElementTree.register_namespace(prefix, address)
+    ElementTree.indent(root, " ")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+#: Larger SVGs, and larger files in a zip, are refused unread; and zips of more files.
+MAX_BYTES, MAX_FILES = 64 << 20, 10_000
+#: One of these keys is in every file that names its documents.
+_MADE_BY = ("recipe_hash", "original")
+#: What `zipfile` raises of damaged files: its own error is one of many.
+_BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    ValueError,
+    OSError,
+    struct.error,
+)
+_NEXT = "name a picture that cm3 generate or cm3 serve wrote"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a file says.
+
+    Args:
+        texts: what made it, by key, without the documents.
+        credits: the documents that were in front; of files of earlier versions, nothing but ids.
+        is_credited: whether it says more of them than their ids.
+    """
+
+    texts: Mapping[str, str]
+    credits: tuple[Credit, ...]
+    is_credited: bool
+
+    def again(self, **texts: str) -> PictureFacts:
+        """What is written with another version of the picture; `texts`: more, by key."""
+        own = {key: text for key, text in self.texts.items() if key != XMP_KEY}
+        return PictureFacts(own | texts, self.credits)
+
+
+def facts_in(content: bytes, place: str) -> FileFacts:
+    """What a picture's bytes say: PNG, SVG, JPEG or WebP.
+
+    Raises:
+        DataError: it is no picture, says nothing, or what it says is damaged. `place`: its name in messages.
+    """
+    texts = _in_svg(content, place) if _is_svg(content) else _in_picture(content, place)
+    if not any(key in texts for key in _MADE_BY):
+        raise DataError(place, "does not say what made it", _NEXT)
+    return _facts(texts, place)
+
+
+def facts_in_zip(content: bytes, place: str) -> dict[str, FileFacts]:
+    """What the pictures of a zip say, by their names; those that say nothing are left out.
+
+    Raises:
+        DataError: it is no zip, is too large, or no picture in it says what made it.
+    """
+    found: dict[str, FileFacts] = {}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_FILES or sum(one.file_size for one in members) > MAX_BYTES * 16:
+                raise DataError(place, "unpacks to more than a set of pictures", _NEXT)
+            for one in members:
+                if one.filename.endswith((".png", ".svg", ".jpeg", ".jpg", ".webp")):
+                    if one.file_size > MAX_BYTES:
+                        raise DataError(f"{place}: {one.filename}", "is too large", _NEXT)
+                    with archive.open(one) as file:
+                        inner = file.read(MAX_BYTES + 1)
+                    try:
+                        found[one.filename] = facts_in(inner, f"{place}: {one.filename}")
+                    except DataError as error:
+                        if error.cause != "does not say what made it":
+                            raise
+    except DataError:
+        raise
+    except _BROKEN_ZIP as error:
+        raise DataError(place, f"is a damaged zip ({error})", "get it again") from error
+    if not found:
+        raise DataError(place, "holds no picture that says what made it", _NEXT)
+    return found
+
+
+def facts_of_file(path: str | Path) -> FileFacts | None:
+    """What a picture's file says; None: it is no picture, or says nothing that can be read."""
+    try:
+        check_regular(path, str(path))
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            return None
+        return facts_in(Path(path).read_bytes(), str(path))
+    except (DataError, OSError):
+        return None
+
+
+def is_zip(content: bytes) -> bool:
+    """Whether a file's bytes begin like those of a zip."""
+    return content[:4] == b"PK\x03\x04"
+
+
+def _is_svg(content: bytes) -> bool:
+    head = content[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
+    return head.startswith(b"<") and b"<svg" in head
+
+
+def _in_svg(content: bytes, place: str) -> dict[str, str]:
+    if len(content) > MAX_BYTES:
+        raise DataError(place, f"has more than {MAX_BYTES:,} bytes", _NEXT)
+    return _in_xml(content, place)
+
+
+def _in_xml(content: bytes, place: str) -> dict[str, str]:
+    """The chunks that the element of our facts holds."""
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        raise DataError(place, "has a document type, which is not read", _NEXT)
+    try:
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise DataError(place, f"is not well-formed XML ({error})", _NEXT) from error
+    element = next(root.iter(FACTS), None)
+    if element is None:
+        return {}
+    values = _json(element.text or "", place)
+    if not isinstance(values, dict):
+        raise _damaged(place)
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def _in_picture(content: bytes, place: str) -> dict[str, str]:
+    open_image(
+        content, place
+    )  # reports what is wrong with a broken file; text may also follow the pixels
+    with Pillow.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.load()
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            return {key: str(value) for key, value in image.text.items()}
+        packet = image.info.get("xmp")
+    if not isinstance(packet, bytes):
+        return {}
+    return _in_xml(packet.rstrip(b"\0"), place)
+
+
+def _facts(texts: Mapping[str, str], place: str) -> FileFacts:
+    ids = _json(texts.get(RETRIEVED, "[]"), place)
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise _damaged(place)
+    others = {key: text for key, text in texts.items() if key not in (RETRIEVED, DOCUMENTS)}
+    if DOCUMENTS not in texts:
+        return FileFacts(others, tuple(map(Credit, ids)), False)
+    documents = _json(texts[DOCUMENTS], place)
+    try:
+        if not isinstance(documents, list):
+            raise TypeError("no list")
+        return FileFacts(others, tuple(map(credit_in, documents)), True)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _damaged(place) from error
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(place) from error
+
+
+def _damaged(place: str) -> DataError:
+    return DataError(place, "its metadata are damaged", "generate the picture again")
