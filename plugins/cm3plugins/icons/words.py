@@ -53,8 +53,8 @@ class Wording:
 class WordListsConfig(PromptRewriterConfig):
     """Prompts in the words that the memory's texts use, by lists of words.
 
-    A prompt is searched for as it stands first. Only if no document has every word of its subject, is it searched for in
-    other words. Case doesn't matter.
+    A prompt is searched for as it stands first, and in other words only if no document has every word of its subject.
+    Case doesn't matter.
 
     Args:
         leaves_out: phrases that name nothing, such as "a photo of"; left out where another word follows. For memories
