@@ -30,7 +30,8 @@ def is_ours(distribution: str) -> bool:
 
 
 def how_to_install(distribution: str) -> str:
-    """The command that installs a distribution: ours are on no index, but in the checkout's folder `plugins`."""
+    """Return the command that installs a distribution. Ours are not on an index: they are in the checkout's folder
+    `plugins`."""
     if distribution in BESIDE:
         return f"pip install ./{BESIDE[distribution]}, in the checkout of cm3leon"
     return f"pip install {distribution}"

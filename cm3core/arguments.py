@@ -42,7 +42,7 @@ _UNIONS = (Union, types.UnionType)
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be, both ends included; None: no end."""
+    """A number's range, both ends included; None: unbounded."""
 
     least: float | None = None
     most: float | None = None
@@ -61,7 +61,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Called:
-    """What a value is called in messages, in place of the words for its type, and what to give."""
+    """A value's name in messages, in place of its type's, and what to give."""
 
     words: str
     next_step: str = "correct the value"
@@ -88,7 +88,7 @@ Name = Annotated[str, Called("a name")]
 
 
 class _WrongError(Exception):
-    """A value is not of its annotation.
+    """A value does not fit its annotation.
 
     Args:
         path: where in the argument it is: "[2].codes".
@@ -144,7 +144,7 @@ def _signature(function: Callable[..., Any]) -> tuple[inspect.Signature, dict[An
 
 
 def check_value(place: str, value: object, annotation: Any, error: type[CM3Error]) -> None:
-    """Raise `error` for a value that is not of its annotation.
+    """Raise `error` for a value that does not fit its annotation.
 
     Args:
         place: of the value, for the message.
@@ -159,7 +159,7 @@ def check_value(place: str, value: object, annotation: Any, error: type[CM3Error
 
 
 def check_fields(instance: Any, error: type[CM3Error], place: Callable[[str], str] = str) -> None:
-    """Raise `error` for the first field of a dataclass that is not of its annotation.
+    """Raise `error` for the first field of a dataclass that does not fit its annotation.
 
     Args:
         instance: of a dataclass.
@@ -239,7 +239,7 @@ def _annotations(owner: Any) -> dict[str, Any]:
 
 
 def _check(value: object, annotation: Any) -> None:
-    """Raise `_WrongError` for a value that is not of its annotation."""
+    """Raise `_WrongError` for a value that does not fit its annotation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         _check_annotated(value, annotation)
@@ -301,7 +301,7 @@ def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> No
 
 
 def _check_path(value: str | Path) -> None:
-    """Raise for what no file can be called."""
+    """Raise for a path that no file can have."""
     try:
         name = os.fsencode(value)
     except UnicodeEncodeError:
@@ -366,7 +366,7 @@ def _has_dtype(array: Any, wanted: Any) -> bool:
 
 
 def _is_of(value: object, kind: Any) -> bool:
-    """Whether a value is of a class, not of its parts."""
+    """Whether a value is an instance of a class; its parts are not checked."""
     if kind is Any or isinstance(kind, TypeVar):
         return True
     if kind is None or kind is types.NoneType:
@@ -446,7 +446,7 @@ _DTYPES = {"uint8": "uint8", "int32": "whole numbers", "bool": "bools", "bool_":
 
 
 def _words(annotation: Any) -> list[str]:
-    """What an annotation asks for, in words; the members of a union one by one."""
+    """Describe in words what an annotation accepts; the members of a union one by one."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         named = [one.words for one in arguments[1:] if isinstance(one, Called)]

@@ -18,7 +18,7 @@ _OBJECT = re.compile(r"(.+?) at \((\d+), (\d+)\) -> \((\d+), (\d+)\)(?:, |\.?$)"
 
 
 def quarter_of(box: tuple[float, float, float, float], side: float = MAX_COORDINATE) -> str:
-    """In which quarter of a square picture the middle of a box is, in words.
+    """Name the quarter of a square picture that the centre of a box is in.
 
     Args:
         box: (x0, y0, x1, y1).
@@ -60,8 +60,7 @@ class Boxes:
                 )
 
     def seen(self) -> list[tuple[str, tuple[int, int, int, int]]]:
-        """The objects in coordinates of what a model sees; those that it sees nothing of are left
-        out, and the others end at its edges.
+        """Return the objects in the coordinates of the model's view, cropped to it; objects outside it are dropped.
 
         >>> Boxes((("bell", (0, 0, 100, 50)),), (100, 200)).seen()
         [('bell', (0, 0, 128, 128))]
@@ -81,7 +80,7 @@ class Boxes:
 
     @property
     def text(self) -> str:
-        """The objects as a text of a document; "" if a model sees none of them."""
+        """Return the objects as a text of a document; "" if none is in the model's view."""
         return text_of_boxes(self.seen())
 
 
@@ -97,7 +96,7 @@ def text_of_boxes(objects: Iterable[tuple[str, tuple[int, int, int, int]]]) -> s
 
 
 def boxes_in(text: str) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """The objects of such a text, which a model may have written: what isn't of the form is left out.
+    """Read the objects of such a text, which a model may have written; what does not have the form is skipped.
 
     >>> boxes_in("bell at (10, 12) -> (40, 44), key at (0, 0) -> (9")
     [('bell', (10, 12, 40, 44))]

@@ -1,5 +1,4 @@
-"""What components raise, whoever wrote them: told in words, and kept from ending more than what they were
-asked for.
+"""Errors of components, third-party ones included: described in words, and confined to the request that caused them.
 
 A component may raise anything: `SystemExit` of a library that gives up, `StopIteration`, an error whose own text
 can't be read. An `except Exception` lets some of these pass, which then end a thread, an event loop, or the
@@ -60,7 +59,7 @@ class AlreadyReported(SystemExit):
 
 
 class contained:  # noqa: N801  # used as a function
-    """Context in which what is no `Exception`, and `StopIteration`, becomes a `GenerationError`.
+    """Context that turns `StopIteration`, and anything that is not an `Exception`, into a `GenerationError`.
 
     Other errors pass as they are, and so does a user's Ctrl-C.
 

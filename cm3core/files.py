@@ -273,7 +273,7 @@ def new_place(target: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(path: str | Path, target: Path) -> None:
-    """Refuse to replace what is not a regular file: a device node would be gone for the system.
+    """Refuse to replace what is not a regular file: replacing a device node would break the system.
 
     Nothing is made beside a folder, either: a link to it may lead far away."""
     if target.is_dir():
@@ -452,8 +452,7 @@ def sync_directory(path: Path) -> None:
 
 
 def allocate(file: int, offset: int, num_bytes: int) -> None:
-    """Give a part of an open file its place on the disk, before it is mapped into memory. It reads as
-    zeros if nothing was there.
+    """Reserve disk space for a part of an open file before it is mapped into memory. New bytes read as zeros.
 
     A file that is only as long as its contents will be has no blocks yet, and a full disk then ends
     the process (SIGBUS) in the middle of an assignment, without a message.

@@ -135,7 +135,7 @@ TransparentPixels = Annotated[
 
 
 def _named(source: str | Path | bytes, place: str | None) -> str:
-    """What messages call a picture."""
+    """A picture's name in messages."""
     return place or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source) or "''")
 
 
@@ -147,7 +147,7 @@ def _opened(
     *,
     decode: bool = True,
 ) -> T:
-    """What `convert` makes of a picture file, upright; see `open_image` for what is refused."""
+    """Apply `convert` to a picture file, turned upright; see `open_image` for what is refused."""
     place = _named(source, place)
     if not isinstance(source, bytes):
         _check_file(Path(source), place)

@@ -32,7 +32,7 @@ Ids: TypeAlias = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class VocabularySizes:
-    """What a layout that gives out ids by itself makes a vocabulary of.
+    """Inputs for a layout that assigns its own ids.
 
     Args:
         num_text_ids: ids of the text tokenizer; 0: not known.
@@ -52,7 +52,7 @@ class VocabularySizes:
 
 
 class Vocabulary:
-    """Which id is what. Immutable; equal tables are equal.
+    """The meaning of each id. Immutable; tables with the same contents are equal.
 
     Args:
         size: rows of the embedding table.

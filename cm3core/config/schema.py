@@ -43,7 +43,7 @@ class ComponentField:
 
 
 def component_field(annotation: Any) -> ComponentField | None:
-    """What components a field of that annotation holds; None for other fields."""
+    """Return which components a field with this annotation holds; None for other fields."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if is_kind_base(annotation):
         return ComponentField(annotation.kind, "one")

@@ -1,4 +1,5 @@
-"""The base of every kind's config, and its range check; laws that are checked while components work; what a kind is.
+"""The base of every kind's config; range checks; laws that are checked while components work; the description of a
+kind.
 
 Imports no torch."""
 
@@ -121,13 +122,14 @@ def check_value(
 
 
 def check_device(place: str, device: str) -> None:
-    """Raise `RecipeError` for what is no name of a device: whether it is there is known where it is used."""
+    """Raise `RecipeError` for a text that is not a device's name. Whether the device exists is checked when it is
+    used."""
     known = re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:\d{1,3})?", device) is not None
     check_value(place, device, known, "use auto, cpu, cuda, or cuda:1 for the second")
 
 
 def check_numbers(place: str, values: object, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Raise `RecipeError` for a field of a dataclass that is of another type, or a number out of its range.
+    """Raise `RecipeError` for a field of the wrong type, or a number out of range.
 
     Args:
         place: the section.

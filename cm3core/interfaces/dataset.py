@@ -64,8 +64,8 @@ class DocumentSourceConfig(ComponentConfig):
         return [None]
 
     def retrieving_tasks(self) -> list[TaskConfig | None]:
-        """Return those of `trained_tasks` whose documents retrieved ones are prepended to, if the recipe
-        retrieves; by default all."""
+        """Return the `trained_tasks` whose documents get retrieved ones prepended, if the recipe retrieves; by
+        default all."""
         return self.trained_tasks()
 
     def memory_config(self) -> DocumentSourceConfig:
@@ -138,7 +138,7 @@ class Provenance:
         return replace(self, title="")
 
     def stated(self) -> dict[str, str]:
-        """Its fields, as files store them: those that it does not know are left out, but for the first three."""
+        """Its fields as files store them; unknown ones are left out, except for the first three."""
         return {
             key: value
             for key, value in asdict(self).items()
@@ -238,7 +238,7 @@ class DocumentSource(ABC):
         return True
 
     def query(self, index: int) -> Document:
-        """Return what retrieved documents are found by for a document in training; by default the canonical
+        """Return the query by which documents are retrieved for a document in training; by default the canonical
         document."""
         return self.document(index)
 
@@ -406,7 +406,7 @@ class TaskSource(DocumentSource):
         return self.source.record(self._indices[index], rng)
 
     def query(self, index: int) -> Document:
-        """What is given, as a prompt for the response has it: its pictures if it has any, else its texts."""
+        """The given part, as a prompt for the response has it: its pictures if it has any, else its texts."""
         index = self._indices[index]
         record = self.source.record(index)
         prompt = self.task.prompt(record, place=f"record {self.source.id(index)}")

@@ -27,13 +27,13 @@ from cm3core.vocab import Vocabulary, VocabularySizes
 
 @dataclass(frozen=True)
 class VocabularyParts:
-    """What a layout may make its vocabulary of.
+    """Inputs for a layout's vocabulary.
 
     Args:
         text_tokenizer: the model's.
         codebook_size: of the image tokenizer.
         sizes: from the recipe's section `vocabulary`, both tokenizers and the objective, for a layout
-            that gives out ids by itself.
+            that assigns its own ids.
     """
 
     text_tokenizer: TextTokenizer
@@ -94,7 +94,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Frame:
-    """What is written around the codes of a picture, as ids.
+    """The ids around the codes of a picture.
 
     Args:
         opening: before its first code.
@@ -114,7 +114,7 @@ class Frame:
 
 
 class Layout(ABC):
-    """Which ids there are, and what is written around segments.
+    """The id table and the delimiters around segments.
 
     Properties are constant. A layout may be asked from several threads.
     """
@@ -122,7 +122,7 @@ class Layout(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
 
     @property
     @abstractmethod
@@ -227,8 +227,7 @@ class Layout(ABC):
     # ---- the way back
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
-        """What of a sequence is text and what is a picture, in order: the ids int32 of each, without
-        what is around them.
+        """Split a sequence into texts and pictures, in order: the ids int32 of each, without delimiters.
 
         Args:
             tokens: int32 [n], without `begin` and `end`.

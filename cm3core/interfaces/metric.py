@@ -132,7 +132,7 @@ class Metric(ABC):
 
     @property
     def minimum(self) -> int:
-        """Least number of samples of each group."""
+        """Minimum number of samples of each group."""
         return 1
 
     @abstractmethod

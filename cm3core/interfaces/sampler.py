@@ -67,7 +67,7 @@ class GuidanceStream:
 
 @dataclass(frozen=True)
 class Filters:
-    """What happens to the logits after mixing; each default switches its filter off.
+    """Filters for the logits after mixing; by default all are off.
 
     A sampler with its own filter derives a frozen dataclass from this one, with a field whose
     default also switches the filter off.

@@ -25,7 +25,7 @@ InitialState: TypeAlias = Mapping[str, Union["Tensor", "InitialState"]]
 
 @dataclass(frozen=True, eq=False)
 class RequestStart:
-    """What a request is when it starts.
+    """A request at its start.
 
     Args:
         seed: the request's; each candidate has its own.

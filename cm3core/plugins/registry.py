@@ -1,4 +1,4 @@
-"""The components there are, the plugin that provides each, and which of them a text means that names one.
+"""The available components, the plugins that provide them, and the lookup of components by name.
 
 `cm3core.plugins.discovery` fills the registry. Imports no torch.
 
@@ -40,7 +40,7 @@ _PLAIN = {
 
 @dataclass(frozen=True)
 class Provider:
-    """Who provided a component.
+    """The plugin that provided a component.
 
     Args:
         name: the component's, as the recipe writes it.
@@ -86,7 +86,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Writer:
-    """Whom bare names mean in a text.
+    """Which plugins the bare names in a text refer to.
 
     Args:
         providers: kind, or key of a component inside another one -> who provided the component when

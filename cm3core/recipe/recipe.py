@@ -58,7 +58,7 @@ class MissingComponent(ComponentConfig):
         return cls(str(choice.name), choice.keys, error)
 
     def explain(self, error: CM3Error) -> None:
-        """Raise this from now on: it is better known why the component can't be had."""
+        """Raise this error from now on, which gives a better reason."""
         self._error = error
 
     def refuse(self) -> NoReturn:

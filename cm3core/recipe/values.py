@@ -1,4 +1,4 @@
-"""What a section holds, layer after layer: the keys of one section, and which component it has.
+"""The keys and the component of one section, merged layer by layer.
 
 Each key is checked against its field. A field that holds other components (`cm3core.config.schema`) has a section of its
 own for each: their names, and their keys. A section has the component that the last layer names; only that name must be

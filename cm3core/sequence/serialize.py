@@ -152,8 +152,7 @@ def _segment_contents(
 
 
 def _text_content(codec: SegmentCodec, text: str, hole: TextHole) -> IntArray:
-    """The tokens of a text as far as its hole takes them: to its length, or to what it stops
-    at."""
+    """A text's tokens, cut at the hole's length or at a text that it stops at."""
     tokens = codec.text_tokens(text, hole.max_tokens)
     stops = (
         end
