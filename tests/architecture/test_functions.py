@@ -121,7 +121,7 @@ LEFT = {
         cm3lab/benchmarks/retrieval/command.py: _run
         cm3lab/experiments/retrieval/drawing.py: draw
         cm3lab/benchmarks/retrieval/engines.py: run_engines
-        cm3apps/server/forms.py: form_values
+        cm3apps/server/fields.py: form_values
         cm3apps/server/images_api.py: Asked.task
         cm3apps/evaluation/leakage.py: check_memory
         cm3lab/embedder_training/light_encoder.py: train

@@ -14,19 +14,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from cm3apps.server import chat_api, conditions_api, field_tables, images_api, sets_api
+from cm3apps.server import chat_api, field_tables, images_api, sets_api
 from cm3apps.server.documents import ORIGINALS, file_of_original, no_original
 from cm3apps.server.errors import APIError, internal
 from cm3apps.server.facts import facts_of
 from cm3apps.server.guard import Guard
 from cm3apps.server.http import Endpoint, answer_to
 from cm3apps.server.openapi import reference_page, schema
-from cm3apps.server.tasks import Workshop, aside
+from cm3apps.server.tasks import Workshop
+from cm3run.model.coroutines import in_thread
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from cm3apps.server.metrics import Metrics
+    from cm3apps.server.http import Metrics
 
 #: The page's files, which are in the wheel: path -> (file, media type). Nothing else is served.
 FILES = {
@@ -77,8 +78,8 @@ def endpoints(workshop: Workshop, metrics: Metrics) -> list[Endpoint]:
         ),
         Endpoint(
             "/v1/conditions",
-            conditions_api.structure_fields(),
-            partial(conditions_api.structures, workshop),
+            field_tables.structure_fields(),
+            partial(images_api.structures, workshop),
             limits,
             metrics,
             workshop.gate,
@@ -215,10 +216,10 @@ class _Reading:
                     id, "was in front of no result lately. Next: draw one again, and ask then"
                 )
             async with self.workshop.pool.use(name) as loaded:
-                original = await aside(loaded.model.original, document)
+                original = await in_thread(loaded.model.original, document)
             if original is None:
                 raise no_original(id, "the memory has no file of this document")
-            file, content, media_type = await aside(file_of_original, original, document)
+            file, content, media_type = await in_thread(file_of_original, original, document)
         except Exception as error:  # any becomes an answer in the API's own shape
             return _answer(answer_to(error, ORIGINALS))
         # never shown by the browser: an SVG may be anyone's
@@ -231,7 +232,7 @@ class _Reading:
         try:
             name = pool.name_of(request.query_params.get("model"))
             async with pool.use(name) as loaded:
-                facts = await aside(facts_of, loaded, name, self.workshop)
+                facts = await in_thread(facts_of, loaded, name, self.workshop)
         except Exception as error:  # any becomes an answer in the API's own shape
             return _answer(answer_to(error, "/studio/facts"))
         limits = self.workshop.limits

@@ -20,9 +20,9 @@ from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError
 from cm3apps.server.http import SEED, Reply, answer_to, disconnected
+from cm3apps.server.images_api import MOST_RANDOM
 from cm3apps.server.intake import Gate, Intake
-from cm3apps.server.sampling_options import MOST_RANDOM
-from cm3apps.server.streaming import Event
+from cm3apps.server.sending import Event
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

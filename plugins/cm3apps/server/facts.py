@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.abilities import able
-from cm3apps.server.wish import can_trace
+from cm3apps.server.images_api import can_trace
+from cm3apps.server.tasks import able
 from cm3core.errors import CM3Error
 
 if TYPE_CHECKING:

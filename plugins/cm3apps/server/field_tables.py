@@ -301,3 +301,30 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
         Field(name="user", sort="text", most=512, ignored=True, help="your name for your user"),
         *sampling_fields(limits),
     )
+
+
+def structure_fields() -> tuple[Field, ...]:
+    """`POST /v1/conditions`."""
+    return (
+        Field(
+            name="condition",
+            sort="text",
+            most=300,
+            required=True,
+            ours=True,
+            help="what is drawn of the picture: one of `conditions` of /studio/facts, such as canny",
+        ),
+        Field(
+            name="image_url",
+            sort="text",
+            required=True,
+            ours=True,
+            help="the picture, as data:image/png;base64,...",
+        ),
+        Field(
+            name="model",
+            sort="text",
+            most=300,
+            help="one of /v1/models, which is to follow the structure; the first by default",
+        ),
+    )

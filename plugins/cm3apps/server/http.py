@@ -1,4 +1,6 @@
-"""One request, from its body to its answer: limits, errors in the API's shape, clients that go away."""
+"""One request, from its body to its answer: limits, errors in the API's shape, clients that go away; and what `/metrics`
+tells Prometheus of requests.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,24 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError, in_one_line, internal, no_documents, of_model
-from cm3apps.server.fields import Field, json_object, read, shown
-from cm3apps.server.forms import form_values
+from cm3apps.server.fields import Field, form_values, json_object, read, shown
 from cm3apps.server.intake import Gate, Intake, Structure, check_length_is_given
 from cm3apps.server.pictures import Upload
+from cm3apps.server.sending import DONE, PIECE, Event, Outbox, Unsent, UnsentFull
 from cm3apps.server.settings import Limits
-from cm3apps.server.streaming import DONE, Event
-from cm3apps.server.unsent import PIECE, Outbox, Unsent, UnsentFull
 from cm3core.errors import CheckpointError, CM3Error, DeviceError, GenerationError
 from cm3run.model.async_engine import cancelled
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
-    from cm3apps.server.metrics import Metrics
+    from cm3apps.server.intake import Gate
+    from cm3apps.server.scheduling import FairQueue, ModelPool
+
 
 logger = logging.getLogger("cm3.serve")
 
@@ -342,3 +345,77 @@ def answer_to(error: Exception, path: str) -> APIError:
         return of_model(error)
     logger.error("POST %s failed", path, exc_info=error)
     return internal()
+
+
+_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters and gauges of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "cm3_requests",
+            "Answered requests; status 499: the client went away",
+            ["route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "cm3_request_seconds",
+            "From a request's arrival to the end of its answer",
+            ["route"],
+            registry=self.registry,
+            buckets=_BUCKETS,
+        )
+        self._refused = Counter(
+            "cm3_refused",
+            "Requests and connections that were refused or ended, by the error's code: invalid_api_key, "
+            "body_too_large, connections, slow_reader, ...",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._results = Counter(
+            "cm3_results",
+            "Finished results: drawn, filled and edited pictures, captions, answers",
+            ["sort"],
+            registry=self.registry,
+        )
+
+    def watch(self, queue: FairQueue, pool: ModelPool, gate: Gate) -> None:
+        """Show the state of the queue, of the models and of the memory for requests."""
+        unsent = gate.unsent
+        for name, help, value in (
+            ("cm3_waiting_requests", "Requests that wait for their turn", lambda: queue.waiting),
+            ("cm3_results_in_flight", "Results generated now", lambda: queue.in_flight),
+            ("cm3_engine_requests", "Engine requests in flight", lambda: pool.num_requests),
+            ("cm3_models_loaded", "Models in memory", lambda: len(pool.loaded)),
+            ("cm3_model_loads", "Models loaded since the start", lambda: pool.loads),
+            ("cm3_body_bytes", "Bytes of bodies in flight", lambda: gate.bodies.in_flight),
+            ("cm3_pixels", "Pixels of sent pictures in flight", lambda: gate.pixels.in_flight),
+            (
+                "cm3_result_pixels",
+                "Pixels of results that are drawn, or wait to be encoded",
+                lambda: gate.results.in_flight,
+            ),
+            ("cm3_unsent_bytes", "Bytes of answers not read, in memory", lambda: unsent.in_memory),
+            ("cm3_spooled_bytes", "Bytes of answers not read, in files", lambda: unsent.in_files),
+        ):
+            Gauge(name, help, registry=self.registry).set_function(value)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        """Count a request or a connection that was refused."""
+        self._refused.labels(reason or "other").inc()
+
+    def finished(self, sort: str) -> None:
+        """Count a finished result."""
+        self._results.labels(sort).inc()
+
+    def text(self) -> bytes:
+        """In Prometheus's format."""
+        return generate_latest(self.registry)

@@ -1,30 +1,33 @@
-"""`/v1/images/generations` and `/v1/images/edits`: pictures, at once or as they grow."""
+"""`/v1/images/generations` and `/v1/images/edits`: pictures, at once or as they grow; how they are drawn and returned.
+`/v1/conditions`: the structure of a picture that was sent, as a model is to follow it.
+"""
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.server.abilities import task_of
-from cm3apps.server.conditions import condition_of
+from cm3apps.server.conditions import condition_of, smaller
 from cm3apps.server.errors import APIError, invalid_value
+from cm3apps.server.field_tables import HIGH, HIGH_QUALITY
+from cm3apps.server.fields import Field, shown
 from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import (
+    Output,
     Upload,
+    from_url,
     mask_of,
     pictures_of,
     text_of_base64,
 )
-from cm3apps.server.sampling_options import (
-    check_sampling,
-    documents_of,
-    generation_options,
-    with_quality,
-)
-from cm3apps.server.streaming import Event
+from cm3apps.server.sending import Event
+from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import (
     Drawn,
     Growing,
@@ -32,11 +35,12 @@ from cm3apps.server.tasks import (
     PictureTask,
     Workshop,
     in_order,
+    task_of,
     transparent,
 )
-from cm3apps.server.wish import Wish
 from cm3core.images import fit
 from cm3run.attribution import svg
+from cm3run.model.coroutines import in_thread
 from cm3run.model.facts import facts_of as picture_facts
 from cm3run.model.loaded import check_length
 from cm3run.model.results import GeneratedImage, InfilledImage
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from cm3core.document import BoolArray, PixelArray
     from cm3run.attribution import PictureFacts
     from cm3run.model.model import Model
+
 
 Answer = dict[str, Any] | AsyncGenerator[Event, None]
 
@@ -425,3 +430,176 @@ def facts_of(result: Any) -> dict[str, Any]:
             "measure": result.choice.measure,
         }
     return facts
+
+
+_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """How the pictures of a request are to be returned, and what their answer says about it."""
+
+    output: Output
+    upscale: bool
+    size: str
+    quality: str
+    background: str
+    as_url: bool
+    with_svg: bool
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], model: Model, limits: Limits) -> Wish:
+        """Read the fields; raises `APIError` for a size that the model's pictures can't have."""
+        format = values.get("output_format", "png")
+        background = values.get("background", "auto")
+        if background == "transparent" and format == "jpeg":
+            raise invalid_value("background", "JPEG can't be transparent; use png or webp")
+        height, width = model.image_size
+        size = _size(values.get("size", "auto"), (width, height), limits)
+        larger = size is not None and size[0] > width
+        return cls(
+            output=Output(
+                format=format,
+                quality=values.get("output_compression", 100),
+                size=size,
+                transparent=background == "transparent",
+            ),
+            upscale=larger and "upscaler" in model.recipe.component_names,
+            size="{}x{}".format(*(size or (width, height))),
+            quality=values.get("quality", "auto"),
+            background=background,
+            as_url=values.get("response_format") == "url",
+            with_svg=_with_svg(values),
+        )
+
+
+def _with_svg(values: Mapping[str, Any]) -> bool:
+    asked = bool(values.get("return_svg", False))
+    if asked and not can_trace():
+        raise invalid_value(
+            "return_svg",
+            "needs the package vtracer on the server. Next: pip install 'cm3leon[svg]' there, or "
+            "leave it out",
+        )
+    return asked
+
+
+def can_trace() -> bool:
+    """Whether pictures can be made curves here."""
+    return find_spec("vtracer") is not None
+
+
+def _size(text: str, own: tuple[int, int], limits: Limits) -> tuple[int, int] | None:
+    """The size asked for; None: the model's own."""
+    if text == "auto":
+        return None
+    match = _SIZE.fullmatch(text)
+    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
+    fits = match is not None and max(width, height) <= limits.side
+    if not fits or abs(width * own[1] - height * own[0]) >= max(own):
+        raise invalid_value(
+            "size",
+            f"is {shown(text)}, must be auto, {own[0]}x{own[1]} (the model's own), or another "
+            f"size in this aspect ratio with sides of at most {limits.side}",
+        )
+    return width, height
+
+
+#: Seeds of requests that name none; small, so that people can repeat them.
+MOST_RANDOM = 2**31
+
+
+def generation_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Model.generate` and its like, without the documents."""
+    sampling = dict(values.get("sampling", {}))
+    for name in ("guidance_scale", "negative_prompt"):
+        if name in values:
+            if name in sampling:
+                raise invalid_value("sampling", f"{name} is also given by itself")
+            sampling[name] = values[name]
+    options: dict[str, Any] = {"seed": values.get("seed", secrets.randbelow(MOST_RANDOM))}
+    for name, option in (
+        ("sampler", "sampler"),
+        ("candidates", "num_candidates"),
+        ("reranker", "reranker"),
+        ("num_retrieved", "num_retrieved"),
+    ):
+        if name in values:
+            options[option] = values[name]
+    if sampling:
+        options["sampling"] = sampling
+    return options
+
+
+def documents_of(values: Mapping[str, Any], limits: Limits) -> list[tuple[Upload, str]]:
+    """The pictures and texts of `documents`, which are put before the prompt."""
+    return [
+        _document(one, f"documents[{place}]", limits)
+        for place, one in enumerate(values.get("documents", ()))
+    ]
+
+
+def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
+    if not isinstance(value, dict) or set(value) != {"image_url", "text"}:
+        raise invalid_value(place, 'must be {"image_url": "data:...", "text": "..."}', "documents")
+    text = Field(name=f"{place}.text", sort="text", most=limits.prompt_characters, help="")
+    words = text.read(value["text"])
+    return from_url(value["image_url"], f"{place}.image_url"), words
+
+
+def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
+    """Raise `APIError` for a key of the sampler that a stranger may not set: a text that is no choice
+    may be the name of a file, and nothing of a request reaches the disk."""
+    from cm3apps.config_docs import keys_of
+
+    given = options.get("sampling", {})
+    texts = {
+        name
+        for name, value in given.items()
+        if name != "negative_prompt" and not isinstance(value, (bool, int, float))
+    }
+    if not texts:
+        return
+    name = options.get("sampler")
+    config_class: type[Any] = (
+        type(model.sampler_config())
+        if name in (None, model.recipe.component_names.get("sampler"))
+        # the class alone: a key without a default may be among those that are given
+        else model.components.registry.config_class("sampler", name, place="sampler")
+    )
+    choices = {
+        key.name for key in keys_of(config_class) if "'" in key.type and "str" not in key.type
+    }
+    for name in sorted(texts):
+        if name not in choices or not isinstance(given[name], str):
+            raise invalid_value(
+                "sampling",
+                f"{shown(name)} is {shown(given[name])}, only numbers, flags and choices "
+                "can be set in a request",
+            )
+
+
+def with_quality(
+    options: dict[str, Any], quality: str, model: Model, number: int, limits: Limits
+) -> dict[str, Any]:
+    """The options, with candidates for a high quality, as many as the limits allow."""
+    can_choose = "reranker" in model.recipe.component_names
+    if quality not in HIGH or "num_candidates" in options or not can_choose:
+        return options
+    most = max(1, min(HIGH_QUALITY, limits.candidates, limits.at_once // number))
+    return options | {"num_candidates": most}
+
+
+async def structures(workshop: Workshop, intake: Intake) -> dict[str, Any]:
+    """Draw the structure of a picture."""
+    values, most = intake.values, workshop.limits.picture_pixels
+    condition, name = values["condition"], workshop.pool.name_of(values.get("model"))
+    async with workshop.pool.use(name) as loaded:
+        await in_thread(workshop.structures.check, loaded.model, condition)
+        upload = await intake.aside(from_url, values["image_url"], "image_url")
+        pixels = await intake.decoded([upload], lambda: smaller(upload.pixels(most)))
+        intake.forget_pictures()
+        async with workshop.queue.place(intake.client, 1):
+            drawn = await in_thread(workshop.structures.drawn, loaded.model, condition, pixels)
+    answer: dict[str, Any] = await intake.encoded(drawn.answer)
+    return answer

@@ -20,8 +20,8 @@ from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError, framing, invalid_value
 from cm3apps.server.pictures import Upload
-from cm3apps.server.queueing import FairQueue, Lease
-from cm3apps.server.unsent import Unsent
+from cm3apps.server.scheduling import FairQueue, Lease
+from cm3apps.server.sending import Unsent
 
 if TYPE_CHECKING:
     from starlette.types import Receive

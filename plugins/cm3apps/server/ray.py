@@ -174,7 +174,7 @@ class Replica:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         from cm3apps.server.app import make_app
-        from cm3apps.server.metrics import Metrics
+        from cm3apps.server.http import Metrics
         from cm3apps.server.running import Settings, workshop_of
 
         args = Namespace(**options)

@@ -13,12 +13,11 @@ from cm3apps.cli._picture_set import LICENCES, file_names, sheet, styled, write_
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.field_tables import sampling_fields
 from cm3apps.server.fields import Field, shown
-from cm3apps.server.images_api import Answer, Asked, Reply
+from cm3apps.server.images_api import Answer, Asked, Reply, can_trace
 from cm3apps.server.intake import Intake
 from cm3apps.server.pictures import Output, text_of_base64
-from cm3apps.server.streaming import Event
+from cm3apps.server.sending import Event
 from cm3apps.server.tasks import Drawn, Partial, Workshop
-from cm3apps.server.wish import can_trace
 from cm3run.attribution import licences_text
 from cm3run.model.facts import facts_of_sheet
 

@@ -1,4 +1,5 @@
-"""A request's work on a model: pictures that are drawn, filled or edited, and texts about pictures.
+"""A request's work on a model: pictures that are drawn, filled or edited, and texts about pictures; and what a model can be
+asked for.
 
 Only the public coroutines of `AsyncModel` are used. Every task waits for its turn in the queue first.
 """
@@ -6,32 +7,173 @@ Only the public coroutines of `AsyncModel` are used. Every task waits for its tu
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from cm3apps.server.abilities import refuse_untuned, task_of
+from cm3apps.server.conditions import Structures
 from cm3apps.server.documents import Naming, ShownDocuments
-from cm3apps.server.drawn import DrawnPictures
-from cm3apps.server.errors import invalid_value
+from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.intake import Gate
-from cm3apps.server.structures import Structures
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
-from cm3run.model.async_engine import cancelled, in_thread
+from cm3core.interfaces.task import FieldType
+from cm3run.model.coroutines import cancelled, in_thread
+from cm3run.model.tasks import conversing_task
+from cm3run.model.turns import ReplyPicture
 
 if TYPE_CHECKING:
-    from cm3apps.server.pool import ModelPool
-    from cm3apps.server.queueing import FairQueue
+    from cm3apps.server.scheduling import FairQueue, ModelPool
     from cm3apps.server.settings import Limits
+    from cm3core.interfaces.task import TaskConfig
     from cm3run.model.aio import AsyncModel
     from cm3run.model.model import Model
     from cm3run.model.results import GeneratedImage, GeneratedText, InfilledImage
+
+
+Ability: TypeAlias = Literal[
+    "draw", "fill", "caption", "ask", "edit", "chat", "turns", "boxes", "structure"
+]
+#: Abilities that are tasks of certain fields, whatever a model calls them: what is given, and the
+#: type of what is asked for.
+SHAPES: Mapping[str, tuple[Mapping[str, FieldType], FieldType]] = {
+    "chat": ({"image": "image", "conversation": "text"}, "text"),
+    "boxes": ({"caption": "text", "objects": "text"}, "image"),
+    "structure": ({"feature": "text", "condition": "image", "caption": "text"}, "image"),
+}
+#: Ability -> what a model that lacks it is not known to be tuned to do, and what to do instead.
+_REFUSALS: Mapping[str, tuple[str, str]] = {
+    "edit": (
+        "edit pictures by instruction",
+        "fill a part of the picture instead (mask), or start the server with --force edit",
+    ),
+    "ask": (
+        "answer questions",
+        "send the picture without a question for a caption, or start the server with --force ask",
+    ),
+    "boxes": (
+        "draw objects at boxes",
+        "leave out boxes, or serve a model that was tuned for object_to_image",
+    ),
+    "structure": (
+        "draw by a picture of a structure",
+        "leave out condition, or serve a model that was tuned for structure",
+    ),
+}
+
+
+def task_of(model: Model, ability: str) -> str | None:
+    """The name of the model's task for one of `SHAPES`; None: it was tuned for none."""
+    given, response = SHAPES[ability]
+    for name, config in model.tasks.configs.items():
+        if _shape(config) == (given, [response]):
+            return name
+    return None
+
+
+def _shape(config: TaskConfig) -> tuple[Mapping[str, FieldType], list[FieldType]]:
+    task = config.build()
+    given = {name: task.fields[name] for name in task.given}
+    return given, [task.fields[name] for name in task.responses]
+
+
+def in_turns(model: Model) -> bool:
+    """Whether a model converses in its layout's turns, with pictures on both sides."""
+    has_turns = model.components.serializer.layout.has_turns
+    return model.tasks.turns and has_turns and conversing_task(model) is None
+
+
+def able(model: Model, forced: Collection[str]) -> list[str]:
+    """What the model is known to be able to do, and what it is made to try; never what its layout has no
+    sequences for.
+
+    One that was tuned for nothing draws, fills and captions, as it was trained to.
+    """
+    serializer = model.components.serializer
+    reads, fills = serializer.layout.reads_pictures, serializer.max_spans > 0
+    describes = reads and serializer.layout.writes_text
+    tuned = model.tasks
+    serves = {vars(type(config)).get("serves") for config in tuned.configs.values()}
+    plain = not tuned.names or tuned.plain
+    known = {
+        "draw": plain or "generate" in serves,
+        "fill": True,
+        "caption": plain or "caption" in serves,
+        "ask": "ask" in serves,
+        "edit": "edit" in serves,
+        "turns": in_turns(model),
+        **{name: task_of(model, name) is not None for name in SHAPES},
+    }
+    impossible = {
+        *(() if fills else ("fill",)),
+        *(() if reads else ("edit", "structure")),
+        *(() if describes else ("caption", "ask", "chat")),
+    }
+    return [
+        name for name, can in known.items() if (can or name in forced) and name not in impossible
+    ]
+
+
+def refuse_untuned(model: Model, ability: str, forced: Collection[str]) -> bool:
+    """Whether the model has to be forced to do it.
+
+    Raises:
+        APIError: it is not known to be able to, and isn't forced.
+    """
+    if ability not in able(model, forced):
+        what, instead = _REFUSALS[ability]
+        raise APIError(
+            400,
+            f"the model is not known to be tuned to {what}: what it made would mean nothing; "
+            f"{instead}",
+            code="not_supported_by_model",
+        )
+    return ability not in able(model, ())
+
+
+#: Pictures whose codes are remembered; each takes a few KB.
+MOST_DRAWN = 1024
+
+
+class DrawnPictures:
+    """The last pictures of replies, by their pixels. Nothing of them is kept but codes, seed and
+    log-probability. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, ReplyPicture] = OrderedDict()
+        self._lock = Lock()
+
+    def remember(self, model: str, picture: ReplyPicture) -> None:
+        """Note a picture that `model` drew."""
+        empty = np.zeros((0, 0, 3), np.uint8)
+        facts = picture.codes, picture.seed, picture.log_probability
+        with self._lock:
+            self._kept[_key(model, picture.pixels)] = ReplyPicture(empty, *facts)
+            while len(self._kept) > MOST_DRAWN:
+                self._kept.popitem(last=False)
+
+    def find(self, model: str, pixels: PixelArray) -> PixelArray | ReplyPicture:
+        """The picture as `model` drew it; the pixels themselves where it did not, or long ago."""
+        with self._lock:
+            found = self._kept.get(_key(model, pixels))
+        if found is None:
+            return pixels
+        return ReplyPicture(pixels, found.codes, found.seed, found.log_probability)
+
+
+def _key(model: str, pixels: PixelArray) -> bytes:
+    digest = hashlib.sha256(f"{model} {pixels.shape} ".encode())
+    digest.update(np.ascontiguousarray(pixels).tobytes())
+    return digest.digest()
+
 
 #: Unknown words that are told of one request: looking for one that is spelled alike takes a while.
 MOST_WORDS = 8
@@ -400,11 +542,6 @@ async def in_order(events: AsyncGenerator[Partial | Drawn, None], number: int) -
             if isinstance(event, Drawn):
                 found[event.picture] = event.result
     return [found[place] for place in range(number)]
-
-
-async def aside(function: Any, *arguments: Any) -> Any:
-    """Run what takes milliseconds in a thread, so that others aren't kept."""
-    return await in_thread(function, *arguments)
 
 
 def transparent(alpha: np.ndarray[Any, np.dtype[np.uint8]]) -> BoolArray:

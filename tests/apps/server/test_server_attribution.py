@@ -103,7 +103,7 @@ def test_svgs_name_them(server):
 
 
 def test_svgs_need_a_tracer(server, monkeypatch):
-    monkeypatch.setattr("cm3apps.server.wish.can_trace", lambda: False)
+    monkeypatch.setattr("cm3apps.server.images_api.can_trace", lambda: False)
     answer = server.post(prompt="red", return_svg=True)
     assert answer.status_code == 400
     assert tells(

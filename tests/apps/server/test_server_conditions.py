@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
+from cm3apps.server.conditions import LONGEST, MOST_KEPT, Structures
 from cm3apps.server.settings import Limits
-from cm3apps.server.structures import LONGEST, MOST_KEPT, Structures
 from cm3core.errors import MissingPackageError
 from cm3core.images import fit, open_image
 from cm3core.interfaces.condition import Condition
@@ -166,9 +166,9 @@ def test_each_is_built_once_and_the_last_are_kept(monkeypatch: pytest.MonkeyPatc
             raise MissingPackageError("a", "b", "c")
         return Same(), name
 
-    monkeypatch.setattr("cm3apps.server.structures.open_condition", open_one)
+    monkeypatch.setattr("cm3apps.server.conditions.open_condition", open_one)
     monkeypatch.setattr(
-        "cm3apps.server.structures.condition_config", lambda model, name: CannyConfig()
+        "cm3apps.server.conditions.condition_config", lambda model, name: CannyConfig()
     )
     structures = Structures()
     for place in [*range(MOST_KEPT), 0, MOST_KEPT, 0, 1]:

@@ -12,8 +12,8 @@ import pytest
 
 from cm3apps.server import door
 from cm3apps.server.door import SEED, Door, LocalOnly, ServerLost, ServersBusy
+from cm3apps.server.sending import Event
 from cm3apps.server.settings import Limits
-from cm3apps.server.streaming import Event
 from messages import tells
 from toy_server import CHAT, GENERATE
 

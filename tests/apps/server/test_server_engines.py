@@ -14,12 +14,10 @@ import httpx
 import pytest
 
 from cm3apps.server.http import answer_to
-from cm3apps.server.pool import ModelPool
-from cm3apps.server.queueing import FairQueue
-from cm3apps.server.running import Watch
+from cm3apps.server.running import Watch, warm_up
+from cm3apps.server.scheduling import FairQueue, ModelPool
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop
-from cm3apps.server.warming import warm_up
 from cm3core.errors import CheckpointError, GenerationError, PluginError
 from cm3run.generation.events import wrong_request
 from toy_model import toy_model

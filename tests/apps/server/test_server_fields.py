@@ -13,7 +13,7 @@ from cm3apps.server.errors import APIError
 from cm3apps.server.facts import drawn_styles
 from cm3apps.server.field_tables import chat_fields, edit_fields, generation_fields
 from cm3apps.server.fields import Field, json_object, read
-from cm3apps.server.sampling_options import check_sampling
+from cm3apps.server.images_api import check_sampling
 from cm3apps.server.settings import Limits
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins.registry import PluginInfo

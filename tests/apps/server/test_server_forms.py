@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 
 from cm3apps.server.errors import APIError
 from cm3apps.server.field_tables import edit_fields
-from cm3apps.server.forms import form_values
+from cm3apps.server.fields import form_values
 from cm3apps.server.settings import Limits
 
 HEADERS = Headers({"content-type": "multipart/form-data; boundary=edge"})

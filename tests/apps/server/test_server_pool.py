@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cm3apps.server.errors import APIError
-from cm3apps.server.pool import ModelPool
+from cm3apps.server.scheduling import ModelPool
 from cm3core.errors import CheckpointError
 from toy_model import toy_model
 

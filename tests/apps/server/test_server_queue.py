@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from cm3apps.server.errors import APIError
-from cm3apps.server.queueing import FairQueue
+from cm3apps.server.scheduling import FairQueue
 from messages import tells
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cm3apps.server import chat_api
-from cm3apps.server.abilities import able, task_of
 from cm3apps.server.settings import Limits
+from cm3apps.server.tasks import able, task_of
 from cm3core.errors import GenerationError
 from cm3core.images import open_image
 from messages import tells

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cm3apps.server.sending import Outbox, Unsent, UnsentFull
 from cm3apps.server.settings import Limits
-from cm3apps.server.unsent import Outbox, Unsent, UnsentFull
 
 
 def unsent(memory: int, files: int) -> Unsent:

@@ -17,7 +17,7 @@ from transformers import (
 
 import cm3core
 from cm3apps.cli.main import main
-from cm3apps.server.abilities import able
+from cm3apps.server.tasks import able
 from cm3core.document import Codes, ImageHole, Text
 from cm3core.errors import GenerationError
 from cm3run.model.tasks import task_for

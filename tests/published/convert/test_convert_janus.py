@@ -16,7 +16,7 @@ from transformers import JanusForConditionalGeneration
 
 import cm3core
 from cm3apps.cli.main import main
-from cm3apps.server.abilities import able
+from cm3apps.server.tasks import able
 from cm3core.document import Codes, ImageHole, Text, TextHole
 from cm3core.errors import CM3Error
 from cm3core.interfaces.sampler import PromptVariant

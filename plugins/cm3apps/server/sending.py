@@ -1,4 +1,5 @@
-"""Answers that clients have not read yet: in memory up to a limit, then in temporary files.
+"""What is sent to clients: server-sent events; and answers that they have not read yet, in memory up to a limit, then in
+temporary files.
 
 An answer is made as fast as the model draws, however slowly its client reads.
 """
@@ -6,15 +7,40 @@ An answer is made as fast as the model draws, however slowly its client reads.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits
+
+
+#: Closes a stream of chat chunks.
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: `name` is also the body's `type`; "" for chat chunks, which have none.
+
+    `optional`: a client that reads slowly can do without it.
+    """
+
+    name: str
+    body: dict[str, Any]
+    optional: bool = False
+
+    def encode(self) -> bytes:
+        """The event's lines."""
+        body = {"type": self.name, **self.body} if self.name else self.body
+        head = f"event: {self.name}\n" if self.name else ""
+        return f"{head}data: {json.dumps(body)}\n\n".encode()
+
 
 #: Bytes that are handed to a connection at a time.
 PIECE = 256 << 10
