@@ -73,7 +73,7 @@ MOVED = {
     "cm3core.sequence.of_recipe": "cm3run.recipe_layout",
     "cm3core.sequence.packing": "cm3run.training.packing",
     "cm3core.commands": "cm3apps.cli.commands",
-    "cm3core.config.docs": "cm3apps.config_docs",
+    "cm3core.config.docs": "cm3apps.catalog",
     "cm3core.plugins.catalog": "cm3apps.catalog",
     "cm3core.cli": "cm3apps.cli",
     "cm3core.plugin_check": "cm3apps.plugin_check",

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cm3apps import config_docs as keys
-from cm3apps.config_docs import Key, arguments, docstring, keys_of
+from cm3apps import catalog as keys
+from cm3apps.catalog import Key, arguments, docstring, keys_of
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import KINDS, load_registry
 

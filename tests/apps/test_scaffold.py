@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from cm3apps.cli import _plugin_new
+from cm3apps.catalog import summary
+from cm3apps.cli import plugin
 from cm3apps.cli.main import main
-from cm3apps.config_docs import summary
 from cm3apps.scaffold import (
     FIELD,
     TEMPLATES,
@@ -346,8 +346,8 @@ def test_there_are_templates_for_every_kind_and_no_more() -> None:
 
 
 def test_the_help_of_the_command_names_these_kinds_as_their_hooks_do() -> None:
-    assert list(_plugin_new.KINDS) == template_kinds()
-    for kind, line in _plugin_new.KINDS.items():
+    assert list(plugin.KINDS) == template_kinds()
+    for kind, line in plugin.KINDS.items():
         told = summary(inspect.getdoc(getattr(hookspecs, KINDS[kind].hook)) or "")
         sentence = told.partition(". ")[0].removesuffix(".")
         assert line == sentence.partition(": ")[2] or line == sentence[:1].lower() + sentence[1:]

@@ -12,9 +12,9 @@ from source_packages import PACKAGES
 PLACES = ("cm3core", "cm3run", "cm3apps/cli", "cm3apps/plugin_check")
 #: (file, text) -> what the text means there; it is no component's name.
 OTHER_MEANINGS = {
-    ("cli/_completion.py", "cm3"): "the program",
+    ("cli/completion.py", "cm3"): "the program",
     ("cli/main.py", "cm3"): "the program",
-    ("cli/_completion.py", "cm3leon"): "the distribution",
+    ("cli/completion.py", "cm3leon"): "the distribution",
     ("_version.py", "cm3leon"): "the distribution",
     ("boxes.py", "boxes"): "what a text holds",
     ("cli/ask.py", "template"): "an option",

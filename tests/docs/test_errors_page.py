@@ -16,7 +16,7 @@ import pytest
 
 import cm3core
 import cm3kits
-from cm3apps.cli._failures import plugin_failure
+from cm3apps.cli._process import plugin_failure
 from cm3core.errors import CM3Error
 from cm3core.interfaces import SamplerConfig
 from cm3core.plugins import describe

@@ -7,19 +7,76 @@
 
 `main` imports a command's module only when that command is called, so `cm3 --help` stays fast.
 Modules here import no torch at module level. A command whose parser has a positional argument
-`overrides` (see `add_overrides`) takes `key=value` anywhere among its options.
-"""
+`overrides` (see `add_overrides`) takes `key=value` anywhere among its options."""
 
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, Namespace
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
-
-from cm3apps.cli._numbers import real_number, whole_number
 
 if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
+
+
+#: Largest values that several options share.
+MAX_SEED = 2**63 - 1
+MAX_THREADS = 4096
+MAX_MINUTES = 10_000_000
+MAX_STEPS = 2**63 - 1
+#: Characters of an argument that an error repeats.
+_MOST_SHOWN = 40
+
+
+class NumberRange:
+    """The `type` of an option: parses a number and checks that it lies in a range.
+
+    No dataclass, whose import alone would double the time of `cm3 --help`.
+
+    Args:
+        least, most: the smallest and the largest value.
+        whole: whether it must be a whole number; the result is then an int.
+        above: whether it must be more than `least`.
+    """
+
+    def __init__(self, least: float, most: float, *, whole: bool, above: bool = False) -> None:
+        self.least, self.most, self.whole, self.above = least, most, whole, above
+
+    def __call__(self, text: str) -> int | float:
+        """Return the number; raises `ArgumentTypeError` if it is none, or out of range."""
+        try:
+            value: int | float = int(text) if self.whole else float(text)
+        except ValueError:  # also: more digits than Python converts
+            raise self._error(text) from None
+        if not self.least <= value <= self.most or (self.above and value == self.least):
+            raise self._error(text)
+        return value
+
+    def _error(self, text: str) -> ArgumentTypeError:
+        what = "a whole number" if self.whole else "a number"
+        shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+        first = f"more than {self.least:,}" if self.above else f"from {self.least:,}"
+        last = "and at most" if self.above else "to"
+        return ArgumentTypeError(f"is {shown!r}, must be {what} {first} {last} {self.most:,}")
+
+
+def whole_number(least: int, most: int) -> NumberRange:
+    """The `type` of an option that is a whole number from `least` to `most`.
+
+    >>> whole_number(1, 4096)("8")
+    8
+    """
+    return NumberRange(least, most, whole=True)
+
+
+def real_number(least: float, most: float, *, above: bool = False) -> NumberRange:
+    """The `type` of an option that is a number from `least`, or `above` it, to `most`.
+
+    >>> real_number(0, 60, above=True)("0.5")
+    0.5
+    """
+    return NumberRange(least, most, whole=False, above=above)
 
 
 __all__ = [
@@ -29,10 +86,12 @@ __all__ = [
     "add_precision",
     "add_training_precision",
     "add_trust",
+    "fitted",
     "real_number",
     "registry_of",
     "training_precision",
     "whole_number",
+    "wrapped",
 ]
 
 #: An argument of this form is a recipe override; `cm3core.recipe` checks whether its key is well
@@ -115,7 +174,7 @@ def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
     `quiet` suppresses warnings, for commands that show broken plugins anyway. What plugins print
     goes to stderr.
     """
-    from cm3apps.cli._stdout import stdout_to_stderr
+    from cm3apps.cli._process import stdout_to_stderr
     from cm3core.plugins import discovery
 
     before = discovery.logger.level
@@ -126,3 +185,28 @@ def registry_of(args: Namespace, *, quiet: bool = False) -> Registry:
             return discovery.load_registry(args.plugin)
     finally:
         discovery.logger.setLevel(before)
+
+
+#: Maximum line length, on wide terminals too; and the least, on narrow ones.
+WIDTH, LEAST = 120, 40
+
+
+def wrapped(text: str, first: str = "", rest: str | None = None) -> list[str]:
+    """A text as lines that begin with `first`, then with `rest` (None: the same). Words stay whole."""
+    import shutil
+    import textwrap
+
+    width = min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH)
+    return textwrap.wrap(
+        text,
+        max(width, LEAST),
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def fitted(text: str, first: str = "", rest: str = "      ") -> list[str]:
+    """A line, wrapped on a terminal; a program that reads it finds it whole."""
+    return wrapped(text, first, rest) if sys.stdout.isatty() else [first + text]

@@ -16,7 +16,7 @@ from cm3core.errors import CM3Error, DataError
 from cm3core.files import check_not_input, read_text, write_text
 
 if TYPE_CHECKING:
-    from cm3apps.cli._chat_replies import Replies
+    from cm3apps.cli._chat_loop import Replies
     from cm3run.model.model import Model
     from cm3run.model.turns import Turn
 

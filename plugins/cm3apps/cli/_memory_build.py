@@ -1,25 +1,37 @@
-"""`cm3 memory build`, and what `cm3 memory add` shares with it."""
+"""`cm3 memory build`, alone or in several processes, and what `cm3 memory add` shares with it.
+
+`--processes` starts this module once for each further process. It is given the command's arguments as a line of JSON, and
+ends when its input does: with the process that started it, however that ends. If it fails, its output is the error, for
+that process to report: both may fail of the same, and that is said once.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shlex
+import subprocess
 import sys
+import threading
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3apps.cli._dataset import count_of, data_source, limit_threads, recipe_of
 from cm3run import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cm3core.interfaces.dataset import DocumentSource, SkippedRecord
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3run.bank import BuildReport, MemoryBank, Tools
+
 
 #: Records that can't be used, of which a report shows so many.
 NUM_SHOWN = 5
@@ -103,7 +115,6 @@ def add_data(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Build a bank, or resume that."""
-    from cm3apps.cli._memory_processes import helpers_of
     from cm3run.bank import build_bank
     from cm3run.training.data_notes import codes_psnr, note_of_codes
 
@@ -257,3 +268,91 @@ def contents(bank: MemoryBank) -> str:
     return (
         f"{count_of(len(bank), 'document')} ({', '.join(parts)}), {size / 1e6:,.1f} MB in {shards}"
     )
+
+
+#: Arguments that are paths, and those that a helper needs besides.
+PATHS = ("out",)
+_VALUES = (
+    "target",
+    "trust_endpoints",
+    "overrides",
+    "embedder",
+    "image_tokenizer",
+    "model",
+    "device",
+    "shard_size",
+    "id_prefix",
+    "part",
+    "processes",
+)
+
+
+def helpers_of(args: Namespace) -> list[Callable[[], subprocess.Popen[bytes]]]:
+    """What starts the other processes of a build."""
+    return [
+        lambda share=share: _start(args, share)  # type: ignore[misc]  # mypy infers no lambda with a default
+        for share in range(1, args.processes)
+    ]
+
+
+def _start(args: Namespace, share: int) -> subprocess.Popen[bytes]:
+    values: dict[str, Any] = {name: getattr(args, name) for name in _VALUES}
+    values |= {name: str(getattr(args, name)) for name in PATHS}
+    values |= {"plugin": [str(path) for path in args.plugin], "share": share}
+    process = subprocess.Popen(
+        # -P: not also what lies in the current folder, such as the data's own grp.py
+        [sys.executable, "-P", "-m", "cm3apps.cli._memory_build"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,  # for one line, see `_main`
+        # what it imports is what is imported here
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(values).encode() + b"\n")
+    process.stdin.flush()
+    return process
+
+
+#: Of an error; a pipe that nobody reads yet takes more.
+MAX_LETTERS = 4096
+
+
+def _main() -> int:
+    from cm3apps.cli._process import failure_of
+
+    told = _own_output()
+    values = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    args = Namespace(**values)
+    for name in PATHS:
+        setattr(args, name, Path(values[name]))
+    args.plugin = [Path(path) for path in values["plugin"]]
+    try:
+        help_building(args, (args.share, args.processes))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # sorted out below, as in `cm3apps.cli.main`
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        with told:
+            told.write(str(failure)[:MAX_LETTERS])
+        return 2
+    return 0
+
+
+def _own_output() -> TextIO:
+    """The output, which is for errors alone: what is printed from now on, by a plugin too, goes nowhere."""
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # a device
+        os.dup2(nowhere.fileno(), 1)
+    return told
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

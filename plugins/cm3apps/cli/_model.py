@@ -9,8 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import add_device, add_precision, add_trust, registry_of, whole_number
-from cm3apps.cli._numbers import MAX_SEED, MAX_THREADS
+from cm3apps.cli import (
+    MAX_SEED,
+    MAX_THREADS,
+    add_device,
+    add_precision,
+    add_trust,
+    registry_of,
+    whole_number,
+)
 from cm3core.errors import GenerationError
 from cm3core.printing import printable as printable
 from cm3run import DEFAULT_MODEL

@@ -11,8 +11,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
-from cm3apps.cli import add_device, add_overrides, real_number, whole_number
-from cm3apps.cli._numbers import MAX_MINUTES, MAX_STEPS
+from cm3apps.cli import MAX_MINUTES, MAX_STEPS, add_device, add_overrides, real_number, whole_number
 from cm3core.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from cm3core.errors import CM3Error
 from cm3core.files import check_not_input, check_writable
 
 if TYPE_CHECKING:
-    from cm3apps.cli._chat_replies import Replies
+    from cm3apps.cli._chat_loop import Replies
     from cm3run.model import Conversation
 
 HELP = "talk with a model, with pictures in and out"
@@ -146,7 +146,7 @@ def reply_options(args: Namespace) -> dict[str, Any]:
 
 def _run(args: Namespace) -> int:
     from cm3apps.cli._chat_files import read_conversation
-    from cm3apps.cli._chat_replies import Replies
+    from cm3apps.cli._chat_loop import Replies
     from cm3run.model import Conversation
 
     turns, files = (None, {}) if args.load is None else read_conversation(args.load)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cm3apps.cli import registry_of
-from cm3apps.cli._wrapping import fitted, wrapped
+from cm3apps.cli import fitted, registry_of, wrapped
 
 if TYPE_CHECKING:
-    from cm3apps.catalog import ComponentEntry, KindEntry
-    from cm3apps.config_docs import Key
+    from cm3apps.catalog import ComponentEntry, Key, KindEntry
 
 HELP = "explain a component, its keys and its recipe section; or a kind"
 EXAMPLE = """  cm3 describe sampler/cd_k
@@ -31,20 +30,20 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the component's or kind's entry."""
-    from cm3apps.catalog import component_entry, find, kind_entry, to_plain
+    from cm3apps.catalog import component_entry, find, kind_entry
 
     registry = registry_of(args)
     kind, name = find(args.name, registry)
     if name:
         component = component_entry(kind, name, registry)
         print(
-            json.dumps(to_plain(component), indent=2)
+            json.dumps(asdict(component), indent=2)
             if args.json
             else "\n".join(_component(component))
         )
     else:
         entry = kind_entry(kind, registry)
-        print(json.dumps(to_plain(entry), indent=2) if args.json else "\n".join(_kind(entry)))
+        print(json.dumps(asdict(entry), indent=2) if args.json else "\n".join(_kind(entry)))
     return 0
 
 

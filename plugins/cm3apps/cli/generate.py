@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import whole_number
-from cm3apps.cli._earlier_pictures import remove_earlier_pictures, remove_links
 from cm3apps.cli._model import (
     add_model_options,
     add_task,
@@ -24,7 +23,15 @@ from cm3apps.cli._model import (
     task_options,
     written_facts,
 )
-from cm3apps.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
+from cm3apps.cli._picture_files import (
+    LICENCES,
+    file_names,
+    remove_earlier_pictures,
+    remove_links,
+    sheet,
+    styled,
+    write_zip,
+)
 from cm3apps.cli._retrieved import (
     Retrieval,
     report_copy,

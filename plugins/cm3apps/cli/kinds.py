@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from cm3apps.cli import registry_of
-from cm3apps.cli._wrapping import fitted
+from cm3apps.cli import fitted, registry_of
 
 if TYPE_CHECKING:
     from cm3apps.catalog import KindEntry
@@ -24,11 +24,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print them."""
-    from cm3apps.catalog import kind_entries, to_plain
+    from cm3apps.catalog import kind_entries
 
     entries = kind_entries(registry_of(args))
     if args.json:
-        print(json.dumps([to_plain(entry) for entry in entries], indent=2))
+        print(json.dumps([asdict(entry) for entry in entries], indent=2))
         return 0
     print("\n".join(line for entry in entries for line in _lines(entry)))
     print("\n".join(fitted("for details: `cm3 describe KIND` and `cm3 describe KIND/NAME`")))

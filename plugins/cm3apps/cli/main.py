@@ -15,9 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cm3apps.cli import OVERRIDE
-from cm3apps.cli._failures import TRACEBACK_VARIABLE, VERBOSE, failure_of, print_error
-from cm3apps.cli._process import Interrupts, calm_threads, plain_warnings, prepare_output
-from cm3apps.cli._stdout import flush, lost_output
+from cm3apps.cli._process import (
+    TRACEBACK_VARIABLE,
+    VERBOSE,
+    Interrupts,
+    calm_threads,
+    failure_of,
+    flush,
+    lost_output,
+    plain_warnings,
+    prepare_output,
+    print_error,
+)
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
@@ -140,7 +149,7 @@ def _command(
         )
         module.configure(parser)
         return parser, module.run
-    from cm3apps.cli._stdout import stdout_to_stderr
+    from cm3apps.cli._process import stdout_to_stderr
     from cm3core.plugins.discovery import load_registry
 
     with stdout_to_stderr():

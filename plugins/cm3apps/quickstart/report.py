@@ -13,7 +13,7 @@ import torch
 import cm3core
 from cm3apps.markdown_text import code, plain
 from cm3apps.quickstart.pictures import write_curves
-from cm3apps.quickstart.subjects import num_named
+from cm3apps.quickstart.showing import num_named
 from cm3core.errors import MissingPackageError
 from cm3core.files import write_text
 from cm3core.recipe.recipe import files_of

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from cm3apps.cli._picture_set import write_zip
+from cm3apps.cli._picture_files import write_zip
 from cm3apps.server.errors import APIError
 from cm3apps.server.pictures import text_of_base64
 from cm3core.document import PixelArray

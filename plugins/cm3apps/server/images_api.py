@@ -550,7 +550,7 @@ def _document(value: Any, place: str, limits: Limits) -> tuple[Upload, str]:
 def check_sampling(model: Model, options: Mapping[str, Any]) -> None:
     """Raise `APIError` for a key of the sampler that a stranger may not set: a text that is no choice
     may be the name of a file, and nothing of a request reaches the disk."""
-    from cm3apps.config_docs import keys_of
+    from cm3apps.catalog import keys_of
 
     given = options.get("sampling", {})
     texts = {

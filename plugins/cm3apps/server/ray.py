@@ -19,8 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli import whole_number
-from cm3apps.cli._numbers import real_number
+from cm3apps.cli import real_number, whole_number
 from cm3apps.cli.commands import CommandParser
 from cm3apps.server import command
 from cm3apps.server.errors import APIError

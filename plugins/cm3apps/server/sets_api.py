@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.cli._picture_set import LICENCES, file_names, sheet, styled, write_zip
+from cm3apps.cli._picture_files import LICENCES, file_names, sheet, styled, write_zip
 from cm3apps.server.errors import invalid_value
 from cm3apps.server.field_tables import sampling_fields
 from cm3apps.server.fields import Field, shown

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cm3apps.cli import _picture_set
+from cm3apps.cli import _picture_files
 from cm3apps.cli._model import printable, settings_of
-from cm3apps.cli._picture_set import file_names
+from cm3apps.cli._picture_files import file_names
 from cm3apps.cli.infill import parse_box
 from cm3core import images
 from cm3core.errors import GenerationError
@@ -159,7 +159,7 @@ def test_names_of_files_are_safe_and_different(texts):
 
 
 def test_examples_of_sets():
-    assert doctest.testmod(_picture_set).failed == 0
+    assert doctest.testmod(_picture_files).failed == 0
 
 
 def test_ctrl_c_keeps_what_was_drawn(cm3, model, tmp_path, capsys, monkeypatch):

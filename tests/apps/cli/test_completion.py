@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3apps.cli._completion import SHELLS, actions_of, script, values_of, whole_parser
+from cm3apps.cli.completion import SHELLS, actions_of, script, values_of, whole_parser
 from cm3apps.cli.main import main
 from cm3core.plugins import load_registry
 from messages import tells
@@ -228,7 +228,7 @@ def cm3_commands():
 """,
         encoding="utf-8",
     )
-    with caplog.at_level(logging.WARNING, "cm3apps.cli._completion"):
+    with caplog.at_level(logging.WARNING, "cm3apps.cli.completion"):
         text = script("bash", load_registry([path]))
     assert "_shtab_cm3_sing_option_strings=(-h --help --loudness)" in text
     assert "_shtab_cm3_broken" not in text

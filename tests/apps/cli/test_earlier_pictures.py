@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3apps.cli._earlier_pictures import earlier_pictures
+from cm3apps.cli._picture_files import earlier_pictures
 from cm3core import images
 from cm3core.errors import GenerationError
 from cm3run.model import Model

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cm3apps.cli import real_number, whole_number
-from cm3apps.cli._completion import whole_parser
-from cm3apps.cli._numbers import NumberRange
+from cm3apps.cli import NumberRange, real_number, whole_number
+from cm3apps.cli.completion import whole_parser
 from cm3apps.cli.main import main
 from cm3core.plugins import load_registry
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cm3apps.cli._stdout import lost_output, stdout_to_stderr
+from cm3apps.cli._process import lost_output, stdout_to_stderr
 from messages import tells
 
 
@@ -44,7 +44,7 @@ def test_stdout_is_back_after_an_error(capfd: pytest.CaptureFixture[str]) -> Non
 def test_a_closed_stdout_is_left_closed() -> None:
     lines = (
         "import os, sys",
-        "from cm3apps.cli._stdout import stdout_to_stderr",
+        "from cm3apps.cli._process import stdout_to_stderr",
         "os.close(1)",
         "with stdout_to_stderr():",
         "    print('meanwhile')",

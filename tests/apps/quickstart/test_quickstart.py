@@ -18,7 +18,7 @@ from cm3apps.markdown_text import plain
 from cm3apps.quickstart import report, showing
 from cm3apps.quickstart.pictures import TILE, write_table
 from cm3apps.quickstart.pipeline import Quickstart
-from cm3apps.quickstart.subjects import IconSubjects, OtherSubjects, subjects_of
+from cm3apps.quickstart.showing import IconSubjects, OtherSubjects, subjects_of
 from cm3core.document import Image as ImageSegment
 from cm3core.document import Text
 from cm3core.errors import RecipeError

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import rrf_plugin
+from cm3apps.catalog import keys_of
 from cm3apps.cli import main as cli
-from cm3apps.config_docs import keys_of
 from cm3apps.plugin_check.overrides import config_of
 from cm3core.document import Text
 from cm3core.errors import CM3Error, PluginError, RecipeError

@@ -144,7 +144,7 @@ def test_the_command_with_processes_and_parts(tmp_path, monkeypatch, capsys):
 def test_a_helper_ends_with_the_process_that_started_it(tmp_path):
     """Its work would take minutes; its input ends, as when the other process is killed."""
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
-    helper = started("-m", "cm3apps.cli._memory_helper")
+    helper = started("-m", "cm3apps.cli._memory_build")
     values = {"out": "bank", "plugin": [str(tmp_path / "slow.py")], "share": 1, "processes": 2}
     helper.stdin.write(json.dumps(values).encode() + b"\n")
     helper.stdin.close()
@@ -211,7 +211,7 @@ def test_why_a_helper_failed_is_said_unless_it_is_why_the_build_does(tmp_path, c
 def test_a_helper_tells_its_error_alone(tmp_path):
     """On its output, without what a plugin prints, and not beside the command's own errors."""
     (tmp_path / "noisy.py").write_text("import os\nprint('noise')\nos.system('echo more')\n")
-    helper = started("-m", "cm3apps.cli._memory_helper", stdout=subprocess.PIPE)
+    helper = started("-m", "cm3apps.cli._memory_build", stdout=subprocess.PIPE)
     values = {"out": "bank", "plugin": [str(tmp_path / "noisy.py")], "share": 1, "processes": 2}
     helper.stdin.write(json.dumps(values).encode() + b"\n")
     helper.stdin.flush()

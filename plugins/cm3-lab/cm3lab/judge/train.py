@@ -28,8 +28,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor, nn
 
-from cm3apps.judge.features import FeatureArray, efficientnet_features
-from cm3apps.judge.judge import BUNDLED_WEIGHTS, Judge, JudgeWeights, ranks_of
+from cm3apps.judge.judge import (
+    BUNDLED_WEIGHTS,
+    FeatureArray,
+    Judge,
+    JudgeWeights,
+    efficientnet_features,
+    ranks_of,
+)
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path, cache_folder, write_text

@@ -157,7 +157,7 @@ def judges(names: Sequence[str], real: RealPictures) -> dict[str, Judge]:
         if name == "pixels":
             found[name] = Judge(blurred, False, real)
         else:
-            from cm3apps.judge.features import efficientnet_features
+            from cm3apps.judge.judge import efficientnet_features
 
             found[name] = Judge(efficientnet_features(), True, real)
     return found

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cm3apps.evaluation.judging import Judging, reconstructed
-from cm3apps.judge.features import efficientnet_features
+from cm3apps.judge.judge import efficientnet_features
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import CM3Error
 from cm3core.files import atomic_path

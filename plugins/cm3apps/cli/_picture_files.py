@@ -1,0 +1,192 @@
+"""The pictures of a command as files: their names, their sheet, and all in a zip; and the files that an earlier
+`cm3 generate` or `cm3 edit` wrote into a folder, and no others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from cm3core._version import PROGRAM, SOFTWARE
+from cm3core.files import open_regular
+
+if TYPE_CHECKING:
+    from cm3core.document import PixelArray
+
+
+#: Letters and bytes of a file's name, before what tells it from others; disks take 255 bytes.
+LONGEST_NAME, MOST_BYTES = 60, 200
+#: What stands between a name and its end in files of the same picture.
+VARIANTS = ("-transparent", "-large", "-original")
+#: Names that are devices on Windows, where the files should open too.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
+#: Side of a picture in the sheet, about, in pixels.
+_SHEET_SIDE = 192
+#: The file of a zip that names the documents after which its pictures were drawn.
+LICENCES = "LICENSES"
+#: Every file of a zip has this time, so that equal pictures make an equal zip.
+_TIME = (1980, 1, 1, 0, 0, 0)
+#: By which a zip is known to be ours.
+ZIP_COMMENT = b"cm3leon"
+
+
+def styled(things: Sequence[str], style: str | None) -> list[str]:
+    """The prompts of things in a style, which stands behind a comma, as in the bundled data.
+
+    >>> styled(["bell", "house "], "outline rounded"), styled(["bell"], None)
+    (['bell, outline rounded', 'house, outline rounded'], ['bell'])
+    """
+    return [thing if not style else f"{thing.rstrip()}, {style}" for thing in things]
+
+
+def file_names(texts: Sequence[str]) -> list[str]:
+    """A name for the file of each text, without its end: letters, digits and hyphens. All are different,
+    with what is put behind them (`VARIANTS`) too, even where capitals and ways of writing an accent
+    don't count.
+
+    >>> file_names(["Bell, off", "bell off", "../ключ", "?", "con"])
+    ['Bell-off', 'bell-off-2', 'ключ', 'picture', 'con-2']
+    >>> file_names(["bell", "bell, transparent"])
+    ['bell', 'bell-transparent-2']
+    """
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}  # to go on with: thousands of pictures may have one text
+    names = []
+    for text in texts:
+        stem = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", text)).strip("-")[:LONGEST_NAME]
+        stem = stem.encode()[:MOST_BYTES].decode(errors="ignore").strip("-") or "picture"
+        number = numbers.get(stem.casefold(), 2 if _DEVICES.fullmatch(stem) else 1)
+        while not taken.isdisjoint(files := _files_of(stem, number)):
+            number += 1
+        taken |= files
+        numbers[stem.casefold()] = number + 1
+        names.append(stem if number == 1 else f"{stem}-{number}")
+    return names
+
+
+def _files_of(stem: str, number: int) -> set[str]:
+    """The names that a picture's files may have, as disks compare them."""
+    name = (stem if number == 1 else f"{stem}-{number}").casefold()
+    return {name, *(name + variant for variant in VARIANTS)}
+
+
+def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
+    """All pictures in about as many rows as columns, uint8 [height, width, 3], each above its text."""
+    from cm3core import images
+
+    columns = math.ceil(math.sqrt(len(pictures)))
+    starts = range(0, len(pictures), columns)
+    return images.grid(
+        [list(pictures[start : start + columns]) for start in starts],
+        captions=[list(texts[start : start + columns]) for start in starts],
+        scale=max(1, _SHEET_SIDE // pictures[0].shape[0]),
+        gap=16,
+    )
+
+
+def write_zip(target: Path | IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
+    """Write files, (name, content), to a zip. Equal files make an equal zip."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = ZIP_COMMENT
+        for name, content in files:
+            info = zipfile.ZipInfo(name, _TIME)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(info, content)
+
+
+_PNG = re.compile(r"(\d{3,})(-large|-transparent)?\.png|grid\.png|retrieved\.png")
+_ZIP = "set.zip"
+#: Whatever is written beside pictures.
+_WRITTEN = re.compile(
+    r"\d{3,}(-large|-transparent)?\.(png|svg)|(grid|retrieved|preview)\.png|set\.zip"
+)
+#: What is beside the pictures: sheets of them, and other versions of one.
+_SHEET = ("grid.png", "retrieved.png", "preview.png")
+_ORIGINAL = re.compile(r"(\d{3,})-original\.[a-z0-9]{1,8}(\.license)?")
+_VERSION = re.compile(r"(\d{3,})-(large|transparent)\.png")
+
+
+def earlier_pictures(folder: Path) -> list[Path]:
+    """Numbered pictures and what belongs to them, by name and by what is written in the files: a picture
+    that somebody put there, or gave another name, is none of them. Sorted; the folder need not exist.
+    """
+    if not folder.is_dir():
+        return []
+    names = [path for path in folder.iterdir() if not path.is_symlink()]
+    found = [path for path in names if _PNG.fullmatch(path.name) and _is_ours(path)]
+    traced = {path.with_suffix(".svg") for path in found if path.stem.isdecimal()}
+    found += [path for path in names if path in traced and path.is_file()]
+    stems = {path.stem for path in found}
+    found += [
+        path
+        for path in names
+        if (own := _ORIGINAL.fullmatch(path.name)) and own[1] in stems and path.is_file()
+    ]
+    found += [path for path in names if path.name == _ZIP and _is_our_zip(path)]
+    return sorted(found)
+
+
+def beside_pictures(folder: Path) -> list[Path]:
+    """The sheets that this program wrote into a folder, and the enlarged and transparent versions of
+    pictures that are there themselves, known as above. Sorted; the folder exists."""
+    found = []
+    for path in folder.iterdir():
+        version = _VERSION.fullmatch(path.name)
+        small = None if version is None else folder / f"{version[1]}.png"
+        if path.name in _SHEET or (small is not None and small.is_file()):
+            found += [path] if _is_ours(path) else []
+    return sorted(found)
+
+
+def remove_earlier_pictures(folder: Path) -> None:
+    """Remove them, and print how many there were: next to new ones they would be taken for new."""
+    from tqdm import tqdm
+
+    if not (found := earlier_pictures(folder)):
+        return
+    for path in found:
+        with suppress(FileNotFoundError):
+            path.unlink()
+    number = "1 file" if len(found) == 1 else f"{len(found)} files"
+    tqdm.write(
+        f"note: {folder}: {number} of an earlier call {'is' if len(found) == 1 else 'are'} replaced",
+        file=sys.stderr,
+    )
+
+
+def remove_links(folder: Path) -> None:
+    """Remove links that have the names of pictures, not what they lead to, where a picture would be written."""
+    from tqdm import tqdm
+
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink() and _WRITTEN.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                path.unlink()
+            tqdm.write(
+                f"note: {path} was a link; the picture is written in its place", file=sys.stderr
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            return str(image.info.get(SOFTWARE, "")).startswith(PROGRAM)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False  # not a picture: somebody else's
+
+
+def _is_our_zip(path: Path) -> bool:
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return archive.comment == ZIP_COMMENT
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
