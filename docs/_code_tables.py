@@ -34,7 +34,7 @@ def _input(value: Any) -> str:
 
 def protocol() -> list[str]:
     """The keys of a protocol's file, and those of each task."""
-    from cm3apps.evaluation.tasks.keys import TASKS
+    from cm3apps.evaluation.tasks.base import TASKS
     from cm3run.evaluation.protocol import KEYS
 
     lines = ["| key | meaning |", "| --- | --- |"]

@@ -7,19 +7,17 @@ from pathlib import Path
 
 from cm3apps.cli import whole_number
 from cm3apps.cli._model import (
+    Retrieval,
     add_model_options,
     add_task,
     open_model,
     printable,
     progress_bar,
-    show_choice,
-    task_options,
-)
-from cm3apps.cli._retrieved import (
-    Retrieval,
     report_unlike_picture,
     seen,
+    show_choice,
     show_retrieved,
+    task_options,
     write_retrieved,
 )
 

@@ -13,9 +13,9 @@ from cm3apps.cli._model import (
     progress_bar,
     refuse_untuned,
     report_unknown_words,
+    seen,
     task_options,
 )
-from cm3apps.cli._retrieved import seen
 from cm3apps.cli.generate import (
     add_drawing_options,
     check_not_replaced,

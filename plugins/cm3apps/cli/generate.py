@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import whole_number
 from cm3apps.cli._model import (
+    Retrieval,
     add_model_options,
     add_task,
     open_model,
     printable,
     progress_bar,
     refuse_untuned,
+    report_copy,
     report_unknown_words,
+    report_unlike,
     settings_of,
     show_choice,
+    show_query,
+    show_retrieved,
     task_options,
+    write_retrieved,
     written_facts,
 )
 from cm3apps.cli._picture_files import (
@@ -31,14 +37,6 @@ from cm3apps.cli._picture_files import (
     sheet,
     styled,
     write_zip,
-)
-from cm3apps.cli._retrieved import (
-    Retrieval,
-    report_copy,
-    report_unlike,
-    show_query,
-    show_retrieved,
-    write_retrieved,
 )
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import atomic_path, check_writable, held_folder, write_bytes

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 
 from cm3apps.cli import whole_number
 from cm3apps.cli._model import (
+    Retrieval,
     add_model_options,
     open_model,
     printable,
     progress_bar,
+    report_copy,
     report_unknown_words,
+    seen,
     show_choice,
+    show_retrieved,
     task_options,
+    write_retrieved,
     written_facts,
 )
-from cm3apps.cli._retrieved import Retrieval, report_copy, seen, show_retrieved, write_retrieved
 from cm3core.errors import GenerationError
 from cm3core.files import check_not_input, write_bytes
 

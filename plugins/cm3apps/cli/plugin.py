@@ -25,7 +25,7 @@ from cm3core.errors import PluginError
 from cm3core.plugins.info import PluginInfo, keep_plugins, kept_plugins
 
 if TYPE_CHECKING:
-    from cm3apps.plugin_check.verdicts import Report, Verdict
+    from cm3apps.plugin_check.worker import Report, Verdict
 
 
 HELP = "list plugins and their components, start a new plugin, check one"
@@ -250,7 +250,7 @@ def _configure_check(actions: _SubParsersAction[ArgumentParser]) -> None:
 def _check(args: Namespace) -> int:
     """Print a line per verdict; return 0 when nothing fails, else 1."""
     from cm3apps.plugin_check.checking import Options, check
-    from cm3apps.plugin_check.verdicts import to_json
+    from cm3apps.plugin_check.worker import to_json
 
     options = Options(
         overrides=args.overrides,

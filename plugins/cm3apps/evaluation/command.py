@@ -343,15 +343,14 @@ def _prompts(args: Namespace) -> int:
 
 
 def _export(args: Namespace) -> int:
-    from cm3apps.evaluation.exchange import export
+    from cm3apps.evaluation.reading import export
 
     print(export(args.what, args.folder, args.out))
     return 0
 
 
 def _import(args: Namespace) -> int:
-    from cm3apps.evaluation.exchange import import_scores
-    from cm3apps.evaluation.reading import aligned
+    from cm3apps.evaluation.reading import aligned, import_scores
 
     print("\n".join(aligned(import_scores(args.what, args.file))))
     return 0

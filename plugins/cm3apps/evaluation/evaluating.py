@@ -23,9 +23,8 @@ import torch
 
 import cm3core
 from cm3apps.evaluation import leakage, measured
-from cm3apps.evaluation.bounds import bounding_pictures
-from cm3apps.evaluation.made import Made, make, take_pictures
-from cm3apps.evaluation.model_keys import model_keys
+from cm3apps.evaluation.made import Made, make, model_keys, take_pictures
+from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.tasks.base import Task
 from cm3core._version import is_ours
 from cm3core.config.schema import to_plain

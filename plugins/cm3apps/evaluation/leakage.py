@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from cm3apps.evaluation.model_keys import num_retrieved
+from cm3apps.evaluation.made import num_retrieved
 from cm3apps.evaluation.tasks.base import Task
 from cm3core.document import Codes, Image, PixelArray, content_keys
 from cm3core.errors import DataError

@@ -1,15 +1,29 @@
-"""Finished evaluations: read, printed, compared, beside published figures."""
+"""Finished evaluations: read, printed, compared, beside published figures; and exchanged with other benchmarks: pictures
+in the layout that their scorers read, and the files that these write.
+
+    geneval        00000/{metadata.jsonl, grid.png, samples/0000.png}
+    dpg            NAME.png: the picture four times in a grid of 2 x 2
+    t2i-compbench  samples/PROMPT_000000.png
+    adm-npz        one file, `arr_0` uint8 [N, H, W, 3], for ADM's evaluator
+    hub            .eval_results YAML of the Hugging Face Hub
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cm3apps.evaluation.evaluating import FORMAT
-from cm3core.errors import DataError
-from cm3run.evaluation.protocol import differences
+from cm3core.errors import DataError, FileError
+from cm3core.files import atomic_path, new_place, write_text
+from cm3core.images import open_image, save_png
+from cm3run.evaluation.comparing import differences
 
 #: Differing keys that an error names.
 _MOST_NAMED = 5
@@ -179,3 +193,186 @@ def beside_paper(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+_LIST = "samples.jsonl"
+
+
+def export(what: str, folder: Path, out: Path) -> Path:
+    """Write an evaluation's pictures, or scores, for another benchmark; returns the path.
+
+    Raises:
+        DataError: the folder holds no finished evaluation with pictures.
+        FileError: the path exists.
+    """
+    if out.exists():
+        raise FileError(
+            str(out), "already exists, and nothing is overwritten", "name another path (-o)"
+        )
+    if what == "hub":
+        write_text(out, hub_yaml(read_scores(folder)))
+        return out
+    rows = _rows(folder)
+    if what == "adm-npz":
+        pictures = [open_image(folder / row["picture"]) for row in rows]
+        if len({one.shape for one in pictures}) != 1:
+            raise DataError(
+                str(folder), "holds pictures of several sizes", "scale them to one first"
+            )
+        with atomic_path(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, arr_0=np.stack(pictures))
+        return out
+    writers: dict[str, Callable[[Path, Path, Sequence[Mapping[str, Any]]], None]] = {
+        "geneval": _geneval,
+        "dpg": _dpg,
+        "t2i-compbench": _compbench,
+    }
+    with new_place(out) as place:
+        place.mkdir()
+        writers[what](folder, place, rows)
+        place.rename(out)
+    return out
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    path = folder / _LIST
+    if not path.is_file():
+        raise DataError(
+            str(path), "there is no such file", "name the folder of a finished evaluation"
+        )
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [row for row in rows if (folder / row["picture"]).is_file() and row["prompt"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(str(path), f"has a damaged line ({error})", "evaluate again") from error
+    if not found or len(found) < len(rows):
+        raise DataError(
+            str(folder), f"has {len(found)} pictures of {len(rows)} samples", "evaluate again"
+        )
+    return found
+
+
+def _geneval(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A folder a prompt; several samples of one prompt are its pictures."""
+    by_prompt: dict[str, list[Any]] = defaultdict(list)
+    metadata: dict[str, Any] = {}
+    for row in rows:
+        prompt = row["prompt"]
+        by_prompt[prompt].append(open_image(folder / row["picture"]))
+        metadata.setdefault(prompt, row.get("metadata", {"prompt": prompt}))
+    for number, (prompt, pictures) in enumerate(by_prompt.items()):
+        own = out / f"{number:05d}"
+        for place, pixels in enumerate(pictures):
+            save_png(own / "samples" / f"{place:04d}.png", pixels)
+        save_png(own / "grid.png", np.concatenate(pictures, axis=1))
+        write_text(own / "metadata.jsonl", json.dumps(metadata[prompt]) + "\n")
+
+
+def _dpg(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Four samples of a prompt, or one four times, in a grid; named by the sample's key."""
+    by_prompt: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_prompt[row["prompt"]].append(row)
+    for own in by_prompt.values():
+        pictures = [open_image(folder / row["picture"]) for row in own]
+        four = (pictures * 4)[:4]
+        grid = np.concatenate([np.concatenate(four[:2], 1), np.concatenate(four[2:], 1)])
+        name = (
+            own[0]["key"].rpartition("/")[0] or own[0]["key"]
+        )  # without the number of the picture
+        save_png(out / f"{_file_name(name)}.png", grid)
+
+
+def _compbench(folder: Path, out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    for place, row in enumerate(rows):
+        name = f"{_file_name(row['prompt'])}_{place:06d}.png"
+        save_png(out / "samples" / name, open_image(folder / row["picture"]))
+
+
+def _file_name(text: str) -> str:
+    """A text as a file's name: what T2I-CompBench's scorer splits at the last underscore."""
+    return re.sub(r"[/\\\0\n]", " ", text).strip(". ")[:200] or "sample"
+
+
+def hub_yaml(scores: Mapping[str, Any]) -> str:
+    """Scores in the Hub's format: a list of {dataset, value, notes}."""
+    import yaml
+
+    entries = [
+        {
+            "dataset": {"id": scores["protocol"]["name"], "task_id": row["name"]},
+            "value": row["value"],
+            "notes": f"cm3leon, measurement {row['hash']}, n={row['num']}",
+        }
+        for row in scores["scores"]
+        if "skipped" not in row
+    ]
+    return str(yaml.safe_dump(entries, sort_keys=False))
+
+
+def import_scores(what: str, path: Path) -> list[tuple[str, str]]:
+    """(name, value) of the scores that another benchmark's scorer wrote.
+
+    Raises:
+        DataError: the file is missing or of another form.
+    """
+    if not path.is_file():
+        raise DataError(str(path), "there is no such file", "name what the scorer wrote")
+    readers = {
+        "geneval": _from_geneval,
+        "dpg": _from_dpg,
+        "t2i-compbench": _from_compbench,
+        "adm": _from_adm,
+    }
+    try:
+        found = readers[what](path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise DataError(
+            str(path),
+            f"is not what {what}'s scorer writes ({type(error).__name__}: {error})",
+            "name that file",
+        ) from error
+    if not found:
+        raise DataError(
+            str(path), f"holds no scores of {what}", "name the file that its scorer wrote"
+        )
+    return [(name, f"{value:.4g}") for name, value in found.items()]
+
+
+def _from_geneval(text: str) -> dict[str, float]:
+    """results.jsonl of evaluate_images.py: mean of each tag, and the mean of these."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for line in text.splitlines():
+        row = json.loads(line)
+        right[row["tag"]].append(bool(row["correct"]))
+    means = {f"geneval {tag}": float(np.mean(values)) for tag, values in sorted(right.items())}
+    return {**means, "geneval": float(np.mean(list(means.values())))} if means else {}
+
+
+def _from_dpg(text: str) -> dict[str, float]:
+    """The printout of compute_dpg_bench.py."""
+    return {
+        f"dpg {name.strip()}": float(value)
+        for name, value in re.findall(r"^\s*([\w \-]+?)\s*[:=]\s*([\d.]+)\s*$", text, re.MULTILINE)
+    }
+
+
+def _from_compbench(text: str) -> dict[str, float]:
+    """vqa_result.json of BLIP-VQA: a list of {"question_id", "answer"}; the score is their mean."""
+    values = [float(row["answer"]) for row in json.loads(text)]
+    return {"t2i-compbench": float(np.mean(values))} if values else {}
+
+
+def _from_adm(text: str) -> dict[str, float]:
+    """The printout of evaluator.py."""
+    names = {
+        "Inception Score": "is",
+        "FID": "fid-adm",
+        "sFID": "sfid-adm",
+        "Precision": "precision-adm",
+        "Recall": "recall-adm",
+    }
+    found = re.findall(
+        r"^(Inception Score|FID|sFID|Precision|Recall):\s*([-\d.eE]+)\s*$", text, re.MULTILINE
+    )
+    return {names[name]: float(value) for name, value in found}

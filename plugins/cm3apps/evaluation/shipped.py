@@ -8,7 +8,7 @@ from dataclasses import MISSING, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3apps.evaluation.tasks.keys import known_keys
+from cm3apps.evaluation.tasks.base import known_keys
 from cm3core.config.schema import default, init_fields, to_plain
 from cm3core.errors import DataError, close_match
 from cm3core.plugins.registry import OURS, find

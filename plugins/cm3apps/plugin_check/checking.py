@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3apps.plugin_check.targets import Target, find_targets
-from cm3apps.plugin_check.verdicts import Report, Verdict
-from cm3apps.plugin_check.worker import Request
+from cm3apps.plugin_check.worker import Report, Request, Verdict
 from cm3core.errors import FileError, PluginError, close_match
 from cm3core.plugins.info import DISABLE_VARIABLE, STRICT_VARIABLE
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cm3apps.plugin_check.verdicts import Verdict
+from cm3apps.plugin_check.worker import Verdict
 from cm3core.errors import PluginError, close_match
 from cm3core.files import user_path
 from cm3core.plugins.discovery import GROUP

@@ -20,8 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from cm3apps.evaluation.icons.asked import Samples, order
-from cm3apps.evaluation.icons.drawing import AskedPicture, draw, nats_of_codes
+from cm3apps.evaluation.icons.drawing import AskedPicture, Samples, draw, nats_of_codes, order
 from cm3apps.evaluation.icons.experiment import mean_and_error
 from cm3apps.evaluation.icons.ranking import NUM_CANDIDATES, RealPictures, blurred, judges
 from cm3apps.evaluation.icons.report import write_sheet

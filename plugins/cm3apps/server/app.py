@@ -18,9 +18,9 @@ from cm3apps.server import chat_api, field_tables, images_api, sets_api
 from cm3apps.server.documents import ORIGINALS, file_of_original, no_original
 from cm3apps.server.errors import APIError, internal
 from cm3apps.server.facts import facts_of
+from cm3apps.server.field_tables import reference_page, schema
 from cm3apps.server.guard import Guard
 from cm3apps.server.http import Endpoint, answer_to
-from cm3apps.server.openapi import reference_page, schema
 from cm3apps.server.tasks import Workshop
 from cm3run.model.coroutines import in_thread
 

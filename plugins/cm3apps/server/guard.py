@@ -1,21 +1,36 @@
-"""Who may ask: tokens, the names the server answers to, other sites' pages; and headers that protect
-the page."""
+"""What is refused before a request is read. Who may ask: tokens, the names the server answers to, other sites' pages; and
+headers that protect the page. Connections: how long one may wait for its client, how many there may be, and requests that
+are not HTTP.
+
+uvicorn reads HTTP (by h11) and leaves these open: its limit of connections refuses whoever comes last, its
+timeout ends with the first byte of a head, and what is not HTTP is answered in plain text.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import logging
+import sys
+from collections import Counter
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cm3apps.server.errors import APIError, framing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+    from cm3apps.server.settings import Limits
+
 
 logger = logging.getLogger("cm3.serve")
 
@@ -168,3 +183,230 @@ def _name_of(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+#: Bytes of a request's head: its line and its headers.
+MOST_HEAD = 16 << 10
+#: Bytes that are parsed at a time: whoever sends a body in tiny chunks is found out before they cost much.
+_SLICE = 32 << 10
+#: Bytes of chunks' lengths and extensions that a body may have, beside a quarter of its own bytes.
+_FRAMING = 16 << 10
+#: Of the connections, the share that is closed at once where there are too many.
+_BATCH = 32
+#: Longest time between two looks at all connections, in seconds.
+_LOOK = 1.0
+#: What is waited for -> how soon such a connection goes; the server has done work for the later ones.
+_ORDER = {"request": 0, "head": 0, "rest": 1, "reading": 1, "body": 2}
+
+
+class Wire(H11Protocol):
+    """A connection.
+
+    Args:
+        keeper: of all connections.
+        config, server_state, app_state, _loop: as uvicorn gives them.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.keeper = keeper
+        #: Since when it waits for what it waits for now.
+        self.since = self.loop.time()
+        #: Whether what came with it could not be read yet.
+        self.is_new = True
+        self._in_head = True  # a head has begun; also a new connection owes one
+        self._framing = 0  # bytes of the request that are neither head nor body
+        self._body = 0
+
+    @property
+    def address(self) -> str:
+        """Of the client."""
+        return self.client[0] if self.client else ""
+
+    @property
+    def waits(self) -> str:
+        """What it waits for from its client: "head", "request", "body", "reading" of the answer, or
+        "rest": of a body that was answered before its end. "": for nothing, the server is at work."""
+        if self.transport.is_closing():
+            return "reading"
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.flow.write_paused:
+                return "reading"
+            return "body" if self.cycle.more_body and not self.flow.read_paused else ""
+        if self.transport.get_write_buffer_size():
+            return "reading"
+        if self.cycle is not None and self.conn.their_state is h11.SEND_BODY:
+            return "rest"
+        return "head" if self._in_head else "request"
+
+    # ---- what asyncio and uvicorn call
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # asyncio's own signature
+        super().connection_made(transport)
+        self.keeper.arrived(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.keeper.left(self)
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _SLICE):
+            if self.transport.is_closing():
+                return
+            if self.waits == "rest" and self._is_chunked():
+                return  # nobody reads it, and parsing it costs more than sending it
+            self._read(data[start : start + _SLICE])
+
+    def _read(self, data: bytes) -> None:
+        before, in_body = self.cycle, self.waits == "body"
+        size = len(before.body) if before is not None else 0
+        super().data_received(data)
+        if self.cycle is not before:  # a new request
+            self._framing = self._body = 0
+            self._in_head, self.since = False, self.loop.time()
+        elif in_body:
+            grown = len(self.cycle.body) - size
+            self._body += grown
+            self._framing += len(data) - grown
+            too_much = self._framing > _FRAMING + self._body // 4
+            if too_much and self.cycle.more_body and self._is_chunked():
+                self._refuse(framing(400, "its body comes in too many tiny chunks"))
+        elif self.waits == "request":
+            self._in_head, self.since = True, self.loop.time()
+
+    def _is_chunked(self) -> bool:
+        return any(name == b"transfer-encoding" for name, _ in self.headers or ())
+
+    def on_response_complete(self) -> None:
+        self.since, self._in_head = self.loop.time(), False
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self.since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.since = self.loop.time()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What h11 can't read as HTTP."""
+        error = sys.exception()
+        status = getattr(error, "error_status_hint", 400)
+        reason = str(error or msg)
+        if status == 431:
+            pending = self.conn.trailing_data[0]
+            if self.waits == "body":
+                status, reason = 400, "a line of its body has no end"
+            elif b"\n" not in pending.lstrip(b"\r\n"):
+                status, reason = 414, f"its address has more than {MOST_HEAD:,} bytes"
+            else:
+                reason = f"its headers have more than {MOST_HEAD:,} bytes"
+        self._refuse(framing(status, reason))
+
+    # ---- what ends it
+
+    def _refuse(self, error: APIError) -> None:
+        """Answer in the API's shape, if nothing was answered yet, and close."""
+        self.keeper.refused(error.code or "")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # its request ends as if the client were gone
+            self.cycle.message_event.set()
+        if not self.transport.is_closing() and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(error.body).encode()
+            head = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            answer = h11.Response(status_code=error.status, headers=head, reason=b"")
+            for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+    def expire(self, now: float, limits: Limits) -> None:
+        """Close it where it waited too long for its client. The application times bodies itself."""
+        waits, waited = self.waits, now - self.since
+        if waits == "head" and waited > limits.header_seconds:
+            if self.conn.trailing_data[0]:
+                self._refuse(
+                    framing(408, f"its head did not arrive within {limits.header_seconds:g} s")
+                )
+            else:
+                self.transport.close()
+        elif waits in ("request", "rest") and waited > limits.idle_seconds:
+            self.transport.close()
+        elif waits == "reading" and waited > limits.send_seconds:
+            self.keeper.refused("slow_reader")
+            self.transport.abort()
+
+
+class Keeper:
+    """All connections of a server. For one that is too many, those go that wait longest for their client;
+    of the clients, first those that have most.
+
+    Args:
+        limits: of connections.
+        refused: called with the reason for each connection that is ended.
+    """
+
+    def __init__(self, limits: Limits, refused: Callable[[str], None]) -> None:
+        self.limits, self.refused = limits, refused
+        self.wires: set[Wire] = set()
+        self._looks = False
+
+    def __call__(self, **given: Any) -> Wire:
+        """A connection, as uvicorn makes them."""
+        return Wire(self, **given)
+
+    def arrived(self, wire: Wire) -> None:
+        """A connection is open.
+
+        It makes room for no other before the loop has turned twice: its client may have sent a request at once,
+        which is read only then."""
+        self.wires.add(wire)
+        wire.loop.call_soon(wire.loop.call_soon, setattr, wire, "is_new", False)
+        if len(self.wires) > self.limits.connections:
+            self._make_room(wire)
+        if not self._looks:
+            self._looks = True
+            self._look_again(wire.loop)
+
+    def left(self, wire: Wire) -> None:
+        """A connection is closed."""
+        self.wires.discard(wire)
+
+    def _make_room(self, new: Wire) -> None:
+        number = Counter(wire.address for wire in self.wires)
+        waiting = [
+            (_ORDER[waits], -number[wire.address], wire.since, id(wire), wire)
+            for wire in self.wires
+            if not wire.is_new and (waits := wire.waits)
+        ]
+        for *_, wire in sorted(waiting)[: max(1, self.limits.connections // _BATCH)]:
+            self.refused("connections")
+            wire.transport.abort()
+            self.wires.discard(wire)
+        if not waiting:
+            self.refused("connections")
+            new.transport.abort()
+            self.wires.discard(new)
+
+    def _look_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        limits = self.limits
+        times = limits.header_seconds, limits.idle_seconds, limits.send_seconds
+        loop.call_later(min(_LOOK, *(one / 4 for one in times)), self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        for wire in list(self.wires):
+            wire.expire(loop.time(), self.limits)
+        self._looks = bool(self.wires)
+        if self._looks:
+            self._look_again(loop)

@@ -22,13 +22,12 @@ from cm3apps.server import images_api
 from cm3apps.server.app import make_app
 from cm3apps.server.errors import APIError
 from cm3apps.server.facts import facts_of
-from cm3apps.server.guard import LOOPBACK
+from cm3apps.server.guard import LOOPBACK, MOST_HEAD, Keeper
 from cm3apps.server.http import Metrics
 from cm3apps.server.intake import Intake
 from cm3apps.server.scheduling import FairQueue, ModelPool
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop, able
-from cm3apps.server.wire import MOST_HEAD, Keeper
 from cm3core.errors import CM3Error
 from cm3run.model.coroutines import cancelled, in_thread
 

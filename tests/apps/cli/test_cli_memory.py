@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from cm3apps.cli._retrieved import Retrieval, retrieved_sheet
+from cm3apps.cli._model import Retrieval, retrieved_sheet
 from cm3apps.cli.main import main
 from cm3core.images import open_image
 from cm3plugins.image_tokenizers import vqgan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cm3apps.cli._retrieved import report_unlike, report_unlike_picture, show_query
+from cm3apps.cli._model import report_unlike, report_unlike_picture, show_query
 from cm3run.checkpoint.words import TrainingWords
 from cm3run.model.results import RetrievedDocument
 from messages import tells

@@ -137,7 +137,7 @@ ENTRY = "from cm3apps.cli.main import entry\nentry()"
 def test_a_terminal_that_knows_only_ascii() -> None:
     script = (
         "from cm3apps.cli._process import prepare_output\nprepare_output()\n"
-        "import sys\nfrom cm3apps.cli._retrieved import show_retrieved\n"
+        "import sys\nfrom cm3apps.cli._model import show_retrieved\n"
         "from cm3run.model.results import RetrievedDocument\nimport numpy as np\n"
         "show_retrieved([RetrievedDocument(id='\\xe4pfel/1', text='\\xe4 red \\U0001f34e', "
         "score=0.5, pixels=np.zeros((1, 1, 3), np.uint8))])"

@@ -16,9 +16,16 @@ import yaml
 
 from cm3apps.cli.main import main
 from cm3apps.evaluation.card.command import check_card
-from cm3apps.evaluation.card.facts import ModelFacts, facts_of
-from cm3apps.evaluation.card.results import Evaluated, Measured, read_result
-from cm3apps.evaluation.card.text import card_text, mark, marked_weights
+from cm3apps.evaluation.card.text import (
+    Evaluated,
+    Measured,
+    ModelFacts,
+    card_text,
+    facts_of,
+    mark,
+    marked_weights,
+    read_result,
+)
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.images import open_image, save_png
@@ -342,7 +349,7 @@ def test_the_card_of_a_bundled_model_is_of_its_weights(name: str) -> None:
 def test_a_card_of_other_weights_is_found() -> None:
     module = torch.nn.Linear(2, 2)
     model: Any = SimpleNamespace(components=SimpleNamespace(decoder=SimpleNamespace(module=module)))
-    from cm3apps.evaluation.model_keys import weights_sha256
+    from cm3apps.evaluation.made import weights_sha256
 
     text = mark(weights_sha256(model))
     check_card(text, "CARD.md", model)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from cm3apps.cli.main import main
-from cm3apps.evaluation.exchange import export, import_scores
 from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.reading import export, import_scores
 from cm3apps.evaluation.tasks.prompts import open_prompts
 from cm3core.errors import CM3Error, DataError
 from cm3core.images import open_image, save_png

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cm3apps.evaluation import icon_style_metric
-from cm3apps.evaluation.bounds import bounding_pictures
 from cm3apps.evaluation.evaluating import Evaluation
 from cm3apps.evaluation.icon_style_metric import IconStyleConfig
 from cm3apps.evaluation.icons import style_classifier
 from cm3apps.evaluation.made import Made
+from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.reading import lines
 from cm3apps.evaluation.shipped import find_protocol, shipped
 from cm3apps.evaluation.tasks import open_task

@@ -13,8 +13,7 @@ import torch
 import cm3run.model
 from cm3apps.cli.main import main
 from cm3apps.evaluation.icons import experiment, style_classifier, tokenizer_figures
-from cm3apps.evaluation.icons.asked import Samples, best_version
-from cm3apps.evaluation.icons.drawing import nats_of_codes
+from cm3apps.evaluation.icons.drawing import Samples, best_version, nats_of_codes
 from cm3apps.evaluation.icons.settings import CONDITIONS, IconSettings
 from cm3apps.evaluation.results import ResultFolder
 from cm3core.errors import CM3Error, FileError

@@ -10,7 +10,7 @@ import pytest
 
 from cm3apps.evaluation.scene_checker import COLOURS, draw_scene, find_objects, scene_is_right
 from cm3apps.evaluation.scene_metric import CATEGORIES, ScenesConfig
-from cm3apps.evaluation.tasks.scenes import _targets, open_scenes
+from cm3apps.evaluation.tasks.prompts import _targets, open_scenes
 from cm3core.errors import DataError
 from cm3core.interfaces import MetricBatch
 from cm3kits.metric import MetricContract

@@ -10,7 +10,7 @@ import pytest
 
 from cm3apps.cli.main import main
 from cm3apps.plugin_check.checking import Options, check
-from cm3apps.plugin_check.verdicts import Verdict
+from cm3apps.plugin_check.worker import Verdict
 from cm3core.plugins.discovery import GROUP
 from throwaway_plugins import GOOD
 

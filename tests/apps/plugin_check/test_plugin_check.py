@@ -13,7 +13,7 @@ import pytest
 from checked_plugins import GOOD, HEAD, WriteFile, lines_of, verdict_of
 from cm3apps.cli.main import main
 from cm3apps.plugin_check.checking import Options, check
-from cm3apps.plugin_check.verdicts import Report, Verdict
+from cm3apps.plugin_check.worker import Report, Verdict
 
 #: A tokenizer that loses the first letter: any text but the empty one shows it, however few are drawn.
 CONFUSED = GOOD.replace(

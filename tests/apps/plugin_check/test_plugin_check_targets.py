@@ -11,7 +11,7 @@ from checked_plugins import GOOD, WriteFile, verdict_of
 from cm3apps.cli.main import main
 from cm3apps.plugin_check.checking import Options, check
 from cm3apps.plugin_check.targets import find_targets
-from cm3apps.plugin_check.verdicts import Report, Verdict
+from cm3apps.plugin_check.worker import Report, Verdict
 from cm3core.errors import PluginError
 from cm3core.plugins.discovery import GROUP
 from messages import tells

@@ -20,9 +20,9 @@ from attacks import bombs, cases
 from attacks.victim import MIB, Victim, victim
 from attacks.wires import CUT, answer_of, ask, head, post, whole_answer, wire
 from cm3apps.server.errors import APIError
+from cm3apps.server.guard import Keeper
 from cm3apps.server.intake import Structure, body_of
 from cm3apps.server.settings import Limits
-from cm3apps.server.wire import Keeper
 from messages import tells
 from toy_model import picture
 from toy_server import EDIT, GENERATE, Served, png, served, toy, tuned

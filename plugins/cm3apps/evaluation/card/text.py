@@ -1,20 +1,302 @@
-"""The card as Markdown, with the metadata that the Hugging Face Hub reads at its head."""
+"""A model's card: what it says beside the scores, the stored results that its figures come from (folders of `cm3 eval` and of
+`cm3 experiment icons` and `tasks`), the commands that they were made by, and its Markdown, with the metadata that the
+Hugging Face Hub reads at its head.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import quote
 
-from cm3apps.evaluation.card.facts import ModelFacts
-from cm3apps.evaluation.card.repeating import repeated
-from cm3apps.evaluation.card.results import Evaluated, Measured
 from cm3apps.evaluation.icons.report import figure_lines
+from cm3apps.evaluation.made import weights_sha256
+from cm3apps.evaluation.reading import read_scores
+from cm3apps.evaluation.run_options import run_options
 from cm3apps.evaluation.task_report import figure_lines as task_lines
 from cm3apps.markdown_text import code, plain
+from cm3core.errors import DataError
+from cm3core.images import open_image
+from cm3core.plugins.registry import Registry
+from cm3run.checkpoint import WEIGHTS, find_checkpoint, find_model, read_state
 from cm3run.evaluation.protocol import SHOWN
+from cm3run.model import Model
+from cm3run.training.licences import counted, stored_provenance
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model.
+
+    Args:
+        name: as `cm3` commands are given it.
+        recipe, recipe_hash: its recipe's name and hash.
+        weights_sha256: of the decoder's tensors, see `weights_sha256`.
+        components: kind -> the recipe's component of it.
+        num_parameters: of the decoder.
+        num_bytes: of its file of weights.
+        image_size: (height, width) of its pictures, in pixels.
+        num_codes, codebook_size: of a picture, and of the image tokenizer.
+        context_length, max_text_tokens: in tokens.
+        steps, tokens, seconds: of training; 0 where the checkpoint does not say.
+        tasks: that it was tuned for.
+        data_set, split: the names of its data set and split.
+        trained_on: licences, sources and attributions of its documents with their numbers.
+        retrieves_from: the same of its memory; empty where it retrieves nothing.
+    """
+
+    name: str
+    recipe: str
+    recipe_hash: str
+    weights_sha256: str
+    components: Mapping[str, str]
+    num_parameters: int
+    num_bytes: int
+    image_size: tuple[int, int]
+    num_codes: int
+    codebook_size: int
+    context_length: int
+    max_text_tokens: int
+    steps: int
+    tokens: int
+    seconds: float
+    tasks: Sequence[str]
+    data_set: str
+    split: str
+    trained_on: Sequence[Mapping[str, Any]]
+    retrieves_from: Sequence[Mapping[str, Any]]
+
+
+def facts_of(name: str, model: Model, registry: Registry) -> ModelFacts:
+    """What a loaded model and its folder say.
+
+    Raises:
+        CheckpointError: the folder's state can't be read.
+    """
+    folder = find_checkpoint(find_model(name, registry))
+    state = read_state(folder)
+    recipe, components = model.recipe, model.components
+    tokenizer = components.image_tokenizer
+    rows, columns = tokenizer.grid
+    parameters = components.decoder.module.parameters()
+    retrieves = recipe.retriever is not None and recipe.retriever.num_retrieved > 0
+    known = stored_provenance(folder)
+    trained_on = known.get("trained_on") or counted(components.source)
+    # what the run wrote is the memory of training; `generate.memory_split` is another one
+    same = known.get("memory") if components.memory_split is None else None
+    memory = (same or counted(components.memory)) if retrieves else []
+    return ModelFacts(
+        name=name,
+        recipe=recipe.name,
+        recipe_hash=recipe.hash,
+        weights_sha256=weights_sha256(model),
+        components=dict(recipe.component_names),
+        num_parameters=sum(one.numel() for one in parameters),
+        num_bytes=(folder / WEIGHTS).stat().st_size,
+        image_size=tokenizer.image_size,
+        num_codes=rows * columns,
+        codebook_size=tokenizer.codebook_size,
+        context_length=int(getattr(recipe.decoder, "context_length", 0)),
+        max_text_tokens=recipe.data.max_text_tokens,
+        steps=state.step,
+        tokens=state.tokens,
+        seconds=float(state.elapsed_s),
+        tasks=tuple(model.tasks.names),
+        data_set=recipe.component_names.get("dataset", ""),
+        split="" if recipe.dataset is None else recipe.dataset.split,
+        trained_on=trained_on,
+        retrieves_from=memory,
+    )
+
+
+#: Where it was computed, what it was called, and the trust in a file of the model: no part of what is measured.
+_OWN = ("help", "out", "label", "device", "threads", "trust_plugins", "trust_endpoints", "verbose")
+
+
+class _Parser(ArgumentParser):
+    """Raises `ValueError` in place of ending the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def repeated(arguments: Sequence[str], model: str) -> str | None:
+    """The command of `cm3 eval run` with these arguments of `cm3`, of a model that is now called so.
+
+    None: they are those of another command, or of none.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    parser.add_argument("-v", "--verbose", action="store_true")
+    run_options(parser)
+    try:
+        given = parser.parse_intermixed_args(arguments)
+    except ValueError:
+        return None
+    command, *names = given.names
+    names = names[1:] if names[:1] == ["run"] else names
+    if command != "eval" or len(names) != 2:
+        return None
+    before: list[str] = []
+    after: list[str] = []
+    for action in parser._actions:
+        value = getattr(given, action.dest, action.default)
+        if action.option_strings and action.dest not in _OWN and value != action.default:
+            place = before if action.dest == "plugin" else after
+            place += _written(action.option_strings[-1], value)
+    return shlex.join(["cm3", *before, "eval", "run", model, names[1], *after])
+
+
+def _written(option: str, value: Any) -> list[str]:
+    if value is True:
+        return [option]
+    values = value if isinstance(value, list) else [value]
+    return [word for one in values for word in (option, str(one))]
+
+
+SCORES, FIGURES, SAMPLES = "scores.json", "figures.json", "samples.jsonl"
+ENVIRONMENT = "environment.json"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation.
+
+    Args:
+        folder: its.
+        scores: the content of its scores.json.
+        samples: the lines of its samples.jsonl that have a picture, in the order of their numbers.
+        arguments: of the `cm3` that made it; empty where it is not known.
+    """
+
+    folder: Path
+    scores: Mapping[str, Any]
+    samples: Sequence[Mapping[str, Any]]
+    arguments: Sequence[str] = ()
+
+    @property
+    def protocol(self) -> str:
+        """Its protocol's name."""
+        return str(self.scores["protocol"]["name"])
+
+    def pictures(self, num: int) -> list[tuple[str, Any]]:
+        """(prompt, pixels) of the first `num` samples."""
+        return [
+            (str(row["prompt"]), open_image(self.folder / row["picture"]))
+            for row in self.samples[:num]
+        ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measurement of icons, or of tasks.
+
+    Args:
+        folder: its.
+        figures: the content of its figures.json.
+    """
+
+    folder: Path
+    figures: dict[str, Any]
+
+    @property
+    def experiment(self) -> str:
+        """Name of the experiment."""
+        return "tasks" if "found" in self.figures else "icons"
+
+
+def read_result(folder: Path, weights_sha256: str) -> Evaluated | Measured:
+    """The result in a folder.
+
+    Raises:
+        DataError: there is none, it is damaged, or it is of other weights.
+    """
+    found: Evaluated | Measured
+    if (folder / SCORES).is_file():
+        scores = read_scores(folder)
+        found = Evaluated(folder, scores, _samples(folder), _arguments(folder))
+        model = scores.get("model")
+    elif (folder / FIGURES).is_file():
+        found = Measured(folder, _stored_figures(folder / FIGURES))
+        model = found.figures["model"]
+    else:
+        raise DataError(
+            str(folder),
+            f"holds neither {SCORES} nor {FIGURES}",
+            "name the folder of a finished `cm3 eval`, `cm3 experiment icons` or `tasks`",
+        )
+    stated = model.get("weights_sha256") if isinstance(model, dict) else None
+    if stated != weights_sha256:
+        told = f"the weights {stated[:12]}..." if isinstance(stated, str) else "no model's weights"
+        raise DataError(
+            str(folder),
+            f"is of {told}, the model has {weights_sha256[:12]}...",
+            "measure this model, and name that folder",
+        )
+    return found
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    path = folder / SAMPLES
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert all(isinstance(row, dict) for row in rows)
+        made = [row for row in rows if "picture" in row]
+        assert all(isinstance(row["prompt"], str) and _is_inside(row["picture"]) for row in made)
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
+        raise DataError(str(path), "is missing or damaged", "evaluate again") from error
+    return made
+
+
+def _arguments(folder: Path) -> list[str]:
+    """Nothing where they can't be read: no figure depends on them."""
+    try:
+        words = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a picture's name lies in the folder of its evaluation."""
+    return isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def _stored_figures(path: Path) -> dict[str, Any]:
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(figures["model"], dict)
+        if "found" in figures:
+            assert all(
+                isinstance(one["figures"], dict)
+                for splits in figures["found"].values()
+                for one in splits.values()
+            )
+        else:
+            assert all(isinstance(one["pictures"], dict) for one in figures["splits"].values())
+            assert figures["splits"]
+            assert figures["style_classifier"]
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        raise DataError(
+            str(path), "is not what `cm3 experiment icons` or `tasks` writes", "measure again"
+        ) from error
+    found: dict[str, Any] = figures
+    return found
+
 
 #: Kinds whose component a card names.
 _KINDS = ("decoder", "image_tokenizer", "text_tokenizer", "objective", "retriever", "sampler")

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cm3apps.evaluation.icons.asked import Asked, Samples
-from cm3apps.evaluation.icons.drawing import draw, nats_of_codes, reconstructed
+from cm3apps.evaluation.icons.drawing import Asked, Samples, draw, nats_of_codes, reconstructed
 from cm3apps.evaluation.icons.ranking import Judge, RealPictures, judges
 from cm3apps.evaluation.icons.report import write_report, write_sheet
 from cm3apps.evaluation.icons.settings import IconSettings

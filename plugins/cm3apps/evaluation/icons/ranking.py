@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from cm3apps.evaluation.icons.asked import order
+from cm3apps.evaluation.icons.drawing import order
 from cm3core.document import PixelArray
 from cm3core.images import fit
 

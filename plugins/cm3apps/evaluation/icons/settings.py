@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 SPLITS = ("comp", "compose", "unseen", "train")
-#: What may be prepended, see `asked.py`.
+#: What may be prepended, see `drawing.py`.
 CONDITIONS = ("none", "version", "retrieved-train", "retrieved-all", "random")
 #: What R@k compares pictures by, see `ranking.py`.
 JUDGES = ("pixels", "features")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cm3apps.evaluation.icons.asked import order
+from cm3apps.evaluation.icons.drawing import order
 from cm3apps.evaluation.icons.ranking import RealPictures, shrunk
 from cm3core.document import PixelArray
 from cm3core.files import atomic_path, cache_folder

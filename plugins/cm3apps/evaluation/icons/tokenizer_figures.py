@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image as Pillow
 
-from cm3apps.evaluation.icons.asked import order
-from cm3apps.evaluation.icons.drawing import reconstructed
+from cm3apps.evaluation.icons.drawing import order, reconstructed
 from cm3apps.evaluation.icons.ranking import RealPictures, judges
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error

@@ -46,7 +46,7 @@ def open_task(
     Raises:
         DataError: an unknown task or key, missing files, too few samples.
     """
-    from cm3apps.evaluation.tasks import coco, documents, prompts, scenes
+    from cm3apps.evaluation.tasks import coco, documents, prompts
 
     tasks: dict[str, Callable[..., Task]] = {
         "documents": partial(documents.open_documents, writer=writer),
@@ -54,7 +54,7 @@ def open_task(
         "captions": coco.open_captions,
         "vqa": coco.open_vqa,
         "prompts": prompts.open_prompts,
-        "scenes": scenes.open_scenes,
+        "scenes": prompts.open_scenes,
     }
     name = values["name"]
     if name not in tasks:

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cm3apps.evaluation.tasks.base import Sample, Task, enough
-from cm3apps.evaluation.tasks.keys import known_keys
+from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.images import fit, open_image
