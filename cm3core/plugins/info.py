@@ -3,17 +3,18 @@ importing a plugin. Imports nothing but Python's own library and light modules o
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cm3core._version import program
-from cm3core.errors import FileError
+from cm3core.errors import FileError, PluginError
 from cm3core.files import cache_folder, read_text, write_text
 
 #: Environment variable that names plugins to leave out.
@@ -68,20 +69,31 @@ class PluginInfo:
     moved_keys: dict[str, str] = field(default_factory=dict)
 
 
-def kept_plugins() -> list[PluginInfo] | None:
+@dataclass(frozen=True)
+class Kept:
+    """What `keep_plugins` kept: the plugins, and `Registry.command_targets`."""
+
+    plugins: list[PluginInfo]
+    commands: dict[str, tuple[str, str]]
+
+
+def kept_plugins() -> Kept | None:
     """Return what `keep_plugins` kept, the same that describing the plugins would find; None: nothing was kept, or
     a file that describing read has changed since, or another package is installed, or other plugins are left out."""
     try:
         kept = json.loads(read_text(_file()))
         fits = kept["found_by"] == _found_by() and kept["files"] == _states(kept["files"])
         if fits and kept["packages"] == _states(_package_files()):
-            return [PluginInfo(**one) for one in kept["plugins"]]
-    except (OSError, ValueError, TypeError, KeyError):  # not there, or not ours
+            commands = {name: (owner, target) for name, (owner, target) in kept["commands"].items()}
+            return Kept([PluginInfo(**one) for one in kept["plugins"]], commands)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not ours
         pass
     return None
 
 
-def keep_plugins(plugins: Sequence[PluginInfo], models: Iterable[Path]) -> None:
+def keep_plugins(
+    plugins: Sequence[PluginInfo], models: Iterable[Path], commands: Mapping[str, tuple[str, str]]
+) -> None:
     """Keep what describing found, unless a plugin is broken: why it is may lie anywhere.
 
     Called right after describing, which has imported the modules that decide what hooks return.
@@ -89,6 +101,7 @@ def keep_plugins(plugins: Sequence[PluginInfo], models: Iterable[Path]) -> None:
     Args:
         plugins: all that were found.
         models: folders of the models that they ship. Others beside them would be found, too.
+        commands: name -> the plugin that provides it, and its function.
     """
     if any(info.status == "broken" for info in plugins):
         return
@@ -99,9 +112,30 @@ def keep_plugins(plugins: Sequence[PluginInfo], models: Iterable[Path]) -> None:
         "packages": _states(_package_files()),
         "files": _states([*filter(None, modules), *map(str, beside)]),
         "plugins": [asdict(info) for info in plugins],
+        "commands": dict(commands),
     }
     with suppress(FileError):  # a cache that may not be written
         write_text(_file(), json.dumps(kept))
+
+
+def load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
+    """Return the function that a plugin names as "module:function"."""
+    module, _, function = target.partition(":")
+    try:
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            place,
+            f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
+            "report it to the plugin's author",
+        ) from error
+    if not callable(loaded):
+        raise PluginError(
+            place,
+            f"the plugin {owner!r} names {target!r}, which is not a function",
+            "report it to the plugin's author",
+        )
+    return loaded
 
 
 def _file() -> Path:

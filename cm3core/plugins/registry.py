@@ -10,7 +10,6 @@ writer meant it.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.files import read_text
 from cm3core.interfaces.component import ComponentConfig, ComponentOrigin, broken, set_origin, shown
-from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo
+from cm3core.plugins.info import DISABLE_VARIABLE, PluginInfo, load_function
 from cm3core.plugins.kinds import KINDS, Kind
 
 #: The files beside a stored recipe: who provided its components; the plugins that were in use.
@@ -378,16 +377,9 @@ class Registry:
     @checked(PluginError)
     def command(self, name: str) -> Callable[..., Any] | None:
         """Return the function that sets up sub-command `name`; None if no plugin provides it."""
-        found = self._commands.get(name, {})
+        found = self._command_owners(name)
         if not found:
             return None
-        # a documented command stays what it is
-        own = {
-            info.name: found[info.name]
-            for info in self.plugins
-            if info.name in found and is_ours(info.distribution)
-        }
-        found = own or found
         if len(found) > 1:
             raise PluginError(
                 f"command {name!r}",
@@ -395,12 +387,28 @@ class Registry:
                 f"leave out the others with {DISABLE_VARIABLE}",
             )
         owner, target = next(iter(found.items()))
-        return _load_function(f"command {name!r}", owner, target)
+        return load_function(f"command {name!r}", owner, target)
+
+    def command_targets(self) -> dict[str, tuple[str, str]]:
+        """Return the commands that one plugin provides: name -> the plugin, and its function as "module:function"."""
+        owners = {name: self._command_owners(name) for name in self._commands}
+        return {name: next(iter(one.items())) for name, one in owners.items() if len(one) == 1}
+
+    def _command_owners(self, name: str) -> dict[str, str]:
+        """The plugins that provide a command, each with its function; ours alone, if one of them is: a documented
+        command stays what it is."""
+        found = self._commands.get(name, {})
+        own = {
+            info.name: found[info.name]
+            for info in self.plugins
+            if info.name in found and is_ours(info.distribution)
+        }
+        return own or dict(found)
 
     def benchmarks(self) -> list[Callable[..., Any]]:
         """Return the functions that add to `cm3 bench kernels`, in order of discovery."""
         return [
-            _load_function(f"benchmark {name!r}", owner, target)
+            load_function(f"benchmark {name!r}", owner, target)
             for owner, name, target in self._benchmarks
         ]
 
@@ -421,26 +429,6 @@ class Registry:
             )
         ]
         return "; ".join([step, *lost])
-
-
-def _load_function(place: str, owner: str, target: str) -> Callable[..., Any]:
-    """Return the function that a plugin names as "module:function"."""
-    module, _, function = target.partition(":")
-    try:
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            place,
-            f"the plugin {owner!r} names {target!r}, which can't be imported: {error}",
-            "report it to the plugin's author",
-        ) from error
-    if not callable(loaded):
-        raise PluginError(
-            place,
-            f"the plugin {owner!r} names {target!r}, which is not a function",
-            "report it to the plugin's author",
-        )
-    return loaded
 
 
 @checked(PluginError)

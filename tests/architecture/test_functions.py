@@ -97,39 +97,27 @@ LEFT = {
         cm3published/convert/emu3.py: write_emu3
         cm3lab/experiments/retrieval/experiment.py: RetrievalExperiment.__init__
         cm3lab/experiments/tuning/experiment.py: TuningExperiment.__init__
-        cm3apps/cli/generate.py: write_pictures
         cm3lab/embedder_training/light_encoder.py: _losses
-        cm3apps/evaluation/measured.py: feed_features
         cm3run/checkpoint/exporting.py: merge_adapter
-        cm3apps/quickstart/pipeline.py: Quickstart.__init__
         cm3lab/benchmarks/decode/runner.py: Benchmark.__init__
         cm3lab/benchmarks/runner.py: _gated
         cm3lab/benchmarks/ops/segment_decode.py: decode_case
         cm3plugins/datasets/icons/source.py: IconSource.__init__
         cm3kits/strategies.py: documents
-        cm3apps/evaluation/card/text.py: card_text
         cm3lab/judge/train.py: train_heads
         cm3postgres/transfer.py: push
     """,
     "to do: steps in one order, to be cut where a step can be tested alone": """
-        cm3apps/cli/_chat_batch.py: reply_to_all
-        cm3apps/evaluation/adhoc.py: score_files
         cm3lab/embedder_training/bi_encoder.py: train_heads
         cm3run/bank/building.py: build_bank
-        cm3apps/plugin_check/checking.py: _verdicts
-        cm3apps/evaluation/command.py: _run
         cm3lab/benchmarks/retrieval/command.py: _run
         cm3lab/experiments/retrieval/drawing.py: draw
         cm3lab/benchmarks/retrieval/engines.py: run_engines
-        cm3apps/server/fields.py: form_values
-        cm3apps/server/images_api.py: Asked.task
-        cm3apps/evaluation/leakage.py: check_memory
         cm3lab/embedder_training/light_encoder.py: train
         cm3published/convert/llamagen.py: write_llamagen
         cm3postgres/schema.py: row_of
         cm3lab/benchmarks/retrieval/runner.py: run_bank
         cm3lab/experiments/tuning/speed.py: _step_cost
-        cm3apps/cli/sweep.py: run
         cm3run/evaluation/quality.py: evaluate_upscaler
     """,
 }

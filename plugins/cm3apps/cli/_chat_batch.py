@@ -8,6 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,84 +26,133 @@ FILE = "replies.jsonl"
 SECONDS = 5.0
 
 
+@dataclass
+class _ReplyFile:
+    """The replies to the lines of a file, in its order: those that are written, and the lines that got none.
+
+    Args:
+        path: of the file.
+        keys: of each line, what its reply depends on.
+        done: number of a line -> its reply.
+        failed: number of a line -> its error.
+    """
+
+    path: Path
+    keys: list[str]
+    done: dict[int, dict[str, Any]]
+    failed: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _written: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, path: Path, lines: list[str], facts: str) -> _ReplyFile:
+        """With the replies that are there already, of the same line, model and options."""
+        keys = [hashlib.sha256(f"{facts}\n{line}".encode()).hexdigest()[:16] for line in lines]
+        known = _known(path)
+        done = {number: known[key] for number, key in enumerate(keys) if key in known}
+        return cls(path, keys, done)
+
+    def write(self) -> None:
+        """Write all."""
+        rows = {**self.done, **self.failed}
+        text = [
+            json.dumps(
+                {"line": number + 1, "key": self.keys[number]} | rows[number], ensure_ascii=False
+            )
+            for number in sorted(rows)
+        ]
+        write_text(self.path, "".join(f"{row}\n" for row in text))
+        self._written = time.monotonic()
+
+    def write_at_times(self) -> None:
+        """Write all, if that is `SECONDS` ago."""
+        if time.monotonic() - self._written > SECONDS:
+            self.write()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A conversation that waits for its reply: the number of its line, and its name, "" where it has none."""
+
+    number: int
+    turns: list[Turn]
+    name: str
+
+
 def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[str, Any]) -> int:
     """Reply to each line of a file, write the replies in its order; the exit code is 1 when one failed.
 
     Replies that are there already, of the same line, model and options, are kept.
     """
     from cm3core.progress import make_bar
-    from cm3run.generation.engine import Failed
-    from cm3run.model.turns import ReplyReady
 
     path = args.out / FILE
     check_not_input(path, args.conversations)
     lines = _lines(args.conversations)
     facts = json.dumps([model.name, model.recipe_hash, model.step, args.seed, options], default=str)
-    keys = [hashlib.sha256(f"{facts}\n{line}".encode()).hexdigest()[:16] for line in lines]
-    known = _known(path)
-    done = {number: known[key] for number, key in enumerate(keys) if key in known}
-    failed: dict[int, dict[str, Any]] = {}
-    conversations: dict[int, list[Turn]] = {}
-    names: dict[int, str] = {}
-    for number, line in enumerate(lines):
-        if number in done:
-            continue
-        try:
-            place = f"{args.conversations}:{number + 1}"
-            conversations[number], names[number] = turns_in(line, place, args.conversations.parent)
-        except DataError as error:
-            failed[number] = _error(error)
-    order = list(conversations)
-    last = time.monotonic()
-
-    def write() -> None:
-        rows = {**done, **failed}
-        text = [
-            json.dumps({"line": number + 1, "key": keys[number]} | rows[number], ensure_ascii=False)
-            for number in sorted(rows)
-        ]
-        write_text(path, "".join(f"{row}\n" for row in text))
-
+    file = _ReplyFile.of(path, lines, facts)
+    asked = _asked(args.conversations, lines, file)
     events = model.chat_events(
-        [conversations[number] for number in order], details=False, seed=args.seed, **options
+        [one.turns for one in asked], details=False, seed=args.seed, **options
     )
     code = 0
     try:
-        with make_bar(desc="replying", total=len(lines), initial=len(done), leave=False) as bar:
+        with make_bar(
+            desc="replying", total=len(lines), initial=len(file.done), leave=False
+        ) as bar:
             for event in events:
-                number = order[event.request]
-                if isinstance(event, Failed):
-                    failed[number] = _error(event.error)
-                elif isinstance(event, ReplyReady):
-                    reply, prompt = event.reply, conversations[number][-1].text
-                    content = replies.content(reply.parts, prompt, f"{number + 1:05d}")
-                    done[number] = {
-                        **({"id": names[number]} if names[number] else {}),
-                        "content": content,
-                        "finish": reply.finish,
-                        "seed": reply.seed,
-                        "turns_read": reply.turns_read,
-                        "turns_left_out": reply.turns_left_out,
-                    }
-                else:
-                    continue
-                bar.update(1)
-                if time.monotonic() - last > SECONDS:
-                    write()
-                    last = time.monotonic()
+                if _take(event, asked[event.request], file, replies):
+                    bar.update(1)
+                    file.write_at_times()
     except KeyboardInterrupt:
         events.close()
         code = 130
-    write()
+    file.write()
     print(path)
     if code == 130:
         print(
-            f"interrupted: {len(done)} of {len(lines)} replies are written; the same command goes on",
+            f"interrupted: {len(file.done)} of {len(lines)} replies are written; the same command goes on",
             file=sys.stderr,
         )
-    for number, row in sorted(failed.items()):
+    for number, row in sorted(file.failed.items()):
         print(f"error: line {number + 1}: {row['error']}", file=sys.stderr)
-    return code or int(bool(failed))
+    return code or int(bool(file.failed))
+
+
+def _asked(path: Path, lines: list[str], file: _ReplyFile) -> list[_Asked]:
+    """The conversations that have no reply yet; lines that hold none fail."""
+    asked = []
+    for number, line in enumerate(lines):
+        if number in file.done:
+            continue
+        try:
+            turns, name = turns_in(line, f"{path}:{number + 1}", path.parent)
+            asked.append(_Asked(number, turns, name))
+        except DataError as error:
+            file.failed[number] = _error(error)
+    return asked
+
+
+def _take(event: Any, asked: _Asked, file: _ReplyFile, replies: Replies) -> bool:
+    """Enter what an event says of a conversation; whether it is the last one."""
+    from cm3run.generation.engine import Failed
+    from cm3run.model.turns import ReplyReady
+
+    if isinstance(event, Failed):
+        file.failed[asked.number] = _error(event.error)
+        return True
+    if not isinstance(event, ReplyReady):
+        return False
+    reply = event.reply
+    content = replies.content(reply.parts, asked.turns[-1].text, f"{asked.number + 1:05d}")
+    file.done[asked.number] = {
+        **({"id": asked.name} if asked.name else {}),
+        "content": content,
+        "finish": reply.finish,
+        "seed": reply.seed,
+        "turns_read": reply.turns_read,
+        "turns_left_out": reply.turns_left_out,
+    }
+    return True
 
 
 def _error(error: CM3Error) -> dict[str, Any]:

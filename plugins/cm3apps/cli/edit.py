@@ -17,6 +17,7 @@ from cm3apps.cli._model import (
     task_options,
 )
 from cm3apps.cli.generate import (
+    Series,
     add_drawing_options,
     check_not_replaced,
     pictures_folder,
@@ -57,6 +58,5 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
         pictures = model.edit(
             args.picture, args.instruction, args.num_images, progress=progress, **options
         )
-    return write_pictures(
-        args, model, iter(pictures), [args.instruction], len(pictures), seen(args.picture, model)
-    )
+    series = Series([args.instruction], len(pictures), edited=seen(args.picture, model))
+    return write_pictures(args, model, iter(pictures), series)

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +195,7 @@ def _run(args: Namespace, options: dict[str, Any]) -> int:
     pictures = (_previewed if args.preview else _counted)(args, model, each, options)
     is_set = args.style is not None or args.zip
     return write_pictures(
-        args, model, pictures, args.prompt, each, things=things if is_set else None
+        args, model, pictures, Series(args.prompt, each, things=things if is_set else None)
     )
 
 
@@ -332,29 +333,38 @@ class _Written:
         return path
 
 
-def write_pictures(
-    args: Namespace,
-    model: Model,
-    pictures: Iterator[GeneratedImage],
-    prompts: list[str],
-    each: int,
-    query_pixels: PixelArray | None = None,
-    things: list[str] | None = None,
-) -> int:
-    """Write pictures as they come, then the contact sheet; return the exit code.
+@dataclass(frozen=True)
+class Series:
+    """The pictures of a command.
 
-    `query_pixels`: the picture that was edited. `things`: what the prompts name, where they are a set.
+    Args:
+        prompts: of the pictures, in order.
+        each: pictures of one prompt.
+        edited: the picture that was edited.
+        things: what the prompts name, where they are a set.
     """
+
+    prompts: list[str]
+    each: int
+    edited: PixelArray | None = None
+    things: list[str] | None = None
+
+
+def write_pictures(
+    args: Namespace, model: Model, pictures: Iterator[GeneratedImage], series: Series
+) -> int:
+    """Write pictures as they come, then the contact sheet; return the exit code."""
     from cm3run.attribution import facts_of_file, png
     from cm3run.model.facts import facts_of_sheet
 
-    written = _Written(args, model, each * len(prompts), names_things=query_pixels is None)
-    if query_pixels is not None and (known := facts_of_file(args.picture)) is not None:
+    prompts, edited = series.prompts, series.edited
+    written = _Written(args, model, series.each * len(prompts), names_things=edited is None)
+    if edited is not None and (known := facts_of_file(args.picture)) is not None:
         written.given = known.credits
     shown: list[list[GeneratedImage]] = [[] for _ in prompts]
     try:
         for picture in pictures:
-            place, candidate = divmod(written.count, each)
+            place, candidate = divmod(written.count, series.each)
             written.add(picture, candidate)
             if candidate < SHEET:
                 shown[place].append(picture)
@@ -370,7 +380,7 @@ def write_pictures(
         write_retrieved(
             args.out,
             [
-                Retrieval(one.prompt, query_pixels, one.retrieved, "", one.pixels)
+                Retrieval(one.prompt, edited, one.retrieved, "", one.pixels)
                 for own in written.sources
                 for one in own.values()
             ],
@@ -382,11 +392,13 @@ def write_pictures(
         prompt="\n".join(prompts),
         seed=str(args.seed),
     ).after(written.given)
+    things = series.things
     sheet = _contact_sheet(shown) if things is None else _set_sheet(shown, things)
     write_bytes(grid, png(sheet, facts))
     print(grid)
     if args.zip:
-        print(written.write_zip([text for text in things or prompts for _ in range(each)], grid))
+        texts = [text for text in things or prompts for _ in range(series.each)]
+        print(written.write_zip(texts, grid))
     return 0
 
 

@@ -149,33 +149,45 @@ def _command(
         )
         module.configure(parser)
         return parser, module.run
+    parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    _of_plugin(name, files)(parser)
+    return parser, None
+
+
+def _of_plugin(name: str, files: Sequence[Path]) -> Callable[[argparse.ArgumentParser], None]:
+    """The function that sets up a plugin's command. The plugins are described for it only where they were not before,
+    or have changed since."""
     from cm3apps.cli._process import stdout_to_stderr
+    from cm3core.plugins.info import keep_plugins, kept_plugins, load_function
+
+    kept = None if files else kept_plugins()
+    if kept is not None and name in kept.commands:
+        with stdout_to_stderr():
+            return load_function(f"command {name!r}", *kept.commands[name])
     from cm3core.plugins.discovery import load_registry
 
     with stdout_to_stderr():
         registry = load_registry(files)
+    if kept is None and not files:
+        keep_plugins(registry.plugins, registry.models().values(), registry.command_targets())
     configure = registry.command(name)
-    if configure is None and name in BESIDE:
+    if configure is not None:
+        return configure
+    if name in BESIDE:
         raise CM3Error(
             f"cm3 {name}",
             f"the distribution {BESIDE[name]} has this command, and is not installed or not in use",
             how_to_install(BESIDE[name]),
         )
-    if configure is None and name in COMMANDS:
+    if name in COMMANDS:
         raise CM3Error(
-            f"cm3 {name}",
-            "no plugin in use provides this command",
-            "see `cm3 plugin list -v`",
+            f"cm3 {name}", "no plugin in use provides this command", "see `cm3 plugin list -v`"
         )
-    if configure is None:
-        raise CM3Error(
-            f"cm3 {name}",
-            "there is no such command",
-            close_match(name, [*COMMANDS, *registry.commands()]),
-        )
-    parser = CommandParser(prog=f"cm3 {name}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    configure(parser)
-    return parser, None
+    raise CM3Error(
+        f"cm3 {name}",
+        "there is no such command",
+        close_match(name, [*COMMANDS, *registry.commands()]),
+    )
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -103,10 +103,10 @@ def _list(args: Namespace) -> int:
 def _described(args: Namespace) -> list[PluginInfo]:
     """All plugins: as they were described last, if nothing has changed since."""
     if not args.plugin and (kept := kept_plugins()) is not None:
-        return kept
+        return kept.plugins
     registry = registry_of(args, quiet=True)
     if not args.plugin:
-        keep_plugins(registry.plugins, registry.models().values())
+        keep_plugins(registry.plugins, registry.models().values(), registry.command_targets())
     return registry.plugins
 
 

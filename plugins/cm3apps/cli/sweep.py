@@ -6,7 +6,7 @@ import itertools
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from einops import rearrange
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cm3run.model.jobs import Job
     from cm3run.model.model import Model
     from cm3run.model.results import GeneratedImage
+
+#: A key, and each of its values as text and as arguments of `Model.image_jobs`.
+Varied: TypeAlias = tuple[str, list[tuple[str, dict[str, Any]]]]
 
 HELP = "compare settings: the same prompts under each, side by side"
 EXAMPLE = """  cm3 sweep "red apple" "bell" --vary sampler.guidance_scale=1,1.5,3 --vary sampler.plausible_top_p=0.8,1
@@ -80,19 +83,7 @@ def run(args: Namespace) -> int:
     from cm3run.model.jobs import results
 
     images.check_writable_png(args.out)
-    varied = [_varied(text) for text in args.vary]
-    if len(varied) > 2:
-        raise GenerationError(
-            "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
-        )
-    if len({name for name, _ in varied}) < len(varied):  # the second would win in every cell
-        raise GenerationError(
-            "--vary", f"names {varied[0][0]} twice", "give all values of a key in one --vary"
-        )
-    (down, values), (across, other_values) = (
-        varied[0],
-        varied[1] if len(varied) == 2 else ("", [("", {})]),
-    )
+    (down, values), (across, other_values) = _down_and_across(args.vary)
     model = open_model(args)
     report_unknown_words(model, args.prompt)
     cells = [
@@ -138,7 +129,21 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _varied(text: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+def _down_and_across(texts: list[str]) -> tuple[Varied, Varied]:
+    """The keys that are varied, each with its values; one empty value across where one key alone is."""
+    varied = [_varied(text) for text in texts]
+    if len(varied) > 2:
+        raise GenerationError(
+            "--vary", f"is given {len(varied)} times", "vary one key down and at most one across"
+        )
+    if len({name for name, _ in varied}) < len(varied):  # the second would win in every cell
+        raise GenerationError(
+            "--vary", f"names {varied[0][0]} twice", "give all values of a key in one --vary"
+        )
+    return varied[0], varied[1] if len(varied) == 2 else ("", [("", {})])
+
+
+def _varied(text: str) -> Varied:
     """The key's last part, and each value as text and as arguments of `Model.image_jobs`.
 
     >>> _varied("sampler.top_p=0.5,1")

@@ -16,7 +16,7 @@ from cm3core.config.schema import to_plain
 from cm3core.errors import DataError
 from cm3core.files import sha256_file
 from cm3core.images import open_image
-from cm3core.interfaces import Metric, MetricBatch
+from cm3core.interfaces import Extractor, ExtractorConfig, Metric, MetricBatch, Score
 from cm3core.progress import make_bar
 from cm3core.recipe.layers import value_of
 from cm3run.evaluation.features import CHUNK, features_in_chunks
@@ -58,47 +58,58 @@ def score_files(args: Namespace, registry: Any) -> list[Sequence[str]]:
     if args.pictures.is_file():
         files = _texts(metric, args.pictures)
     else:
-        columns = needed([metric])
-        if missing := sorted(columns - {*_OF_FEATURES, *_OF_PICTURES}):
-            raise DataError(
-                f"metric {args.metric!r}",
-                f"needs {', '.join(missing).replace('_', ' ')}, and folders give pictures and their features",
-                "use a protocol: cm3 eval MODEL PROTOCOL",
-            )
+        extractor = _extractor_of(args, metric, extractor_config)
         files = {}
-        if columns & set(_OF_FEATURES):
-            if extractor_config is None:
-                raise DataError(
-                    f"metric {args.metric!r}",
-                    "has no extractor for the pictures",
-                    "give one (--extractor), e.g. lite1",
-                )
-            extractor = extractor_config.build()
+        if extractor is not None:
             measurement["extractor"] = extractor.fingerprint
             label = f"-{extractor.label}"
             files = _pictures(metric, extractor, args.pictures, args.reference)
-        elif extractor_config is not None:
-            raise DataError(
-                f"metric {args.metric!r}",
-                "reads pictures, and no features of them",
-                "leave --extractor out",
-            )
-        if columns & set(_OF_PICTURES):
+        if needed([metric]) & set(_OF_PICTURES):
             files |= _themselves(metric, args.pictures, args.reference)
     key = measurement_hash(files, measurement)
-    rows: list[Sequence[str]] = []
-    for score in metric.result():
-        spread = "" if score.spread is None else f" \u00b1 {score.spread:.3g}"
-        arrow = "higher is better" if score.higher_is_better else "lower is better"
-        rows.append(
-            (
-                f"{score.name}{label}",
-                f"{score.value:.6g}{spread}",
-                f"n={score.num}, {arrow}" + (f"; {score.note}" if score.note else ""),
-                f"#{key}",
-            )
+    return [_row(score, label, key) for score in metric.result()]
+
+
+def _extractor_of(
+    args: Namespace, metric: Metric, config: ExtractorConfig | None
+) -> Extractor | None:
+    """The network whose features of the pictures the metric reads; None: it reads none.
+
+    Raises:
+        DataError: the metric needs what folders don't give, or one that is not given, or none that is.
+    """
+    columns = needed([metric])
+    if missing := sorted(columns - {*_OF_FEATURES, *_OF_PICTURES}):
+        raise DataError(
+            f"metric {args.metric!r}",
+            f"needs {', '.join(missing).replace('_', ' ')}, and folders give pictures and their features",
+            "use a protocol: cm3 eval MODEL PROTOCOL",
         )
-    return rows
+    reads = bool(columns & set(_OF_FEATURES))
+    if reads and config is None:
+        raise DataError(
+            f"metric {args.metric!r}",
+            "has no extractor for the pictures",
+            "give one (--extractor), e.g. lite1",
+        )
+    if not reads and config is not None:
+        raise DataError(
+            f"metric {args.metric!r}",
+            "reads pictures, and no features of them",
+            "leave --extractor out",
+        )
+    return None if config is None else config.build()
+
+
+def _row(score: Score, label: str, key: str) -> Sequence[str]:
+    spread = "" if score.spread is None else f" \u00b1 {score.spread:.3g}"
+    arrow = "higher is better" if score.higher_is_better else "lower is better"
+    return (
+        f"{score.name}{label}",
+        f"{score.value:.6g}{spread}",
+        f"n={score.num}, {arrow}" + (f"; {score.note}" if score.note else ""),
+        f"#{key}",
+    )
 
 
 def _set(values: dict[str, dict[str, Any]], setting: str) -> None:

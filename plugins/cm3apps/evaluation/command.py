@@ -6,12 +6,16 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import registry_of
 from cm3apps.evaluation.card import command as card
 from cm3apps.evaluation.run_options import run_options
 from cm3core.errors import CM3Error
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
+    from cm3run.model import Model
 
 EXAMPLE = """examples:
   cm3 eval bundled:emoji64 emoji-comp-v1
@@ -185,32 +189,12 @@ def _run(args: Namespace) -> int:
     from cm3apps.evaluation.reading import lines
     from cm3apps.evaluation.shipped import find_protocol
     from cm3apps.evaluation.tasks import open_task
-    from cm3run.model import load
 
-    wanted = 1 if args.pictures else 2
-    if len(args.names) != wanted:
-        raise CM3Error(
-            "cm3 eval run",
-            f"{len(args.names)} names are given",
-            "give PROTOCOL alone with --from" if args.pictures else "give MODEL and PROTOCOL",
-        )
+    _check_names(args)
     protocol, registry = find_protocol(args.names[-1]), registry_of(args)
-    if args.pictures is not None and not args.pictures.is_dir():
-        raise CM3Error(str(args.pictures), "is no folder", "name the folder of the pictures")
-    model = None
-    if not args.pictures:
-        model = load(
-            args.names[0],
-            registry=registry,
-            device=args.device,
-            num_threads=args.threads,
-            precision=args.precision,
-            trust_plugins=args.trust_plugins,
-            bank=args.bank,
-        )
+    model = None if args.pictures else _model_of(args, registry)
+    if model is not None:
         registry = model.components.registry  # with plugin files of the checkpoint that are trusted
-        if args.memory_split is not None:
-            model = model.with_memory(split=args.memory_split)
     label = args.label or (args.pictures.name if args.pictures else args.names[0])
     out = args.out or Path("eval") / f"{protocol.name}-{_slug(label)}"
     evaluation = Evaluation(
@@ -242,6 +226,35 @@ def _run(args: Namespace) -> int:
     print("\n".join(lines(scores)))
     print(f"{out}/scores.json")
     return 0
+
+
+def _check_names(args: Namespace) -> None:
+    """Refuse names that are too many or too few, and pictures that are not there."""
+    wanted = 1 if args.pictures else 2
+    if len(args.names) != wanted:
+        raise CM3Error(
+            "cm3 eval run",
+            f"{len(args.names)} names are given",
+            "give PROTOCOL alone with --from" if args.pictures else "give MODEL and PROTOCOL",
+        )
+    if args.pictures is not None and not args.pictures.is_dir():
+        raise CM3Error(str(args.pictures), "is no folder", "name the folder of the pictures")
+
+
+def _model_of(args: Namespace, registry: Registry) -> Model:
+    """The model that is evaluated, with the memory that it is to retrieve from."""
+    from cm3run.model import load
+
+    model = load(
+        args.names[0],
+        registry=registry,
+        device=args.device,
+        num_threads=args.threads,
+        precision=args.precision,
+        trust_plugins=args.trust_plugins,
+        bank=args.bank,
+    )
+    return model if args.memory_split is None else model.with_memory(split=args.memory_split)
 
 
 def _options(args: Namespace) -> dict[str, Any]:

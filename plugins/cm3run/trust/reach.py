@@ -118,11 +118,11 @@ def _texts(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
     for item in init_fields(type(config)):
         value, annotation = getattr(config, item.name), annotations[item.name]
         key = f"{prefix}{item.name}"
-        if component_field(annotation) is not None or get_origin(annotation) is Literal:
+        if component_field(annotation) is not None:
             continue
         if is_dataclass(value) and not isinstance(value, type):
             yield from _texts(value, f"{key}.")
-        elif not _equal(value, default(item)):
+        elif holds_text(annotation) and not _equal(value, default(item)):
             yield from ((key, text) for text in _texts_in(value))
 
 

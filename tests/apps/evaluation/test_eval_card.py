@@ -20,6 +20,7 @@ from cm3apps.evaluation.card.text import (
     Evaluated,
     Measured,
     ModelFacts,
+    Stated,
     card_text,
     facts_of,
     mark,
@@ -132,7 +133,7 @@ def text_of(*results: Evaluated | Measured, **changed: Any) -> str:
     }
     sheets = {"toy-v1": "CARD toy.png"}
     own = {key: changed.pop(key) for key in ("licence", "machine") if key in changed}
-    return card_text(facts(**changed), results, sheets, **(given | own))
+    return card_text(facts(**changed), results, sheets, Stated(**(given | own)))
 
 
 def test_what_a_card_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cm3apps.evaluation.made import Made
-from cm3apps.evaluation.measured import feed_features
+from cm3apps.evaluation.measured import Seen, feed_features
 from cm3apps.evaluation.tasks.base import Sample, Task
 from cm3core.interfaces.extractor import Extractor
 from cm3plugins.metrics import FIDConfig
@@ -50,7 +50,7 @@ def peak(folder: Path, num: int) -> int:
     metric, half = FIDConfig().build(), FIDConfig().build()
     tracemalloc.start()
     try:
-        feed_features([metric], Random(), made, 16, "", halves=[half])
+        feed_features([metric], Seen(Random(), 16), made, halves=[half])
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -599,6 +599,7 @@ def test_a_plugin_that_declares_nothing_is_asked_for_by_its_looks(model: Path) -
         host: str = "localhost"
         prompt: str = ""
         more: dict[str, str] | None = None
+        weights: dict[str, float] | None = None
 
     found = {
         (reach.key, reach.target)
@@ -606,6 +607,7 @@ def test_a_plugin_that_declares_nothing_is_asked_for_by_its_looks(model: Path) -
             Third(host="db", prompt="a red/green bell"),
             Third(prompt="~/x", more={"a": "s3:/b/c"}),
             Third(prompt="10.0.0.1:80"),
+            Third(weights={"answer": 2.0}),  # names of parts
             Third(),
         )
         for reach in reaches_of(config)

@@ -106,7 +106,7 @@ def check_card(text: str, place: str, model: Any) -> None:
 
 def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
     """Write the card and its sheets; the card last, so that one that is there is whole."""
-    from cm3apps.evaluation.card.text import Evaluated, card_text, facts_of, read_result
+    from cm3apps.evaluation.card.text import Evaluated, Stated, card_text, facts_of, read_result
     from cm3core.files import write_text
 
     facts = facts_of(args.model, model, registry)
@@ -118,16 +118,13 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
             "RESULTS", f"hold two evaluations by {twice}", "name the one that the card should show"
         )
     sheets = _write_sheets(args.out, results, args.pictures)
-    text = card_text(
-        facts,
-        results,
-        sheets,
+    stated = Stated(
         licence=args.licence,
         machine=args.machine,
         notes=notes,
         command=shlex.join(["cm3", *sys.argv[1:]]),
     )
-    write_text(args.out, text)
+    write_text(args.out, card_text(facts, results, sheets, stated))
     for file in sheets.values():
         print(args.out.with_name(file))
     print(args.out)

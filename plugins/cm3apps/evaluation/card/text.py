@@ -317,15 +317,28 @@ def marked_weights(text: str) -> str | None:
     return None if found is None else found[1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What whoever writes a card says of the model.
+
+    Args:
+        licence: of the weights; None: not stated.
+        machine: what it was trained on; None: not stated.
+        notes: Markdown that ends the limits.
+        command: that wrote the card.
+    """
+
+    licence: str | None
+    machine: str | None
+    notes: str
+    command: str
+
+
 def card_text(
     facts: ModelFacts,
     results: Sequence[Evaluated | Measured],
     sheets: Mapping[str, str],
-    *,
-    licence: str | None,
-    machine: str | None,
-    notes: str,
-    command: str,
+    stated: Stated,
 ) -> str:
     """The whole card.
 
@@ -333,11 +346,9 @@ def card_text(
         facts: of the model.
         results: whose figures are shown, in this order.
         sheets: protocol -> file of its sheet of pictures, relative to the card.
-        licence: of the weights; None: not stated.
-        machine: what it was trained on; None: not stated.
-        notes: Markdown that ends the limits.
-        command: that wrote the card.
+        stated: what is said beside the figures.
     """
+    licence = stated.licence
     head = ["---", f"license: {json.dumps(licence.lower())}"] if licence else ["---"]
     lines = [
         *head,
@@ -352,11 +363,11 @@ def card_text(
         *_figures(facts, results),
         *_pictures(results, sheets),
         *_data(facts),
-        *_training(facts, machine),
-        *_limits(facts, notes),
+        *_training(facts, stated.machine),
+        *_limits(facts, stated.notes),
         "## This card",
         "",
-        f"Written by {code(command)} for the weights with the SHA-256 {code(facts.weights_sha256)};",
+        f"Written by {code(stated.command)} for the weights with the SHA-256 {code(facts.weights_sha256)};",
         f"{code('cm3 eval card MODEL --check CARD.md')} says whether a model still has these weights.",
         "",
     ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cm3apps.evaluation.icons.asked import order
+from cm3apps.evaluation.icons.drawing import order
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
