@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import registry_of
-from cm3apps.evaluation.card import command as card
+from cm3apps.evaluation import card
 from cm3apps.evaluation.run_options import run_options
 from cm3core.errors import CM3Error
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from cm3apps.cli.main import main
-from cm3apps.evaluation.card.command import check_card
-from cm3apps.evaluation.card.text import (
+from cm3apps.evaluation.card import check_card
+from cm3apps.evaluation.card_text import (
     Evaluated,
     Measured,
     ModelFacts,

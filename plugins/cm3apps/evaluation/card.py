@@ -12,7 +12,7 @@ from cm3apps.cli import add_trust, registry_of, whole_number
 from cm3core.errors import CM3Error, DataError, FileError
 
 if TYPE_CHECKING:
-    from cm3apps.evaluation.card.text import Evaluated, Measured
+    from cm3apps.evaluation.card_text import Evaluated, Measured
 
 _COLUMNS = 8
 _MOST_PICTURES = 256
@@ -91,7 +91,7 @@ def run(args: Namespace) -> int:
 
 def check_card(text: str, place: str, model: Any) -> None:
     """Raise `DataError` unless a card was written for a model's weights."""
-    from cm3apps.evaluation.card.text import marked_weights
+    from cm3apps.evaluation.card_text import marked_weights
     from cm3apps.evaluation.made import weights_sha256
 
     stated, found = marked_weights(text), weights_sha256(model)
@@ -106,7 +106,7 @@ def check_card(text: str, place: str, model: Any) -> None:
 
 def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
     """Write the card and its sheets; the card last, so that one that is there is whole."""
-    from cm3apps.evaluation.card.text import Evaluated, Stated, card_text, facts_of, read_result
+    from cm3apps.evaluation.card_text import Evaluated, Stated, card_text, facts_of, read_result
     from cm3core.files import write_text
 
     facts = facts_of(args.model, model, registry)
@@ -132,7 +132,7 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
 
 def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> dict[str, str]:
     """Protocol -> file of the first pictures of each evaluation that has any."""
-    from cm3apps.evaluation.card.text import Evaluated
+    from cm3apps.evaluation.card_text import Evaluated
     from cm3core.images import grid, save_png
 
     sheets: dict[str, str] = {}
@@ -154,7 +154,7 @@ def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> d
 
 def _check_place(out: Path) -> None:
     """Refuse to write over anything but a card."""
-    from cm3apps.evaluation.card.text import marked_weights
+    from cm3apps.evaluation.card_text import marked_weights
     from cm3core.files import check_links, check_writable
 
     check_writable(out)
