@@ -114,9 +114,10 @@ def add_precision(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
-        help="precision of the decoder's weights for generation; int8 and int4 are refused where they "
-        "change predictions (default, auto: the fastest that the machine multiplies and that hardly changes "
-        "predictions: bf16 on a GPU, int8 or bf16 on a CPU; else as stored)",
+        help="precision of the decoder's weights for generation; int8 and int4 are refused if "
+        "they would change predictions (default, auto: the fastest that this machine "
+        "supports and that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a "
+        "CPU, else the stored precision)",
     )
 
 
@@ -143,8 +144,8 @@ def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
             default=[],
             dest="trust_plugins",
             metavar="SHA256",
-            help="run the plugin file in the checkpoint that has this hash: code that can do anything "
-            "that you can, so read it first; may be given several times",
+            help="run the checkpoint's plugin file with this hash; it can do anything that you "
+            "can, so read it first; may be given several times",
         )
     parser.add_argument(
         "--trust-endpoints",
@@ -152,8 +153,9 @@ def add_trust(parser: ArgumentParser, *, plugins: bool = True) -> None:
         default=[],
         dest="trust_endpoints",
         metavar="WHERE",
-        help="let what you did not make yourself (model, adapter, bank) use this host (HOST or HOST:PORT), "
-        "address (s3://BUCKET) or path outside of it, and what lies below; may be given several times",
+        help="let a model, adapter or bank that someone else made use this host (HOST or "
+        "HOST:PORT), address (s3://BUCKET) or outside path, and everything below it; may "
+        "be given several times",
     )
 
 

@@ -53,19 +53,19 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, MAX_PROCESSES),
         default=1,
         metavar="N",
-        help="processes on this machine (default: %(default)s)",
+        help="number of processes (default: %(default)s)",
     )
     parser.add_argument(
         "--part",
         type=_part,
         default=(1, 1),
         metavar="I/N",
-        help="write the I-th of N parts, 1 to N: for N machines with a folder in common (default: 1/1)",
+        help="write part I of N, for N machines that share a folder (default: 1/1)",
     )
     parser.add_argument(
         "--splits",
         metavar="NAME,...",
-        help="splits to encode (default: the recipe's, and those that its training validates on)",
+        help="splits to encode (default: the recipe's split and its validation splits)",
     )
     parser.add_argument(
         "--model",
@@ -76,8 +76,8 @@ def configure(parser: ArgumentParser) -> None:
         "--duplicates",
         choices=_DUPLICATES,
         default=_DUPLICATES[0],
-        help="what is left out as a duplicate of an earlier document of its split: 'documents' with the same "
-        "pictures and words, those with the same 'pictures' whatever their words, or 'keep' all "
+        help="which copies to drop within a split: 'documents' with the same pictures and "
+        "text, or those with the same 'pictures' whatever their text; 'keep' drops none "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -85,14 +85,14 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, 1024),
         default=8,
         metavar="N",
-        help="texts drawn of each document if the data set makes up its texts (default: %(default)s)",
+        help="texts per document, if the data set generates its texts (default: %(default)s)",
     )
     parser.add_argument(
         "--shard-size",
         type=whole_number(1, 2**24),
         default=SHARD_SIZE,
         metavar="N",
-        help="documents of a shard; a kill costs at most one shard (default: %(default)s)",
+        help="documents per shard; a killed process loses at most one shard (default: %(default)s)",
     )
     add_device(parser, "the device of the image tokenizer; 'cuda' gives each process its own")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

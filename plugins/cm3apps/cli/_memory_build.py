@@ -48,17 +48,19 @@ def configure(build: ArgumentParser) -> None:
     build.add_argument(
         "--embedder",
         metavar="NAME",
-        help="computes the vectors (default: that of --model, else of the recipe)",
+        help="embedder for the vectors (default: that of --model, else of the recipe)",
     )
     codes = build.add_mutually_exclusive_group()
     codes.add_argument(
-        "--image-tokenizer", metavar="NAME", help="computes the codes (default: that of the recipe)"
+        "--image-tokenizer",
+        metavar="NAME",
+        help="image tokenizer for the codes (default: that of the recipe)",
     )
     codes.add_argument(
         "--model",
         metavar="MODEL",
-        help="use the image tokenizer and embedder of this model, which will retrieve "
-        f"from the bank (default, where the recipe has none: {DEFAULT_MODEL})",
+        help=f"use the image tokenizer and embedder of the model that will retrieve from the "
+        f"bank (default if the recipe has none: {DEFAULT_MODEL})",
     )
 
     build.add_argument(
@@ -66,15 +68,13 @@ def configure(build: ArgumentParser) -> None:
         type=whole_number(1, 4096),
         default=1,
         metavar="N",
-        help="processes of this machine that share the work; the bank is the same (default: "
-        "%(default)s)",
+        help="number of processes; the bank does not depend on it (default: %(default)s)",
     )
     build.add_argument(
         "--part",
         type=_part,
         metavar="I/N",
-        help="build the bank of the I-th of N parts of the data, on another machine perhaps; cm3 memory "
-        "merge of all, in order, makes the bank of the whole",
+        help="build part I of N, for several machines; cm3 memory merge joins the parts, in order",
     )
 
 
@@ -105,7 +105,7 @@ def add_data(parser: ArgumentParser) -> None:
         type=whole_number(1, 2**40),
         default=SHARD_SIZE,
         metavar="N",
-        help="documents written at once, the most that a kill can lose (default: %(default)s)",
+        help="documents per shard; a killed process loses at most one shard (default: %(default)s)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_trust(parser, plugins=False)

@@ -103,7 +103,7 @@ def configure(actions: Any) -> None:
         type=whole_number(1, 2**40),
         default=200,
         metavar="N",
-        help="documents to query, spread over the data (default: %(default)s)",
+        help="number of queries, spread over the data (default: %(default)s)",
     )
     parser.add_argument(
         "--k",

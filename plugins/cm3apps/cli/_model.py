@@ -121,7 +121,7 @@ def add_loading_options(parser: ArgumentParser) -> None:
         "--threads",
         type=whole_number(1, MAX_THREADS),
         metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
+        help="CPU threads for the decoder (default: 1 for a small one, else the number of cores)",
     )
     add_precision(parser)
     add_device(parser, "where the decoder and the image tokenizer run")
@@ -223,12 +223,12 @@ def add_task(parser: ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--task",
         metavar="NAME",
-        help="task to use, of those that the model was tuned for (default: the first that fits)",
+        help="task to use, one that the model was tuned for (default: the first that fits)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help=f"run on a model that was not tuned for {what}: what it makes then is meaningless",
+        help=f"run even if the model was not tuned for {what}; the results are then meaningless",
     )
 
 

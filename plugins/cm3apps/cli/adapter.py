@@ -25,13 +25,13 @@ def configure(parser: ArgumentParser) -> None:
     merge.add_argument(
         "--base",
         metavar="MODEL",
-        help="the model that the adapter was trained on (default: where it was then)",
+        help="the model that the adapter was trained on (default: its path at that time)",
     )
     merge.add_argument(
         "--dtype",
         choices=["fp32", "fp16", "bf16"],
         default="fp32",
-        help="of the weights in the file (default: %(default)s)",
+        help="precision of the stored weights (default: %(default)s)",
     )
     add_trust(merge)
 

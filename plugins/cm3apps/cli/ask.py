@@ -34,11 +34,11 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )
-    parser.add_argument("question", help="the question; for models tuned on questions")
+    parser.add_argument("question", help="the question; needs a model tuned for questions")
     parser.add_argument(
         "--template",
         metavar="TEXT",
-        help="the prompt around question and answer, as in tuning: {question} ... {answer}",
+        help="the template used in tuning: {question} ... {answer}",
     )
     parser.add_argument(
         "--max-tokens",

@@ -34,7 +34,9 @@ Without --message and --conversations it reads lines: what you say, or a command
 
 def configure(parser: ArgumentParser) -> None:
     """What is said, what is asked for, and the options."""
-    parser.add_argument("--message", metavar="TEXT", help="say this, print the reply, and end")
+    parser.add_argument(
+        "--message", metavar="TEXT", help="send this message, print the reply and exit"
+    )
     parser.add_argument(
         "--image",
         action="append",
@@ -42,25 +44,26 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         dest="images",
         metavar="FILE",
-        help="show this picture with the message, or with the first one; may be given several times",
+        help="send this picture with the message, or with the first one; may be given several "
+        "times",
     )
     parser.add_argument(
         "--conversations",
         type=Path,
         metavar="FILE",
-        help="reply to many conversations, one a line (JSON lines), into replies.jsonl; the same "
-        "command again goes on where it was interrupted",
+        help="reply to each conversation of a JSON Lines file and write replies.jsonl; the "
+        "same command resumes after an interruption",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print the reply to --message as JSON, when it is finished",
+        help="print the finished reply to --message as JSON",
     )
     parser.add_argument(
         "--answer",
         choices=["any", "text", "image"],
         default="any",
-        help="what to reply: whatever the model decides on, a text without pictures, or a picture "
+        help="kind of reply: what the model decides, text without pictures, or a picture "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -74,11 +77,9 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(0, 1000),
         default=4,
         metavar="N",
-        help="most pictures of a reply (default: %(default)s)",
+        help="maximum number of pictures in a reply (default: %(default)s)",
     )
-    parser.add_argument(
-        "--load", type=Path, metavar="FILE", help="go on with a conversation that was saved"
-    )
+    parser.add_argument("--load", type=Path, metavar="FILE", help="continue a saved conversation")
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="save the conversation at the end (JSON)"
     )
@@ -88,13 +89,14 @@ def configure(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("cm3-out"),
         metavar="FOLDER",
-        help="where pictures of replies are written, chat-000.png, chat-001.png, ...: numbers that "
-        "are there already are not used again (default: %(default)s)",
+        help="folder for the pictures of replies, chat-000.png, chat-001.png, ...; existing "
+        "files are kept (default: %(default)s)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="run on a model that was not tuned for conversations: what it replies then is meaningless",
+        help="run even if the model was not tuned for conversations; its replies are then "
+        "meaningless",
     )
     add_loading_options(parser)
     parser.set_defaults(bank=None, retriever=None)

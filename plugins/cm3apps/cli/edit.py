@@ -35,7 +35,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "picture", type=Path, help="a picture's file; the model sees its largest centred square"
     )
-    parser.add_argument("instruction", help="what to change; for models tuned on editing")
+    parser.add_argument("instruction", help="what to change; needs a model tuned for edits")
     add_drawing_options(parser)
     add_task(parser, "edits")
     add_model_options(parser)

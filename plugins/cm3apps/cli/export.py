@@ -31,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
         "--dtype",
         choices=["fp16", "bf16", "fp32"],
         default="fp16",
-        help="of the weights in the file (default: %(default)s)",
+        help="precision of the stored weights (default: %(default)s)",
     )
     add_trust(parser, plugins=False)
 

@@ -70,13 +70,13 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--style",
         metavar="TEXT",
-        help="put this behind every prompt, after a comma: several things in one style",
+        help="append this to every prompt, after a comma, to draw several things in one style",
     )
     add_drawing_options(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
-        help="show the pictures while they are generated: in FOLDER/preview.png, and on a terminal",
+        help="show the pictures as they are generated, in FOLDER/preview.png and in the terminal",
     )
     parser.add_argument(
         "--condition",
@@ -105,9 +105,9 @@ def add_drawing_options(parser: ArgumentParser) -> None:
         type=Path,
         default=Path("cm3-out"),
         metavar="FOLDER",
-        help="where 000.png, 001.png, ... are written, each as soon as it is generated, and finally "
-        f"grid.png with the first {SHEET} of each prompt; what an earlier call wrote there is replaced, "
-        "other files stay (default: %(default)s)",
+        help="folder for 000.png, 001.png, ..., each written as soon as it is finished, and "
+        f"grid.png with the first {SHEET} of each prompt; files of an earlier call are "
+        "replaced, others are kept (default: %(default)s)",
     )
     parser.add_argument(
         "--upscale",
@@ -130,14 +130,14 @@ def add_drawing_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--original",
         action="store_true",
-        help="also write 000-original.svg, ...: the document in front that the picture is nearest to, its own file "
-        "with its licence and attribution",
+        help="also write 000-original.svg, ...: the file of the most similar prepended "
+        "document, with its licence and attribution",
     )
     parser.add_argument(
         "--zip",
         action="store_true",
-        help="also write set.zip: all that is written, named for its prompt, and LICENSES, which names the documents "
-        "that were in front",
+        help="also write set.zip: all files, named after their prompts, and LICENSES, which "
+        "lists the prepended documents",
     )
     parser.add_argument(
         "--truncate",

@@ -62,7 +62,7 @@ def configure(parser: ArgumentParser) -> None:
         "--keep",
         type=whole_number(0, 2**20),
         metavar="ROWS",
-        help="keep the top ROWS rows of pixels that the model sees, and generate the rest",
+        help="keep the top ROWS rows of pixels, at the model's size, and generate the rest",
     )
     parser.add_argument(
         "--text",

@@ -110,7 +110,7 @@ def _configure_merge(add: _Add) -> None:
     merge.add_argument(
         "--skip-duplicates",
         action="store_true",
-        help="of documents with the same id keep the first (default: an error)",
+        help="keep the first of documents with the same id (default: an error)",
     )
     merge.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -126,7 +126,7 @@ def _configure_stat(add: _Add) -> None:
     stat.add_argument(
         "--verify",
         action="store_true",
-        help="read everything: the hashes of all files, all vectors, all documents",
+        help="read everything: check the hash of every file, all vectors and all documents",
     )
 
 

@@ -45,19 +45,20 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="MODEL|FILE",
-        help="a run's folder, a checkpoint or PLUGIN:NAME; or a picture that cm3 generate or cm3 serve wrote (PNG, SVG, "
-        "JPEG, WebP), or a zip of them, of which nothing but the file is read",
+        help="a run's folder, a checkpoint or PLUGIN:NAME; or a picture (PNG, SVG, JPEG, "
+        "WebP) or zip that cm3 generate or cm3 serve wrote: nothing but this file is "
+        "read then",
     )
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="of a picture that an earlier version wrote, without licences: look for its documents in this model's "
-        "memory",
+        help="for a picture of an earlier version, which has no licences: look up its "
+        "documents in this model's memory",
     )
     parser.add_argument(
         "--bank",
         metavar="FOLDER",
-        help="of such a picture: the memory bank that it was drawn with, in place of the model's memory",
+        help="for such a picture: look them up in this memory bank instead",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_trust(parser)

@@ -217,8 +217,8 @@ def _configure_memory(parser: ArgumentParser) -> None:
         "--gb",
         type=real_number(0, 1e6, above=True),
         metavar="GB",
-        help="memory of a device in 10^9 bytes: what exceeds it is refused (default: this machine's, "
-        "for one device of its kind)",
+        help="memory of a device in 10^9 bytes; a recipe that needs more is refused (default: "
+        "this machine's, for one device of its kind)",
     )
     parser.add_argument(
         "--on",

@@ -34,8 +34,8 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser(
         "list",
-        help="name all tasks with their fields, or those of a model",
-        description="Name all tasks with the fields that are given and asked for.",
+        help="list all tasks with their fields, or those of a model",
+        description="List all tasks with their given and requested fields.",
     )
     listing.add_argument(
         "--model", metavar="MODEL", help="only those that this model was tuned for"
@@ -51,13 +51,13 @@ def configure(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="task.KEY=VALUE",
-        help="keys of the task to change, e.g. task.layout=paper",
+        help="task keys to change, e.g. task.layout=paper",
     )
     showing.add_argument(
         "--record",
         metavar="JSON",
-        help="the fields as a JSON object, or the file of one; pictures are not read, and fields that "
-        "are left out have their names for values",
+        help="the fields as a JSON object, or a JSON file; pictures are not read, and the "
+        "value of a missing field is its name",
     )
     showing.add_argument(
         "--seed",

@@ -108,8 +108,8 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         dest="scores",
         metavar="section.key=value",
-        help="also this metric of reconstructions and originals, as a recipe's sections metric and extractor "
-        "would give it; may be given several times",
+        help="also compute this metric between reconstructions and originals, with the keys "
+        "of a recipe's sections metric and extractor; may be given several times",
     )
     add_evaluation_arguments(
         evaluate,

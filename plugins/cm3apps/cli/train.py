@@ -59,8 +59,8 @@ def add_run_arguments(parser: ArgumentParser) -> None:
         "--shard",
         type=whole_number(1, 2**20),
         metavar="N",
-        help="of several processes: how many share one decoder; 1: each has its own (default: as few "
-        "as it takes for training to fit)",
+        help="with several processes: how many share one decoder; 1: each has its own "
+        "(default: the fewest with which training fits)",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     add_trust(parser, plugins=False)

@@ -41,13 +41,13 @@ def configure(parser: ArgumentParser) -> None:
     chosen.add_argument(
         "--model",
         metavar="MODEL",
-        help="draw the picture again in the model's size, by a model that was tuned to: a run's folder, a "
-        "checkpoint, or PLUGIN:NAME",
+        help="redraw the picture at the model's size with a model tuned for that: a run's "
+        "folder, a checkpoint, or PLUGIN:NAME",
     )
     parser.add_argument(
         "--seed",
         type=whole_number(0, MAX_SEED),
-        help="of --model: same seed, same result (default: 0)",
+        help="with --model: same seed, same result (default: 0)",
     )
     add_trust(parser)
     parser.add_argument(

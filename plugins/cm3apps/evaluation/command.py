@@ -99,7 +99,8 @@ def _configure_score(parts: Any) -> None:
         default=[],
         dest="settings",
         metavar="SECTION.KEY=VALUE",
-        help="a key of the two, e.g. metric.subset_size=200, extractor.path=FILE; may be given several times",
+        help="change a key of the metric or extractor, e.g. metric.subset_size=200, "
+        "extractor.path=FILE; may be given several times",
     )
 
 
@@ -118,7 +119,7 @@ def _configure_stored(parts: Any) -> None:
         "folders", nargs="*", type=Path, metavar="FOLDER", help="folder of an evaluation"
     )
     one.add_argument(
-        "--beside", choices=["paper"], help="published zero-shot FIDs on COCO beside ours"
+        "--beside", choices=["paper"], help="compare with published zero-shot FIDs on COCO"
     )
 
 
@@ -134,7 +135,7 @@ def _configure_protocols(parts: Any) -> None:
     one.add_argument(
         "--json",
         action="store_true",
-        help="print the file instead, with its hash, to begin one from",
+        help="print the protocol's file and its hash, as a start for your own",
     )
     one = _part(
         parts,
@@ -151,7 +152,9 @@ def _configure_exchange(parts: Any) -> None:
         parts, "export", "write pictures and prompts in another benchmark's layout", _export
     )
     one.add_argument(
-        "what", choices=["geneval", "dpg", "t2i-compbench", "adm-npz", "hub"], help="whose layout"
+        "what",
+        choices=["geneval", "dpg", "t2i-compbench", "adm-npz", "hub"],
+        help="benchmark whose layout is written",
     )
     one.add_argument("folder", type=Path, metavar="FOLDER", help="folder of an evaluation")
     one.add_argument(
@@ -165,8 +168,12 @@ def _configure_exchange(parts: Any) -> None:
     one = _part(
         parts, "import", "print the scores that another benchmark's own scorer wrote", _import
     )
-    one.add_argument("what", choices=["geneval", "dpg", "t2i-compbench", "adm"], help="whose file")
-    one.add_argument("file", type=Path, metavar="FILE", help="what its scorer wrote or printed")
+    one.add_argument(
+        "what",
+        choices=["geneval", "dpg", "t2i-compbench", "adm"],
+        help="benchmark whose results are read",
+    )
+    one.add_argument("file", type=Path, metavar="FILE", help="what the scorer wrote or printed")
 
 
 def _part(parts: Any, name: str, text: str, run: Any) -> ArgumentParser:

@@ -29,7 +29,8 @@ def _what_to_score(parser: ArgumentParser) -> None:
         type=Path,
         dest="pictures",
         metavar="FOLDER",
-        help="score these pictures of any model: 000000.png, ..., by the numbers of `cm3 eval prompts`",
+        help="score these pictures of any model: 000000.png, ..., numbered as in `cm3 eval "
+        "prompts`",
     )
     add(
         "--label",
@@ -69,8 +70,8 @@ def _how_to_draw(parser: ArgumentParser) -> None:
     add(
         "--memory-split",
         metavar="SPLIT",
-        help="retrieve from this split of the model's data set, such as train, which holds nothing that "
-        "is measured",
+        help="retrieve from this split of the model's data set, e.g. train, which contains no "
+        "reference pictures",
     )
     add(
         "--candidates",
@@ -105,12 +106,12 @@ def _how_to_run(parser: ArgumentParser) -> None:
     add(
         "--allow-leaks",
         action="store_true",
-        help="score although the memory holds reference pictures",
+        help="score even if the memory contains reference pictures",
     )
     add(
         "--allow-reranker",
         action="store_true",
-        help="score with the network that chose the pictures",
+        help="score even if the metric's network also chose the pictures",
     )
     add(
         "-o",

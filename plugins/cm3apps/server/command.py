@@ -61,13 +61,14 @@ def configure(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]FOLDER",
-        help="the memory bank that the model of this name retrieves from, instead of its data set; without "
-        "a name the first one; may be given several times",
+        help="memory bank that the model NAME (default: the first) retrieves from, instead of "
+        "its data set; may be given several times",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; any but this machine's own needs a token (default: %(default)s)",
+        help="address to listen on; one that other machines can reach needs a token (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--port",
@@ -79,7 +80,7 @@ def configure(parser: ArgumentParser) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="file with the token that requests must bear; or put the token into the environment "
+        help="file with the access token that requests must send; or set the environment "
         f"variable {TOKEN_VARIABLE}",
     )
     parser.add_argument(
@@ -95,8 +96,8 @@ def configure(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("edit", "ask"),
-        help="use models for edits by instruction, or for questions, that are not known to be tuned "
-        "for them: what they make then is meaningless",
+        help="accept edits or questions even for models that are not known to be tuned for "
+        "them; the results are then meaningless",
     )
     parser.add_argument(
         "--threads",
@@ -108,12 +109,13 @@ def configure(parser: ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16", "int8", "int4"],
-        help="precision of the decoders' weights (default: the fastest that the machine multiplies and "
-        "that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a CPU; else as stored)",
+        help="precision of the decoders' weights (default: the fastest that this machine "
+        "supports and that hardly changes predictions: bf16 on a GPU, int8 or bf16 on a "
+        "CPU, else the stored precision)",
     )
     add_device(parser, "where the decoders and the image tokenizers run")
     add_trust(parser)
-    parser.add_argument("--quiet", action="store_true", help="log failures only, no requests")
+    parser.add_argument("--quiet", action="store_true", help="log failures only")
     parser.set_defaults(run=run)
 
 

@@ -43,21 +43,21 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             least=0,
             most=100,
             ours=True,
-            help="how strongly the prompt counts, where the sampler has guidance",
+            help="how strongly to follow the prompt, if the sampler has guidance",
         ),
         Field(
             name="negative_prompt",
             sort="text",
             most=text,
             ours=True,
-            help="what the picture should not show, where the sampler has guidance",
+            help="what the picture should not show, if the sampler has guidance",
         ),
         Field(
             name="sampler",
             sort="text",
             most=100,
             ours=True,
-            help="name of another sampler than the model's",
+            help="name of a sampler, in place of the model's",
         ),
         Field(
             name="sampling",
@@ -71,14 +71,14 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             least=1,
             most=limits.candidates,
             ours=True,
-            help="results that are generated for each one returned; the best is chosen",
+            help="candidates per returned result; the best one is returned",
         ),
         Field(
             name="reranker",
             sort="text",
             most=100,
             ours=True,
-            help="name of another reranker than the model's",
+            help="name of a reranker, in place of the model's",
         ),
         Field(
             name="num_retrieved",
@@ -86,7 +86,7 @@ def sampling_fields(limits: Limits) -> tuple[Field, ...]:
             least=0,
             most=64,
             ours=True,
-            help="documents that are retrieved and prepended",
+            help="number of documents to retrieve and prepend",
         ),
         Field(
             name="documents",
@@ -180,7 +180,7 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             sort="whole",
             least=0,
             most=256,
-            help="with stream: pictures of the rows finished so far, before each final one",
+            help="with stream: previews of each picture, with the rows finished so far",
         ),
         Field(
             name="moderation",
@@ -194,15 +194,21 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             sort="choice",
             choices=("vivid", "natural"),
             ignored=True,
-            help="write the style into the prompt",
+            help="put the style into the prompt instead",
         ),
-        Field(name="user", sort="text", most=512, ignored=True, help="your name for your user"),
+        Field(
+            name="user",
+            sort="text",
+            most=512,
+            ignored=True,
+            help="your identifier for the end user",
+        ),
         Field(
             name="safety_identifier",
             sort="text",
             most=512,
             ignored=True,
-            help="your name for your user",
+            help="your identifier for the end user",
         ),
         *sampling_fields(limits),
     )
@@ -248,7 +254,7 @@ def edit_fields(limits: Limits) -> tuple[Field, ...]:
             sort="choice",
             choices=("high", "low"),
             ignored=True,
-            help="what is not masked stays exactly as it is",
+            help="everything outside the mask stays exactly as it is",
         ),
         *picture_fields(limits),
     )
@@ -263,8 +269,8 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             sort="list",
             most=1000,
             required=True,
-            help="the last message of the user counts, and the last picture before its end; all turns "
-            "where the model was tuned for chat",
+            help="the last user message and the last picture are used; all turns if the model was "
+            "tuned for chat",
         ),
         Field(
             name="modalities",
@@ -281,16 +287,22 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             least=0,
             most=3,
             ours=True,
-            help="with stream, where the model's layout has turns: pictures of the rows finished so "
-            "far, before each final one",
+            help="with stream, if the model's layout has turns: previews of each picture, with "
+            "the rows finished so far",
         ),
-        Field(name="max_tokens", sort="whole", least=1, most=100_000, help="most tokens of a text"),
+        Field(
+            name="max_tokens",
+            sort="whole",
+            least=1,
+            most=100_000,
+            help="maximum number of tokens of a text",
+        ),
         Field(
             name="max_completion_tokens",
             sort="whole",
             least=1,
             most=100_000,
-            help="most tokens of a text",
+            help="maximum number of tokens of a text",
         ),
         Field(
             name="temperature",
@@ -311,7 +323,13 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             )
             for name in ("frequency_penalty", "presence_penalty")
         ),
-        Field(name="user", sort="text", most=512, ignored=True, help="your name for your user"),
+        Field(
+            name="user",
+            sort="text",
+            most=512,
+            ignored=True,
+            help="your identifier for the end user",
+        ),
         *sampling_fields(limits),
     )
 
@@ -325,7 +343,8 @@ def structure_fields() -> tuple[Field, ...]:
             most=300,
             required=True,
             ours=True,
-            help="what is drawn of the picture: one of `conditions` of /studio/facts, such as canny",
+            help="condition to extract from the picture: one of `conditions` in /studio/facts, "
+            "such as canny",
         ),
         Field(
             name="image_url",

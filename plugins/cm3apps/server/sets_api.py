@@ -47,7 +47,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             sort="text",
             most=text,
             ours=True,
-            help="put behind each thing, after a comma",
+            help="appended to each thing, after a comma",
         ),
         Field(
             name="formats",
@@ -69,7 +69,7 @@ def set_fields(limits: Limits) -> tuple[Field, ...]:
             sort="whole",
             least=0,
             most=256,
-            help="with stream: pictures of the rows finished so far, before each final one",
+            help="with stream: previews of each picture, with the rows finished so far",
         ),
         Field(
             name="return_svg",
