@@ -110,7 +110,8 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
     print(path)
     if code == 130:
         print(
-            f"interrupted: {len(file.done)} of {len(lines)} replies are written; the same command goes on",
+            f"interrupted: {len(file.done)} of {len(lines)} replies are written; the same "
+            "command resumes",
             file=sys.stderr,
         )
     for number, row in sorted(file.failed.items()):

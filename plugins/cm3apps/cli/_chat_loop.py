@@ -130,7 +130,7 @@ class Replies:
                 file=sys.stderr,
             )
         if reply.finish == "length":
-            print("note: the reply was cut: it may have no more tokens", file=sys.stderr)
+            print("note: the reply was cut at the maximum number of tokens", file=sys.stderr)
 
 
 def _rows(event: Any) -> int:
@@ -226,7 +226,7 @@ class Loop:
             self.replies.show(events, text)
         except KeyboardInterrupt:
             self.talk.turns = said
-            print("stopped: what you said last is not in the conversation", file=sys.stderr)
+            print("stopped: your last message is not part of the conversation", file=sys.stderr)
             return
         self.pictures = []
 
@@ -236,13 +236,13 @@ class Loop:
         path = user_path(name)
         images.open_image(path)  # so that it is refused now, not with what is said next
         self.pictures.append(path)
-        print(f"shown with what you say next: {path}", file=sys.stderr)
+        print(f"will be sent with your next message: {path}", file=sys.stderr)
 
     def _again(self, _: str) -> None:
         turns = list(self.talk.turns)
         last = self.talk.undo()
         if last is None:
-            raise CM3Error("/again", "nothing was said yet", "say something")
+            raise CM3Error("/again", "there is no message yet", "send one")
         text = "\n".join(part for part in last.parts if isinstance(part, str))
         shown: list[Any] = [part for part in last.parts if not isinstance(part, str)]
         self.talk.seed += 1
@@ -250,7 +250,7 @@ class Loop:
             self.replies.show(self.talk.stream(text, *shown), text)
         except KeyboardInterrupt:
             self.talk.turns = turns
-            print("stopped: the last reply stays", file=sys.stderr)
+            print("stopped: the previous reply is kept", file=sys.stderr)
         except CM3Error:
             self.talk.turns = turns
             raise
@@ -258,8 +258,8 @@ class Loop:
     def _undo(self, _: str) -> None:
         last = self.talk.undo()
         if last is None:
-            raise CM3Error("/undo", "nothing was said yet", "say something")
-        print(f"taken back: {printable(last.text)}", file=sys.stderr)
+            raise CM3Error("/undo", "there is no message yet", "send one")
+        print(f"removed: {printable(last.text)}", file=sys.stderr)
 
     def _reset(self, _: str) -> None:
         self.talk.reset()
@@ -309,7 +309,7 @@ def _lines() -> Iterator[str]:
             kept = []
             continue
         except UnicodeDecodeError as error:
-            print(f"error: a line is no text in UTF-8 ({error})", file=sys.stderr)
+            print(f"error: a line is not UTF-8 text ({error})", file=sys.stderr)
             continue
         if line.endswith(GOES_ON):
             kept.append(line.removesuffix(GOES_ON))

@@ -145,8 +145,8 @@ def _run(args: Namespace) -> int:
     if manifest is None and number == 1:
         raise DataError(
             str(args.out),
-            "a shard that was written is not there any more",
-            "run the command again, and nothing else in that folder meanwhile",
+            "a finished shard is missing",
+            "run the command again, and leave that folder alone meanwhile",
         )
     if manifest is None:
         print(

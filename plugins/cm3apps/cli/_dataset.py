@@ -119,7 +119,7 @@ def _check_no_picture(target: str) -> None:
     if path.suffix.lower() in (".png", *OTHER_SUFFIXES):
         raise DataError(
             target,
-            "is a picture, and a data set is a folder or a file that names pictures",
+            "is a picture, but a data set is a folder or a file that names pictures",
             f"give its folder, with a caption beside each picture: {path.parent}",
         )
 

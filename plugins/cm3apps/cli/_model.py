@@ -141,7 +141,7 @@ def open_model(args: Namespace, num_candidates: int | None = None) -> Model:
     _check_retrieves(args)
     if settings_of(args.settings, "condition") and not getattr(args, "condition", None):
         raise GenerationError(
-            "--set condition", "changes a condition, and none is given", "give --condition, too"
+            "--set condition", "changes a condition, but none is given", "give --condition, too"
         )
     from cm3run.model.model import load
 
@@ -176,7 +176,7 @@ def _check_retrieves(args: Namespace) -> None:
         if is_given:
             raise GenerationError(
                 option,
-                "says how documents are retrieved, and --num-retrieved 0 retrieves none",
+                "chooses how to retrieve, but --num-retrieved 0 retrieves nothing",
                 "leave one of the two out",
             )
 
@@ -241,7 +241,7 @@ def refuse_untuned(args: Namespace, command: str, what: str) -> None:
     if not (find_checkpoint(find_model(args.model, registry_of(args))) / TASKS).is_file():
         raise GenerationError(
             f"cm3 {command}",
-            f"model {str(args.model)!r} was not tuned for {what}; what it would make is meaningless",
+            f"model {str(args.model)!r} was not tuned for {what}; its results would be meaningless",
             "tune one (docs/tuning.md), or give --force, which runs it on any model",
         )
 

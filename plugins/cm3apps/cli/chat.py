@@ -127,11 +127,11 @@ def _check(args: Namespace) -> None:
         if several and is_given:
             raise CM3Error(
                 f"cm3 chat {name}",
-                "is of one conversation, and --conversations gives several",
+                "is for one conversation, but --conversations gives several",
                 "leave one of the two out",
             )
     if args.json and args.message is None:
-        raise CM3Error("cm3 chat --json", "is for --message, and there is none", "give --message")
+        raise CM3Error("cm3 chat --json", "needs --message", "give --message")
 
 
 def reply_options(args: Namespace) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def _by_model(args: Namespace) -> Enlarged:
     if args.overrides:
         raise CM3Error(
             f"cm3 upscale {args.overrides[0]}",
-            "changes an upscaler's recipe, and --model has none",
+            "changes an upscaler's recipe, but --model has none",
             "leave it out, or use --upscaler",
         )
     pixels = images.open_image(args.picture)

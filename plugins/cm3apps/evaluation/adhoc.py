@@ -82,7 +82,8 @@ def _extractor_of(
     if missing := sorted(columns - {*_OF_FEATURES, *_OF_PICTURES}):
         raise DataError(
             f"metric {args.metric!r}",
-            f"needs {', '.join(missing).replace('_', ' ')}, and folders give pictures and their features",
+            f"needs {', '.join(missing).replace('_', ' ')}, but folders give only pictures "
+            "and their features",
             "use a protocol: cm3 eval MODEL PROTOCOL",
         )
     reads = bool(columns & set(_OF_FEATURES))
@@ -95,7 +96,7 @@ def _extractor_of(
     if not reads and config is not None:
         raise DataError(
             f"metric {args.metric!r}",
-            "reads pictures, and no features of them",
+            "reads pictures, not their features",
             "leave --extractor out",
         )
     return None if config is None else config.build()
@@ -159,7 +160,7 @@ def _text(row: Any, key: str, kind: type) -> Any:
     if not isinstance(row, dict) or not isinstance(row.get(key), kind):
         raise ValueError(f"no {key!r}")
     if kind is list and not all(isinstance(one, str) for one in row[key]):
-        raise ValueError(f"{key!r} holds something else than texts")
+        raise ValueError(f"{key!r} holds something other than texts")
     return row[key]
 
 
@@ -187,7 +188,7 @@ def _both(metric: Metric, made: Path, real: Path | None) -> tuple[list[Path], li
     if lossy[0] and not lossy[1]:
         raise DataError(
             str(lossy[0][0]),
-            "is compressed with loss, which moves the scores, and the others are not",
+            "has lossy compression, which changes the scores, and the other pictures have not",
             "save the pictures as PNG when they are generated",
         )
     hashes = [sorted(map(sha256_file, files)) for files in (mine, others)]
@@ -247,7 +248,7 @@ def _check_sizes(mine: tuple[Path, Any], other: tuple[Path, Any]) -> None:
             str(file),
             f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {other_file} {others.shape[1]} x "
             f"{others.shape[0]}",
-            "bring both to one size: scaling moves the scores",
+            "bring both to one size: scaling changes the scores",
         )
 
 
@@ -284,6 +285,6 @@ def _of_size(path: Path, size: tuple[int, ...], first: Path) -> Any:
         raise DataError(
             str(path),
             f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first.name} {size[1]} x {size[0]}",
-            "bring all pictures of a folder to one size: scaling moves the scores",
+            "bring all pictures of a folder to one size: scaling changes the scores",
         )
     return pixels

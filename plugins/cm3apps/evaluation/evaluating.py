@@ -206,7 +206,7 @@ class Evaluation:
                 reason = "needs the model itself"
             if not reason and extractor is None and any("features" in name for name in columns):
                 raise DataError(
-                    where, "the metric compares features, and has no extractor", "add one"
+                    where, "the metric compares features, but has no extractor", "add one"
                 )
             scored.append(Scored(values, name, config, extractor, metric, reason))
         return scored

@@ -214,7 +214,7 @@ def take_pictures(made: Made, folder: Path) -> None:
             raise DataError(
                 str(places[index]),
                 f"is {pixels.shape[1]} x {pixels.shape[0]} pixels, {first} {size[1]} x {size[0]}",
-                "bring all pictures to one size: scaling moves the scores",
+                "bring all pictures to one size: scaling changes the scores",
             )
         path = made.picture_path(index)
         save_png(path, pixels, {"prompt": made.task.samples[index].prompt})
@@ -232,7 +232,7 @@ def _own(folder: Path, index: int, key: str) -> Path:
             if (folder / f"{name}.{other}").is_file():
                 raise DataError(
                     str(folder / f"{name}.{other}"),
-                    "is compressed with loss, which moves the scores",
+                    "has lossy compression, which changes the scores",
                     "save the pictures as PNG when they are generated",
                 )
     raise DataError(

@@ -84,7 +84,7 @@ class IconSubjects:
         try:
             return self._samples.of(split, num)
         except CM3Error as error:
-            print(f"note: nothing is asked of {split!r}: {error.cause}", file=sys.stderr)
+            print(f"note: split {split!r} is skipped: {error.cause}", file=sys.stderr)
             return []
 
     def ranks(

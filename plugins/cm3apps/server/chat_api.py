@@ -152,7 +152,7 @@ def _answers_with_picture(values: Mapping[str, Any], turn: Asked) -> bool:
     wanted = "image" in modalities
     if not wanted and turn.picture is None:
         raise invalid_value(
-            "messages", "there is no picture, and this model writes only about pictures"
+            "messages", "there is no picture, but this model writes only about pictures"
         )
     return wanted
 

@@ -186,7 +186,7 @@ def run(args: Namespace) -> int:
     if token is None and not local:
         raise CM3Error(
             f"{PLACE} --host {args.host}",
-            "others can reach this address, and no token is set",
+            "other machines can reach this address, but no token is set",
             f"put one into the environment variable {TOKEN_VARIABLE} or a file (--token-file), or "
             "listen on 127.0.0.1",
         )

@@ -96,7 +96,8 @@ def no_documents() -> APIError:
     """The answer where the model's own documents can't be read; the server's log says why."""
     return APIError(
         503,
-        "the documents that the model retrieves can't be read here; num_retrieved: 0 does without them",
+        "the documents that the model retrieves can't be read here; to do without them, "
+        "send num_retrieved: 0",
         type="server_error",
         code="documents_not_available",
     )

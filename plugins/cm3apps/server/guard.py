@@ -149,8 +149,8 @@ class Guard:
         if self.hosts is not None and _name_of(host) not in self.hosts:
             return APIError(
                 403,
-                "this server does not answer to the name that it was called by; if it should, start "
-                "it with --allow-host NAME",
+                "this server does not accept requests under this host name; to allow it, start "
+                "the server with --allow-host NAME",
                 code="unknown_host",
             )
         origin = headers.get("origin")

@@ -289,7 +289,8 @@ def not_read() -> APIError:
     """The error of an answer for which there is no more room, because its client does not read it."""
     return APIError(
         503,
-        "answers that were not read in time left no room for this one; read it faster, or try again",
+        "there is no room for this answer, because clients read others too slowly; read "
+        "it faster, or try again",
         type="server_error",
         code="answer_not_read",
         headers={"Retry-After": "30"},
@@ -302,8 +303,8 @@ def check_encoding(headers: Headers) -> None:
     if given.lower() not in ("", "identity"):
         raise APIError(
             415,
-            f"the body is compressed (Content-Encoding: {shown(given)}), and this server reads none "
-            "that is. Next: send it as it is, without that header",
+            f"the body is compressed (Content-Encoding: {shown(given)}), which this server "
+            "does not support. Next: send it uncompressed, without that header",
             code="unsupported_content_encoding",
             headers={"Accept-Encoding": "identity"},
         )

@@ -88,7 +88,7 @@ def _mask(mask: Upload | None, picture: Upload, pixels: PixelArray, most: int) -
     if alpha is None:
         raise APIError(
             400,
-            "mask: has no transparency (alpha); what is fully transparent there is filled",
+            "mask: has no transparency (alpha); its fully transparent pixels are filled",
             param="mask",
             code="invalid_image",
         )
@@ -256,8 +256,8 @@ class Asked:
         if max(width, height) > limits.side:
             raise APIError(
                 400,
-                f"image: is {width}x{height}; a picture that is filled keeps its size, and sides of at most "
-                f"{limits.side} are returned. Next: make it smaller",
+                f"image: is {width}x{height}; a filled picture keeps its size, and no side may "
+                f"exceed {limits.side}. Next: make it smaller",
                 param="image",
                 code="invalid_image",
             )

@@ -127,7 +127,7 @@ def _referred(value: Any, place: str) -> Upload:
     if isinstance(value, dict) and "file_id" in value:
         raise invalid_value(
             place,
-            "file_id names a stored file, and this server stores none; send the picture itself",
+            "file_id names a stored file, but this server stores none; send the picture itself",
         )
     return from_url(value.get("image_url") if isinstance(value, dict) else value, place)
 

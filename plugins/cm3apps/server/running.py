@@ -162,7 +162,7 @@ async def _serve(
         raise error.__cause__ or error from None
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"cm3 serve: http://{shown}:{port}/", flush=True)
-    print("Ctrl-C or SIGTERM: finish what is being generated, then end", file=sys.stderr)
+    print("Ctrl-C or SIGTERM stops the server after running requests finish", file=sys.stderr)
     server = http_server(settings, workshop, metrics)
     watch = Watch(workshop.pool, settings.limits.stuck_seconds)
     watching = asyncio.create_task(watch.run())

@@ -132,8 +132,8 @@ def refuse_untuned(model: Model, ability: str, forced: Collection[str]) -> bool:
         what, instead = _REFUSALS[ability]
         raise APIError(
             400,
-            f"the model is not known to be tuned to {what}: what it made would mean nothing; "
-            f"{instead}",
+            f"the model is not known to be tuned to {what}, so its results would be "
+            f"meaningless; {instead}",
             code="not_supported_by_model",
         )
     return ability not in able(model, ())

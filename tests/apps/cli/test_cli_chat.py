@@ -138,9 +138,9 @@ def test_commands_of_the_loop(chat: Chat, capsys: Any) -> None:
     assert err.count("error:") == 6
     assert "error: /nothing: is no command\n" in err
     assert "error: /image: needs FILE\n  next: /image FILE\n" in err
-    assert "error: /again: nothing was said yet\n  next: say something\n" in err
+    assert "error: /again: there is no message yet\n  next: send one\n" in err
     assert "does not end with .json" in err
-    assert "taken back: a\n" in err
+    assert "removed: a\n" in err
     assert "a new conversation\n" in err
 
 

@@ -186,7 +186,7 @@ def test_two_folders_are_scored(
         ([*score, str(mixed), str(other), *pixels], "2.png: is 8 x 8 pixels, 0.png 9 x 9"),
         (
             [*score, str(lossy), str(other), *pixels],
-            "2.jpg: is compressed with loss, which moves the scores",
+            "2.jpg: has lossy compression, which changes the scores",
         ),
         ([*score, str(one), str(tmp_path / "x"), *pixels], "is no folder"),
     ):

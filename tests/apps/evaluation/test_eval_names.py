@@ -260,7 +260,7 @@ def test_pictures_are_scored_against_those_of_their_names(
     [
         ({"names": "abd"}, [], "c.png: has no picture of its name in "),
         ({"side": 8}, [], "a.png: is 16 x 16 pixels, "),
-        ({}, ["--extractor", "pixels"], "reads pictures, and no features of them"),
+        ({}, ["--extractor", "pixels"], "reads pictures, not their features"),
     ],
 )
 def test_pictures_that_are_not_pairs_are_refused(

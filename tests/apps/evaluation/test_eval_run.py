@@ -245,7 +245,7 @@ def test_what_is_wrong_with_pictures(tmp_path: Path) -> None:
     for folder, message in (
         (few, "000011.png: there is no picture of sample 11 ('thing/11')"),
         (mixed, "000003.png: is 8 x 9 pixels, 000000.png 8 x 8"),
-        (lossy, "000000.jpg: is compressed with loss, which moves the scores"),
+        (lossy, "000000.jpg: has lossy compression, which changes the scores"),
         (real, "holds the reference pictures themselves"),
     ):
         with pytest.raises(DataError) as caught:

@@ -296,7 +296,7 @@ def test_compressed_bodies_are_refused_in_words(server, coding):
     response = httpx.post(server.url + GENERATE, content=body, headers=head)
     error = error_of(response, 415)
     assert tells(
-        error["message"], f"the body is compressed (Content-Encoding: {coding!r}), and this"
+        error["message"], f"the body is compressed (Content-Encoding: {coding!r}), which this"
     )
     assert error["code"] == "unsupported_content_encoding"
     assert response.headers["accept-encoding"] == "identity"

@@ -118,7 +118,7 @@ def test_one_that_was_not_tuned_refuses_in_words(server):
     assert refused.status_code == 400
     assert tells(
         refused.json()["error"]["message"],
-        "the model is not known to be tuned to answer questions: what it made",
+        "the model is not known to be tuned to answer questions, so its results",
     )
 
 
@@ -252,13 +252,13 @@ def test_conditions_that_are_wrong(server, body, message):
     [
         (
             {"boxes": [BELL]},
-            "draw objects at boxes: what it made would mean nothing; leave out boxes, or "
+            "draw objects at boxes, so its results would be meaningless; leave out boxes, or "
             "serve a model that was tuned for object_to_image",
         ),
         (
             {"condition": {"image_url": URL}},
-            "draw by a picture of a structure: what it made would mean "
-            "nothing; leave out condition, or serve a model that was tuned for structure",
+            "draw by a picture of a structure, so its results would be "
+            "meaningless; leave out condition, or serve a model that was tuned for structure",
         ),
     ],
 )

@@ -181,7 +181,7 @@ def _folder(data: Path | None) -> Path:
 
 def _size(size: int | None) -> int:
     if size is None:
-        raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
+        raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
     return size
 
 

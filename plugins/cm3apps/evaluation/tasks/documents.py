@@ -115,7 +115,7 @@ def open_documents(
                 f"give a value of the type {kind.__name__}",
             )
     if size is None:
-        raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
+        raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
     source, config, rule = _source(keys, data, model, registry, writer)
     find = candidates_of(source, config, size)
     chosen: dict[str, int] = {}

@@ -95,7 +95,7 @@ def open_scenes(
     """`num` prompts of each of the four categories."""
     keys = known_keys("scenes", values)
     if size is None:
-        raise DataError("protocol: size", "is null, and pictures are compared", "give a number")
+        raise DataError("protocol: size", "is null, but pictures are compared", "give a number")
     samples = []
     for category, targets in _targets().items():
         ordered = sorted(targets, key=lambda one: hashlib.sha256(one[0].encode()).hexdigest())
