@@ -53,8 +53,7 @@ class Hole:
         min_tokens, stop: of text, see `TextHole`.
         prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
             token is.
-        lead: of text: end of the document's text before it that the content begins with, see
-            this module.
+        lead: of text: end of the document's text before it that the content begins with.
         row_end: int32; tokens that are fed behind the last cell of each row.
         columns: cells of a row; 0 where rows don't end with tokens.
         picture_begin: of text: id that ends it too, because a picture begins with it. None: none.
