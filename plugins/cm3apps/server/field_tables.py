@@ -196,19 +196,13 @@ def picture_fields(limits: Limits) -> tuple[Field, ...]:
             ignored=True,
             help="put the style into the prompt instead",
         ),
-        Field(
-            name="user",
-            sort="text",
-            most=512,
-            ignored=True,
-            help="your identifier for the end user",
-        ),
+        Field(name="user", sort="text", most=512, ignored=True, help="your id of the end user"),
         Field(
             name="safety_identifier",
             sort="text",
             most=512,
             ignored=True,
-            help="your identifier for the end user",
+            help="your id of the end user",
         ),
         *sampling_fields(limits),
     )
@@ -290,19 +284,9 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             help="with stream, if the model's layout has turns: previews of each picture, with "
             "the rows finished so far",
         ),
-        Field(
-            name="max_tokens",
-            sort="whole",
-            least=1,
-            most=100_000,
-            help="maximum number of tokens of a text",
-        ),
-        Field(
-            name="max_completion_tokens",
-            sort="whole",
-            least=1,
-            most=100_000,
-            help="maximum number of tokens of a text",
+        *(
+            Field(name=name, sort="whole", least=1, most=100_000, help="most tokens of the text")
+            for name in ("max_tokens", "max_completion_tokens")
         ),
         Field(
             name="temperature",
@@ -323,13 +307,7 @@ def chat_fields(limits: Limits) -> tuple[Field, ...]:
             )
             for name in ("frequency_penalty", "presence_penalty")
         ),
-        Field(
-            name="user",
-            sort="text",
-            most=512,
-            ignored=True,
-            help="your identifier for the end user",
-        ),
+        Field(name="user", sort="text", most=512, ignored=True, help="your id of the end user"),
         *sampling_fields(limits),
     )
 
