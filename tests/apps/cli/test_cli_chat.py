@@ -201,9 +201,9 @@ def test_a_file_that_is_no_conversation(chat: Chat, capsys: Any, text: str, caus
 
 def test_options_that_do_not_go_together(chat: Chat, capsys: Any) -> None:
     assert chat("--json") == 2
-    assert tells(capsys.readouterr().err, "error: cm3 chat --json: is for --message ... --message")
+    assert tells(capsys.readouterr().err, "error: cm3 chat --json: needs --message ... --message")
     assert chat("--conversations", "a.jsonl", "--message", "a") == 2
-    assert "cm3 chat --message: is of one conversation" in capsys.readouterr().err
+    assert "cm3 chat --message: is for one conversation" in capsys.readouterr().err
 
 
 def test_a_model_that_was_not_tuned_is_refused(tmp_path: Path, capsys: Any) -> None:

@@ -336,7 +336,7 @@ def test_commands_report_bad_input(cm3, tmp_path, capsys):
 def test_how_to_retrieve_is_refused_where_nothing_is_retrieved(cm3, capsys, option, place):
     assert cm3("generate", "a", "--num-retrieved", "0", *option) == 2
     assert tells(
-        capsys.readouterr().err, f"error: {place}: says how documents ... --num-retrieved 0"
+        capsys.readouterr().err, f"error: {place}: chooses how to retrieve ... --num-retrieved 0"
     )
 
 

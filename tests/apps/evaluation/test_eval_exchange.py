@@ -169,7 +169,7 @@ def test_two_folders_are_scored(
         ([*command, "--metric", "kid"], f"{one}: holds 6 pictures, the metric needs 1000 or more"),
         (
             [*command, "--metric", "bleu"],
-            "metric 'bleu': needs references, texts, and folders give",
+            "metric 'bleu': needs references, texts, but folders give",
         ),
         (
             [*score, str(tmp_path / "no.jsonl"), "--metric", "bleu"],
