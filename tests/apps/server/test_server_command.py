@@ -30,7 +30,7 @@ def test_other_addresses_need_a_token(capsys, monkeypatch):
     monkeypatch.delenv("CM3_SERVE_TOKEN", raising=False)
     assert tells(
         refused(capsys, "--host", "0.0.0.0"),
-        "error: cm3 serve --host 0.0.0.0: others can reach this address, and",
+        "error: cm3 serve --host 0.0.0.0: other machines can reach this address, but",
     )
 
 
