@@ -27,7 +27,7 @@ from cm3core.plugins.registry import Registry
 from cm3run.checkpoint import WEIGHTS, find_checkpoint, find_model, read_state
 from cm3run.evaluation.protocol import SHOWN
 from cm3run.model import Model
-from cm3run.training.licences import counted, stored_provenance
+from cm3run.training.data_notes import counted, stored_provenance
 
 
 @dataclass(frozen=True)

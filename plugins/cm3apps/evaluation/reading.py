@@ -23,7 +23,7 @@ from cm3apps.evaluation.evaluating import FORMAT
 from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, new_place, write_text
 from cm3core.images import open_image, save_png
-from cm3run.evaluation.comparing import differences
+from cm3run.evaluation.protocol import differences
 
 #: Differing keys that an error names.
 _MOST_NAMED = 5

@@ -22,7 +22,7 @@ from cm3apps.server.field_tables import reference_page, schema
 from cm3apps.server.guard import Guard
 from cm3apps.server.http import Endpoint, answer_to
 from cm3apps.server.tasks import Workshop
-from cm3run.model.coroutines import in_thread
+from cm3run.model.async_engine import in_thread
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

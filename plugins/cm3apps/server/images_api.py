@@ -40,7 +40,7 @@ from cm3apps.server.tasks import (
 )
 from cm3core.images import fit
 from cm3run.attribution import svg
-from cm3run.model.coroutines import in_thread
+from cm3run.model.async_engine import in_thread
 from cm3run.model.facts import facts_of as picture_facts
 from cm3run.model.loaded import check_length
 from cm3run.model.results import GeneratedImage, InfilledImage

@@ -29,7 +29,7 @@ from cm3apps.server.scheduling import FairQueue, ModelPool
 from cm3apps.server.settings import Limits
 from cm3apps.server.tasks import Workshop, able
 from cm3core.errors import CM3Error
-from cm3run.model.coroutines import cancelled, in_thread
+from cm3run.model.async_engine import cancelled, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -26,7 +26,7 @@ from cm3apps.server.intake import Gate
 from cm3core.document import BoolArray, Codes, PixelArray
 from cm3core.errors import GenerationError
 from cm3core.interfaces.task import FieldType
-from cm3run.model.coroutines import cancelled, in_thread
+from cm3run.model.async_engine import cancelled, in_thread
 from cm3run.model.tasks import conversing_task
 from cm3run.model.turns import ReplyPicture
 
