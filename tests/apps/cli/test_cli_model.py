@@ -270,8 +270,8 @@ def test_what_no_model_was_tuned_for_is_refused(cm3, tmp_path, capsys):
         shown = capsys.readouterr()
         assert shown.out == ""
         assert re.fullmatch(
-            rf"error: cm3 {command}: model '.*' was not tuned for {what}; what it would "
-            r"make is meaningless\n" + re.escape(step),
+            rf"error: cm3 {command}: model '.*' was not tuned for {what}; its results "
+            r"would be meaningless\n" + re.escape(step),
             shown.err,
         )
         assert not (tmp_path / "out").exists()
@@ -311,7 +311,7 @@ def test_pictures_after_a_structure(cm3, model, tmp_path, capsys):
     assert tells(capsys.readouterr().err, f"error: {tmp_path}: holds picture.png, which")
     assert cm3("generate", "red", "--set", "condition.low=50", "-o", out) == 2
     assert tells(
-        capsys.readouterr().err, "error: --set condition: changes a condition, and none is"
+        capsys.readouterr().err, "error: --set condition: changes a condition, but none is"
     )
     long = ("--condition", "boxes", "x" * 9000, "--force", "-o", out)
     assert cm3("generate", "red", *long) == 2
