@@ -191,37 +191,32 @@ def documents(
     *,
     text: st.SearchStrategy[str] | None = None,
     pixels: bool = True,
-    coded: bool = False,
+    coded: bool | st.SearchStrategy[Codes] = False,
     holes: bool = False,
-    codebook_size: int = 16,
-    grid: tuple[int, int] = (2, 3),
-    max_segments: int = 3,
     max_side: int = 8,
 ) -> Document:
-    """A document: at least one segment, texts and pictures in any order.
+    """A document: one to three segments, texts and pictures in any order.
 
     Args:
         text: strategy of its texts, which must not be only white space. None: `texts` of at most
             40 characters.
         pixels: pictures may be `Image`s.
-        coded: pictures may be `Codes`.
+        coded: pictures may be `Codes`, of `codes()` or of a strategy of yours.
         holes: at least one segment is a hole: `TextHole`, `MaskedText`, `ImageHole` or
             `Codes` with cells missing.
-        codebook_size, grid: of the codes.
-        max_segments: maximum number of segments.
         max_side: maximum pixels per side of an `Image`.
     """
     words = texts(max_size=40, blank=False) if text is None else text
     whole: list[st.SearchStrategy[Segment]] = [words.map(Text)]
     whole += [_image_segments(max_side)] if pixels else []
-    whole += [codes(codebook_size=codebook_size, grid=grid)] if coded else []
-    segments = draw(st.lists(st.one_of(whole), min_size=1, max_size=max_segments))
+    whole += [] if coded is False else [codes() if coded is True else coded]
+    segments = draw(st.lists(st.one_of(whole), min_size=1, max_size=3))
     if holes:
         hole = st.builds(TextHole, st.integers(1, 64))
         open_ones: list[st.SearchStrategy[Segment]] = [
             hole,
             st.just(ImageHole()),
-            codes(codebook_size=codebook_size, grid=grid, missing=True),
+            codes(missing=True),
             st.builds(
                 lambda before, hole, after: MaskedText((before, hole, after)), words, hole, words
             ),
@@ -262,7 +257,7 @@ def banks(
     max_size: int = 12,
 ) -> st.SearchStrategy[DocumentSource]:
     """Documents as in a memory bank: texts, and pictures as `Codes`."""
-    document = documents(pixels=False, coded=True, codebook_size=codebook_size, grid=grid)
+    document = documents(pixels=False, coded=codes(codebook_size=codebook_size, grid=grid))
     return memories(document=document, min_size=min_size, max_size=max_size)
 
 

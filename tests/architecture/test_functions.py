@@ -88,36 +88,13 @@ LEFT = {
         cm3apps/cli/tokenizer.py: configure
     """,
     "to do: parts of a run, a bank or a model, each an argument, where an options object would name them": """
-        cm3lab/embedder_training/bi_encoder.py: _blocks
         cm3run/bank/building.py: add_documents
         cm3run/bank/building.py: help_build
-        cm3published/convert/cm3.py: write_cm3
-        cm3published/convert/cm3.py: write_folder
-        cm3lab/benchmarks/ops/attention.py: attention_case
-        cm3published/convert/emu3.py: write_emu3
-        cm3lab/experiments/retrieval/experiment.py: RetrievalExperiment.__init__
-        cm3lab/experiments/tuning/experiment.py: TuningExperiment.__init__
-        cm3lab/embedder_training/light_encoder.py: _losses
         cm3run/checkpoint/exporting.py: merge_adapter
-        cm3lab/benchmarks/decode/runner.py: Benchmark.__init__
-        cm3lab/benchmarks/runner.py: _gated
-        cm3lab/benchmarks/ops/segment_decode.py: decode_case
         cm3plugins/datasets/icons/source.py: IconSource.__init__
-        cm3kits/strategies.py: documents
-        cm3lab/judge/train.py: train_heads
-        cm3postgres/transfer.py: push
     """,
     "to do: steps in one order, to be cut where a step can be tested alone": """
-        cm3lab/embedder_training/bi_encoder.py: train_heads
         cm3run/bank/building.py: build_bank
-        cm3lab/benchmarks/retrieval/command.py: _run
-        cm3lab/experiments/retrieval/drawing.py: draw
-        cm3lab/benchmarks/retrieval/engines.py: run_engines
-        cm3lab/embedder_training/light_encoder.py: train
-        cm3published/convert/llamagen.py: write_llamagen
-        cm3postgres/schema.py: row_of
-        cm3lab/benchmarks/retrieval/runner.py: run_bank
-        cm3lab/experiments/tuning/speed.py: _step_cost
         cm3run/evaluation/quality.py: evaluate_upscaler
     """,
 }

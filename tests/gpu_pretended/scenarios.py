@@ -30,7 +30,7 @@ from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import Recipe, compose
 from cm3core.sequence.serialize import Serializer
 from cm3core.vocab import Vocabulary
-from cm3lab.embedder_training.bi_encoder import train_heads
+from cm3lab.embedder_training.bi_encoder import Examples, HeadTraining, train_heads
 from cm3plugins.image_tokenizers.vqgan.trainer import TokenizerTrainer
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
 from cm3plugins.upscalers.edsr.training import UpscalerTrainer
@@ -208,7 +208,11 @@ def other_networks(machine: Pretended) -> Iterator[tuple[str, dict[str, Any]]]:
         machine.reset()
         features = torch.rand(2, 6, 16, generator=generator).half()
         texts = torch.rand(3, 2, 8, generator=generator).half()
-        train_heads(features, [[0, 1], [2, 3], [4, 5]], texts, num_steps=1, quiet=True)
+        train_heads(
+            Examples(features, [[0, 1], [2, 3], [4, 5]], texts),
+            HeadTraining(num_steps=1),
+            quiet=True,
+        )
         yield "training step, heads of an embedder", seen(machine)
         upscaler = recipe.upscaler
         enlarger = UpscalerTrainer(upscaler.architecture, upscaler.training, upscaler.device)

@@ -298,8 +298,7 @@ def _push(args: Namespace) -> int:
     report = push(
         bank,
         memory,
-        abouts,
-        default,
+        lambda name: abouts.get(name, default),
         replace=args.replace,
         skip_duplicates=args.skip_duplicates,
         progress=not args.quiet,

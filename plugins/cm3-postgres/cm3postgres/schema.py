@@ -301,35 +301,17 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
     told = about.provenance
     # the table has no column for the address, so it goes into the attribution
     named = ", ".join(filter(None, (told.attribution, told.link)))
-    for name, value in (
-        ("id", one.id),
-        ("licence", told.licence),
-        ("source", told.source),
-        ("attribution", named),
-        ("style", about.style),
-    ):
-        if "\0" in value or not _is_unicode(value):
-            raise DataError(
-                place,
-                f"its {name} holds a character that PostgreSQL can't",
-                f"give it another {name}",
-            )
-    segments: list[str | int] = []
-    pictures: list[bytes] = []
-    for segment in one.document:
-        if isinstance(segment, Text):
-            segments.append(segment.text)
-        elif isinstance(segment, Codes) and segment.missing is None:
-            segments.append(len(pictures))
-            pictures.append(
-                np.ascontiguousarray(segment.codes, code_type(manifest.image_tokenizer)).tobytes()
-            )
-        else:
-            raise DataError(
-                place,
-                f"holds {type(segment).__name__}, and a memory holds texts and codes",
-                "build a bank of it first: cm3 memory build",
-            )
+    _check_texts(
+        place,
+        {
+            "id": one.id,
+            "licence": told.licence,
+            "source": told.source,
+            "attribution": named,
+            "style": about.style,
+        },
+    )
+    segments, pictures = _segments_of(place, one, manifest)
     vector = np.ascontiguousarray(one.vector, np.float32)
     if vector.shape != (manifest.dimension,) or not (
         abs(float(np.linalg.norm(vector)) - 1) <= LENGTH_TOLERANCE
@@ -346,20 +328,42 @@ def row_of(one: BankDocument, about: About, manifest: Manifest) -> tuple[Any, ..
         b"\0".join([json.dumps([one.id, keys]).encode(), text, codes, vector.tobytes()])
     ).digest()
     shown = text_of(one.document).replace("\0", " ").encode("utf-8", "replace").decode()
-    return (
-        one.id,
-        told.licence,
-        told.source,
-        named,
-        about.style,
-        has_both,
-        keys,
-        shown,
-        text,
-        codes,
-        digest,
-        vector,
-    )
+    provenance = (one.id, told.licence, told.source, named, about.style)
+    return (*provenance, has_both, keys, shown, text, codes, digest, vector)
+
+
+def _check_texts(place: str, texts: Mapping[str, str]) -> None:
+    """Raise `DataError` for a text that PostgreSQL can't hold; `texts`: by what they are."""
+    for name, value in texts.items():
+        if "\0" in value or not _is_unicode(value):
+            raise DataError(
+                place,
+                f"its {name} holds a character that PostgreSQL can't",
+                f"give it another {name}",
+            )
+
+
+def _segments_of(
+    place: str, one: BankDocument, manifest: Manifest
+) -> tuple[list[str | int], list[bytes]]:
+    """A document's texts and numbers of pictures, and the pictures' codes."""
+    segments: list[str | int] = []
+    pictures: list[bytes] = []
+    for segment in one.document:
+        if isinstance(segment, Text):
+            segments.append(segment.text)
+        elif isinstance(segment, Codes) and segment.missing is None:
+            segments.append(len(pictures))
+            pictures.append(
+                np.ascontiguousarray(segment.codes, code_type(manifest.image_tokenizer)).tobytes()
+            )
+        else:
+            raise DataError(
+                place,
+                f"holds {type(segment).__name__}, and a memory holds texts and codes",
+                "build a bank of it first: cm3 memory build",
+            )
+    return segments, pictures
 
 
 def stored(row: tuple[Any, ...], manifest: Manifest, place: str) -> StoredDocument:

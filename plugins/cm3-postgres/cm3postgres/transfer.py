@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,8 +65,7 @@ def new_memory(options: ConnectionOptions, bank: MemoryBank) -> SharedMemory:
 def push(
     bank: MemoryBank,
     memory: SharedMemory,
-    abouts: Mapping[str, About],
-    default: About,
+    about: Callable[[str], About],
     *,
     replace: bool = False,
     skip_duplicates: bool = False,
@@ -76,8 +75,7 @@ def push(
 
     Args:
         bank, memory: of the same embedder and image tokenizer.
-        abouts: licence, source and style by id.
-        default: the same for all other documents.
+        about: licence, source and style of a document, by its id.
         replace, skip_duplicates: see `SharedMemory.add`.
         progress: show a bar.
 
@@ -103,7 +101,7 @@ def push(
         for shard in bank.shards:
             shard.check_vectors()
             for one in shard.documents(range(len(shard))):
-                yield one, abouts.get(one.id, default)
+                yield one, about(one.id)
 
     report = AddReport()
     with make_bar(

@@ -120,4 +120,4 @@ def test_a_missing_package_is_named_before_anything_is_written(
 def test_without_databases_none_is_asked_for(monkeypatch):
     monkeypatch.setattr(engines, "qdrant_package", None)
     monkeypatch.setattr(engines, "lancedb_packages", None)
-    engines.check_engines(16, postgres=False, lancedb=False, qdrant=False)
+    engines.check_engines(16, engines.Engines())

@@ -209,16 +209,16 @@ def test_cold_calls_take_the_inputs_in_turn() -> None:
 
 
 def test_costs_by_hand() -> None:
-    case = attention_case(1, 1, 2, 1, 1, False, torch.float32)
+    case = attention_case((1, 1, 2, 1), 1, False, torch.float32)
     # three visible pairs of four operations; q, k, v, out of two numbers
     assert (case.flop, case.num_bytes) == (12, 32)
     # two documents of two tokens
-    assert attention_case(1, 1, 4, 1, 2, False, torch.float32).flop == 24
-    assert attention_case(1, 1, 2, 1, 1, True, torch.float32).flop == 42
+    assert attention_case((1, 1, 4, 1), 2, False, torch.float32).flop == 24
+    assert attention_case((1, 1, 2, 1), 1, True, torch.float32).flop == 42
     # One image: keys 4 + 3 shared, 2 rows of 5 own; both streams attend to (4 + 5) and (3 + 5)
     # keys.
-    assert decode_case(1, 4, 5, 1, 1, 1, torch.float32).flop == 4 * 17
-    assert decode_case(1, 4, 5, 1, 1, 1, torch.float32).num_bytes == (2 * 17 + 4) * 4
+    assert decode_case((1, 4, 5, 1, 1, 1), torch.float32).flop == 4 * 17
+    assert decode_case((1, 4, 5, 1, 1, 1), torch.float32).num_bytes == (2 * 17 + 4) * 4
 
 
 def test_the_chain_filters_as_written() -> None:

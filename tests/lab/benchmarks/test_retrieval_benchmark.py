@@ -261,14 +261,10 @@ def test_any_retriever_is_asked_beside_the_indexes(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = []
     engines.run_engines(
         tmp_path / "bank",
-        towers,
+        towers.queries(4),
         [],
-        4,
-        postgres=False,
-        lancedb=False,
-        qdrant=False,
-        others=found,
-        done=rows.append,
+        engines.Engines(others=found),
+        rows.append,
     )
     recalls = {
         row["engine"]: [half["recall"] for half in row["queries"].values()]  # type: ignore[attr-defined]  # a dict

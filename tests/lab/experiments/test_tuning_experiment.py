@@ -17,6 +17,7 @@ from cm3apps.evaluation.icons import style_classifier
 from cm3core.errors import CM3Error
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
+from cm3lab.experiments.options import Compared
 from cm3lab.experiments.tasks import told
 from cm3lab.experiments.tuning import ARMS, TuningSettings, experiment, responses, speed
 from cm3lab.experiments.tuning import command as command_line
@@ -141,11 +142,8 @@ def test_what_arms_change(folder: Path, tmp_path: Path) -> None:
     one = TuningExperiment(
         load_registry(),
         tmp_path,
-        recipe=str(folder / "mixed.yaml"),
-        settings=settings,
-        arms=list(ARMS),
-        seeds=[0],
-        command="cm3",
+        Compared(str(folder / "mixed.yaml"), tuple(ARMS), (0,), "cm3"),
+        settings,
     )
     found = {arm: one.recipe(arm, 3, 50) for arm in ARMS}
     assert {arm: own.tune.method for arm, own in found.items()} == {

@@ -292,13 +292,8 @@ def test_heads_learn_and_repeat():
     members = [[3 * concept, 3 * concept + 1, 3 * concept + 2] for concept in range(30)]
     first, second = (
         training.train_heads(
-            pictures.reshape(1, 90, 20).half(),
-            members,
-            texts.half(),
-            num_steps=60,
-            seed=3,
-            learning_rate=1e-2,
-            sizes=HeadSizes(20, 10, 16, 8),
+            training.Examples(pictures.reshape(1, 90, 20).half(), members, texts.half()),
+            training.HeadTraining(60, seed=3, learning_rate=1e-2, sizes=HeadSizes(20, 10, 16, 8)),
             quiet=True,
         )
         for _ in range(2)

@@ -23,7 +23,7 @@ from cm3kits.embedder import EmbedderContract
 from cm3kits.retriever import HashEmbedder
 from cm3lab.embedder_training.contrastive import contrast, random_caption
 from cm3lab.embedder_training.figures import recall
-from cm3lab.embedder_training.light_encoder import small_pictures, train
+from cm3lab.embedder_training.light_encoder import TowerTraining, small_pictures, train
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus
@@ -207,7 +207,7 @@ def few_icons() -> tuple[list[IconEntry], torch.Tensor]:
 def test_training_learns_and_repeats():
     entries, pictures = few_icons()
     first, second = (
-        train(entries, pictures, sizes=SMALL, num_steps=60, seed=3, quiet=True) for _ in range(2)
+        train(entries, pictures, TowerTraining(SMALL, 60, seed=3), quiet=True) for _ in range(2)
     )
     assert all(
         torch.equal(a, b)

@@ -77,7 +77,7 @@ def test_it_finds_what_dense_finds(postgres, tmp_path, rules):
     bank = MemoryBank.open(tmp_path / "bank")
     config = new_config(postgres, **rules)
     memory = transfer.new_memory(config, bank)
-    transfer.push(bank, memory, {}, About(), progress=False)
+    transfer.push(bank, memory, lambda name: About(), progress=False)
     queries = [source(40).document(index) for index in range(40)]
     ours = config.build(memory, HashEmbedder()).retrieve(queries, 5)
     theirs = DenseRetrieverConfig(**rules).build(bank, HashEmbedder()).retrieve(queries, 5)

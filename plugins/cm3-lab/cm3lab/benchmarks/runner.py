@@ -37,6 +37,16 @@ SEED = 20_240_229
 MOST_COMPILATIONS = 10_000
 
 
+@dataclass(frozen=True)
+class Given:
+    """A case, its inputs several times over, and what comes out right."""
+
+    op: Op
+    case: Case
+    copies: Sequence[Inputs]
+    expected: Any
+
+
 @dataclass
 class Prepared:
     """A provider that passed the gate, ready to be timed."""
@@ -180,7 +190,7 @@ def _run_case(
     copies = [
         op.inputs(case, where, SEED + number) for number in range(_num_copies(op, case, where))
     ]
-    expected = op.expected(case, copies[0])
+    given = Given(op, case, copies, op.expected(case, copies[0]))
     rows, prepared = [], []
     for provider in providers:
         row = {
@@ -193,7 +203,7 @@ def _run_case(
             "flop": case.flop,
         }
         rows.append(row)
-        calls = _gated(op, case, provider, where, copies, expected, row)
+        calls = _gated(given, provider, where, row)
         if calls is not None:
             prepared.append(Prepared(row, calls))
     # all providers, then all again: the difference shows how reliable this run's figures are
@@ -202,28 +212,22 @@ def _run_case(
             _time(item, stopwatch)
     for item in prepared:
         _complete(item, case, where, stopwatch, limits)
-    del copies, prepared
+    del copies, given, prepared
     gc.collect()
     return rows
 
 
 def _gated(
-    op: Op,
-    case: Case,
-    provider: Provider,
-    where: Where,
-    copies: Sequence[Inputs],
-    expected: Any,
-    row: dict[str, Any],
+    given: Given, provider: Provider, where: Where, row: dict[str, Any]
 ) -> list[Callable[[], Any]] | None:
     """The provider's calls, one for each copy of the inputs; None where it can't run or is wrong,
     with the reason in the row."""
     try:
-        if (reason := provider.enabled(case, where)) is not None:
+        if (reason := provider.enabled(given.case, where)) is not None:
             row.update(status="not run", reason=reason)
             return None
-        calls = [provider.prepare(case, inputs) for inputs in copies]
-        verdict = op.gate(case, expected, calls[0]())
+        calls = [provider.prepare(given.case, inputs) for inputs in given.copies]
+        verdict = given.op.gate(given.case, given.expected, calls[0]())
     except Exception as error:
         # a provider is foreign code and may raise anything; the others still run
         first = (str(error).strip().splitlines() or [""])[0]

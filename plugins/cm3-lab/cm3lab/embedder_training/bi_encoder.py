@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,8 @@ def train_on_corpus(
     )
     captions = captions_of(entries, _NUM_CAPTIONS, seed)
     texts_CKF = text_features(networks, captions, folder, quiet=quiet)
-    heads = train_heads(
-        features_VNF,
-        by_concept(entries),
-        texts_CKF,
-        num_steps=steps or _NUM_STEPS,
-        seed=seed,
-        quiet=quiet,
-    )
+    examples = Examples(features_VNF, by_concept(entries), texts_CKF)
+    heads = train_heads(examples, HeadTraining(steps or _NUM_STEPS, seed=seed), quiet=quiet)
     save_heads(heads, networks.fingerprint, path)
 
 
@@ -120,13 +115,10 @@ def picture_features(
 
         versions.append(
             _blocks(
-                folder,
-                f"pictures-v{version}",
-                len(pictures),
+                _Kept(folder, f"pictures-v{version}", len(pictures), NUM_PICTURE_FEATURES),
                 look,
-                NUM_PICTURE_FEATURES,
-                f"embedding pictures, version {version + 1} of {num_versions}",
-                quiet,
+                title=f"embedding pictures, version {version + 1} of {num_versions}",
+                quiet=quiet,
             )
         )
     return torch.stack(versions)
@@ -143,35 +135,33 @@ def text_features(
         {text for group in captions for text in group}, key=lambda text: (len(text), text)
     )
     vectors = _blocks(
-        folder,
-        "texts",
-        len(different),
+        _Kept(folder, "texts", len(different), NUM_TEXT_FEATURES),
         lambda start, stop: networks.text_features(different[start:stop]),
-        NUM_TEXT_FEATURES,
-        "embedding captions",
-        quiet,
+        title="embedding captions",
+        quiet=quiet,
     )
     place = {text: i for i, text in enumerate(different)}
     return vectors[torch.tensor([[place[text] for text in group] for group in captions])]
 
 
-def _blocks(
-    folder: Path,
-    name: str,
-    count: int,
-    compute: Callable[[int, int], Tensor],
-    width: int,
-    title: str,
-    quiet: bool,
-) -> Tensor:
-    """float16 [count, width]: `compute(start, stop)` block by block.
+@dataclass(frozen=True)
+class _Kept:
+    """Features that are kept in a folder, block by block: float16 [count, width]."""
 
-    Each block is kept in a file; existing ones are read.
-    """
+    folder: Path
+    name: str
+    count: int
+    width: int
+
+
+def _blocks(
+    kept: _Kept, compute: Callable[[int, int], Tensor], *, title: str, quiet: bool
+) -> Tensor:
+    """`compute(start, stop)` of every block whose file is not there; the others are read."""
     blocks = []
-    for start in make_bar(range(0, count, _BLOCK), desc=title, unit="block", disable=quiet):
-        stop, path = min(start + _BLOCK, count), folder / f"{name}-{start:06d}.npy"
-        block = _read(path, (stop - start, width))
+    for start in make_bar(range(0, kept.count, _BLOCK), desc=title, unit="block", disable=quiet):
+        stop, path = min(start + _BLOCK, kept.count), kept.folder / f"{kept.name}-{start:06d}.npy"
+        block = _read(path, (stop - start, kept.width))
         if block is None:
             block = compute(start, stop).half().cpu().numpy()
             with atomic_path(path) as temporary:
@@ -189,66 +179,77 @@ def _read(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float16] | None:
     return block if block.shape == shape and block.dtype == np.float16 else None
 
 
-def train_heads(
-    features_VNF: Tensor,
-    members: Sequence[Sequence[int]],
-    texts_CKF: Tensor,
-    *,
-    num_steps: int,
-    batch_concepts: int = 384,
-    sizes: HeadSizes | None = None,
-    picture_dropout: float = 0.2,
-    text_dropout: float = 0.1,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    quiet: bool = False,
-) -> Heads:
-    """Train both heads from scratch.
+@dataclass(frozen=True)
+class Examples:
+    """What the heads are trained on, on the CPU.
 
     Args:
         features_VNF: versions of each picture.
         members: rows of each concept's pictures.
         texts_CKF: captions of each concept, in the same order.
+    """
+
+    features_VNF: Tensor
+    members: Sequence[Sequence[int]]
+    texts_CKF: Tensor
+
+    def drawn(self, rng: np.random.Generator, num_concepts: int) -> tuple[Tensor, Tensor]:
+        """Features of two pictures and of two captions of each of some concepts: [2 B, F] both, all first ones first."""
+        chosen = rng.choice(len(self.members), num_concepts, replace=False)
+        rows_2B = np.array([two_of(rng, self.members[concept]) for concept in chosen]).T
+        versions_2B = rng.integers(len(self.features_VNF), size=rows_2B.shape)
+        forms_2B = rng.integers(self.texts_CKF.shape[1], size=rows_2B.shape)
+        return (
+            self.features_VNF[versions_2B.ravel(), rows_2B.ravel()].float(),
+            self.texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float(),
+        )
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How the heads are trained.
+
+    Args:
         num_steps: optimiser steps; the learning rate falls as a cosine to 0.
         batch_concepts: B; two pictures and two captions of each a step.
         sizes: of the heads; None: those of the features, and the defaults.
+        picture_dropout, text_dropout, learning_rate: of the heads.
+        seed: of weights and batches.
     """
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    sizes = sizes or HeadSizes(features_VNF.shape[-1], texts_CKF.shape[-1])
+
+    num_steps: int
+    batch_concepts: int = 384
+    sizes: HeadSizes | None = None
+    picture_dropout: float = 0.2
+    text_dropout: float = 0.1
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+def train_heads(examples: Examples, how: HeadTraining, *, quiet: bool = False) -> Heads:
+    """Train both heads from scratch."""
+    torch.manual_seed(how.seed)
+    rng = np.random.default_rng(how.seed)
+    features_VNF, texts_CKF = examples.features_VNF, examples.texts_CKF
+    sizes = how.sizes or HeadSizes(features_VNF.shape[-1], texts_CKF.shape[-1])
     device = choose_device(None)
-    heads = Heads(sizes, picture_dropout, text_dropout)
+    heads = Heads(sizes, how.picture_dropout, how.text_dropout)
     heads.picture.standardise_by(features_VNF[0].float())
     heads.text.standardise_by(texts_CKF.flatten(0, 1).float())
     heads.to(device)
-    batch_concepts = min(batch_concepts, len(members))
-    optimizer = torch.optim.AdamW(heads.train().parameters(), lr=learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        heads.train().parameters(), lr=how.learning_rate, weight_decay=0.05
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
+        optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / how.num_steps)
     )
     bar = make_bar(
-        range(num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
+        range(how.num_steps), desc="training the heads", unit="step", mininterval=2, disable=quiet
     )
+    num_concepts = min(how.batch_concepts, len(examples.members))
     for _ in bar:
-        chosen = rng.choice(len(members), batch_concepts, replace=False)
-        rows_2B = np.array([two_of(rng, members[concept]) for concept in chosen]).T
-        versions_2B = rng.integers(len(features_VNF), size=rows_2B.shape)
-        forms_2B = rng.integers(texts_CKF.shape[1], size=rows_2B.shape)
-        pictures_E = F.normalize(
-            heads.picture(features_VNF[versions_2B.ravel(), rows_2B.ravel()].float().to(device)),
-            dim=1,
-        )
-        texts_E = F.normalize(
-            heads.text(texts_CKF[np.tile(chosen, 2), forms_2B.ravel()].float().to(device)), dim=1
-        )
-        (picture_a, picture_b), (text_a, text_b) = pictures_E.chunk(2), texts_E.chunk(2)
-        scale = heads.log_scale.exp().clamp(max=50)
-        crossed = (contrast(text_a, picture_a, scale) + contrast(text_b, picture_b, scale)) / 2
-        loss = (
-            crossed
-            + 0.25 * contrast(text_a, text_b, scale)
-            + 0.25 * contrast(picture_a, picture_b, scale)
-        )
+        pictures, texts = examples.drawn(rng, num_concepts)
+        loss, crossed = _loss(heads, pictures.to(device), texts.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -257,3 +258,13 @@ def train_heads(
             loss=f"{loss.item():.3f}", text_picture=f"{crossed.item():.3f}", refresh=False
         )
     return heads.eval()
+
+
+def _loss(heads: Heads, pictures: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of features as `Examples.drawn` has them, and its part between texts and pictures."""
+    picture_a, picture_b = F.normalize(heads.picture(pictures), dim=1).chunk(2)
+    text_a, text_b = F.normalize(heads.text(texts), dim=1).chunk(2)
+    scale = heads.log_scale.exp().clamp(max=50)
+    crossed = (contrast(text_a, picture_a, scale) + contrast(text_b, picture_b, scale)) / 2
+    alike = 0.25 * contrast(text_a, text_b, scale), 0.25 * contrast(picture_a, picture_b, scale)
+    return crossed + alike[0] + alike[1], crossed

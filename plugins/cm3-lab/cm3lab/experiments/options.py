@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,23 @@ from cm3core.errors import CM3Error, close_match
 
 if TYPE_CHECKING:
     from cm3run.model import Model
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is trained: every arm with every seed, by one recipe.
+
+    Args:
+        recipe: name or path of the recipe that all arms share.
+        arms: the ways of training.
+        seeds: of each; more of both can come later.
+        command: what the user can type to resume.
+    """
+
+    recipe: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    command: str
 
 
 def add_model_options(
@@ -192,6 +210,11 @@ def typed_training(args: Namespace, name: str, own: Sequence[str]) -> str:
         *args.overrides,
     ]
     return shlex.join(words)
+
+
+def compared(args: Namespace, command: str) -> Compared:
+    """What is trained, of a command with `add_training_options`."""
+    return Compared(args.recipe, each_once(args.arms), tuple(dict.fromkeys(args.seeds)), command)
 
 
 def begun(args: Namespace, name: str) -> list[str]:

@@ -196,6 +196,10 @@ class Heads(nn.Module):
         return F.normalize(self.out(self.dropout(hidden)), dim=1)
 
 
+#: Peak of the learning rate.
+_LEARNING_RATE = 1e-3
+
+
 def train_heads(
     features_VNF: npt.NDArray[np.float16],
     concept_N: npt.NDArray[np.int64],
@@ -203,7 +207,6 @@ def train_heads(
     *,
     num_steps: int,
     batch_size: int = 512,
-    learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> Heads:
     """Train both heads from scratch.
@@ -221,7 +224,7 @@ def train_heads(
     features, texts = torch.from_numpy(features_VNF), torch.from_numpy(texts_CKT[present])
     concepts = torch.from_numpy(candidate_N)
     heads = Heads(clean.mean(0), clean.std(0), texts.shape[-1]).train()
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=learning_rate, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(heads.parameters(), lr=_LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * step / num_steps)
     )

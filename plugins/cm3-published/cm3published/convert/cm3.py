@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.trained.tensor_files import open_tensors
 from cm3published.convert.facts import Facts
 from cm3published.convert.hugging_face import lazy_of
-from cm3published.convert.model import ModelFiles, check_names
+from cm3published.convert.model import Asked, ModelFiles, check_names
 from cm3published.convert.names import parts
 from cm3published.image_tokenizers.names import sizes_of, tamings
 from cm3run.checkpoint import find_checkpoint
@@ -51,6 +51,8 @@ TASKS: Mapping[str, Any] = {
     "turns": True,
     "tasks": {"caption": {"name": "caption"}, "plain_question": {"name": "plain_question"}},
 }
+#: Pixels, along one side, of the pictures that Chameleon was trained on.
+RESOLUTION = 512
 #: Tokens that a text of a request may have: all but a picture and this many.
 RESERVE = 16
 
@@ -116,11 +118,9 @@ def write_cm3(
     model: ModelFiles,
     folder: Path,
     tokenizers: Path,
+    asked: Asked,
     *,
     layout: str,
-    name: str,
-    resolution: int,
-    width: int | None,
 ) -> None:
     """Write a model folder into an empty folder.
 
@@ -128,9 +128,8 @@ def write_cm3(
         model: what to write.
         folder: is there.
         tokenizers: folder with the text tokenizer's file and `vqgan.ckpt`.
+        asked: name and pictures.
         layout: name of the layout.
-        name: of the recipe.
-        resolution, width: of pictures, in pixels; width None: as the height.
 
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
@@ -139,10 +138,8 @@ def write_cm3(
 
     registry = load_registry()
     own_text = text_file(tokenizers)
-    image_keys = {**_sizes_of_codes(tokenizers / IMAGE_FILE), "resolution": resolution}
-    if width is not None:
-        image_keys["width"] = width
-    keys: dict[str, Any] = {"name": name, "layout": layout, "image_tokenizer": image_keys}
+    image_keys = {**_sizes_of_codes(tokenizers / IMAGE_FILE), **asked.keys(RESOLUTION)}
+    keys: dict[str, Any] = {"name": asked.name, "layout": layout, "image_tokenizer": image_keys}
     first = recipe_of(model.facts, registry, **keys, picture_length=0)
     assert first.layout is not None
     assert first.image_tokenizer is not None
@@ -150,7 +147,16 @@ def write_cm3(
     check_room(first.image_tokenizer.grid, length, model.facts.context_length)
     recipe = recipe_of(model.facts, registry, **keys, picture_length=length)
     weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
-    write_folder(folder, recipe, registry, weights, own_text, tokenizers / IMAGE_FILE, TASKS)
+    files = TokenizerFiles(own_text, tokenizers / IMAGE_FILE)
+    write_folder(folder, recipe, registry, weights, files, TASKS)
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """Files of the tokenizers; `text` None: the text tokenizer needs none."""
+
+    text: Path | None
+    image: Path
 
 
 def write_folder(
@@ -158,8 +164,7 @@ def write_folder(
     recipe: Recipe,
     registry: Registry,
     weights: Mapping[str, LazyTensor],
-    text_file: Path | None,
-    image_file: Path,
+    files: TokenizerFiles,
     tasks: Mapping[str, Any] | None,
 ) -> None:
     """Write a model of this framework into an empty folder.
@@ -168,8 +173,7 @@ def write_folder(
         folder: is there.
         recipe, registry: of its components.
         weights: the decoder's tensors.
-        text_file: of the text tokenizer; None: it needs none.
-        image_file: of the image tokenizer.
+        files: of its tokenizers.
         tasks: see `cm3run.checkpoint.tasks.tasks_of`. None: it was tuned for none.
 
     Raises:
@@ -183,10 +187,11 @@ def write_folder(
     recipe.check()
     assert recipe.text_tokenizer is not None
     assert recipe.image_tokenizer is not None
-    files: dict[str, Any] = {} if text_file is None else {"path": str(text_file)}
-    text_tokenizer = replace(recipe.text_tokenizer, **files).build(None)
-    files = {"weights": str(image_file)}
-    image_tokenizer = image_tokenizer_of(replace(recipe.image_tokenizer, **files), None, registry)
+    text_keys: dict[str, Any] = {} if files.text is None else {"path": str(files.text)}
+    text_tokenizer = replace(recipe.text_tokenizer, **text_keys).build(None)
+    image_keys: dict[str, Any] = {"weights": str(files.image)}
+    image_config = replace(recipe.image_tokenizer, **image_keys)
+    image_tokenizer = image_tokenizer_of(image_config, None, registry)
     own = layout_of(recipe, text_tokenizer, image_tokenizer, registry)
     state = CheckpointState(
         step=0,

@@ -281,15 +281,13 @@ def _write_cm3(model: ModelFiles, args: Namespace, new: Path) -> None:
     from cm3published.convert.cm3 import write_cm3
     from cm3published.convert.emu3 import Emu3Files, write_emu3
     from cm3published.convert.llamagen import LlamaGenFiles, write_llamagen
-    from cm3published.convert.model import recipe_name
+    from cm3published.convert.model import Asked, recipe_name
 
-    keys: dict[str, Any] = {"name": recipe_name(args.out.name), "width": args.width}
+    asked = Asked(recipe_name(args.out.name), args.resolution, args.width)
     if isinstance(model, Emu3Files):
         own = () if args.tokenizer is None else (args.tokenizer,)
-        keys |= {"resolution": args.resolution, "chat": args.chat}
-        write_emu3(model, new, (*own, args.source), **keys)
+        write_emu3(model, new, (*own, args.source), asked, chat=args.chat)
     elif isinstance(model, LlamaGenFiles):
-        write_llamagen(model, new, args.tokenizer, resolution=args.resolution, **keys)
+        write_llamagen(model, new, args.tokenizer, asked)
     else:
-        layout, resolution = args.layout or "chameleon", args.resolution or 512
-        write_cm3(model, new, args.tokenizer, layout=layout, resolution=resolution, **keys)
+        write_cm3(model, new, args.tokenizer, asked, layout=args.layout or "chameleon")

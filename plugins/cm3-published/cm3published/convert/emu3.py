@@ -21,6 +21,7 @@ from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import recipe_from_yaml
 from cm3published.convert.cm3 import (
     RESERVE,
+    TokenizerFiles,
     check_room,
     llama_name,
     llama_section,
@@ -29,7 +30,7 @@ from cm3published.convert.cm3 import (
 )
 from cm3published.convert.facts import Facts, from_emu3, read_json
 from cm3published.convert.hugging_face import CONFIG, files_of, lazy_of
-from cm3published.convert.model import ModelFiles, check_names
+from cm3published.convert.model import Asked, ModelFiles, check_names
 from cm3published.convert.names import Lazy, parts
 
 LICENCE = "Emu3's weights are published under Apache-2.0. A converted copy is under it too."
@@ -145,10 +146,8 @@ def write_emu3(
     model: Emu3Files,
     folder: Path,
     tokenizers: tuple[Path, ...],
+    asked: Asked,
     *,
-    name: str,
-    resolution: int | None,
-    width: int | None,
     chat: bool = False,
 ) -> None:
     """Write a model of this framework into an empty folder.
@@ -157,8 +156,7 @@ def write_emu3(
         model: what to write.
         folder: is there.
         tokenizers: folders in which the tokenizers' files are looked for, in this order.
-        name: of the recipe.
-        resolution, width: of pictures, in pixels.
+        asked: name and pictures.
         chat: whether it is Emu3-Chat, which writes about pictures; else it draws.
 
     Raises:
@@ -166,7 +164,7 @@ def write_emu3(
     """
     from cm3run.checkpoint.tensors import write_tensors
 
-    registry = load_registry()
+    registry, name = load_registry(), asked.name
     kind, text_file = _text_file(tokenizers)
     temporary = folder / _TEMPORARY
     image_file = temporary
@@ -177,8 +175,7 @@ def write_emu3(
     try:
         image = sizes_of_codes(image_file, "give the file of Emu3's own image tokenizer")
         default = CHAT_RESOLUTION if chat else _drawn(model.config, image["downsampling"])
-        image |= {"resolution": resolution or default}
-        image |= {} if width is None else {"width": width}
+        image |= asked.keys(default)
         layout = _layout(model, kind, text_file, image["num_codes"])
         sections = sections_of(model.facts, kind, image, layout, chat=chat, picture_length=0)
         first = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
@@ -191,7 +188,8 @@ def write_emu3(
         recipe = recipe_from_yaml(json.dumps({"name": name, **sections}), registry, label=name)
         weights = {llama_name(part): lazy for part, lazy in model.tensors.items()}
         tasks = CHAT_TASKS if chat else TASKS
-        write_folder(folder, recipe, registry, weights, text_file, image_file, tasks)
+        files = TokenizerFiles(text_file, image_file)
+        write_folder(folder, recipe, registry, weights, files, tasks)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cm3core.errors import CheckpointError, CM3Error
 from cm3core.recipe import recipe_from_yaml
-from cm3published.convert.cm3 import RESERVE, llama_name, text_file, write_folder
+from cm3published.convert.cm3 import RESERVE, TokenizerFiles, llama_name, text_file, write_folder
 from cm3published.convert.facts import MOST_LAYERS, Sizes, read_json
 from cm3published.convert.hugging_face import CONFIG, files_of
 from cm3published.convert.model import (
@@ -541,7 +541,7 @@ def write_janus(
             {part: lazy.read().contiguous() for part, lazy in model.image_tokenizer.items()},
             weights,
         )
-        write_folder(folder, recipe, registry, model.tensors, text, weights, None)
+        write_folder(folder, recipe, registry, model.tensors, TokenizerFiles(text, weights), None)
 
 
 def run_janus(args: Namespace) -> int:

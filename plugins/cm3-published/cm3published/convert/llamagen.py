@@ -21,9 +21,10 @@ from cm3core.errors import CheckpointError
 from cm3core.plugins.discovery import load_registry
 from cm3core.recipe import recipe_from_yaml
 from cm3plugins.trained.tensor_files import TensorFile, open_tensors
-from cm3published.convert.cm3 import sizes_of_codes, write_folder
+from cm3published.convert.cm3 import TokenizerFiles, sizes_of_codes, write_folder
 from cm3published.convert.facts import MOST_LAYERS, Facts
 from cm3published.convert.model import (
+    Asked,
     ModelFiles,
     check_finite,
     check_names,
@@ -221,15 +222,7 @@ def _tensors(file: TensorFile, facts: Facts) -> dict[str, Lazy]:
     return found
 
 
-def write_llamagen(
-    model: LlamaGenFiles,
-    folder: Path,
-    tokenizer: Path,
-    *,
-    name: str,
-    resolution: int | None,
-    width: int | None,
-) -> None:
+def write_llamagen(model: LlamaGenFiles, folder: Path, tokenizer: Path, asked: Asked) -> None:
     """Write a model of this framework into an empty folder.
 
     Args:
@@ -237,8 +230,7 @@ def write_llamagen(
         folder: is there.
         tokenizer: the image tokenizer's file, or a folder with one `vq_*.pt`; names of the classes may
             lie beside it.
-        name: of the recipe.
-        resolution, width: of pictures, in pixels; None: as the file's name says.
+        asked: name and pictures.
 
     Raises:
         CM3Error: the image tokenizer's file is missing, damaged, or of another model.
@@ -251,21 +243,29 @@ def write_llamagen(
             f"has {image['num_codes']:,} codes, and the model draws {model.num_codes:,}",
             "give the image tokenizer that the model was trained with",
         )
-    resolution = resolution or model.resolution
+    resolution = asked.resolution or model.resolution
     if resolution is None:
         raise CheckpointError(
             "--resolution",
             "is not given, and neither the tensors nor the file's name say how large pictures are",
             "give it: 256 or 384 for the published models",
         )
-    image |= {"model": "vq_8" if image["downsampling"] == 8 else "vq_16", "resolution": resolution}
-    image |= {} if width is None else {"width": width}
-    cells = (resolution // image["downsampling"]) * (
-        image.get("width", resolution) // image["downsampling"]
+    image |= {"model": "vq_8" if image["downsampling"] == 8 else "vq_16", **asked.keys(resolution)}
+    sections = {"name": asked.name, **_sections(model, image)}
+    registry = load_registry()
+    recipe = recipe_from_yaml(json.dumps(sections), registry, label=asked.name)
+    names = image_file.parent / NAMES
+    files = TokenizerFiles(names if names.is_file() else None, image_file)
+    write_folder(folder, recipe, registry, model.tensors, files, TASKS)
+
+
+def _sections(model: LlamaGenFiles, image: dict[str, Any]) -> dict[str, Any]:
+    """The sections of the model's recipe; `image`: keys of the image tokenizer's besides its name."""
+    facts = model.facts
+    cells = (image["resolution"] // image["downsampling"]) * (
+        image.get("width", image["resolution"]) // image["downsampling"]
     )
-    facts, registry = model.facts, load_registry()
-    sections = {
-        "name": name,
+    return {
         "text_tokenizer": {"name": "classes", "num_classes": model.num_classes},
         "image_tokenizer": {"name": "llamagen", **image},
         "layout": {"name": "llamagen"},
@@ -297,10 +297,6 @@ def write_llamagen(
         "data": {"max_text_tokens": 1},
         "generate": {"max_text_tokens": 1, "num_images": 1, "retrieve": False},
     }
-    recipe = recipe_from_yaml(json.dumps(sections), registry, label=name)
-    names = image_file.parent / NAMES
-    text_file = names if names.is_file() else None
-    write_folder(folder, recipe, registry, model.tensors, text_file, image_file, TASKS)
 
 
 def _image_file(path: Path) -> Path:

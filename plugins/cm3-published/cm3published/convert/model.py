@@ -72,6 +72,25 @@ class ModelFiles:
         }
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a model of this framework is to be called, and how large its pictures are.
+
+    Args:
+        name: of its recipe.
+        resolution, width: of pictures, in pixels. None: the model's own resolution; as wide as high.
+    """
+
+    name: str
+    resolution: int | None = None
+    width: int | None = None
+
+    def keys(self, own_resolution: int) -> dict[str, int]:
+        """Keys of the image tokenizer's section, for a model of this resolution."""
+        keys = {"resolution": self.resolution or own_resolution}
+        return keys if self.width is None else {**keys, "width": self.width}
+
+
 #: The file with `ModelFiles.provenance`.
 PROVENANCE = "conversion.json"
 

@@ -124,15 +124,15 @@ def _run(args: Namespace) -> int:
     benchmark = runner.Benchmark(
         setup,
         providers,
-        where,
+        runner.Machine(where, results.limits, stopwatch),
         extent,
-        results.limits,
-        stopwatch=stopwatch,
-        changed=results.write,
-        done=lambda rows: print(
-            f"\n{report.table(report.completed(rows, results.limits))}", flush=True
+        runner.Listener(
+            changed=results.write,
+            done=lambda rows: print(
+                f"\n{report.table(report.completed(rows, results.limits))}", flush=True
+            ),
+            told=lambda line: print(line, file=sys.stderr, flush=True),
         ),
-        told=lambda line: print(line, file=sys.stderr, flush=True),
     )
     try:
         benchmark.run()

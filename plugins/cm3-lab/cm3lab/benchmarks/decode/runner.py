@@ -77,6 +77,38 @@ def read_bandwidth(stopwatch: Stopwatch, device: torch.device, num_bytes: int) -
     return num_bytes / (stopwatch.time([source.sum]).median * 1e-6)
 
 
+@dataclass(frozen=True)
+class Listener:
+    """Who is told while it runs.
+
+    Args:
+        changed: called with all rows whenever one has changed.
+        done: called with a case's rows once it is finished.
+        told: called with a line when there is something to report.
+    """
+
+    changed: Callable[[list[Row]], None] = lambda rows: None
+    done: Callable[[list[Row]], None] = lambda rows: None
+    told: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is measured on, and what with.
+
+    Args:
+        where: device and extent ("full" or "quick").
+        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both
+            bandwidths grow when a later measurement finds more: other load on the machine must not
+            make a step look near the floor.
+        stopwatch: of the kernels' runner.
+    """
+
+    where: Where
+    limits: Row
+    stopwatch: Stopwatch
+
+
 @dataclass
 class Job:
     """A provider that draws one case, the times of its runs, and whether it may run again."""
@@ -93,41 +125,26 @@ class Benchmark:
     Args:
         setup: size, device, dtype, threads.
         providers: of `all_providers`.
-        where: device and extent ("full" or "quick").
+        machine: what is measured on.
         extent: how much to measure.
-        limits: from the kernels' `runner.ceilings`; `read_bytes_per_s` is added, and both
-            bandwidths grow when a later measurement finds more: other load on the machine must not
-            make a step look near the floor.
-        changed: called with all rows whenever one has changed.
-        done: called with a case's rows once it is finished.
-        told: called with a line when there is something to report.
+        listener: is told of results.
     """
 
     def __init__(
         self,
         setup: Setup,
         providers: Sequence[DecodeProvider],
-        where: Where,
+        machine: Machine,
         extent: Extent,
-        limits: Row,
-        *,
-        stopwatch: Stopwatch,
-        changed: Callable[[list[Row]], None] = lambda rows: None,
-        done: Callable[[list[Row]], None] = lambda rows: None,
-        told: Callable[[str], None] = lambda line: None,
+        listener: Listener | None = None,
     ) -> None:
-        self.setup, self.providers, self.where, self.extent, self.limits = (
-            setup,
-            providers,
-            where,
-            extent,
-            limits,
-        )
+        self.setup, self.providers, self.extent = setup, providers, extent
+        self.where, self.limits = machine.where, machine.limits
         self.rows: list[Row] = []
-        self._stopwatch, self._changed, self._done, self._told = stopwatch, changed, done, told
+        self._stopwatch, self._listener = machine.stopwatch, listener or Listener()
         self._refusals: dict[str, Row] = {}
         # then the process's own time: a busy machine hardly affects it
-        alone = where.device.type == "cpu" and setup.threads == 1
+        alone = self.where.device.type == "cpu" and setup.threads == 1
         self._now, self._method = (
             (time.process_time, "processor time") if alone else (time.perf_counter, "wall clock")
         )
@@ -172,14 +189,14 @@ class Benchmark:
                 # a provider is foreign code and may raise anything; the others still run
                 self._refuse(provider, **_failure(error))
                 continue
-            self._told(f"{provider.name}: {verdict.error:g} {verdict.what}")
+            self._listener.told(f"{provider.name}: {verdict.error:g} {verdict.what}")
             if not verdict.passed:
                 self._refuse(
                     provider, status="wrong", reason=f"{verdict.error:g} {verdict.what}: not timed"
                 )
 
     def _refuse(self, provider: DecodeProvider, **why: str) -> None:
-        self._told(f"{provider.name}: {why['status']}: {why['reason']}")
+        self._listener.told(f"{provider.name}: {why['status']}: {why['reason']}")
         self._refusals[provider.name] = dict(why)
 
     def part(self, name: str, work: Sequence[tuple[DecodeProvider, Case]]) -> list[Row]:
@@ -217,8 +234,8 @@ class Benchmark:
     def _finish(self, rows: list[Row]) -> None:
         """After each case."""
         self.measure_bandwidth()
-        self._changed(self.rows)
-        self._done(rows)
+        self._listener.changed(self.rows)
+        self._listener.done(rows)
         gc.collect()
 
     def _wants_more(self, job: Job) -> bool:
@@ -264,8 +281,8 @@ class Benchmark:
                 "method": timing.method,
             },
         )
-        self._told(f"{row['case']}: {row['provider']} {seconds:.2f} s")
-        self._changed(self.rows)
+        self._listener.told(f"{row['case']}: {row['provider']} {seconds:.2f} s")
+        self._listener.changed(self.rows)
 
     def _row(self, part: str, provider: DecodeProvider, case: Case) -> Row:
         """A row that reports an interruption until there is a result."""

@@ -67,13 +67,13 @@ class AttentionOp(Op):
         documents = {"full": (1, 3, 16), "quick": (1, 3), "dry": (1, 3)}[where.size]
         dtype = torch.bfloat16 if where.target == "cuda" and not where.dry else torch.float32
         cases = [
-            attention_case(*shape, num_documents, backward, dtype)
+            attention_case(shape, num_documents, backward, dtype)
             for shape in shapes
             for num_documents in documents
             for backward in (False, True)
         ]
         if where.target == "cpu" and not where.dry:
-            cases.append(attention_case(*TRAINED_SHAPE, TRAINED_DOCUMENTS, True, torch.bfloat16))
+            cases.append(attention_case(TRAINED_SHAPE, TRAINED_DOCUMENTS, True, torch.bfloat16))
         return cases
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
@@ -137,10 +137,11 @@ def document_lengths(num_tokens: int, num_documents: int) -> list[int]:
 
 
 def attention_case(
-    B: int, H: int, T: int, D: int, num_documents: int, backward: bool, dtype: torch.dtype
+    shape: tuple[int, int, int, int], num_documents: int, backward: bool, dtype: torch.dtype
 ) -> Case:
     """A multiply and an add in both products for each visible pair; a backward is 2.5 times a
-    forward."""
+    forward. `shape`: B, H, T, D."""
+    B, H, T, D = shape
     pairs = B * H * sum(length * (length + 1) // 2 for length in document_lengths(T, num_documents))
     forward = 4 * D * pairs
     tensor = B * T * H * D * dtype.itemsize

@@ -68,7 +68,7 @@ class SegmentDecodeOp(Op):
         shapes: list[Shape] = (
             [(2, 20, 7, 4, 2, 32)] if where.dry else SHAPES[where.target, where.size]
         )
-        return [decode_case(*shape, dtype) for shape in shapes]
+        return [decode_case(shape, dtype) for shape in shapes]
 
     def inputs(self, case: Case, where: Where, seed: int) -> Inputs:
         N, P, L, H, K, D = (case.parameters[name] for name in ("N", "P", "L", "H", "K", "D"))
@@ -110,8 +110,9 @@ class SegmentDecodeOp(Op):
         return Verdict(relative_error(output, expected), LIMITS[case.dtype], "relative error")
 
 
-def decode_case(N: int, P: int, L: int, H: int, K: int, D: int, dtype: torch.dtype) -> Case:
+def decode_case(shape: Shape, dtype: torch.dtype) -> Case:
     """Every key and value once, however many rows read it."""
+    N, P, L, H, K, D = shape
     num_keys = P + UNCONDITIONAL_PROMPT + 2 * N * L
     pairs = N * (P + UNCONDITIONAL_PROMPT + 2 * L)
     num_bytes = (2 * num_keys * K * D + 2 * 2 * N * H * D) * dtype.itemsize

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
 from cm3plugins.retrievers.index.options import INDEX_TYPES
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.benchmark import Where
 
 HELP = "searching a memory bank: recall, latency, memory, compared with faiss called directly"
 DESCRIPTION = (
@@ -116,72 +118,86 @@ def run(args: Namespace) -> int:
 
 def _run(args: Namespace, indexes: list[str]) -> int:
     import tempfile
-    from importlib.metadata import version
 
     import torch
 
     from cm3core.files import make_folder, new_place
     from cm3core.interfaces.benchmark import Where
-    from cm3lab.benchmarks import report as kernels_report
-    from cm3lab.benchmarks import runner as kernels_runner
     from cm3lab.benchmarks.retrieval import engines, report, runner
     from cm3lab.benchmarks.retrieval.synthetic import Towers
 
     others = engines.retrievers_of(args.retrievers, registry_of(args))
-    engines.check_engines(
-        args.dimension, postgres=args.postgres, lancedb=args.lancedb, qdrant=args.qdrant
-    )
+    asked = engines.Engines(args.postgres, args.lancedb, args.qdrant, others)
+    engines.check_engines(args.dimension, asked)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    where = Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")
     num, num_queries = QUICK if args.quick else FULL
     extent = runner.Extent(args.num or num, args.dimension, num_queries)
-    limits = kernels_runner.ceilings(where, kernels_runner.stopwatch_for(where))
-    faiss, before = version("faiss-cpu"), runner.load()
-    environment: dict[str, Any] = kernels_runner.environment(where) | {
-        "faiss": faiss,
-        "load": [before, None],
-        "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock",
-    }
-    print(
-        f"{kernels_report.heading(environment, limits)}\nfaiss {faiss}, {environment['clock']}, "
-        f"load {before}",
-        flush=True,
+    results = _Results(
+        args.out, Where(torch.device("cpu"), "cpu", "quick" if args.quick else "full")
     )
     if args.folder is not None:
         make_folder(args.folder)
-    rows: list[dict[str, Any]] = []
-
-    def changed(row: dict[str, Any]) -> None:
-        rows.append(row)
-        environment["load"][1] = runner.load()
-        print(report.line(row), flush=True)
-        if args.out is not None:
-            kernels_report.write_json(args.out, environment, limits, rows)
-
     try:
         # a killed run leaves gigabytes, which the next one removes
         with new_place(Path(args.folder or tempfile.gettempdir()) / "cm3-bench") as bank:
-            runner.run_bank(bank, extent, indexes, changed)
-            if args.postgres or args.lancedb or args.qdrant or others:
-                engines.run_engines(
-                    bank,
-                    Towers(extent.num, extent.dimension),
-                    indexes,
-                    extent.num_queries,
-                    postgres=args.postgres,
-                    lancedb=args.lancedb,
-                    qdrant=args.qdrant,
-                    others=others,
-                    done=changed,
-                )
+            runner.run_bank(bank, extent, indexes, results.add)
+            if asked:
+                queries = Towers(extent.num, extent.dimension).queries(extent.num_queries)
+                engines.run_engines(bank, queries, indexes, asked, results.add)
         if not args.no_loader:
-            changed(runner.loader_part(registry_of(args), quick=args.quick))
+            results.add(runner.loader_part(registry_of(args), quick=args.quick))
     finally:  # Ctrl-C keeps the results so far
-        print("\n".join(report.verdicts(rows)))
-        if args.out is not None and any(row["part"] == "index" for row in rows):
-            print(
-                f"written: {args.out}, {report.write_plot(args.out, rows, environment)}",
-                file=sys.stdout,
-            )
+        print("\n".join(report.verdicts(results.rows)))
+        results.plot()
     return 0
+
+
+class _Results:
+    """Rows, printed and written as they come; begins with a line about the machine.
+
+    Args:
+        out: the JSON file; None: nothing is written.
+        where: what is measured on.
+    """
+
+    def __init__(self, out: Path | None, where: Where) -> None:
+        from importlib.metadata import version
+
+        import torch
+
+        from cm3lab.benchmarks import report, runner
+        from cm3lab.benchmarks.retrieval.runner import load
+
+        self.out, self.rows = out, list[dict[str, Any]]()
+        self._limits = runner.ceilings(where, runner.stopwatch_for(where))
+        faiss, before = version("faiss-cpu"), load()
+        self._environment: dict[str, Any] = runner.environment(where) | {
+            "faiss": faiss,
+            "load": [before, None],
+            "clock": "processor time" if torch.get_num_threads() == 1 else "wall clock",
+        }
+        print(
+            f"{report.heading(self._environment, self._limits)}\nfaiss {faiss}, "
+            f"{self._environment['clock']}, load {before}",
+            flush=True,
+        )
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a row."""
+        from cm3lab.benchmarks.report import write_json
+        from cm3lab.benchmarks.retrieval import report, runner
+
+        self.rows.append(row)
+        self._environment["load"][1] = runner.load()
+        print(report.line(row), flush=True)
+        if self.out is not None:
+            write_json(self.out, self._environment, self._limits, self.rows)
+
+    def plot(self) -> None:
+        """The plot beside the JSON file, if an index was measured."""
+        from cm3lab.benchmarks.retrieval import report
+
+        if self.out is not None and any(row["part"] == "index" for row in self.rows):
+            plot = report.write_plot(self.out, self.rows, self._environment)
+            print(f"written: {self.out}, {plot}")

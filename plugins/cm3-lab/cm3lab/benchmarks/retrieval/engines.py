@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,6 @@ from cm3lab.benchmarks.retrieval.synthetic import (
     FILTERS,
     MODALITIES,
     TableEmbedder,
-    Towers,
     query_documents,
     styles_of,
 )
@@ -270,22 +270,40 @@ BATCH = 256
 SCHEMA = "cm3_bench"
 
 
-def check_engines(dimension: int, *, postgres: bool, lancedb: bool, qdrant: bool) -> None:
+@dataclass(frozen=True)
+class Engines:
+    """Which are measured beside the bank's own indexes.
+
+    Args:
+        postgres, lancedb, qdrant: these databases.
+        others: name -> retriever over the bank.
+    """
+
+    postgres: bool = False
+    lancedb: bool = False
+    qdrant: bool = False
+    others: Mapping[str, RetrieverConfig] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.postgres or self.lancedb or self.qdrant or self.others)
+
+
+def check_engines(dimension: int, asked: Engines) -> None:
     """Refuse before long work what would fail after it.
 
     Args:
         dimension: E.
-        postgres, lancedb, qdrant: which will be measured.
+        asked: what will be measured.
 
     Raises:
         MissingPackageError: a package is not installed.
         DatabaseError: the server can't be reached, has no pgvector, or indexes no such vectors.
     """
-    if lancedb:
+    if asked.lancedb:
         lancedb_packages()
-    if qdrant:
+    if asked.qdrant:
         qdrant_package()
-    with _schema(postgres) as options:
+    with _schema(asked.postgres) as options:
         if options is None:
             return
         from cm3postgres.connection import Database
@@ -325,14 +343,9 @@ def retrievers_of(names: Sequence[str], registry: Registry) -> dict[str, Retriev
 
 def run_engines(
     folder: Path,
-    towers: Towers,
+    vectors_QE: VectorArray,
     indexes: Sequence[str],
-    num_queries: int,
-    *,
-    postgres: bool,
-    lancedb: bool,
-    qdrant: bool,
-    others: Mapping[str, RetrieverConfig],
+    asked: Engines,
     done: Callable[[Row], None],
 ) -> None:
     """Fill the databases, ask the queries of each and of the bank's own indexes.
@@ -340,26 +353,21 @@ def run_engines(
     Args:
         folder: a bank of `synthetic.write_bank`; what runs in this process writes beside it, and is
             removed afterwards.
-        towers: its vectors.
+        vectors_QE: of the queries, as many of each modality.
         indexes: types of local indexes that are kept there, or built.
-        num_queries: of each modality.
-        postgres, lancedb, qdrant: which are measured.
-        others: name -> retriever over the bank that is measured too.
+        asked: what is measured beside them.
         done: called with each row.
     """
-    bank = MemoryBank.open(folder)
-    vectors_QE = towers.queries(num_queries)
-    embedder, documents = TableEmbedder(vectors_QE), query_documents(num_queries)
+    bank, num_queries = MemoryBank.open(folder), len(vectors_QE) // len(MODALITIES)
+    embedder, of_modality = TableEmbedder(vectors_QE), query_documents(num_queries)
     exact_QWs = {name: _exact(bank, vectors_QE, styles) for name, styles in FILTERS.items()}
-    asked: list[Document] = [*documents["text"], *documents["image"]]
-    engines: dict[str, Ask] = {}
-    exact = dict.fromkeys(indexes, exact_QWs[""])
-    for name in indexes:
-        engines[name] = _by(DenseRetrieverConfig(index=name).build(bank, embedder).retrieve, asked)
-
-    for name, config in others.items():
-        engines[name] = _by(config.build(bank, embedder).retrieve, asked)
-        exact[name] = exact_QWs[""]
+    documents: list[Document] = [*of_modality["text"], *of_modality["image"]]
+    configs = {name: DenseRetrieverConfig(index=name) for name in indexes} | dict(asked.others)
+    engines: dict[str, Ask] = {
+        name: _by(config.build(bank, embedder).retrieve, documents)
+        for name, config in configs.items()
+    }
+    exact = dict.fromkeys(engines, exact_QWs[""])
 
     def add(
         engine: str, asking: Callable[[Sequence[str]], Ask], filters: Iterable[str] = FILTERS
@@ -369,7 +377,7 @@ def run_engines(
 
     with ExitStack() as stack:
         files = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent)))
-        options = stack.enter_context(_schema(postgres))
+        options = stack.enter_context(_schema(asked.postgres))
         if options is not None:
             memory, row = fill_postgres(options, bank)
             done(row)
@@ -377,14 +385,14 @@ def run_engines(
 
             def by_postgres(styles: Sequence[str]) -> Ask:
                 config = PgvectorRetrieverConfig(schema=SCHEMA, styles=list(styles))
-                return _by(config.build(memory, embedder).retrieve, asked)
+                return _by(config.build(memory, embedder).retrieve, documents)
 
             add("pgvector", by_postgres)
-        if lancedb:
+        if asked.lancedb:
             table, row = fill_lancedb(files / "lancedb", bank)
             done(row)
             add("lancedb", partial(ask_lancedb, table, vectors_QE))
-        if qdrant:
+        if asked.qdrant:
             shard, row = stack.enter_context(filled_qdrant(files / "qdrant", bank))
             done(row)
             ask = partial(ask_qdrant, shard, vectors_QE)
@@ -491,7 +499,7 @@ def fill_postgres(options: Any, bank: MemoryBank) -> tuple[SharedMemory, Row]:
     memory = transfer.new_memory(options, bank)
     abouts = {f"d{row}": About(style=styles_of(row)) for row in range(len(bank))}
     begin = time.perf_counter()
-    transfer.push(bank, memory, abouts, About())
+    transfer.push(bank, memory, abouts.__getitem__)
     pushed = time.perf_counter()
     build_index(memory.database, memory.manifest.dimension, LINKS, CONSTRUCTION)
     built = time.perf_counter()

@@ -128,8 +128,6 @@ def run_bank(
         indexes: types, of "flat", "ivf", "pq", "hnsw".
         done: called with each row.
     """
-    import faiss
-
     towers = Towers(extent.num, extent.dimension)
     with Watched() as watched:
         write_bank(folder, towers)
@@ -150,57 +148,85 @@ def run_bank(
     )
     seconds, num_bytes = json.loads(answer.stdout)
     done({"part": "open", "seconds": seconds, "memory_bytes": num_bytes})
-
-    bank = MemoryBank.open(folder)
-    vectors_QE = towers.queries(extent.num_queries)
-    embedder, documents = TableEmbedder(vectors_QE), query_documents(extent.num_queries)
-    exact_QW = np.concatenate(
-        [
-            FlatIndex(bank.vectors).search(vectors_QE[first : first + BATCHES[-1]], NEAREST)[1]
-            for first in make_bar(
-                range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None
-            )
-        ]
-    )
-    mixed = [one for pair in zip(*documents.values(), strict=True) for one in pair]
-    bare = faiss.IndexFlatIP(extent.dimension)
-    for _, block_nE in bank.vectors.blocks(65536):
-        bare.add(block_nE)
+    queries = _Queries.of(MemoryBank.open(folder), towers.queries(extent.num_queries))
     for name in indexes:
-        config = DenseRetrieverConfig(index=name)
-        with Watched() as watched:
-            retriever = config.build(bank, embedder)
-        with Watched() as again:
-            retriever = config.build(bank, embedder)
-        assert isinstance(retriever, VectorRetriever)  # of a local bank
-        index = retriever.index
-        row: Row = {
-            "part": "index",
-            "index": name,
-            "description": index.description,
-            "build_s": watched.seconds,
-            "build_bytes": watched.num_bytes,
-            "open_s": again.seconds,
-            "open_bytes": again.num_bytes,
-            "file_bytes": sum(
-                path.stat().st_size for path in (folder / "index" / name).glob("*.index")
-            ),
-        }
-        row["curve"] = [] if index.exact else curve(index, vectors_QE, exact_QW)
-        halves = zip(
-            MODALITIES,
-            np.split(vectors_QE, len(MODALITIES)),
-            np.split(exact_QW, len(MODALITIES)),
-            strict=True,
+        done(_index_row(queries, name))
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """A bank, and what is asked of each of its indexes.
+
+    Args:
+        bank: in its folder.
+        vectors_QE: of the queries, a modality after the other.
+        exact_QW: the rows to find.
+        bare: a flat index of faiss over the bank's vectors.
+    """
+
+    bank: MemoryBank
+    vectors_QE: VectorArray
+    exact_QW: RowArray
+    bare: Any
+
+    @classmethod
+    def of(cls, bank: MemoryBank, vectors_QE: VectorArray) -> _Queries:
+        """Search exactly, and fill faiss's index."""
+        import faiss
+
+        exact_QW = np.concatenate(
+            [
+                FlatIndex(bank.vectors).search(vectors_QE[first : first + BATCHES[-1]], NEAREST)[1]
+                for first in make_bar(
+                    range(0, len(vectors_QE), BATCHES[-1]), desc="exact search", disable=None
+                )
+            ]
         )
-        row["queries"] = {
-            modality: _asked(index, retriever, documents[modality], *own)
-            for modality, *own in halves
-        }
-        row["batches"] = [
-            batch(retriever, embedder, bare, mixed[:size]) for size in BATCHES if size <= len(mixed)
-        ]
-        done(row)
+        bare = faiss.IndexFlatIP(vectors_QE.shape[1])
+        for _, block_nE in bank.vectors.blocks(65536):
+            bare.add(block_nE)
+        return cls(bank, vectors_QE, exact_QW, bare)
+
+
+def _index_row(queries: _Queries, name: str) -> Row:
+    """One type of index: built, opened again, asked one by one and in batches."""
+    config, embedder = DenseRetrieverConfig(index=name), TableEmbedder(queries.vectors_QE)
+    with Watched() as watched:
+        retriever = config.build(queries.bank, embedder)
+    with Watched() as again:
+        retriever = config.build(queries.bank, embedder)
+    assert isinstance(retriever, VectorRetriever)  # of a local bank
+    index = retriever.index
+    files = (queries.bank.folder / "index" / name).glob("*.index")
+    row: Row = {
+        "part": "index",
+        "index": name,
+        "description": index.description,
+        "build_s": watched.seconds,
+        "build_bytes": watched.num_bytes,
+        "open_s": again.seconds,
+        "open_bytes": again.num_bytes,
+        "file_bytes": sum(path.stat().st_size for path in files),
+    }
+    row["curve"] = [] if index.exact else curve(index, queries.vectors_QE, queries.exact_QW)
+    documents = query_documents(len(queries.vectors_QE) // len(MODALITIES))
+    halves = zip(
+        MODALITIES,
+        np.split(queries.vectors_QE, len(MODALITIES)),
+        np.split(queries.exact_QW, len(MODALITIES)),
+        strict=True,
+    )
+    row["queries"] = {
+        modality: _asked(index, retriever, documents[modality], vectors, exact)
+        for modality, vectors, exact in halves
+    }
+    mixed = [one for pair in zip(*documents.values(), strict=True) for one in pair]
+    row["batches"] = [
+        batch(retriever, embedder, queries.bare, mixed[:size])
+        for size in BATCHES
+        if size <= len(mixed)
+    ]
+    return row
 
 
 def _asked(

@@ -40,3 +40,20 @@ ARMS: dict[str, Arm] = {
 
 #: In names of losses, the "memory" and the "retriever" that prepend the query's own document.
 OWN = "own"
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """How the arms are trained and measured.
+
+    Args:
+        overrides: the user's, of the recipe.
+        steps: of each training; None: the recipe's.
+        num_documents: held-out documents of each split that are measured.
+        num_pictures: pictures of each split that each arm generates; 0: none.
+    """
+
+    overrides: tuple[str, ...] = ()
+    steps: int | None = None
+    num_documents: int = 150
+    num_pictures: int = 48

@@ -7,8 +7,8 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 
 from cm3apps.cli import registry_of, training_precision, whole_number
 from cm3core.errors import CM3Error
-from cm3lab.experiments.options import add_training_options, check_arms, typed_training
-from cm3lab.experiments.retrieval import ARMS
+from cm3lab.experiments.options import add_training_options, check_arms, compared, typed_training
+from cm3lab.experiments.retrieval import ARMS, RetrievalSettings
 
 PLACE = "cm3 experiment retrieval"
 DEFAULT_ARMS = ("none", "bm25-1", "bm25-2", "dense-1", "random-1")
@@ -68,14 +68,8 @@ def run(args: Namespace) -> int:
     experiment = RetrievalExperiment(
         registry_of(args),
         args.out,
-        recipe=args.recipe,
-        overrides=args.overrides,
-        arms=list(dict.fromkeys(args.arms)),
-        seeds=list(dict.fromkeys(args.seeds)),
-        steps=args.steps,
-        num_documents=args.documents,
-        num_pictures=args.pictures,
-        command=_typed(args),
+        compared(args, _typed(args)),
+        RetrievalSettings(tuple(args.overrides), args.steps, args.documents, args.pictures),
     )
     try:
         report = experiment.run()

@@ -8,6 +8,7 @@ two sets, F features.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -157,27 +158,8 @@ def draw(
                 tuple(memory.document(one.index) for one in ones)
                 for ones in found.retrieve(queries, number, own)
             ]
-        drawn: list[PixelArray] = []
-        for start in make_bar(
-            range(0, len(queries), _BATCH), desc=f"generating, {split}", unit="batch"
-        ):
-            part = slice(start, start + _BATCH)
-            completions = model.complete(
-                [(*query, ImageHole()) for query in queries[part]],
-                retrieved=front[part],
-                seed=SEED,
-                truncate=True,
-            )
-            drawn += model.decode(
-                [
-                    one
-                    for completion in completions
-                    for one in completion.document
-                    if isinstance(one, Codes)
-                ]
-            )
         arrays |= {
-            f"{split}_drawn": np.stack(drawn),
+            f"{split}_drawn": np.stack(_drawn(model, queries, front, f"generating, {split}")),
             f"{split}_real": _pictures(source, indices, model.image_size),
             f"{split}_text": np.array([text_of(query) for query in queries]),
             f"{split}_front": np.stack([_first(one, model.image_size) for one in front]),
@@ -185,6 +167,30 @@ def draw(
         }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for options
+
+
+def _drawn(
+    model: Model, queries: Sequence[Document], front: Sequence[tuple[Document, ...]], title: str
+) -> list[PixelArray]:
+    """A picture for each query, with what is prepended to it."""
+    drawn: list[PixelArray] = []
+    for start in make_bar(range(0, len(queries), _BATCH), desc=title, unit="batch"):
+        part = slice(start, start + _BATCH)
+        completions = model.complete(
+            [(*query, ImageHole()) for query in queries[part]],
+            retrieved=front[part],
+            seed=SEED,
+            truncate=True,
+        )
+        drawn += model.decode(
+            [
+                one
+                for completion in completions
+                for one in completion.document
+                if isinstance(one, Codes)
+            ]
+        )
+    return drawn
 
 
 def score(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from cm3core.errors import CM3Error
 from cm3core.files import check_writable, make_folder, write_text
 from cm3core.progress import make_bar
-from cm3lab.experiments.retrieval import ARMS
+from cm3lab.experiments.retrieval import ARMS, RetrievalSettings
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
+    from cm3lab.experiments.options import Compared
     from cm3run.build import Components, Stored
 
 #: Held-out splits: drawings held out, and names held out in all versions.
@@ -42,54 +42,47 @@ class RetrievalExperiment:
     Args:
         registry: the plugins.
         out: the folder of all results.
-        recipe: name or path of the recipe that all arms share; `overrides` of the user come on top.
-        arms, seeds: every arm is trained with every seed.
-        steps: of each training; None: the recipe's.
-        num_documents: held-out documents of each split that are measured.
-        num_pictures: pictures of each split that each arm generates; 0: none.
-        command: what the user can type to resume.
+        compared: what is trained.
+        settings: how it is trained and measured.
     """
 
     def __init__(
         self,
         registry: Registry,
         out: Path,
-        *,
-        recipe: str,
-        overrides: Sequence[str],
-        arms: Sequence[str],
-        seeds: Sequence[int],
-        steps: int | None,
-        num_documents: int,
-        num_pictures: int,
-        command: str,
+        compared: Compared,
+        settings: RetrievalSettings,
     ) -> None:
-        self.registry, self.out, self.recipe_name, self.overrides = (
+        self.registry, self.out, self.compared, self.settings = (
             registry,
             Path(out),
-            recipe,
-            list(overrides),
+            compared,
+            settings,
         )
-        self.arms, self.seeds, self.steps = list(arms), list(seeds), steps
-        self.num_documents, self.num_pictures, self.command = num_documents, num_pictures, command
+        self.overrides = list(settings.overrides)
 
     def recipe(self, arm: str, seed: int) -> Recipe:
         """The recipe of one arm."""
         from cm3core.recipe import compose
 
+        steps = self.settings.steps
         own = [
             f"train.seed={seed}",
-            *([] if self.steps is None else [f"train.steps={self.steps}"]),
+            *([] if steps is None else [f"train.steps={steps}"]),
             *ARMS[arm].overrides,
         ]
-        recipe = compose(self.recipe_name, [*self.overrides, *own], registry=self.registry)
+        recipe = compose(self.compared.recipe, [*self.overrides, *own], registry=self.registry)
         recipe.check()
         return recipe
 
     def run(self) -> Path:
         """Run all stages; return the report's path."""
         # All recipes first: a wrong override is reported before anything runs.
-        recipes = {(arm, seed): self.recipe(arm, seed) for seed in self.seeds for arm in self.arms}
+        recipes = {
+            (arm, seed): self.recipe(arm, seed)
+            for seed in self.compared.seeds
+            for arm in self.compared.arms
+        }
         from cm3lab.experiments.retrieval.report import write_report
 
         check_writable(self.out, folder=True)
@@ -102,14 +95,14 @@ class RetrievalExperiment:
                 {"arm": arm, "seed": seed, **self._run_arm(recipe, arm, self.out / f"{arm}-{seed}")}
             )
             facts = {
-                "recipe": self.recipe_name,
+                "recipe": self.compared.recipe,
                 "overrides": self.overrides,
                 "steps": recipe.train.steps,
                 "told": told,
                 "runs": results,
             }
             write_text(self.out / "results.json", json.dumps(facts, indent=1))
-            report = write_report(self.out, results, self.command, told)
+            report = write_report(self.out, results, self.compared.command, told)
         return report
 
     def _told(self, recipe: Recipe) -> dict[str, Any]:
@@ -118,13 +111,13 @@ class RetrievalExperiment:
         from cm3run.build import build
         from cm3run.training.preparation import Preparation
 
-        key = {"recipe": self.recipe_name, "overrides": self.overrides}
+        key = {"recipe": self.compared.recipe, "overrides": self.overrides}
         kept = _kept(self.out / "told.json", key)
         if kept is None:
             print("counting what the documents predict", file=sys.stderr)
             preparation = Preparation(build(recipe, self.registry, stage="train"))
             measurement = Measurement(
-                preparation, self._retrievers(recipe), SPLITS, self.num_documents
+                preparation, self._retrievers(recipe), SPLITS, self.settings.num_documents
             )
             kept = {
                 **key,
@@ -141,7 +134,7 @@ class RetrievalExperiment:
         from cm3run.checkpoint import TOKENIZER, load_weights
         from cm3run.training import train
 
-        result = train(recipe, folder / "run", self.registry, command=self.command)
+        result = train(recipe, folder / "run", self.registry, command=self.compared.command)
         components = build(
             recipe,
             self.registry,
@@ -153,12 +146,18 @@ class RetrievalExperiment:
         )
         load_weights(components.decoder, result.checkpoint)  # type: ignore[arg-type]  # a module, which the interface can't say
         components.decoder.module.eval()
-        key = {"recipe_hash": recipe.hash, "step": result.step, "documents": self.num_documents}
+        key = {
+            "recipe_hash": recipe.hash,
+            "step": result.step,
+            "documents": self.settings.num_documents,
+        }
         measured = key | {"conditions": _CONDITIONS}
         losses = _kept(folder / "losses.json", measured) or self._measure(
             components, folder, measured
         )
-        drawn = self._draw(components, recipe, arm, folder, key | {"pictures": self.num_pictures})
+        drawn = self._draw(
+            components, recipe, arm, folder, key | {"pictures": self.settings.num_pictures}
+        )
         return {
             "steps": result.step,
             "tokens": result.tokens,
@@ -173,7 +172,10 @@ class RetrievalExperiment:
         from cm3run.training.preparation import Preparation
 
         measurement = Measurement(
-            Preparation(components), self._retrievers(components.recipe), SPLITS, self.num_documents
+            Preparation(components),
+            self._retrievers(components.recipe),
+            SPLITS,
+            self.settings.num_documents,
         )
         losses = {
             condition.name: measurement.loss(condition)
@@ -193,7 +195,7 @@ class RetrievalExperiment:
         for name in MEASURED_WITH:
             try:
                 own = compose(
-                    self.recipe_name,
+                    self.compared.recipe,
                     [*self.overrides, f"retriever.name={name}", "retriever.num_retrieved=1"],
                     registry=self.registry,
                 )
@@ -208,7 +210,7 @@ class RetrievalExperiment:
     ) -> dict[str, Any]:
         from cm3lab.experiments.retrieval.drawing import draw, score
 
-        if self.num_pictures == 0:
+        if self.settings.num_pictures == 0:
             return {}
         path, pictures = folder / "drawn.json", folder / "drawn.npz"
         kept = _kept(path, key | {"scores_of": _SCORES})
@@ -217,7 +219,7 @@ class RetrievalExperiment:
             if _kept(path, key) is None or not pictures.exists():
                 name = arm.rpartition("-")[0]
                 retriever = self._retrievers(recipe).get(name or "bm25")
-                draw(components, retriever, number, SPLITS, self.num_pictures, pictures)
+                draw(components, retriever, number, SPLITS, self.settings.num_pictures, pictures)
             scores = score(components, SPLITS, pictures, prepended=number > 0)
             kept = {
                 **key,

@@ -11,7 +11,13 @@ from cm3apps.cli import (
     training_precision,
     whole_number,
 )
-from cm3lab.experiments.options import add_training_options, check_arms, each_once, typed_training
+from cm3lab.experiments.options import (
+    add_training_options,
+    check_arms,
+    compared,
+    each_once,
+    typed_training,
+)
 from cm3lab.experiments.tasks import SPLITS, TASKS
 from cm3lab.experiments.tuning import ARMS, TuningSettings
 
@@ -99,8 +105,8 @@ def run(args: Namespace) -> int:
     experiment = TuningExperiment(
         registry_of(args),
         args.out,
-        recipe=args.recipe,
-        settings=TuningSettings(
+        compared(args, _typed(args)),
+        TuningSettings(
             args.base,
             args.minutes,
             args.documents,
@@ -110,9 +116,6 @@ def run(args: Namespace) -> int:
             tuple(args.overrides),
             own,
         ),
-        arms=list(dict.fromkeys(args.arms)),
-        seeds=list(dict.fromkeys(args.seeds)),
-        command=_typed(args),
         device=args.device,
     )
     try:

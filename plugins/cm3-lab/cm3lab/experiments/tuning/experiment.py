@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from cm3apps.cli.tune import tuning_recipe
 from cm3apps.evaluation.results import ResultFolder
 from cm3core.document import PixelArray
 from cm3core.files import write_text
+from cm3lab.experiments.options import Compared
 from cm3lab.experiments.tasks.drawn import Setting
 from cm3lab.experiments.tasks.experiment import MEASURES, NEEDS, icons_of, setting_of
 from cm3lab.experiments.tuning import ARMS, BEFORE, REFERENCE, SHARED, TuningSettings, responses
@@ -47,10 +48,8 @@ class TuningExperiment:
     Args:
         registry: the plugins.
         out: the folder of all results.
-        recipe: name or path of the recipe that all arms share.
-        settings: what is trained and measured.
-        arms, seeds: every arm is trained with every seed; more of both can come later.
-        command: what the user can type to resume.
+        compared: what is trained.
+        settings: how it is trained and measured.
         device: where the decoders are trained and run; None: the GPU when there is one.
     """
 
@@ -58,17 +57,13 @@ class TuningExperiment:
         self,
         registry: Registry,
         out: Path,
-        *,
-        recipe: str,
+        compared: Compared,
         settings: TuningSettings,
-        arms: Sequence[str],
-        seeds: Sequence[int],
-        command: str,
+        *,
         device: str | None = None,
     ) -> None:
         self.registry, self.out, self.settings = registry, Path(out), settings
-        self.recipe_name, self.arms, self.seeds = recipe, list(arms), list(seeds)
-        self.command, self.device = command, device
+        self.compared, self.device = compared, device
         self._asked: dict[str, list[responses.Asked]] = {}
         self._shared: Setting | None = None
 
@@ -87,7 +82,7 @@ class TuningExperiment:
         last = {one.partition("=")[0]: one for one in fixed}
         overrides = [*settings.overrides, *last.values()]
         overrides += [f"{key}={ARMS[arm].layout}" for key in self._layout_keys]
-        recipe = tuning_recipe(settings.base, self.recipe_name, overrides, self.registry)
+        recipe = tuning_recipe(settings.base, self.compared.recipe, overrides, self.registry)
         warmup = min(recipe.train.warmup_steps, steps // 10)
         recipe = replace(recipe, train=replace(recipe.train, warmup_steps=warmup))
         recipe.check()
@@ -95,7 +90,9 @@ class TuningExperiment:
 
     def run(self) -> Path:
         """Run all stages; return the report's path."""
-        plain = {arm: self.recipe(arm) for arm in [REFERENCE, *self.arms]}  # all checked first
+        plain = {
+            arm: self.recipe(arm) for arm in [REFERENCE, *self.compared.arms]
+        }  # all checked first
         results = ResultFolder(
             self.out,
             {"base": self.settings.base, "recipe": plain[REFERENCE].hash},
@@ -108,13 +105,13 @@ class TuningExperiment:
             costs[arm] = results.figures(f"speed-{arm}", partial(self._cost, plain[arm]))
         print("held-out responses of the base", file=sys.stderr)
         facts: dict[str, Any] = {
-            "recipe": self.recipe_name,
+            "recipe": self.compared.recipe,
             **asdict(self.settings),
             "costs": costs,
             BEFORE: results.figures(f"losses-{BEFORE}", self._losses_before),
             "runs": [],
         }
-        runs = [(arm, seed) for seed in self.seeds for arm in self.arms]
+        runs = [(arm, seed) for seed in self.compared.seeds for arm in self.compared.arms]
         for number, (arm, seed) in enumerate(runs, start=1):
             print(f"[{number}/{len(runs)}] {ARMS[arm].title}, seed {seed}", file=sys.stderr)
             like = arm if arm in costs else REFERENCE
@@ -123,7 +120,7 @@ class TuningExperiment:
                 {"arm": arm, "seed": seed, "steps": steps, **self._run(arm, seed, steps, results)}
             )
             write_text(self.out / "figures.json", json.dumps(facts, indent=1) + "\n")
-            report = write_report(self.out, facts, self.command)
+            report = write_report(self.out, facts, self.compared.command)
         return report
 
     def _run(self, arm: str, seed: int, steps: int, results: ResultFolder) -> dict[str, Any]:
@@ -132,7 +129,9 @@ class TuningExperiment:
         folder = self.out / name
 
         def tuned() -> Model:
-            result = train(recipe, folder, self.registry, command=self.command, device=self.device)
+            result = train(
+                recipe, folder, self.registry, command=self.compared.command, device=self.device
+            )
             return load(
                 result.checkpoint,
                 registry=self.registry,
@@ -183,7 +182,7 @@ class TuningExperiment:
     def _layout_keys(self) -> list[str]:
         overrides = list(self.settings.overrides)
         return layout_keys(
-            tuning_recipe(self.settings.base, self.recipe_name, overrides, self.registry)
+            tuning_recipe(self.settings.base, self.compared.recipe, overrides, self.registry)
         )
 
     @cached_property

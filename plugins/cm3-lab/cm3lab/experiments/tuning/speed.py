@@ -23,6 +23,7 @@ from cm3run.training.packing import NUM_MODALITIES, TrainingBatch
 from cm3run.tuning import select_parameters
 
 if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import Decoder
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
 
@@ -132,18 +133,9 @@ def _step_cost(
         for micro in range(section.accumulate):
             batch = batches[(number * section.accumulate + micro) % len(batches)].to(device)
             counting: Any = KeptBytes(parameters) if number == 0 else nullcontext()
-            with counting:
-                autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-                with autocast:
-                    hidden_BTE = decoder.hidden_states(
-                        batch.tokens_BT,
-                        positions_BT=batch.positions_BT,
-                        cells_BT=batch.cells_BT,
-                        kv_start_BT=batch.kv_start_BT,
-                    )
-                    loss, _ = batch_loss_sums(
-                        decoder, hidden_BTE, batch, z_loss=section.z_loss, num_parts=num_parts
-                    )
+            autocast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+            with counting, autocast:
+                loss = _loss(decoder, batch, section.z_loss, num_parts)
             if number == 0:
                 kept = max(kept, counting.peak)
             (loss / max(float(batch.weights_BT.sum()), 1e-9)).backward()
@@ -153,21 +145,38 @@ def _step_cost(
         optimizer.step(1e-3)
         if number >= _WARM:
             seconds.append(_clock(device) - start)
+    used = [int((batch.modality_BT > 0).sum()) for batch in batches]
+    memory = sum(map(_bytes, parameters)) + gradients + _state_bytes(optimizer) + kept
+    return {
+        "seconds": float(np.median(seconds)),
+        "tokens": float(np.mean(used)) * section.accumulate,
+        "parameters": float(sum(p.numel() for p in parameters)),
+        "trained": float(sum(p.numel() for p in optimizer.parameters)),
+        "memory": float(memory),
+    }
+
+
+def _loss(decoder: Decoder, batch: TrainingBatch, z_loss: float, num_parts: int) -> Tensor:
+    """The sum of a batch's losses."""
+    hidden_BTE = decoder.hidden_states(
+        batch.tokens_BT,
+        positions_BT=batch.positions_BT,
+        cells_BT=batch.cells_BT,
+        kv_start_BT=batch.kv_start_BT,
+    )
+    loss, _ = batch_loss_sums(decoder, hidden_BTE, batch, z_loss=z_loss, num_parts=num_parts)
+    return loss
+
+
+def _state_bytes(optimizer: OptimizerGroup) -> int:
+    """What the optimisers keep of all parameters."""
     state = [
         value
         for one in optimizer.optimizers
         for own in one.state.values()
         for value in own.values()
     ]
-    held = sum(_bytes(value) for value in state if isinstance(value, Tensor))
-    used = [int((batch.modality_BT > 0).sum()) for batch in batches]
-    return {
-        "seconds": float(np.median(seconds)),
-        "tokens": float(np.mean(used)) * section.accumulate,
-        "parameters": float(sum(p.numel() for p in parameters)),
-        "trained": float(sum(p.numel() for p in optimizer.parameters)),
-        "memory": float(sum(map(_bytes, parameters)) + gradients + held + kept),
-    }
+    return sum(_bytes(value) for value in state if isinstance(value, Tensor))
 
 
 def _clock(device: torch.device) -> float:
