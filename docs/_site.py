@@ -87,9 +87,8 @@ def recipes_page() -> str:
         "overrides. `cm3 recipe show` prints every value; [recipes.md](recipes.md) explains how "
         "recipes compose.\n",
     ]
-    for path in sorted(
-        (ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)
-    ):
+    own = sorted((ROOT / "recipes").rglob("*.yaml"), key=lambda path: (len(path.parts), path.name))
+    for path in (*own, *sorted(ROOT.glob("plugins/*/*/recipes/*.yaml"))):
         text = path.read_text(encoding="utf-8")
         comment = re.match(r"(?:#.*\n)+", text)
         lines = (

@@ -45,7 +45,7 @@ class PluginInfo:
             not known, it may provide anything.
         reason: one line that states why it is broken or disabled, else "".
         traceback: of the error that broke it, else "".
-        beside: "KIND/NAME" of a component -> the distribution that has it, if that is not this plugin's: its
+        beside: "KIND/NAME" of a component, or "recipe/NAME" -> the distribution that has it, if that is not this plugin's: its
             `CM3_BESIDE`, for what it provided earlier.
         moved_keys: "SECTION.KEY" of an earlier version -> "SECTION/COMPONENT/KEY" of a component of this plugin that
             has taken it over: its `CM3_MOVED_KEYS`.

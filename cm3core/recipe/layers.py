@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cm3core.config.schema import check_interpolations
 from cm3core.errors import RecipeError
 from cm3core.files import read_text
-from cm3core.plugins.registry import ANYONE, KINDS, OURS, Writer, read_writer
+from cm3core.plugins.registry import ANYONE, KINDS, Writer, read_writer
 from cm3core.recipe import library
 
 #: What the constructors of YAML's scalars raise when a text lacks the form of its tag
@@ -104,23 +104,34 @@ def value_of(argument: str, place: str) -> Any:
 
 
 def _check_bases(
-    node: yaml.Node | None, place: str, *, has_lines: bool = False, seen: set[int] | None = None
+    node: yaml.Node | None,
+    place: str,
+    *,
+    has_lines: bool = False,
+    seen: dict[int, bool] | None = None,
 ) -> None:
     """Raise `RecipeError` for an integer that YAML 1.1 reads otherwise than people do: a leading zero
-    makes it octal (010 is 8), colons sexagesimal (16:9 is 969).
+    makes it octal (010 is 8), colons sexagesimal (16:9 is 969); and for a value that holds itself.
 
-    `seen` has the nodes that were looked at: an alias may lead back to one.
+    `seen` has the nodes that were looked at, and whether that has ended: an alias may lead back to one.
     """
-    seen = set() if seen is None else seen
-    if node is None or id(node) in seen:
+    seen = {} if seen is None else seen
+    if node is None or seen.get(id(node)):
         return
-    seen.add(id(node))
+    if id(node) in seen:
+        raise RecipeError(
+            f"{place}, line {node.start_mark.line + 1}" if has_lines else place,
+            "is not valid YAML: recursive aliases are not supported",
+            "correct the file",
+        )
+    seen[id(node)] = False
     if isinstance(node, yaml.MappingNode):
         inner = [one for pair in node.value for one in pair]
     else:
         inner = node.value if isinstance(node, yaml.SequenceNode) else []
     for one in inner:
         _check_bases(one, place, has_lines=has_lines, seen=seen)
+    seen[id(node)] = True
     if not isinstance(node, yaml.ScalarNode) or node.tag != _INTEGER:
         return
     text: str = node.value
@@ -236,8 +247,8 @@ def _collect(path: Path, chain: tuple[tuple[Path, str], ...], layers: dict[Path,
 
 def _writer(path: Path) -> Writer:
     """Return whom bare names mean in a recipe file: a shipped one, or one that a run stored."""
-    if library.is_shipped(path):
-        return OURS
+    if distribution := library.distribution_of(path):
+        return Writer(distribution=distribution)
     if path.name != STORED:
         return ANYONE
     return read_writer(

@@ -1,16 +1,27 @@
 """The shipped recipes: where they are, their descriptions, and how a name or path becomes a file.
 
+Besides our own there are those of other installed distributions, which name the folder of their recipes as a module:
+
+    [project.entry-points."cm3core.recipes"]
+    my_plugin = "my_package.recipes"
+
 Imports nothing heavy."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cm3core._version import DISTRIBUTION, how_to_install
 from cm3core.errors import RecipeError, close_match
 from cm3core.files import user_path
 
 SUFFIX = ".yaml"
+#: Group of the entry points that name folders of recipes.
+GROUP = "cm3core.recipes"
 
 
 @dataclass(frozen=True)
@@ -29,14 +40,53 @@ def recipes_directory() -> Path:
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
-def list_recipes() -> list[RecipeFile]:
-    """Return all shipped recipes that can be run, by name.
+def brought() -> dict[Path, str]:
+    """Return the folders of recipes that installed distributions bring -> the distribution's name.
 
-    The recipes that they extend are in the subfolder `base`."""
-    return [
-        RecipeFile(path.stem, description(path), path)
-        for path in sorted(recipes_directory().glob(f"*{SUFFIX}"))
-    ]
+    Their files are read as text: importing importlib.metadata takes longer than listing the recipes."""
+    found: dict[Path, str] = {}
+    for points in _entry_points():
+        text = points.read_text(encoding="utf-8", errors="replace")
+        if f"[{GROUP}]" not in text:
+            continue
+        for line in text.partition(f"[{GROUP}]")[2].partition("\n[")[0].splitlines():
+            package, *rest = line.partition("=")[2].strip().split(".")
+            for place in _folders(package):
+                found.setdefault(place.joinpath(*rest), points.parent.name.partition("-")[0])
+    return found
+
+
+def _entry_points() -> Iterator[Path]:
+    """The entry points' files of installed distributions; of one in several folders the first counts."""
+    seen: set[str] = set()
+    for folder in sys.path:
+        for pattern in ("*.dist-info", "*.egg-info"):
+            for info in sorted(Path(folder or ".").glob(f"{pattern}/entry_points.txt")):
+                name = info.parent.name.partition("-")[0]
+                if name not in seen:
+                    seen.add(name)
+                    yield info
+
+
+def _folders(package: str) -> list[Path]:
+    """Where a package is, which is not imported; empty if it is nowhere."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    places = None if spec is None else spec.submodule_search_locations
+    return [Path(place) for place in places or ()]
+
+
+def list_recipes() -> list[RecipeFile]:
+    """Return all shipped recipes that can be run, by name: ours, and those of other distributions whose names are free.
+
+    The recipes that ours extend are in the subfolder `base`."""
+    found: dict[str, Path] = {}
+    for folder in (recipes_directory(), *brought()):
+        for path in folder.glob(f"*{SUFFIX}"):
+            found.setdefault(path.stem, path)
+    return [RecipeFile(name, description(path), path) for name, path in sorted(found.items())]
 
 
 def header(path: Path) -> list[str]:
@@ -55,13 +105,20 @@ def description(path: Path) -> str:
     return first.removeprefix(f"{path.stem}:").strip()
 
 
-def find(name_or_path: str, *, relative_to: Path | None = None, place: str | None = None) -> Path:
+def find(
+    name_or_path: str,
+    *,
+    relative_to: Path | None = None,
+    place: str | None = None,
+    distribution: str = "",
+) -> Path:
     """Return the file of a recipe.
 
     Args:
         name_or_path: a shipped recipe's name, or a path (it has a `/` or ends with `.yaml`).
         relative_to: folder that paths are relative to; None: the working directory.
         place: where the name was written, for the error.
+        distribution: the one that has the recipe of this name, if that is known; for the error.
 
     Raises:
         RecipeError: there is no such recipe.
@@ -78,6 +135,15 @@ def find(name_or_path: str, *, relative_to: Path | None = None, place: str | Non
     for folder in (recipes_directory(), recipes_directory() / "base"):
         if _is_file(path := folder / (name_or_path + SUFFIX)):
             return path
+    for folder in brought():
+        if _is_file(path := folder / (name_or_path + SUFFIX)):
+            return path
+    if distribution:
+        raise RecipeError(
+            place or f"recipe {name_or_path!r}",
+            f"the distribution {distribution} has it, and is not installed",
+            how_to_install(distribution),
+        )
     known = [recipe.name for recipe in list_recipes()]
     raise RecipeError(
         place or f"recipe {name_or_path!r}",
@@ -101,5 +167,12 @@ def label(path: Path) -> str:
 
 def is_shipped(path: Path) -> bool:
     """Whether it is the file of a shipped recipe, or of one that those extend."""
+    return distribution_of(path) != ""
+
+
+def distribution_of(path: Path) -> str:
+    """Return the distribution that ships a recipe's file; "": none does."""
     folder = recipes_directory()
-    return path.parent in (folder, folder / "base")
+    if path.parent in (folder, folder / "base"):
+        return DISTRIBUTION
+    return brought().get(path.parent, "")

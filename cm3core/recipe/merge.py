@@ -31,7 +31,7 @@ from cm3core.config.schema import (
 )
 from cm3core.errors import PluginError, RecipeError, close_match
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
-from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer
+from cm3core.plugins.registry import ANYONE, KINDS, Registry, Writer, moved_to
 from cm3core.recipe import library
 from cm3core.recipe.layers import COMMAND_LINE, Layer, file_layers, override_layer, parse
 from cm3core.recipe.recipe import MissingComponent, Recipe
@@ -248,7 +248,9 @@ def compose(
         RecipeError: anything in a layer is unknown, of the wrong type, missing or unresolvable.
         PluginError: a component is unknown, or several plugins provide it.
     """
-    path = library.find(name_or_path)
+    path = library.find(
+        name_or_path, distribution=moved_to(registry.plugins, "recipe", name_or_path)
+    )
     layers = file_layers(path)
     if layers[-1].values.get("name") is None:
         _check_name(

@@ -59,6 +59,7 @@ CM3_BESIDE = {
         f"layout/{name}": "cm3published"
         for name in ("chameleon", "emu3", "janus", "llamagen", "lumina")
     },
+    **{f"recipe/chameleon-{name}": "cm3published" for name in ("head", "lora")},
     "sampler/chameleon": "cm3published",
     **{f"task/{name}": "cm3published" for name in ("emu3_caption", "emu3_question")},
 }

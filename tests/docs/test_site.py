@@ -112,7 +112,7 @@ def test_every_shipped_recipe_is_shown_with_its_head() -> None:
         part = page.split(f"\n## {recipe.name}\n")[1].split("\n## ")[0]
         head = re.match(
             r"(?:#.*\n)+",
-            next((ROOT / "recipes").rglob(f"{recipe.name}.yaml")).read_text(encoding="utf-8"),
+            recipe.path.read_text(encoding="utf-8"),
         )
         assert head is not None
         told = [line.lstrip("# ") for line in head[0].splitlines()[1:] if line.lstrip("# ")]

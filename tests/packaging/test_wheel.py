@@ -74,6 +74,7 @@ def test_recipes_are_those_of_the_checkout(clean: Path, run: Callable[..., str])
         "import sys; sys.path[:0] = sys.argv[1:]; from cm3apps.cli.main import main; from "
         "cm3core.recipe import library; "
         "library.recipes_directory = lambda: __import__('pathlib').Path(sys.argv[1], 'recipes'); "
+        "library.brought = dict; "
         "main(['recipe', 'list'])"
     )
     paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "kernels")]

@@ -116,7 +116,7 @@ def test_shrinking_ends(monkeypatch: pytest.MonkeyPatch, profile: None) -> None:
             getattr(contract(), f"test_{law}")()
         counts.append(contract.num_examples)
     # at 10 ms an example; the first law leaves no time for the second
-    assert 5 < counts[0] < 60
+    assert 1 < counts[0] < 60
     assert counts[1] < 30
 
 

@@ -39,7 +39,7 @@ class LosesCase(Right):
 
 class LosesSpaces(Right):
     def _decode(self, ids: Sequence[int]) -> str:
-        return super()._decode(ids).strip(" ")
+        return super()._decode(ids).strip()
 
 
 class KnowsASCIIOnly(Right):
