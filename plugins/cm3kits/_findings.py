@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -323,8 +323,3 @@ def refuses(
     except Exception as raised:  # of a component, in place of the error asked for
         raise LawBroken(did, expected, shown(raised), next_step=next_step) from raised
     raise LawBroken(did, expected, f"no error, but {shown(returned)}", next_step=next_step)
-
-
-def names_of(values: Set[Any] | Sequence[Any]) -> str:
-    """Some names in a sentence."""
-    return ", ".join(sorted(map(str, values))) or "none"

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from cm3lab.embedder_training.icon_batches import IconBatches
+from cm3lab.embedder_training.light_encoder import IconBatches
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
 

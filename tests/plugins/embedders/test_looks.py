@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from cm3core.errors import CheckpointError
-from cm3lab.embedder_training.looks import discriminants
+from cm3lab.embedder_training.light_encoder import discriminants
 from cm3plugins.embedders import LightEncoderConfig
 from cm3plugins.embedders.light_encoder.embedder import LightEncoder, Towers, TowerSizes
 from cm3plugins.embedders.light_encoder.looks import (

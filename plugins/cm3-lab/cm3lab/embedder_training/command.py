@@ -94,7 +94,7 @@ def _train(args: Namespace) -> int:
 
         light_encoder.train_on_corpus(IconCorpus(), args.out, **options)
     elif args.name == "looks":
-        from cm3lab.embedder_training.looks import fit_looks
+        from cm3lab.embedder_training.light_encoder import fit_looks
         from cm3plugins.datasets.icons.corpus import IconCorpus
 
         fit_looks(IconCorpus(), args.out, quiet=args.quiet)

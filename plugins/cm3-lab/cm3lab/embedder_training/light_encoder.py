@@ -1,33 +1,260 @@
-"""Train the `light_encoder`: `cm3 embedder train light_encoder`.
+"""Train the `light_encoder`: `cm3 embedder train light_encoder`; and fit how it compares pictures: `cm3 embedder train looks`.
 
 It is trained on the train split of the icon corpus. Each step takes many things, easily confused ones together, and
 two versions of each: the first gives the query, a caption in a random form or a picture, and the second the document
 that it is to find, whose vector is made as retrieval makes it, of its caption and its picture. Losses are InfoNCE
 between queries and documents, between queries and captions of many more things (words cost little beside pictures),
 between captions and pictures, and a small one that prefers the version of the query's own set.
+
+Half of a batch are things whose names share a word (`bell off`, `bell ring`), the other half things of one set and
+style, so that neither tells them apart by half of a name or by the way they are drawn.
+
+Looks are linear discriminant analysis over the versions of things: in closed form, so that nothing is random. Legend: N
+pictures, K things, R side of a picture in pixels, F features, E dimension.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cm3core.document import PixelArray
+from cm3core.errors import CM3Error
 from cm3core.progress import make_bar
 from cm3lab.embedder_training.contrastive import augment, contrast
-from cm3lab.embedder_training.icon_batches import IconBatches
-from cm3plugins.datasets.icons.captions import caption
+from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, caption
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.vector.templates import CaptionTemplate
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder.embedder import Towers, TowerSizes, save_towers
+from cm3plugins.embedders.light_encoder.looks import (
+    DIMENSION,
+    RESOLUTION,
+    Looks,
+    features,
+    save_looks,
+)
 from cm3run.devices import choose_device
+
+_CLUSTER = 8
+"""Things that share a word."""
+_TURNED_SHARE = 0.1
+"""Queries whose words are in another order."""
+_MAX_OF_TAG = 20
+"""A tag of more things is a category (`ui actions`), which names none of them."""
+_OTHER_SET_SHARE = 0.3
+"""Documents of another set where the query's own has a version."""
+
+TEMPLATES = (
+    *DEFAULT_TEMPLATES,
+    CaptionTemplate("{words}, {set} style", 0.06),
+    CaptionTemplate("{words} in {set} style", 0.03),
+    CaptionTemplate("some {words}s, {style}", 0.03),
+    CaptionTemplate("{words} icon, {style}", 0.03),
+    CaptionTemplate("a {style} {words} icon", 0.03),
+    CaptionTemplate("{words}, {other}, {style}, {set}", 0.05),
+)
+"""The data set's own, and others that people write."""
+
+
+class IconBatches:
+    """Rows of batches, drawn by the names, sets and styles of the entries.
+
+    Args:
+        entries: of training.
+        seed: of every draw.
+    """
+
+    def __init__(self, entries: Sequence[IconEntry], seed: int) -> None:
+        self.entries = _without_categories(entries)
+        self._rng = np.random.default_rng(seed)
+        self._versions: dict[str, list[int]] = defaultdict(list)
+        self._drawn_alike: dict[tuple[str, str], list[int]] = defaultdict(list)
+        things: dict[str, dict[str, None]] = defaultdict(dict)
+        for row, entry in enumerate(entries):
+            self._versions[entry.words].append(row)
+            self._drawn_alike[entry.set_name, entry.style].append(row)
+            for word in entry.words.split():
+                things[word][entry.words] = None
+        self._with_word = {word: list(names) for word, names in things.items()}
+
+    @property
+    def num_things(self) -> int:
+        """Number of different things."""
+        return len(self._versions)
+
+    def rows(self, number: int) -> list[int]:
+        """Rows of entries of so many different things, at most all: those easily confused next to each other."""
+        number = min(number, self.num_things)
+        chosen: dict[str, int] = {}
+        while len(chosen) < number // 2:
+            self._add_cluster(chosen, number // 2)
+        anchor = self.entries[self._any()]
+        for row in self._shuffled(self._drawn_alike[anchor.set_name, anchor.style]):
+            if len(chosen) == number:
+                break
+            chosen.setdefault(self.entries[row].words, row)
+        while len(chosen) < number:
+            row = self._any()
+            chosen.setdefault(self.entries[row].words, row)
+        return list(chosen.values())
+
+    def other_version(self, row: int) -> int:
+        """Row of another version of an entry's thing, mostly of its set; its own if there is none."""
+        own = self.entries[row]
+        others = [other for other in self._versions[own.words] if other != row]
+        near = [other for other in others if self.entries[other].set_name == own.set_name]
+        if near and self._rng.random() >= _OTHER_SET_SHARE:
+            others = near
+        return others[int(self._rng.integers(len(others)))] if others else row
+
+    def of_other_set(self, row: int) -> int | None:
+        """Row of a version by another set, None if there is none."""
+        own = self.entries[row]
+        others = [
+            other
+            for other in self._versions[own.words]
+            if self.entries[other].set_name != own.set_name
+        ]
+        return others[int(self._rng.integers(len(others)))] if others else None
+
+    def query(self, row: int) -> str:
+        """A caption of an entry in one of many forms."""
+        entry = self.entries[row]
+        if self._rng.random() < _TURNED_SHARE:
+            words = self._rng.permutation(entry.words.split()).tolist()
+            entry = entry._replace(words=" ".join(words))
+        return caption(entry, self._rng, TEMPLATES)
+
+    def _add_cluster(self, chosen: dict[str, int], limit: int) -> None:
+        anchor = self.entries[self._any()]
+        words = anchor.words.split()
+        names = self._with_word[words[int(self._rng.integers(len(words)))]]
+        for place in self._rng.integers(len(names), size=_CLUSTER).tolist():
+            if len(chosen) < limit:
+                chosen.setdefault(names[place], self._version_like(names[place], anchor))
+
+    def _version_like(self, words: str, anchor: IconEntry) -> int:
+        """A version in the anchor's set and style if there is one, else any."""
+        rows = self._versions[words]
+        alike = [
+            row
+            for row in rows
+            if (self.entries[row].set_name, self.entries[row].style)
+            == (anchor.set_name, anchor.style)
+        ]
+        rows = alike or rows
+        return rows[int(self._rng.integers(len(rows)))]
+
+    def _any(self) -> int:
+        return int(self._rng.integers(len(self.entries)))
+
+    def _shuffled(self, rows: Sequence[int]) -> list[int]:
+        return [int(row) for row in self._rng.permutation(rows)]
+
+
+def _without_categories(entries: Sequence[IconEntry]) -> list[IconEntry]:
+    """Entries with those tags alone that are other names of a thing."""
+    of_tag: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        for tag in entry.tags:
+            of_tag[tag].add(entry.words)
+    return [
+        entry._replace(tags=tuple(tag for tag in entry.tags if len(of_tag[tag]) <= _MAX_OF_TAG))
+        for entry in entries
+    ]
+
+
+_BLOCK = 512
+_RIDGE = 0.1
+"""Added to each direction's variance within things, in means of all directions': the rarest ones are noise."""
+_LEAST = 1e-9
+"""Variance that is added at least: pictures that are all alike can be inverted, too."""
+
+
+def fit_looks(corpus: IconCorpus, path: Path, *, quiet: bool = False) -> None:
+    """Fit on those pictures of the train split whose thing has two of them or more, and write the weights.
+
+    Raises:
+        CM3Error: fewer than two things have two pictures.
+    """
+    trained = [row for row, entry in enumerate(corpus.entries) if entry.split == "train"]
+    number = Counter(corpus.entries[row].words for row in trained)
+    rows = [row for row in trained if number[corpus.entries[row].words] > 1]
+    place: dict[str, int] = {}
+    things = [place.setdefault(corpus.entries[row].words, len(place)) for row in rows]
+    if len(place) < 2:
+        raise CM3Error(
+            "cm3 embedder train looks",
+            f"{len(place)} things have two pictures in training, two are needed",
+            "use a corpus with versions",
+        )
+    blocks = feature_blocks(corpus.pictures(RESOLUTION).__getitem__, rows, quiet=quiet)
+    save_looks(Looks(*discriminants(blocks, things, DIMENSION)), path)
+
+
+def feature_blocks(
+    picture: Callable[[int], PixelArray], rows: Sequence[int], *, quiet: bool
+) -> Iterable[Tensor]:
+    """Features [up to 512, F] of the rows' pictures, in order."""
+    starts = range(0, len(rows), _BLOCK)
+    for start in make_bar(starts, desc="looking at pictures", unit="block", disable=quiet):
+        block = rows[start : start + _BLOCK]
+        yield features(torch.cat([square(picture(row), RESOLUTION) for row in block]))
+
+
+def discriminants(
+    blocks: Iterable[Tensor], things: Sequence[int], dimension: int, ridge: float = _RIDGE
+) -> tuple[Tensor, Tensor]:
+    """Directions in which pictures of one thing differ little, and things much.
+
+    Args:
+        blocks: features [_, F] of N pictures in all, in order.
+        things: the thing of each, 0..K-1, every one at least once.
+        dimension: E.
+        ridge: added to the variance within things, in means over all directions.
+
+    Returns:
+        The pictures' mean [F], and directions [F, E]: along each of them the (regularised) variance within things is
+        1, and the variance between things falls from column to column; zeros, where there are fewer than E.
+    """
+    thing_N = torch.tensor(things)
+    count_K = torch.bincount(thing_N).double()
+    done = 0
+    for block in blocks:
+        block = block.double()
+        if not done:
+            width = block.shape[1]
+            sum_KF = torch.zeros(len(count_K), width, dtype=torch.float64)
+            square_FF = torch.zeros(width, width, dtype=torch.float64)
+        sum_KF.index_add_(0, thing_N[done : done + len(block)], block)
+        square_FF += block.T @ block
+        done += len(block)
+    assert done == len(thing_N), "a thing for every picture"
+    mean_F = sum_KF.sum(0) / done
+    of_things = sum_KF / count_K.sqrt()[:, None]
+    within_FF = (square_FF - of_things.T @ of_things) / max(1, done - len(count_K))
+    between_FF = square_FF / done - torch.outer(mean_F, mean_F) - within_FF
+    added = (ridge * within_FF.trace() / width).clamp_min(_LEAST)
+    within_FF += added * torch.eye(width, dtype=torch.float64)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(within_FF))
+    _, directions = torch.linalg.eigh(inverse @ between_FF @ inverse.T)
+    best = (inverse.T @ directions.flip(1))[:, :dimension]
+    # A direction's sign is any: one that no machine chooses differently.
+    best *= torch.sign(best.gather(0, best.abs().argmax(0, keepdim=True)))
+    projection_FE = torch.zeros(width, dimension)
+    projection_FE[:, : best.shape[1]] = best.float()
+    return mean_F.float(), projection_FE
+
 
 _PIXELS = 64
 _NUM_STEPS = 500
