@@ -1,4 +1,4 @@
-"""For those who work on cm3leon: benchmarks, experiments about the method, training of the judge and the embedders."""
+"""Tools for the development of cm3leon: benchmarks, experiments, and training of the judge and the embedders."""
 
 from __future__ import annotations
 

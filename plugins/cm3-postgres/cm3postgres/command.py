@@ -78,7 +78,7 @@ def _configure_init(add: _Add) -> None:
     init.add_argument(
         "--no-index",
         action="store_true",
-        help="leave the index out: many documents are added faster, then: cm3 postgres index",
+        help="don't build the index, so that many documents are added faster; build it later with cm3 postgres index",
     )
     _add_index(init)
 
@@ -107,26 +107,30 @@ def _configure_push(add: _Add) -> None:
     push.add_argument(
         "--data",
         metavar="RECIPE|PATH|NAME",
-        help="the data set that the bank was built from: licences, sources and styles by id",
+        help="the bank's data set, for licences, sources and styles by id",
     )
     push.add_argument(
         "--id-prefix", default="", metavar="TEXT", help="with --data: the prefix of the bank's ids"
     )
     push.add_argument(
-        "--licence", metavar="NAME", help="licence of documents for which --data has none"
+        "--licence", metavar="NAME", help="licence of documents that --data gives none for"
     )
-    push.add_argument("--source", metavar="TEXT", help="the same for the source")
-    push.add_argument("--style", metavar="TEXT", help="the same for the style")
+    push.add_argument(
+        "--source", metavar="TEXT", help="source of documents that --data gives none for"
+    )
+    push.add_argument(
+        "--style", metavar="TEXT", help="style of documents that --data gives none for"
+    )
     there = push.add_mutually_exclusive_group()
     there.add_argument(
         "--replace",
         action="store_true",
-        help="put documents in the place of those that have their ids (default: an error)",
+        help="replace documents with the same id but other content (default: an error)",
     )
     there.add_argument(
         "--skip-duplicates",
         action="store_true",
-        help="leave out documents whose ids are there with another content",
+        help="skip documents whose id exists with other content",
     )
     push.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -149,7 +153,7 @@ def _configure_pull(add: _Add) -> None:
         type=whole_number(1, 2**40),
         default=4096,
         metavar="N",
-        help="documents of a shard (default: %(default)s)",
+        help="documents per shard (default: %(default)s)",
     )
     pull.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -182,7 +186,7 @@ def _add_connection(parser: ArgumentParser) -> None:
     group.add_argument("--host", metavar="NAME", help="the server, or the folder of its socket")
     group.add_argument("--port", type=whole_number(1, 65535), metavar="N", help="its port")
     group.add_argument("--database", metavar="NAME", help="the database")
-    group.add_argument("--user", metavar="NAME", help="who connects")
+    group.add_argument("--user", metavar="NAME", help="the user")
     group.add_argument(
         "--schema",
         default="cm3_memory",
@@ -194,14 +198,14 @@ def _add_connection(parser: ArgumentParser) -> None:
         type=real_number(0, 86400),
         default=10.0,
         metavar="S",
-        help="how long a lost connection is opened again (default: %(default)g)",
+        help="how long to retry a lost connection (default: %(default)g)",
     )
     group.add_argument(
         "--timeout-seconds",
         type=real_number(0.1, 86400),
         default=30.0,
         metavar="S",
-        help="a server that does not answer for so long counts as lost (default: %(default)g)",
+        help="how long to wait for an answer before the connection counts as lost (default: %(default)g)",
     )
 
 
@@ -211,7 +215,7 @@ def _add_index(parser: ArgumentParser) -> None:
         type=whole_number(2, 100),
         default=16,
         metavar="N",
-        help="of a node of the graph (default: %(default)s)",
+        help="links per node of the graph (default: %(default)s)",
     )
     parser.add_argument(
         "--construction",

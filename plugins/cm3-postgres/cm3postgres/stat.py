@@ -1,4 +1,4 @@
-"""What `cm3 postgres stat` shows."""
+"""Output of `cm3 postgres stat`."""
 
 from __future__ import annotations
 

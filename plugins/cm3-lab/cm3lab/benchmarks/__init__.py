@@ -1,5 +1,4 @@
-"""`cm3 bench kernels`: what our kernels cost compared with everything else that computes the same,
-on one machine, in one call.
+"""`cm3 bench kernels`: time and memory of our kernels and of alternative implementations, on one machine, in one call.
 
 command.py    the command line; light
 registry.py   ops, cases and providers; plugins add theirs here (hook `cm3_benchmarks`)

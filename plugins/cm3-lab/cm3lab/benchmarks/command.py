@@ -60,11 +60,11 @@ def configure(parser: ArgumentParser) -> None:
 def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
     kernels = actions.add_parser(
         "kernels",
-        help="kernels compared with everything else that computes the same",
+        help="our kernels compared with alternative implementations",
         epilog=EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
-        description="Compare each provider's result with a float64 reference, and time those that "
-        "are right: median, 20th\n"
+        description="Compare each provider's result with a float64 reference, and time the correct "
+        "ones: median, 20th\n"
         "and 80th percentile, twice, with a warm and a cold cache. Prints a table; with -o also "
         "JSON and plots.",
     )
@@ -72,7 +72,7 @@ def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="what to measure on (default: %(default)s)",
+        help="device to measure on (default: %(default)s)",
     )
     kernels.add_argument(
         "--op",
@@ -93,11 +93,9 @@ def _configure_kernels(actions: _SubParsersAction[ArgumentParser]) -> None:
     kernels.add_argument(
         "--dry-run",
         action="store_true",
-        help="execute everything once on tiny inputs, untimed; --device cuda then needs no GPU",
+        help="run everything once on tiny inputs without timing; --device cuda then needs no GPU",
     )
-    kernels.add_argument(
-        "--threads", type=whole_number(1, 4096), help="threads of torch on the CPU"
-    )
+    kernels.add_argument("--threads", type=whole_number(1, 4096), help="torch's CPU threads")
     kernels.set_defaults(run=run)
 
 

@@ -66,14 +66,14 @@ def configure(parser: ArgumentParser) -> None:
         "--prompt",
         default="a red bell",
         metavar="TEXT",
-        help="what is drawn (default: %(default)s)",
+        help="the prompt (default: %(default)s)",
     )
     parser.add_argument(
         "--runs",
         type=whole_number(1, 1000),
         default=5,
         metavar="N",
-        help="processes that are counted (default: %(default)s)",
+        help="number of processes to measure (default: %(default)s)",
     )
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=run)

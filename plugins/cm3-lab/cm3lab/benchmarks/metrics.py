@@ -72,7 +72,7 @@ def configure(parser: ArgumentParser) -> None:
         dest="metrics",
         help="a metric; may be given several times (default: all)",
     )
-    parser.add_argument("--quick", action="store_true", help="few pictures: seconds")
+    parser.add_argument("--quick", action="store_true", help="use few pictures (takes seconds)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=run)
 

@@ -1,4 +1,4 @@
-"""A table for people, JSON for programs, a plot for each op."""
+"""A table, a JSON file, and a plot per op."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(1, 100),
         default=5,
         metavar="N",
-        help="runs of each reader, in turns (default: %(default)s)",
+        help="alternating runs of each reader (default: %(default)s)",
     )
-    parser.add_argument("--quick", action="store_true", help="few documents: seconds")
+    parser.add_argument("--quick", action="store_true", help="use few documents (takes seconds)")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="JSON file to write")
     parser.set_defaults(run=run)
 

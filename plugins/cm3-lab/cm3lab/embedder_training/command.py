@@ -43,7 +43,12 @@ def configure(parser: ArgumentParser) -> None:
     train = actions.add_parser("train", help=line, description=line)
     train.add_argument("name", help=f"{', '.join(TRAINABLE[:-1])} or {TRAINABLE[-1]}")
     train.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE.safetensors", help="the weights"
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.safetensors",
+        help="file of weights to write",
     )
     train.add_argument(
         "--steps",
@@ -60,7 +65,11 @@ def configure(parser: ArgumentParser) -> None:
     evaluate = actions.add_parser("eval", help=line, description=line)
     evaluate.add_argument("name", help="the embedder's recipe name")
     evaluate.add_argument(
-        "-o", "--out", type=Path, metavar="FILE.json", help="the same figures as JSON"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE.json",
+        help="also write the figures to this JSON file",
     )
     evaluate.add_argument(
         "--corpus",
@@ -71,7 +80,7 @@ def configure(parser: ArgumentParser) -> None:
     evaluate.add_argument(
         "--bm25",
         action="store_true",
-        help="icons: measure the retriever bm25 as well, which needs no embedder",
+        help="icons: also measure the retriever bm25, which needs no embedder",
     )
     evaluate.add_argument("--quiet", action="store_true", help="no progress bars")
     add_device(evaluate, "where it runs")

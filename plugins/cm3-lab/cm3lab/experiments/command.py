@@ -18,12 +18,15 @@ def configure(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="EXPERIMENT", required=True)
     patch_knn.configure(
         actions.add_parser(
-            "patch-knn", help="what similar places in a memory's pictures gain (sampler patch_knn)"
+            "patch-knn",
+            help="how much the sampler patch_knn improves the loss on held-out pictures",
         )
     )
-    icons.configure(actions.add_parser("icons", help="how well a model of icons draws"))
-    tasks.configure(
-        actions.add_parser("tasks", help="what a tuned model of icons does of each task")
+    icons.configure(actions.add_parser("icons", help="quality of the pictures of an icon model"))
+    tasks.configure(actions.add_parser("tasks", help="quality of a tuned icon model on each task"))
+    tuning.configure(actions.add_parser("tuning", help="compare ways of tuning a model"))
+    retrieval.configure(
+        actions.add_parser(
+            "retrieval", help="how much retrieved documents improve loss and pictures"
+        )
     )
-    tuning.configure(actions.add_parser("tuning", help="ways of tuning a model, side by side"))
-    retrieval.configure(actions.add_parser("retrieval", help="what retrieved documents gain"))

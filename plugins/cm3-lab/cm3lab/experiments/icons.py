@@ -45,7 +45,7 @@ def configure(parser: ArgumentParser) -> None:
         "--guidance-scale",
         type=real_number(0, 1e6),
         metavar="X",
-        help="of the sampler (default: the model's recipe)",
+        help="guidance scale of the sampler (default: the model's recipe)",
     )
     parser.add_argument(
         "--temperature",
@@ -59,9 +59,7 @@ def configure(parser: ArgumentParser) -> None:
         metavar="X",
         help="of image codes (default: the model's recipe)",
     )
-    parser.add_argument(
-        "--no-tokenizer", action="store_true", help="don't measure the image tokenizer"
-    )
+    parser.add_argument("--no-tokenizer", action="store_true", help="skip the image tokenizer")
     parser.set_defaults(run=run)
 
 

@@ -83,7 +83,7 @@ def add_model_options(
         type=whole_number(0, 2**62),
         default=0,
         metavar="N",
-        help="of the drawing (default: %(default)s)",
+        help="seed of sampling (default: %(default)s)",
     )
     add_device(parser, "where the model runs")
     add_precision(parser)
@@ -91,7 +91,7 @@ def add_model_options(
         "--threads",
         type=whole_number(1, 1024),
         metavar="N",
-        help="CPU threads of the decoder (default: 1 for a small one, else the number of cores)",
+        help="CPU threads of the decoder (default: 1 for a small decoder, else the number of cores)",
     )
     add_trust(parser)
     _add_out(parser, out)
@@ -174,7 +174,7 @@ def add_training_options(
         help="each arm is trained with each seed (default: 0)",
     )
     parser.add_argument(
-        "--recipe", default=recipe, help="the recipe to train by (default: %(default)s)"
+        "--recipe", default=recipe, help="recipe to train with (default: %(default)s)"
     )
     _add_out(parser, out)
     add_device(parser, "where the decoders are trained and run")
@@ -230,7 +230,7 @@ def _add_out(parser: ArgumentParser, default: str) -> None:
         type=Path,
         default=Path(default),
         metavar="FOLDER",
-        help="folder of all results (default: %(default)s)",
+        help="folder for the results (default: %(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""How much of a picture's identity an image tokenizer keeps:
+"""How much of a picture's identity survives an image tokenizer:
 `python -m cm3lab.judge.eval_tokenizer --weights FILE`.
 
 Prints R@1 and R@5 of the judge on real pictures and on their reconstructions by a `vqgan`.

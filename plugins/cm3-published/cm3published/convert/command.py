@@ -104,7 +104,7 @@ def configure(parser: ArgumentParser) -> None:
         "--roles",
         nargs=2,
         metavar=("USER", "ASSISTANT"),
-        help="Janus: names of who asks and who answers in its prompts (default: Janus-Pro's, "
+        help="Janus: role names in its prompts (default: Janus-Pro's, "
         "<|User|> <|Assistant|>; Janus-1.3B's own examples have User Assistant)",
     )
     parser.set_defaults(run=run)

@@ -55,7 +55,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(2, 2**20),
         nargs="+",
         metavar="N",
-        help="image tokens a picture (default: 256 1024; with --quick 256)",
+        help="image tokens per picture (default: 256 1024; with --quick 256)",
     )
     parser.add_argument(
         "--providers",
@@ -68,31 +68,29 @@ def configure(parser: ArgumentParser) -> None:
         "--threads",
         type=whole_number(1, 4096),
         metavar="N",
-        help="threads of torch on the CPU, for all providers",
+        help="torch's CPU threads, for all providers",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a smaller decoder, shorter pictures, fewer runs: about two minutes",
+        help="use a smaller decoder, shorter pictures and fewer runs (about two minutes)",
     )
     parser.add_argument(
         "--parts",
         action="store_true",
-        help="instead of the comparison, what a step of the engine consists of, beside the least it "
-        "could take (CPU)",
+        help="measure the parts of one engine step, and the lower bound of each, instead of comparing providers (CPU)",
     )
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="what to measure on (default: %(default)s)",
+        help="device to measure on (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="of the decoder's weights and products, and of the other loops' (default: bf16 on CUDA, else "
-        "fp32)",
+        help="precision of weights and matrix products, for all providers (default: bf16 on CUDA, else fp32)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; plots go next to it"

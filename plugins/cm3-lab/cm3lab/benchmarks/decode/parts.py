@@ -1,4 +1,4 @@
-"""What a step of the engine consists of, beside the least it could take (`cm3 bench decode --parts`).
+"""The parts of one engine step, and the lower bound of each (`cm3 bench decode --parts`).
 
 Every part is timed on its own in the middle of a picture, with the shapes of a step. Floors: the bytes
 that must be read over the speed at which a sum reads a tensor larger than any cache, and the operations

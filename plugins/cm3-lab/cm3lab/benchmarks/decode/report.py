@@ -1,4 +1,4 @@
-"""Tables for people and plots; the JSON is `benchmarks.report.write_json`'s."""
+"""Tables and plots; the JSON file is written by `benchmarks.report.write_json`."""
 
 from __future__ import annotations
 

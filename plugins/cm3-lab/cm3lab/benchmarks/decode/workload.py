@@ -1,4 +1,4 @@
-"""What is decoded: prompts, cases, and the minimum number of bytes that must be read.
+"""The workload: prompts, cases, and the minimum number of bytes that must be read.
 
 Prompts are random letters, all of one length and no two equal: no provider pads, and none shares
 what real prompts wouldn't share. Legend: W width, L layers.

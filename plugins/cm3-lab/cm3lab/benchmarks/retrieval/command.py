@@ -46,7 +46,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(8, 2**16),
         default=512,
         metavar="N",
-        help="numbers of a vector (default: %(default)s)",
+        help="vector dimension (default: %(default)s)",
     )
     parser.add_argument(
         "--index",
@@ -59,21 +59,21 @@ def configure(parser: ArgumentParser) -> None:
         "--threads",
         type=whole_number(1, 4096),
         metavar="N",
-        help="threads for all searches, ours and faiss's",
+        help="threads for all searches, including faiss's own",
     )
     parser.add_argument(
         "--postgres",
         action="store_true",
-        help="also fill the database that PGHOST, PGDATABASE, ... name, and ask it beside the bank "
+        help="also measure PostgreSQL: fills the database named by PGHOST, PGDATABASE, ... "
         "(schema cm3_bench, removed afterwards)",
     )
     parser.add_argument(
-        "--lancedb", action="store_true", help="the same with LanceDB, if it is installed"
+        "--lancedb", action="store_true", help="also measure LanceDB, if it is installed"
     )
     parser.add_argument(
         "--qdrant",
         action="store_true",
-        help="the same with Qdrant's engine in this process, if qdrant-edge-py is installed",
+        help="also measure Qdrant's in-process engine, if qdrant-edge-py is installed",
     )
     parser.add_argument(
         "--retriever",
@@ -81,17 +81,19 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         dest="retrievers",
         metavar="NAME",
-        help="also ask this retriever, with its defaults, a plugin's too; may be given several times",
+        help="also measure this retriever with its defaults (plugins' too); may be given several times",
     )
-    parser.add_argument("--no-loader", action="store_true", help="leave out the training step")
+    parser.add_argument(
+        "--no-loader", action="store_true", help="skip the loader's share of a training step"
+    )
     parser.add_argument(
         "--folder",
         type=Path,
         metavar="FOLDER",
-        help="where the bank is written, and removed afterwards (default: the temporary folder)",
+        help="where to write the bank, which is removed afterwards (default: the temporary folder)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="fewer documents and queries: about a minute"
+        "--quick", action="store_true", help="use fewer documents and queries (about a minute)"
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="JSON file to write; a plot goes next to it"

@@ -1,4 +1,4 @@
-"""Lines for people and a plot; the JSON is `benchmarks.report.write_json`'s."""
+"""Lines of text and a plot; the JSON file is written by `benchmarks.report.write_json`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the sampler `patch_knn` gains: nats of held-out pictures. `cm3 experiment patch-knn`."""
+"""`cm3 experiment patch-knn`: how much the sampler `patch_knn` improves the loss on held-out pictures."""

@@ -51,7 +51,7 @@ def configure(parser: ArgumentParser) -> None:
         nargs="+",
         default=["comp"],
         metavar="SPLIT",
-        help="splits of the model's data set that it was not trained on (default: comp)",
+        help="held-out splits of the model's data set (default: comp)",
     )
     parser.add_argument(
         "--documents",
@@ -66,7 +66,7 @@ def configure(parser: ArgumentParser) -> None:
         type=real_number(0, 1),
         default=[0.1, 0.2, 0.3, 0.4],
         metavar="SHARE",
-        help="shares of the memory (default: 0.1 0.2 0.3 0.4)",
+        help="weights of the memory's probabilities (default: 0.1 0.2 0.3 0.4)",
     )
     parser.add_argument(
         "--retrieved",
@@ -83,7 +83,9 @@ def configure(parser: ArgumentParser) -> None:
             metavar="FOLDER" if name == "bank" else name.upper(),
             help=f"the sampler's key {name!r}",
         )
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write them as JSON")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="also write the figures to this JSON file"
+    )
     add_device(parser, "where the model runs")
     add_precision(parser)
     add_trust(parser)

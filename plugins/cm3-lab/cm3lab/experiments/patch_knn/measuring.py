@@ -1,4 +1,4 @@
-"""Nats of a model's held-out pictures, when its probabilities are mixed with those of a memory's places.
+"""Loss on held-out pictures when a model's probabilities are mixed with those of similar places in a memory.
 
 Each code is predicted from the true codes before it. Beside the memory's places there is a control:
 the same share of how often each code occurs in the memory, wherever. What it gains is smoothing,

@@ -1,4 +1,4 @@
-"""`cm3 experiment retrieval`: what retrieved documents gain. Light: the arms of the experiment."""
+"""`cm3 experiment retrieval`: how much retrieved documents improve loss and pictures. Light: the arms of the experiment."""
 
 from __future__ import annotations
 

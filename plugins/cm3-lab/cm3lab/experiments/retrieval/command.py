@@ -39,14 +39,14 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(2, 2**31 - 1),
         default=150,
         metavar="N",
-        help="held-out documents of each split that are measured (default: %(default)s)",
+        help="held-out documents to measure per split (default: %(default)s)",
     )
     parser.add_argument(
         "--pictures",
         type=whole_number(0, 2**20),
         default=48,
         metavar="N",
-        help="pictures generated for each split and arm; 0: none (default: %(default)s)",
+        help="pictures to generate per split and arm; 0: none (default: %(default)s)",
     )
     add_training_options(parser, ARMS, DEFAULT_ARMS, recipe="retrieval-gain", out="cm3-retrieval")
     parser.set_defaults(run=run)

@@ -1,4 +1,4 @@
-"""How much a retrieved document predicts, by counting: no decoder, no training.
+"""How much a retrieved document predicts, estimated from counts, without a decoder or training.
 
 The cell of a picture is predicted from its left and upper neighbour, and then also from the same
 cell of the first document that the retriever finds. The improvement is what a decoder that only

@@ -1,4 +1,4 @@
-"""`cm3 experiment tasks`: what a tuned model of icons does of each of its tasks. Light: what can be measured."""
+"""`cm3 experiment tasks`: quality of a tuned icon model on each task. Light: what can be measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is asked, many at once: the same records of every model, in one batch."""
+"""Requests to a model: the same records for every model, generated in one batch."""
 
 from __future__ import annotations
 

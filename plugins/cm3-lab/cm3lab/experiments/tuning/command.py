@@ -41,14 +41,14 @@ def configure(parser: ArgumentParser) -> None:
         "--base",
         default="bundled:icons64",
         metavar="MODEL",
-        help="the model that is tuned: a run, a checkpoint, an exported model, or PLUGIN:NAME (default: %(default)s)",
+        help="model to tune: a run, a checkpoint, an exported model, or PLUGIN:NAME (default: %(default)s)",
     )
     parser.add_argument(
         "--minutes",
         type=real_number(0, 1e6, above=True),
         default=30.0,
         metavar="M",
-        help="computation of each method's training, in steps of the measured length (default: %(default)s)",
+        help="minutes of computation per method, converted to steps by a measured step time (default: %(default)s)",
     )
     parser.add_argument(
         "--documents",
@@ -63,7 +63,7 @@ def configure(parser: ArgumentParser) -> None:
         type=whole_number(0, 2**20),
         default=32,
         metavar="N",
-        help="records of each task and split that are drawn or answered; 0: none (default: %(default)s)",
+        help="records to draw or answer per task and split; 0: none (default: %(default)s)",
     )
     parser.add_argument(
         "--splits",
@@ -87,7 +87,7 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         dest="own",
         metavar=("ARM", "KEY=VALUE"),
-        help="a change of the recipe for one arm; may be given again",
+        help="override of the recipe for one arm; may be given several times",
     )
     add_training_options(parser, ARMS, None, recipe="icons-tuned", out="cm3-tuning")
     parser.set_defaults(run=run)

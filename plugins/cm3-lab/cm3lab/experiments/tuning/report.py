@@ -1,4 +1,4 @@
-"""The report: what each way of tuning costs, and what it gains, with paired errors over documents."""
+"""The report: cost and gain of each way of tuning, with paired errors over documents."""
 
 from __future__ import annotations
 

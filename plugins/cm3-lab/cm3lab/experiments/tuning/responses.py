@@ -1,4 +1,4 @@
-"""How probable held-out responses are, given their prompts: the loss of a model that is told the response.
+"""Loss on held-out responses, given their prompts (teacher forcing).
 
 Each document is as the model is asked: a response that ends it is predicted in its place, one before the
 end behind it, in place of its hole. Losses are sums over a response's tokens and its end, in nats: they

@@ -1,4 +1,4 @@
-"""What a step of a method costs: seconds, tokens, parameters, memory. Measured before anything is trained, so
+"""Cost of one step of a tuning method: seconds, tokens, parameters, memory. Measured before anything is trained, so
 that all methods can be given the same time in steps, however busy the machine is."""
 
 from __future__ import annotations
