@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cm3core.plugins import Registry
     from cm3core.recipe import Recipe
     from cm3lab.experiments.options import Compared
-    from cm3run.build import Components, Stored
+    from cm3run.build import Components
 
 #: Held-out splits: drawings held out, and names held out in all versions.
 SPLITS = ("comp", "unseen")
@@ -130,7 +130,7 @@ class RetrievalExperiment:
     def _run_arm(self, recipe: Recipe, arm: str, folder: Path) -> dict[str, Any]:
         """Train, measure, generate."""
         from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-        from cm3run.build import build
+        from cm3run.build import Stored, build
         from cm3run.checkpoint import TOKENIZER, load_weights
         from cm3run.training import train
 
