@@ -33,6 +33,7 @@ MODULES = tuple(
     folder / name
     for folder, name in (
         (Path(cm3core.__file__).parent, "plugins/discovery.py"),
+        (Path(cm3core.__file__).parent, "plugins/info.py"),
         (Path(cm3core.__file__).parent, "plugins/registry.py"),
         (Path(cm3core.__file__).parent, "plugins/describe.py"),
         (Path(cm3core.__file__).parent, "config/schema.py"),
@@ -127,6 +128,10 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "both names": (
         changed("    size: int", "    renamed = {'length': 'size'}\n    size: int"),
         ["text_tokenizer=letters", "text_tokenizer.size=3", "text_tokenizer.length=3"],
+    ),
+    "both places": (
+        GOOD + "\nCM3_MOVED_KEYS = {'train.letters': 'text_tokenizer/letters/size'}\n",
+        ["text_tokenizer=letters", "text_tokenizer.size=3", "train.letters=3"],
     ),
     "no value": (changed("size: int = 3", "size: int"), ["text_tokenizer=letters"]),
     "no values": (
