@@ -183,7 +183,7 @@ def test_texts_are_refused_before_pictures_are_decoded(server, monkeypatch):
 def test_a_picture_that_is_filled_is_no_larger_than_one_that_is_returned(server):
     clear = png(np.zeros((8, 600, 4), np.uint8))
     error = server.post(EDIT, images=[{"image_url": bombs.url(clear)}]).json()["error"]
-    assert tells(error["message"], "image: is 600x8; a ... most 512")
+    assert tells(error["message"], "image: is 600x8; a ... exceed 512")
 
 
 def test_results_of_a_fill_are_counted_too(server):
