@@ -25,6 +25,7 @@ from cm3core.document import IntArray
 from cm3core.faults import raise_interrupt
 from cm3run.generation.events import wrong_request
 from cm3run.generation.groups import Group, groups_of, index_tensor
+from cm3run.generation.jacobi import Ahead, Guesses, can_look_ahead, read_ahead
 from cm3run.generation.prompts import feed, read_prompts
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class Batch:
         decoder: prepared for inference.
         capture: captures steps if the decoder's cache allows it. None: nothing is captured.
         kept: what finished requests have read, if anything of it is kept.
+        guesses: of codes, where several of them are drawn at a time, see `cm3run.generation.jacobi`.
     """
 
     def __init__(
@@ -149,8 +151,10 @@ class Batch:
         decoder: InferenceDecoder,
         capture: Capture | None = None,
         kept: KeptPrefixes | None = None,
+        guesses: Guesses | None = None,
     ) -> None:
         self.decoder, self._capture, self._kept = decoder, capture, kept
+        self._guesses = guesses
         self.rows: list[ActiveRequest] = []
         self._cache: KVCache | None = None
         self._device = decoder.device
@@ -236,9 +240,11 @@ class Batch:
         """Update everything that depends on which rows are in flight."""
         counts = [len(row.prompts) for row in self.rows]
         self._starts = np.cumsum([0, *counts]).tolist()
-        self._owner_S = self._tensor(np.repeat(np.arange(len(counts)), counts))
+        self._owners = np.repeat(np.arange(len(counts)), counts).tolist()
+        self._owner_S = self._tensor(self._owners)
         self._groups: tuple[tuple[object, ...], list[Group]] | None = None
         self._captured: tuple[Group, CapturedStep] | None = None
+        self._ahead: Ahead | None = None
 
     # ---- a step
 
@@ -251,23 +257,26 @@ class Batch:
             the tokens drawn for each request, int32 [m], in the order of `rows` before the call.
             Requests that are done, and those whose `error` is set, have left.
         """
-        num = min(max_draws, *(row.draws_now for row in self.rows))
-        cells_nm = np.stack([row.grammar.cells(num) for row in self.rows])
-        tokens_nm = self._draw(num, cells_nm)
+        ahead = self._looks_ahead()
+        drawn = self._draw_ahead() if ahead else None
+        if drawn is None:
+            num = 1 if ahead else min(max_draws, *(row.draws_now for row in self.rows))
+            drawn = list(self._draw(num, np.stack([row.grammar.cells(num) for row in self.rows])))
         queues: dict[int, tuple[IntArray, IntArray]] = {}
-        for row, tokens, cells in zip(self.rows, tokens_nm, cells_nm, strict=True):
+        for row, tokens in zip(self.rows, drawn, strict=True):
             if row.error is not None:
                 continue
+            cells = row.grammar.cells(len(tokens))
             try:
                 forced = row.grammar.take(tokens)
             except BaseException as error:  # of a text tokenizer, for one
                 raise_interrupt(error)
                 row.error = wrong_request(row.number, error)
                 continue
-            row.num_drawn += num
+            row.num_drawn += len(tokens)
             if row.state is not None:
                 row.state.drawn.append(tokens)
-            row.num_fed += num + len(forced)
+            row.num_fed += len(tokens) + len(forced)
             forced_cells = row.grammar.forced_cells(forced)
             row.record_read(np.append(tokens, forced), np.append(cells, forced_cells))
             queues[id(row)] = (
@@ -280,14 +289,61 @@ class Batch:
         self.drop([row for row in self.rows if row.error is not None or row.grammar.done])
         if self.rows:
             assert self._cache is not None
-            owned = [queues[id(row)] for row in self.rows for _ in row.prompts]
+            self._feed([queues[id(row)] for row in self.rows])
+        return drawn
+
+    def _feed(self, queues: list[tuple[IntArray, IntArray]]) -> None:
+        """Feed each request's tokens to its streams, and what is guessed to follow."""
+        assert self._cache is not None
+        owned = [own for row, own in zip(self.rows, queues, strict=True) for _ in row.prompts]
+        guesses = []
+        if self._guesses is not None and self._looks_ahead():
+            guesses = [self._guesses.of(row) for row in self.rows]
+        wide = max(map(len, guesses), default=0)
+        if not wide:
             self._hidden_SE = feed(
                 self.decoder,
                 self._cache,
                 [tokens for tokens, _ in owned],
                 [cells for _, cells in owned],
             )
-        return list(tokens_nm)
+            return
+        pairs = [
+            (tokens, row.grammar.cells(len(tokens)))
+            for row, tokens in zip(self.rows, guesses, strict=True)
+            for _ in row.prompts
+        ]
+        self._hidden_SE, hidden_SwE = read_ahead(self.decoder, self._cache, owned, pairs)
+        guess_nk = np.full((len(guesses), wide), -1, np.int32)
+        for own, tokens in zip(guess_nk, guesses, strict=True):
+            own[: len(tokens)] = tokens
+        self._ahead = Ahead(hidden_SwE, guess_nk)
+
+    def _looks_ahead(self) -> bool:
+        return self._guesses is not None and can_look_ahead(self.rows, self._current_groups())
+
+    def _draw_ahead(self) -> list[IntArray] | None:
+        """The next tokens of every row, as many as are certain, int32; all but the last have been fed. None: nothing was
+        read ahead, or the sampler failed."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None
+        assert self._cache is not None
+        assert self._guesses is not None
+        [group] = self._current_groups()
+        position_n = self._tensor([row.num_drawn for row in self.rows])
+        try:
+            tokens_nw, log_nw = group.draw_ahead(self.decoder, ahead.hidden_SwE, position_n)
+            drawn_nw, logs_nw = tokens_nw.cpu().numpy().astype(np.int32), log_nw.cpu().numpy()
+        except BaseException as error:  # one position at a time, it is told whose fault it is
+            raise_interrupt(error)
+            return None
+        counts = ahead.accepted(drawn_nw, [row.draws_now for row in self.rows])
+        self._cache.advance([counts[owner] - 1 for owner in self._owners])
+        for row, own, log, count in zip(self.rows, drawn_nw, logs_nw, counts, strict=True):
+            row.log_probability += float(log[:count].sum())
+            self._guesses.keep(row, own[count:])
+        return [own[:count] for own, count in zip(drawn_nw, counts, strict=True)]
 
     def _draw(self, num: int, cells_nm: IntArray) -> IntArray:
         """The next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""

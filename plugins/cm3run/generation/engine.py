@@ -43,6 +43,7 @@ from cm3run.generation.events import (
     turn_of,
     wrong_request,
 )
+from cm3run.generation.jacobi import Guesses
 from cm3run.generation.prepare import EngineOptions, Preparer
 from cm3run.generation.prompts import feed
 
@@ -93,7 +94,7 @@ class Session:
     ) -> None:
         self._share, self._capture = share, capture
         self.preparer, self.details, self.record = preparer, details, record
-        self._batch = Batch(preparer.inference, capture, preparer.kept)
+        self._batch = self._empty_batch()
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
         #: Requests that are drawn again apart from others, and those of the step that is under way.
@@ -102,6 +103,12 @@ class Session:
         self._next = 0
         #: Tokens drawn so far, over all requests.
         self.num_drawn = 0
+
+    def _empty_batch(self) -> Batch:
+        preparer = self.preparer
+        ahead = preparer.window > 1
+        guesses = Guesses(preparer.window, preparer.serializer.grid[1]) if ahead else None
+        return Batch(preparer.inference, self._capture, preparer.kept, guesses)
 
     @property
     def busy(self) -> bool:
@@ -260,7 +267,7 @@ class Session:
         if not self._decoder_works():
             raise error
         if in_flight:
-            self._batch = Batch(self.preparer.inference, self._capture, self.preparer.kept)
+            self._batch = self._empty_batch()
         if len(rows) == 1 and rows[0].error is None:
             rows[0].error = wrong_request(rows[0].number, error)
         again = []

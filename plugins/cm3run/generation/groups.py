@@ -233,6 +233,44 @@ class Group:
     def _penalised(self, logits_gR: Tensor) -> Tensor:
         return logits_gR if self.penalty is None else self.penalty.penalised(logits_gR)
 
+    def draw_ahead(
+        self, decoder: InferenceDecoder, hidden_SwE: Tensor, position_n: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw at several positions at once, each as if its request had come to it: what is behind a wrong guess
+        means nothing.
+
+        Args:
+            decoder: its head turns hidden states into logits.
+            hidden_SwE: hidden states of all stream rows of the batch, before each of the w draws.
+            position_n: number of tokens drawn before the first of them, for all requests of the batch.
+
+        Returns:
+            the tokens, int64 [n, w], and their log-probability under the reference stream, float64 [n, w].
+        """
+        hidden_gwE = hidden_SwE if self.rows_g is None else hidden_SwE[self.rows_g]
+        (n, G), w = self.stream_rows_nG.shape, hidden_SwE.shape[1]
+        R, device = len(self.ids), self.index_n.device
+        logits_gwR = decoder.logits(hidden_gwE.flatten(0, 1), self.ids).float()
+        each_w = torch.arange(w, device=device)
+        rows_nwG = self.stream_rows_nG[:, None] * w + each_w[:, None]
+        rows_nwG = torch.where(self.stream_rows_nG[:, None] < 0, -1, rows_nwG)
+        reference_nw = (self.reference_n[:, None] * w + each_w).flatten()
+        allowed = None
+        if self.allowed_nR is not None:
+            allowed = self.allowed_nR[:, None].expand(n, w, R).reshape(n * w, R)
+        tokens_nw = self.sampler.draw(
+            logits_gwR,
+            rows_nwG.reshape(n * w, G),
+            self.weights(w).transpose(0, 1).reshape(n * w, G),
+            [plan for plan in self.plans for _ in range(w)],
+            first_id=self.ids.start,
+            allowed_nR=allowed,
+            seed_n=self.seed_n.repeat_interleave(w),
+            position_n=(position_n[self.index_n][:, None] + each_w).flatten(),
+        )
+        log_nw = _log_probability(logits_gwR[reference_nw], allowed, tokens_nw - self.ids.start)
+        return tokens_nw.view(n, w), log_nw.view(n, w)
+
     def _recorded(
         self, logits_gR: Tensor, weights_nG: Tensor, tokens_n: Tensor, log_n: Tensor
     ) -> Drawn:

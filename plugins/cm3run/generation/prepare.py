@@ -18,6 +18,7 @@ from cm3core.interfaces.sampler_state import RequestStart
 from cm3core.sequence.grammar import HoleGrammar, num_new_tokens, num_unlimited, with_limits
 from cm3run.devices import cache_limit
 from cm3run.generation.events import Request, candidate_seed
+from cm3run.generation.jacobi import MOST_AHEAD
 from cm3run.generation.prompts import KeptPrefixes
 from cm3run.generation.row import ActiveRequest, different
 from cm3run.generation.sampling import RequestState, reads_stream
@@ -62,12 +63,15 @@ class EngineOptions:
             few rows, else unchanged.
         precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". An engine measures
             nothing: `Model` does that.
+        window: codes of a picture that are drawn at a time, see `cm3run.generation.jacobi`: the same ones for any
+            window, in fewer forwards. 1: one by one.
     """
 
     max_text_tokens: int | None = None
     max_rows: int = 64
     num_threads: int | None = None
     precision: str = "auto"
+    window: int = 1
 
 
 class Preparer:
@@ -95,6 +99,10 @@ class Preparer:
             raise GenerationError("num_threads", f"is {num_threads}", f"use 1 to {MAX_THREADS:,}")
         self.decoder, self.inference = decoder, inference
         self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
+        if not 1 <= options.window <= MOST_AHEAD:
+            raise GenerationError("window", f"is {options.window}", f"use 1 to {MOST_AHEAD}")
+        #: Codes of a picture that are drawn at a time, see `cm3run.generation.jacobi`.
+        self.window = options.window
         self.max_text_tokens, self.max_rows = options.max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads

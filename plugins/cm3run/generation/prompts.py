@@ -306,19 +306,22 @@ def feed(
     decoder: InferenceDecoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
 ) -> Tensor:
     """Feed each row its own tokens (at least one); returns hidden states after the last [rows, E]."""
-    counts = [len(row) for row in tokens]
-    device = decoder.device
-    tokens_BT = np.zeros((len(tokens), max(counts)), np.int64)
-    cells_BT = np.full(tokens_BT.shape, NO_CELL, np.int64)
-    for row, (own, own_cells) in enumerate(zip(tokens, cells, strict=True)):
-        tokens_BT[row, : len(own)], cells_BT[row, : len(own)] = own, own_cells
+    counts, device = [len(row) for row in tokens], decoder.device
+    tokens_BT, cells_BT = padded(tokens, cells)
     hidden_BTE = decoder.hidden_states(
-        torch.from_numpy(tokens_BT).to(device),
-        cells_BT=torch.from_numpy(cells_BT).to(device),
-        cache=cache,
+        tokens_BT.to(device), cells_BT=cells_BT.to(device), cache=cache
     )
     cache.advance(counts)
     if max(counts) == 1:
         return hidden_BTE[:, 0]
     last_B = torch.tensor(counts, device=device) - 1
     return hidden_BTE[torch.arange(len(counts), device=device), last_B]
+
+
+def padded(tokens: Sequence[IntArray], cells: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
+    """Tokens and cells of rows of different lengths as int64 [B, T], with token 0 at no cell behind each."""
+    tokens_BT = np.zeros((len(tokens), max(map(len, tokens))), np.int64)
+    cells_BT = np.full(tokens_BT.shape, NO_CELL, np.int64)
+    for row, (own, own_cells) in enumerate(zip(tokens, cells, strict=True)):
+        tokens_BT[row, : len(own)], cells_BT[row, : len(own)] = own, own_cells
+    return torch.from_numpy(tokens_BT), torch.from_numpy(cells_BT)

@@ -47,9 +47,11 @@ def alone(asked: tuple[int, int, str | None]) -> Any:
 class Sessions(RuleBasedStateMachine):
     """A session, what was submitted, and what came of it."""
 
-    @initialize(max_rows=st.sampled_from([2, 5, 64]), details=st.booleans())
-    def open(self, max_rows: int, details: bool) -> None:
-        self.engine = make_engine(decoder(), WARM, max_rows=max_rows)
+    @initialize(
+        max_rows=st.sampled_from([2, 5, 64]), details=st.booleans(), window=st.sampled_from([1, 4])
+    )
+    def open(self, max_rows: int, details: bool, window: int) -> None:
+        self.engine = make_engine(decoder(), WARM, max_rows=max_rows, window=window)
         self.session = self.engine.open(details=details)
         self.submitted: dict[int, tuple[int, int, str | None]] = {}
         self.cancelled: set[int] = set()

@@ -1,0 +1,142 @@
+"""Several codes of a picture a step, exactly those that one a step would give.
+
+A sampler's draw at a position is a function of its logits, the seed and the position (`Sampler.draw`), so a picture is
+the only sequence x in which every x_i is the draw after x_<i: the fixed point of that function. It is found by Jacobi
+iteration (Song et al. 2021, arXiv:2002.03681; of pictures Teng et al. 2024, arXiv:2410.01699): codes ahead are guessed,
+one forward gives the logits after each of them, each position is drawn again with its own noise, and the draws count up
+to the first that the guess behind it differs from. The noise of a position stays the same from one iteration to the
+next (the coupling of An et al. 2025, arXiv:2510.24211), so that nothing is rejected or corrected: the tokens are those
+of one draw a step, as far as logits of many tokens in one forward are those of one.
+
+Legend: n requests, w positions a step (the window), S stream rows, g those of a group, G guidance streams, E model
+dimension, R ids of a legal slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cm3core.document import IntArray
+from cm3run.generation.prompts import padded
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.decoder import InferenceDecoder, KVCache
+    from cm3run.generation.groups import Group
+    from cm3run.generation.row import ActiveRequest
+
+#: Longest window.
+MOST_AHEAD = 256
+_NONE = np.zeros(0, np.int32)
+
+
+def can_look_ahead(rows: Sequence[ActiveRequest], groups: Sequence[Group]) -> bool:
+    """Whether the next tokens of a batch can be drawn several at a time: they are codes of pictures, one call draws for
+    all of them, and no draw depends on the one before but by its logits."""
+    return (
+        len(groups) == 1
+        and groups[0].states is None
+        and groups[0].penalty is None
+        and groups[0].drawn is None
+        and all(row.grammar.modality == "image" for row in rows)
+        and any(row.draws_now > 1 for row in rows)
+    )
+
+
+class Guesses:
+    """What each request of a batch is expected to draw next, from what it drew after guesses that were wrong.
+
+    Args:
+        window: codes that are drawn at a time, 1 more than are guessed.
+        columns: cells of a picture's row.
+    """
+
+    def __init__(self, window: int, columns: int) -> None:
+        self._window, self._columns = window, columns
+        self._drawn: dict[int, IntArray] = {}
+
+    def keep(self, row: ActiveRequest, drawn: IntArray) -> None:
+        """Note what was drawn for the positions behind the first wrong guess."""
+        self._drawn[row.number] = drawn
+
+    def of(self, row: ActiveRequest) -> IntArray:
+        """Guesses, int32, of the request's next tokens, but for the last of the run of codes. Its grammar has taken all
+        tokens that count.
+
+        A cell of which nothing is known yet is guessed to be as the one above it, or as the one before it.
+        """
+        num = min(self._window, row.draws_now) - 1
+        drawn = self._drawn.pop(row.number, _NONE)[:num]
+        grammar = row.grammar
+        if len(drawn) == num or not (grammar.current or len(drawn)):
+            return drawn
+        cells = grammar.hole.cells
+        assert cells is not None
+        place = len(grammar.current)
+        known = [*grammar.current, *drawn.tolist()]
+        found = dict(zip(cells.tolist(), known, strict=False))
+        for cell in cells[len(known) : place + num].tolist():
+            found[cell] = found.get(cell - self._columns, known[-1])
+            known.append(found[cell])
+        return np.array(known[place:], np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """What was read ahead of the tokens that count.
+
+    Args:
+        hidden_SwE: hidden states after the last token that counts and after each guess.
+        guess_nk: int32, k = w - 1; -1 behind a request's last guess.
+    """
+
+    hidden_SwE: Tensor
+    guess_nk: IntArray
+
+    def accepted(self, tokens_nw: IntArray, most_n: Sequence[int]) -> list[int]:
+        """How many of the tokens drawn count, for each request: up to the first one that the guess at its place
+        differs from, that one included, and at most `most_n`."""
+        right_nk = np.logical_and.accumulate(tokens_nw[:, :-1] == self.guess_nk, axis=1)
+        counts: list[int] = np.minimum(1 + right_nk.sum(axis=1), most_n).tolist()
+        return counts
+
+
+def read_ahead(
+    decoder: InferenceDecoder,
+    cache: KVCache,
+    queues: Sequence[tuple[IntArray, IntArray]],
+    ahead: Sequence[tuple[IntArray, IntArray]],
+) -> tuple[Tensor, Tensor]:
+    """Feed each row its tokens and the guesses behind them, in one forward; only the tokens are counted.
+
+    Args:
+        decoder: reads them.
+        cache: of its rows.
+        queues: tokens and cells of each row, at least one.
+        ahead: guesses and cells of each row, maybe none.
+
+    Returns:
+        hidden states after each row's last token [S, E], and after it and each guess [S, w, E]; those behind a
+        row's last guess mean nothing.
+    """
+    counts = [len(tokens) for tokens, _ in queues]
+    together = [
+        [np.concatenate(pair) for pair in zip(own, guessed, strict=True)]
+        for own, guessed in zip(queues, ahead, strict=True)
+    ]
+    tokens_BT, cells_BT = padded([one[0] for one in together], [one[1] for one in together])
+    device = decoder.device
+    hidden_BTE = decoder.hidden_states(
+        tokens_BT.to(device), cells_BT=cells_BT.to(device), cache=cache
+    )
+    cache.advance(counts)
+    wide = 1 + max(len(tokens) for tokens, _ in ahead)
+    at_Bw = torch.tensor(counts)[:, None] - 1 + torch.arange(wide)
+    at_Bw = at_Bw.clamp(max=hidden_BTE.shape[1] - 1).to(device)
+    hidden_SwE = hidden_BTE[torch.arange(len(counts), device=device)[:, None], at_Bw]
+    return hidden_SwE[:, 0], hidden_SwE
