@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.duplicates import NEAR, shrink
-from cm3plugins.datasets.icons.entries import IconEntry
-from cm3plugins.datasets.icons.names import parts
-from cm3plugins.datasets.icons.splits import thing_of
+from cm3plugins.datasets.icons.comparison import NEAR, shrink
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
+from cm3plugins.datasets.icons.splits import parts, thing_of
 from cm3run.nearness import _ink, _placed
 
 FILE = Path(__file__).parent / "figures" / "held-out.json"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.icons.ink import without_colour
 from cm3run.model import load
 from cm3run.nearness import NEARLY_A_COPY, nearness

@@ -1,4 +1,4 @@
-"""What the host side of every op needs: arguments checked, the device to launch on, Triton's interpreter."""
+"""Host side of every op: argument checks, the device to launch on, Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -278,7 +278,7 @@ def cm3_datasets() -> Mapping[str, type[DocumentSourceConfig]]:
     from cm3plugins.datasets.conversations import ConversationsConfig
     from cm3plugins.datasets.emoji import EmojiSourceConfig
     from cm3plugins.datasets.folder import FolderSourceConfig
-    from cm3plugins.datasets.icon_tasks.config import IconTasksConfig
+    from cm3plugins.datasets.icon_tasks import IconTasksConfig
     from cm3plugins.datasets.icons import IconSourceConfig
     from cm3plugins.datasets.jsonl import JSONLSourceConfig
     from cm3plugins.datasets.mixture import MixtureConfig

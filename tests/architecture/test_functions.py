@@ -91,7 +91,6 @@ LEFT = {
         cm3run/bank/building.py: add_documents
         cm3run/bank/building.py: help_build
         cm3run/checkpoint/exporting.py: merge_adapter
-        cm3plugins/datasets/icons/source.py: IconSource.__init__
     """,
     "to do: steps in one order, to be cut where a step can be tested alone": """
         cm3run/bank/building.py: build_bank

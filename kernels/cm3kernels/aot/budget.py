@@ -140,7 +140,7 @@ def _check(
 def as_budget(
     results: Iterable[Result], entries: Iterable[AotEntry] = ()
 ) -> dict[str, dict[str, Any]]:
-    """What is recorded: name -> target -> usage and fingerprint, aligned NVIDIA targets only."""
+    """The record: name -> target -> usage and fingerprint, aligned NVIDIA targets only."""
     prints = {entry.name: {"fingerprint": fingerprint(entry)} for entry in entries}
     recorded: dict[str, dict[str, Any]] = {}
     for result in results:

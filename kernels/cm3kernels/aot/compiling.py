@@ -38,7 +38,7 @@ PRODUCT = re.compile(r"\bHGMMA\.(\d+)x(\d+)x(\d+)|\bHMMA\.(16816|1688)\b")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel needs.
+    """Resources of a compiled kernel.
 
     Args:
         registers: 32-bit registers a thread (AMD: vector registers).

@@ -1,4 +1,4 @@
-"""What is compiled: one kernel with one launch configuration; and the list of all of them."""
+"""An entry of the budget, one kernel with one launch configuration; and the list of all entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the budget of compiled kernels covers of `attention`: every shipped configuration
+"""The entries of `attention` in the budget of compiled kernels: every shipped configuration
 (`cm3kernels.aot`)."""
 
 from __future__ import annotations

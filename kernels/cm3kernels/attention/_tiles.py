@@ -1,4 +1,4 @@
-"""What the attention kernels share: loading a tile, and finding the keys that a tile of
+"""Shared by the attention kernels: loading a tile, and finding the keys that a tile of
 queries sees.
 
 Legend of all kernels: row b, query head h, key head h // GROUP; a tile is BLOCK_Q queries or

@@ -1,4 +1,4 @@
-"""What the layers of one forward pass share: which query sees which keys, in the form that each
+"""Shared by the layers of one forward pass: which query sees which keys, in the form that each
 implementation needs, made once and only on demand.
 
 Legend: B rows, T queries, S keys, M tiles of queries, N tiles of keys.

@@ -146,7 +146,7 @@ def _compiler() -> list[str]:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Of everything that the library depends on."""
+    """Hash of everything that the library depends on."""
     found = _run([*compiler, "--version"])
     digest = hashlib.sha256(repr((found, FLAGS)).encode())
     for source in sorted([*SOURCES.glob("*.h"), SOURCES / ENTRY]):
@@ -221,7 +221,7 @@ def file_fault(path: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes."""
+    """Hash of a file's bytes."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -267,7 +267,7 @@ def _check_values(
     settings: dict[str, Tensor | None],
     out_tokens_S: Tensor | None,
 ) -> None:
-    """What can be checked without waiting for a device. On CUDA the kernels give no token to a
+    """The checks that need no waiting for a device. On CUDA the kernels give no token to a
     request with a wrong row."""
     rows, num_rows, (_, G) = stream_rows_nG.tolist(), len(logits_SV), stream_rows_nG.shape
     for request in rows:

@@ -52,7 +52,7 @@ class Settings:
     position_n: Tensor
 
     def of(self, index_m: Tensor) -> Settings:
-        """Those of some requests."""
+        """The settings of some requests."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         some: dict[str, Any] = {
             name: None if value is None else value[index_m] for name, value in values.items()
@@ -540,7 +540,7 @@ AHEAD = 16
 
 @dataclass(frozen=True)
 class Kept:
-    """What the filters leave, of M ids of each request.
+    """The ids that the filters leave, of M ids of each request.
 
     Args:
         score_nM: float64; (x - largest x) / temperature.
@@ -555,7 +555,7 @@ class Kept:
     column_nM: Tensor | None
 
     def log_probability(self, column_n: Tensor) -> Tensor:
-        """Of one id of each request, float64 [n]."""
+        """Log-probability of one id of each request, float64 [n]."""
         place_n1 = column_n[:, None]
         if self.column_nM is not None:
             place_n1 = (self.column_nM == place_n1).int().argmax(dim=1, keepdim=True)

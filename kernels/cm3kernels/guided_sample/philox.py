@@ -102,7 +102,7 @@ def _constants(device: torch.device) -> tuple[Tensor, ...]:
 
 @cache
 def _weyl_sequence(device: torch.device) -> Tensor:
-    """What each round adds to the key, int64 [rounds, 2, 1]."""
+    """The increment of the key in each round, int64 [rounds, 2, 1]."""
     return (
         torch.arange(NUM_ROUNDS, device=device)[:, None]
         * torch.tensor([WEYL_0, WEYL_1], device=device)

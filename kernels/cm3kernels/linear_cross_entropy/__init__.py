@@ -8,11 +8,12 @@ import math
 import torch
 from torch import Tensor
 
-from cm3kernels._host import require
 from cm3kernels.dispatch import LINEAR_CROSS_ENTROPY as IMPLEMENTATIONS
 from cm3kernels.dispatch import choose
 
 __all__ = ["IMPLEMENTATIONS", "linear_cross_entropy"]
+
+OP = "linear_cross_entropy"
 
 
 def linear_cross_entropy(
@@ -69,7 +70,7 @@ def linear_cross_entropy(
     dtype = (
         torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_NE.dtype
     )
-    run = choose("linear_cross_entropy", implementation, IMPLEMENTATIONS, hidden_NE)
+    run = choose(OP, implementation, IMPLEMENTATIONS, hidden_NE)
     loss_and_sums: tuple[Tensor, Tensor] = run(
         hidden_NE,
         head_VE,
@@ -84,6 +85,10 @@ def linear_cross_entropy(
     return loss_and_sums
 
 
+def _wrong(cause: str) -> ValueError:
+    return ValueError(f"{OP}: {cause}")
+
+
 def _check(
     hidden_NE: Tensor,
     head_VE: Tensor,
@@ -94,55 +99,38 @@ def _check(
     z_loss: float,
     chunk_bytes: int | None,
 ) -> None:
-    op = "linear_cross_entropy"
     for name, tensor in (("hidden_NE", hidden_NE), ("head_VE", head_VE)):
-        require(
-            tensor.ndim == 2 and tensor.is_floating_point(),
-            op,
-            f"{name} is {list(tensor.shape)} {tensor.dtype}, must be a floating matrix",
+        if tensor.ndim != 2 or not tensor.is_floating_point():
+            raise _wrong(
+                f"{name} is {list(tensor.shape)} {tensor.dtype}, must be a floating matrix"
+            )
+    if not hidden_NE.shape[1] == head_VE.shape[1] > 0:
+        raise _wrong(
+            f"hidden_NE {list(hidden_NE.shape)} and head_VE {list(head_VE.shape)} differ in the "
+            "model dimension, or it is 0"
         )
-    require(
-        hidden_NE.shape[1] == head_VE.shape[1] > 0,
-        op,
-        f"hidden_NE {list(hidden_NE.shape)} and head_VE {list(head_VE.shape)} differ in the "
-        "model dimension, or it is 0",
-    )
-    require(head_VE.shape[0] > 0, op, "head_VE has no rows")
+    if head_VE.shape[0] == 0:
+        raise _wrong("head_VE has no rows")
     n = hidden_NE.shape[0]
-    require(
-        targets_N.shape == (n,) and targets_N.dtype == torch.int64,
-        op,
-        f"targets_N is {list(targets_N.shape)} {targets_N.dtype}, must be int64 [{n}]",
-    )
-    require(
-        weights_N.shape == (n,) and weights_N.is_floating_point(),
-        op,
-        f"weights_N is {list(weights_N.shape)} {weights_N.dtype}, must be floating [{n}]",
-    )
-    require(
-        not (torch.is_grad_enabled() and weights_N.requires_grad),
-        op,
-        "weights_N requires a gradient, but only hidden states and head get one; next: "
-        "weights_N.detach()",
-    )
-    require(
-        groups_N.shape == (n,)
-        and not groups_N.is_floating_point()
-        and groups_N.dtype != torch.bool,
-        op,
-        f"groups_N is {list(groups_N.shape)} {groups_N.dtype}, must be integer [{n}]",
-    )
-    require(num_groups > 0, op, f"num_groups is {num_groups}, must be positive")
-    require(
-        math.isfinite(z_loss) and z_loss >= 0,
-        op,
-        f"z_loss is {z_loss}, must be finite and not negative",
-    )
-    require(
-        chunk_bytes is None or chunk_bytes > 0,
-        op,
-        f"chunk_bytes is {chunk_bytes}, must be positive",
-    )
+    if targets_N.shape != (n,) or targets_N.dtype != torch.int64:
+        raise _wrong(f"targets_N is {list(targets_N.shape)} {targets_N.dtype}, must be int64 [{n}]")
+    if weights_N.shape != (n,) or not weights_N.is_floating_point():
+        raise _wrong(
+            f"weights_N is {list(weights_N.shape)} {weights_N.dtype}, must be floating [{n}]"
+        )
+    if torch.is_grad_enabled() and weights_N.requires_grad:
+        raise _wrong(
+            "weights_N requires a gradient, but only hidden states and head get one; next: "
+            "weights_N.detach()"
+        )
+    if groups_N.shape != (n,) or groups_N.is_floating_point() or groups_N.dtype == torch.bool:
+        raise _wrong(f"groups_N is {list(groups_N.shape)} {groups_N.dtype}, must be integer [{n}]")
+    if num_groups <= 0:
+        raise _wrong(f"num_groups is {num_groups}, must be positive")
+    if not math.isfinite(z_loss) or z_loss < 0:
+        raise _wrong(f"z_loss is {z_loss}, must be finite and not negative")
+    if chunk_bytes is not None and chunk_bytes <= 0:
+        raise _wrong(f"chunk_bytes is {chunk_bytes}, must be positive")
     devices = {
         "hidden_NE": hidden_NE.device,
         "head_VE": head_VE.device,
@@ -150,12 +138,11 @@ def _check(
         "weights_N": weights_N.device,
         "groups_N": groups_N.device,
     }
-    require(
-        len(set(devices.values())) == 1,
-        op,
-        "everything must be on one device, got "
-        + ", ".join(f"{name} on {device}" for name, device in devices.items()),
-    )
+    if len(set(devices.values())) != 1:
+        raise _wrong(
+            "everything must be on one device, got "
+            + ", ".join(f"{name} on {device}" for name, device in devices.items())
+        )
     if hidden_NE.device.type == "cpu" and not torch.compiler.is_compiling() and n:
         counts_N = weights_N != 0
         for name, values_N, most in (
@@ -165,6 +152,4 @@ def _check(
             outside_N = counts_N & ((values_N < 0) | (values_N >= most))
             if bool(outside_N.any()):
                 token = int(outside_N.nonzero()[0])
-                require(
-                    False, op, f"{name}[{token}] is {int(values_N[token])}, must be 0 to {most - 1}"
-                )
+                raise _wrong(f"{name}[{token}] is {int(values_N[token])}, must be 0 to {most - 1}")

@@ -56,7 +56,7 @@ class SegmentRun:
 
 @dataclass(frozen=True, eq=False)
 class SegmentPlan:
-    """What `segment_decode` does, except for the lengths. Made by `plan_segments`.
+    """A call of `segment_decode`, except for the lengths. Made by `plan_segments`.
 
     Args:
         num_rows: R.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.reach import CONNECTS, CREDENTIALS, Reach
-from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
+from cm3plugins.retrievers.dense import VectorRetrieverConfig
 from cm3postgres.options import ConnectionOptions, SearchOptions
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from cm3postgres.schema import MOST_INDEXED, READ, formatted
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder
-    from cm3plugins.retrievers.rules import RuleConfig
-    from cm3plugins.retrievers.strategy import FloatArray
+    from cm3plugins.retrievers.rules import FloatArray, RuleConfig
     from cm3postgres.connection import Connection
     from cm3postgres.options import SearchOptions
 

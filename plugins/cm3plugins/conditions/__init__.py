@@ -259,7 +259,7 @@ class PoseConfig(NetworkConfig):
 
 @dataclass(kw_only=True)
 class DepthConfig(NetworkConfig):
-    """What is near is bright (extra `controlnet`; MiDaS 3 as dpt_hybrid, Ranftl et al. 2021).
+    """Near surfaces are bright (extra `controlnet`; MiDaS 3 as dpt_hybrid, Ranftl et al. 2021).
 
     Args:
         feature: what the structure is called in a document.

@@ -48,7 +48,7 @@ class Network:
 
 
 class NetworkStructure(Condition):
-    """What a network draws of a picture, scaled to the picture's size. Nothing of it varies.
+    """A network's drawing of a picture, scaled to the picture's size. It never varies.
 
     Args:
         name: of the condition.

@@ -52,7 +52,7 @@ def _under(key: str, error: DataError) -> DataError:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         DataError: it can't be read, has more than `MAX_ANNOTATION_BYTES`, or is not JSON, or an object
@@ -157,7 +157,7 @@ def licence_name(name: str, address: str) -> str:
 
 
 def provenance_of(licence: object, source: object) -> Provenance:
-    """What a file states with a licence, an object of `name` and `url`, and a source."""
+    """Provenance from a file's licence, an object of `name` and `url`, and its source."""
     values = licence if isinstance(licence, dict) else {}
     name, address = (
         text if isinstance(text := values.get(key), str) and is_unicode(text) else ""

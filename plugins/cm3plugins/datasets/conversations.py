@@ -46,7 +46,7 @@ USER, ASSISTANT = "User:", "Assistant:"
 
 
 class Turn(NamedTuple):
-    """What one side says: texts and pictures in order, no text empty."""
+    """One side's turn: texts and pictures in order, no text empty."""
 
     pieces: tuple[Picture | str, ...]
 

@@ -145,7 +145,7 @@ class FoundRecord:
     group: str = ""
 
     def name_in_splits(self, split_by: str) -> str:
-        """What decides its split where it has no group: its id, or its first picture if it has one."""
+        """The name that decides its split without a group: its first picture's key by "picture", else its id."""
         keys = (part.key for part in self.parts if not isinstance(part, tuple))
         return next(keys, self.id) if split_by == "picture" else self.id
 
@@ -198,7 +198,7 @@ class FileSource(DocumentSource):
         return self._records[index].group
 
     def provenance(self, index: int) -> Provenance:
-        """What the record states."""
+        """The record's licence, source and attribution."""
         return self._records[index].provenance
 
     def original(self, index: int) -> Original | None:

@@ -117,7 +117,7 @@ def _open(data: bytes, place: str) -> Picture:
 
 
 def _damage(data: bytes, kind: str) -> str | None:
-    """What is wrong with the file's structure; None if intact. Reads only markers and lengths."""
+    """The fault in the file's structure; None if it is intact. Reads only markers and lengths."""
     if kind == "PNG":
         return _png_damage(data)
     if kind in ("JPEG", "MPO"):
@@ -337,7 +337,7 @@ class PictureIndex:
         return self._undecodable.get(key)
 
     def shard(self, path: Path, read: Callable[[Path], Any]) -> Any:
-        """What `read(path)` returns for the shard, cached until the shard changes.
+        """The result of `read(path)` for the shard, cached until the shard changes.
 
         The result of `read` must be serialisable as JSON.
         """

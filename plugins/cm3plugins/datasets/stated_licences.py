@@ -1,4 +1,4 @@
-"""What files state of a picture's licence, its source, and whom to name.
+"""A picture's licence, source and attribution, as stated in files.
 
 A record's own keys come first; then `PICTURE.license` beside the picture; then the nearest `LICENSE`,
 `LICENSE.txt` or `LICENSE.md` of its folder and those above, up to the data set's. In these files only
@@ -33,7 +33,7 @@ _COPYRIGHT = re.compile(r"SPDX-FileCopyrightText:[ \t]*(.+)")
 
 
 def stated(place: str, values: dict[str, Any]) -> Provenance:
-    """What a record's keys `licence` (or `license`), `source` and `attribution` state.
+    """The provenance in a record's keys `licence` (or `license`), `source` and `attribution`.
 
     Raises:
         DataError: one is no text with content, or both spellings are there and differ.
@@ -67,7 +67,7 @@ class LicenceFiles:
         self._known: dict[Path, Provenance] = {}
 
     def of(self, name: str) -> Provenance:
-        """What the files state of the picture with this path inside the folder.
+        """The provenance that files state for the picture with this path inside the folder.
 
         Raises:
             DataError: a file can't be read as text, lies outside, or states two licences.

@@ -123,7 +123,7 @@ class WebDatasetSourceConfig(FileSourceConfig):
         return FoundRecord(key, place, (captions, picture), self._provenance(place, members))
 
     def _provenance(self, place: str, members: dict[str, Any]) -> Provenance:
-        """What `KEY.json` states, also where the caption is in `KEY.txt`; nothing if it is no object."""
+        """The provenance in `KEY.json`, even if the caption is in `KEY.txt`; empty if the file holds no object."""
         text = members.get(".json")
         try:
             values = json.loads(text) if isinstance(text, str) else None
@@ -252,7 +252,7 @@ class _Headers(io.BufferedIOBase):
 
 @dataclass
 class _Found:
-    """What a tar holds: `records` maps key -> suffix -> text, or place and facts of a picture; `dotted` a key
+    """The content of a tar: `records` maps key -> suffix -> text, or place and facts of a picture; `dotted` a key
     -> the first picture's name with a dot before its suffix."""
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -261,7 +261,7 @@ class _Found:
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """What the index keeps of a tar: its `records` and `problems`.
+    """The index's entry for a tar: its `records` and `problems`.
 
     `records` maps key -> suffix -> text, or place and facts of a picture.
     """

@@ -532,7 +532,7 @@ class CM3LeonCache(SegmentPool):
         return positions_BT, reading
 
     def runs(self) -> list[list[range]]:
-        """Of each row, the slots that one new token of it sees: its segments', then its own, the last of
+        """For each row, the slots that its new token sees: its segments', then its own, the last of
         which is the new token's."""
         return [
             [

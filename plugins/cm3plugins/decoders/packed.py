@@ -1,4 +1,4 @@
-"""What decoders share for generation: weights packed for few rows, a cache of segments, the head.
+"""Shared by decoders in generation: weights packed for few rows, a cache of segments, the head.
 
 A decoder adds what its layers compute. Legend: B rows, T tokens, M = B * T rows of a product
 (padded), E model dimension, V ids.
@@ -203,7 +203,7 @@ class PackedInference(InferenceDecoder):
         The first B * T rows of the result count."""
 
     def _bytes_a_weight(self) -> float:
-        """Of a weight as it is arranged here."""
+        """Bytes per weight in this arrangement."""
         return {"int8": 1.0, "int4": 0.625}.get(self.precision, float(self.weight_dtype.itemsize))
 
     def _stays_mapped(self, weight: Tensor) -> bool:

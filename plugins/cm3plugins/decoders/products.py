@@ -299,7 +299,7 @@ COMPILED_FROM, COMPILED_INT8_FROM = 1_000_000, 10_000_000
 
 
 class Weighted(Protocol):
-    """What of a training decoder decides it."""
+    """The parts of a training decoder that decide it."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -337,7 +337,7 @@ def faster_on_cpu(
     bf16_too: bool,
     in_one_call: bool = False,
 ) -> tuple[str, ...]:
-    """What a decoder generates faster with on a CPU than as it is stored, the fastest first.
+    """Precisions with which a decoder generates faster on a CPU than as stored, the fastest first.
 
     A step reads every weight for a few rows, so that bytes decide where there are instructions for
     them, and weights are too many for the caches. docs/decoding.md has tokens a second by size and the

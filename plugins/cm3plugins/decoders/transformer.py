@@ -1,4 +1,4 @@
-"""What the transformers here share in training: blocks one after another, embeddings and the head.
+"""Shared by the transformers in training: blocks one after another, embeddings and the head.
 
 A decoder adds its blocks, what they share in a forward pass, and its final normalisation. Products of one input with
 several weights are one product where that is faster (`projections`). Image codes can start as the tokenizer's code
@@ -87,7 +87,7 @@ class TransformerDecoder(nn.Module, Decoder):
         """The layers, each called with the residual stream [B, T, E] and the context."""
 
     def context(self, shared: Context, positions_BT: Tensor, cells_BT: Tensor | None) -> Context:
-        """What the blocks are given: `shared`, or that with more in it."""
+        """The blocks' context: `shared`, or an extended copy."""
         return shared
 
     @abstractmethod
@@ -96,7 +96,7 @@ class TransformerDecoder(nn.Module, Decoder):
 
     @abstractmethod
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
-        """What enters the first block, [B, T, E]."""
+        """Input of the first block, [B, T, E]."""
 
     @abstractmethod
     def arranged(self, precision: str) -> InferenceDecoder:

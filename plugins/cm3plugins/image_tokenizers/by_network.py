@@ -1,4 +1,4 @@
-"""What image tokenizers share whose pictures and codes go through a network: batches, device, weights.
+"""Base of image tokenizers that run a network: batches, device, weights.
 
 Shape legend: N pictures, B pictures of a batch, H W pixels, Y X code grid, c = Y * X codes of a picture,
 K codebook entries, D code dimension.
@@ -72,7 +72,7 @@ class NetworkTokenizer(ImageTokenizer):
 
     @abstractmethod
     def facts_of_codes(self) -> str:
-        """What gives codes their meaning besides weights, as text."""
+        """Facts besides the weights that define the codes, as text."""
 
     @property
     def fingerprint(self) -> str:

@@ -1,1 +1,1 @@
-"""What searches by faiss share: files of indexes, kept next to what was indexed, and threads."""
+"""Shared by searches with faiss: index files, kept next to the indexed data, and threads."""

@@ -9,12 +9,17 @@ The manifest is removed before the file is written and written after it, both at
 build leaves no manifest, and the next one starts from scratch. Opening compares the file's size and
 time with the manifest's, and hashes the file only if the time differs (a copied bank), so that a
 memory-mapped index is not read in full.
+
+The libraries' own writers don't look whether the last bytes, which they keep in a buffer, reach a full disk:
+`write_faiss` and `check_whole` do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -34,6 +39,26 @@ from cm3core.files import (
     sha256_file,
     write_text,
 )
+
+
+def write_faiss(native: Any, path: Path) -> None:
+    """Write an index of faiss in its format.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    import faiss
+
+    library: Any = faiss  # its type stubs are incomplete
+    with path.open("wb") as file:
+        library.write_index(native, library.PyCallbackIOWriter(file.write))
+
+
+def check_whole(path: Path, num_bytes: int) -> None:
+    """Raise `OSError` unless a file that was just written has all its bytes."""
+    if path.stat().st_size != num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
 
 #: Kind and format version of a manifest; the version is raised when a key changes its meaning.
 KIND, FORMAT = "cm3leon vector index", 1

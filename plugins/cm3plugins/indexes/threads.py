@@ -15,7 +15,7 @@ _MIN_BATCH = 8
 
 
 def num_threads() -> int:
-    """As many threads as torch uses; before torch is imported, OMP_NUM_THREADS, else all cores.
+    """torch's number of threads; before torch is imported, OMP_NUM_THREADS or all cores.
 
     torch has its own pool: together they would oversubscribe the machine otherwise.
     """

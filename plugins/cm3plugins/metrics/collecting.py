@@ -1,4 +1,4 @@
-"""What most metrics collect: a row of numbers, or any value, for each sample."""
+"""Collectors for most metrics: a row of numbers, or any value, for each sample."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _MOST_SHOWN = 200
 
 
 def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None = None) -> str:
-    """What a Java program prints.
+    """Run a Java program and return its output.
 
     Args:
         arguments: of `java`.
@@ -68,7 +68,7 @@ def run_java(arguments: Sequence[str], given: str = "", *, folder: Path | None =
 
 
 def _reason(printed: str) -> str:
-    """What a program that failed printed last, without the places in its code: the innermost cause."""
+    """The innermost cause of a program's failure: its last output, without stack frames."""
     lines = [line.strip() for line in printed.splitlines()]
     told = [line for line in lines if line and not line.startswith(("at ", "... "))]
     causes = [line for line in told if line.startswith(("Caused by: ", "Exception in "))]
@@ -127,7 +127,7 @@ class JarMetric(CaptionMetric):
         return [Score("meteor", 100 * value, len(samples), higher_is_better=True)]
 
     def _answers(self, lines: Sequence[str], num: int) -> list[str]:
-        """What the jar answers to some lines, `num` lines."""
+        """The jar's answer to some lines: `num` lines."""
         options = ["-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(self._jar.resolve())]
         output = run_java(
             [*options, "-", "-", "-stdio", "-l", "en", "-norm"], "\n".join(lines) + "\n"

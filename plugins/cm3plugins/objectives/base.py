@@ -1,4 +1,4 @@
-"""What the objectives share: loss weights and their ranges, random spans in segments, boxes in pictures.
+"""Shared by the objectives: loss weights and their ranges, random spans in segments, boxes in pictures.
 
 The algorithm of random spans is metaseq's (`cm3_dataset.py`, branch scaling_racm3), without its
 defects: a candidate that is empty or covers only special tokens is not a span; endpoints are drawn

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cm3core.errors import MissingPackageError
-from cm3plugins.retrievers.vector_retriever import VectorRetrieverConfig
+from cm3plugins.retrievers.dense import VectorRetrieverConfig
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index import VectorIndex
@@ -47,7 +47,7 @@ class UsearchRetrieverConfig(VectorRetrieverConfig):
     ) -> VectorIndex:
         """Open a graph that is built once and kept next to the bank. Raises `MissingPackageError` without usearch."""
         from cm3plugins.retrievers.index import open_engine
-        from cm3plugins.retrievers.index.flat import FlatIndex
+        from cm3plugins.retrievers.index.base import FlatIndex
 
         try:
             from cm3plugins.retrievers.usearch_engine import UsearchEngine

@@ -12,8 +12,8 @@ import numpy as np
 from usearch.index import Index
 
 from cm3core.progress import make_bar
+from cm3plugins.indexes.kept import check_whole
 from cm3plugins.indexes.threads import num_threads
-from cm3plugins.indexes.writing import check_whole
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
 

@@ -155,7 +155,7 @@ class GuidedSamplerConfig(TopPSamplerConfig):
         )
 
     def null(self) -> PromptVariant:
-        """What the null stream sees."""
+        """The prompt of the null stream."""
         hidden = NULL_PROMPTS[self.null_prompt]
         if self.negative_prompt is None:
             return hidden
@@ -269,7 +269,7 @@ class EditCFGSamplerConfig(CFGSamplerConfig):
         return super().is_guided() or self.picture_guidance_scale != 1
 
     def without_edit(self) -> PromptVariant:
-        """What i sees."""
+        """The prompt of stream i."""
         return PromptVariant(hide_text="last", replace_text=self.negative_prompt)
 
     def all_streams(self, modality: str) -> SamplingPlan:

@@ -1,12 +1,23 @@
-"""The bundled trackers: their configs. What they `build` is imported when it is built."""
+"""The bundled trackers: `tensorboard`, by torch's own writer. That is imported when a tracker is built."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cm3core.errors import MissingPackageError
-from cm3core.interfaces.tracker import Tracker, TrackerConfig
+from cm3core.interfaces.tracker import (
+    Measured,
+    PictureDrawn,
+    RunStarted,
+    Tracker,
+    TrackerConfig,
+    Validated,
+)
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(kw_only=True)
@@ -22,12 +33,58 @@ class TensorBoardConfig(TrackerConfig):
             MissingPackageError: `tensorboard` is not installed.
         """
         try:
-            from cm3plugins.trackers.tensorboard import TensorBoard
+            from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             place = "tracker 'tensorboard'"
             raise MissingPackageError.extra(place, "tensorboard", "tensorboard") from error
 
-        return TensorBoard()
+        return TensorBoard(SummaryWriter)
+
+
+class TensorBoard(Tracker):
+    """Writes event files into the run's folder `tensorboard`.
+
+    Args:
+        writer: torch's class `SummaryWriter`.
+    """
+
+    def __init__(self, writer: type[SummaryWriter]) -> None:
+        self._class = writer
+        self._writer: SummaryWriter | None = None
+
+    def on_start(self, event: RunStarted) -> None:
+        """Entries of an earlier session are dropped for steps that are repeated."""
+        folder = str(event.folder / "tensorboard")
+        self._writer = self._class(folder, purge_step=event.step + 1)
+
+    def on_metrics(self, event: Measured) -> None:
+        """Each value is a curve of its name."""
+        self._add(event.step, event.values)
+
+    def on_validation(self, event: Validated) -> None:
+        """Like those of training."""
+        self._add(event.step, event.values)
+
+    def on_picture(self, event: PictureDrawn) -> None:
+        """A picture of that name."""
+        if self._writer is not None:
+            self._writer.add_image(event.name, event.pixels_HWC, event.step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Write to the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Its thread ends."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def _add(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
 
 TRACKERS: Mapping[str, type[TrackerConfig]] = {"tensorboard": TensorBoardConfig}

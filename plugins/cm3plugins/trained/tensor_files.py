@@ -235,7 +235,7 @@ class _Stream(TensorFile):
 
 
 def _storage(record: Record) -> tuple[str, str, str]:
-    """What a tensor's storage is called in its pickle: "storage", its kind and its key."""
+    """A storage's persistent id in the pickle: "storage", its type and its key."""
     arguments: Any = record.arguments
     what, kind, key = arguments[0].identity[:3]
     return what, kind.name.removeprefix("torch "), key

@@ -57,7 +57,7 @@ class RunSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a caller chooses of one run.
+    """The caller's choices for one run.
 
     Args:
         minutes: wall-clock budget of training (resumed time counts), or `steps`: number of updates;
@@ -251,7 +251,7 @@ class TrainingRun:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What `TrainingRun.save_state` wrote. Raises `CheckpointError` if the file holds anything else."""
+    """Read what `TrainingRun.save_state` wrote. Raises `CheckpointError` for any other content."""
     try:
         with open_regular(path) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)

@@ -20,7 +20,7 @@ from cm3core.errors import CM3Error, FileError
 from cm3core.interfaces.retriever import Region
 from cm3core.plugins import load_registry
 from cm3core.recipe import compose
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3run.build import build
 from cm3run.model import Model
 from cm3run.training.preparation import Preparation

@@ -69,7 +69,7 @@ def test_all_stages_and_again(
     arguments = ["quickstart", "-o", str(out), *overrides]
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "matplotlib", None)
-        missing.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+        missing.setitem(sys.modules, "torch.utils.tensorboard", None)
         assert main(arguments) == 0
     report = (out / "report.md").read_text()
     without = "ithout the curves of the losses, because the package 'matplotlib' is not installed: "

@@ -10,7 +10,7 @@ import pytest
 from cm3apps.cli.main import main
 from cm3plugins.datasets.emoji import corpus as emoji
 from cm3plugins.datasets.icons import corpus as icons
-from cm3plugins.datasets.icons.entries import IconEntries
+from cm3plugins.datasets.icons.corpus import IconEntries
 from messages import tells
 
 

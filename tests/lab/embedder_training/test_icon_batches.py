@@ -9,8 +9,7 @@ from itertools import pairwise
 import pytest
 
 from cm3lab.embedder_training.light_encoder import IconBatches
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 
 BELL = IconEntry("lucide/bell-off", "bell off", "outline", ("alarm",), "train")
 

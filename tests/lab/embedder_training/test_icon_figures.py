@@ -20,7 +20,7 @@ from cm3lab.embedder_training.figures import (
     version_figures,
 )
 from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 
 
 def entry(name: str, words: str, style: str = "outline", split: str = "train") -> IconEntry:

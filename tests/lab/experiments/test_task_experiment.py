@@ -22,7 +22,7 @@ from cm3lab.experiments.tasks import TASKS, TaskSettings, asking, told
 from cm3lab.experiments.tasks.drawn import edge_f1, frame_of, ink, ink_ious, iou
 from cm3lab.experiments.tasks.experiment import TaskExperiment, tasks_of
 from cm3lab.experiments.tasks.told import kind_of, names, styles
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3run.build import build
 from cm3run.checkpoint.tasks import TunedTasks
 from cm3run.model import Model

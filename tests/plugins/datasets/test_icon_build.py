@@ -15,13 +15,14 @@ from cm3apps.cli.main import main
 from cm3core.document import Text
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import Provenance
-from cm3plugins.datasets.icons import IconSourceConfig, build, comparison, user_sets
+from cm3plugins.datasets.icons import IconSourceConfig, build, comparison
 from cm3plugins.datasets.icons import corpus as corpus_module
+from cm3plugins.datasets.icons import user_build as user_sets
 from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.names import IconName, parts
 from cm3plugins.datasets.icons.read import Drawing, open_set
 from cm3plugins.datasets.icons.sets import ASSETS, all_sets
+from cm3plugins.datasets.icons.splits import IconName, parts
 from cm3plugins.datasets.icons.user_build import build as build_folder
 from cm3plugins.datasets.icons.write import corpus_files
 from cm3plugins.datasets.vector.files import compress

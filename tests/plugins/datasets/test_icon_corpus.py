@@ -22,17 +22,15 @@ from hypothesis import strategies as st
 
 from cm3core.errors import DataError
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
-from cm3plugins.datasets.icons import entries as entries_module
-from cm3plugins.datasets.icons.attribution import attribution
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.duplicates import NEAR, shrink
-from cm3plugins.datasets.icons.entries import (
+from cm3plugins.datasets.icons import corpus as entries_module
+from cm3plugins.datasets.icons.comparison import NEAR, shrink
+from cm3plugins.datasets.icons.corpus import (
+    IconCorpus,
     IconEntries,
     IconEntry,
     read_entries,
     read_manifest,
 )
-from cm3plugins.datasets.icons.names import parts
 from cm3plugins.datasets.icons.sets import (
     ASSETS,
     PERMITTED_LICENCES,
@@ -41,7 +39,8 @@ from cm3plugins.datasets.icons.sets import (
     all_sets,
     style_words,
 )
-from cm3plugins.datasets.icons.splits import SPLITS
+from cm3plugins.datasets.icons.splits import SPLITS, parts
+from cm3plugins.datasets.icons.write import attribution
 from cm3plugins.datasets.vector import files as files_module
 from cm3plugins.datasets.vector.files import compress, data_hash
 from icon_corpora import ROWS, write_corpus

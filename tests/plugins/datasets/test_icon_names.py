@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import DataError
-from cm3plugins.datasets.icons.duplicates import NEAR, close_pairs, neighbours, shrink
-from cm3plugins.datasets.icons.names import parts, read_name
+from cm3plugins.datasets.icons.comparison import NEAR, close_pairs, neighbours, shrink
 from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES, all_sets
-from cm3plugins.datasets.icons.splits import SPLITS, assign_splits
+from cm3plugins.datasets.icons.splits import SPLITS, assign_splits, parts, read_name
 from messages import tells
 
 

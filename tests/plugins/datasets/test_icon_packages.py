@@ -13,9 +13,8 @@ import pytest
 from cm3core.errors import DataError
 from cm3plugins.datasets.icons import read
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.described import set_of_package
 from cm3plugins.datasets.icons.read import read_tarball
-from cm3plugins.datasets.icons.trusted_svg import fault
+from cm3plugins.datasets.icons.user_build import fault, set_of_package
 from icon_packages import package, tarball
 
 

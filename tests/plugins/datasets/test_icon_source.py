@@ -20,10 +20,9 @@ from cm3plugins.datasets.emoji import EmojiSourceConfig
 from cm3plugins.datasets.icons import SPLITS, IconSourceConfig
 from cm3plugins.datasets.icons import source as source_module
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS, caption
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
-from cm3plugins.datasets.vector.templates import CaptionTemplate
+from cm3plugins.datasets.vector.captions import CaptionTemplate
 from icon_corpora import write_corpus
 from messages import tells
 

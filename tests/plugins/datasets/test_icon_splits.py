@@ -7,8 +7,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cm3plugins.datasets.icons.names import parts
-from cm3plugins.datasets.icons.splits import Decided, assign_splits, decided_by, thing_of
+from cm3plugins.datasets.icons.splits import Decided, assign_splits, decided_by, parts, thing_of
 from icon_packages import NAMES
 
 THINGS = st.lists(

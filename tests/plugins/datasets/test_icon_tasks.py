@@ -18,11 +18,22 @@ from cm3core.images import fit
 from cm3core.interfaces import TaskSource
 from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.icon_tasks import FORMS, IconTasksConfig
-from cm3plugins.datasets.icon_tasks.pairs import BADGES, Pair, kind_of, pairs_of, style_change
-from cm3plugins.datasets.icon_tasks.questions import about_icon, about_scene
-from cm3plugins.datasets.icon_tasks.scenes import Placed, boxes, draw, scene
-from cm3plugins.datasets.icon_tasks.source import blurred, halved
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icon_tasks.source import (
+    BADGES,
+    Pair,
+    Placed,
+    about_icon,
+    about_scene,
+    blurred,
+    boxes,
+    draw,
+    halved,
+    kind_of,
+    pairs_of,
+    scene,
+    style_change,
+)
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3plugins.tasks.bundled import TASKS
 from icon_corpora import write_corpus
 from messages import tells

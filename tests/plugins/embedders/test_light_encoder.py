@@ -26,8 +26,7 @@ from cm3lab.embedder_training.figures import recall
 from cm3lab.embedder_training.light_encoder import TowerTraining, small_pictures, train
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
 from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
 from cm3plugins.embedders import LightEncoderConfig
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder import BUNDLED_WEIGHTS

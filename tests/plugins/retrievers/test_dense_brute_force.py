@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from cm3core.document import Image, Text
 from cm3kits.retriever import HashEmbedder, ListSource
-from cm3plugins.retrievers import DenseRetrieverConfig, strategy
+from cm3plugins.retrievers import DenseRetrieverConfig
+from cm3plugins.retrievers import rules as strategy
 from dense_parts import TableEmbedder, dense, picture, words
 from dense_parts import own_cache as own_cache  # the fixture
 

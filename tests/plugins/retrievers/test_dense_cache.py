@@ -12,9 +12,9 @@ from cm3core.document import Image, Text
 from cm3core.errors import DataError, RecipeError
 from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig, NoRetrieverConfig
-from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3plugins.retrievers.dense import VectorRetriever
+from cm3plugins.retrievers.index.base import FlatIndex
 from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
-from cm3plugins.retrievers.vector_retriever import VectorRetriever
 from cm3run.bank import VectorRows
 from dense_parts import TableEmbedder, dense, words
 from dense_parts import own_cache as own_cache  # the fixture

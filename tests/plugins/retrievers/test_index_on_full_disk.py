@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cm3plugins.indexes.writing import check_whole, write_faiss
+from cm3plugins.indexes.kept import check_whole, write_faiss
 from small_disk import leave_room, small_disk
 
 VECTORS = np.random.default_rng(0).standard_normal((60, 16)).astype(np.float32)

@@ -17,7 +17,7 @@ from cm3core.errors import PluginError, RecipeError
 from cm3core.interfaces.retriever import Retrieved
 from cm3kits.retriever import HashEmbedder, ListSource
 from cm3plugins.retrievers import DenseRetrieverConfig
-from cm3plugins.retrievers.regions import SIDE, Part, cropped, explained, parts_of
+from cm3plugins.retrievers.same_part import SIDE, Part, cropped, explained, parts_of
 from cm3run.prepending import part_in, prepended
 from cm3run.training.neighbours import NeighbourSettings, NeighbourTable, Queries
 from cm3run.training.sequences import RetrievedDocuments

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cm3core.document import Image, ImageHole, Text
 from cm3core.errors import DataError
-from cm3plugins.retrievers.strategy import (
+from cm3plugins.retrievers.rules import (
     QUERY_PARTS,
     Candidate,
     Ranking,

@@ -109,7 +109,7 @@ def test_one_that_fails_is_left_out_and_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(BrokenWriter, "fails", method)
-    monkeypatch.setattr("cm3plugins.trackers.tensorboard.SummaryWriter", BrokenWriter)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", BrokenWriter)
     tracking = Tracking([("tensorboard", TensorBoardConfig().build())])
     tracking.tell(start(tmp_path))
     for step in (1, 2):

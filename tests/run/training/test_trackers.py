@@ -268,7 +268,7 @@ def test_what_is_missing_is_said_before_training(
 ) -> None:
     with pytest.raises(CM3Error, match="the package 'absent' is not installed"):
         run(tmp_path, registry, cache, "train.trackers=[absent]")
-    monkeypatch.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(MissingPackageError) as error:
         run(tmp_path, registry, cache, "train.trackers=[tensorboard]")
     assert tells(error.value, "tracker 'tensorboard': the package 'tensorboard'")
@@ -282,7 +282,7 @@ def test_without_tensorboard_a_run_that_did_not_ask_for_it_trains(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "cm3plugins.trackers.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert run(tmp_path, registry, cache).step == 6
     assert not (tmp_path / "tensorboard").exists()
     assert tells(

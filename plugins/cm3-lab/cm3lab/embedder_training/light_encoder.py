@@ -31,9 +31,8 @@ from cm3core.errors import CM3Error
 from cm3core.progress import make_bar
 from cm3lab.embedder_training.contrastive import augment, contrast
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, caption
-from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.entries import IconEntry
-from cm3plugins.datasets.vector.templates import CaptionTemplate
+from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
+from cm3plugins.datasets.vector.captions import CaptionTemplate
 from cm3plugins.embedders.inputs import square
 from cm3plugins.embedders.light_encoder.embedder import Towers, TowerSizes, save_towers
 from cm3plugins.embedders.light_encoder.looks import (

@@ -33,7 +33,7 @@ from cm3run.training.neighbours import own_names
 
 if TYPE_CHECKING:
     from cm3core.interfaces import DocumentSource, Retriever
-    from cm3plugins.datasets.icons.entries import IconEntry
+    from cm3plugins.datasets.icons.corpus import IconEntry
     from cm3plugins.datasets.icons.source import IconSource
     from cm3run.model import Model
 

@@ -27,7 +27,7 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import write_text
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3run.model import Model
 from cm3run.nearness import NEARLY_A_COPY, nearness
 

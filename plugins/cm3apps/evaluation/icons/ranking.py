@@ -26,8 +26,7 @@ from cm3core.images import fit
 
 if TYPE_CHECKING:
     from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.corpus import IconPictures
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry, IconPictures
 from cm3plugins.extractors.simple import PixelsExtractor
 from cm3plugins.metrics.ranking import chance_among_first, distances
 

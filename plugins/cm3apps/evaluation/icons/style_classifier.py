@@ -31,7 +31,7 @@ from cm3core.progress import make_bar
 from cm3plugins.datasets.vector.render import renderer_version
 
 if TYPE_CHECKING:
-    from cm3plugins.datasets.icons.entries import IconEntry
+    from cm3plugins.datasets.icons.corpus import IconEntry
 
 NUM_TRAINED = 10000
 NUM_HELD_OUT = 1000

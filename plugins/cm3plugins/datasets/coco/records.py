@@ -93,7 +93,7 @@ class AnnotationFile:
         return found
 
     def _each(self, noun: str, values: Any) -> Iterator[Annotation]:
-        """Those values that are objects with an id; a panoptic annotation has its picture's."""
+        """The values that are objects with an id; a panoptic annotation has its picture's id."""
         for number, value in enumerate(values if isinstance(values, list) else []):
             place = f"{self.path}, {noun} {number}"
             try:
@@ -230,7 +230,7 @@ def _check_size(place: str, values: dict[str, Any], picture: StoredPicture) -> N
 
 
 class _Forms:
-    """What each form makes of a picture."""
+    """The record that each form makes of a picture."""
 
     def __init__(self, config: Settings, file: AnnotationFile, index: PictureIndex) -> None:
         self.config, self.file = config, file

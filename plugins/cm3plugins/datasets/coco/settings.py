@@ -1,4 +1,4 @@
-"""What COCO's records read of their config."""
+"""The keys of COCO's config that its records read."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from cm3core.interfaces.dataset import DocumentSourceConfig
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
 from cm3plugins.datasets.emoji.captions import DEFAULT_TEMPLATES, FIELDS
 from cm3plugins.datasets.emoji.packages import STYLE_PACKAGES
-from cm3plugins.datasets.vector.templates import CaptionTemplate, check_templates
+from cm3plugins.datasets.vector.captions import CaptionTemplate, check_templates
 
 if TYPE_CHECKING:
     from cm3plugins.datasets.emoji.source import EmojiSource

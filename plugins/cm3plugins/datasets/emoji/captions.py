@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cm3plugins.datasets.vector.templates import CaptionTemplate, choose, fill
+from cm3plugins.datasets.vector.captions import CaptionTemplate, choose, fill
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,9 +15,8 @@ from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.emoji.captions import caption
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry, select_concepts
 from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
-from cm3plugins.datasets.vector.packages import author_and_address
+from cm3plugins.datasets.vector.captions import CaptionTemplate, author_and_address
 from cm3plugins.datasets.vector.render import renderer_version
-from cm3plugins.datasets.vector.templates import CaptionTemplate
 
 DRAW_ALL_AFTER = 64
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache:

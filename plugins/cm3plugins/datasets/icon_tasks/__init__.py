@@ -1,5 +1,105 @@
-"""Records for tuning, made of the icon corpus: edits, structure, scenes, boxes, questions."""
+"""Records for tuning, made of the icon corpus: edits, structure, scenes, boxes, questions. Here is the config."""
 
-from cm3plugins.datasets.icon_tasks.config import FORMS, IconTasksConfig
+from __future__ import annotations
 
-__all__ = ["FORMS", "IconTasksConfig"]
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
+
+from cm3core.interfaces.component import check_value
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, WRITES, Outside
+from cm3plugins.datasets.icons import SPLITS
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.dataset import DocumentSource
+
+Form: TypeAlias = Literal[
+    "edit", "structure", "scene", "grounding", "question", "chat", "super_resolution"
+]
+FORMS: tuple[Form, ...] = get_args(Form)
+Changes: TypeAlias = Literal["all", "style", "badge"]
+Asks: TypeAlias = Literal["all", "where"]
+
+
+@dataclass(kw_only=True)
+class IconTasksConfig(DocumentSourceConfig):
+    """Records for tasks, made of the icon corpus (see `docs/icons.md` for its splits).
+
+    Args:
+        split: as of the data set `icons`. What is asked for (the target of an edit, every icon of a scene)
+            is in this split; what is given for it may be in train too.
+        form: "edit": two versions of an icon (style, or a badge such as a slash) and what changes, fields
+            source, instruction, target; "structure": the outline version of an icon and
+            its caption, fields feature, condition, caption, image; "scene": two to four icons at boxes,
+            fields caption, objects, image; "grounding": the same with the box of one, fields image,
+            phrase, objects; "question": of icons and scenes, fields image, question, answer; "chat": one
+            question about an icon and its answer, then another, fields image, conversation, answer;
+            "super_resolution": an icon of half the side, enlarged again, and the icon, fields source,
+            target.
+        changes: of the form "edit": the pairs that differ in style, in a badge (one in fourteen), or all.
+        asks: of the form "question": all kinds, or where a thing of a scene is alone.
+        path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
+        things_share: take this share of things, chosen by a hash of their names, for trials.
+        num_scenes: number of scenes in the split.
+        image_size: height and width of the pictures, in pixels.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "path": Outside(READS, "icons"),
+        "cache_dir": Outside(WRITES, "rendered pictures"),
+    }
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS[:-1]
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "things_share": (1e-6, 1),
+        "num_scenes": (1, 10_000_000),
+        "image_size": (16, 2**14),
+    }
+    form: Form = "edit"
+    changes: Changes = "all"
+    asks: Asks = "all"
+    path: str | None = None
+    things_share: float = 1.0
+    num_scenes: int = 20_000
+    image_size: int = 64
+    cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise `RecipeError` for an unknown split."""
+        super().check()
+        check_value(
+            "dataset.split",
+            self.split,
+            self.split in self.splits,
+            f"use one of {', '.join(self.splits)}",
+        )
+        check_value(
+            "dataset.changes",
+            self.changes,
+            self.changes == "all" or self.form == "edit",
+            f"leave it out: it chooses pairs of the form 'edit', not of {self.form!r}",
+        )
+        check_value(
+            "dataset.asks",
+            self.asks,
+            self.asks == "all" or self.form == "question",
+            f"leave it out: it chooses questions of the form 'question', not of {self.form!r}",
+        )
+
+    def structures(self) -> list[str]:
+        from cm3plugins.datasets.icon_tasks.source import OUTLINE
+
+        return [OUTLINE] if self.form == "structure" else []
+
+    def build(self) -> DocumentSource:
+        """Return the records.
+
+        Raises:
+            DataError: there are none.
+        """
+        from cm3plugins.datasets.icon_tasks.source import SOURCES
+
+        self.check()
+        return SOURCES[self.form](self)

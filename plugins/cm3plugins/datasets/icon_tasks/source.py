@@ -1,29 +1,222 @@
-"""The records of each form as data sets."""
+"""The records of each form as data sets.
+
+Pairs are versions of an icon, by name: another style, or a badge more or less. Scenes are two to four icons at boxes,
+each a function of its split and number. Questions about icons and scenes have answers that names and places give.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+from PIL import Image as Pillow
 
+from cm3core.boxes import Boxes, quarter_of
 from cm3core.document import Document, Image, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces.dataset import DocumentSource
 from cm3plugins.datasets.conversations import ASSISTANT, USER
-from cm3plugins.datasets.icon_tasks import questions, scenes
-from cm3plugins.datasets.icon_tasks.pairs import Pair, kind_of, pairs_of
+from cm3plugins.datasets.icon_tasks import source as questions
+from cm3plugins.datasets.icon_tasks import source as scenes
+from cm3plugins.datasets.icons import IconSourceConfig
 from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.config import IconSourceConfig
+from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.datasets.icons.splits import unit_hash
 
 if TYPE_CHECKING:
+    from cm3core.document import PixelArray
     from cm3core.interfaces.task import Record
-    from cm3plugins.datasets.icons.corpus import IconCorpus
+    from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
     from cm3plugins.datasets.icons.source import IconSource
+
+#: Last word of a name -> what adds it, and what removes it.
+BADGES = {
+    "off": ("cross it out", "remove the slash"),
+    "slash": ("cross it out", "remove the slash"),
+    "plus": ("add a plus", "remove the plus"),
+    "add": ("add a plus", "remove the plus"),
+    "minus": ("add a minus", "remove the minus"),
+    "check": ("add a check mark", "remove the check mark"),
+    "lock": ("add a lock", "remove the lock"),
+    "x": ("add a cross", "remove the cross"),
+    "heart": ("add a heart", "remove the heart"),
+    "star": ("add a star", "remove the star"),
+    "alert": ("add an exclamation mark", "remove the exclamation mark"),
+    "search": ("add a magnifying glass", "remove the magnifying glass"),
+}
+
+
+class Pair(NamedTuple):
+    """Positions of the two icons in the corpus, and what changes the first into the second."""
+
+    source: int
+    target: int
+    instruction: str
+
+
+def kind_of(pair: Pair) -> str:
+    """How the two icons of a pair differ.
+
+    >>> kind_of(Pair(0, 1, "make it filled")), kind_of(Pair(0, 1, "remove the slash"))
+    ('style', 'badge')
+    """
+    return "style" if pair.instruction.startswith("make it ") else "badge"
+
+
+def pairs_of(entries: Sequence[IconEntry]) -> list[Pair]:
+    """All pairs of a corpus, in its order. Names with the same words and style in a set are told apart
+    by nothing, so only the first of them is taken."""
+    versions: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for index, entry in enumerate(entries):
+        versions[entry.set_name, entry.words].setdefault(entry.style, index)
+    return [*_styles(versions), *_badges(versions)]
+
+
+def _styles(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
+    """Every version to every other of the same drawing."""
+    for styles in versions.values():
+        for before, source in styles.items():
+            for after, target in styles.items():
+                if before != after:
+                    yield Pair(source, target, style_change(before, after))
+
+
+def style_change(before: str, after: str) -> str:
+    """The words that change one style into another: new ones, or else those removed.
+
+    >>> style_change("outline rounded", "filled rounded"), style_change("filled sharp", "filled")
+    ('make it filled', 'make it not sharp')
+    """
+    new = [word for word in after.split() if word not in before.split()]
+    gone = [word for word in before.split() if word not in after.split()]
+    return f"make it {' '.join(new)}" if new else f"make it not {' '.join(gone)}"
+
+
+def _badges(versions: dict[tuple[str, str], dict[str, int]]) -> Iterator[Pair]:
+    """A drawing and the same with a badge, in the same style, both ways."""
+    for (set_name, words), styles in versions.items():
+        plain, _, badge = words.rpartition(" ")
+        if badge not in BADGES or (set_name, plain) not in versions:
+            continue
+        add, remove = BADGES[badge]
+        for style, target in styles.items():
+            source = versions[set_name, plain].get(style)
+            if source is not None:
+                yield Pair(source, target, add)
+                yield Pair(target, source, remove)
+
+
+#: The scene is a table of this many cells a side, at most one icon in each; an icon's size in cells.
+_CELLS, _SMALLEST, _LARGEST = 2, 0.6, 0.95
+
+
+class Placed(NamedTuple):
+    """An icon of a scene: its position in the corpus, its name, and its frame (x0, y0, x1, y1)."""
+
+    icon: int
+    name: str
+    box: tuple[int, int, int, int]
+
+
+def scene(
+    split: str, number: int, pool: Sequence[tuple[int, str]], size: int
+) -> tuple[Placed, ...]:
+    """The icons of a scene, from left to right.
+
+    Args:
+        split, number: which scene.
+        pool: (position in the corpus, name) of the icons to choose from.
+        size: side of the picture in pixels.
+    """
+    rng = np.random.default_rng([zlib.crc32(split.encode()), number])
+    cells = rng.permutation(_CELLS * _CELLS)[: int(rng.integers(2, _CELLS * _CELLS + 1))]
+    placed: list[Placed] = []
+    for cell in cells.tolist():
+        index, name = pool[int(rng.integers(len(pool)))]
+        side = size // _CELLS
+        own = int(side * rng.uniform(_SMALLEST, _LARGEST))
+        x0 = (cell % _CELLS) * side + int(rng.integers(side - own + 1))
+        y0 = (cell // _CELLS) * side + int(rng.integers(side - own + 1))
+        if name not in [other.name for other in placed]:
+            placed.append(Placed(index, name, (x0, y0, x0 + own, y0 + own)))
+    return tuple(sorted(placed, key=lambda one: one.box))
+
+
+def boxes(placed: Sequence[Placed], size: int) -> Boxes:
+    """The icons' frames."""
+    return Boxes(tuple((one.name, one.box) for one in placed), (size, size))
+
+
+def draw(placed: Sequence[Placed], pictures: Sequence[PixelArray], size: int) -> PixelArray:
+    """The picture of a scene, uint8 [size, size, 3], on white."""
+    whole = np.full((size, size, 3), 255, np.uint8)
+    for one, picture in zip(placed, pictures, strict=True):
+        x0, y0, x1, y1 = one.box
+        small = Pillow.fromarray(picture).resize((x1 - x0, y1 - y0), Pillow.Resampling.LANCZOS)
+        whole[y0:y1, x0:x1] = np.asarray(small)
+    return whole
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Names as a phrase.
+
+    >>> in_words(["bell", "key", "lock"])
+    'bell, key and lock'
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+#: Words of a name that mean that the drawing is crossed out.
+_CROSSED = ("off", "slash")
+_NUMBERS = ("none", "one", "two", "three", "four")
+
+
+def about_icon(entry: IconEntry, rng: np.random.Generator) -> tuple[str, str]:
+    """A question about an icon, and its answer: what it is, its style, a slash. Yes and no are as
+    frequent where a style is asked for."""
+    kind = int(rng.integers(4))
+    if kind == 0 or not entry.style:
+        return "What is it?", entry.words
+    if kind == 1:
+        return "Is it crossed out?", _yes(any(word in _CROSSED for word in entry.words.split()))
+    if kind == 2:
+        return "In what style is it drawn?", entry.style
+    own = entry.style.split()
+    others = [word for word in STYLE_WORDS if word not in own]
+    word = str(rng.choice(own if rng.integers(2) else others))
+    return f"Is it {word}?", _yes(word in own)
+
+
+def about_scene(
+    placed: Sequence[Placed], size: int, absent: Callable[[], str], rng: np.random.Generator
+) -> tuple[str, str]:
+    """A question about a scene of `size` pixels a side, and its answer: how many, which is where, is it
+    there; `absent`: names something that is seldom there."""
+    kind = int(rng.integers(3))
+    names = [one.name for one in placed]
+    if kind == 0 or len(placed) < 2:
+        return "How many things are there?", _NUMBERS[len(placed)]
+    if kind == 1:
+        there = bool(rng.integers(2))
+        name = str(rng.choice(names)) if there else absent()
+        return f"Is there a {name}?", _yes(name in names)
+    return where(placed, size, rng)
+
+
+def where(placed: Sequence[Placed], size: int, rng: np.random.Generator) -> tuple[str, str]:
+    """A question where a thing of a scene is, and the quarter."""
+    one = placed[int(rng.integers(len(placed)))]
+    return f"Where is the {one.name}?", quarter_of(one.box, size)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 #: Begin what changes an outline into a version that it is the structure of.
@@ -33,7 +226,7 @@ OUTLINE = "an outline"
 
 
 class Settings(Protocol):
-    """What the forms read of their config."""
+    """The config keys that the forms read."""
 
     split: str
     path: str | None

@@ -1,6 +1,124 @@
-"""The icon corpus: pinned sets, names, splits, pictures, captions, documents, and the command that
-builds it."""
+"""The icon corpus: pinned sets, names, splits, pictures, captions, documents, and the command that builds it.
 
-from cm3plugins.datasets.icons.config import SPLITS, IconSourceConfig
+Here is its config, which imports nothing heavy.
+"""
 
-__all__ = ["SPLITS", "IconSourceConfig"]
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import RecipeError, close_match
+from cm3core.interfaces.dataset import DocumentSourceConfig
+from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside
+from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, FIELDS
+from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
+from cm3plugins.datasets.vector.captions import CaptionTemplate, check_templates
+
+if TYPE_CHECKING:
+    from cm3plugins.datasets.icons.source import IconSource
+
+SPLITS = ("train", "comp", "compose", "unseen", "all")
+
+
+@dataclass(kw_only=True)
+class IconSourceConfig(DocumentSourceConfig):
+    """The icon corpus: about 100,000 pictures of 33,000 things, most of them in several versions.
+
+    Args:
+        split: "train", "comp" (a drawing held out whose name is in train in another set or style),
+            "compose" (both parts of the name are in names of train, but never together), "unseen" (names
+            held out in all versions), or "all" of them. The thing may be in train by another name.
+        sets: sets to take; empty: all. `cm3 recipe describe icons` does not list them: see
+            `docs/icons.md`.
+        styles: take icons that have all these style words (outline, filled, duotone, colour, broken, thin,
+            light, bold, rounded, sharp) only.
+        path: folder of a corpus that `cm3 icons build` wrote; null: the bundled one.
+        things_share: take this share of things, chosen by a hash of their names, for trials.
+        image_size: height and width of the pictures, in pixels: 64 for what people see, 32 for trials.
+        templates: caption templates with fields in braces: words, style, set, other (another name of the
+            thing, if there is one); the first is the canonical one.
+        template_weights: how often each template is drawn, relative to the others.
+        cache_dir: folder for rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "sets": TEXT,
+        "styles": TEXT,
+        "templates": TEXT,
+        "path": Outside(READS, "icons"),
+        "cache_dir": Outside(WRITES, "rendered pictures"),
+    }
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "things_share": (1e-6, 1),
+        "image_size": (1, 2**14),
+        "template_weights": (0, 1e9),
+    }
+
+    sets: list[str] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+    path: str | None = None
+    things_share: float = 1.0
+    image_size: int = 64
+    templates: list[str] = field(
+        default_factory=lambda: [template.text for template in DEFAULT_TEMPLATES]
+    )
+    template_weights: list[float] = field(
+        default_factory=lambda: [template.weight for template in DEFAULT_TEMPLATES]
+    )
+    cache_dir: str | None = None
+
+    def check(self) -> None:
+        """Raise `RecipeError` for an unknown split, set or style word, or templates that can't be used."""
+        super().check()
+        known = (*all_sets(), *(f"emoji-{style}" for style in EMOJI_TITLES))
+        for place, values, allowed, what in (
+            ("dataset.split", [self.split], SPLITS, "split"),
+            ("dataset.sets", self.sets if self.path is None else [], known, "set"),
+            ("dataset.styles", self.styles, STYLE_WORDS, "style word"),
+        ):
+            for value in values:
+                if value not in allowed:
+                    cause = (
+                        f"the icon corpus has no {what} {value!r}; {close_match(value, allowed)}"
+                    )
+                    raise RecipeError(place, cause, f"use one of {', '.join(allowed)}")
+        if len(self.templates) != len(self.template_weights):
+            cause = f"{len(self.template_weights)} weights for {len(self.templates)} templates"
+            raise RecipeError("dataset.template_weights", cause, "give one weight per template")
+        check_templates(
+            "dataset.templates", self.caption_templates(), FIELDS, "{words}, {style}, {set}"
+        )
+
+    def caption_templates(self) -> tuple[CaptionTemplate, ...]:
+        """Templates and weights together."""
+        return tuple(map(CaptionTemplate, self.templates, self.template_weights))
+
+    def build(self) -> IconSource:
+        """Return the source. Nothing is rendered before the first picture is needed.
+
+        Raises:
+            RecipeError: a value can't be used.
+            DataError: nothing is selected.
+        """
+        from cm3core.files import user_path
+        from cm3plugins.datasets.icons.corpus import IconCorpus
+        from cm3plugins.datasets.icons.sets import ASSETS
+        from cm3plugins.datasets.icons.source import Chosen, IconSource
+
+        self.check()
+        return IconSource(
+            IconCorpus(ASSETS if self.path is None else user_path(self.path, "dataset.path")),
+            Chosen(
+                split=self.split,
+                sets=self.sets,
+                styles=self.styles,
+                things_share=self.things_share,
+            ),
+            image_size=self.image_size,
+            templates=self.caption_templates(),
+            cache_dir=self.cache_dir,
+        )

@@ -17,14 +17,12 @@ from pathlib import Path
 
 from cm3core.files import write_bytes
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-from cm3plugins.datasets.icons.attribution import attribution
 from cm3plugins.datasets.icons.comparison import drop_duplicates, small_pictures
 from cm3plugins.datasets.icons.read import Drawing, drawings_of_set, emoji_drawings, open_set
 from cm3plugins.datasets.icons.sets import ASSETS, all_sets
 from cm3plugins.datasets.icons.splits import assign_splits
-from cm3plugins.datasets.icons.write import corpus_files
-from cm3plugins.datasets.vector.packages import fetch_tarballs
-from cm3plugins.datasets.vector.rebuilding import rebuild_main
+from cm3plugins.datasets.icons.write import attribution, corpus_files
+from cm3plugins.datasets.vector.packages import fetch_tarballs, rebuild_main
 
 
 def data_files(drawings: Sequence[Drawing], splits: Sequence[str]) -> dict[str, bytes]:

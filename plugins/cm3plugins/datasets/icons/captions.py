@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cm3plugins.datasets.icons.sets import title_of
-from cm3plugins.datasets.vector.templates import CaptionTemplate, choose, fill
+from cm3plugins.datasets.vector.captions import CaptionTemplate, choose, fill
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cm3plugins.datasets.icons.entries import IconEntry
+    from cm3plugins.datasets.icons.corpus import IconEntry
 
 FIELDS = ("words", "style", "set", "other")
 

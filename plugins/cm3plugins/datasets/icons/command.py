@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from cm3core.errors import CM3Error, DataError
 
 if TYPE_CHECKING:
-    from cm3plugins.datasets.icons.user_build import Built
-    from cm3plugins.datasets.icons.user_sets import UserSet
+    from cm3plugins.datasets.icons.user_build import Built, UserSet
 
 EXAMPLE = """example:
   npm pack @iconify-json/la
@@ -77,7 +76,7 @@ def run(args: Namespace) -> int:
 
 def _read(args: Namespace) -> tuple[list[UserSet], int]:
     """Sets that can be used, in the given order, and the number of those that can't, each reported."""
-    from cm3plugins.datasets.icons.user_sets import read_set
+    from cm3plugins.datasets.icons.user_build import read_set
 
     sets: dict[str, UserSet] = {}
     num_refused = 0

@@ -1,37 +1,342 @@
 """The bundled icon corpus: some forty permissive sets and the emoji, with names taken apart into words and
 styles, drawn at any size.
 
-Entries load at once; a set's drawings are unpacked when the first of them is asked for, and whole renderings are
-kept in a cache folder: grey ones and coloured ones apart, since most icons have no colour.
+Entries load at once, and so does the manifest: both are checked, since the folder may be one that a user was given. A
+set's drawings are unpacked when the first of them is asked for, and whole renderings are kept in a cache folder: grey
+ones and coloured ones apart, since most icons have no colour.
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core.errors import DataError, close_match
+from cm3core.errors import DataError, FileError, close_match
+from cm3core.files import cache_folder, open_regular, write_bytes
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-from cm3plugins.datasets.icons.entries import (
-    REBUILD,
-    REINSTALL,
-    IconEntries,
-    Manifest,
-    has_colour,
-    read_entries,
-    read_manifest,
-    set_of,
+from cm3plugins.datasets.emoji.packages import LICENCES, STYLE_PACKAGES
+from cm3plugins.datasets.icons.sets import (
+    ASSETS,
+    EMOJI_LICENCES,
+    EMOJI_SET,
+    SET_NAME,
+    all_sets,
+    title_of,
 )
-from cm3plugins.datasets.icons.sets import ASSETS, EMOJI_SET
-from cm3plugins.datasets.vector.files import unpack_lines
-from cm3plugins.datasets.vector.render import render_svg
-from cm3plugins.datasets.vector.renderings import Renderings
+from cm3plugins.datasets.icons.splits import SPLITS
+from cm3plugins.datasets.vector.captions import author_and_address
+from cm3plugins.datasets.vector.files import read, unpack_lines
+from cm3plugins.datasets.vector.render import Renderings, render_svg
+
+REINSTALL = "reinstall cm3leon"
+REBUILD = "build it again with `cm3 icons build`"
+_BLOCK = 256
+
+
+class IconEntry(NamedTuple):
+    """One picture of the corpus.
+
+    Args:
+        id: unique name, ``material-symbols/bell-outline``.
+        words: what it shows, ``bell off``; the same in every version.
+        style: words out of ``STYLE_WORDS``, ``outline rounded``; may be empty in a user's corpus.
+        tags: other names and categories, lower case.
+        split: ``train``, ``comp``, ``compose`` or ``unseen``; see `splits.py`.
+    """
+
+    id: str
+    words: str
+    style: str
+    tags: tuple[str, ...]
+    split: str
+
+    @property
+    def set_name(self) -> str:
+        """The set: the id's first half."""
+        return set_of(self.id)
+
+    @property
+    def has_colour(self) -> bool:
+        """Whether the picture has three different channels."""
+        return has_colour(self.style)
+
+
+def set_of(entry_id: str) -> str:
+    """The set of the entry of this id."""
+    return entry_id.partition("/")[0]
+
+
+def has_colour(style: str) -> bool:
+    """Whether pictures of a style have three different channels."""
+    return "colour" in style
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Facts about a corpus as a whole.
+
+    Args:
+        data_sha256: hash of the whole data.
+        num_entries: number of pictures.
+        num_of_split: split -> number of pictures.
+        packages: npm package with its version -> SHA-256 of its tarball.
+        licences: set -> SPDX name.
+        titles: set -> what captions call it, for sets that are not bundled.
+        authors: set -> author and address, for sets that are not bundled.
+    """
+
+    data_sha256: str
+    num_entries: int
+    num_of_split: Mapping[str, int]
+    packages: Mapping[str, str]
+    licences: Mapping[str, str]
+    titles: Mapping[str, str]
+    authors: Mapping[str, str]
+
+    def title(self, set_name: str) -> str:
+        """Return what captions call a set."""
+        return self.titles.get(set_name) or title_of(set_name)
+
+    def source(self, set_name: str) -> tuple[str, str, str]:
+        """Return a set's npm package with its version, its author, and its address; the latter two are "" where they
+        aren't known."""
+        style = set_name.removeprefix(EMOJI_SET)
+        if set_name not in self.titles and style in STYLE_PACKAGES and style != set_name:
+            package = STYLE_PACKAGES[style]
+            return f"npm {package.name} {package.version}", *author_and_address(LICENCES[style][1])
+        package_name = f"@iconify-json/{set_name}"
+        specs = [spec for spec in self.packages if spec.startswith(f"{package_name}@")]
+        version = "".join(spec.removeprefix(package_name).replace("@", " ") for spec in specs[:1])
+        author, address = author_and_address(self.authors.get(set_name, ""))
+        if set_name not in self.authors and (known := all_sets().get(set_name)) is not None:
+            author, address = known.author, known.url
+        return f"npm {package_name}{version}", author, address
+
+
+def read_manifest(folder: Path, next_step: str) -> Manifest:
+    """Return the manifest of a corpus' folder.
+
+    Raises:
+        DataError: it can't be read, or is none.
+    """
+    path = folder / "manifest.json"
+    content = read(path, next_step)
+    emoji = {f"{EMOJI_SET}{style}": licence for style, licence in EMOJI_LICENCES.items()}
+    try:
+        values: Any = json.loads(content)
+        manifest = Manifest(
+            data_sha256=values["data_sha256"],
+            num_entries=values["num_entries"],
+            num_of_split=_table(values["num_of_split"], int),
+            packages=_table(values["packages"], str),
+            licences=_table(values["licences"], str) | (emoji if folder == ASSETS else {}),
+            titles=_table(values.get("titles", {}), str),
+            authors=_table(values.get("authors", {}), str),
+        )
+        well_formed = (
+            type(manifest.data_sha256) is str
+            and type(manifest.num_entries) is int
+            and all(SET_NAME.fullmatch(name) for name in manifest.licences)
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        well_formed = False
+    if not well_formed:
+        raise DataError(str(path), "is no manifest of an icon corpus", next_step)
+    return manifest
+
+
+def _table(values: Any, kind: type) -> dict[str, Any]:
+    if not isinstance(values, dict) or any(type(value) is not kind for value in values.values()):
+        raise TypeError
+    return values
+
+
+class IconEntries(Sequence[IconEntry]):
+    """All entries of a corpus, in its order: a list for each field, of which entries are made when they are asked
+    for. To choose among 100,000 takes a look at one or two of the fields.
+
+    Args:
+        ids, words, styles, splits: see `IconEntry`.
+        tags: of each entry, as JSON.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        words: Sequence[str],
+        styles: Sequence[str],
+        tags: Sequence[str],
+        splits: Sequence[str],
+    ) -> None:
+        self.ids, self.words, self.styles, self.splits = ids, words, styles, splits
+        self._tags = tags
+        self._made: dict[int, IconEntry] = {}
+
+    @classmethod
+    def of(cls, entries: Iterable[IconEntry]) -> IconEntries:
+        """These entries."""
+        ids, words, styles, tags, splits = tuple(zip(*entries, strict=True)) or ((),) * 5
+        return cls(ids, words, styles, [json.dumps(one) for one in tags], splits)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> IconEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[IconEntry, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> IconEntry | tuple[IconEntry, ...]:
+        if isinstance(index, slice) or "_all" in vars(self):
+            return self._all[index]
+        if index not in self._made:
+            columns = (self.ids, self.words, self.styles, self._tags, self.splits)
+            name, words, style, tags, split = (column[index] for column in columns)
+            self._made[index] = IconEntry(name, words, style, tuple(json.loads(tags)), split)
+        return self._made[index]
+
+    def __iter__(self) -> Iterator[IconEntry]:
+        return iter(self._all)
+
+    @cached_property
+    def _all(self) -> tuple[IconEntry, ...]:
+        """All of them, for who looks at all: made once."""
+        one = _once()
+        with _no_collection():
+            tags = (tuple([one(tag, tag) for tag in row]) for row in _rows(self._tags))
+            columns = zip(self.ids, self.words, self.styles, tags, self.splits, strict=True)
+            return tuple(map(IconEntry._make, columns))
+
+    def packed(self) -> bytes | None:
+        """The columns as one text, which `unpacked` reads a dozen times as fast as the corpus' own file; None: a
+        field has a character that separates fields, or half of one, or there is no entry."""
+        columns = (self.ids, self.words, self.styles, self._tags, self.splits)
+        texts = ["\n".join(column) for column in columns]
+        if not len(self) or any("\0" in one or one.count("\n") >= len(self) for one in texts):
+            return None
+        try:
+            return "\0".join(texts).encode()
+        except UnicodeEncodeError:
+            return None
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> IconEntries | None:
+        """The entries that `packed` wrote; None: these are none."""
+        try:
+            columns = [text.split("\n") for text in packed.decode().split("\0")]
+        except UnicodeDecodeError:
+            return None
+        if len(columns) != len(IconEntry._fields) or len({len(one) for one in columns}) > 1:
+            return None
+        ids, words, styles, tags, splits = columns
+        one = _once()
+        styles, splits = (list(map(one, column, column)) for column in (styles, splits))
+        return cls(ids, words, styles, tags, splits)
+
+
+def read_entries(folder: Path, manifest: Manifest, next_step: str) -> IconEntries:
+    """Return the entries of a corpus' folder.
+
+    They are kept in the cache under the hash of their file, in a form that is read at once.
+
+    Raises:
+        DataError: the file can't be read, is damaged, or does not fit the manifest.
+    """
+    path = folder / "entries.jsonl.xz"
+    packed = read(path, next_step)
+    kept = cache_folder("icons") / f"entries-{hashlib.sha256(packed).hexdigest()[:32]}.txt"
+    if (found := _kept_entries(kept, manifest)) is not None:
+        return found
+    lines = unpack_lines(path, next_step, packed)
+    try:
+        entries = _entries(lines)
+        _check(entries, manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(str(path), f"the file is damaged ({_cause(error)})", next_step) from error
+    if len(entries) != manifest.num_entries:
+        cause = f"holds {len(entries):,} entries, the manifest {manifest.num_entries:,}"
+        raise DataError(str(path), cause, next_step)
+    if (content := entries.packed()) is not None:
+        with suppress(FileError):  # without a cache they are read each time
+            write_bytes(kept, content)
+    return entries
+
+
+def _kept_entries(path: Path, manifest: Manifest) -> IconEntries | None:
+    """The entries that were kept; None: they were not, or do not fit."""
+    try:
+        with open_regular(path) as file:
+            entries = IconEntries.unpacked(file.read())
+        if entries is not None:
+            _check(entries, manifest)
+    except (OSError, ValueError):
+        return None
+    return entries if entries is not None and len(entries) == manifest.num_entries else None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Context without Python's search for cycles, which takes most of the time where 100,000 objects are made
+    and none is in a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _rows(lines: Sequence[str]) -> Iterator[Any]:
+    """Parse lines by the block: much faster than each by itself, and smaller than all at once."""
+    for start in range(0, len(lines), _BLOCK):
+        yield from json.loads(f"[{','.join(lines[start : start + _BLOCK])}]")
+
+
+def _once() -> Callable[[str, str], str]:
+    """Keeps a text, and returns the one that it keeps: of equal texts one object."""
+    texts: dict[str, str] = {}
+    return texts.setdefault
+
+
+def _entries(lines: Sequence[str]) -> IconEntries:
+    with _no_collection():
+        rows = [
+            IconEntry(row["id"], row["words"], row["style"], tuple(row["tags"]), row["split"])
+            for row in _rows(lines)
+        ]
+        texts = {text for row in rows for text in (row.id, row.words, row.style, row.split)}
+        texts.update(tag for row in rows for tag in row.tags)
+    if not all(type(text) is str for text in texts):
+        raise TypeError("a value is no text")
+    if len({row.id for row in rows}) < len(rows):
+        raise ValueError("an id occurs twice")
+    return IconEntries.of(rows)
+
+
+def _check(entries: IconEntries, manifest: Manifest) -> None:
+    """Raise `ValueError` for a set without a licence, or an unknown split."""
+    sets = dict.fromkeys(map(set_of, entries.ids))
+    if unknown := [name for name in sets if name not in manifest.licences]:
+        raise ValueError(f"the manifest has no licence of {unknown[0]!r}")
+    if unknown := sorted(set(entries.splits).difference(SPLITS)):
+        raise ValueError(f"there is no split {unknown[0]!r}")
+
+
+def _cause(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error).split("\n")[0]
 
 
 class IconCorpus:

@@ -17,8 +17,8 @@ from typing import Any
 from cm3core.errors import DataError
 from cm3core.files import sha256_file
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus
-from cm3plugins.datasets.icons.names import IconName, read_name
 from cm3plugins.datasets.icons.sets import SET_NAME, IconSet
+from cm3plugins.datasets.icons.splits import IconName, read_name
 from cm3plugins.datasets.vector.render import square_svg
 
 MAX_JSON_BYTES = 64 * 2**20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -13,15 +14,18 @@ from numpy.typing import NDArray
 from cm3core._version import program
 from cm3core.document import Document, Image, Text, text_of
 from cm3core.errors import DataError, close_match
-from cm3core.files import user_path
 from cm3core.interfaces.dataset import DocumentSource, Original, Provenance
 from cm3plugins.datasets.icons.captions import caption
-from cm3plugins.datasets.icons.corpus import IconCorpus, IconPictures
-from cm3plugins.datasets.icons.entries import IconEntries, IconEntry, set_of
-from cm3plugins.datasets.icons.sets import ASSETS
+from cm3plugins.datasets.icons.corpus import (
+    IconCorpus,
+    IconEntries,
+    IconEntry,
+    IconPictures,
+    set_of,
+)
 from cm3plugins.datasets.icons.splits import unit_hash
+from cm3plugins.datasets.vector.captions import CaptionTemplate
 from cm3plugins.datasets.vector.render import renderer_version
-from cm3plugins.datasets.vector.templates import CaptionTemplate
 
 DRAW_ALL_AFTER = 512
 """After this number of pictures, drawn one by one, all pictures of the source are drawn into the cache: a look
@@ -30,25 +34,37 @@ _SAMPLED = 200
 """Captions, spread over the source, that enter its quick fingerprint."""
 
 
-def _chosen(
-    entries: IconEntries,
-    split: str,
-    sets: Collection[str],
-    styles: Collection[str],
-    things_share: float,
-) -> list[int]:
-    """Positions of the entries of a source: see `IconSource`."""
-    fitting = {style for style in set(entries.styles) if set(styles) <= set(style.split())}
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which icons of a corpus a source has.
+
+    Args:
+        split: "train", "comp", "compose", "unseen", or "all" of them.
+        sets: names of sets; empty: all.
+        styles: style words that an icon must have.
+        things_share: share of things to take, by a hash of their names.
+    """
+
+    split: str
+    sets: Collection[str]
+    styles: Collection[str]
+    things_share: float = 1.0
+
+
+def _positions(entries: IconEntries, of: Chosen) -> list[int]:
+    """Positions of the entries that are chosen."""
+    wanted = set(of.styles)
+    fitting = {style for style in set(entries.styles) if wanted <= set(style.split())}
     chosen = [
         index
         for index, (own, style) in enumerate(zip(entries.splits, entries.styles, strict=True))
-        if split in (own, "all") and style in fitting
+        if of.split in (own, "all") and style in fitting
     ]
-    if sets:
-        chosen = [index for index in chosen if set_of(entries.ids[index]) in sets]
-    if things_share < 1:
+    if of.sets:
+        chosen = [index for index in chosen if set_of(entries.ids[index]) in of.sets]
+    if of.things_share < 1:
         words = entries.words
-        chosen = [index for index in chosen if unit_hash("share", words[index]) < things_share]
+        chosen = [index for index in chosen if unit_hash("share", words[index]) < of.things_share]
     return chosen
 
 
@@ -56,11 +72,8 @@ class IconSource(DocumentSource):
     """Documents `(caption, picture)` of the chosen split, sets and styles, in the corpus' order.
 
     Args:
-        split: "train", "comp", "compose", "unseen", or "all" of them.
-        sets: names of sets; empty: all.
-        styles: style words that an icon must have.
-        things_share: share of things to take, by a hash of their names.
-        path: folder of a corpus that `cm3 icons build` wrote; None: the bundled one.
+        corpus: the bundled one, or one that `cm3 icons build` wrote.
+        chosen: which of its icons.
         image_size: side of the pictures, in pixels.
         templates: of the captions.
         cache_dir: folder of rendered pictures; None: ``CM3_CACHE``, else the user's cache folder.
@@ -71,27 +84,27 @@ class IconSource(DocumentSource):
 
     def __init__(
         self,
+        corpus: IconCorpus,
+        chosen: Chosen,
         *,
-        split: str,
-        sets: Collection[str],
-        styles: Collection[str],
-        things_share: float,
-        path: str | None = None,
         image_size: int,
         templates: Sequence[CaptionTemplate],
         cache_dir: str | None,
     ) -> None:
         self._image_size, self._cache_dir = image_size, cache_dir
         self._templates = templates
-        self.corpus = IconCorpus(ASSETS if path is None else user_path(path, "dataset.path"))
-        known = self.corpus.manifest.licences
-        for name in sets:
+        self.corpus = corpus
+        known = corpus.manifest.licences
+        for name in chosen.sets:
             if name not in known:
                 cause = f"the icon corpus has no set {name!r}; {close_match(name, known)}"
                 raise DataError("dataset.sets", cause, f"use some of {', '.join(known)}")
-        self._indices = tuple(_chosen(self.corpus.entries, split, sets, styles, things_share))
+        self._indices = tuple(_positions(corpus.entries, chosen))
         if not self._indices:
-            cause = f"no icon is in split {split!r}, sets {list(sets)} and styles {list(styles)}"
+            cause = (
+                f"no icon is in split {chosen.split!r}, sets {list(chosen.sets)} and styles "
+                f"{list(chosen.styles)}"
+            )
             raise DataError("dataset", cause, "widen one of the three")
         self._key = f"icons-{self.corpus.data_sha256[:16]}-{renderer_version()}-{image_size}px"
         self._pictures: IconPictures | None = None

@@ -1,6 +1,11 @@
 """Build an icon corpus in a user's folder: the same schema, comparison and splits as the bundled corpus, over
 the given sets alone, and true to what the bundled one holds out.
 
+A set is a tarball that a user gives, which describes itself: endings and beginnings of names with titles, mapped to the
+style words that all sets share. Its drawings may come from anyone. They may hold shapes, and references within
+themselves that stay small: the renderer would read pictures that a drawing names from the disk, and draw what references
+multiply, so both are refused before it sees them.
+
 What takes minutes, the drawing, is kept by the set in the folder until the corpus is whole, so that a killed
 build resumes; its files are named by a hash of what was drawn. The manifest is written last: a folder
 without it is no corpus.
@@ -13,9 +18,12 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +35,244 @@ from cm3core.files import (
     check_writable,
     locked,
     make_folder,
+    sha256_file,
     write_bytes,
 )
-from cm3plugins.datasets.icons.attribution import attribution_of
 from cm3plugins.datasets.icons.comparison import (
     EMPTY,
+    NEAR,
     NOT_RENDERED,
+    SIDE,
     drop_duplicates,
     small_pictures,
 )
 from cm3plugins.datasets.icons.corpus import IconCorpus
-from cm3plugins.datasets.icons.duplicates import NEAR, SIDE
-from cm3plugins.datasets.icons.read import Drawing
+from cm3plugins.datasets.icons.read import Drawing, drawings_of_set, read_tarball, stated_licence
+from cm3plugins.datasets.icons.sets import PERMITTED_LICENCES, IconSet, all_sets, style_words
 from cm3plugins.datasets.icons.splits import assign_splits, decided_by
-from cm3plugins.datasets.icons.user_sets import UserSet
-from cm3plugins.datasets.icons.write import corpus_files
+from cm3plugins.datasets.icons.write import attribution_of, corpus_files
 from cm3plugins.datasets.vector.render import renderer_version
 from cm3run.npy import load_array, save_array
+
+MAX_BYTES = 2**19
+"""The largest drawing of the bundled corpus has a third of it."""
+MAX_DRAWN = 20_000
+"""Elements that are drawn, each as often as references lead to it."""
+MAX_DEPTH = 100
+
+_FORBIDDEN = re.compile(
+    r"<\s*(?:\w+:)?(image|feImage|script|foreignObject)\b|<!(?!--)|<\?", re.IGNORECASE
+)
+_REFERENCE = re.compile(r"url\(\s*['\"]?#([^'\")\s]+)")
+
+
+def fault(svg: str) -> str | None:
+    """Say why a drawing is not to be drawn; None: it may be.
+
+    Args:
+        svg: a whole document, as `square_svg` returns it.
+    """
+    if len(svg) > MAX_BYTES:
+        return f"has {len(svg):,} letters"
+    inner = svg[svg.index(">") + 1 :]
+    if found := _FORBIDDEN.search(inner):
+        return f"holds {found.group().strip()}"
+    try:
+        root = ElementTree.fromstring(svg)
+    except (ElementTree.ParseError, ValueError):
+        return "is no well-formed SVG"
+    try:
+        return None if _num_drawn(root) <= MAX_DRAWN else "is drawn too often by references"
+    except RecursionError:
+        return "is nested too deeply"
+
+
+def _num_drawn(root: ElementTree.Element) -> int:
+    """Number of elements, those that are referred to as often as they are."""
+    by_id = {element.get("id"): element for element in root.iter()}
+    open_ids: set[str] = set()
+
+    @cache
+    def of_id(name: str) -> int:
+        if name in open_ids or len(open_ids) > MAX_DEPTH:
+            raise RecursionError
+        if name not in by_id:
+            return 0
+        open_ids.add(name)
+        number = number_of(by_id[name], 0)
+        open_ids.remove(name)
+        return number
+
+    def number_of(element: ElementTree.Element, depth: int) -> int:
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        number = 1
+        if element.tag.endswith("style") and "url(" in (element.text or ""):
+            raise RecursionError  # which elements it concerns is not known
+        for key, value in element.attrib.items():
+            if key.rpartition("}")[2] == "href":
+                number += of_id(value.removeprefix("#"))
+            for name in _REFERENCE.findall(value):
+                number += of_id(name)
+        return number + sum(number_of(child, depth + 1) for child in element)
+
+    return number_of(root, 0)
+
+
+_STYLE_OF_WORD = {
+    "outline": ("regular", "line", "lined", "lineal", "linear", "outline", "outlined", "stroke"),
+    "filled": ("fill", "filled", "solid", "baseline", "glyph"),
+    "duotone": ("duotone", "duo", "twotone", "bulk"),
+    "colour": ("color", "colour", "colored", "coloured", "multicolor", "flat"),
+    "broken": ("broken",),
+    "thin": ("thin",),
+    "light": ("light",),
+    "bold": ("bold",),
+    "rounded": ("round", "rounded"),
+    "sharp": ("sharp",),
+}
+_STYLES = {word: style for style, words in _STYLE_OF_WORD.items() for word in words}
+_NO_WORD = re.compile(r"[^\w ]+")
+_SIZE = re.compile(r"\d+(x\d+)?(px)?")
+
+
+def set_of_package(
+    files: Mapping[str, Any], sha256: str, licence: str
+) -> tuple[IconSet, list[str]]:
+    """Return a set with the rules of its package, and the endings and beginnings whose title holds a word that
+    is no style: these stay words of the names, so that nothing is taken for a style that is none.
+
+    Args:
+        files: what `read_tarball` returned.
+        sha256: of the tarball.
+        licence: that the package states.
+    """
+    info, metadata = files["info.json"], files.get("metadata.json", {})
+    unknown: list[str] = []
+    rules: dict[str, dict[str, str]] = {"suffixes": {}, "prefixes": {}}
+    for kind, known in rules.items():
+        for word, title in metadata.get(kind, {}).items():
+            style = _style_of(title)
+            if style is not None:
+                known[word] = style
+            elif word:
+                unknown.append(word)
+    author = info.get("author")
+    author = author if isinstance(author, dict) else {}
+    default = rules["suffixes"].pop("", rules["prefixes"].pop("", ""))
+    name = files["icons.json"]["prefix"]
+    icon_set = IconSet(
+        name=name,
+        title=" ".join(_NO_WORD.sub(" ", _cell(info.get("name")).lower()).split())
+        or name.replace("-", " "),
+        version=version_of(files),
+        sha256=sha256,
+        licence=licence,
+        author=_cell(author.get("name")),
+        url=_cell(author.get("url")),
+        default=default,
+        endings=rules["suffixes"],
+        beginnings=rules["prefixes"],
+        always="colour" if info.get("palette") is True else "",
+    )
+    return icon_set, unknown
+
+
+def version_of(files: Mapping[str, Any]) -> str:
+    """Return the version that a package states, or ``unknown``."""
+    version = files.get("package.json", {}).get("version")
+    stated = isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,40}", version)
+    return str(version) if stated else "unknown"
+
+
+def _style_of(title: str) -> str | None:
+    """Style words of a title, ``Two-Tone`` or ``24 Regular``; None if it holds another word, or none."""
+    words = re.sub(r"two[- ]tone", "twotone", title.lower()).replace("-", " ").split()
+    words = [word for word in words if not _SIZE.fullmatch(word)]
+    if not words or not all(word in _STYLES for word in words):
+        return None
+    return " ".join(style_words(" ".join(_STYLES[word] for word in words)))
+
+
+def _cell(text: object) -> str:
+    """A text from the package as a cell of the attribution's table."""
+    plain = text[:200] if isinstance(text, str) else ""
+    kept = (letter for letter in plain if letter.isspace() or letter.isprintable())
+    return " ".join("".join(letter for letter in kept if letter not in "|`<>").split())
+
+
+@dataclass(frozen=True)
+class UserSet:
+    """A set that was read.
+
+    Args:
+        icon_set: its rules and facts, with the version and checksum of the tarball.
+        drawings: those that may be drawn.
+        unknown_styles: endings and beginnings that stay words of the names.
+        refused: ids that are not drawn -> why.
+        num_left_out: icons that the rules leave out: logos, other sizes, hidden ones.
+    """
+
+    icon_set: IconSet
+    drawings: list[Drawing]
+    unknown_styles: list[str]
+    refused: dict[str, str]
+    num_left_out: int
+
+
+def read_set(path: Path, *, any_version: bool, licences: Collection[str]) -> UserSet:
+    """Read one tarball.
+
+    Args:
+        path: of the tarball.
+        any_version: read a bundled set by its rules, whatever its version and checksum.
+        licences: SPDX names that are permitted besides `PERMITTED_LICENCES`.
+
+    Raises:
+        DataError: the tarball can't be used.
+    """
+    if not path.is_file():
+        raise DataError(
+            str(path), "is no file", "run npm pack @iconify-json/SET, and name its file"
+        )
+    files = read_tarball(path)
+    licence, sha256 = stated_licence(files), sha256_file(path)
+    if licence is None or licence not in {*PERMITTED_LICENCES, *licences}:
+        for_own_use = f", or for your own use: --allow-licence {licence}" if licence else ""
+        raise DataError(
+            str(path),
+            f"its licence is {licence or 'not stated'}, which is not permitted",
+            f"use sets under {', '.join(PERMITTED_LICENCES)}{for_own_use}",
+        )
+    pinned = all_sets().get(files["icons.json"]["prefix"])
+    unknown: list[str] = []
+    if pinned is None:
+        icon_set, unknown = set_of_package(files, sha256, licence)
+    else:
+        version = version_of(files)
+        if sha256 != pinned.sha256 and not any_version:
+            cause = (
+                f"is {pinned.name} {version}; the one that is known is {pinned.version}"
+                if version != pinned.version
+                else f"is {pinned.name} {version} with another checksum: {sha256}, "
+                f"expected {pinned.sha256}"
+            )
+            raise DataError(
+                str(path),
+                cause,
+                f"run npm pack {pinned.package.spec}, or read it all the same: --any-version",
+            )
+        icon_set = replace(pinned, version=version, sha256=sha256, licence=licence)
+    read = list(drawings_of_set(icon_set, files))
+    refused = {drawing.id: why for drawing in read if (why := fault(drawing.svg)) is not None}
+    return UserSet(
+        icon_set,
+        [drawing for drawing in read if drawing.id not in refused],
+        unknown,
+        refused,
+        len(files["icons.json"]["icons"]) - len(read),
+    )
+
 
 UNFINISHED = ".unfinished"
 """Folder, in the corpus' one, of what is drawn before the corpus is whole."""
@@ -52,7 +281,7 @@ _OWN = re.compile(rf"{re.escape(UNFINISHED)}|entries\.jsonl\.xz|svg-.+\.jsonl\.x
 
 @dataclass(frozen=True)
 class Built:
-    """What was built.
+    """The result of a build.
 
     Args:
         num_of_set, num_of_split: number of icons by set and by split.

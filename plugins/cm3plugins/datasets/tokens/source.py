@@ -205,7 +205,7 @@ class TokensSource(DocumentSource):
         return dict(self.manifest.splits[self.split].provenance)
 
     def content_keys(self, index: int) -> frozenset[str]:
-        """Those of the document that was encoded, and of its codes."""
+        """Content keys of the encoded document and of its codes."""
         return self.stored(index).content_keys | super().content_keys(index)
 
     def texts(self) -> Iterator[str]:

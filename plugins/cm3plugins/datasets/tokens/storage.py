@@ -211,7 +211,7 @@ class ObjectStorage(Storage):
             total -= size
 
     def _tried(self, place: str, once: Callable[[], T]) -> T:
-        """What `once` returns, tried several times."""
+        """The result of `once`, retried on failure."""
         for number in range(1, self.tries + 1):
             try:
                 return once()

@@ -1,3 +1,3 @@
-"""What corpora of vector drawings share: compressed files of them, their rendering and its cache."""
+"""Shared by corpora of vector drawings: compressed files, rendering and its cache, captions."""
 
 from __future__ import annotations

@@ -1,12 +1,21 @@
-"""One SVG in, one square RGB picture on white out."""
+"""One SVG in, one square RGB picture on white out; and a corpus' pictures, drawn once at a size and kept in a
+cache folder.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cm3core.files import allocate, atomic_path, cache_folder
+from cm3core.progress import make_bar
+from cm3run.npy import load_array
 
 _SVG_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
@@ -54,3 +63,73 @@ def render_svg(svg: str, size: int) -> NDArray[np.uint8]:
     )
     with Image.open(io.BytesIO(bytes(png))) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+_NUM_DIGITS = 16
+
+Render = Callable[[int], NDArray[np.uint8]]
+"""Position in the corpus -> uint8 [size, size, 3], RGB."""
+
+
+class Renderings:
+    """The cached file of some pictures of a corpus at one size: an array in .npy format, mapped into memory.
+
+    Args:
+        corpus: its name, which is a folder's too.
+        data_sha256: of the corpus' data; part of the file's name, as the renderer's version is.
+        shape: of the array: [num_pictures, size, size], grey, or [num_pictures, size, size, 3].
+        cache_dir: where files are kept; None: ``CM3_CACHE``, else the user's cache folder.
+        names: ids of the pictures, if they are not the whole corpus; their hash enters the file's name.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        data_sha256: str,
+        shape: tuple[int, ...],
+        cache_dir: Path | str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self._corpus, self._shape = corpus, shape
+        stem = f"{shape[1]}px-{data_sha256[:_NUM_DIGITS]}-{renderer_version()}"
+        if names is not None:
+            stem += f"-{hashlib.sha256(chr(10).join(names).encode()).hexdigest()[:_NUM_DIGITS]}"
+        self.path = cache_folder(corpus, root=cache_dir) / f"{stem}.npy"
+
+    def exist(self) -> bool:
+        """Say whether the file is there, whole (one that was cut is drawn again)."""
+        return self._kept() is not None
+
+    def load(self, indices: Sequence[int], render: Render) -> NDArray[np.uint8]:
+        """Return the array, read-only; draw it first if it is not there.
+
+        Args:
+            indices: what each picture is, for `render`; a grey array holds its first channel.
+            render: draws one.
+        """
+        kept = self._kept()
+        if kept is None:
+            self._draw(indices, render)
+            kept = load_array(self.path, memory_map=True)
+        return kept
+
+    def _kept(self) -> NDArray[np.uint8] | None:
+        try:
+            pictures: NDArray[np.uint8] = load_array(self.path, memory_map=True)
+        except (ValueError, OSError):
+            return None
+        return pictures if pictures.shape == self._shape else None
+
+    def _draw(self, indices: Sequence[int], render: Render) -> None:
+        from numpy.lib.format import open_memmap
+
+        grey = len(self._shape) == 3
+        with atomic_path(self.path) as temporary:
+            pictures = open_memmap(temporary, mode="w+", dtype=np.uint8, shape=self._shape)
+            with temporary.open("rb+") as file:
+                allocate(file.fileno(), pictures.offset, pictures.nbytes)
+            title = f"drawing {self._corpus} at {self._shape[1]} px"
+            for position, index in enumerate(make_bar(indices, desc=title, unit="picture")):
+                picture = render(index)
+                pictures[position] = picture[..., 0] if grey else picture
+            pictures.flush()

@@ -100,7 +100,7 @@ class CM3LeonConfig(CM3LeonSettings, DecoderConfig):
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
     ) -> TrainingMemory:
-        """What autograd keeps of each layer (see `model.py`), and the head's loss."""
+        """Activations that autograd keeps of each layer (see `model.py`), and the head's loss."""
         width, inner = self.d_model, self.d_ff or 4 * self.d_model
         tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize
         # two residual sums in float32; both norms, queries, keys, values and the result, twice for

@@ -140,7 +140,7 @@ class LlamaConfig(LlamaSettings, DecoderConfig):
     def training_memory(
         self, vocabulary: Vocabulary, grid: tuple[int, int], one_pass: TrainingPass
     ) -> TrainingMemory:
-        """What autograd keeps of each layer (see `model.py`), and the head's loss."""
+        """Activations that autograd keeps of each layer (see `model.py`), and the head's loss."""
         width, inner = self.d_model, self.inner
         queries, keys = self.num_heads * self.head_size, self.key_heads * self.head_size
         tokens, size = one_pass.rows * one_pass.length, one_pass.itemsize

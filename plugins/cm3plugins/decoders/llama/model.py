@@ -174,7 +174,7 @@ class HeadNorm(nn.Module):
 
 @dataclass
 class Turned(Context):
-    """What all blocks of one forward share, with the rotation of its tokens."""
+    """Inputs shared by all blocks of a forward pass, with the rotation of its tokens."""
 
     turn: tuple[Tensor, Tensor]
 
@@ -252,7 +252,7 @@ class CodeHead(nn.Module):
         self.fc2 = nn.Linear(inner, num_codes)
 
     def inner(self, hidden: Tensor) -> Tensor:
-        """What the last layer reads, [..., W]."""
+        """Input of the last layer, [..., W]."""
         weight, bias = self.fc1.weight, self.fc1.bias
         return F.gelu(F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype)))
 
@@ -411,7 +411,7 @@ class LlamaDecoder(TransformerDecoder):
 
     @torch.no_grad()
     def start_from_codebook(self, codebook: Tensor, vocabulary: Vocabulary) -> None:
-        """As other decoders do; codes' own embeddings begin as the code vectors, and their head stays
+        """Like other decoders; the codes' own embeddings begin as the code vectors, and their head stays
         as it is."""
         if self.codes_in is None:
             super().start_from_codebook(codebook, vocabulary)
@@ -421,7 +421,7 @@ class LlamaDecoder(TransformerDecoder):
         weight.copy_(codebook_rows(codebook, vocabulary, weight.shape[1], std))
 
     def parameter_groups(self) -> dict[str, list[Any]]:
-        """As the default; norms are vectors, whatever their shape."""
+        """Like the default; norms count as vectors, whatever their shape."""
         groups: dict[str, list[Any]] = {"matrix": [], "embedding": [], "vector": []}
         for name, parameter in self.named_parameters():
             vector = parameter.ndim < 2 or "norm" in name

@@ -25,7 +25,7 @@ BUNDLED = {
     "bundled:styled": BUNDLED_WEIGHTS,  # what recipes of earlier versions call weights that heed the style
     "bundled:emoji": BUNDLED_WEIGHTS.with_name("emoji.safetensors"),
 }
-"""What `path` may call the weights that are shipped."""
+"""The bundled weights' name, as a value of `path`."""
 BUNDLED_LOOKS = BUNDLED_WEIGHTS.with_name("looks.safetensors")
 """How pictures are compared with pictures."""
 

@@ -28,9 +28,9 @@ DIMENSION = 128
 FEATURES_VERSION = 1
 
 _SIDE, _MARGIN = 32, 2
-"""Of the bounding box, pixels."""
+"""Pixels a side of the bounding box."""
 _CELL, _BINS = 4, 8
-"""Of histograms: pixels a side; orientations of half a turn."""
+"""Histograms: pixels a side; orientations of half a turn."""
 _FAINT = 0.2
 """Share of the strongest ink below which the bounding box does not see it."""
 _FLAT = 4 / 255

@@ -17,8 +17,14 @@ import numpy as np
 
 from cm3core.errors import DataError
 from cm3plugins.indexes.threads import faiss_calls
-from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray, VectorIndex, best
-from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3plugins.retrievers.index.base import (
+    NO_ROW,
+    FlatIndex,
+    FloatArray,
+    RowArray,
+    VectorIndex,
+    best,
+)
 
 if TYPE_CHECKING:
     from cm3run.bank import VectorRows

@@ -1,6 +1,6 @@
-"""The interface of vector indexes.
+"""The interface of vector indexes; and `flat`, exact search that compares every vector, without a copy.
 
-Legend: Q queries, W results a query, C candidates a query, M rows, E dimension.
+Legend: Q queries, W results a query, C candidates a query, M rows, m rows of a part, E dimension.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cm3core.errors import DataError
+from cm3plugins.indexes.threads import faiss_calls
 
 if TYPE_CHECKING:
     from cm3run.bank import VectorRows
@@ -81,7 +82,7 @@ class VectorIndex(ABC):
 
     @abstractmethod
     def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
-        """As `search`, with 1 <= width <= M and Q >= 1."""
+        """Like `search`, with 1 <= width <= M and Q >= 1."""
 
 
 def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArray, RowArray]:
@@ -95,3 +96,31 @@ def best(scores_QC: FloatArray, rows_QC: RowArray, width: int) -> tuple[FloatArr
     scores_QC = np.where(rows_QC == NO_ROW, np.float32(-np.inf), scores_QC)
     order_QW = np.lexsort((rows_QC, -scores_QC))[:, :width]
     return np.take_along_axis(scores_QC, order_QW, 1), np.take_along_axis(rows_QC, order_QW, 1)
+
+
+class FlatIndex(VectorIndex):
+    """Exact search by faiss over arrays that may be memory-mapped and are not copied."""
+
+    @property
+    def exact(self) -> bool:
+        """True: nothing is missed."""
+        return True
+
+    @property
+    def description(self) -> str:
+        """Type of the index."""
+        return "flat, exact"
+
+    def _search(self, queries_QE: FloatArray, width: int) -> tuple[FloatArray, RowArray]:
+        scores, rows, start = [], [], 0
+        for part_mE in self.vectors.parts:
+            if len(part_mE):
+                with faiss_calls(self.vectors.dimension) as faiss:
+                    of_part = faiss.knn(
+                        queries_QE, part_mE, min(width, len(part_mE)), faiss.METRIC_INNER_PRODUCT
+                    )
+                scores.append(of_part[0])
+                # A row with NaN is never found, and leaves an empty place.
+                rows.append(np.where(of_part[1] == NO_ROW, NO_ROW, of_part[1] + start))
+            start += len(part_mE)
+        return best(np.concatenate(scores, 1), np.concatenate(rows, 1), width)

@@ -21,8 +21,8 @@ import numpy as np
 
 from cm3core.errors import RecipeError
 from cm3core.progress import make_bar
+from cm3plugins.indexes.kept import write_faiss
 from cm3plugins.indexes.threads import faiss_calls
-from cm3plugins.indexes.writing import write_faiss
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
 

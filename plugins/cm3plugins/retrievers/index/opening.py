@@ -1,22 +1,84 @@
-"""Choose an index by the options, build it or find it next to its bank, and open it."""
+"""The recipe's keys that choose and configure an index; building it or finding it next to its bank, and
+opening it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
-from cm3core.errors import FileError
+from cm3core.errors import FileError, RecipeError, close_match
+from cm3core.interfaces.reach import TEXT, Outside
 from cm3plugins.retrievers.index.base import VectorIndex
-from cm3plugins.retrievers.index.options import IndexOptions
 
 if TYPE_CHECKING:
     from cm3plugins.retrievers.index.approximate import Engine
     from cm3run.bank import VectorRows
+
+INDEX_TYPES = ("auto", "flat", "ivf", "pq", "hnsw")
+
+
+@dataclass(kw_only=True)
+class IndexOptions:
+    """How vectors are searched.
+
+    Scores of results are exact with every index; approximate ones may miss results.
+
+    Args:
+        index: "flat" compares every vector (exact); "ivf" the nearest of about 2 sqrt(M) lists,
+            with 8-bit vectors; "hnsw" walks a graph over 8-bit vectors (fast to search, slow to
+            build); "pq" is "ivf" with an eighth of the bytes. "auto" is flat where a search takes a
+            few milliseconds, else ivf.
+        nprobe: lists that a search visits, for ivf and pq. None: measured when the index is built.
+        ef_search: size of the candidate list of a search, for hnsw. None: measured when the index
+            is built.
+        num_candidates: number of best results by approximate score that are re-ranked by exact
+            score.
+    """
+
+    outside: ClassVar[Mapping[str, Outside]] = {
+        "index": TEXT,
+    }
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "nprobe": (1, 2**31 - 1),
+        "ef_search": (1, 2**31 - 1),
+        "num_candidates": (1, 2**31 - 1),
+    }
+
+    index: str = "auto"
+    nprobe: int | None = None
+    ef_search: int | None = None
+    num_candidates: int = 128
+
+    def check_index(self) -> None:
+        """Reject an unknown index, numbers below 1, and keys that the chosen index doesn't read."""
+        if self.index not in INDEX_TYPES:
+            raise RecipeError(
+                "retriever.index",
+                f"is {self.index!r}; {close_match(self.index, INDEX_TYPES)}",
+                "use one of these",
+            )
+        for name, value, readers in (
+            ("nprobe", self.nprobe, ("ivf", "pq")),
+            ("ef_search", self.ef_search, ("hnsw",)),
+            ("num_candidates", self.num_candidates, INDEX_TYPES),
+        ):
+            if value is None:
+                continue
+            if self.index not in ("auto", *readers):
+                raise RecipeError(
+                    f"retriever.{name}",
+                    f"is set, and the index {self.index!r} doesn't read it",
+                    f"leave it out, or use index={readers[0]}",
+                )
+
 
 #: "auto" is flat up to this many numbers (documents x dimension): about 5 ms a query on one core of
 #: an AMD EPYC (measured).
@@ -60,7 +122,7 @@ def open_index(
         RecipeError: too few documents for the type.
         DataError: a vector holds NaN, or the folder holds something else.
     """
-    from cm3plugins.retrievers.index.flat import FlatIndex
+    from cm3plugins.retrievers.index.base import FlatIndex
 
     name = chosen_index(options, vectors.shape)
     if name == "flat":

@@ -31,9 +31,8 @@ from cm3core.files import cache_folder, check_writable
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.progress import make_bar
-from cm3plugins.indexes.kept import kept_index
+from cm3plugins.indexes.kept import kept_index, write_faiss
 from cm3plugins.indexes.threads import faiss_calls
-from cm3plugins.indexes.writing import write_faiss
 from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:

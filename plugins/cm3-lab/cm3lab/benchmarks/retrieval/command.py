@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import registry_of, whole_number
 from cm3core.errors import CM3Error, close_match
-from cm3plugins.retrievers.index.options import INDEX_TYPES
+from cm3plugins.retrievers.index.opening import INDEX_TYPES
 
 if TYPE_CHECKING:
     from cm3core.interfaces.benchmark import Where

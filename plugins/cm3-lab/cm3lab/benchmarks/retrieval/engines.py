@@ -39,7 +39,7 @@ from cm3lab.benchmarks.retrieval.synthetic import (
 )
 from cm3plugins.indexes.threads import num_threads
 from cm3plugins.retrievers.dense import DenseRetrieverConfig
-from cm3plugins.retrievers.index.flat import FlatIndex
+from cm3plugins.retrievers.index.base import FlatIndex
 from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:

@@ -36,12 +36,10 @@ from cm3lab.benchmarks.retrieval.synthetic import (
     write_bank,
 )
 from cm3plugins.indexes.threads import num_threads
-from cm3plugins.retrievers.dense import DenseRetrieverConfig
+from cm3plugins.retrievers.dense import DenseRetrieverConfig, VectorRetriever
 from cm3plugins.retrievers.index.approximate import MOST_TRIED, ApproximateIndex
-from cm3plugins.retrievers.index.base import RowArray, VectorIndex
+from cm3plugins.retrievers.index.base import FlatIndex, RowArray, VectorIndex
 from cm3plugins.retrievers.index.faiss_engines import FaissEngine
-from cm3plugins.retrievers.index.flat import FlatIndex
-from cm3plugins.retrievers.vector_retriever import VectorRetriever
 from cm3run.bank import MemoryBank
 
 if TYPE_CHECKING:

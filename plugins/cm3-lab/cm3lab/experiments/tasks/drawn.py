@@ -23,7 +23,7 @@ from cm3lab.experiments.tasks import asking
 from cm3lab.experiments.tasks.asking import chosen, records_of
 from cm3plugins.datasets.icon_tasks.source import halved
 from cm3plugins.datasets.icons import IconSourceConfig
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3plugins.upscalers import EDSRConfig
 from cm3run.evaluation.quality import psnr_per_picture
 from cm3run.model import Model

@@ -18,7 +18,7 @@ from cm3core.interfaces.dataset import DocumentSource
 from cm3lab.experiments.tasks import asking
 from cm3lab.experiments.tasks.asking import chosen, records_of
 from cm3lab.experiments.tasks.drawn import Measured, Row, Setting, iou
-from cm3plugins.datasets.icons.entries import IconEntry
+from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.metrics.vqa import normalised
 from cm3run.model import Model

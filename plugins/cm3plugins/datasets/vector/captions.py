@@ -1,4 +1,5 @@
-"""Caption templates: texts with fields in braces, chosen by weight."""
+"""Captions from templates (texts with fields in braces, chosen by weight); and author
+and address of a set."""
 
 from __future__ import annotations
 
@@ -79,3 +80,15 @@ def check_templates(
         if not template.weight > 0:
             cause = f"the template {template.text!r} has weight {template.weight}"
             raise RecipeError(place, cause, "give a weight above 0, or leave the template out")
+
+
+def author_and_address(text: str) -> tuple[str, str]:
+    """The two parts of what a set's record names, "" for one that is not there.
+
+    >>> author_and_address("Ann, Bob, https://example.org/set"), author_and_address("Ann, Bob")
+    (('Ann, Bob', 'https://example.org/set'), ('Ann, Bob', ''))
+    """
+    author, _, address = text.rpartition(", ")
+    if "://" in address:
+        return author, address
+    return ("", text) if "://" in text.partition(" ")[0] else (text, "")
