@@ -502,13 +502,16 @@ class Model(Chatting):
         It works on the requests of `requests`, each with its sampler, and on the model's own decoder:
         what changes the decoder's weights changes both.
         """
-        parts = self.components
+        parts, options = self.components, self.options
         return Policy(
             parts.decoder,
             parts.serializer,
             sampler_of(self),
             parts.vocabulary,
-            **vars(self.options),
+            max_text_tokens=options.max_text_tokens,
+            max_rows=options.max_rows,
+            num_threads=options.num_threads,
+            precision=options.precision,
         )
 
     @checked(GenerationError)

@@ -77,7 +77,7 @@ def test_a_picture_is_no_data_set(
     (place / "pictures" / "x.SVG").write_text("<svg/>")
     rest = ["-o", "shards"] if action == "encode" else []
     assert main(["data", action, f"pictures/{name}", *rest]) == 2
-    assert tells(capsys.readouterr().err, f"error: pictures/{name}: is a picture, and a data")
+    assert tells(capsys.readouterr().err, f"error: pictures/{name}: is a picture, but a data")
 
 
 def test_validate_names_pictures_that_show_nothing(

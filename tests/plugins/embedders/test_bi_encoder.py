@@ -238,7 +238,10 @@ def test_blocks_are_the_whole_whatever_their_size(tmp_path_factory, block, count
         patch.setattr(training, "_BLOCK", block)
         for _ in range(2):
             assert torch.equal(
-                training._blocks(folder, "x", count, compute, 2, "", True).float(), whole
+                training._blocks(
+                    training._Kept(folder, "x", count, 2), compute, title="", quiet=True
+                ).float(),
+                whole,
             )
     # the second time all were there
     assert calls == [(start, min(start + block, count)) for start in range(0, count, block)]
@@ -246,7 +249,7 @@ def test_blocks_are_the_whole_whatever_their_size(tmp_path_factory, block, count
 
 def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_BLOCK", 2)
-    seen = []
+    kept, seen = training._Kept(tmp_path, "x", 6, 3), []
 
     def compute(start: int, stop: int) -> Tensor:
         if start == 4 and len(seen) == 2:
@@ -255,11 +258,11 @@ def test_features_go_on_where_they_stopped(tmp_path, monkeypatch):
         return torch.full((stop - start, 3), float(start))
 
     with pytest.raises(KeyboardInterrupt):
-        training._blocks(tmp_path, "x", 6, compute, 3, "", True)
+        training._blocks(kept, compute, title="", quiet=True)
     damaged = tmp_path / "x-000000.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     seen.append(-1)
-    assert training._blocks(tmp_path, "x", 6, compute, 3, "", True)[:, 0].tolist() == [
+    assert training._blocks(kept, compute, title="", quiet=True)[:, 0].tolist() == [
         0,
         0,
         2,

@@ -35,7 +35,7 @@ from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.layouts.cm3leon import NUM_CONTROL, CM3LeonVocabulary
 from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.text_tokenizers.byte import NUM_BYTES, ByteTokenizer
-from cm3run.generation.engine import Engine, Progress, Request, candidate_seed
+from cm3run.generation.engine import Engine, EngineOptions, Progress, Request, candidate_seed
 
 #: A greedy token is right when no other code's mixed logit is higher by more than this many
 #: standard deviations of the mixed logits: rounding in the gate's own arithmetic, by the weights'
@@ -50,7 +50,7 @@ class Variant:
     """Our engine with other options.
 
     Args:
-        options: keywords of `Engine`.
+        options: fields of `EngineOptions`.
         weight_bytes: of one weight, for the floor; None: those of the run's dtype. The engine
             reports the size of keys and values.
         rounding: see `ROUNDING`; None: by the run's dtype.
@@ -179,7 +179,7 @@ class EngineProvider(DecodeProvider):
             self.model.serializer(tokens),
             sampler(temperature),
             self.model.vocabulary,
-            **options,
+            EngineOptions(**options),
         )
 
     def prepare(self, case: Case, inputs: Inputs) -> Callable[[], Tensor]:
