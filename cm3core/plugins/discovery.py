@@ -37,7 +37,7 @@ from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
 from cm3core.plugins.info import DISABLE_VARIABLE, STRICT_VARIABLE, PluginInfo
 from cm3core.plugins.kinds import KINDS, Kind
-from cm3core.plugins.registry import Registry
+from cm3core.plugins.registry import Registry, sort_plugins
 
 #: Group of the entry points that declare plugins.
 GROUP = "cm3core.plugins"
@@ -87,7 +87,7 @@ def load_registry(
         with _may_be_broken(one.info, one.loader, registry, strict):
             _describe(one, registry)
     place = {id(info): number for number, (info, _) in enumerate(found)}
-    registry.sort(lambda info: place[id(info)])
+    sort_plugins(registry, lambda info: place[id(info)])
     for name in sorted(disabled - {info.name for info in registry.plugins}):
         logger.warning(
             "%s names %r, which is not installed: %s",

@@ -257,14 +257,6 @@ class Registry:
             del self.kinds[name]
         info.kinds = []
 
-    def sort(self, place: Callable[[PluginInfo], int]) -> None:
-        """Order the plugins, and with them the owners of each component."""
-        self.plugins.sort(key=place)
-        order = {info.name: number for number, info in enumerate(self.plugins)}
-        for names in self._configs.values():
-            for name, owners in names.items():
-                names[name] = dict(sorted(owners.items(), key=lambda one: order[one[0]]))
-
     def add_all(self, other: Registry) -> None:
         """Add everything that the plugins of another registry provide."""
         for info in other.plugins:
@@ -431,13 +423,22 @@ class Registry:
         return "; ".join([step, *lost])
 
 
-@checked(PluginError)
 def moved_to(plugins: Iterable[PluginInfo], kind: str, name: str) -> str:
     """Return the distribution that now has a component of a plugin in use, by its `CM3_BESIDE`; "": none is known."""
     key = f"{kind}/{name}"
     return next((info.beside[key] for info in plugins if key in info.beside), "")
 
 
+def sort_plugins(registry: Registry, place: Callable[[PluginInfo], int]) -> None:
+    """Order a registry's plugins, and with them the owners of each component."""
+    registry.plugins.sort(key=place)
+    order = {info.name: number for number, info in enumerate(registry.plugins)}
+    for names in registry._configs.values():
+        for name, owners in names.items():
+            names[name] = dict(sorted(owners.items(), key=lambda one: order[one[0]]))
+
+
+@checked(PluginError)
 def plugin_versions(plugins: Iterable[PluginInfo]) -> dict[str, str]:
     """Return name -> version of the plugins in use, to store with a checkpoint."""
     return {info.name: info.version for info in plugins if info.status == "loaded"}
