@@ -384,7 +384,7 @@ def test_places_are_free_when_pictures_are_drawn_not_when_they_are_read(stream):
             server.until(lambda: metric(server, 'cm3_results_total{sort="draw"}') == 20, 60)
             server.until(lambda: server.workshop.queue.in_flight == 0)
             assert server.post(prompt="red").status_code == 200
-        server.until(lambda: all_is_given_back(server))
+        server.until(lambda: all_is_given_back(server), 60)
 
 
 def test_a_stream_that_is_read_late_is_whole():
