@@ -385,11 +385,13 @@ class Keeper:
 
     def _make_room(self, new: Wire) -> None:
         number = Counter(wire.address for wire in self.wires)
-        waiting = [
+        all_waiting = [
             (_ORDER[waits], -number[wire.address], wire.since, id(wire), wire)
             for wire in self.wires
-            if not wire.is_new and (waits := wire.waits)
+            if wire is not new and (waits := wire.waits)
         ]
+        # where all came in one turn of the loop, the first of them make room, and not whoever came last
+        waiting = [one for one in all_waiting if not one[-1].is_new] or all_waiting
         for *_, wire in sorted(waiting)[: max(1, self.limits.connections // _BATCH)]:
             self.refused("connections")
             wire.transport.abort()
