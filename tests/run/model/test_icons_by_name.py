@@ -46,6 +46,9 @@ def test_every_name_that_would_be_rewritten_finds_its_own_thing():
     assert len(changed) >= NUM_CHANGED
     captions = [text_of(icons.document(index)) for index in range(len(icons))]
     plain = replace(config, compare="both", cache=False)
+    # which of those that are found stands first for its colour is not asked here
+    words = replace(model.recipe.prompt_rewriter, unless_asked_for=[])
+    model.components.prompt_rewriter = words.build()
     model.components.retriever = plain.build(Captions(captions), embedder)
     for style in ("", ", outline, lucide"):
         prompts = [f"{name}{style}" for name in changed]
