@@ -55,7 +55,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         # the lock is freed last, so that only one process removes the folder
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # the next process here removes what is left
         _close(handle)
 
 
@@ -130,7 +130,7 @@ def _remove_if_free(folder: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_at(folder, handle):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # another one may be removing it, too
     except OSError:  # its owner is alive, or the disk has no locks
         return
     finally:

@@ -69,7 +69,7 @@ class PromptRewriterConfig(ComponentConfig):
 
     def build(self) -> PromptRewriter:
         """Return the rewriter."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rewriter's and finisher's own
 
 
 class PromptRewriter(ABC):
@@ -165,7 +165,7 @@ class FinisherConfig(ComponentConfig):
 
     def build(self) -> Finisher:
         """Return the finisher."""
-        raise NotImplementedError
+        raise NotImplementedError  # each rewriter's and finisher's own
 
 
 class Finisher(ABC):
