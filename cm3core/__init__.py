@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cm3core import _moved
-from cm3core._version import CM3_API, OLDEST_CM3_API, __version__, is_ours
+from cm3core._version import CM3_API, OLDEST_CM3_API, OUR_DISTRIBUTIONS, __version__
 
 if TYPE_CHECKING:
     from cm3run.model.model import Model, load
@@ -35,7 +35,9 @@ def _engine(name: str) -> Any:
     from importlib.metadata import entry_points
 
     points = entry_points(group="cm3core.engine", name=name)
-    for point in sorted(points, key=lambda one: one.dist is None or not is_ours(one.dist.name)):
+    for point in sorted(
+        points, key=lambda one: one.dist is None or one.dist.name not in OUR_DISTRIBUTIONS
+    ):
         return point.load()
     from cm3core.errors import PluginError
 

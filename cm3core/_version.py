@@ -20,13 +20,11 @@ BESIDE = {
     "cm3published": "plugins/cm3-published",
 }
 
+#: This distribution, and those beside it.
+OUR_DISTRIBUTIONS = (DISTRIBUTION, *BESIDE)
+
 #: What a file says that this program wrote, and how it begins.
 SOFTWARE, PROGRAM = "software", "cm3leon "
-
-
-def is_ours(distribution: str) -> bool:
-    """Whether a distribution is this one, or one of those beside it."""
-    return distribution in (DISTRIBUTION, *BESIDE)
 
 
 def how_to_install(distribution: str) -> str:

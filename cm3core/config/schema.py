@@ -96,19 +96,44 @@ class WrongTypeError(Exception):
         self.value, self.expected = value, expected
 
 
-#: What `hints` found: each time the plugins are looked for it is asked for every class, and to resolve
+@dataclass(frozen=True)
+class Key:
+    """What a recipe may write for a field of a config dataclass.
+
+    Args:
+        annotation: the field's, resolved.
+        components: which components it holds; None: it holds none.
+        nested: the dataclass that it holds, see `nested_dataclass`; None: it holds none.
+    """
+
+    annotation: Any
+    components: ComponentField | None
+    nested: type[Any] | None
+
+
+#: What `keys_of` found: each time the plugins are looked for it is asked for every class, and to resolve
 #: the annotations took most of that time. Weak, for classes of plugin files that are read again.
-_HINTS: WeakKeyDictionary[type[Any], dict[str, Any]] = WeakKeyDictionary()
+_KEYS: WeakKeyDictionary[type[Any], dict[str, Key]] = WeakKeyDictionary()
+
+
+def keys_of(config_class: type[Any]) -> dict[str, Key]:
+    """Return field name -> what a recipe may write there, in field order, without class variables."""
+    if config_class not in _KEYS:
+        resolved = typing.get_type_hints(config_class)
+        _KEYS[config_class] = {
+            item.name: Key(
+                annotation := resolved[item.name],
+                component_field(annotation),
+                nested_dataclass(annotation),
+            )
+            for item in init_fields(config_class)
+        }
+    return dict(_KEYS[config_class])
 
 
 def hints(config_class: type[Any]) -> dict[str, Any]:
     """Return field name -> resolved annotation, in field order, without class variables."""
-    if config_class not in _HINTS:
-        resolved = typing.get_type_hints(config_class)
-        _HINTS[config_class] = {
-            item.name: resolved[item.name] for item in init_fields(config_class)
-        }
-    return dict(_HINTS[config_class])
+    return {name: key.annotation for name, key in keys_of(config_class).items()}
 
 
 def init_fields(config_class: type[Any]) -> list[Field[Any]]:
@@ -121,8 +146,13 @@ def default(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def check_schema(place: str, config_class: type[Any]) -> None:
-    """Raise `PluginError` unless every field of the dataclass has a type that a recipe can hold."""
+def defaults(config_class: type[Any]) -> dict[str, Any]:
+    """Return field name -> default value, `MISSING` where the recipe must give one, in field order."""
+    return {item.name: default(item) for item in init_fields(config_class)}
+
+
+def check_schema(place: str, config_class: type[Any]) -> dict[str, Any]:
+    """Return the dataclass's `hints`; raise `PluginError` unless every field has a type that a recipe can hold."""
     try:
         annotations = hints(config_class)
     except NameError as error:
@@ -146,6 +176,7 @@ def check_schema(place: str, config_class: type[Any]) -> None:
                 "use bool, int, float, str, None, Literal, lists, tuples and dicts of them, or a "
                 "dataclass",
             )
+    return annotations
 
 
 def _supported(annotation: Any) -> bool:
@@ -300,9 +331,9 @@ def make(config_class: type[Any], values: dict[str, Any]) -> Any:
 
 def parts_of(config: object) -> Iterator[tuple[str, ComponentConfig]]:
     """(path, config) of the components in a config's own fields, e.g. "parts.words"."""
-    for name, annotation in hints(type(config)).items():
+    for name, key in keys_of(type(config)).items():
         value = getattr(config, name)
-        if component_field(annotation) is not None:
+        if key.components is not None:
             yield from ((f"{name}{path}", part) for path, part in components_in(value))
         elif is_dataclass(value) and not isinstance(value, ComponentConfig):
             yield from ((f"{name}.{path}", part) for path, part in parts_of(value))

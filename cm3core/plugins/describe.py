@@ -22,7 +22,7 @@ import pluggy
 from cm3core import hookspecs
 from cm3core import interfaces as base
 from cm3core._version import CM3_API, OLDEST_CM3_API
-from cm3core.config.schema import check_schema, hints
+from cm3core.config.schema import check_schema
 from cm3core.errors import PluginError, close_match
 from cm3core.plugins.kinds import KINDS, Kind
 
@@ -289,8 +289,7 @@ def _check_config(
             f"{config_class.__name__} does not define its own `build`",
             f"define `build` as {expected.__name__}.build describes",
         )
-    check_schema(place, config_class)
-    keys = hints(config_class)
+    keys = check_schema(place, config_class)
     for old, new in config_class.renamed.items():
         if old in keys or new not in keys:
             cause = (

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cm3core import hookspecs
-from cm3core._version import is_ours
+from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.plugins import describe
@@ -168,7 +168,7 @@ def _discover(files: Sequence[Path]) -> Iterator[tuple[PluginInfo, _Loader]]:
 
 def _sort_key(candidate: tuple[EntryPoint, str, str]) -> tuple[str, bool, str, str]:
     point, distribution, _ = candidate
-    return point.name, not is_ours(distribution), distribution, point.value
+    return point.name, distribution not in OUR_DISTRIBUTIONS, distribution, point.value
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
@@ -255,8 +255,10 @@ def _describe(opened: _Opened, registry: Registry) -> None:
     pluggy_manager = describe.new_manager(kinds)
     info.deprecated = describe.register(info.name, plugin, pluggy_manager)
     describe.check_hooks(info.name, plugin, pluggy_manager, kinds)
+    own = {caller.name for caller in pluggy_manager.get_hookcallers(plugin) or ()}
     configs = {
-        name: describe.ask(info.name, plugin, kind, pluggy_manager) for name, kind in kinds.items()
+        name: describe.ask(info.name, plugin, kind, pluggy_manager) if kind.hook in own else {}
+        for name, kind in kinds.items()
     }
     commands, benchmarks = (
         describe.ask_functions(info.name, plugin, hook, pluggy_manager)

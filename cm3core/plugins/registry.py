@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cm3core import interfaces as base
-from cm3core._version import DISTRIBUTION, how_to_install, is_ours
+from cm3core._version import DISTRIBUTION, OUR_DISTRIBUTIONS, how_to_install
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, PluginError, close_match
 from cm3core.files import read_text
@@ -130,7 +130,7 @@ OURS = Writer(distribution=DISTRIBUTION)
 def _same(one: str, other: str) -> bool:
     """Whether two distributions are the same, or both ours: a component may have moved."""
     one, other = _normal(one), _normal(other)
-    return one == other or (is_ours(one) and is_ours(other))
+    return one == other or (one in OUR_DISTRIBUTIONS and other in OUR_DISTRIBUTIONS)
 
 
 def _normal(distribution: str) -> str:
@@ -325,7 +325,7 @@ class Registry:
             )
         if len(found) > 1:
             # nobody wants to do without what is bundled
-            own = {info.name for info in self.plugins if is_ours(info.distribution)}
+            own = {info.name for info in self.plugins if info.distribution in OUR_DISTRIBUTIONS}
             other = next((owner for owner in found if owner not in own), next(iter(found)))
             raise PluginError(
                 place,
@@ -355,7 +355,7 @@ class Registry:
         may have moved from one distribution to another."""
         if plugin in found:
             return plugin
-        own = {info.name for info in self.plugins if is_ours(info.distribution)}
+        own = {info.name for info in self.plugins if info.distribution in OUR_DISTRIBUTIONS}
         return next((one for one in found if one in own), None) if plugin in own else None
 
     def models(self) -> dict[str, Path]:
@@ -393,7 +393,7 @@ class Registry:
         own = {
             info.name: found[info.name]
             for info in self.plugins
-            if info.name in found and is_ours(info.distribution)
+            if info.name in found and info.distribution in OUR_DISTRIBUTIONS
         }
         return own or dict(found)
 

@@ -16,16 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cm3core.arguments import checked
 from cm3core.config.schema import (
+    SCALARS,
     ComponentField,
+    Key,
     WrongTypeError,
-    component_field,
     components_in,
-    default,
+    defaults,
     fit,
-    hints,
     init_fields,
+    keys_of,
     make,
-    nested_dataclass,
     shown_type,
     to_plain,
 )
@@ -77,27 +77,24 @@ class _Completion:
         Defaults are those of `instance` (the outer dataclass's default for a nested one), or the class's if it is
         None."""
         complete: dict[str, Any] = {}
-        annotations = hints(config_class)
-        for item in init_fields(config_class):
-            here = (*path, item.name)
-            inner = nested_dataclass(annotations[item.name])
-            start = default(item) if instance is None else getattr(instance, item.name)
+        starts = defaults(config_class) if instance is None else {}
+        for name, key in keys_of(config_class).items():
+            here, inner = (*path, name), key.nested
+            start = starts[name] if instance is None else getattr(instance, name)
             nested = start if inner is not None and isinstance(start, inner) else None
-            components = component_field(annotations[item.name])
-            if components is not None and item.name in given:
-                complete[item.name] = self._components(here, components, given[item.name])
+            if key.components is not None and name in given:
+                complete[name] = self._components(here, key.components, given[name])
             elif inner is not None and (
-                isinstance(given.get(item.name), dict)
-                or (nested is not None and item.name not in given)
+                isinstance(given.get(name), dict) or (nested is not None and name not in given)
             ):
-                complete[item.name] = self.complete(here, inner, given.get(item.name, {}), nested)
-            elif item.name in given:
-                complete[item.name] = given[item.name]
+                complete[name] = self.complete(here, inner, given.get(name, {}), nested)
+            elif name in given:
+                complete[name] = given[name]
             elif start is MISSING:
                 self.lacking.append(".".join(here))
             else:
                 _name_defaults(start, self.registry)
-                complete[item.name] = _plain(start)
+                complete[name] = _plain(start)
                 self.origins.setdefault(".".join(here), DEFAULT)
         return complete
 
@@ -134,6 +131,8 @@ def _plain(value: Any) -> Any:
 
 def _name_defaults(start: Any, registry: Registry) -> None:
     """Give components that are a field's default the names by which recipes know them."""
+    if isinstance(start, SCALARS):
+        return
     for _, config in components_in(start):
         for name in registry.names(config.kind):
             owners = registry.owners(config.kind, name)
@@ -158,7 +157,7 @@ def resolve(
     resolved: dict[str, dict[str, Any]] = {}
     for section, values in plain.items():
         resolved[section] = {}
-        for key, annotation in hints(config_classes[section]).items():
+        for key, wanted in keys_of(config_classes[section]).items():
             place = f"{origins.get(f'{section}.{key}', DEFAULT)}: {section}.{key}"
             try:
                 value = _resolved_value(tree, section, key)
@@ -167,7 +166,7 @@ def resolve(
                 raise RecipeError(
                     place, f"can't be resolved: {first}", "correct the interpolation"
                 ) from error
-            resolved[section][key] = _fit_resolved(value, annotation, place, values[key])
+            resolved[section][key] = _fit_resolved(value, wanted, place, values[key])
     return resolved
 
 
@@ -176,22 +175,20 @@ def _resolved_value(tree: Any, section: str, key: str) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _fit_resolved(value: Any, annotation: Any, place: str, written: Any) -> Any:
-    components = component_field(annotation)
-    if components is not None and value is not None:
-        return _components(value, components, place, written)
-    inner = nested_dataclass(annotation)
-    if inner is not None and isinstance(value, dict):
+def _fit_resolved(value: Any, wanted: Key, place: str, written: Any) -> Any:
+    if wanted.components is not None and value is not None:
+        return _components(value, wanted.components, place, written)
+    if wanted.nested is not None and isinstance(value, dict):
         return {
             key: _fit_resolved(value[key], item, f"{place}.{key}", written)
-            for key, item in hints(inner).items()
+            for key, item in keys_of(wanted.nested).items()
         }
     try:
-        return value if isinstance(value, str) and "${" in value else fit(value, annotation)
+        return value if isinstance(value, str) and "${" in value else fit(value, wanted.annotation)
     except WrongTypeError as error:
         raise RecipeError(
             place,
-            f"is {written!r}, which is {value!r}, expected {shown_type(annotation)}",
+            f"is {written!r}, which is {value!r}, expected {shown_type(wanted.annotation)}",
             "correct the interpolation",
         ) from error
 
@@ -204,7 +201,7 @@ def _components(value: Any, wanted: ComponentField, place: str, written: Any) ->
             written.config_class,
             {
                 key: _fit_resolved(values[key], item, f"{place}.{key}", written[key])
-                for key, item in hints(written.config_class).items()
+                for key, item in keys_of(written.config_class).items()
             },
         )
         choose(config, values["name"])
@@ -351,8 +348,10 @@ def _merge_fixed(
     try:
         section.merge(layer, name, keys, registry)
     except PluginError:
-        holding = hints(FIXED_SECTIONS[name])
-        others = {key: own for key, own in keys.items() if not component_field(holding.get(key))}
+        known = keys_of(FIXED_SECTIONS[name])
+        others = {
+            key: own for key, own in keys.items() if key not in known or not known[key].components
+        }
         if not lenient or len(others) == len(keys):
             raise
         section.merge(layer, name, others, registry)

@@ -17,8 +17,17 @@ from cm3core.arguments import checked
 from cm3core.config.schema import all_parts, check_config, needs_of, to_plain
 from cm3core.errors import CM3Error, PluginError, RecipeError
 from cm3core.interfaces.component import ComponentConfig, choose, chosen_name
+from cm3core.interfaces.layout import VocabularyParts
+from cm3core.plugins.discovery import load_registry
 from cm3core.plugins.kinds import KINDS
-from cm3core.plugins.registry import COMPONENTS, Provider, Registry, dump_providers, provider_of
+from cm3core.plugins.registry import (
+    COMPONENTS,
+    Provider,
+    Registry,
+    built,
+    dump_providers,
+    provider_of,
+)
 from cm3core.recipe.layers import STORED
 from cm3core.recipe.sections import (
     FIXED_SECTIONS,
@@ -30,6 +39,7 @@ from cm3core.recipe.sections import (
     VocabularySection,
 )
 from cm3core.recipe.values import Choice
+from cm3core.vocab import VocabularySizes
 
 # A component of a stored recipe that is not installed: an error only for what needs it.
 #
@@ -468,3 +478,72 @@ def providers_of(recipe: Recipe, registry: Registry) -> dict[str, Provider]:
         for key, kind, name, config in components
         if (provider := provider_of(registry, kind, name, config)) is not None
     }
+
+
+# The layout of a recipe, that of recipes without the section `layout`, and the table of ids that goes with it.
+
+
+def layout_config(recipe: Recipe, registry: Registry | None = None) -> base.LayoutConfig:
+    """The recipe's layout, or the default one.
+
+    Args:
+        recipe: composed.
+        registry: the installed plugins. None: those that are found.
+
+    Raises:
+        PluginError: the recipe's layout is not installed; or there is not one default.
+    """
+    if isinstance(recipe.layout, MissingComponent):
+        recipe.layout.refuse()
+    return default_layout(registry) if recipe.layout is None else recipe.layout
+
+
+def default_layout(registry: Registry | None = None) -> base.LayoutConfig:
+    """The layout of recipes that name none: the one whose config says `is_default`.
+
+    Raises:
+        PluginError: no plugin has one, or several have.
+    """
+    registry = load_registry() if registry is None else registry
+    found = {
+        f"{owner}/{name}": config_class
+        for name in registry.names("layout")
+        for owner in registry.owners("layout", name)
+        if issubclass(
+            config_class := registry.config_class("layout", f"{owner}/{name}"), base.LayoutConfig
+        )
+        and config_class.is_default
+    }
+    if len(found) != 1:
+        what = "no plugin has" if not found else f"{' and '.join(found)} both are"
+        raise PluginError(
+            "recipe section 'layout'",
+            f"is not there, and {what} the layout of recipes without it",
+            registry.with_reasons("name a layout, or see 'cm3 plugin list'", "layout"),
+        )
+    return next(iter(found.values()))()
+
+
+def layout_of(
+    recipe: Recipe,
+    text_tokenizer: base.TextTokenizer,
+    image_tokenizer: base.ImageTokenizer | base.ImageTokenizerConfig,
+    registry: Registry | None = None,
+) -> base.Layout:
+    """The recipe's layout, which has the vocabulary; without that section, the default one.
+
+    `registry`: see `layout_config`. Raises `RecipeError` if it can't be made of these tokenizers.
+    """
+    config = layout_config(recipe, registry)
+    sizes, objective = recipe.vocabulary, available(recipe.objective)
+    given = VocabularySizes(
+        text_tokenizer.vocab_size,
+        image_tokenizer.codebook_size,
+        sizes.num_text,
+        sizes.num_sentinels,
+        sizes.num_reserved,
+        sizes.multiple_of,
+        () if objective is None else tuple(objective.control_tokens()),
+    )
+    parts = VocabularyParts(text_tokenizer, image_tokenizer.codebook_size, given)
+    return built(config.build(parts, image_tokenizer.grid), config, registry)

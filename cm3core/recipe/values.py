@@ -15,11 +15,9 @@ from typing import Any
 from cm3core.config.schema import (
     ComponentField,
     WrongTypeError,
-    component_field,
     fit,
-    hints,
     is_interpolation,
-    nested_dataclass,
+    keys_of,
     shown_type,
 )
 from cm3core.errors import PluginError, RecipeError, close_match
@@ -78,18 +76,21 @@ def merge_values(
     place: Place, given: dict[str, Any], config_class: type[Any], into: dict[str, Any]
 ) -> None:
     """Merge a layer's keys over those of earlier layers, checking each against the dataclass."""
-    annotations = hints(config_class)
+    known = keys_of(config_class)
     for key, value in _with_new_names(place, given, config_class).items():
         here = place.below(key)
-        if key not in annotations:
+        if key not in known:
             raise RecipeError(
-                str(here), f"{place.owner} has no key {key!r}", close_match(key, annotations)
+                str(here), f"{place.owner} has no key {key!r}", close_match(key, known)
             )
-        components = component_field(annotations[key])
+        components, inner, annotation = (
+            known[key].components,
+            known[key].nested,
+            known[key].annotation,
+        )
         if components is not None and value != MANDATORY:
-            _merge_components(here, components, value, into, key, annotations[key])
+            _merge_components(here, components, value, into, key, annotation)
             continue
-        inner = nested_dataclass(annotations[key])
         if inner is not None and isinstance(value, dict):
             if not isinstance(into.get(key), dict):
                 into[key] = {}
@@ -99,9 +100,9 @@ def merge_values(
             into.pop(key, None)
             continue
         try:
-            fitting = fit(value, annotations[key])
+            fitting = fit(value, annotation)
         except WrongTypeError as error:
-            raise wrong_type(str(here), value, shown_type(annotations[key]), error) from error
+            raise wrong_type(str(here), value, shown_type(annotation), error) from error
         merged = (
             {**into[key], **fitting}
             if isinstance(fitting, dict) and isinstance(into.get(key), dict)
@@ -177,7 +178,7 @@ def _with_new_names(place: Place, given: dict[str, Any], config_class: type[Any]
     """Return a layer's keys with renamed ones under their present names, and without those that components inside
     others had and never read; warn of each."""
     renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
-    known, kind = hints(config_class), getattr(config_class, "kind", "")
+    known, kind = keys_of(config_class), getattr(config_class, "kind", "")
     for old in [key for key in given if key not in known and len(place.path) > 1]:
         if f"{kind}.{old}" in place.registry.moved_keys:
             if given[old]:

@@ -21,7 +21,7 @@ from cm3core.errors import CM3Error, DataError, RecipeError, TokenizerError
 from cm3core.interfaces.dataset import TaskSource
 from cm3core.interfaces.sampler import ModelParts
 from cm3core.plugins.registry import built
-from cm3core.recipe.recipe import MissingComponent, available
+from cm3core.recipe.recipe import MissingComponent, available, layout_of
 from cm3core.sequence import TOKENS_PER_SPAN
 from cm3core.sequence.serialize import Serializer
 from cm3run.bank import Memory, memory_of
@@ -29,7 +29,6 @@ from cm3run.devices import check_weights_fit
 from cm3run.generation.likelihood import Likelihood
 from cm3run.machine_memory import fitting_memory
 from cm3run.prompting import AsDecoded, AsItStands
-from cm3run.recipe_layout import layout_of
 
 if TYPE_CHECKING:
     from cm3core.interfaces import (

@@ -12,9 +12,9 @@ from cm3core.interfaces.layout import LayoutConfig
 from cm3core.plugins import load_registry
 from cm3core.plugins.registry import PluginInfo, Registry
 from cm3core.recipe import compose
+from cm3core.recipe.recipe import default_layout, layout_config
 from cm3plugins.layouts.cm3leon import CM3LeonLayoutConfig
 from cm3published.layouts.chameleon import ChameleonLayoutConfig
-from cm3run.recipe_layout import default_layout, layout_config
 from messages import tells
 
 

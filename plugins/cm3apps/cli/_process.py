@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from cm3core._version import is_ours
+from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.errors import CM3Error, DeviceError, FileError, PluginError
 from cm3run.machine_memory import first_line, is_out_of_memory
 
@@ -277,7 +277,7 @@ def _modules() -> Iterator[tuple[str, str]]:
     points = [
         point
         for point in entry_points(group=GROUP)
-        if point.dist is None or not is_ours(point.dist.name)
+        if point.dist is None or point.dist.name not in OUR_DISTRIBUTIONS
     ]
     of_distribution = {point.dist.name: point.name for point in points if point.dist is not None}
     if of_distribution:

@@ -17,6 +17,7 @@ from cm3core.errors import CM3Error, RecipeError
 from cm3core.recipe.library import list_recipes
 
 if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3run.training.memory import MemoryEstimate
 
@@ -93,16 +94,16 @@ def run(args: Namespace) -> int:
     if args.action == "diff":
         return _diff(args)
     # here: the list answers without what composing takes
-    from cm3core.recipe import compose
+    from cm3core.recipe.merge import compose
     from cm3core.recipe.recipe import in_full
 
     registry = registry_of(args)
     recipe = compose(recipe_of(args.recipe), args.overrides, registry=registry)
     if args.action == "memory":
-        return _print_memory(args, recipe)
+        return _print_memory(args, recipe, registry)
     if args.action == "check":
         recipe.check()
-        memory = _memory(recipe)
+        memory = _memory(recipe, registry)
         print(f"{recipe.name}: all values are valid (hash {recipe.hash})")
         if memory is not None:
             print(memory)
@@ -134,12 +135,12 @@ def recipe_of(name: str) -> str:
     return str(Path(name) / RECIPE_FILE) if is_folder else name
 
 
-def _memory(recipe: Recipe) -> str | None:
+def _memory(recipe: Recipe, registry: Registry) -> str | None:
     """What training takes, in words. Raises `RecipeError` where this machine doesn't have it."""
     from cm3run.machine_memory import MachineMemory
     from cm3run.training.memory import check_training_fits, training_memory
 
-    estimate = training_memory(recipe)
+    estimate = training_memory(recipe, registry=registry)
     if estimate is None:
         return None
     machine = MachineMemory.find()
@@ -149,7 +150,7 @@ def _memory(recipe: Recipe) -> str | None:
         from cm3run.devices import device_memory
 
         machine, on_cpu = device_memory(None)
-    warning = check_training_fits(recipe, machine, on_cpu=on_cpu)
+    warning = check_training_fits(recipe, machine, on_cpu=on_cpu, registry=registry)
     if warning is not None:
         print(f"warning: {warning}", file=sys.stderr)
     return f"training takes about {estimate.in_words()}"
@@ -164,7 +165,8 @@ def _list() -> int:
 
 
 def _diff(args: Namespace) -> int:
-    from cm3core.recipe import compose, diff
+    from cm3core.recipe.merge import compose
+    from cm3core.recipe.recipe import diff
 
     registry = registry_of(args)
     a, b = (compose(recipe_of(name), registry=registry) for name in (args.a, args.b))
@@ -237,7 +239,7 @@ class Device:
     source: str
 
 
-def _print_memory(args: Namespace, recipe: Recipe) -> int:
+def _print_memory(args: Namespace, recipe: Recipe, registry: Registry) -> int:
     """Print the table; raises `RecipeError` where training exceeds a device."""
     from cm3run.training.memory import training_memory
 
@@ -245,7 +247,9 @@ def _print_memory(args: Namespace, recipe: Recipe) -> int:
     device = _device(args)
     section = recipe.train.precision
     bf16 = section == "bf16" or (section == "auto" and not device.on_cpu)
-    estimate = training_memory(recipe, bf16=bf16, on_cpu=device.on_cpu, devices=args.devices)
+    estimate = training_memory(
+        recipe, bf16=bf16, on_cpu=device.on_cpu, devices=args.devices, registry=registry
+    )
     if estimate is None:
         raise RecipeError(
             f"recipe {recipe.name}",

@@ -26,7 +26,7 @@ from cm3apps.evaluation import leakage, measured
 from cm3apps.evaluation.made import Made, make, model_keys, take_pictures
 from cm3apps.evaluation.measured import bounding_pictures
 from cm3apps.evaluation.tasks.base import Task
-from cm3core._version import is_ours
+from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.config.schema import to_plain
 from cm3core.errors import CM3Error, DataError, MissingPackageError
 from cm3core.files import check_links, held_folder, write_text
@@ -347,7 +347,7 @@ class Evaluation:
 def _own_name(kind: str, name: str, registry: Registry) -> str:
     """The bare name of one of cm3leon's own components, however it is written; any other as it is."""
     plugin, _, short = name.rpartition("/")
-    own = {info.name for info in registry.plugins if is_ours(info.distribution)}
+    own = {info.name for info in registry.plugins if info.distribution in OUR_DISTRIBUTIONS}
     return short if own & ({plugin} if plugin else set(registry.owners(kind, short))) else name
 
 

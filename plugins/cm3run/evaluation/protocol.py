@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cm3core._version import is_ours
+from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.errors import DataError
 from cm3core.files import check_regular
 from cm3core.json_text import parse_json
@@ -274,6 +274,6 @@ def measured_name(kind: str, name: str, config: object, registry: Registry) -> s
     """
     provider = provider_of(registry, kind, name, config)
     short = name.rpartition("/")[2]
-    if provider is None or is_ours(provider.distribution):
+    if provider is None or provider.distribution in OUR_DISTRIBUTIONS:
         return short
     return f"{provider.plugin}/{short}"

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import resource
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cm3core.errors import RecipeError
 from cm3core.interfaces.decoder import TrainingMemory, TrainingPass
-from cm3core.recipe.recipe import Recipe, available
+from cm3core.recipe.recipe import Recipe, available, default_layout
 from cm3core.vocab import Vocabulary, VocabularySizes
 from cm3run.machine_memory import VARIABLE, MachineMemory
-from cm3run.recipe_layout import default_layout
+
+if TYPE_CHECKING:
+    from cm3core.plugins.registry import Registry
 
 #: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
 #: tokenizer on the CPU, measured.
@@ -68,7 +71,12 @@ def _gb(num_bytes: int) -> str:
 
 
 def training_memory(
-    recipe: Recipe, *, bf16: bool | None = None, on_cpu: bool = True, devices: int = 1
+    recipe: Recipe,
+    *,
+    bf16: bool | None = None,
+    on_cpu: bool = True,
+    devices: int = 1,
+    registry: Registry | None = None,
 ) -> MemoryEstimate | None:
     """The estimate for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
     know its number of parameters.
@@ -80,14 +88,14 @@ def training_memory(
         devices: how many share weights, gradients and the optimiser's state equally, a block's
             weights being gathered for the time of its products (as FSDP2 does): the bytes of one of
             them.
+        registry: the installed plugins, one of which has the default layout. None: those that are found.
     """
     if recipe.decoder is None or recipe.image_tokenizer is None:
         return None
     section = recipe.train
     bf16 = section.precision == "bf16" if bf16 is None else bf16
-    vocabulary, grid = _vocabulary(recipe), recipe.image_tokenizer.grid
-    number = recipe.decoder.num_parameters(vocabulary, grid)
-    if number is None:
+    vocabulary, grid = _vocabulary(recipe, registry), recipe.image_tokenizer.grid
+    if (number := recipe.decoder.num_parameters(vocabulary, grid)) is None:
         return None
     one_pass = TrainingPass(
         rows=section.batch_rows,
@@ -101,12 +109,11 @@ def training_memory(
     trained = matrices + others
     if known is not None and recipe.tune.adapts:
         number += matrices
+    muon = known is not None and section.optimizer == "muon"
     # AdamW keeps two numbers of a parameter, Muon one of a matrix
-    optimizer, temporaries = 2 * _FLOAT * trained, 0
-    if known is not None and section.optimizer == "muon":
-        optimizer = _FLOAT * (matrices + 2 * others)
-        # the momenta with Nesterov's step, stacked, and three more of their size
-        temporaries = 5 * _FLOAT * stack
+    optimizer = _FLOAT * (matrices + 2 * others if muon else 2 * trained)
+    # the momenta with Nesterov's step, stacked, and three more of their size
+    temporaries = 5 * _FLOAT * stack if muon else 0
     activations = 0 if known is None else known.activations + known.working
     gathered = known.gathered if known is not None and known.gathered else number
     activations += _copies(number, gathered, bf16=bf16, divided=devices > 1)
@@ -134,7 +141,7 @@ def _copies(number: int, gathered: int, *, bf16: bool, divided: bool) -> int:
     return 2 * number if bf16 else 0
 
 
-def _vocabulary(recipe: Recipe) -> Vocabulary:
+def _vocabulary(recipe: Recipe, registry: Registry | None) -> Vocabulary:
     """A vocabulary as large as the recipe's will be."""
     tokenizer, sizes = recipe.image_tokenizer, recipe.vocabulary
     assert tokenizer is not None
@@ -147,7 +154,7 @@ def _vocabulary(recipe: Recipe) -> Vocabulary:
         sizes.num_reserved,
         sizes.multiple_of,
     )
-    layout = available(recipe.layout) or default_layout()
+    layout = available(recipe.layout) or default_layout(registry)
     codes = range(1, 1 + tokenizer.codebook_size)
     # a layout that doesn't know has the text tokenizer's ids, with those of image codes among them
     rows = layout.num_ids(given) or text or 0
@@ -173,6 +180,7 @@ def check_training_fits(
     on_cpu: bool = True,
     bf16: bool | None = None,
     devices: int = 1,
+    registry: Registry | None = None,
 ) -> str | None:
     """Refuse a recipe whose training exceeds the memory of one of `devices` that share it.
 
@@ -182,7 +190,7 @@ def check_training_fits(
     Raises:
         RecipeError: it never fits; names the figures, the limit and the keys that reduce them.
     """
-    estimate = training_memory(recipe, bf16=bf16, on_cpu=on_cpu, devices=devices)
+    estimate = training_memory(recipe, bf16=bf16, on_cpu=on_cpu, devices=devices, registry=registry)
     if estimate is None or machine.limit is None:
         return None
     needed, limit = estimate.total(on_cpu=on_cpu), machine.limit

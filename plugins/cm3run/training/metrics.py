@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from cm3core._version import is_ours
+from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.config.schema import check_config
 from cm3core.errors import CheckpointError, MissingPackageError
 from cm3core.files import write_bytes
@@ -279,7 +279,7 @@ def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]
 
 def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:
     """Of this distribution only: what is installed sees nobody's training unasked."""
-    own = {info.name for info in registry.plugins if is_ours(info.distribution)}
+    own = {info.name for info in registry.plugins if info.distribution in OUR_DISTRIBUTIONS}
     found: list[tuple[str, TrackerConfig]] = []
     for name in marked(registry, "tracker", "is_default"):
         short = name.rpartition("/")[2]

@@ -248,7 +248,7 @@ class _Place:
     parallel: OneProcess
 
     @classmethod
-    def chosen(cls, recipe: Recipe, options: RunOptions) -> _Place:
+    def chosen(cls, recipe: Recipe, registry: Registry, options: RunOptions) -> _Place:
         """The same for all processes, and large enough."""
         processes, shard = options.processes, options.shard
         device = choose_device(options.device)
@@ -268,7 +268,12 @@ class _Place:
             machine = machine.shared(processes.num_local)
         parallel = parallel_of(recipe, processes, device, dtype, machine, shard)
         warning = check_training_fits(
-            recipe, machine, on_cpu=on_cpu, bf16=dtype is not None, devices=parallel.num_shards
+            recipe,
+            machine,
+            on_cpu=on_cpu,
+            bf16=dtype is not None,
+            devices=parallel.num_shards,
+            registry=registry,
         )
         if warning is not None:
             print(f"warning: {warning}", file=sys.stderr)
@@ -291,7 +296,7 @@ def start(
     )
     base = {f"base {name}": value for name, value in origin.base.items()}
     processes.check_same({"checkpoint": str(origin.folder), **base})
-    place = _Place.chosen(recipe, options)
+    place = _Place.chosen(recipe, registry, options)
     preparation = _prepared(recipe, registry, origin, place, options)
     components, done = preparation.components, origin.counters
     optimizer = _placed(components, origin, place)

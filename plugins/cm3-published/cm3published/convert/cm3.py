@@ -179,10 +179,10 @@ def write_folder(
     Raises:
         CM3Error: a tokenizer's file is missing, damaged, or of another model.
     """
+    from cm3core.recipe.recipe import layout_of
     from cm3run.build import image_tokenizer_of
     from cm3run.checkpoint.layout import CheckpointState
     from cm3run.checkpoint.writing import Description, write_model
-    from cm3run.recipe_layout import layout_of
 
     recipe.check()
     assert recipe.text_tokenizer is not None
