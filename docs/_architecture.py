@@ -1,4 +1,4 @@
-"""Draw images/architecture.svg, the packages and their floors, from the import contracts in pyproject.toml.
+"""Draw images/architecture.svg, the packages and their layers, from the import contracts in pyproject.toml.
 
 python docs/_architecture.py
 """
@@ -11,19 +11,19 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PICTURE = HERE / "images" / "architecture.svg"
-#: Package -> what it is, and the colour of its box.
+#: Package -> its description, and the colour of its box.
 WHAT = {
     "cm3lab": (
-        "of its own distribution: benchmarks, experiments, training of judge and embedders",
+        "separate distribution: benchmarks, experiments, training of judge and embedders",
         "tools",
     ),
-    "cm3published": ("of its own distribution: published models", "beside"),
-    "cm3postgres": ("of its own distribution: memories in PostgreSQL", "beside"),
+    "cm3published": ("separate distribution: published models", "beside"),
+    "cm3postgres": ("separate distribution: memories in PostgreSQL", "beside"),
     "cm3apps": ("the command cm3, server, quickstart, evaluation", "tools"),
-    "cm3plugins": ("the bundled components, one folder a kind", "beside"),
+    "cm3plugins": ("the bundled components, one folder per kind", "beside"),
     "cm3kits": ("the laws of components, for plugin authors", "beside"),
     "cm3run": ("the engine: models, generation, training, checkpoints", "work"),
-    "cm3core": ("what plugins implement, and recipes are written in; no torch", "language"),
+    "cm3core": ("the contracts for plugins and recipes; no torch", "language"),
     "cm3kernels": ("pure functions on tensors: torch and Triton", "kernels"),
 }
 STYLE = """
@@ -59,7 +59,7 @@ def floors(contracts: list[dict[str, Any]], package: str) -> list[str]:
 
 
 def drawn(contracts: list[dict[str, Any]]) -> str:
-    """The picture: a package's box has its floors, and stands on what it imports."""
+    """The picture: a package's box contains its layers and stands on the packages it imports."""
     parts, y = [], 52
     (packages,) = [one["layers"] for one in contracts if one["name"] == "packages"]
     for row in [*(layer.split(" | ") for layer in packages), ["cm3kernels"]]:
@@ -82,10 +82,10 @@ def drawn(contracts: list[dict[str, Any]]) -> str:
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 960 {y + 6}" width="960" height="{y + 6}" role="img"',
-            '     aria-label="The packages and their floors; each imports only what is below it">',
+            '     aria-label="The packages and their layers; each imports only what is below it">',
             f"  <style>{STYLE}  </style>",
             f'  <rect class="page" x="0.5" y="0.5" width="959" height="{y + 5}" rx="8"/>',
-            '  <text class="what" x="16" y="32">a package and a floor import what is below them, and nothing above or beside '
+            '  <text class="what" x="16" y="32">packages and layers import what is below them, and nothing above or beside '
             "them; only cm3plugins and cm3apps call cm3kernels</text>",
             *parts,
             "</svg>",

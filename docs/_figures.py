@@ -280,7 +280,7 @@ def _tasks() -> list[str]:
 
 
 def _nearness() -> list[str]:
-    """How near to the retrieved document drawn and real icons are, of the experiment."""
+    """Nearness of drawn and of real icons to the retrieved document, from the experiment."""
     lines = [
         "| split | memory | drawn: median | nearly copies | real icons: median | nearly copies |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -301,7 +301,7 @@ def _nearness() -> list[str]:
 
 
 def _sheets(*names: str) -> list[str]:
-    """How near the pictures of sheets are to the documents in front."""
+    """Nearness of the pictures of sheets to the prepended documents."""
     lines = ["| picture | drawn | median nearness | nearly copies |", "| --- | --- | --- | --- |"]
     for name in names:
         own = stored("sheets.json")[name]
@@ -340,7 +340,8 @@ def _gain() -> list[str]:
             cells.append(f"{mean(drawn):.2f}" + (f" ({mean(copied):.2f})" if documents else ""))
         rows.append(cells)
     return _table(
-        "trained and asked with | `comp`: loss | R@5 (a copy) | `unseen`: loss | R@5 (a copy)", rows
+        "trained and prompted with | `comp`: loss | R@5 (a copy) | `unseen`: loss | R@5 (a copy)",
+        rows,
     )
 
 
@@ -368,7 +369,7 @@ def _indexes() -> list[str]:
 
 
 def _postgres() -> list[str]:
-    """Recall and speed of a database of a million documents, beside the local bank."""
+    """Recall and speed of a database of a million documents, compared with the local bank."""
     titles = {
         "ivf": "a local bank, `ivf`",
         "pgvector": "`pgvector`",
@@ -390,7 +391,7 @@ def _postgres() -> list[str]:
 
 
 def _embedder() -> list[str]:
-    """How often the embedder of icons finds another drawing of the same object, beside BM25."""
+    """How often the embedder of icons finds another drawing of the same object, compared with BM25."""
     found = stored("embedder-icons.json")
     titles = {
         "a caption": ("comp: caption", "comp: caption, by bm25"),
@@ -413,7 +414,7 @@ def _embedder() -> list[str]:
 
 
 def _speed() -> list[str]:
-    """Image tokens a second of a decoder of 100M parameters, and times Janus."""
+    """Image tokens per second of a decoder with 100M parameters, also relative to Janus."""
     titles = {
         "engine": "`cm3`, fp32",
         "engine-bf16": "`cm3`, bf16",
@@ -460,7 +461,7 @@ def _rerankers() -> list[str]:
 
 
 def _near_pairs() -> list[str]:
-    """How near pairs of icons are to each other."""
+    """Nearness of pairs of icons."""
     return _table(
         "two pictures | median nearness | nearly copies",
         [
@@ -471,12 +472,12 @@ def _near_pairs() -> list[str]:
 
 
 def _ways() -> list[str]:
-    """What ways of tuning reach in the same time."""
+    """Losses of tuning methods after the same time."""
     found = stored("tuning-ways.json")
     titles = {
         "draw": "draw",
         "caption": "caption",
-        "find": "find a thing",
+        "find": "find an object",
         "answer": "answer",
     }
     losses = {"before": found["before"]} | {one["arm"]: one["losses"] for one in found["runs"]}
@@ -496,7 +497,7 @@ def _ways() -> list[str]:
 
 
 def _upscalers() -> list[str]:
-    """PSNR and SSIM of the upscalers, on pictures made smaller and on what the tokenizer keeps."""
+    """PSNR and SSIM of the upscalers, on downscaled pictures and on the tokenizer's reconstructions."""
     found = stored("upscalers.json")
 
     def cell(pictures: str, upscaler: str, sort: str, who: str = "upscaler") -> str:
@@ -524,7 +525,7 @@ def _upscalers() -> list[str]:
 
 
 def _large_model() -> list[str]:
-    """What a model of 7B parameters takes on a CPU, as examples/large_model/measure.py reports it."""
+    """Time and memory of a 7B model on a CPU, as reported by examples/large_model/measure.py."""
     rows = []
     for own in stored("large-model.json"):
         theirs = own["run"] == "theirs"
@@ -537,7 +538,7 @@ def _large_model() -> list[str]:
 
 
 def _training_memory() -> list[str]:
-    """Estimates of training's memory, and what it took."""
+    """Estimated and measured memory of training."""
     return _table(
         "recipe and overrides (`decoder.` left out) | estimate | measured",
         [

@@ -17,8 +17,8 @@ PICTURE = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="ut
 _architecture = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "_architecture.py")))
 CONTRACTS = _architecture.contracts()
 FLOORS = {
-    "Floors of the core": "cm3core",
-    "Floors of the engine": "cm3run",
+    "Layers of the core": "cm3core",
+    "Layers of the engine": "cm3run",
 }
 
 
@@ -43,7 +43,7 @@ def test_the_picture_is_drawn_from_the_contracts() -> None:
 
 def test_every_contract_is_named() -> None:
     names = [contract["name"] for contract in CONTRACTS]
-    assert first_cells("Who may import whom") == names
+    assert first_cells("Import contracts") == names
 
 
 def test_every_path_is_there() -> None:
