@@ -1,15 +1,15 @@
-"""Documents: text and image segments, with holes; and their one serialisation into tokens.
+"""Documents: text and image segments, possibly with holes; and their serialisation into tokens.
 
 Every request to the model is a document with holes (architecture: "`complete` is the one
-operation"), and everything it is trained on is a document without. Serialisation follows the
+operation"); every training example is a document without holes. Serialisation follows the
 CM3leon paper, figures 8 and 9, and facebookresearch/metaseq (branch scaling_racm3):
 
     one pair          text <break> image
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>      retrieved documents first, query last
     with holes        each hole is <sentinel:i> in place; after the last <eos>: <sentinel:i> content <eoss>, in order
 
-Pictures are passed as codes: an `Image` (pixels by reference) becomes `Codes` once, on input.
-Tensor-like fields are numpy arrays, so that nothing here needs torch. Legend: n tokens, c codes =
+The model reads pictures as codes: an `Image` (pixels by reference) is converted to `Codes` once, on input.
+Tensor-like fields are numpy arrays, so that this module does not need torch. Legend: n tokens, c codes =
 grid rows * columns.
 """
 
@@ -28,14 +28,14 @@ from cm3core.arguments import Called, Shape
 IntArray: TypeAlias = npt.NDArray[np.int32]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
-#: A picture that is given, uint8 [height, width, 3].
+#: A picture, uint8 [height, width, 3].
 Pixels: TypeAlias = Annotated[
     PixelArray, Shape((None, None, 3)), Called("RGB pixels uint8 [height, width, 3]")
 ]
 
-#: `TokenSequence.cells` of a token that is not an image code.
+#: Value of `TokenSequence.cells` for tokens that are not image codes.
 NO_CELL = -1
-#: Hexadecimal digits of a hash in `content_keys`.
+#: Number of hexadecimal digits of a hash in `content_keys`.
 KEY_LENGTH = 32
 
 
@@ -45,12 +45,10 @@ class Text:
 
     Args:
         text: the text.
-        responses: character ranges [start, stop) that a task asks for; they are no part of what the
-            text is: texts that differ only in them are equal.
-        starts_turn: whether a turn of a conversation begins with it, see `is_conversation`; no part
-            of what it is either.
-        ids: those that the text tokenizer gives of it, where they are stored with it; None: it is
-            encoded when it is needed.
+        responses: character ranges [start, stop) of a task's response. Ignored when texts are compared.
+        starts_turn: whether a conversation turn begins with this text, see `is_conversation`. Ignored when
+            texts are compared.
+        ids: the text tokenizer's ids, if stored with the text; None: it is encoded when needed.
     """
 
     text: str
@@ -66,7 +64,7 @@ class Image:
     Args:
         key: stable name of the picture: equal keys mean equal pixels. Codes are cached under it.
         load: returns RGB pixels, uint8 [height, width, 3], 0..255.
-        response: whether a task asks for this picture.
+        response: whether the picture is a task's response.
         starts_turn: see `Text`.
     """
 
@@ -83,9 +81,9 @@ class Codes:
     Args:
         codes: int32 [c], raster order, 0..codebook_size-1.
         grid: (rows, columns) with rows * columns == c.
-        missing: bool [c] or None; True where the code is a hole to be filled (inpainting). None:
+        missing: bool [c] or None; True for codes to be filled in (inpainting). None:
             nothing is missing.
-        response: whether a task asks for this picture; no part of what the picture is.
+        response: whether the picture is a task's response. Ignored when pictures are compared.
         starts_turn: see `Text`.
     """
 
@@ -109,16 +107,16 @@ class Codes:
 
 @dataclass(frozen=True)
 class TextHole:
-    """Text to be generated, ended by <eoss> (or <eos>).
+    """A text to be generated, ended by <eoss> (or <eos>).
 
     Args:
         max_tokens: maximum tokens. None: as many as fit in the decoder's context.
         min_tokens: minimum tokens before it may end.
-        stop: it also ends with the token that completes one of these strings (which is kept in the
+        stop: the text also ends when a token completes one of these strings (which is kept in the
             text).
-        or_picture: it also ends where the model begins a picture; only for all the last segment of a
-            document, with a layout that begins pictures with a token. `Completion.ends` says what ended
-            it. `min_tokens` may be 0 there.
+        or_picture: the text also ends where the model begins a picture. Only for the last segment of a
+            document, and for layouts that mark the start of a picture with a token. `Completion.ends`
+            says how the text ended. `min_tokens` may then be 0.
         starts_turn: see `Text`.
     """
 
@@ -138,7 +136,7 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class ImageHole:
-    """A whole picture to be generated: exactly the image tokenizer's grid of codes.
+    """A whole picture to be generated, with exactly the image tokenizer's grid of codes.
 
     `starts_turn`: see `Text`.
     """
@@ -179,11 +177,12 @@ class TokenSequence:
             token.
         segments: text and image segments in order; specials (<eos>, <break>) are in none of them.
         query_segment: index into `segments` of the first segment of the query document; those
-            before are retrieved.
-        responses: what the query document's task asks for, in order; each is a part of one segment.
-            Empty where no task made the document.
-        decided: of a conversation: indices of tokens around its responses that a model decides too,
-            what begins a picture and what ends a turn.
+            query_segment: index into `segments` of the first segment of the query document; earlier segments
+                are retrieved.
+            responses: the response spans of the query document's task, in order; each lies within one segment.
+                Empty if no task made the document.
+            decided: for conversations: indices of other tokens that the model must predict, those that begin a
+                picture or end a turn.
     """
 
     tokens: IntArray
@@ -199,14 +198,14 @@ class TokenSequence:
 
 @dataclass(frozen=True, eq=False)
 class MaskedSequence:
-    """A sequence after the masking objective: what the packer cuts into inputs and targets.
+    """A sequence after the masking objective; the packer cuts it into inputs and targets.
 
     Args:
         tokens: int32 [n].
-        cells: int32 [n]; they move with their tokens.
-        weights: float32 [n]; loss weight of predicting token i from those before it (weights[0] is
+        cells: int32 [n]; moved together with their tokens.
+        weights: float32 [n]; loss weight of predicting token i from the tokens before it (weights[0] is
             unused).
-        part: number of the part of the data set that it is of, see `DocumentSource.parts`.
+        part: number of the data set's part it comes from, see `DocumentSource.parts`.
     """
 
     tokens: IntArray
@@ -219,13 +218,13 @@ class MaskedSequence:
 
 
 def text_of(document: Sequence[Segment]) -> str:
-    """Return all plain text of a document, joined by newlines (what a text embedder sees)."""
+    """Return the plain text of a document, joined by newlines (the input of text embedders)."""
     return "\n".join(segment.text for segment in document if isinstance(segment, Text))
 
 
 def is_conversation(document: Sequence[Segment]) -> bool:
-    """Whether turns of the document are marked: a turn then ends before every segment that starts one,
-    and nowhere else. Layouts that have no turns don't look at it.
+    """Whether the document's turns are marked. A turn then ends before every segment that starts one,
+    and nowhere else. Layouts without turns ignore this.
 
     >>> is_conversation((Text("hi"),)), is_conversation((Text("hi", starts_turn=True), TextHole()))
     (False, True)
@@ -234,24 +233,24 @@ def is_conversation(document: Sequence[Segment]) -> bool:
 
 
 def starts_turn(segment: Segment) -> bool:
-    """Whether a turn of a conversation begins with a segment."""
+    """Whether a segment starts a turn of a conversation."""
     return not isinstance(segment, MaskedText) and segment.starts_turn
 
 
 def with_turn(segment: Segment, starts: bool = True) -> Segment:
-    """The segment, marked as one that starts a turn of a conversation, or not."""
+    """The segment, marked as starting a turn of a conversation or not."""
     if isinstance(segment, MaskedText) or segment.starts_turn == starts:
         return segment
     return replace(segment, starts_turn=starts)
 
 
 def as_codes(picture: Image, codes: Codes) -> Codes:
-    """The codes of a picture as its document has it: asked for by a task, or not; a turn's start, or not."""
+    """The codes of a picture, with its `response` and `starts_turn` flags."""
     return replace(codes, response=picture.response, starts_turn=picture.starts_turn)
 
 
 def has_holes(document: Sequence[Segment]) -> bool:
-    """Whether anything in the document is to be generated."""
+    """Whether any part of the document is to be generated."""
     return any(
         isinstance(segment, (TextHole, ImageHole))
         or (
@@ -270,10 +269,10 @@ def has_holes(document: Sequence[Segment]) -> bool:
 def content_keys(document: Sequence[Segment]) -> frozenset[str]:
     """Return names of a document's content.
 
-    Documents that share one are the same document to a retriever, whatever their ids. A document
-    with pictures is identified by these alone (captions are reworded, pictures are not):
+    Documents that share a name are the same document to a retriever, whatever their ids. A document
+    with pictures is identified by its pictures alone (captions are reworded, pictures are not):
     "image:KEY" for an `Image`, "codes:" and a hash of grid and codes for `Codes` (holes filled or
-    not). One without pictures is identified by its words: "text:" and a hash of them, ignoring case
+    not). A document without pictures is identified by its words: "text:" and a hash of them, ignoring case
     and spacing. A document with only holes has no name.
 
     >>> sorted(content_keys((Text("Red  apple"),))) == sorted(content_keys((Text("red apple"),)))

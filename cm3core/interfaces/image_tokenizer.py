@@ -16,7 +16,7 @@ from cm3core.interfaces.component import ComponentConfig, broken, is_array, show
 if TYPE_CHECKING:
     import torch
 
-#: Folder in which a checkpoint or a memory bank keeps its image tokenizer.
+#: Name of the image tokenizer's folder in a checkpoint or a memory bank.
 IMAGE_TOKENIZER = "image_tokenizer"
 
 
@@ -33,11 +33,11 @@ class ImageTokenizerConfig(ComponentConfig):
     def load(self, folder: Path) -> ImageTokenizer:
         """Return the tokenizer that `ImageTokenizer.save` wrote into `folder` (a checkpoint's).
 
-        The files are untrusted input. Called only if there is such a folder. Override it together
+        The files are untrusted input. Called only if the folder exists. Override it together
         with `ImageTokenizer.save`.
         """
         raise NotImplementedError(
-            f"{type(self).__name__}: its tokenizer writes files in save(), and load() does not "
+            f"{type(self).__name__}: its tokenizer writes files in save(), but load() does not "
             "read them"
         )
 
@@ -54,13 +54,13 @@ class ImageTokenizerConfig(ComponentConfig):
     ) -> Path:
         """Train from scratch on pictures uint8 [N, H, W, 3]; return the weights' path in `out_dir`.
 
-        Give exactly one of `minutes` of wall clock and `steps` of the optimiser. With `resume`, an
-        interrupted run continues. Quality on `validation_NHWC` is logged. Tokenizers that can't be
+        Give exactly one of `minutes` (wall clock) and `steps` (optimiser steps). `resume` continues an
+        interrupted run. Quality on `validation_NHWC` is logged. Tokenizers that can't be
         trained here keep this default, which raises `RecipeError`.
 
-        `cm3 tokenizer train-image` calls it with all of these arguments, and writes a recipe next
-        to the weights whose key `weights`, if the config has one, is their path: `build` reads it,
-        and `cm3 tokenizer eval` and users rely on it.
+        `cm3 tokenizer train-image` passes all of these arguments. It also writes a recipe next to the weights;
+        if the config has a key `weights`, the recipe sets it to their path. `build` must read them from there, because
+        `cm3 tokenizer eval` and users rely on this recipe.
         """
         raise RecipeError(
             "image_tokenizer",
@@ -70,17 +70,17 @@ class ImageTokenizerConfig(ComponentConfig):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes, known without building (the vocabulary needs it)."""
+        """Number of codes, available before the tokenizer is built (the vocabulary needs it)."""
         raise NotImplementedError
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes of one picture, known without building."""
+        """(rows, columns) of codes of one picture, available before the tokenizer is built."""
         raise NotImplementedError
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of pictures in pixels, known without building.
+        """(height, width) of pictures in pixels, available before the tokenizer is built.
 
         Training needs pictures before there are weights."""
         raise NotImplementedError
@@ -114,7 +114,7 @@ class ImageTokenizer(ABC):
     def fingerprint(self) -> str:
         """Hash of config and weights, stored with codes, banks and checkpoints.
 
-        A mismatch is refused."""
+        Data with another fingerprint is refused."""
 
     @abstractmethod
     def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
@@ -124,22 +124,22 @@ class ImageTokenizer(ABC):
     def _decode(self, codes_Nc: IntArray) -> PixelArray:
         """Return pictures uint8 [N, H, W, 3] of valid codes int32 [N, c]."""
 
-    def save(self, folder: Path) -> None:  # noqa: B027 (what needs no files saves none)
-        """Write what `ImageTokenizerConfig.load` needs into `folder`, which is there.
+    def save(self, folder: Path) -> None:  # noqa: B027 (tokenizers without files save none)
+        """Write the files that `ImageTokenizerConfig.load` needs into the existing `folder`.
 
-        With it a model works wherever its folder is moved. Write nothing if the config alone builds
+        They make a model work wherever its folder is moved. Write nothing if the config alone builds
         this tokenizer on every machine: it has no weights, or its package provides them.
         """
 
-    def move_to(self, device: torch.device) -> None:  # noqa: B027 (the CPU is a fine place)
+    def move_to(self, device: torch.device) -> None:  # noqa: B027 (staying on the CPU is valid)
         """Encode and decode on this device from now on; pictures and codes stay arrays.
 
-        Called with the decoder's device. The default keeps computing where it does. Codes should
-        not depend on the device more than rounding makes them.
+        Called with the decoder's device. The default does nothing. Codes should
+        differ between devices only through rounding.
         """
 
     def codebook(self) -> torch.Tensor | None:
-        """Return the code vectors, float32 [codebook_size, dim], or None if there are none.
+        """Return the code vectors, float32 [codebook_size, dim], or None if the tokenizer has none.
 
         A decoder's embeddings can be initialised from them."""
         return None
@@ -156,7 +156,7 @@ class ImageTokenizer(ABC):
         ):
             raise TokenizerError(
                 "pictures",
-                f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, the image tokenizer takes uint8 "
+                f"{pixels_NHWC.dtype} {list(pixels_NHWC.shape)}, but the image tokenizer takes uint8 "
                 f"[N, {height}, {width}, 3]",
                 "resize with cm3core.images.fit",
             )
@@ -182,14 +182,14 @@ class ImageTokenizer(ABC):
         if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
             raise TokenizerError(
                 "codes",
-                f"shape {list(codes_Nc.shape)}, a picture is {rows} x {columns} = "
+                f"shape {list(codes_Nc.shape)}, but a picture is {rows} x {columns} = "
                 f"{rows * columns} codes",
                 "decode whole pictures",
             )
         if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
             raise TokenizerError(
                 "codes",
-                f"range {codes_Nc.min()}..{codes_Nc.max()}, the codebook has "
+                f"range {codes_Nc.min()}..{codes_Nc.max()}, but the codebook has "
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
             )

@@ -23,32 +23,32 @@ class ObjectiveConfig(ComponentConfig):
     Args:
         retrieved_loss_weight: loss weight of the retrieved documents' tokens (paper section 2.2: 1,
             like the query's).
-        text_loss_weight: factor on the loss weight of text tokens. Captions are few tokens compared
-            with hundreds of image codes; more than 1 makes a small model learn them sooner (paper:
+        text_loss_weight: factor on the loss weight of text tokens. A caption has few tokens compared
+            with the hundreds of image codes; more than 1 makes a small model learn captions sooner (paper:
             1).
     """
 
     kind: ClassVar[str] = "objective"
-    #: Whether it puts sentinels in place of spans, which not every layout has.
+    #: Whether it replaces spans by sentinels, which not every layout has.
     masks_spans: ClassVar[bool] = False
-    #: Whether spans may be of retrieved documents too, which are given in every prompt.
+    #: Whether spans may also lie in retrieved documents, which every prompt contains in full.
     masks_retrieved: ClassVar[bool] = False
     retrieved_loss_weight: float = 1.0
     text_loss_weight: float = 1.0
 
     def control_tokens(self) -> tuple[str, ...]:
-        """Names of control tokens of its own that the vocabulary should have; by default none.
+        """Names of additional control tokens that the vocabulary must have; none by default.
 
         They follow all other ids, in this order. `build` finds them in the vocabulary
-        (`Vocabulary.control_id`), and `cm3core.sequence.prefixed` puts them into a sequence.
+        (`Vocabulary.control_id`), and `cm3core.sequence.prefixed` inserts them into a sequence.
         """
         return ()
 
     def prompt_tokens(self, *, continuation: bool) -> tuple[str, ...]:
-        """Names of the control tokens that a prompt begins with, behind its first <eos>.
+        """Names of the control tokens at the start of a prompt, after its first <eos>.
 
         Args:
-            continuation: whether the only thing missing is the end of the document; otherwise the
+            continuation: whether only the end of the document is missing; otherwise the
                 prompt has a sentinel for each hole.
         """
         return ()
@@ -59,14 +59,14 @@ class ObjectiveConfig(ComponentConfig):
 
 
 class MaskingObjective(ABC):
-    """Turns a whole sequence into a masked one, before packing, so that nothing is ever cut off."""
+    """Turns a whole sequence into a masked one before packing, so that nothing is ever cut off."""
 
     @property
     @abstractmethod
     def max_added_tokens(self) -> int:
         """Maximum number of tokens that masking can add (3 per span); the packer reserves them.
 
-        A third of it is the most spans in a sequence: prompts use no more sentinels."""
+        A third of it is the maximum number of spans in a sequence; prompts use no more sentinels than that."""
 
     @abstractmethod
     def _mask(
@@ -82,16 +82,16 @@ class MaskingObjective(ABC):
         Args:
             sequence: n tokens, starting and ending with <eos>.
             rng: the only source of randomness; equal generators give equal results.
-            max_length: tokens that fit; the objective uses fewer spans rather than cut anything.
+            max_length: maximum length; the objective uses fewer spans rather than cut anything.
 
         Raises:
             DocumentError: the sequence alone is longer than `max_length`.
-            PluginError: `_mask` returned something else than it must.
+            PluginError: `_mask` returned an invalid value.
         """
         if len(sequence) > max_length:
             raise DocumentError(
                 "sequence",
-                f"{len(sequence)} tokens, the context holds {max_length}",
+                f"{len(sequence)} tokens, but the context holds {max_length}",
                 "retrieve fewer documents, shorten captions, or raise decoder.context_length",
             )
         masked = self._mask(sequence, rng, max_length)
@@ -108,7 +108,7 @@ class MaskingObjective(ABC):
 
 
 def _problem_of(masked: object) -> str:
-    """Return what is wrong with what an objective returned, "" if nothing is."""
+    """Describe what is wrong with an objective's return value; "" if nothing is."""
     if not isinstance(masked, MaskedSequence):
         return f"it returned {shown(masked)}, not a MaskedSequence"
     size = np.shape(masked.tokens)

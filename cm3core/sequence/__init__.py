@@ -1,9 +1,8 @@
 """Documents <-> sequences of tokens.
 
 serialize      training sequences, prompts and back      prompt_writer    documents with holes -> prompts
-segments       one segment <-> tokens                    holes            what is missing of a document
-infill         spans moved behind their sequence         grammar          which ids are legal where
-by_sentinels   the layout where a recipe names none      responses        what a task asks for
+segments       one segment <-> tokens, default layout    grammar          holes, and the ids that are legal in them
+infill         spans moved behind their sequence, responses of tasks
 """
 
 from __future__ import annotations

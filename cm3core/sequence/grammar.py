@@ -1,12 +1,11 @@
-"""Holes, what is missing of a document; and the grammar of what may be generated in them: which ids are legal at each
-position of a request, and when it is finished.
+"""Holes: the missing parts of a document. The grammar of their contents: which ids are legal at each position of a
+request, and when it is finished.
 
-A request is a list of holes. An image hole (or a missing run of codes) is exactly its cells, image
-codes only, with what the layout writes at the ends of rows; a text hole is at least one text token,
-then more or its end token, and at `max_tokens` it is closed. Ids are made legal or illegal before the
-draw; nothing is ever deleted or changed afterwards. What leaves no choice (the end of a row or of a run
-of codes, the prefix of the next hole) isn't drawn: it is fed. Which ids these are, holes and vocabulary
-say. Numpy only.
+A request is a list of holes. An image hole (or a run of missing codes) has exactly one code per cell, plus the tokens
+that the layout writes at row ends. A text hole has at least one text token, then more tokens or its end token; it is
+closed at `max_tokens`. Illegal ids are excluded before the draw; nothing is deleted or changed afterwards. Forced
+tokens (the end of a row or of a run of codes, the prefix of the next hole) are fed without being drawn. Holes and
+vocabulary determine these ids. Uses numpy only.
 """
 
 from __future__ import annotations
@@ -36,27 +35,27 @@ from cm3core.vocab import IdRanges, Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class Hole:
-    """What is to be generated at one place of a prompt.
+    """One part of a prompt to be generated.
 
     Args:
         segment: index of the hole's segment in the query document.
         kind: "text", "image" (a whole picture) or "codes" (a run of missing codes inside a
             picture).
         prefix: int32; tokens before the content: the hole's sentinel; nothing (causal
-            continuation); or the known codes after the hole before, with which it shares one
+            continuation); or the known codes after the previous hole, if both share one
             sentinel (see `cm3core.sequence.prompt_writer`).
-        cells: int32; raster cells to be generated, in order, one code each. None for text.
-        max_tokens: most content tokens, the end token not counted; exactly `len(cells)` for
+        cells: int32; raster cells to generate, in order, one code each. None for text.
+        max_tokens: maximum number of content tokens, without the end token; exactly `len(cells)` for
             pictures.
-        ends_with: id of the token after the content. None when a whole picture closes the
-            sequence, or known codes and the next hole follow.
-        min_tokens, stop: of text, see `TextHole`.
+        ends_with: id of the token after the content. None if a whole picture ends the
+            sequence, or if known codes and the next hole follow.
+        min_tokens, stop: for text, see `TextHole`.
         prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
             token is.
-        lead: of text: end of the document's text before it that the content begins with.
-        row_end: int32; tokens that are fed behind the last cell of each row.
-        columns: cells of a row; 0 where rows don't end with tokens.
-        picture_begin: of text: id that ends it too, because a picture begins with it. None: none.
+        lead: for text: the end of the document's text before the hole, with which the content begins.
+        row_end: int32; tokens fed after the last cell of each row.
+        columns: cells per row; 0 if rows have no end tokens.
+        picture_begin: for text: id of the token that begins a picture and so also ends the text. None: none does.
     """
 
     segment: int
@@ -74,7 +73,7 @@ class Hole:
     picture_begin: int | None = None
 
     def ends_row(self, index: int) -> bool:
-        """Whether a row ends behind the hole's token `index`."""
+        """Whether a row ends after the hole's token `index`."""
         if self.cells is None or not self.columns:
             return False
         return (int(self.cells[index]) + 1) % self.columns == 0
@@ -88,22 +87,22 @@ def text_hole(
     lead: str = "",
     picture_begin: int | None = None,
 ) -> Hole:
-    """A hole of text; raises `DocumentError` for lengths that can't be, and where no token begins a
-    picture (`picture_begin`: that of the layout, at the end of a document) at which it could end."""
+    """Make a text hole. Raises `DocumentError` for impossible lengths, and for `or_picture` if no token begins a
+    picture there (`picture_begin`: the layout's token, at the end of a document)."""
     place = f"query document, segment {segment}"
-    # where a picture may follow, a turn may end without another word
+    # if a picture may follow, the text may be empty
     least = 1 if picture_begin is None else 0
     if hole.max_tokens is None or not least <= hole.min_tokens <= hole.max_tokens:
         raise DocumentError(
             place,
             f"is a text hole of {hole.min_tokens} to {hole.max_tokens} tokens",
-            f"give a max_tokens of at least 1, and a min_tokens from {least} to that",
+            f"give a max_tokens of at least 1, and a min_tokens from {least} to max_tokens",
         )
     if hole.or_picture and picture_begin is None:
         raise DocumentError(
             place,
-            "may end where a picture begins, but is not the document's end, or the layout begins "
-            "pictures with no token",
+            "may end where a picture begins, but it is not the document's end, or the layout does not mark "
+            "the start of a picture",
             "leave out or_picture",
         )
     return Hole(
@@ -135,7 +134,7 @@ def num_holes(document: Document) -> int:
 
 
 def num_unlimited(document: Document) -> int:
-    """Number of text holes of any length (`max_tokens` None)."""
+    """Number of text holes of unlimited length (`max_tokens` None)."""
     return sum(
         isinstance(part, TextHole) and part.max_tokens is None
         for segment in document
@@ -144,7 +143,7 @@ def num_unlimited(document: Document) -> int:
 
 
 def with_limits(document: Document, limit: Callable[[TextHole], int]) -> Document:
-    """The document, its text holes of any length given the `max_tokens` that `limit` returns."""
+    """The document, with `max_tokens` of its unlimited text holes set by `limit`."""
 
     def limited(hole: TextHole) -> TextHole:
         return hole if hole.max_tokens is not None else replace(hole, max_tokens=limit(hole))
@@ -162,7 +161,7 @@ def with_limits(document: Document, limit: Callable[[TextHole], int]) -> Documen
 
 
 def missing_codes(codes: Codes) -> BoolArray:
-    """Which codes are missing, bool [c]."""
+    """The missing codes, bool [c]."""
     return np.zeros(codes.codes.shape, np.bool_) if codes.missing is None else codes.missing
 
 
@@ -174,7 +173,7 @@ def is_image_hole(segment: object) -> bool:
 
 
 def ends_missing(segment: object) -> bool:
-    """Whether a picture's last codes are all that is missing of it, or it is missing as a whole."""
+    """Whether the missing part of a picture is its end, or the whole picture."""
     if not isinstance(segment, Codes):
         return isinstance(segment, ImageHole)
     runs = runs_of(missing_codes(segment))
@@ -191,28 +190,27 @@ def runs_of(missing: BoolArray) -> list[IntArray]:
     return list(np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)) if len(cells) else []
 
 
-# Leads: white space and punctuation before a hole in a text belong to the hole where a text tokenizer
-# joins them to what comes after.
+# Leads: white space and punctuation before a hole in a text belong to the hole if the text tokenizer joins them to
+# the following text.
 #
-# Byte-level BPE writes " red" as one token, so a text that is cut before the word would end in a token
-# that no training text has there: a space alone. What is written before the hole therefore ends
-# without them, the lead, and the hole's content begins with it: the grammar allows nothing else. In
-# documents, before and after, the lead stays where it is.
+# Byte-level BPE writes " red" as one token. A text cut before the word would end in a token that no training text has
+# there: a single space. The lead is therefore removed from the text before the hole, and the hole's content begins
+# with it: the grammar allows nothing else. In documents the lead stays in its place.
 
 
-#: What may be in a lead. ASCII only: tokenizers may write any other character as several bytes, of
-#: which no single id shows whether it begins the lead.
+#: Characters of a lead. ASCII only: tokenizers may write any other character as several bytes, and no
+#: single id shows whether it begins the lead.
 _WHITE_SPACE, _PUNCTUATION = " \t\n\r\f\v", string.punctuation
 
 
 def without_leads(
     text: MaskedText, is_joined: Callable[[str], bool]
 ) -> tuple[MaskedText, list[str]]:
-    """The text without the leads of its holes, and the leads, one for each hole.
+    """Remove the leads of a text's holes; return the text and the leads, one per hole.
 
     Args:
         text: with any number of holes.
-        is_joined: whether the tokenizer joins this lead to what comes after it.
+        is_joined: whether the tokenizer joins this lead to the text after it.
 
     >>> without_leads(MaskedText(("a red ", TextHole(4), ", noto")), lambda lead: True)[1]
     [' ']
@@ -240,7 +238,7 @@ def without_leads(
 
 
 def after_lead(lead: str, content: str) -> str:
-    """A hole's text as the document has it: without the lead that its content begins with.
+    """Remove the lead from the beginning of a hole's text, as the document has it.
 
     >>> after_lead(" ", " apple")
     'apple'
@@ -249,7 +247,7 @@ def after_lead(lead: str, content: str) -> str:
 
 
 def is_joined(lead: str, texts: Sequence[str]) -> bool:
-    """Whether one of the tokens' texts begins with the end of the lead, and is longer.
+    """Whether one of the tokens' texts begins with the end of the lead and is longer.
 
     >>> is_joined(" ", ["a", " ", " b"]), is_joined(" ", ["a", " ", "b "])
     (True, False)
@@ -259,7 +257,7 @@ def is_joined(lead: str, texts: Sequence[str]) -> bool:
 
 
 def ids_that_begin(lead: str, texts: Sequence[str], first_id: int) -> tuple[range, ...]:
-    """Ids of the texts that begin with the lead, or with which it begins, as ranges in order.
+    """Ids of texts that begin with the lead, or that are a beginning of it, as ranges in order.
 
     >>> ids_that_begin(" ", ["a", " ", " b", "", "b "], 4)
     (range(5, 7),)
@@ -285,11 +283,11 @@ class HoleGrammar:
     """State machine of one request: a place in its list of holes.
 
     Args:
-        holes: what is to be filled, in order, at least one.
+        holes: the holes to fill, in order, at least one.
         vocabulary: ranges of ids.
-        num_text_ids: ids of the text range that the text tokenizer really has.
+        num_text_ids: number of ids of the text range that the text tokenizer uses.
         text_of: text of ids; needed for holes that stop at a string, or begin with a lead.
-        begins_with: ids that may come first in a text that begins with a string; needed for holes
+        begins_with: ids that can come first in a text that begins with a string; needed for holes
             with a lead.
     """
 
@@ -298,12 +296,12 @@ class HoleGrammar:
     num_text_ids: int
     text_of: Callable[[IntArray], str] | None = None
     begins_with: Callable[[str], LegalIds] | None = None
-    #: Tokens of the holes filled so far, end tokens not included.
+    #: Tokens of the holes filled so far, without end tokens.
     contents: list[IntArray] = field(default_factory=list)
-    #: What ended each of them: "end" (its end token), "picture" (what begins one, see
+    #: How each of them ended: "end" (its end token), "picture" (a picture begins, see
     #: `TextHole.or_picture`), "stop" (a string), "length"; "full" for pictures.
     ends: list[str] = field(default_factory=list)
-    #: Tokens of the present hole so far.
+    #: Tokens of the current hole so far.
     current: list[int] = field(default_factory=list)
 
     @property
@@ -313,18 +311,18 @@ class HoleGrammar:
 
     @property
     def hole(self) -> Hole:
-        """The hole being filled."""
+        """The current hole."""
         return self.holes[len(self.contents)]
 
     @property
     def modality(self) -> str:
-        """ "text" or "image": which of the sampler's plans holds now."""
+        """ "text" or "image": selects the sampler's plan."""
         return "text" if self.hole.kind == "text" else "image"
 
     @property
     def legal(self) -> LegalIds:
-        """Ids that may be drawn next. A text hole begins with its lead, and may not stay empty
-        (`min_tokens`): no span that was trained on was."""
+        """Ids that may be drawn next. A text hole begins with its lead and may not stay empty
+        (`min_tokens`), because no training span is empty."""
         if self.modality == "image":
             return (self.vocabulary.image,)
         text = self.vocabulary.text_ranges(self.num_text_ids)
@@ -343,7 +341,7 @@ class HoleGrammar:
 
     @property
     def num_draws(self) -> int:
-        """Draws to come for which `legal` stays as it is and nothing else is fed between: 1 in
+        """Number of draws for which `legal` stays the same and no forced token comes between: 1 in
         text, a run of cells in images."""
         hole, place = self.hole, len(self.current)
         if self.modality == "text":
@@ -357,12 +355,12 @@ class HoleGrammar:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """(place of the next draw in its hole, place of the last one that there can be): what
-        guidance schedules go by."""
+        """(index of the next draw in its hole, last possible index); guidance schedules depend on
+        it."""
         return len(self.current), _room(self.hole) - 1
 
     def cells(self, num: int) -> IntArray:
-        """Raster index of the picture's cell of each of the next `num` draws; `NO_CELL` for
+        """Raster index of the cell of each of the next `num` draws; `NO_CELL` for
         text."""
         if self.modality == "text":
             return np.full(num, NO_CELL, np.int32)
@@ -373,11 +371,11 @@ class HoleGrammar:
         """Record `tokens`, the next draws (at most `num_draws`).
 
         Returns:
-            tokens to be fed after them before the next draw: an end token without a choice, that of
-            a row, the next hole's prefix.
+            forced tokens to feed after them before the next draw: a forced end token, a row's end
+            tokens, the next hole's prefix.
 
         Raises:
-            GenerationError: an id that isn't legal; the sampler is at fault.
+            GenerationError: an id is illegal, which is the sampler's fault.
         """
         assert 0 < len(tokens) <= self.num_draws
         legal = self.legal
@@ -385,7 +383,7 @@ class HoleGrammar:
         if illegal:
             raise GenerationError(
                 "sampler",
-                f"drew {self.vocabulary.name(illegal[0])} where {self.modality} was due",
+                f"drew {self.vocabulary.name(illegal[0])} instead of {self.modality}",
                 "correct the sampler: only ids that `allowed_nR` permits may be drawn",
             )
         hole = self.hole
@@ -402,21 +400,21 @@ class HoleGrammar:
         return behind if self.done else np.append(row_end, behind)
 
     def forced_cells(self, forced: IntArray) -> IntArray:
-        """Cell of each of the tokens that `take` just returned: some are known codes."""
+        """The cells of the tokens that `take` just returned, some of which are known codes."""
         cells = np.full(len(forced), NO_CELL, np.int32)
         if len(forced) and self.hole.prefix_cells is not None and not self.current:
             cells[len(forced) - len(self.hole.prefix_cells) :] = self.hole.prefix_cells
         return cells
 
     def _stops(self) -> bool:
-        """Whether the text has come to one of the strings that it stops at."""
+        """Whether the text now contains one of its stop strings."""
         if not self.hole.stop:
             return False
         text = self._text()
         return any(string in text for string in self.hole.stop)
 
     def _text(self) -> str:
-        """The present hole's text so far."""
+        """The current hole's text so far."""
         assert self.text_of is not None
         return self.text_of(np.array(self.current, np.int32))
 
@@ -433,8 +431,8 @@ class HoleGrammar:
 
 
 def num_new_tokens(holes: tuple[Hole, ...]) -> int:
-    """Most tokens that are added to a prompt before the last draw: each must fit the context, the
-    last drawn one needn't."""
+    """Maximum number of tokens added to a prompt before the last draw. All of them must fit the context; the
+    last drawn one need not."""
     drawn = sum(_room(hole) for hole in holes)
     between = sum(
         len(after.prefix) + (before.ends_with is not None) for before, after in pairwise(holes)
@@ -444,17 +442,17 @@ def num_new_tokens(holes: tuple[Hole, ...]) -> int:
         for hole in holes
         if hole.columns
     )
-    # what follows the last draw is not fed
+    # tokens after the last draw are not fed
     last = holes[-1]
     unfed = len(last.row_end) if last.columns and last.ends_row(_room(last) - 1) else 0
     return drawn + between + row_ends - unfed - 1
 
 
 def num_draws(holes: tuple[Hole, ...]) -> int:
-    """Most draws that holes can need (end tokens of text included)."""
+    """Maximum number of draws that holes can need (including end tokens of text)."""
     return sum(_room(hole) for hole in holes)
 
 
 def _room(hole: Hole) -> int:
-    """Most content tokens of a hole: a text hole's `max_tokens`, exactly the cells of a picture."""
+    """Maximum number of content tokens of a hole: a text hole's `max_tokens`, exactly the cells of a picture."""
     return hole.max_tokens if hole.cells is None else len(hole.cells)

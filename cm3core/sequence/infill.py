@@ -1,12 +1,12 @@
-"""What a model learns of a sequence: spans moved behind its end, as an infill is written, and back; where the responses
-of its task are.
+"""Training sequences with spans moved to the end, as in infilling, and the inverse; the positions of a task's
+responses.
 
     <eos> a b c <break> x y <eos>          spans (b c) and (y)
     <eos> a <sentinel:0> <break> x <sentinel:1> <eos> <sentinel:0> b c <eoss> <sentinel:1> y <eoss>
 
 Each span costs three tokens and nothing is cut. Sources: CM3 paper section 2, CM3leon paper section
-2.2; facebookresearch/metaseq `metaseq/data/cm3_dataset.py` (which cuts 3n tokens away again; spec'd
-here without). Legend: n tokens, s spans. No loop over tokens: a sequence is cut into 2s + 1 pieces
+2.2; facebookresearch/metaseq `metaseq/data/cm3_dataset.py` (which cuts off 3n tokens; this module does
+not). Legend: n tokens, s spans. There is no loop over tokens: a sequence is cut into 2s + 1 pieces
 and joined again.
 """
 
@@ -36,9 +36,9 @@ from cm3core.errors import DocumentError
 from cm3core.sequence.segments import SegmentCodec
 from cm3core.vocab import Vocabulary
 
-#: Tokens that one moved span adds: the sentinel in its place, the sentinel before it, and <eoss>.
+#: Tokens added per moved span: the sentinel in its place, the sentinel before it, and <eoss>.
 TOKENS_PER_SPAN = 3
-#: Of the tokens of a sequence, float32 [n].
+#: Loss weight of each token of a sequence, float32 [n].
 Weights = Annotated[npt.NDArray[np.float32], Shape((None,)), Called("floats [tokens]")]
 
 
@@ -49,8 +49,8 @@ def loss_weights(
     retrieved_loss_weight: float = 1.0,
     text_loss_weight: float = 1.0,
 ) -> npt.NDArray[np.float32]:
-    """Weights float32 [n] before masking: `retrieved_loss_weight` up to the query document, 1 from
-    there on, times `text_loss_weight` for text, 0 for <pad>."""
+    """Loss weights float32 [n] before masking: `retrieved_loss_weight` up to the query document and 1 from
+    there on, times `text_loss_weight` for text; 0 for <pad>."""
     weights = np.ones(len(sequence), np.float32)
     if sequence.segments:
         weights[: sequence.segments[sequence.query_segment].start] = retrieved_loss_weight
@@ -70,15 +70,15 @@ def move_spans(
     *,
     sentinel_loss: bool = True,
 ) -> MaskedSequence:
-    """Move `spans` behind the sequence.
+    """Move `spans` to the end of the sequence.
 
     Args:
         sequence: n tokens from <eos> to <eos>.
         spans: half-open (start, stop), sorted, disjoint, not empty, each inside one segment.
-        weights: float32 [n]; they move along with their tokens. A span's sentinels and <eoss> get
-            its first token's.
-        sentinel_loss: False gives sentinels weight 0 (CM3 paper: the loss of predicting mask tokens
-            is not counted).
+        weights: float32 [n]; moved together with their tokens. A span's sentinels and <eoss> get
+            the weight of its first token.
+        sentinel_loss: False gives sentinels weight 0 (CM3 paper: predicting mask tokens does not
+            count towards the loss).
 
     Returns:
         n + 3s tokens.
@@ -114,7 +114,7 @@ def move_spans(
 
 @checked(DocumentError)
 def prefixed(masked: MaskedSequence, tokens: Sequence[int]) -> MaskedSequence:
-    """The sequence with an objective's own control tokens behind its first <eos>, without loss.
+    """The sequence with an objective's control tokens after its first <eos>, with loss weight 0.
 
     `unmask` removes them again.
     """
@@ -129,17 +129,17 @@ def prefixed(masked: MaskedSequence, tokens: Sequence[int]) -> MaskedSequence:
 def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     """The tokens int32 [n - 3s] before `move_spans`: every span back in the place of its sentinel.
 
-    An objective's own control tokens, which no document has, are left out.
+    An objective's control tokens, which no document contains, are removed.
 
     Raises:
-        DocumentError: the tokens are not of the infill form (a sentinel without span, a span
+        DocumentError: the tokens don't have the infill form (a sentinel without span, a span
             without <eoss>, ...).
     """
     tokens = masked.tokens[~np.isin(masked.tokens, vocabulary.control_ids)]
     ends = np.flatnonzero(tokens == vocabulary.eos)
     if len(ends) < 2 or ends[0] != 0:
         raise DocumentError(
-            "masked sequence", "does not hold <eos> ... <eos>", "pass a whole sequence"
+            "masked sequence", "is not of the form <eos> ... <eos>", "pass a whole sequence"
         )
     body, moved = tokens[: ends[-1] + 1], tokens[ends[-1] + 1 :]
     places = np.flatnonzero(
@@ -160,7 +160,7 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
     if not whole or (len(moved) and not len(heads)):
         raise DocumentError(
             "masked sequence",
-            f"{len(places)} sentinels in place, {len(heads)} spans after it, {len(tails)} "
+            f"{len(places)} sentinels in place, {len(heads)} spans at the end and {len(tails)} "
             "<eoss>, not in the same order",
             "pass a whole sequence of the infill form",
         )
@@ -173,10 +173,10 @@ def unmask(masked: MaskedSequence, vocabulary: Vocabulary) -> IntArray:
 
 
 def responses_of(codec: SegmentCodec, segment: Segment, span: Span) -> list[Span]:
-    """The responses in a segment that is written at `span`, as spans of tokens.
+    """The responses in a segment written at `span`, as spans of tokens.
 
-    They begin and end where the hole of a prompt with this text does, so that what is masked in
-    training is what is infilled; a text that is cut before its response has none.
+    They have the boundaries of the corresponding hole in a prompt, so that training masks exactly what is
+    infilled later. A text cut before its response has none.
     """
     if isinstance(segment, Codes):
         return [span] if segment.response else []
@@ -197,7 +197,7 @@ def responses_of(codec: SegmentCodec, segment: Segment, span: Span) -> list[Span
 
 
 def _num_equal(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
-    """Number of equal tokens that two texts begin with."""
+    """Length of the common prefix of two texts in tokens."""
     return sum(1 for _ in takewhile(bool, (one == other for one, other in zip(a, b, strict=False))))
 
 
@@ -205,10 +205,10 @@ def _num_equal(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
 def only_responses(
     weights: npt.NDArray[np.float32], sequence: TokenSequence
 ) -> npt.NDArray[np.float32]:
-    """Loss weights of a sequence, 0 outside of its responses; unchanged where it has none.
+    """Set the loss weights outside a sequence's responses to 0; unchanged if it has no responses.
 
-    The <eos> behind a text that ends the sequence counts as well: it is how the response ends; and of a
-    conversation, what begins its pictures and ends its turns.
+    Also keeps the <eos> after a text that ends the sequence, because it ends the response, and in a
+    conversation the tokens that begin pictures and end turns.
     """
     if not sequence.responses:
         return weights

@@ -1,8 +1,8 @@
-"""Documents with holes -> prompts: what is fed before the first hole's content, and the holes.
+"""Documents with holes -> prompts: the tokens before the first hole's content, and the holes.
 
-A document whose only hole is all its end is plain continuation; any other has a sentinel in place
+A document whose only hole is its entire end is a plain continuation. Any other document gets a sentinel in place
 of each hole, as in `cm3core.sequence.infill`, if the layout has sentinels. A guidance stream may see less of the query
-(`PromptVariant`): texts hidden, left out or replaced, pictures hidden; holes are untouched.
+(`PromptVariant`): texts hidden, omitted or replaced, pictures hidden; holes are untouched.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, tu
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a guidance stream doesn't see, text or picture: one sentinel, numbered after those of
+    """Text or a picture hidden from a guidance stream: one sentinel, numbered after those of
     the holes."""
 
 
-#: A query's segment after a `PromptVariant`: pieces of text that are seen, hidden or holes; or a
+#: A query's segment after a `PromptVariant`: pieces of text that are visible, hidden or holes; or a
 #: picture.
 Pieces: TypeAlias = list[str | TextHole | Hidden]
 
@@ -54,11 +54,10 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
     """(index, content) of the query's segments as a stream sees them; text as pieces, holes
     untouched.
 
-    A text is what a `Text`, or a `MaskedText` between its holes, says. `replace_text` alone
-    replaces all of them. With `hide_images` a picture without missing codes is hidden, and segments
-    that are hidden side by side are one (with the first's index), so that nothing shows how many
-    there were. Text that is hidden beside a hole of its segment leaves nothing but the hole: no
-    span of training ends where the next begins but by chance.
+    `replace_text` replaces all texts: each `Text`, and the parts of a `MaskedText` between its holes. With
+    `hide_images`, pictures without missing codes are hidden. Adjacent hidden segments become one (with the first's
+    index), so that their number is not revealed. Text hidden beside a hole of its own segment is dropped, leaving only
+    the hole: in training, one span hardly ever ends where the next begins.
 
     >>> edit = (Text("a cat"), Codes(np.zeros(4, np.int32), (2, 2)), Text("now a dog"), ImageHole())
     >>> apply_variant(edit, PromptVariant(hide_text="all", hide_images=True))
@@ -83,13 +82,13 @@ def apply_variant(query: Document, variant: PromptVariant) -> list[tuple[int, Pi
                 pieces = [part for part in pieces if isinstance(part, TextHole)]
                 if not (pieces or variant.drop_text):
                     pieces = [Hidden()]
-        if pieces or index not in hidden:  # else left out altogether, its <break> too
+        if pieces or index not in hidden:  # otherwise omitted, including its <break>
             result.append((index, pieces))
     return _merged(result) if variant.hide_images else result
 
 
 def _hidden_texts(query: Document, variant: PromptVariant) -> list[int]:
-    """Indices of the query's texts that a stream does not see as they are."""
+    """Indices of the query's texts that a stream does not see unchanged."""
     assert variant.hide_text in ("none", "all", "last"), variant.hide_text
     with_text = [
         index
@@ -106,14 +105,14 @@ def _hidden_texts(query: Document, variant: PromptVariant) -> list[int]:
 
 
 def _parts_of(segment: Text | MaskedText | TextHole) -> Sequence[str | TextHole]:
-    """Texts and holes of a segment of text."""
+    """Texts and holes of a text segment."""
     if isinstance(segment, Text):
         return [segment.text]
     return [segment] if isinstance(segment, TextHole) else segment.parts
 
 
 def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pieces | Segment]]:
-    """One sentinel for all that is hidden side by side."""
+    """Merge adjacent hidden segments into one sentinel."""
     result: list[tuple[int, Pieces | Segment]] = []
     for index, content in segments:
         if not (result and content == [Hidden()] and result[-1][1] == [Hidden()]):
@@ -124,34 +123,34 @@ def _merged(segments: list[tuple[int, Pieces | Segment]]) -> list[tuple[int, Pie
 def without_hidden(
     segments: list[tuple[int, Pieces | Segment]],
 ) -> list[tuple[int, Pieces | Segment]]:
-    """The segments without those that are hidden, their <break> too."""
+    """The segments without the hidden ones and their <break>."""
     return [(index, content) for index, content in segments if content != [Hidden()]]
 
 
 def _is_whole_picture(segment: Segment) -> bool:
-    """Codes of which nothing is missing. Pixels are left for the serializer to refuse."""
+    """Whether the segment is codes with nothing missing. Pixels are left for the serializer to refuse."""
     return isinstance(segment, Codes) and (segment.missing is None or not segment.missing.any())
 
 
-# Which runs of missing codes share a sentinel: a model knows only as many as it was trained with.
+# Runs of missing codes that share a sentinel: a model knows only as many sentinels as it was trained with.
 #
-# A box of r rows is r runs. Where there are more than sentinels that were trained, neighbouring runs
-# become one span that holds the known codes between them too. These are fed, not drawn, when their
-# turn comes, so the picture keeps them: what is lost is only that codes drawn before don't see them.
-# The shortest gaps are closed, the first ones among equals: what comes after has seen them by then.
+# A box of r rows is r runs. If there are more runs than trained sentinels, neighbouring runs are joined into one span
+# that includes the known codes between them. These are fed, not drawn, when their turn comes, so the picture keeps
+# them; the only loss is that codes drawn earlier don't see them. The shortest gaps are closed first, and the earliest
+# among equals, because later draws have seen the known codes by then.
 
 
-#: (segment, number of the run in it).
+#: (segment, index of the run in it).
 Run = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The runs of missing codes that continue the span of the run before them.
+    """The runs of missing codes that continue the span of the previous run.
 
     Args:
         runs: these runs.
-        num_spans: spans that the document's holes take, one sentinel each.
+        num_spans: number of spans, one sentinel each, for all holes of the document.
     """
 
     runs: frozenset[Run]
@@ -159,10 +158,10 @@ class Joined:
 
 
 def joined_runs(query: Document, max_spans: int) -> Joined:
-    """How the holes of a query are joined, so that they and all that a guidance stream may hide
-    take at most `max_spans` sentinels; more than that if they can't.
+    """Join the holes of a query so that they and everything that a guidance stream may hide
+    take at most `max_spans` sentinels, if possible.
 
-    The same for every guidance stream, which all generate the same holes.
+    The result is the same for every guidance stream, since all of them generate the same holes.
     """
     number = num_holes(query)
     gaps = sorted(
@@ -177,8 +176,8 @@ def joined_runs(query: Document, max_spans: int) -> Joined:
 
 
 def _num_hideable(query: Document) -> int:
-    """Segments without holes: as many sentinels a guidance stream needs at most for what it
-    hides (text beside a hole is hidden by the hole's)."""
+    """Number of segments without holes: the maximum number of sentinels that a guidance stream needs for
+    hidden segments (text beside a hole shares the hole's)."""
     return sum(
         isinstance(segment, (Text, MaskedText, Codes)) and not has_holes([segment])
         for segment in query
@@ -190,14 +189,14 @@ _NO_TOKENS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Tokens to feed, up to where the first hole's content starts (its prefix included); and the
+    """Tokens to feed, up to the start of the first hole's content (including its prefix), and the
     holes, in order.
 
     Args:
         tokens: int32 [n].
         cells: int32 [n]; raster cell of an image code, `NO_CELL` for every other token.
-        holes: at least one. The prefix of a later hole is fed after the end token of the hole
-            before it.
+        holes: at least one. The prefix of a later hole is fed after the end token of the previous
+            hole.
     """
 
     tokens: IntArray
@@ -216,7 +215,7 @@ def write_prompt(
     max_text_tokens: int | None,
     before: Callable[[bool], list[int]],
 ) -> Prompt:
-    """See `Serializer.prompt`; `before`: control tokens, by whether it is a continuation."""
+    """See `Serializer.prompt`; `before`: returns the control tokens, depending on whether it is a continuation."""
     hides = variant.hide_text in ("all", "last") and variant.replace_text is None
     if codec.layout.blank is not None and hides and query and modality_of(query[-1]) == "image":
         shown = PromptVariant(
@@ -256,7 +255,7 @@ def write_prompt(
 
 
 def _blanked(prompt: Prompt, blank: int, opening: Sequence[int]) -> Prompt:
-    """The prompt with `blank` in place of every token but the first, what begins the picture, and its
+    """The prompt with `blank` in place of every token except the first, the start of the picture and its
     codes."""
     tokens = prompt.tokens.copy()
     first_code = int(np.argmax(np.append(prompt.cells, 0) >= 0))
@@ -265,7 +264,7 @@ def _blanked(prompt: Prompt, blank: int, opening: Sequence[int]) -> Prompt:
 
 
 def _has_text(segments: Iterable[tuple[int, Pieces | Segment]]) -> bool:
-    """Whether there is any text but holes."""
+    """Whether there is any text other than holes."""
     return any(
         any(isinstance(piece, str) and piece for piece in content)
         if isinstance(content, list)
@@ -279,8 +278,8 @@ def _has_text(segments: Iterable[tuple[int, Pieces | Segment]]) -> bool:
 
 
 def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
-    """Check the query, whose holes take `num_spans` sentinels; return whether its only hole is all
-    the end of it, so that plain continuation fills it."""
+    """Check a query whose holes take `num_spans` sentinels; return whether its only hole is its
+    entire end, so that plain continuation fills it."""
     if not query:
         raise DocumentError("query document", "is empty", "give it a text, a picture or a hole")
     number = num_holes(query)
@@ -291,15 +290,15 @@ def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
         if not codec.layout.writes_text and any(isinstance(part, TextHole) for part in parts):
             raise DocumentError(
                 f"query document, segment {index}",
-                f"is a text to be written, and the layout {codec.layout.name!r} has nothing that could "
-                "predict one",
+                f"is a text to be generated, but the layout {codec.layout.name!r} can't "
+                "generate text",
                 "give the text: models with this layout only draw",
             )
     if number == 0:
         raise DocumentError(
             "query document",
             "has no hole",
-            "put a TextHole or an ImageHole where something is missing",
+            "put a TextHole or an ImageHole where something should be generated",
         )
     last = query[-1]
     if number == 1 and (isinstance(last, TextHole) or ends_missing(last)):
@@ -309,19 +308,19 @@ def _is_causal(codec: SegmentCodec, query: Document, num_spans: int) -> bool:
             return True
         raise DocumentError(
             "query document",
-            f"has a hole that is not its end, and the layout {codec.layout.name!r} has no sentinels",
+            f"has a hole that is not its end, but the layout {codec.layout.name!r} has no sentinels",
             "put what is to be generated last: models with this layout only continue documents",
         )
     if codec.max_spans == 0:
         raise DocumentError(
             "query document",
-            "has a hole that is not its end, and the model was trained without masked spans",
+            "has a hole that is not its end, but the model was trained without masked spans",
             "only continue documents, or train with an objective that masks spans (objective=cm3)",
         )
     if num_spans > codec.max_spans:
         raise DocumentError(
             "query document",
-            f"{num_spans} separate holes, the model was trained on at most {codec.max_spans} in a "
+            f"{num_spans} separate holes, but the model was trained on at most {codec.max_spans} in a "
             "sequence",
             "fill fewer at once; only the holes of one picture can be joined",
         )
@@ -334,8 +333,8 @@ class _PromptWriter:
     Args:
         codec: of segments.
         max_text_tokens: each text is cut to its first `max_text_tokens` tokens. None: never.
-        joined: the runs of missing codes that have no sentinel of their own.
-        turns: whether a turn ends before each of the query's segments, see `turn_ends`.
+        joined: the runs of missing codes without a sentinel of their own.
+        turns: for each of the query's segments, whether a turn ends before it, see `turn_ends`.
         text_hidden: whether the stream hides all texts of the query.
     """
 
@@ -351,12 +350,12 @@ class _PromptWriter:
         self.max_text_tokens, self.joined = max_text_tokens, joined
         self.turns, self.last, self.text_hidden = turns, len(turns) - 1, text_hidden
         self.writer = TokenWriter()
-        #: What the last segment was; None before the first.
+        #: Kind of the last segment; None before the first.
         self.before: str | None = None
         self.holes: list[Hole] = []
-        #: Numbers of the sentinels of the next hole, and of what is hidden next.
+        #: Numbers of the sentinels of the next hole and of the next hidden segment.
         self.next_hole = self.next_hidden = 0
-        #: Leads of the text holes to come.
+        #: Leads of the remaining text holes.
         self.leads: Iterator[str] = iter(())
 
     def prepend(self, document: Document, name: str) -> None:
@@ -376,9 +375,9 @@ class _PromptWriter:
         last: Segment,
         leads: Sequence[str],
     ) -> Prompt:
-        """The prompt of a query whose only hole is all the end of it, the end of `last`.
+        """The prompt of a query whose only hole is the entire end of its last segment, `last`.
 
-        `before`: what is seen of the other segments; `seen`: of the last; `leads`: of text holes."""
+        `before`: the visible content of the other segments; `seen`: of the last; `leads`: of text holes."""
         self._write_query(before)
         hidden = self.text_hidden
         self._separate(modality_of(last), not before, True, hidden, self.turns[self.last])
@@ -406,7 +405,7 @@ class _PromptWriter:
         if self.writer.length == 0:
             raise DocumentError(
                 "query document",
-                f"has nothing before its first hole, and neither has the layout {self.layout.name!r}",
+                f"has nothing before its first hole, and the layout {self.layout.name!r} adds nothing",
                 "give it a text that is not empty, or leave the text out",
             )
         return Prompt(*self.writer.joined(), holes)
@@ -415,7 +414,7 @@ class _PromptWriter:
         self, segments: list[tuple[int, Pieces | Segment]], leads: Sequence[str], num_spans: int
     ) -> Prompt:
         """The prompt of a query with any other holes, which take `num_spans` sentinels: one in
-        place of each, contents behind the query; `leads`: of the text holes in order."""
+        place of each, with contents after the query; `leads`: of the text holes in order."""
         self.leads, self.next_hidden = iter(leads), num_spans
         self._write_query(segments)
         self.writer.add(self.layout.end)
@@ -423,8 +422,8 @@ class _PromptWriter:
         return self._prompt(*self.holes)
 
     def _write_query(self, segments: list[tuple[int, Pieces | Segment]]) -> None:
-        """Write the query's segments, a sentinel in place of each hole (appended to `holes`) and of
-        what is hidden."""
+        """Write the query's segments, with a sentinel in place of each hole (appended to `holes`) and of each
+        hidden segment."""
         for place, (index, segment) in enumerate(segments):
             facts = place == 0, index == self.last, self.text_hidden, self.turns[index]
             self._separate(modality_of(segment), *facts)
@@ -441,7 +440,7 @@ class _PromptWriter:
                 self._write(segment, _place(index))
 
     def _write_pieces(self, pieces: Pieces, index: int) -> None:
-        """Write what is seen of a text."""
+        """Write the visible pieces of a text."""
         for piece in pieces:
             if isinstance(piece, TextHole):
                 end = self.codec.vocabulary.end_of_infill
@@ -454,7 +453,7 @@ class _PromptWriter:
                 self.writer.add(self.codec.text_tokens(piece, self.max_text_tokens))
 
     def _write_partial(self, segment: Codes, index: int) -> None:
-        """Write a picture with missing codes: its runs of codes as they are, one sentinel in place
+        """Write a picture with missing codes: its known runs unchanged, one sentinel in place
         of each span of missing runs."""
         tokens = self.codec.code_tokens(segment, _place(index))
         raster = self.codec.raster
@@ -488,7 +487,7 @@ class _PromptWriter:
     def _separate(
         self, after: str, starts: bool, is_last: bool, text_hidden: bool, turn_ends: bool | None
     ) -> None:
-        """Write what is between the last segment and the next, see `Boundary`."""
+        """Write the tokens between the last segment and the next, see `Boundary`."""
         if self.before is not None:
             boundary = Boundary(self.before, after, starts, is_last, text_hidden, turn_ends)
             self.writer.add(self.layout.between(boundary))
@@ -498,7 +497,7 @@ class _PromptWriter:
         self.codec.write_segment(self.writer, segment, place, self.max_text_tokens)
 
     def _write_sentinel(self) -> IntArray:
-        """Write the sentinel of the next hole, and return it."""
+        """Write the sentinel of the next hole and return it."""
         sentinel = np.asarray([self.codec.vocabulary.sentinel(self.next_hole)], np.int32)
         self.writer.add(sentinel)
         self.next_hole += 1

@@ -1,4 +1,4 @@
-"""One segment of a document <-> tokens: texts and pictures without holes; and the layout of segments with sentinels."""
+"""One segment of a document <-> tokens: texts and pictures without holes; and the default layout, with sentinels."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 
 class SentinelLayout(Layout):
-    """See the module docstring.
+    """The default layout: `<eos>` around sequences, `<break>` between segments, sentinels for holes.
 
     Args:
-        vocabulary: with sentinels, and what ends, separates and closes.
-        name: what it is called in messages.
+        vocabulary: with sentinels and the tokens that end, separate and close.
+        name: its name in messages.
     """
 
     def __init__(self, vocabulary: Vocabulary, name: str = "by sentinels") -> None:
@@ -55,7 +55,7 @@ class SentinelLayout(Layout):
 
     @property
     def fingerprint(self) -> str:
-        """Nothing beyond the vocabulary decides."""
+        """Empty: the vocabulary determines everything."""
         return ""
 
     @property
@@ -69,17 +69,17 @@ class SentinelLayout(Layout):
         return (self._vocabulary.eos,)
 
     def between(self, boundary: Boundary) -> tuple[int, ...]:
-        """`<break>`, between documents too."""
+        """`<break>`, also between documents."""
         return (self._vocabulary.break_,)
 
     def frame(self, grid: tuple[int, int]) -> Frame:
-        """Nothing: the number of codes is known."""
+        """Empty: the number of codes is known."""
         return Frame()
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
-        """What is between `<break>`s; a segment without a token is an empty text."""
+        """The runs between `<break>`s; a segment without tokens is an empty text."""
         runs = np.split(tokens, np.flatnonzero(tokens == self._vocabulary.break_))
-        # each later run starts with its <break>
+        # each run after the first starts with its <break>
         runs = [run if index == 0 else run[1:] for index, run in enumerate(runs)]
         return [
             ("image" if len(run) and int(run[0]) in self._vocabulary.image else "text", run)
@@ -89,7 +89,7 @@ class SentinelLayout(Layout):
 
 @dataclass
 class TokenWriter:
-    """Collects runs of tokens with their cells."""
+    """Collects runs of tokens and their cells."""
 
     tokens: list[IntArray] = field(default_factory=list)
     cells: list[IntArray] = field(default_factory=list)
@@ -112,9 +112,9 @@ class SegmentCodec:
         vocabulary: the table of ids.
         text_tokenizer: its ids are placed at `vocabulary.text`; it must fit there.
         grid: (rows, columns) of codes of every picture.
-        max_spans: most masked spans of a sequence that the decoder is trained on: prompts use no
-            sentinel beyond. None: as many as the vocabulary has sentinels.
-        layout: what is written around segments, with this vocabulary; None: `SentinelLayout`.
+        max_spans: maximum number of masked spans per sequence in the decoder's training; prompts use no
+            further sentinels. None: all sentinels of the vocabulary.
+        layout: the tokens around segments, with this vocabulary; None: `SentinelLayout`.
     """
 
     def __init__(
@@ -129,24 +129,24 @@ class SegmentCodec:
         if text_tokenizer.vocab_size > vocabulary.room_for_text:
             raise DocumentError(
                 "vocabulary.num_text",
-                f"room for {vocabulary.room_for_text} text ids, the text tokenizer has "
+                f"room for {vocabulary.room_for_text} text ids, but the text tokenizer has "
                 f"{text_tokenizer.vocab_size}",
                 "leave vocabulary.num_text out, or use a smaller text tokenizer",
             )
         self.vocabulary, self.text_tokenizer, self.grid = vocabulary, text_tokenizer, grid
         self.num_codes = grid[0] * grid[1]
         self.layout = SentinelLayout(vocabulary) if layout is None else layout
-        #: What is written around a picture, and its tokens with that.
+        #: The tokens around a picture, and a picture's length including them.
         self.frame = self.layout.check(grid)
         self.picture_length = self.frame.num_tokens(grid)
         most = vocabulary.num_sentinels
         self.max_spans = most if max_spans is None else min(max_spans, most)
-        #: lead -> whether it is joined to what comes after it; ids that may come first.
+        #: lead -> whether it is joined to the text after it; ids that can come first.
         self._leads: dict[str, tuple[bool, tuple[range, ...]]] = {}
         self.raster = np.arange(self.num_codes, dtype=np.int32)
 
     def text_tokens(self, text: str, max_text_tokens: int | None = None) -> IntArray:
-        """Ids int32 of a text in the vocabulary; at most the first `max_text_tokens`."""
+        """Vocabulary ids int32 of a text; at most the first `max_text_tokens`."""
         whole = self.layout.text_prefix + text
         ids = np.asarray(self.text_tokenizer.encode(whole), np.int32)[:max_text_tokens]
         return self.vocabulary.of_text(ids)
@@ -154,25 +154,25 @@ class SegmentCodec:
     def _stored_tokens(
         self, ids: Sequence[int], place: str, max_text_tokens: int | None
     ) -> IntArray:
-        """The same of ids that are stored with a text."""
+        """Vocabulary ids of a text whose tokenizer ids are stored with it."""
         if self.layout.text_prefix:
             raise DocumentError(
                 place,
-                f"has stored ids, and the layout {self.layout.name!r} writes texts with "
-                f"{self.layout.text_prefix!r} before them",
+                f"has stored ids, but the layout {self.layout.name!r} writes "
+                f"{self.layout.text_prefix!r} before texts",
                 "give the text alone",
             )
         size = self.text_tokenizer.vocab_size
         if ids and not 0 <= min(ids) <= max(ids) < size:
             raise DocumentError(
                 place,
-                f"text ids {min(ids)}..{max(ids)}, the text tokenizer has {size}",
+                f"text ids {min(ids)}..{max(ids)}, but the text tokenizer has {size}",
                 "encode the data set again with this recipe's text tokenizer",
             )
         return self.vocabulary.of_text(np.asarray(ids, np.int32)[:max_text_tokens])
 
     def text(self, tokens: IntArray) -> str:
-        """Text of ids of the vocabulary's text range; raises `DocumentError` for any other id."""
+        """Text of ids in the vocabulary's text range; raises `DocumentError` for any other id."""
         own = self.vocabulary.to_text(tokens)
         known = (own >= 0) & (own < self.text_tokenizer.vocab_size)
         strange = tokens[~known | ~self.vocabulary.is_text(tokens)]
@@ -186,15 +186,15 @@ class SegmentCodec:
 
     @cached_property
     def _texts(self) -> list[str]:
-        """The text of each text id alone."""
+        """The text of each single text id."""
         return [self.text_tokenizer.decode([one]) for one in range(self.text_tokenizer.vocab_size)]
 
     def ids_that_begin(self, lead: str) -> tuple[range, ...]:
-        """Ids of the vocabulary that may come first where a text begins with `lead`."""
+        """Vocabulary ids that can come first in a text that begins with `lead`."""
         return self._lead(lead)[1]
 
     def without_leads(self, text: MaskedText) -> tuple[MaskedText, list[str]]:
-        """The text without what its holes' contents begin with, the leads, and these, one for each
+        """Remove the leads with which the holes' contents begin; return the text and the leads, one per
         hole; see `cm3core.sequence.grammar`."""
         return without_leads(text, lambda lead: self._lead(lead)[0])
 
@@ -207,12 +207,12 @@ class SegmentCodec:
         return self._leads[lead]
 
     def code_tokens(self, codes: Codes, place: str) -> IntArray:
-        """Ids int32 of a picture's codes, holes included (whatever is there); raises
+        """Ids int32 of a picture's codes, including missing ones (whatever their value); raises
         `DocumentError` on another grid."""
         if codes.grid != self.grid or codes.codes.shape != (self.num_codes,):
             raise DocumentError(
                 place,
-                f"codes {list(codes.codes.shape)} of a {codes.grid[0]} x {codes.grid[1]} grid, "
+                f"codes {list(codes.codes.shape)} of a {codes.grid[0]} x {codes.grid[1]} grid, but "
                 "pictures "
                 f"here are {self.grid[0]} x {self.grid[1]}",
                 "encode pictures with this recipe's image tokenizer",
@@ -227,13 +227,13 @@ class SegmentCodec:
         if len(seen) and (seen.min() < 0 or seen.max() >= self.vocabulary.num_image):
             raise DocumentError(
                 place,
-                f"codes {seen.min()}..{seen.max()}, the vocabulary has {self.vocabulary.num_image}",
+                f"codes {seen.min()}..{seen.max()}, but the vocabulary has {self.vocabulary.num_image}",
                 "encode pictures with this recipe's image tokenizer",
             )
         return self.vocabulary.of_codes(codes.codes)
 
     def codes(self, tokens: IntArray) -> Codes:
-        """The picture of image tokens; raises `DocumentError` unless they are exactly a grid of
+        """The picture of image tokens; raises `DocumentError` unless they are exactly one grid of
         codes."""
         strange = tokens[~self.vocabulary.is_image(tokens)]
         if len(strange):
@@ -245,19 +245,19 @@ class SegmentCodec:
         if len(tokens) != self.num_codes:
             raise DocumentError(
                 "image segment",
-                f"{len(tokens)} codes, a picture has {self.num_codes}",
+                f"{len(tokens)} codes, but a picture has {self.num_codes}",
                 "decode whole pictures",
             )
         return Codes(self.vocabulary.to_codes(tokens), self.grid)
 
     def in_frame(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
-        """Ids int32 of a picture's codes with the frame around them, and their cells."""
+        """Ids int32 of a picture's codes, including the frame around them, and their cells."""
         cells = picture_tokens(self.raster, self._no_cells, self.grid[1])
         return picture_tokens(tokens, self.frame, self.grid[1]), cells
 
     @cached_property
     def _no_cells(self) -> Frame:
-        """The frame, `NO_CELL` in place of each id."""
+        """The frame with `NO_CELL` in place of each id."""
         frame = self.frame
         return Frame(
             *((NO_CELL,) * len(ids) for ids in (frame.opening, frame.row_end, frame.closing))
@@ -266,7 +266,7 @@ class SegmentCodec:
     def write_segment(
         self, writer: TokenWriter, segment: Segment, place: str, max_text_tokens: int | None
     ) -> Span:
-        """Write one segment without holes and return where it is."""
+        """Write one segment without holes and return its span."""
         start = writer.length
         if isinstance(segment, (Text, MaskedText)) and not has_holes([segment]):
             if isinstance(segment, Text) and segment.ids is not None:
@@ -295,11 +295,11 @@ class SegmentCodec:
 
 
 def modality_of(segment: object) -> str:
-    """What a segment is or will be, "text" or "image"; pieces of a text are text."""
+    """The modality of a segment, "text" or "image"; pieces of a text count as text."""
     return "image" if isinstance(segment, (Codes, Image, ImageHole)) else "text"
 
 
 def turn_ends(document: Sequence[Segment]) -> list[bool | None]:
-    """Whether a turn ends before each segment; None for each where no turn is marked."""
+    """Whether a turn ends before each segment; None for all segments if no turn is marked."""
     marked = is_conversation(document)
     return [starts_turn(segment) if marked else None for segment in document]

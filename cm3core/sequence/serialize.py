@@ -1,13 +1,14 @@
-"""Documents <-> tokens: training sequences, prompts with holes, and the way back.
+"""Documents <-> tokens: training sequences, prompts with holes, and the inverse.
 
-Any number of text and picture segments makes a document. What is written around them is the
-layout's affair (`cm3core.interfaces.layout`); in that of a vocabulary by sizes:
+A document is any number of text and picture segments. The layout (`cm3core.interfaces.layout`) decides the tokens
+around them; the default layout writes:
 
     a sequence        <eos> T1 <break> I1 <break> ... Tq <break> Iq <eos>     retrieved documents first, the query last
     text to image     <eos> ... Tq <break>                                    exactly a grid of codes follows
     continuation      <eos> ... Tq <break> the first codes                    the picture's other codes follow
     to text, causal   <eos> ... Iq <break>                                    text follows, ended by <eos>
-    any other holes   <eos> ... q with <sentinel:i> in place of hole i ... <eos> <sentinel:0> content <eoss> <sentinel:1> ...
+    any other holes   <eos> ... q with <sentinel:i> in place of hole i ... <eos> <sentinel:0> content <eoss>
+    <sentinel:1> ...
 
 `fill` puts contents into the holes of a document, `contents_of` reads them back; `sequence_length` counts the tokens
 of a sequence before its pictures are encoded: every picture has as many codes as the grid.
@@ -103,7 +104,7 @@ def contents_of(codec: SegmentCodec, document: Document, filled: Document) -> li
     if len(document) != len(filled):
         raise GenerationError(
             "filled document",
-            f"has {len(filled)} segments, the document has {len(document)}",
+            f"has {len(filled)} segments, but the document has {len(document)}",
             "give the same document with its holes filled",
         )
     return [
@@ -121,7 +122,7 @@ def _segment_contents(
     if isinstance(asked, MaskedText) and isinstance(given, Text):
         leads = codec.without_leads(asked)[1]
         some = iter("(.*?)" if lead else "(.+?)" for lead in leads)
-        # Each hole takes as little as it can: texts between holes that occur twice could be
+        # Each hole takes as little as possible: a text between holes that occurs twice could be
         # matched in several ways.
         pattern = "".join(
             re.escape(part) if isinstance(part, str) else next(some) for part in asked.parts
@@ -146,13 +147,13 @@ def _segment_contents(
         return []
     raise GenerationError(
         place,
-        f"is not a filling of the document's {type(asked).__name__}",
+        f"does not fill the document's {type(asked).__name__}",
         "give the same document with its holes filled",
     )
 
 
 def _text_content(codec: SegmentCodec, text: str, hole: TextHole) -> IntArray:
-    """A text's tokens, cut at the hole's length or at a text that it stops at."""
+    """A text's tokens, cut at the hole's length or stop string."""
     tokens = codec.text_tokens(text, hole.max_tokens)
     stops = (
         end
@@ -171,7 +172,7 @@ class Serializer(SegmentCodec):
     for its arguments.
 
     Args:
-        prompt_tokens: names of the control tokens that prompts begin with, see
+        prompt_tokens: names of the control tokens at the start of prompts, see
             `ObjectiveConfig.prompt_tokens`. None: none.
     """
 
@@ -196,11 +197,11 @@ class Serializer(SegmentCodec):
         retrieved: Sequence[Document] = (),
         max_text_tokens: int | None = None,
     ) -> TokenSequence:
-        """The training sequence of a query document behind its retrieved documents.
+        """The training sequence of a query document preceded by its retrieved documents.
 
         Args:
-            query: `Text` and `Codes` segments, nothing missing; at least one.
-            retrieved: the same, in the order in which they are prepended.
+            query: at least one `Text` or `Codes` segment, nothing missing.
+            retrieved: likewise, in the order in which they are prepended.
             max_text_tokens: each text is cut to its first `max_text_tokens` tokens.
 
         Raises:
@@ -231,7 +232,7 @@ class Serializer(SegmentCodec):
                         turn_ends=turns[index],
                     )
                     if turns[index] and responses and responses[-1].stop == spans[-1].stop:
-                        decided.append(writer.length)  # a turn that was asked for ends here
+                        decided.append(writer.length)  # a response's turn ends here
                     writer.add(self.layout.between(boundary))
                 start = writer.length
                 spans.append(
@@ -249,11 +250,10 @@ class Serializer(SegmentCodec):
         return TokenSequence(tokens, cells, tuple(spans), *facts)
 
     def documents(self, sequence: TokenSequence | IntArray) -> list[Document]:
-        """The documents of a sequence without masks, query last: the inverse of `sequence`.
+        """The documents of an unmasked sequence, query last: the inverse of `sequence`.
 
-        Tokens do not say where one document ends and the next begins, so: a text behind a picture
-        begins a document. A `TokenSequence` knows its query document, which is kept whole whatever
-        it holds.
+        Tokens do not mark where one document ends and the next begins, so a text after a picture is taken
+        to begin a document. A `TokenSequence` knows its query document, which is always kept whole.
         """
         tokens = (
             sequence.tokens
@@ -276,7 +276,7 @@ class Serializer(SegmentCodec):
         return [tuple(document) for document in documents]
 
     def _inner(self, tokens: IntArray) -> IntArray:
-        """A sequence's tokens without what begins and ends it."""
+        """A sequence's tokens without those that begin and end it."""
         begin, end = self.layout.begin, self.layout.end
         if (
             len(tokens) < len(begin) + len(end)
@@ -303,17 +303,17 @@ class Serializer(SegmentCodec):
         max_text_tokens: int | None = None,
         control: Sequence[str] | None = None,
     ) -> Prompt:
-        """The prompt whose holes a model fills.
+        """The prompt for a document with holes.
 
         Args:
             query: the document to complete; at least one hole.
             retrieved: documents without holes, prepended to it.
-            variant: what a guidance stream sees. The holes and their prefixes are the same for
-                every variant, so streams stay in step: the sentinel of what is hidden is numbered
+            variant: the parts that a guidance stream sees. The holes and their prefixes are the same for
+                every variant, so streams stay in step: sentinels of hidden segments are numbered
                 after those of the holes.
             max_text_tokens: each text is cut to its first `max_text_tokens` tokens, as in training.
-            control: names of the control tokens that the prompt begins with. None: those that the
-                objective names for its form.
+            control: names of the control tokens at the start of the prompt. None: those that the
+                objective names for this kind of prompt.
 
         Raises:
             DocumentError: no hole, pixels, an empty document, more separate holes than
@@ -337,16 +337,16 @@ class Serializer(SegmentCodec):
 
         Args:
             query: the document of `prompt`.
-            contents: for each hole of the prompt, in order, its content int32 [m] as ids of the
-                vocabulary, without end token.
+            contents: for each hole of the prompt, in order, its content int32 [m] as vocabulary ids,
+                without end token.
         """
         return fill(self, query, contents)
 
     def contents_of(self, document: Document, filled: Document) -> list[IntArray]:
         """The contents of the holes of `document` in `filled`, the same document with its holes
-        filled: the inverse of `fill`, but that text is encoded again.
+        filled: the inverse of `fill`, except that text is encoded again.
 
-        Texts longer than their holes are cut to them.
+        Texts longer than their holes are cut.
 
         Raises:
             GenerationError: `filled` isn't `document` with its holes filled.
@@ -361,14 +361,14 @@ def sequence_length(
     max_text_tokens: int | None = None,
     layout: Layout | None = None,
 ) -> int:
-    """Tokens of `Serializer.sequence` of a query document without retrieved ones.
+    """Length in tokens of `Serializer.sequence` for a query document without retrieved ones.
 
     Args:
         document: `Text` and pictures (`Image` or `Codes`), at least one segment.
         text_tokenizer: counts the texts' tokens.
         grid: (rows, columns) of codes of a picture.
         max_text_tokens: each text counts at most this many.
-        layout: counts what is around segments. None: a token before and behind each.
+        layout: decides the tokens around segments. None: one token before and after each.
     """
     around, picture = len(document) + 1, grid[0] * grid[1]
     prefix = "" if layout is None else layout.text_prefix

@@ -1,12 +1,12 @@
-"""Generation: fill the holes of documents with continuous batching; likelihood of given tokens.
+"""Generation: fill the holes of documents with continuous batching; compute the likelihood of given tokens.
 
-engine      complete and stream requests; sessions, which requests join and leave
-prepare     requests, checked, as rows
+engine      complete and stream requests; sessions that requests join and leave
+prepare     validates requests and turns them into rows
 row         one request in flight
 batch       one step of many rows, captured and replayed on CUDA
-groups      requests sampled in one call; the penalty on repeated tokens
-sampling    what samplers are called with: plans as tensors, state
-prompts     prompts and their common prefixes are read once, what finished requests have read is kept
+groups      requests sampled in one call; the repetition penalty
+sampling    sampler inputs: plans as tensors, state
+prompts     prefill shared prefixes once; cache of finished requests
 events      requests, completions and events
 likelihood  teacher-forced log-probabilities
 policy      sample and score, for reinforcement learning

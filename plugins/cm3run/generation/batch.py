@@ -1,13 +1,12 @@
 """The rows in flight: requests of any kind that join, sample their next tokens together, and leave.
 
-Each step is one forward for all guidance streams of all requests; the token drawn for a request is
-fed to all of its streams. The head runs over the ids that the grammar allows, separately for text
-and for images: at image positions over the image codes only. The tokens drawn for a request depend
-on its own values alone.
+Each step is one forward pass over all guidance streams of all requests. The token drawn for a request is fed to all
+of its streams. The head runs only over the ids that the grammar allows, separately for text and images: at image
+positions, over the image codes. A request's tokens depend only on its own values, not on its neighbours in the batch.
 
 On CUDA a step is captured once and replayed (a CUDA graph): at small batches, launching kernels takes longer than
-running them. A step always reads and writes the same tensors: hidden states, positions, weights, cells, lengths.
-Whenever requests join or leave, it is captured again.
+running them. Every step reads and writes the same tensors: hidden states, positions, weights, cells, lengths. The
+step is captured again whenever requests join or leave.
 
 Legend: n requests, G guidance streams, S stream rows (at most n * G), m draws, E model dimension.
 """
@@ -34,16 +33,16 @@ if TYPE_CHECKING:
     from cm3run.generation.row import ActiveRequest
 
 
-#: Captures a function's work and returns a function that repeats it on the tensors' current contents.
+#: Captures a function's work; returns a function that repeats it on the tensors' current contents.
 Capture: TypeAlias = Callable[[Callable[[], None]], Callable[[], None]]
 
-#: Fewest steps of a run for which capturing pays off: it costs about three steps.
+#: Shortest run of steps for which capturing pays off; a capture costs about three steps.
 FEWEST_STEPS = 8
 
 
 class StepInputs(NamedTuple):
-    """What a step reads: hidden states [S, E] (None: those that the step before has left), weights [n, G], positions
-    [n], and the cells [S, 1] that are drawn."""
+    """Inputs of a step: hidden states [S, E] (None: those left by the previous step), weights [n, G], positions
+    [n], and the cells [S, 1] to draw."""
 
     hidden_SE: Tensor | None
     weights_nG: Tensor
@@ -56,10 +55,10 @@ class CapturedStep:
 
     Args:
         draw: (hidden [S, E], weights [n, G], position [n]) -> (tokens [n], log-probability [n]).
-        read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, which are written to the
-            cache but not counted.
-        cache: counts the tokens written.
-        first: of the first step; only their shapes matter.
+        read: (tokens [n], cells [S, 1]) -> hidden [S, E] after the tokens, whose keys and values are written to the
+            cache without advancing its lengths.
+        cache: its lengths are advanced after each step.
+        first: inputs of the first step; only their shapes matter.
         capture: `cuda_graph`.
     """
 
@@ -91,10 +90,10 @@ class CapturedStep:
 
         lengths_B = cache.length_B.clone()
         self._replay = capture(step)
-        cache.length_B.copy_(lengths_B)  # capturing ran it
+        cache.length_B.copy_(lengths_B)  # capturing advanced them
 
     def __call__(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """One step; returns copies of tokens and log-probabilities."""
+        """Run one step; return copies of the tokens and log-probabilities."""
         if inputs.hidden_SE is not None:
             self.hidden_SE.copy_(inputs.hidden_SE)
         self.weights_nG.copy_(inputs.weights_nG)
@@ -109,9 +108,9 @@ def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], N
     """Warm up on a separate stream, as capturing requires, then capture.
 
     Args:
-        step: launches on `device` alone.
-        device: the decoder's. Streams and graphs belong to the current device, which may be another:
-            a graph captured there would be empty.
+        step: launches work on `device` only.
+        device: the decoder's device. Streams and graphs belong to the current device; if that is another one,
+            the captured graph would be empty.
     """
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
@@ -121,7 +120,7 @@ def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], N
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads (a data loader, a server) may use the device meanwhile
+        # other threads (a data loader, a server) may use the device at the same time
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
 
@@ -132,7 +131,7 @@ def cuda_graph(step: Callable[[], None], device: torch.device) -> Callable[[], N
     return replay
 
 
-#: A cache with a row for each prompt, and the hidden states [S, E] after them.
+#: A cache with one row per prompt, and the hidden states [S, E] after the prompts.
 Read: TypeAlias = "tuple[KVCache, Tensor]"
 
 
@@ -141,9 +140,9 @@ class Batch:
 
     Args:
         decoder: prepared for inference.
-        capture: captures steps if the decoder's cache allows it. None: nothing is captured.
-        kept: what finished requests have read, if anything of it is kept.
-        guesses: of codes, where several of them are drawn at a time, see `cm3run.generation.jacobi`.
+        capture: captures steps if the decoder's cache allows it. None: never capture.
+        kept: cache of finished requests' keys and values, if any are kept.
+        guesses: proposes codes when several are drawn at a time, see `cm3run.generation.jacobi`.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class Batch:
     # ---- joining and leaving
 
     def read(self, rows: Sequence[ActiveRequest]) -> Read:
-        """Read the prompts of `rows`, at least one, which changes nothing here."""
+        """Prefill the prompts of `rows` (at least one) without changing the batch."""
         keeps = self._kept
         begun = [
             keeps.longest(prompt) if keeps is not None and row.request.keep else None
@@ -179,7 +178,7 @@ class Batch:
         return read_prompts(self.decoder, [prompt for row in rows for prompt in row.prompts], begun)
 
     def join(self, rows: Sequence[ActiveRequest], read: Read) -> None:
-        """Let `rows`, whose prompts are `read`, take part from the next step on."""
+        """Add `rows`, whose prompts were prefilled as `read`; they take part from the next step on."""
         cache, hidden_SE = read
         if self._cache is None:
             self._cache, self._hidden_SE = cache, hidden_SE
@@ -195,7 +194,7 @@ class Batch:
     def drop(self, leaving: Sequence[ActiveRequest]) -> None:
         """Free the rows of these requests.
 
-        The last request takes the place of one that leaves, so that few keys move.
+        The last request moves into the place of one that leaves, so that few keys are copied.
         """
         gone = {id(row) for row in leaving}
         if not any(id(row) in gone for row in self.rows):
@@ -226,7 +225,7 @@ class Batch:
         self._arrange()
 
     def _keep(self, place: int, num_unread: int) -> None:
-        """Keep what the streams of a finished request have read."""
+        """Keep the keys and values of a finished request's streams."""
         cache, kept, row = self._cache, self._kept, self.rows[place]
         assert cache is not None
         if kept is None or not cache.can_be_copied:
@@ -237,7 +236,7 @@ class Batch:
                 kept.put(tokens, cells, cache.copy(stream, len(tokens)))
 
     def _arrange(self) -> None:
-        """Update everything that depends on which rows are in flight."""
+        """Update all state that depends on the rows in flight."""
         counts = [len(row.prompts) for row in self.rows]
         self._starts = np.cumsum([0, *counts]).tolist()
         self._owners = np.repeat(np.arange(len(counts)), counts).tolist()
@@ -251,11 +250,11 @@ class Batch:
     def step(self, max_draws: int) -> list[IntArray]:
         """Draw tokens, record them in the grammars, and feed the tokens that follow.
 
-        Draws until some row's grammar has to be consulted, at most `max_draws` times.
+        Stops when some row's grammar must be consulted, after at most `max_draws` draws.
 
         Returns:
-            the tokens drawn for each request, int32 [m], in the order of `rows` before the call.
-            Requests that are done, and those whose `error` is set, have left.
+            the tokens drawn for each request, int32 [m], in the order `rows` had before the call.
+            Finished requests and those whose `error` is set have left the batch.
         """
         ahead = self._looks_ahead()
         drawn = self._draw_ahead() if ahead else None
@@ -269,7 +268,7 @@ class Batch:
             cells = row.grammar.cells(len(tokens))
             try:
                 forced = row.grammar.take(tokens)
-            except BaseException as error:  # of a text tokenizer, for one
+            except BaseException as error:  # for example from a text tokenizer
                 raise_interrupt(error)
                 row.error = wrong_request(row.number, error)
                 continue
@@ -293,7 +292,7 @@ class Batch:
         return drawn
 
     def _feed(self, queues: list[tuple[IntArray, IntArray]]) -> None:
-        """Feed each request's tokens to its streams, and what is guessed to follow."""
+        """Feed each request's tokens, and any guessed continuation, to its streams."""
         assert self._cache is not None
         owned = [own for row, own in zip(self.rows, queues, strict=True) for _ in row.prompts]
         guesses = []
@@ -323,8 +322,8 @@ class Batch:
         return self._guesses is not None and can_look_ahead(self.rows, self._current_groups())
 
     def _draw_ahead(self) -> list[IntArray] | None:
-        """The next tokens of every row, as many as are certain, int32; all but the last have been fed. None: nothing was
-        read ahead, or the sampler failed."""
+        """Return each row's next tokens as far as they are certain, int32; all but the last have been fed. None:
+        nothing was read ahead, or the sampler failed."""
         ahead, self._ahead = self._ahead, None
         if ahead is None:
             return None
@@ -335,7 +334,7 @@ class Batch:
         try:
             tokens_nw, log_nw = group.draw_ahead(self.decoder, ahead.hidden_SwE, position_n)
             drawn_nw, logs_nw = tokens_nw.cpu().numpy().astype(np.int32), log_nw.cpu().numpy()
-        except BaseException as error:  # one position at a time, it is told whose fault it is
+        except BaseException as error:  # drawing one position at a time shows which request failed
             raise_interrupt(error)
             return None
         counts = ahead.accepted(drawn_nw, [row.draws_now for row in self.rows])
@@ -346,7 +345,7 @@ class Batch:
         return [own[:count] for own, count in zip(drawn_nw, counts, strict=True)]
 
     def _draw(self, num: int, cells_nm: IntArray) -> IntArray:
-        """The next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""
+        """Draw the next `num` tokens of every row, int32 [n, num]; all but the last have been fed."""
         assert self._cache is not None
         groups = self._current_groups()
         n = len(self.rows)
@@ -411,7 +410,7 @@ class Batch:
     ) -> tuple[Tensor, Tensor]:
         """Replay a captured step `num` times, appending the tokens to `drawn`.
 
-        Returns the positions after it and the log-probabilities.
+        Returns the positions afterwards and the log-probabilities.
         """
         assert self._capture is not None
         assert self._cache is not None
@@ -446,7 +445,7 @@ class Batch:
         return position_n, log_probability_n
 
     def _fed(self, tokens_n: Tensor, groups: list[Group]) -> Tensor:
-        """The tokens to feed for the drawn ones."""
+        """Map drawn tokens to the tokens that are fed."""
         if len(groups) == 1:
             return groups[0].clamped(tokens_n)
         fed_n = tokens_n.clone()
@@ -455,9 +454,9 @@ class Batch:
         return fed_n
 
     def _current_groups(self) -> list[Group]:
-        """The requests grouped by the sampler call that draws for them; cached until that changes."""
+        """The requests grouped by sampler call; cached until the grouping changes."""
         now = tuple(
-            # with a state, the next hole is another picture
+            # a sampler state belongs to one picture, so each hole is its own group
             (grammar.modality, grammar.legal, None if row.state is None else len(grammar.contents))
             for row, grammar in ((row, row.grammar) for row in self.rows)
         )

@@ -1,12 +1,12 @@
-"""The generation engine: fills the holes of documents, of many kinds in one batch.
+"""The generation engine: fills the holes of documents, different kinds in one batch.
 
     engine.complete(requests)       completions, in order
-    engine.stream(requests)         an iterator of events: tokens, pieces of text, partial pictures, finished, failed
+    engine.stream(requests)         an iterator of events: tokens, text pieces, partial pictures, finished, failed
     engine.open()                   a session
 
-Batching is continuous: requests join a session as soon as there is room, and leave it when they are done. Prompts are
-read once: equal ones (candidates) and common prefixes (retrieved documents that several guidance streams see) share
-their keys and values. `cm3run.generation.batch` describes a step.
+Batching is continuous: a request joins a session as soon as there is room and leaves when it is done. Prompts are
+prefilled once: identical prompts (candidates) and common prefixes (retrieved documents that several guidance streams
+see) share their keys and values. `cm3run.generation.batch` describes a step.
 """
 
 from __future__ import annotations
@@ -60,27 +60,26 @@ logger = logging.getLogger("cm3.engine")
 
 
 class Session:
-    """Requests in flight and in the queue; made by `Engine.open`, for use by one thread.
+    """The requests queued and in flight; made by `Engine.open`, to be used by one thread.
 
-    At most `preparer.max_rows` stream rows are in flight (a request with more streams is refused),
-    and their keys and values fit `preparer.cache_bytes`. Requests can be submitted at any time; the
-    queue is first come, first served. Several sessions of one preparer may run at the same time.
+    At most `preparer.max_rows` stream rows are in flight, with keys and values of at most `preparer.cache_bytes`; a
+    request that needs more is refused. Requests can be submitted at any time and start in the order submitted. Several
+    sessions of one preparer may run at the same time.
 
-    Whatever a component raises, the requests that it was asked for fail, and no others. Where one can't tell
-    which these are (the decoder fails on a batch), the requests of that batch are drawn again in halves, each with
-    its own seed and so the same tokens, until it is one request that fails.
+    An error in a component fails only the requests it was called for. When the failing request is unknown (the decoder
+    fails on a whole batch), the requests of that batch are drawn again in halves, with the same seeds and therefore
+    the same tokens, until a single request fails.
 
     Args:
-        preparer: turns requests into rows; holds the decoder that completes them.
+        preparer: turns requests into rows; holds the decoder.
         capture: how steps are captured, see `Batch`.
         details: whether `step` also reports tokens, pieces of text and partial pictures.
-        record: keep the log-probabilities of every token, for `Completion.trace`. Steps are not
-            captured then.
-        share: of the rows and of the memory that this session takes, of several that run side by side; a
-            single request may take more.
+        record: keep the log-probabilities of every token, for `Completion.trace`. Disables the capture of steps.
+        share: this session's share of the rows and the memory when several sessions run side by side; a single
+            request may exceed it.
     """
 
-    #: Sessions that step at the same time, this one included: they share the threads of the CPU.
+    #: Number of sessions that step at the same time, this one included; they share the CPU threads.
     num_sharing = 1
 
     def __init__(
@@ -97,7 +96,7 @@ class Session:
         self._batch = self._empty_batch()
         self._queue: deque[ActiveRequest] = deque()
         self._pending: list[Event] = []
-        #: Requests that are drawn again apart from others, and those of the step that is under way.
+        #: Requests to be drawn again separately, and those of the current step.
         self._apart: deque[list[ActiveRequest]] = deque()
         self._stepping: list[ActiveRequest] = []
         self._next = 0
@@ -112,7 +111,7 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything left to do or to report."""
+        """Whether any work or event is left."""
         return bool(self._queue or self._batch.rows or self._pending or self._apart)
 
     @property
@@ -132,15 +131,14 @@ class Session:
             its number in events: 0, 1, ...
 
         Raises:
-            GenerationError, DocumentError: it can't be completed: no hole, a bad seed, no room for
-                it, values of other types than a request has, a sampler whose plan fails. Nothing is
-                queued then.
+            GenerationError, DocumentError: the request can't be completed: it has no hole, an invalid seed or a value
+                of a wrong type, it does not fit, or its sampler's plan fails. Nothing is queued then.
         """
         try:
             prepared = self.preparer.prepare(self._next, request)
         except CM3Error:
             raise
-        except BaseException as error:  # what a request holds is its own fault, and no neighbour's
+        except BaseException as error:  # an invalid request must not affect its neighbours
             raise_interrupt(error)
             raise GenerationError(
                 f"request {self._next}",
@@ -173,7 +171,7 @@ class Session:
         return False
 
     def events(self) -> Iterator[Event]:
-        """All events until nothing is left to do.
+        """Yield all events until no work is left.
 
         Between two events, requests may be submitted and cancelled.
         """
@@ -182,9 +180,9 @@ class Session:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Let waiting requests join, draw some tokens for every request, and return the events.
+        """Admit waiting requests, draw some tokens for every request, and return the events.
 
-        At most one row of a picture is drawn per request.
+        Draws at most one row of a picture per request.
         """
         events, self._pending = self._pending, []
         try:
@@ -196,7 +194,7 @@ class Session:
         return events + self._take_pending()
 
     def _step(self, events: list[Event]) -> None:
-        """One step, whose events are added to `events`."""
+        """Run one step and append its events to `events`."""
         self._stepping = list(self._batch.rows)
         self._admit()
         rows = self._stepping = list(self._batch.rows)
@@ -211,7 +209,7 @@ class Session:
             closed = len(row.grammar.contents) > number
             try:
                 events += self._events_of(row, hole, tokens, closed=closed)
-            except BaseException as error:  # of a text tokenizer, for one
+            except BaseException as error:  # for example from a text tokenizer
                 raise_interrupt(error)
                 events.append(Failed(row.number, wrong_request(row.number, error)))
                 failed.append(row)
@@ -221,7 +219,7 @@ class Session:
     def _events_of(
         self, row: ActiveRequest, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> list[Event]:
-        """What a step has done to a request."""
+        """The events of one request after a step."""
         if row.error is not None:
             return [Failed(row.number, row.error)]
         events = (
@@ -238,10 +236,10 @@ class Session:
         facts = row.log_probability, row.num_drawn, row.trace, tuple(row.grammar.ends)
         return Finished(row.number, Completion(document, *facts))
 
-    # ---- what fails
+    # ---- failures
 
     def _drop(self, rows: list[ActiveRequest]) -> None:
-        """Free the rows of requests, if they have any."""
+        """Free the rows of those requests that have any."""
         others = [other for other in self._batch.rows if other not in rows]
         try:
             with torch.inference_mode():
@@ -253,16 +251,16 @@ class Session:
     def _set_apart(
         self, rows: list[ActiveRequest], error: BaseException, *, in_flight: bool = True
     ) -> None:
-        """After a failure that may concern any of `rows`: a single one fails, several are drawn again in halves.
-        A request that failed by itself meanwhile has failed.
+        """Handle a failure that may concern any of `rows`: a single request fails, several are drawn again in halves.
+        Requests that have failed on their own meanwhile stay failed.
 
         Args:
-            rows: all that are in flight, and those that were joining them.
-            error: what was raised.
-            in_flight: False: `rows` were joining, and those in flight go on.
+            rows: all requests in flight and those that were joining.
+            error: the exception raised.
+            in_flight: False: `rows` were joining; the requests in flight continue.
 
         Raises:
-            BaseException: the error, where the decoder has stopped working.
+            BaseException: the error, if the decoder no longer works.
         """
         if not self._decoder_works():
             raise error
@@ -298,7 +296,7 @@ class Session:
         row.begin_again(fresh)
 
     def _decoder_works(self) -> bool:
-        """Whether the decoder reads a token: not where its device is lost, for one."""
+        """Whether the decoder can still read a token; it can't after its device was lost, for example."""
         decoder = self.preparer.inference
         try:
             with torch.inference_mode():
@@ -315,11 +313,11 @@ class Session:
         return events
 
     def _admit(self) -> None:
-        """Join as many requests from the head of the queue as there is room for."""
+        """Admit as many requests from the head of the queue as there is room for."""
         joining: list[ActiveRequest] = []
         taken = 0, 0
         if self._apart:
-            if self._batch.rows:  # these finish first
+            if self._batch.rows:  # let these finish first
                 return
             joining = self._apart.popleft()
             longest = max(row.longest for row in joining)
@@ -344,11 +342,11 @@ class Session:
             self._join(joining, *taken)
 
     def _join(self, rows: list[ActiveRequest], num_rows: int, longest: int) -> None:
-        """Read the prompts of requests, and let them join."""
+        """Prefill the prompts of requests and add the requests to the batch."""
         try:
             self.preparer.make_room(num_rows, longest, self._share)
             read = self._batch.read(rows)
-        except BaseException as error:  # those in flight are as they were
+        except BaseException as error:  # the requests in flight are unaffected
             raise_interrupt(error)
             self._set_apart(rows, error, in_flight=False)
             return
@@ -383,7 +381,7 @@ def candidates(request: Request, number: int, sampler: Sampler | None = None) ->
     Args:
         request: the request.
         number: at least 1.
-        sampler: used when the request names none (the engine's).
+        sampler: used if the request names none (the engine's default).
     """
     sampler = sampler if request.sampler is None else request.sampler
     return [
@@ -402,11 +400,11 @@ class Engine:
     Args:
         decoder: on any device.
         serializer: documents -> prompts, with the text tokenizer that turns drawn ids into text.
-        sampler: for requests that name none: which guidance streams, and how they are mixed and
+        sampler: default for requests that name none; decides the guidance streams and how logits are mixed and
             filtered.
         vocabulary: the decoder's.
-        options: what it may use, and how it reads texts.
-        inference: the decoder, already arranged for generation; the precision of `options` is not used then.
+        options: limits of rows and memory, precision, and how texts are read.
+        inference: the decoder, already prepared for generation; the precision in `options` is then ignored.
     """
 
     def __init__(
@@ -426,7 +424,7 @@ class Engine:
         )
         #: Turns requests into rows of a batch.
         self.preparer = Preparer(decoder, self.inference, serializer, sampler, vocabulary, options)
-        #: How steps are captured: as CUDA graphs on CUDA, not at all elsewhere.
+        #: How steps are captured: as CUDA graphs on CUDA, never elsewhere.
         device = self.inference.device
         self.capture: Capture | None = (
             partial(cuda_graph, device=device) if device.type == "cuda" else None
@@ -436,12 +434,12 @@ class Engine:
 
     @property
     def batch_size(self) -> int:
-        """Number of requests that can always be in flight at once."""
+        """Number of requests that are sure to fit in flight at once."""
         return self.preparer.batch_size
 
     @property
     def sampler(self) -> Sampler:
-        """The sampler of requests that name none."""
+        """The default sampler, for requests that name none."""
         return self.preparer.sampler
 
     @property
@@ -450,11 +448,11 @@ class Engine:
         return self.preparer.max_rows
 
     def fits(self, request: Request) -> bool:
-        """Whether the context holds the request's prompts and everything to be generated."""
+        """Whether the request's prompts and everything to be generated fit the context."""
         return self.preparer.fits(request)
 
     def threads(self) -> AbstractContextManager[None]:
-        """Context in which torch uses the engine's number of threads on the CPU."""
+        """A context in which torch uses the engine's number of CPU threads."""
         return self.preparer.threads()
 
     @overload
@@ -488,15 +486,15 @@ class Engine:
         """Fill the holes of all requests; results are in the order of the requests.
 
         Args:
-            requests: any kinds in one batch.
+            requests: of any kinds, mixed.
             progress: called after each step.
-            on_error: "raise" stops at the first request that fails; with "return" its error takes
-                the place of its completion, and the others are not affected.
+            on_error: "raise": raise the first request's error; "return": put a failed request's error in the place of
+                its completion, without affecting the others.
             record: keep the log-probabilities of every token in `Completion.trace`.
 
         Raises:
             GenerationError: a request has no hole, has an invalid seed, or doesn't fit the context
-                (before anything is generated); or it fails.
+                (raised before anything is generated); or it fails later.
             DocumentError: a document can't be serialised.
         """
         session = self.open(details=False, record=record)
@@ -527,10 +525,10 @@ class Engine:
         return results  # type: ignore[return-value]  # every place is filled: a session ends with each request finished or failed
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Events of the requests as they happen, numbered by position in `requests`.
+        """Yield the events of the requests as they happen, numbered by position in `requests`.
 
-        A failed request is reported, not raised; invalid requests are reported first. Leaving the
-        iterator ends the work.
+        Failed requests are reported as events, not raised; invalid requests are reported first. Leaving the
+        iterator cancels the remaining work.
         """
         session = self.open()
         places: dict[int, int] = {}
@@ -543,10 +541,10 @@ class Engine:
             yield replace(event, request=places[event.request])
 
     def open(self, *, details: bool = True, record: bool = False, share: float = 1.0) -> Session:
-        """A session, which requests join and leave at any time; for the arguments see `Session`."""
+        """Open a session, which requests can join and leave at any time; the arguments are those of `Session`."""
         return Session(self.preparer, self.capture, details=details, record=record, share=share)
 
 
 def _refusal(place: int, error: CM3Error) -> GenerationError:
-    """The error of a request that can't be queued."""
+    """The error for a request that can't be queued."""
     return error if isinstance(error, GenerationError) else wrong_request(place, error)

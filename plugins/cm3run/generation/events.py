@@ -1,4 +1,4 @@
-"""Requests to the engine, their completions, and the events reported meanwhile. Numpy only."""
+"""Requests to the engine, their completions, and the events of a session. Uses numpy only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from cm3core.faults import SEE_TRACEBACK, parts_of, told
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler
 
-#: Called after each step with (tokens generated so far, maximum total). An exception raised in it
-#: ends the work.
+#: Called after each step with (tokens generated so far, maximum total). An exception raised by it stops the work.
 Progress: TypeAlias = Callable[[int, int], None]
 
 MAX_SEED = 2**63 - 1
@@ -30,17 +29,14 @@ class Request:
     Args:
         document: segments with at least one hole; pictures as `Codes`.
         retrieved: documents to prepend, in this order.
-        seed: 0..2**63-1. Equal requests give equal completions, regardless of the rest of the
-            batch.
+        seed: 0..2**63-1. Equal requests give equal completions, whatever else is in the batch.
         sampler: None: the engine's.
-        truncate: read only the first tokens of a text of the document, or of a negative prompt,
-            that is longer than the engine's `max_text_tokens`, as training did, instead of refusing
-            it. Texts of retrieved documents are always cut, and texts with holes never.
-        control: names of the objective's control tokens that the prompt begins with. None: those
-            that the objective names.
-        keep: keep what its rows have read when it is finished, for requests with `keep` whose prompts
-            begin in the same way: parts of a reply, turns of a conversation. Their keys and values
-            are then not computed again; all else stays the same, up to rounding.
+        truncate: cut texts of the document and negative prompts at the engine's `max_text_tokens`, as in training,
+            instead of refusing longer ones. Texts of retrieved documents are always cut; texts with holes never are.
+        control: names of the objective's control tokens at the start of the prompt. None: the objective's defaults.
+        keep: keep the request's keys and values after it finishes, for later requests with `keep` whose prompts
+            share its beginning (parts of a reply, turns of a conversation). They skip that part of the prefill;
+            results are the same up to rounding.
     """
 
     document: Document
@@ -54,16 +50,16 @@ class Request:
 
 @dataclass(eq=False)
 class Trace:
-    """What a recording session knows of the tokens sampled for a request, in the order sampled.
+    """The tokens sampled for a request and their log-probabilities, in sampling order; kept by recording sessions.
 
     Args:
         document: the request's document with every size decided.
         contents: int32; each hole's tokens, end tokens not included.
-        tokens: int32 ids of the vocabulary, a part for each step.
-        raw: float64, as `tokens`; the log-probabilities under the reference stream alone, among the
-            legal ids, at temperature 1, in nats.
-        policy: float, as `tokens`; those with which the sampler drew the tokens.
-        support: for each token, the ids that the filters kept of its legal slice: `packbits` of bools.
+        tokens: int32 vocabulary ids, one part per step.
+        raw: float64, shaped as `tokens`; log-probabilities under the reference stream alone, over the legal ids, at
+            temperature 1, in nats.
+        policy: float, shaped as `tokens`; log-probabilities under the distribution that was sampled from.
+        support: for each token, the ids of its legal slice that passed the filters: `packbits` of bools.
     """
 
     document: Document = ()
@@ -80,7 +76,7 @@ class Trace:
         policy_m: npt.NDArray[np.floating],
         kept_mR: BoolArray,
     ) -> None:
-        """Add m draws of one slice of R legal ids."""
+        """Add m draws over a slice of R legal ids."""
         self.tokens.append(tokens_m)
         self.raw.append(raw_m)
         self.policy.append(policy_m)
@@ -93,13 +89,12 @@ class Completion:
 
     Args:
         document: the request's document, each hole replaced by `Text` or `Codes`.
-        log_probability: nats; sum over the sampled tokens of their log-probability under the
-            conditional stream alone, among the legal ids, at temperature 1 (tokens without a choice
-            count zero).
-        num_tokens: number of tokens sampled, sampled end tokens included.
-        trace: what a recording session knows of each token. None: nothing was recorded.
-        ends: what ended each hole, in order: "end" (its end token), "picture" (what begins one, see
-            `TextHole.or_picture`), "stop" (a string), "length"; "full" for pictures.
+        log_probability: nats; sum of the sampled tokens' log-probabilities under the conditional stream alone, over
+            the legal ids, at temperature 1 (forced tokens count zero).
+        num_tokens: number of tokens sampled, including sampled end tokens.
+        trace: recorded data of each token. None: the session did not record.
+        ends: why each hole ended, in order: "end" (its end token), "picture" (a picture begins, see
+            `TextHole.or_picture`), "stop" (a stop string), "length"; "full" for pictures.
     """
 
     document: Document
@@ -113,7 +108,7 @@ class Completion:
 class Event:
     """Something that happened to a request.
 
-    `request` is the number that `Session.submit` returned, or the position in `Engine.stream`.
+    `request` is the number returned by `Session.submit`, or the position in `Engine.stream`.
     """
 
     request: int
@@ -121,7 +116,7 @@ class Event:
 
 @dataclass(frozen=True, eq=False)
 class TokensDrawn(Event):
-    """Tokens of a hole, in the order sampled: int32 ids of the vocabulary.
+    """Tokens of a hole, in sampling order: int32 vocabulary ids.
 
     `segment` is the hole's position in the document.
     """
@@ -132,9 +127,9 @@ class TokensDrawn(Event):
 
 @dataclass(frozen=True, eq=False)
 class TextGrown(Event):
-    """A piece of a text hole: the text that became certain since the last piece.
+    """A piece of a text hole: the text that became final since the previous piece.
 
-    All pieces of a hole together are its text.
+    The pieces of a hole, joined, are its text.
     """
 
     segment: int
@@ -143,9 +138,9 @@ class TextGrown(Event):
 
 @dataclass(frozen=True, eq=False)
 class PictureGrown(Event):
-    """A partial picture: `codes` in which those not generated yet are `missing`.
+    """A partial picture: `codes` with `missing` for those not generated yet.
 
-    Sent whenever a row of codes is complete.
+    Sent each time a row of codes is complete.
     """
 
     segment: int
@@ -154,7 +149,7 @@ class PictureGrown(Event):
 
 @dataclass(frozen=True, eq=False)
 class Finished(Event):
-    """The request's holes are filled."""
+    """All holes of the request are filled."""
 
     completion: Completion
 
@@ -171,23 +166,23 @@ class Cancelled(Event):
     """The request was cancelled; its rows are free."""
 
 
-#: Seeds from here on are of candidates but the first; users choose smaller ones.
+#: Seeds from here on belong to candidates other than the first; users choose smaller ones.
 _DERIVED = 2**62
-#: Turns that a seed can carry: a multiple of any count up to 8, which then takes turns evenly.
+#: Number of turns that a seed can encode: a multiple of every count up to 8, so that turns are evenly distributed.
 _TURNS = 840
 
 
 def candidate_seed(seed: int, index: int, turn: int = 0) -> int:
-    """Seed of candidate `index` of a request.
+    """The seed of candidate `index` of a request.
 
     The first k candidates are the same for any number of candidates. Candidate 0 has the request's
-    own seed, so that a picture's seed alone reproduces it. All others are at least 2**62.
+    own seed, so that a picture's seed alone reproduces it. All other seeds are at least 2**62.
 
     Args:
         seed: of the request, 0 to 2**63 - 1.
         index: 0 or more.
-        turn: what `turn_of` finds in the seed, modulo 840: whose turn it was among the documents that may be in
-            front, for one. Candidate 0 carries none.
+        turn: encoded in the seed modulo 840 and read by `turn_of`, for example the index of the retrieved document
+            that was prepended. Candidate 0 encodes none.
 
     >>> candidate_seed(7, 0), candidate_seed(7, 1) == candidate_seed(7, 1), candidate_seed(7, 1) == candidate_seed(8, 1)
     (7, True, False)
@@ -201,7 +196,7 @@ def candidate_seed(seed: int, index: int, turn: int = 0) -> int:
 
 
 def turn_of(seed: int) -> int:
-    """The turn that a seed of `candidate_seed` carries, 0 to 839; 0 of a seed that a user chose.
+    """The turn encoded in a seed by `candidate_seed`, 0 to 839; 0 for a seed chosen by a user.
 
     >>> turn_of(7), turn_of(candidate_seed(7, 5)), turn_of(candidate_seed(7, 5, turn=3))
     (0, 0, 3)
@@ -210,7 +205,7 @@ def turn_of(seed: int) -> int:
 
 
 def wrong_request(number: int, error: BaseException) -> GenerationError:
-    """The error of one request among others, with its cause."""
+    """The error of one request among several, with its cause."""
     known = parts_of(error)
     if known is not None:
         place, cause, next_step = known

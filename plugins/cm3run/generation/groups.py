@@ -1,8 +1,8 @@
-"""Groups of a batch: requests whose next tokens are drawn in one sampler call, and the penalty on what they repeat.
+"""Groups of a batch: requests whose next tokens are drawn in one sampler call; the repetition penalty.
 
-The penalty makes logits of what a request has read or drawn smaller. Keskar et al. 2019 (CTRL, arXiv:1909.05858),
-section 4.1, as transformers' `RepetitionPenaltyLogitsProcessor`: a logit above zero is divided by the penalty, one
-below multiplied.
+The penalty lowers the logits of tokens that a request has read or drawn. Keskar et al. 2019 (CTRL, arXiv:1909.05858),
+section 4.1, as in transformers' `RepetitionPenaltyLogitsProcessor`: positive logits are divided by the penalty,
+negative ones multiplied.
 
 Legend: n requests of a group, G guidance streams, S stream rows of the batch, m draws, E model
 dimension, R ids of a legal slice; a suffix g stands for the stream rows of one group.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class RepetitionPenalty:
-    """What is penalised in the rows of a group, and by how much.
+    """The tokens penalised in the rows of a group, and the penalty factors.
 
     Args:
         factor_g1: float32; the penalty of each stream row's request.
@@ -56,7 +56,7 @@ class RepetitionPenalty:
         ids: range,
         device: torch.device,
     ) -> RepetitionPenalty | None:
-        """The penalty of requests; None if none has one.
+        """The penalty for some requests; None if none of them has one.
 
         Args:
             rows: the requests.
@@ -78,26 +78,26 @@ class RepetitionPenalty:
         )
 
     def penalised(self, logits_gR: Tensor) -> Tensor:
-        """The logits [g, R] after the penalty; those given stay as they are."""
+        """The logits [g, R] with the penalty applied, as a new tensor."""
         smaller_gR = torch.where(
             logits_gR > 0, logits_gR / self.factor_g1, logits_gR * self.factor_g1
         )
         return torch.where(self.seen_nR[self.owner_g], smaller_gR, logits_gR)
 
     def add(self, index_n: Tensor) -> None:
-        """Take in what each request has drawn, as places in the slice."""
+        """Add each request's drawn token, given as an index into the slice."""
         self.seen_nR[torch.arange(len(index_n), device=index_n.device), index_n] = True
 
 
 def seen_by(row: ActiveRequest) -> IntArray:
-    """Ids int32 that a request has read, in the prompt that shows most, or drawn."""
+    """The ids int32 that a request has read in its fullest prompt, or drawn."""
     prompt = row.prompts[row.local[row.plan().reference]].tokens
     drawn = [np.asarray(row.grammar.current, np.int32), *row.grammar.contents]
     return np.concatenate([prompt, *drawn]).astype(np.int32)
 
 
 class Tables(NamedTuple):
-    """What a sampler is given besides logits and plans, for n requests: see `Sampler.draw`."""
+    """The sampler's inputs besides logits and plans, for n requests: see `Sampler.draw`."""
 
     stream_rows_nG: Tensor
     weights_nG: Tensor
@@ -106,7 +106,7 @@ class Tables(NamedTuple):
     position_n: Tensor
 
     def of(self, part: slice) -> Tables:
-        """Those of some of the requests."""
+        """The tables of some of the requests."""
         allowed_nR = None if self.allowed_nR is None else self.allowed_nR[part]
         return Tables(
             self.stream_rows_nG[part],
@@ -118,8 +118,8 @@ class Tables(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What is recorded of a draw: log-probabilities of the tokens under the reference stream [n] and
-    under the sampling policy [n], and the ids that the filters kept, bool [n, R]."""
+    """What is recorded of a draw: log-probabilities of the tokens under the reference stream [n] and under the
+    sampling policy [n], and the ids that passed the filters, bool [n, R]."""
 
     raw_n: Tensor
     policy_n: Tensor
@@ -128,7 +128,7 @@ class Drawn(NamedTuple):
 
 @dataclass(eq=False)
 class Group:
-    """Requests drawn in one call: the same modality, and samplers that can draw for each other.
+    """Requests drawn in one call: same modality, samplers that can draw for each other.
 
     Args:
         rows: its requests.
@@ -137,15 +137,15 @@ class Group:
         plans: one per request.
         rows_g: stream rows whose logits are needed, int64; None: all rows of the batch.
         stream_rows_nG: for each request, the rows of its streams within `rows_g`; -1 for a stream
-            that is absent or has no weight.
+            that is absent or has zero weight.
         reference_n: the row of each request's reference stream within `rows_g`.
         allowed_nR: the ids each request may draw; None: all.
         seed_n: each request's seed.
         index_n: each request's position in the batch.
-        host: `stream_rows_nG` and `allowed_nR` before a sampler saw them.
-        states: of the requests, if the sampler keeps any.
-        drawn: what is recorded of each draw since it was last emptied. None: nothing is.
-        penalty: on what requests have read or drawn. None: none has one.
+        host: untouched copies of `stream_rows_nG` and `allowed_nR`, in case a sampler writes to them.
+        states: the requests' sampler states, if the sampler has any.
+        drawn: records of the draws since it was last emptied. None: not recording.
+        penalty: the repetition penalty. None: no request has one.
     """
 
     rows: list[ActiveRequest]
@@ -164,7 +164,7 @@ class Group:
     penalty: RepetitionPenalty | None = None
 
     def weights(self, num: int) -> Tensor:
-        """Weights of the streams at the next `num` draws, float32 [m, n, G]."""
+        """Stream weights for the next `num` draws, float32 [m, n, G]."""
         G = self.stream_rows_nG.shape[1]
         weights_nmG = np.zeros((len(self.rows), num, G), np.float32)
         for index, row in enumerate(self.rows):
@@ -189,10 +189,10 @@ class Group:
             weights_nG: one step of `weights`.
             position_n: number of tokens drawn so far, for the group's requests or for all requests
                 of the batch.
-            cell_n: raster index of the cell that each request of the batch draws, -1 for text; only
-                needed if there are `states`.
-            step: how many draws the requests' `num_drawn` is behind; None: the draw is being captured, and a sampler's
-                error is raised.
+            cell_n: raster index of the cell that each request of the batch draws, -1 for text; needed only
+                with `states`.
+            step: number of draws not yet counted in the requests' `num_drawn`. None: the draw is being captured, and a
+                sampler's error is raised.
 
         Returns:
             the tokens, int64 [n], and their log-probability under the reference stream, float64
@@ -208,11 +208,11 @@ class Group:
         tables = Tables(self.stream_rows_nG, weights_nG, self.allowed_nR, self.seed_n, position_n)
         try:
             tokens_n = self._call(used_gR, slice(None), tables)
-        except BaseException as error:  # a sampler is anybody's
+        except BaseException as error:  # samplers can be third-party code
             raise_interrupt(error)
             if step is None:
                 raise
-            # what the failed call has written to doesn't count
+            # discard whatever the failed call wrote
             logits_gR = decoder.logits(hidden_gE, self.ids).float()
             used_gR = self._penalised(logits_gR)
             tables = self._tables_anew(step)
@@ -236,8 +236,8 @@ class Group:
     def draw_ahead(
         self, decoder: InferenceDecoder, hidden_SwE: Tensor, position_n: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Draw at several positions at once, each as if its request had come to it: what is behind a wrong guess
-        means nothing.
+        """Draw at several positions at once, each as if its request had reached it. Draws after a wrong guess are
+        meaningless.
 
         Args:
             decoder: its head turns hidden states into logits.
@@ -274,7 +274,7 @@ class Group:
     def _recorded(
         self, logits_gR: Tensor, weights_nG: Tensor, tokens_n: Tensor, log_n: Tensor
     ) -> Drawn:
-        """The draw's log-probabilities, and what the filters kept."""
+        """The draw's log-probabilities and the ids that passed the filters."""
         try:
             log_nR = self.sampler.draw_log_probabilities(
                 logits_gR,
@@ -284,7 +284,7 @@ class Group:
                 first_id=self.ids.start,
                 allowed_nR=self.allowed_nR,
             )
-        except BaseException as error:  # a sampler is anybody's: its requests fail, no others
+        except BaseException as error:  # samplers can be third-party code: fail only its requests
             raise_interrupt(error)
             for row in self.rows:
                 row.error = row.error or wrong_request(row.number, error)
@@ -293,7 +293,7 @@ class Group:
         return Drawn(log_n, log_nR.gather(1, index_n1)[:, 0], log_nR > float("-inf"))
 
     def take_drawn(self, tokens_nm: IntArray) -> None:
-        """Give each request what has been recorded of its last draws.
+        """Give each request the records of its last draws.
 
         Args:
             tokens_nm: the tokens drawn, for the group's requests.
@@ -313,14 +313,14 @@ class Group:
                 )
 
     def clamped(self, tokens_n: Tensor) -> Tensor:
-        """Tokens clamped to the group's slice, so that they can be fed.
+        """Clamp tokens to the group's slice, so that they can be fed.
 
-        An id outside the slice is reported when the grammar takes it, and must not break a step.
+        The grammar reports an id outside the slice when it receives it; until then the step must not break.
         """
         return tokens_n.clamp(self.ids.start, self.ids.stop - 1)
 
     def _tables_anew(self, step: int) -> Tables:
-        """The tables of a draw, made of what the host knows."""
+        """Build the tables of a draw again from the host's copies."""
         stream_rows_nG, allowed_nR = self.host
         device = self.index_n.device
         return Tables(
@@ -332,7 +332,7 @@ class Group:
         )
 
     def _call(self, logits_gR: Tensor, part: slice, tables: Tables) -> Tensor:
-        """The sampler's draw for a part of the group, whose tables these are."""
+        """Call the sampler for a part of the group, with that part's tables."""
         state = None if self.states is None else self.states.at(part)
         draw = (
             self.sampler.draw
@@ -372,7 +372,7 @@ class Group:
         return tokens_n
 
     def _one_by_one(self, logits_gR: Tensor, step: int, error: BaseException) -> Tensor:
-        """After a failed draw, find the requests that fail, and let the others continue."""
+        """After a failed draw, find the requests that fail and let the others continue."""
         tokens: list[Tensor] = []
         for index, row in enumerate(self.rows):
             own: Tensor = torch.tensor([self.ids.start], device=self.index_n.device)
@@ -417,7 +417,7 @@ def groups_of(
 
 
 def _share(one: ActiveRequest, other: ActiveRequest) -> bool:
-    """Whether one call may draw for both. A sampler that can't say draws alone."""
+    """Whether one call may draw for both. A sampler whose comparison fails draws alone."""
     try:
         return share_draws(one.sampler, other.sampler)
     except BaseException as error:
@@ -426,7 +426,7 @@ def _share(one: ActiveRequest, other: ActiveRequest) -> bool:
 
 
 def _form(row: ActiveRequest) -> Form | None:
-    """What requests must share to be rows of one table of states; None: no state."""
+    """The form that requests must share to use one table of states; None: no state."""
     return None if row.state is None else row.state.form
 
 
@@ -472,7 +472,7 @@ def _group(
 
 
 def _legal(legal: list[LegalIds]) -> tuple[range, BoolArray]:
-    """The slice of the vocabulary that covers all legal ids, and which request may draw which [n, R]."""
+    """The slice of the vocabulary that covers all legal ids, and each request's allowed ids [n, R]."""
     ids = range(min(own[0].start for own in legal), max(own[-1].stop for own in legal))
     allowed_nR: BoolArray = np.zeros((len(legal), len(ids)), np.bool_)
     for index, ranges in enumerate(legal):
@@ -487,9 +487,9 @@ def index_tensor(values: Any, device: torch.device) -> Tensor:
 
 
 def _log_probability(logits_nR: Tensor, allowed_nR: Tensor | None, index_n: Tensor) -> Tensor:
-    """Log-probability, float64 [n], of one id per row among its allowed ids."""
+    """Log-probability, float64 [n], of one id per row over its allowed ids."""
     if allowed_nR is not None:
         logits_nR = logits_nR.masked_fill(~allowed_nR, float("-inf"))
-    # an id outside the slice is reported when the grammar takes it
+    # the grammar reports an id outside the slice when it receives it
     inside_n = index_n.clamp(0, logits_nR.shape[1] - 1)
     return (logits_nR.gather(1, inside_n[:, None])[:, 0] - logits_nR.logsumexp(dim=1)).double()

@@ -1,12 +1,12 @@
-"""Several codes of a picture a step, exactly those that one a step would give.
+"""Draw several codes of a picture per step, with the same result as one code per step.
 
-A sampler's draw at a position is a function of its logits, the seed and the position (`Sampler.draw`), so a picture is
-the only sequence x in which every x_i is the draw after x_<i: the fixed point of that function. It is found by Jacobi
-iteration (Song et al. 2021, arXiv:2002.03681; of pictures Teng et al. 2024, arXiv:2410.01699): codes ahead are guessed,
-one forward gives the logits after each of them, each position is drawn again with its own noise, and the draws count up
-to the first that the guess behind it differs from. The noise of a position stays the same from one iteration to the
-next (the coupling of An et al. 2025, arXiv:2510.24211), so that nothing is rejected or corrected: the tokens are those
-of one draw a step, as far as logits of many tokens in one forward are those of one.
+A sampler's draw at a position is a function of its logits, the seed and the position (`Sampler.draw`). A picture is
+therefore the only sequence x in which every x_i is the draw after x_<i: the fixed point of that function. Jacobi
+iteration finds it (Song et al. 2021, arXiv:2002.03681; for pictures Teng et al. 2024, arXiv:2410.01699): guess the
+codes ahead, compute the logits after each of them in one forward pass, draw each position again with its own noise,
+and accept the draws up to and including the first that differs from its guess. Each position keeps its noise from one
+iteration to the next (the coupling of An et al. 2025, arXiv:2510.24211), so no rejection or correction is needed: the
+tokens equal those of one draw per step, as long as a forward pass over many tokens gives the same logits as over one.
 
 Legend: n requests, w positions a step (the window), S stream rows, g those of a group, G guidance streams, E model
 dimension, R ids of a legal slice.
@@ -36,8 +36,8 @@ _NONE = np.zeros(0, np.int32)
 
 
 def can_look_ahead(rows: Sequence[ActiveRequest], groups: Sequence[Group]) -> bool:
-    """Whether the next tokens of a batch can be drawn several at a time: they are codes of pictures, one call draws for
-    all of them, and no draw depends on the one before but by its logits."""
+    """Whether a batch can draw several tokens per step: all are codes of pictures, one call draws for all of them, and
+    a draw depends on the previous one only through its logits."""
     return (
         len(groups) == 1
         and groups[0].states is None
@@ -49,11 +49,11 @@ def can_look_ahead(rows: Sequence[ActiveRequest], groups: Sequence[Group]) -> bo
 
 
 class Guesses:
-    """What each request of a batch is expected to draw next, from what it drew after guesses that were wrong.
+    """Predicts each request's next draws from those that followed earlier wrong guesses.
 
     Args:
-        window: codes that are drawn at a time, 1 more than are guessed.
-        columns: cells of a picture's row.
+        window: codes drawn per step, one more than are guessed.
+        columns: cells in a row of the picture.
     """
 
     def __init__(self, window: int, columns: int) -> None:
@@ -61,14 +61,14 @@ class Guesses:
         self._drawn: dict[int, IntArray] = {}
 
     def keep(self, row: ActiveRequest, drawn: IntArray) -> None:
-        """Note what was drawn for the positions behind the first wrong guess."""
+        """Remember the draws at positions after the first wrong guess."""
         self._drawn[row.number] = drawn
 
     def of(self, row: ActiveRequest) -> IntArray:
-        """Guesses, int32, of the request's next tokens, but for the last of the run of codes. Its grammar has taken all
-        tokens that count.
+        """Guess the request's next tokens, int32, except the last token of the run of codes. Its grammar must have
+        taken all accepted tokens.
 
-        A cell of which nothing is known yet is guessed to be as the one above it, or as the one before it.
+        A cell without an earlier draw is guessed to equal the cell above it, or else the cell before it.
         """
         num = min(self._window, row.draws_now) - 1
         drawn = self._drawn.pop(row.number, _NONE)[:num]
@@ -88,19 +88,19 @@ class Guesses:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """What was read ahead of the tokens that count.
+    """Hidden states and guesses read ahead of the accepted tokens.
 
     Args:
-        hidden_SwE: hidden states after the last token that counts and after each guess.
-        guess_nk: int32, k = w - 1; -1 behind a request's last guess.
+        hidden_SwE: hidden states after the last accepted token and after each guess.
+        guess_nk: int32, k = w - 1; -1 after a request's last guess.
     """
 
     hidden_SwE: Tensor
     guess_nk: IntArray
 
     def accepted(self, tokens_nw: IntArray, most_n: Sequence[int]) -> list[int]:
-        """How many of the tokens drawn count, for each request: up to the first one that the guess at its place
-        differs from, that one included, and at most `most_n`."""
+        """The number of drawn tokens to accept for each request: up to and including the first that differs from its
+        guess, and at most `most_n`."""
         right_nk = np.logical_and.accumulate(tokens_nw[:, :-1] == self.guess_nk, axis=1)
         counts: list[int] = np.minimum(1 + right_nk.sum(axis=1), most_n).tolist()
         return counts
@@ -112,16 +112,17 @@ def read_ahead(
     queues: Sequence[tuple[IntArray, IntArray]],
     ahead: Sequence[tuple[IntArray, IntArray]],
 ) -> tuple[Tensor, Tensor]:
-    """Feed each row its tokens and the guesses behind them, in one forward; only the tokens are counted.
+    """Feed each row its tokens and the guesses after them in one forward pass; only the tokens advance the cache.
 
     Args:
         decoder: reads them.
         cache: of its rows.
         queues: tokens and cells of each row, at least one.
-        ahead: guesses and cells of each row, maybe none.
+        ahead: guesses and cells of each row, possibly empty.
 
     Returns:
-        hidden states after each row's last token [S, E], and after it and each guess [S, w, E]; those behind a
+        hidden states after each row's last token [S, E], and after it and each guess [S, w, E]; those after a
+        row's last guess are meaningless.
         row's last guess mean nothing.
     """
     counts = [len(tokens) for tokens, _ in queues]

@@ -1,11 +1,11 @@
 """Log-probability of the contents of a document's holes under the model, by teacher forcing.
 
-`forced_row` turns a document and the contents of its holes into the tokens to feed, and targets. Nothing is sampled.
+`forced_row` turns a document and the contents of its holes into input tokens and targets. Nothing is sampled.
 Prompts and contents of many documents go through the decoder together, without a cache: right-padded rows, longest
 first, at most `max_tokens` tokens at once. The head runs at the positions that predict content, over the ids that the
-grammar allows there: image codes, or text and its end token. Tokens without a choice (prefixes, ends of runs, the end
-of a text of maximum length) are fed, are no targets, and count zero. The result is the engine's
-`Completion.log_probability` for the same tokens, computed in another way.
+grammar allows there: image codes, or text and its end token. Forced tokens (prefixes, ends of runs, the end of a text
+of maximum length) are fed but are not targets, and count zero. The result equals the engine's
+`Completion.log_probability` for the same tokens, computed independently.
 
 Legend: n documents, B rows, T tokens fed, P positions that predict (targets), E model dimension, R legal ids.
 """
@@ -37,7 +37,7 @@ from cm3run.generation.events import Request
 
 @dataclass(frozen=True, eq=False)
 class ForcedRow:
-    """The tokens to feed (all but the last), and for each target its position and its legal ids.
+    """The input tokens (all but the last), and the position and legal ids of each target.
 
     Args:
         tokens: int32 [T].
@@ -46,7 +46,7 @@ class ForcedRow:
         targets: int32 [P].
         legal: the legal ids of each target.
         modalities: of each target, "text" or "image".
-        progress: int64 [P, 2]; place of each target in its hole, and the last one that there can be.
+        progress: int64 [P, 2]; index of each target in its hole, and the hole's last possible index.
     """
 
     tokens: IntArray
@@ -59,7 +59,7 @@ class ForcedRow:
 
     @cached_property
     def key(self) -> bytes:
-        """Equal for rows with equal results, so that equal documents are computed once."""
+        """Equal for rows with equal results, so that duplicates are computed once."""
         return b"|".join(
             array.tobytes() for array in (self.tokens, self.cells, self.places, self.targets)
         )
@@ -78,11 +78,11 @@ def forced_row(
 
     Args:
         place: the document's place in error messages.
-        request: the document, what is prepended, and the control tokens that the prompt begins with.
+        request: the document, the documents prepended to it, and the control tokens at the start of the prompt.
     """
     vocabulary = serializer.vocabulary
     longest = max(map(len, contents), default=0)
-    # the end of a text without a limit is always a choice, so its hole is one token longer
+    # the end of a text without a limit is always a free choice, so its hole is one token longer
     document = with_limits(request.document, lambda hole: longest + 1)
     prompt = serializer.prompt(
         document,
@@ -109,7 +109,7 @@ def forced_row(
                 f"continues for {len(content)} tokens after the hole has stopped",
                 "cut the text after its stop string",
             )
-        # a text shorter than its maximum: its end is a choice
+        # a text shorter than its maximum: its end is a free choice
         if len(grammar.contents) == index:
             if not any(hole.ends_with in ids for ids in grammar.legal):
                 raise GenerationError(
@@ -123,7 +123,7 @@ def forced_row(
 
 
 class _Writer:
-    """Collects a row."""
+    """Builds a row token by token."""
 
     def __init__(self, grammar: HoleGrammar) -> None:
         self.grammar, self.fed = grammar, TokenWriter()
@@ -134,7 +134,7 @@ class _Writer:
         self.progress: list[npt.NDArray[np.int64]] = []
 
     def draw(self, tokens: IntArray) -> None:
-        """Add at most `grammar.num_draws` targets, and the tokens without a choice after them."""
+        """Add at most `grammar.num_draws` targets, and the forced tokens after them."""
         last = self.fed.length - 1
         self.places.append(np.arange(last, last + len(tokens)))
         self.targets.append(tokens)
@@ -164,7 +164,7 @@ class _Writer:
 def padded(
     rows: Sequence[ForcedRow], pad: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Tokens and cells of rows, int64 [B, T], padded on the right: no token sees what follows it."""
+    """Tokens and cells of rows, int64 [B, T], right-padded, so that no token attends to padding."""
     longest = max(len(row.tokens) for row in rows)
     tokens_BT = np.full((len(rows), longest), pad, np.int64)
     cells_BT = np.full((len(rows), longest), NO_CELL, np.int64)
@@ -223,28 +223,27 @@ def _check_contents(
             )
 
 
-#: Maximum tokens of a forward, padding included, unless a single document is longer.
+#: Maximum tokens of a forward pass, padding included; a single longer document is allowed.
 MAX_TOKENS = 4096
 #: Maximum bytes of float32 logits in memory at once.
 CHUNK_BYTES = 32 << 20
-#: Ranges of legal ids of which each is a product of its own; of more, all between are computed too.
+#: Most ranges of legal ids that are multiplied separately; with more, all ids between them are computed too.
 _FEW = 4
 
 
 class Likelihood:
-    """How probable given contents of holes are under a decoder.
+    """Computes the log-probability of given contents of holes under a decoder.
 
-    Rerankers get it as `cm3core.interfaces.Likelihood`.
+    Rerankers receive it as `cm3core.interfaces.Likelihood`.
 
     Args:
         decoder: on any device, in its own dtype; in evaluation mode (`eval()`), as opened models
             are.
         serializer: documents -> prompts.
         vocabulary: the decoder's.
-        max_text_tokens: every text of a prompt is cut to its first `max_text_tokens` tokens, as
-            it was in training. None: never.
-        max_tokens: maximum of one forward, padding included; together with `CHUNK_BYTES` of logits
-            it bounds memory.
+        max_text_tokens: cut every text of a prompt to its first `max_text_tokens` tokens, as in training. None: never.
+        max_tokens: maximum tokens of one forward pass, padding included; together with `CHUNK_BYTES` of logits it
+            bounds memory.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class Likelihood:
         retrieved: Sequence[Sequence[Document]] | None = None,
         variant: PromptVariant | None = None,
     ) -> list[LogProbability]:
-        """log p(contents | the rest of the document) of each document, in order.
+        """Compute log p(contents | rest of the document) for each document, in order.
 
         Args:
             documents: at least one hole each, pictures as `Codes`.
@@ -277,11 +276,10 @@ class Likelihood:
                 end tokens, as returned by `contents_of`. The end token of a text counts if the text
                 is shorter than its hole's `max_tokens`, and always if the hole has no limit.
             retrieved: for each document, the documents prepended to it. None: none.
-            variant: the visible parts of the prompts. None: everything.
+            variant: which parts of the prompts are visible. None: all.
 
         Raises:
-            GenerationError: contents that the holes can't hold, or more tokens than the decoder's
-                context.
+            GenerationError: the contents don't fit the holes, or the tokens exceed the decoder's context.
             DocumentError: a document can't be serialised.
         """
         prepended = [()] * len(documents) if retrieved is None else retrieved

@@ -1,17 +1,17 @@
-"""A decoder as a policy: sample documents, and score them under weights that have changed since.
+"""A decoder as a policy: sample documents, and score them later under changed weights.
 
     rollouts = policy.sample(requests, num=8)      8 candidates of each request, their tokens recorded
     old = recorded(rollouts)                       log-probabilities at sampling
-    new = policy.score(rollouts)                   the same under the present weights, with gradients
+    new = policy.score(rollouts)                   the same under the current weights, with gradients
     ratio_BP = (new.policy_BP - old.policy_BP).exp()
 
-Both have the same form, and are equal as long as the weights are: what the engine samples by a cache,
-token after token, `score` computes in one forward. Sources: PPO (Schulman et al. 2017,
-arXiv:1707.06347) for the ratio, GRPO (Shao et al. 2024, arXiv:2402.03300) for groups of one prompt.
+Both have the same form, and are equal while the weights are unchanged: `score` computes in one forward pass what the
+engine samples token by token with a cache. Sources: PPO (Schulman et al. 2017, arXiv:1707.06347) for the ratio, GRPO
+(Shao et al. 2024, arXiv:2402.03300) for groups that share a prompt.
 
-To score, all guidance streams of many rollouts go through the decoder as padded rows, longest first; the head runs at
-the positions that predict a token, over the ids that are legal there, in chunks of tokens whose logits are computed
-again in the backward pass: never are all logits in memory.
+For scoring, all guidance streams of many rollouts go through the decoder as padded rows, longest first. The head runs
+at the positions that predict a token, over the ids that are legal there. It runs in chunks whose logits are recomputed
+in the backward pass, so all logits are never in memory at once.
 
 Legend: B rollouts, P tokens of the longest, N tokens of all rollouts, n of them in a chunk, T tokens fed, G guidance
 streams, S stream rows, E model dimension, R legal ids, U hidden states of all rows.
@@ -63,18 +63,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A document with its holes filled, as a policy is asked about it.
+    """A document with its holes filled, to be scored by a policy.
 
     Args:
-        request: what was asked for: its seed, and its document with every size decided.
+        request: its seed, and its document with every size decided.
         document: the same with each hole filled.
-        contents: int32 ids of the vocabulary; each hole's tokens, end tokens not included.
-        sampler: draws such documents.
-        tokens: int32 [P]; the tokens with a choice, in order: contents, and end tokens of texts that
-            could have gone on.
-        raw, policy: float32 [P], recorded at sampling, see `TokenLogProbabilities`. None: it was not
-            sampled here.
-        support: for each token, the ids that the filters kept of its legal slice: `packbits` of bool
+        contents: int32 vocabulary ids; each hole's tokens, without end tokens.
+        sampler: the sampler that draws such documents.
+        tokens: int32 [P]; the freely chosen tokens, in order: contents, and end tokens of texts that could have
+            gone on.
+        raw, policy: float32 [P], recorded at sampling, see `TokenLogProbabilities`. None: sampled elsewhere.
+        support: for each token, the ids of its legal slice that passed the filters: `packbits` of bool
             [R]. None: not recorded.
     """
 
@@ -93,11 +92,11 @@ class TokenLogProbabilities:
     """Log-probabilities of the tokens of B rollouts, in nats, padded on the right with zeros.
 
     Args:
-        raw_BP: float32; under the model: the conditional stream alone, at temperature 1, among the ids
-            legal there. Their sum is `Completion.log_probability`.
-        policy_BP: float32; under the sampling policy: guidance, temperature and filters, among the ids
-            legal there. -inf for a token that the filters leave out.
-        mask_BP: bool; where there is a token.
+        raw_BP: float32; under the model: the conditional stream alone, at temperature 1, over the legal ids.
+            Their sum is `Completion.log_probability`.
+        policy_BP: float32; under the sampling policy: guidance, temperature and filters, over the legal ids.
+            -inf for a token that the filters reject.
+        mask_BP: bool; true where there is a token.
     """
 
     raw_BP: Tensor
@@ -111,7 +110,7 @@ class TokenLogProbabilities:
 
     @staticmethod
     def stacked(raw: Sequence[Tensor], policy: Sequence[Tensor]) -> TokenLogProbabilities:
-        """Those of rollouts of different lengths, each [P]."""
+        """Stack the log-probabilities of rollouts of different lengths, each [P]."""
         lengths_B = torch.tensor([len(own) for own in raw], device=raw[0].device)
         place_P = torch.arange(int(lengths_B.max()), device=raw[0].device)
         return TokenLogProbabilities(
@@ -125,14 +124,14 @@ class TokenLogProbabilities:
 def recorded(
     rollouts: Sequence[Rollout], device: torch.device | str = "cpu"
 ) -> TokenLogProbabilities:
-    """What sampling recorded: the log-probabilities of the tokens under the weights of that time.
+    """The log-probabilities recorded at sampling, under the weights of that time.
 
     Args:
-        rollouts: at least one, all of `Policy.sample`.
+        rollouts: at least one, all made by `Policy.sample`.
         device: of the tensors.
 
     Raises:
-        GenerationError: there is no rollout, or one that was not sampled here.
+        GenerationError: there are no rollouts, or one was not sampled here.
     """
     check_some(rollouts)
     raw: list[Tensor] = []
@@ -141,7 +140,7 @@ def recorded(
         if one.raw is None or one.policy is None:
             raise GenerationError(
                 f"rollout {place}",
-                "was not sampled here, so nothing was recorded",
+                "was not sampled here, so it has no recorded log-probabilities",
                 "compute its log-probabilities with Policy.score",
             )
         raw.append(torch.from_numpy(one.raw).to(device))
@@ -150,15 +149,15 @@ def recorded(
 
 
 def check_some(rollouts: Sequence[Rollout]) -> None:
-    """Raise `GenerationError` if there are none: there would be no tensors to return."""
+    """Raise `GenerationError` for an empty sequence, which would give no tensors to return."""
     if not rollouts:
-        raise GenerationError("rollouts", "are none", "give at least one")
+        raise GenerationError("rollouts", "are empty", "give at least one")
 
 
 #: Maximum bytes of float32 logits in memory at once, all streams together.
 CHUNK_BYTES = 32 << 20
 
-#: A function that calls another one, now or again in the backward pass.
+#: A function that calls another one; its result may be recomputed in the backward pass.
 _Call: TypeAlias = Callable[..., "Tensor | tuple[Tensor, Tensor]"]
 
 
@@ -167,10 +166,10 @@ class _Token:
     """A token of a rollout.
 
     Args:
-        hidden: for each stream, the index of the hidden state that predicts it; -1: none is needed.
+        hidden: for each stream, the index of the hidden state that predicts it; -1: not needed.
         weights: of the streams.
         token: id of the vocabulary.
-        kept: the ids that the filters kept when it was sampled, packed. None: the filters decide.
+        kept: the ids that passed the filters when it was sampled, packed. None: apply the filters now.
     """
 
     hidden: list[int]
@@ -182,12 +181,12 @@ class _Token:
 
 
 class Scoring:
-    """Scores rollouts under a decoder's present weights.
+    """Scores rollouts under a decoder's current weights.
 
     Args:
         decoder, serializer, vocabulary, max_text_tokens: see `Policy`.
         max_tokens: maximum tokens of one forward, padding included.
-        recompute: compute each forward again in the backward pass, instead of keeping its activations.
+        recompute: recompute each forward pass in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -263,15 +262,15 @@ class Scoring:
         if present.targets.tolist() != rollout.tokens.tolist():
             raise GenerationError(
                 where,
-                f"has {len(rollout.tokens)} tokens that are not those of its contents",
+                f"has {len(rollout.tokens)} tokens that don't match its contents",
                 "make it with Policy.sample or Policy.rollout",
             )
         return rows
 
     def _hidden_states(self, rows: Sequence[ForcedRow]) -> tuple[Tensor, dict[bytes, int]]:
-        """Hidden states [U, E] at the places that predict, each distinct row once.
+        """Hidden states [U, E] at the predicting positions, computed once for each distinct row.
 
-        Also, by a row's key, the index of its first.
+        Also returns the index of each row's first state, by the row's key.
         """
         unique = list({row.key: row for row in rows}.values())
         unique.sort(key=lambda row: len(row.tokens), reverse=True)
@@ -303,7 +302,7 @@ class Scoring:
             start = stop
 
     def _call(self, again: bool) -> _Call:
-        """How a function is called: with `again`, its results are recomputed in the backward pass."""
+        """Wrapper that calls a function; with `again`, its results are recomputed in the backward pass."""
         if again and torch.is_grad_enabled():
             return lambda function, *given: checkpoint(function, *given, use_reentrant=False)
         return lambda function, *given: function(*given)
@@ -401,9 +400,8 @@ class Scoring:
 def _groups(
     tokens: Sequence[_Token], samplers: Sequence[Sampler]
 ) -> Iterator[tuple[list[int], Sampler, range]]:
-    """Tokens whose log-probabilities are computed in one call: of one slice of legal ids, whose support
-    is recorded for all or for none, and of samplers that share calls. Their indices, a sampler, the
-    slice."""
+    """Group tokens whose log-probabilities can be computed in one call: they share a slice of legal ids, all or none
+    have recorded support, and their samplers share calls. Yields their indices, a sampler and the slice."""
     groups: dict[tuple[range, bool], list[tuple[Sampler, list[int]]]] = {}
     for index, (one, sampler) in enumerate(zip(tokens, samplers, strict=True)):
         key = range(one.legal[0].start, one.legal[-1].stop), one.kept is None
@@ -432,7 +430,7 @@ def _kept(token: _Token) -> npt.NDArray[np.uint8]:
     return token.kept
 
 
-#: Documents of one group: all are kept, with every token's log-probabilities.
+#: Documents in one group: all of them are kept in memory, with every token's log-probabilities.
 GroupSize = Annotated[int, Range(1, 100_000)]
 
 
@@ -440,15 +438,15 @@ class Policy:
     """The distribution of documents that a decoder and a sampler define.
 
     Args:
-        decoder: on any device; its present weights are the policy, in `sample` as in `score`. Put it
-            into evaluation mode (`eval()`): dropout would make the two differ.
+        decoder: on any device; both `sample` and `score` use its current weights. Put it into evaluation mode
+            (`eval()`): dropout would make the two differ.
         serializer: documents -> prompts.
-        sampler: for requests that name none. It must tell its log-probabilities
-            (`Sampler.draw_log_probabilities`) and keep no state between draws.
+        sampler: for requests that name none. It must support `Sampler.draw_log_probabilities` and keep no state
+            between draws.
         vocabulary: the decoder's.
-        max_text_tokens, max_rows, num_threads, precision: see `Engine`. With "bf16" or "int8" sampling
-            differs from scoring by the rounding of its weights.
-        max_tokens: maximum tokens of one forward of `score`, padding included.
+        max_text_tokens, max_rows, num_threads, precision: see `Engine`. With "bf16" or "int8", sampling differs
+            from scoring by the rounding of the weights.
+        max_tokens: maximum tokens of one forward pass of `score`, padding included.
     """
 
     def __init__(
@@ -472,7 +470,7 @@ class Policy:
 
     @property
     def engine(self) -> Engine:
-        """The engine of the decoder's present weights; made again when these have changed."""
+        """The engine for the decoder's current weights; rebuilt when they change."""
         version = sum(parameter._version for parameter in self.decoder.module.parameters())
         if self._engine is None or self._engine[0] != version:
             engine = Engine(
@@ -501,21 +499,21 @@ class Policy:
     ) -> list[Rollout]:
         """Sample a group of documents for each request.
 
-        A group's prompt is read once, and its rows share the keys and values (see
-        `KVCache.select`). Equal requests give equal rollouts as long as the weights are equal.
+        A group's prompt is prefilled once, and its rows share the keys and values (see `KVCache.select`). Equal
+        requests give equal rollouts while the weights are unchanged.
 
         Args:
-            requests: documents with holes, pictures as `Codes`; of any kinds in one batch.
+            requests: documents with holes, pictures as `Codes`; different kinds may be mixed.
             num: documents for each request, 1 or more; each has its own seed (`candidate_seed`).
-            keep_support: record which ids the filters kept at each token, one bit an id: 1 KiB a token
-                of 8,192 codes. Without it `score` decides that anew.
+            keep_support: record which ids passed the filters at each token, one bit per id: 1 KiB per token for
+                8,192 codes. Without it `score` applies the filters again.
             progress: see `Engine.complete`.
 
         Returns:
             `num` rollouts for each request, in order.
 
         Raises:
-            GenerationError: a sampler has state or can't tell its log-probabilities, `num` is less
+            GenerationError: a sampler has state or can't compute its log-probabilities, `num` is less
                 than 1, or a request can't be completed.
             DocumentError: a document can't be serialised.
         """
@@ -538,13 +536,13 @@ class Policy:
         filled: Document,
         contents: Sequence[IntArray] | None = None,
     ) -> Rollout:
-        """A document that was not sampled here, to be scored: real data, or another model's.
+        """Make a rollout of a document that was not sampled here: real data, or another model's output.
 
         Args:
             request: with the document's holes, and the sampler to score it with.
             filled: the same document with its holes filled, pictures as `Codes`.
-            contents: int32; each hole's tokens, without end tokens. None: those of `filled`, its
-                texts encoded.
+            contents: int32; each hole's tokens, without end tokens. None: taken from `filled`, with its texts
+                encoded again.
 
         Raises:
             GenerationError: `filled` isn't the document with its holes filled, or a sampler can't be
@@ -573,28 +571,27 @@ class Policy:
         use_support: bool = True,
         recompute: bool = False,
     ) -> TokenLogProbabilities:
-        """Log-probabilities of the rollouts' tokens under the present weights.
+        """Compute the log-probabilities of the rollouts' tokens under the current weights.
 
-        Gradients flow to the decoder's weights, through all guidance streams, unless torch's are off
-        (`torch.no_grad()`). Memory: logits are computed in chunks, and again in the backward pass;
-        activations are kept for all rollouts of the call, unless they are recomputed. To have less,
-        give a part of the rollouts at a time and accumulate gradients.
+        Gradients flow to the decoder's weights through all guidance streams, unless they are disabled
+        (`torch.no_grad()`). Logits are computed in chunks and again in the backward pass; the activations of all
+        rollouts of the call are kept unless `recompute` is set. To use less memory, score a part of the rollouts at a
+        time and accumulate gradients.
 
         Args:
-            rollouts: at least one, of `sample` or `rollout`, of any kinds and samplers.
-            use_support: take the ids that the filters kept at sampling, where they were recorded, in
-                place of those that they would keep under the present weights: the policy is then
-                defined on the same ids as at sampling, and no token of a rollout becomes impossible.
-            recompute: keep the activations of no more than `max_tokens` tokens, and compute each
-                forward again in the backward pass.
+            rollouts: at least one, from `sample` or `rollout`, of any kinds and samplers.
+            use_support: where recorded, use the ids that passed the filters at sampling instead of filtering again
+                under the current weights. The policy then keeps the same support, and no token of a rollout becomes
+                impossible.
+            recompute: keep the activations of at most `max_tokens` tokens, and recompute each forward pass in the
+                backward pass.
 
         Returns:
             float32 (float64 for a float64 decoder) on the decoder's device.
 
         Raises:
-            GenerationError: there is no rollout; a sampler has state or can't tell its
-                log-probabilities; contents that the holes can't hold, or more tokens than the
-                decoder's context.
+            GenerationError: there are no rollouts; a sampler has state or can't compute its log-probabilities; the
+                contents don't fit the holes, or the tokens exceed the decoder's context.
             DocumentError: a document can't be serialised.
         """
         check_some(rollouts)
@@ -620,7 +617,7 @@ class Policy:
                 "keeps state from draw to draw, so that its draws can't be replayed token by token"
             )
         elif not tells_log_probabilities(sampler):
-            why = "can't tell the log-probabilities of its draws"
+            why = "can't compute the log-probabilities of its draws"
         if why is not None:
             raise GenerationError(
                 f"sampler {type(sampler).__name__}",
@@ -631,14 +628,14 @@ class Policy:
 
 
 def _check_penalties(requests: Sequence[Request]) -> None:
-    """Raise for a penalty on repeated tokens: a forward pass over all of them knows none."""
+    """Raise for a repetition penalty, which a single forward pass over all tokens can't replay."""
     for request in requests:
         assert request.sampler is not None
         kinds = {modality_of(segment) for segment in request.document if has_holes([segment])}
         if any(request.sampler.plan(kind).repetition_penalty != 1 for kind in sorted(kinds)):
             raise GenerationError(
                 f"sampler {type(request.sampler).__name__}",
-                "makes repeated tokens less likely, which scoring can't replay",
+                "penalises repeated tokens, which scoring can't replay",
                 "set its repetition_penalty to 1",
             )
 

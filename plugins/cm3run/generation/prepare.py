@@ -1,4 +1,4 @@
-"""Preparing requests: their prompts are checked against context and memory before joining a batch."""
+"""Preparing requests: check their prompts against context and memory before they join a batch."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from cm3core.sequence.serialize import Serializer
     from cm3core.vocab import Vocabulary
 
-#: Decoders with fewer parameters decode on one thread of the CPU: a step is some hundred operations
-#: of microseconds each, and threads that synchronise after each gain little on an idle machine and
-#: are 30 times slower (measured) on a busy one.
+#: Decoders with fewer parameters decode on one CPU thread. A step is some hundred operations of microseconds each;
+#: threads that synchronise after each operation gain little on an idle machine and are 30 times slower (measured) on
+#: a busy one.
 SMALL_DECODER = 30_000_000
-#: Stream rows of a step from which a small decoder has work for several threads, too.
+#: Stream rows per step from which even a small decoder benefits from several threads.
 MANY_ROWS = 24
-#: Sessions of a small decoder side by side; more than two were not tried.
+#: Sessions of a small decoder that run side by side; more than two were not tried.
 MOST_SESSIONS = 2
-#: More threads than any machine has; torch ends the process when it can't start them.
+#: More threads than any machine has; torch aborts the process when it can't start them.
 MAX_THREADS = 4096
-#: Samplers whose plans are kept.
+#: Samplers whose plans are cached.
 NUM_PLANS = 16
 _MODALITIES = ("text", "image")
 #: Next steps for a text that is too long.
@@ -51,20 +51,19 @@ SHORTEN_OR_TRUNCATE = "shorten it, or read only its beginning (truncate)"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What an engine may use, and how it reads texts.
+    """The limits of an engine: memory, threads, precision, and the length of texts.
 
     Args:
-        max_text_tokens: most tokens of a text in training. Texts of retrieved documents are cut to
-            it, as in training; longer ones in a request are refused, or cut too (see
-            `Request.truncate`). None: any length.
+        max_text_tokens: most tokens of a text in training. Texts of retrieved documents are cut to this, as in
+            training; longer texts of a request are refused, or cut with `Request.truncate`. None: any length.
         max_rows: maximum number of stream rows in flight (a request has one per guidance stream);
-            it bounds memory.
-        num_threads: threads of torch on the CPU during generation. None: one for a small decoder's steps of
-            few rows, else unchanged.
-        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". An engine measures
-            nothing: `Model` does that.
-        window: codes of a picture that are drawn at a time, see `cm3run.generation.jacobi`: the same ones for any
-            window, in fewer forwards. 1: one by one.
+            bounds memory.
+        num_threads: CPU threads of torch during generation. None: one for steps of few rows of a small decoder,
+            otherwise unchanged.
+        precision: see `Decoder.for_inference`: "auto", "fp32", "bf16", "int8" or "int4". The engine does not
+            measure precisions; `Model` does.
+        window: codes of a picture drawn per step, see `cm3run.generation.jacobi`. The result is the same for any
+            window, with fewer forward passes for a larger one. 1: one code per step.
     """
 
     max_text_tokens: int | None = None
@@ -101,16 +100,16 @@ class Preparer:
         self.serializer, self.sampler, self.vocabulary = serializer, sampler, vocabulary
         if not 1 <= options.window <= MOST_AHEAD:
             raise GenerationError("window", f"is {options.window}", f"use 1 to {MOST_AHEAD}")
-        #: Codes of a picture that are drawn at a time, see `cm3run.generation.jacobi`.
+        #: Codes of a picture drawn per step, see `cm3run.generation.jacobi`.
         self.window = options.window
         self.max_text_tokens, self.max_rows = options.max_text_tokens, max_rows
         small = sum(parameter.numel() for parameter in decoder.module.parameters()) < SMALL_DECODER
         self.num_threads = 1 if num_threads is None and small else num_threads
-        #: Threads of a small decoder's step of many rows. None: as of any other.
+        #: CPU threads for steps of many rows of a small decoder. None: as for any other step.
         self._many_threads = torch.get_num_threads() if num_threads is None and small else None
-        #: Bytes that keys and values may take. None: unknown.
+        #: Maximum bytes of keys and values. None: unknown.
         self.cache_bytes = cache_limit(decoder.module, inference.device, inference.weight_bytes())
-        #: What finished requests have read, see `Request.keep`.
+        #: Keys and values of finished requests, see `Request.keep`.
         self.kept = KeptPrefixes(inference.cache_bytes, self.cache_bytes)
         self._plans: dict[int, tuple[Sampler, dict[str, SamplingPlan]]] = {}
         self._plans_lock = Lock()
@@ -118,16 +117,16 @@ class Preparer:
 
     @property
     def batch_size(self) -> int:
-        """Number of requests with the engine's sampler that can always be in flight at once."""
+        """Number of requests with the engine's sampler that are sure to fit in flight at once."""
         return max(1, self.max_rows // len(self._plans_of(self.sampler)["image"].streams))
 
     def fits(self, request: Request) -> bool:
-        """Whether the context holds the request's prompts and everything to be generated."""
+        """Whether the request's prompts and everything to be generated fit the context."""
         prompts, _ = self._prompts(request, self._plans_of(request.sampler or self.sampler))
         return all(self._excess(prompt) <= 0 for prompt in prompts)
 
     def prepare(self, number: int, request: Request) -> ActiveRequest:
-        """The request's row, its prompts checked against context and memory.
+        """Turn a request into a row, after checking its prompts against context and memory.
 
         Raises `GenerationError`.
         """
@@ -187,19 +186,19 @@ class Preparer:
         )
 
     def make_room(self, rows: int, longest: int, share: float = 1.0) -> None:
-        """Drop kept prefixes that leave too little memory for `rows` rows of `longest` tokens, in each of
-        several sessions of this share."""
+        """Drop kept prefixes until each of several sessions with this share has memory for `rows` rows of `longest`
+        tokens."""
         if self.cache_bytes is not None:
             needed = rows * self.inference.cache_bytes(longest)
             self.kept.shrink(int(self.cache_bytes - needed / share))
 
     @property
     def num_sessions(self) -> int:
-        """Sessions that, side by side, complete the requests of many callers fastest."""
+        """The number of side-by-side sessions that completes many callers' requests fastest."""
         if self._many_threads is None or self.inference.device.type != "cpu":
             return 1
         number = min(MOST_SESSIONS, self._many_threads)
-        # a single request may take more than its session's share
+        # a single request may exceed its session's share
         return (
             1
             if self.exceeds_memory(number * self.max_rows, self.inference.context_length)
@@ -207,16 +206,16 @@ class Preparer:
         )
 
     def threads(self, num_rows: int = 1, num_sharing: int = 1) -> AbstractContextManager[None]:
-        """Context in which torch uses `num_threads` threads on the CPU, for a step of so many stream rows,
-        of this many sessions that share the threads."""
+        """A context in which torch uses `num_threads` CPU threads, for a step of `num_rows` stream rows while
+        `num_sharing` sessions share the threads."""
         number = self.num_threads
         if self._many_threads is not None and num_rows >= MANY_ROWS:
             number = max(1, self._many_threads // num_sharing)
         return using_threads(number)
 
     def _plans_of(self, sampler: Sampler) -> dict[str, SamplingPlan]:
-        """A sampler's plans. Those of the last `NUM_PLANS` samplers are kept, with the samplers, so that
-        their ids are not reused: most requests bring their own, which may hold much."""
+        """A sampler's plans, cached for the last `NUM_PLANS` samplers. The samplers are kept too, so that their ids
+        are not reused. Not all are kept: most requests bring their own sampler, which may be large."""
         with self._plans_lock:
             return self._known_plans(sampler)
 
@@ -239,7 +238,7 @@ class Preparer:
                     "its plans for texts and pictures name different streams",
                 )
             known = sampler, plans
-        self._plans[id(sampler)] = known  # the last one now
+        self._plans[id(sampler)] = known  # move to the most recent end
         if len(self._plans) > NUM_PLANS:
             self._plans.pop(next(iter(self._plans)), None)
         return known[1]
@@ -247,7 +246,7 @@ class Preparer:
     def _prompts(
         self, request: Request, plans: dict[str, SamplingPlan]
     ) -> tuple[list[Prompt], list[int]]:
-        """The distinct prompts of the request's streams, and which of them each stream reads."""
+        """The distinct prompts of the request's streams, and for each stream the index of its prompt."""
         prompts = [
             self.serializer.prompt(
                 request.document,
@@ -271,8 +270,8 @@ class Preparer:
         return different([prompts[stream] for stream in needed])
 
     def _check_texts(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> None:
-        """Raise `GenerationError` for a text of the document, or one that a stream reads in its
-        place, that would be cut. A text with holes is never cut: what follows would be lost."""
+        """Raise `GenerationError` if a text of the document or a stream's replacement text would be cut. A text with
+        holes is never cut, because its continuation would be lost."""
         limit = self.max_text_tokens
         if limit is None:
             return
@@ -294,19 +293,18 @@ class Preparer:
             if number + num_holes > limit:
                 context = self.decoder.context_length
                 next_step = SHORTEN if num_holes else SHORTEN_OR_TRUNCATE
-                without = " without what is to be written" if num_holes else ""
+                without = ", not counting its holes" if num_holes else ""
                 raise too_long(place, number, limit, context, next_step, without)
 
     def _parts(self, segment: Segment) -> tuple[str | TextHole, ...]:
-        """A text's pieces as prompts have them; none of anything else."""
+        """The pieces of a text segment as in prompts; empty for other segments."""
         if isinstance(segment, MaskedText):
             return self.serializer.without_leads(segment)[0].parts
         return (segment.text,) if isinstance(segment, Text) else ()
 
     def _sized(self, where: str, request: Request, plans: dict[str, SamplingPlan]) -> Document:
-        """The document with the free context shared equally among unlimited text holes.
-
-        These are the holes whose `max_tokens` is None.
+        """The document with the free context shared equally among text holes without a limit
+        (`max_tokens` is None).
         """
         number = num_unlimited(request.document)
         if number == 0:
@@ -321,7 +319,7 @@ class Preparer:
         return with_limits(request.document, lambda hole: max(1, hole.min_tokens) + share)
 
     def _excess(self, prompt: Prompt) -> int:
-        """Tokens of prompt and generation that exceed the decoder's context."""
+        """Tokens of prompt and generation beyond the decoder's context."""
         return len(prompt.tokens) + num_new_tokens(prompt.holes) - self.decoder.context_length
 
     def _check_room(self, where: str, prompt: Prompt) -> None:
@@ -351,7 +349,7 @@ class Preparer:
 
 @contextmanager
 def using_threads(number: int | None) -> Iterator[None]:
-    """Context in which torch uses so many threads on the CPU in this thread. None: as many as before."""
+    """A context in which torch uses this many CPU threads in this thread. None: unchanged."""
     before = torch.get_num_threads()
     try:
         if number is not None and number != before:
@@ -365,8 +363,8 @@ def using_threads(number: int | None) -> Iterator[None]:
 def too_long(
     place: str, number: int, limit: int, context: int, next_step: str, without: str = ""
 ) -> GenerationError:
-    """The error of a text of `number` tokens where `limit` are the most that training had;
-    `without`: what is not counted."""
+    """The error for a text of `number` tokens where training had at most `limit`; `without`: names uncounted
+    parts."""
     return GenerationError(
         place,
         f"is {number} tokens long{without}; the model was trained on texts of at most {limit}, "

@@ -1,8 +1,8 @@
-"""Reading prompts: each distinct one once, a prefix common to several once for all of them, and nothing that is kept.
+"""Prefill: read each distinct prompt and each common prefix once, and reuse kept prefixes.
 
-Common prefixes are retrieved documents. What finished requests have read is kept for those that go on from there:
-parts of a reply, turns of a conversation. A kept prefix is one row's tokens with their keys and values; a prompt that
-begins as it does reads only what is behind the common part.
+Common prefixes are retrieved documents. The keys and values of finished requests are kept for requests that continue
+from there: parts of a reply, turns of a conversation. A kept prefix is one row's tokens with their keys and values; a
+prompt that starts with the same tokens reads only the rest.
 
 Legend: U distinct prompts, T tokens of the longest, E model dimension.
 """
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from cm3core.sequence.prompt_writer import Prompt
 
 
-#: Share of the memory for keys and values that kept prefixes may take while it is free: rows in
-#: flight come first.
+#: Share of the memory for keys and values that kept prefixes may use while it is free; rows in flight
+#: have priority.
 KEPT_SHARE = 0.25
-#: The same where the machine's memory is not known, in bytes.
+#: Limit in bytes when the machine's memory is unknown.
 KEPT_BYTES = 10**9
-#: Most prefixes that are kept.
+#: Maximum number of kept prefixes.
 NUM_KEPT = 64
-#: A prompt that has fewer tokens in common with a prefix is read from its beginning: copying keys and
-#: values costs something too.
+#: Shortest common part, in tokens, for which a prefix is reused: copying keys and values has a
+#: cost too.
 SHORTEST_KEPT = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Tokens that a row has read.
+    """A kept prefix: a row's tokens with their keys and values.
 
     Args:
-        tokens, cells: int32 [N], as `Prompt` has them.
+        tokens, cells: int32 [N], as in `Prompt`.
         cache: one row of N tokens; never written.
         num_bytes: of the cache.
     """
@@ -54,24 +54,24 @@ class Kept:
     num_bytes: int
 
     def common(self, tokens: IntArray, cells: IntArray) -> int:
-        """Number of tokens with which both begin."""
+        """Length of the common prefix."""
         length = min(len(self.tokens), len(tokens))
         same = (self.tokens[:length] == tokens[:length]) & (self.cells[:length] == cells[:length])
         return length if same.all() else int(same.argmin())
 
 
 class KeptPrefixes:
-    """Kept prefixes, the least recently used dropped first. Any thread may use it.
+    """Kept prefixes, least recently used dropped first. Thread-safe.
 
     Args:
-        bytes_of: bytes that so many tokens of a row take (`InferenceDecoder.cache_bytes`).
-        limit: bytes for keys and values of everything, see `cache_limit`. None: unknown.
+        bytes_of: bytes of keys and values for a row of so many tokens (`InferenceDecoder.cache_bytes`).
+        limit: total bytes for keys and values, see `cache_limit`. None: unknown.
     """
 
     def __init__(self, bytes_of: Callable[[int], int], limit: int | None) -> None:
         self._bytes_of = bytes_of
         self._most = KEPT_BYTES if limit is None else int(KEPT_SHARE * limit)
-        self._kept: list[Kept] = []  # the last one is the one used last
+        self._kept: list[Kept] = []  # the most recently used is last
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -79,19 +79,19 @@ class KeptPrefixes:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all kept prefixes together."""
         return sum(one.num_bytes for one in self._kept)
 
     def room_for(self, num_tokens: int) -> bool:
-        """Whether a prefix of so many tokens would be kept at all."""
+        """Whether a prefix of this many tokens would be kept at all."""
         return num_tokens >= SHORTEST_KEPT and self._bytes_of(num_tokens) <= self._most
 
     def put(self, tokens: IntArray, cells: IntArray, cache: KVCache) -> None:
-        """Keep a row's tokens; prefixes with which they begin are dropped.
+        """Keep a row's tokens; kept prefixes of these tokens are dropped.
 
         Args:
             tokens, cells: int32 [N].
-            cache: one row of these tokens, that nobody else writes.
+            cache: one row of these tokens, written by no one else.
         """
         new = Kept(tokens, cells, cache, self._bytes_of(len(tokens)))
         with self._lock:
@@ -101,8 +101,8 @@ class KeptPrefixes:
         self.shrink(self._most)
 
     def longest(self, prompt: Prompt) -> tuple[KVCache, int] | None:
-        """The kept row that has most in common with a prompt, and the number of tokens that it takes
-        from it: never the last, whose hidden state is needed. None: no row has enough."""
+        """The kept row with the longest common prefix, and how many of its tokens the prompt reuses. The prompt's last
+        token is always read again, for its hidden state. None: no row has enough in common."""
         tokens, cells = prompt.tokens[:-1], prompt.cells[:-1]
         with self._lock:
             common = [one.common(tokens, cells) for one in self._kept]
@@ -114,20 +114,20 @@ class KeptPrefixes:
             return kept.cache, common[place]
 
     def shrink(self, num_bytes: int) -> None:
-        """Drop prefixes until they take no more than this."""
+        """Drop prefixes until they use at most `num_bytes`."""
         with self._lock:
             while self._kept and (self.num_bytes > num_bytes or len(self._kept) > NUM_KEPT):
                 self._kept.pop(0)
 
 
-#: A row that holds the beginning of a prompt, and how many tokens of it.
+#: A row that holds the beginning of a prompt, and the length of that beginning in tokens.
 Begun: TypeAlias = "tuple[KVCache, int]"
-#: Each prompt reads a common prefix shorter than this itself: a second forward would cost more.
+#: Prompts read a common prefix shorter than this separately: a second forward pass would cost more.
 SHORTEST_COMMON = 48
-#: Padding in one forward, in tokens, from which a CPU reads shorter prompts by a forward of their own: it
-#: computes padding as it does tokens.
+#: Padding of one forward pass, in tokens, from which a CPU reads shorter prompts in a forward pass of their own: it
+#: computes padding like tokens.
 MOST_PADDING = 96
-#: Maximum tokens in one forward, padding included; it bounds the memory of activations.
+#: Maximum tokens of one forward pass, padding included; bounds the memory of activations.
 MOST_TOKENS = 16_384
 
 
@@ -136,12 +136,12 @@ def read_prompts(
     prompts: Sequence[Prompt],
     begun: Sequence[Begun | None] | None = None,
 ) -> tuple[KVCache, Tensor]:
-    """A cache with a row per prompt, and the hidden states [len(prompts), E] after its last token.
+    """Read prompts; return a cache with a row per prompt and the hidden states [len(prompts), E] after them.
 
     Args:
         decoder: reads them.
         prompts: at least one.
-        begun: for each of them, a row that holds a beginning of it, which is not read again.
+        begun: for each prompt, a row that already holds its beginning, which is not read again.
     """
     index: dict[bytes, int] = {}
     source = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
@@ -176,7 +176,7 @@ def read_prompts(
 def _of_bounded_size(
     continued: list[tuple[Prompt, Begun]],
 ) -> list[list[tuple[Prompt, Begun]]]:
-    """In order, what is read together: at most `MOST_TOKENS` tokens behind the beginnings."""
+    """Split into groups to read together, in order: at most `MOST_TOKENS` tokens after the beginnings."""
     chunks: list[list[tuple[Prompt, Begun]]] = []
     longest = 0
     for prompt, begun in continued:
@@ -191,7 +191,7 @@ def _of_bounded_size(
 def _read_on(
     decoder: InferenceDecoder, continued: list[tuple[Prompt, Begun]]
 ) -> tuple[KVCache, Tensor]:
-    """Read what is behind the beginnings that rows hold."""
+    """Read what follows the beginnings that rows already hold."""
     caches = [row.copy(0, common) for _, (row, common) in continued]
     cache = caches[0]
     for other in caches[1:]:
@@ -203,14 +203,14 @@ def _read_on(
 
 
 def key(prompt: Prompt) -> bytes:
-    """Equal for prompts that are identical to a decoder."""
+    """Equal for prompts that are identical to the decoder."""
     return prompt.tokens.tobytes() + prompt.cells.tobytes()
 
 
 class _Family:
-    """Prompts with a common prefix, and the number of its tokens.
+    """Prompts with a common prefix, and the prefix's length in tokens.
 
-    A single prompt's prefix is all but its last token.
+    The prefix of a single prompt is all but its last token.
     """
 
     def __init__(self, place: int, prompt: Prompt) -> None:
@@ -240,18 +240,19 @@ def _families(prompts: Sequence[Prompt]) -> tuple[list[int], list[_Family]]:
                 break
         else:
             families.append(_Family(place, prompt))
-    # similar lengths next to each other: little padding
+    # similar lengths next to each other reduce padding
     families.sort(key=lambda family: (len(family.members) == 1, -len(family.members[0])))
     return [place for family in families for place in family.places], families
 
 
 def _chunks(families: list[_Family], most_padding: int | None = None) -> list[list[_Family]]:
-    """Families to read together: all of single prompts or none, at most `MOST_TOKENS` tokens.
+    """Split families into groups to read together: only single prompts or only larger families, at most
+    `MOST_TOKENS` tokens.
 
     Args:
         families: in the order of `_families`.
-        most_padding: of single prompts, in tokens; the guidance stream that reads next to nothing is
-            then not padded to the length of those that read documents. None: any.
+        most_padding: limit for single prompts, in tokens; it keeps a nearly empty guidance stream from being
+            padded to the length of streams that read documents. None: no limit.
     """
     chunks: list[list[_Family]] = []
     longest, rows = 0, 0
@@ -260,7 +261,7 @@ def _chunks(families: list[_Family], most_padding: int | None = None) -> list[li
         length = max(len(member) for member in family.members)
         longest, rows = max(longest, length), rows + len(family.members)
         alone = len(family.members) == 1
-        # the following ones are no longer than this one
+        # the following ones are at most as long as this one
         padding = (longest - length) * (len(families) - place) if alone else 0
         if (
             before is None
@@ -305,7 +306,7 @@ def _read_families(decoder: InferenceDecoder, families: list[_Family]) -> tuple[
 def feed(
     decoder: InferenceDecoder, cache: KVCache, tokens: Sequence[IntArray], cells: Sequence[IntArray]
 ) -> Tensor:
-    """Feed each row its own tokens (at least one); returns hidden states after the last [rows, E]."""
+    """Feed each row its own tokens (at least one); return the hidden states after the last [rows, E]."""
     counts, device = [len(row) for row in tokens], decoder.device
     tokens_BT, cells_BT = padded(tokens, cells)
     hidden_BTE = decoder.hidden_states(
@@ -319,7 +320,7 @@ def feed(
 
 
 def padded(tokens: Sequence[IntArray], cells: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
-    """Tokens and cells of rows of different lengths as int64 [B, T], with token 0 at no cell behind each."""
+    """Tokens and cells of rows of different lengths as int64 [B, T], right-padded with token 0 and no cell."""
     tokens_BT = np.zeros((len(tokens), max(map(len, tokens))), np.int64)
     cells_BT = np.full(tokens_BT.shape, NO_CELL, np.int64)
     for row, (own, own_cells) in enumerate(zip(tokens, cells, strict=True)):

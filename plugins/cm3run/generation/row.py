@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from cm3core.sequence.serialize import Serializer
     from cm3run.generation.sampling import RequestState
 
-#: Written by a tokenizer for bytes that don't form a character (yet).
+#: Output of a tokenizer for bytes that don't (yet) form a character.
 REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """How far a request's events have been reported.
+    """How much of a request has been reported as events.
 
     Args:
         num_drawn: tokens drawn by then.
-        text: of the text hole that was open.
+        text: reported text of the open text hole.
         picture: the partial picture, and its segment.
     """
 
@@ -59,11 +59,11 @@ class ActiveRequest:
         sampler: its own or the engine's.
         plans: the sampler's plan for each modality.
         prompts: the distinct prompts of its streams.
-        local: for each guidance stream, the index of the prompt it reads (streams without weight
+        local: for each guidance stream, the index of the prompt it reads (streams with zero weight
             read the reference's).
         grammar: its position in its holes.
-        state: of a stateful sampler; None: the sampler has none, or the request has ended.
-        trace: what is recorded of each token drawn; None: nothing is.
+        state: of a stateful sampler; None: the sampler is stateless, or the request has ended.
+        trace: recorded data of each token drawn; None: not recording.
     """
 
     number: int
@@ -80,9 +80,9 @@ class ActiveRequest:
     num_fed: int = 0
     log_probability: float = 0.0
     error: GenerationError | None = None
-    #: Tokens and cells behind the prompt, in order; only of a request whose rows are kept.
+    #: Tokens and cells read after the prompt, in order; only for a request whose rows are kept.
     read: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    #: Set where the request is drawn again from its beginning, until it has drawn as much as before.
+    #: Set while a request is drawn again from the start, until it has drawn as much as before.
     told: Told | None = None
     _num_told: int = 0
     _reported: str = ""
@@ -90,12 +90,12 @@ class ActiveRequest:
 
     @property
     def most_draws(self) -> int:
-        """Maximum number of tokens that it can draw."""
+        """Maximum number of tokens the request can draw."""
         return num_draws(self.grammar.holes)
 
     @property
     def new_tokens(self) -> int:
-        """Maximum number of tokens in its rows besides the prompt."""
+        """Maximum number of tokens in its rows after the prompt."""
         return num_new_tokens(self.grammar.holes)
 
     @property
@@ -110,7 +110,7 @@ class ActiveRequest:
         return number if self.told is None else min(number, self.told.num_drawn - self.num_drawn)
 
     def plan(self) -> SamplingPlan:
-        """The plan at the current position."""
+        """The sampling plan at the current position."""
         return self.plans[self.grammar.modality]
 
     def weights(self, num: int) -> npt.NDArray[np.float32]:
@@ -119,12 +119,12 @@ class ActiveRequest:
         return stream_weights(self.plan(), first, last, num)
 
     def record_read(self, tokens: IntArray, cells: IntArray) -> None:
-        """Note tokens that are fed behind the prompt, if its rows are kept."""
+        """Record tokens fed after the prompt, if the rows are kept."""
         if self.request.keep:
             self.read.append((tokens, cells))
 
     def read_until(self, prompt: Prompt, num_unread: int) -> tuple[IntArray, IntArray]:
-        """Tokens and cells that a row with this prompt holds: all but the last `num_unread`."""
+        """Tokens and cells held by a row with this prompt: all but the last `num_unread`."""
         tokens, cells = (np.concatenate(parts) for parts in zip(*self.read, strict=True))
         stop = len(tokens) - num_unread
         return (
@@ -133,17 +133,17 @@ class ActiveRequest:
         )
 
     def begin_again(self, fresh: ActiveRequest) -> None:
-        """Become `fresh`, the same request prepared again: it draws the same tokens, and reports none twice."""
+        """Restart as `fresh`, the same request prepared again: draw the same tokens without reporting any twice."""
         told = self.told or Told(self._num_told, self._reported, self._picture)
         vars(self).update(vars(fresh))
         self.told = told if told.num_drawn else None
 
-    # ---- what is reported
+    # ---- events
 
     def events(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> list[Event]:
-        """Events of `tokens`, just drawn in `hole`; `closed`: the hole is full now."""
+        """Events for `tokens`, just drawn in `hole`; `closed`: the hole is now full."""
         if self.told is not None:
             if self.num_drawn == self.told.num_drawn:
                 self._reported, self._picture = self.told.text, self.told.picture
@@ -169,7 +169,7 @@ class ActiveRequest:
     def _drawn_into(
         self, serializer: Serializer, hole: Hole, tokens: IntArray, *, closed: bool
     ) -> bool:
-        """Put the codes into the partial picture; returns whether a row or the hole is now full."""
+        """Put the codes into the partial picture; return whether a row or the hole is now full."""
         assert hole.cells is not None
         if self._picture is None or self._picture[0] != hole.segment:
             segment = self.document[hole.segment]
@@ -192,13 +192,13 @@ class ActiveRequest:
 
 
 def _certain(text: str, lead: str) -> int:
-    """Length of the part of a text that more bytes can't change: without unfinished characters, and
-    nothing of what may become the lead."""
+    """Length of the part of a text that further bytes can't change: excludes unfinished characters and a possible
+    beginning of the lead."""
     return 0 if lead.startswith(text) else len(text.rstrip(REPLACEMENT))
 
 
 def different(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The distinct prompts of a request's streams, and which of them each stream reads."""
+    """The distinct prompts of a request's streams, and for each stream the index of its prompt."""
     index: dict[bytes, int] = {}
     local = [index.setdefault(key(prompt), len(index)) for prompt in prompts]
     return [prompts[local.index(place)] for place in range(len(index))], local

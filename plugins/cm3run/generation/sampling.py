@@ -1,8 +1,8 @@
-"""What samplers are called with: plans as tensors, the weights of streams at positions, and state.
+"""Inputs of samplers: plans as tensors, stream weights at positions, and state.
 
-The state of a sampler is kept with each request, and gathered into tables for the calls of a group. A table is made
-whenever requests are grouped anew (something joined, left or came to another kind of position), from what each request
-has; between that, it stays on the device.
+A sampler's state is stored per request and gathered into tables for the calls of a group. A table is built from the
+requests' states whenever they are regrouped (a request joined, left or reached another kind of position); between
+regroupings it stays on the device.
 
 Legend: n requests of a group, G guidance streams, C cells of a picture, T tokens that can be drawn.
 """
@@ -33,7 +33,7 @@ def plan_columns(plans: Sequence[SamplingPlan], device: torch.device) -> dict[st
     """Reference streams and filters of plans, as tensors [n].
 
     These are keyword arguments of `cm3kernels.guided_sample`. A filter that is off for all requests
-    is left out, and costs nothing. A sampler handles filters other than those of `Filters` itself.
+    is omitted and costs nothing. Samplers apply filters other than those of `Filters` themselves.
 
     >>> plans = [SamplingPlan((), filters=Filters(top_k=5)), SamplingPlan(())]
     >>> plan_columns(plans, torch.device("cpu"))
@@ -57,8 +57,8 @@ def stream_weights(plan: SamplingPlan, first: int, last: int, num: int) -> npt.N
 
     Args:
         plan: of the hole's modality.
-        first: place of the first position in its hole.
-        last: place of the hole's last position.
+        first: index of the first position in its hole.
+        last: index of the hole's last position.
         num: number of positions.
     """
     full = np.array([stream.weight for stream in plan.streams], np.float32)
@@ -75,16 +75,16 @@ def stream_weights(plan: SamplingPlan, first: int, last: int, num: int) -> npt.N
 
 
 def reads_stream(plan: SamplingPlan, stream: int) -> bool:
-    """Whether a plan needs a stream's logits: it has a weight, or decides plausibility."""
+    """Whether a plan needs a stream's logits: for its weight, or for the plausibility filter."""
     return plan.streams[stream].weight != 0 or stream == plan.reference
 
 
-#: Names, shapes and types of a state: requests share a table if theirs are equal.
+#: Names, shapes and types of a state: requests share a table if these are equal.
 Form: TypeAlias = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
 class RequestState:
-    """What a stateful sampler remembers of one request.
+    """A stateful sampler's state for one request.
 
     Args:
         sampler: gives the initial state.
@@ -103,18 +103,18 @@ class RequestState:
         self.drawn: list[IntArray] = []
 
     def values(self) -> dict[str, Tensor]:
-        """The present state, by full names."""
+        """The current state, by full name."""
         if self._table is None:
             return self._values
         table, place = self._table
         return {name: value[place] for name, value in table.values.items()}
 
     def move(self, table: StateTable, place: int) -> None:
-        """From now on the state is a row of `table`."""
+        """Make the state a row of `table`."""
         self._table, self._values = (table, place), {}
 
     def picture(self) -> npt.NDArray[np.int64]:
-        """Codes of the picture that the request is filling, -1 where there is none, int64 [C]."""
+        """Codes of the picture being filled, -1 where not yet drawn, int64 [C]."""
         num_rows, num_columns = self.grid
         codes = np.full(num_rows * num_columns, -1, np.int64)
         grammar = self.grammar
@@ -132,7 +132,7 @@ class RequestState:
 
 
 class StateTable:
-    """States of a group's requests, and what they have drawn, on the decoder's device.
+    """The states and drawn tokens of a group's requests, on the decoder's device.
 
     Args:
         states: of the group's requests, all of the same form and at positions of one modality.
@@ -143,7 +143,7 @@ class StateTable:
         grammar = states[0].grammar
         self.grid, vocabulary = states[0].grid, grammar.vocabulary
         self._image_start = vocabulary.image.start
-        #: Code of each image id, where it is not its place in their range.
+        #: Code of each image id, where it is not the id's index in the range.
         self._code_of: Tensor | None = None
         if not vocabulary.codes_in_order:
             ids = np.arange(vocabulary.image.start, vocabulary.image.stop)
@@ -165,7 +165,7 @@ class StateTable:
         self._codes_nC = torch.from_numpy(codes_nC).to(device)
 
     def at(self, part: slice) -> DrawState:
-        """A copy of the rows `part` for one call: a draw that fails leaves no trace here."""
+        """A copy of the rows `part` for one call, so that a failed draw changes nothing here."""
         return DrawState(
             {name: value[part].clone() for name, value in self.values.items()},
             grid=self.grid,
@@ -175,7 +175,7 @@ class StateTable:
         )
 
     def keep(self, state: DrawState, part: slice) -> None:
-        """Replace the rows `part` by what a draw has made of them."""
+        """Replace the rows `part` by the result of a draw."""
         for name, value in state.values().items():
             self.values[name][part] = value
 

@@ -3,7 +3,7 @@
     model = cm3core.load("runs/apples")
     pictures = model.generate("a red apple", num_images=4, seed=1)
 
-The facade over everything below it. `results` describes what is returned; `aio` is the same for
+`Model` is a facade over all other modules. `results` describes what its methods return; `aio` is the same for
 coroutines. Names are imported on first use, because torch is slow to import.
 """
 

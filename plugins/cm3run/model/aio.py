@@ -1,4 +1,4 @@
-"""The same engine for coroutines: many callers, one batch.
+"""The model for coroutines: many callers share one batch.
 
     async with AsyncModel(cm3core.load()) as model:
         pictures, text = await asyncio.gather(model.generate("a red apple", 2), model.caption("photo.png"))
@@ -54,7 +54,7 @@ class AsyncModel:
     Its methods take the same arguments, except `progress`.
 
     Args:
-        model: nothing else may use it meanwhile.
+        model: nothing else may use it at the same time.
     """
 
     def __init__(self, model: Model) -> None:
@@ -77,10 +77,10 @@ class AsyncModel:
 
     @checked(GenerationError)
     def trouble(self, seconds: float) -> str | None:
-        """What is wrong with the engine, or with what works beside it, in words; None: nothing.
+        """Describe what is wrong with the engine or the components beside it; None: nothing.
 
         Args:
-            seconds: what takes longer without a pause counts as stuck.
+            seconds: a single operation that takes longer counts as stuck.
         """
         since = self._aside_since
         if since is not None and (took := time.monotonic() - since) > seconds:
@@ -97,28 +97,28 @@ class AsyncModel:
     def events(
         self, prompt: str | Sequence[str], num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """See `Model.events`; pictures arrive as they finish, in any order. Leaving it ends the work.
+        """See `Model.events`; pictures arrive as they finish, in any order. Leaving the iterator stops the work.
 
-        Without what grows (`details=False`, here and in the other methods of events) there is less to
-        do for each step."""
+        `details=False`, here and in the other event methods, omits events of partial results, which makes each
+        step cheaper."""
         return self._pictures(self.model.image_jobs, prompt, num_images, **options)
 
     def edit_events(
         self, picture: Picture, instruction: str, num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """The events of `edit`, as those of `events`."""
+        """The events of `edit`, in the form of `events`."""
         return self._pictures(self.model.edit_jobs, picture, instruction, num_images, **options)
 
     def task_events(
         self, task: str, record: Record, prompt: str, num_images: int | None = None, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """The events of `Model.task_jobs` with these arguments, as those of `events`."""
+        """The events of `Model.task_jobs` with these arguments, in the form of `events`."""
         return self._pictures(self.model.task_jobs, task, record, prompt, num_images, **options)
 
     async def _pictures(
         self, make: Callable[..., Any], *arguments: Any, details: bool = True, **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """The events of the jobs that `make` makes."""
+        """The events of the jobs returned by `make`."""
         check_value("details", details, bool, GenerationError)
         jobs = await self._jobs(make, *arguments, **options)
         async with aclosing(self._events(jobs, details)) as events:
@@ -138,7 +138,7 @@ class AsyncModel:
     ) -> AsyncGenerator[Event, None]:
         """The events of `num_images` calls of `infill`; each ends with an `InfillReady`.
 
-        The first has the seed, the others those of `candidate_seed`.
+        The first call uses the seed, the others those of `candidate_seed`.
         """
 
         def jobs() -> tuple[list[Job[InfilledImage]], int]:
@@ -152,7 +152,7 @@ class AsyncModel:
         return self._pictures(jobs, details=details)
 
     async def _events(self, jobs: Sequence[Job[Any]], details: bool) -> AsyncGenerator[Event, None]:
-        """Events of the jobs as they happen; leaving the iterator ends the work."""
+        """Yield events of the jobs as they happen; leaving the iterator stops the work."""
         reports: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         waiting, first = [], 0
         for job in jobs:
@@ -207,9 +207,9 @@ class AsyncModel:
     async def chat_events(
         self, conversation: str | Sequence[Turn], **options: Any
     ) -> AsyncGenerator[Event, None]:
-        """The events of `Model.chat_events` for one conversation. Leaving it ends the work.
+        """The events of `Model.chat_events` for one conversation. Leaving the iterator stops the work.
 
-        Raises what `Model.chat` does.
+        Raises the errors of `Model.chat`.
         """
         chain = self.model.reply_chain(conversation, ReplyOptions.of(options))
         completion: Completion | None = None
@@ -242,8 +242,8 @@ class AsyncModel:
         return await together([self.engine.complete(request) for request in requests])
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What a function returns that uses the model's tokenizers and the like, in a thread, while no other
-        does: they need not be thread-safe."""
+        """Call a function that uses the model's tokenizers or other components, in a thread. Calls run one at a time,
+        because components need not be thread-safe."""
         return await self._aside(function, *arguments)
 
     # ---- parts
@@ -262,7 +262,7 @@ class AsyncModel:
         return await in_thread(alone)
 
     async def _jobs(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """The jobs that `make` makes, all at once; refused for more pictures than a call may keep."""
+        """The jobs returned by `make`, as a list; refused for more pictures than a call may keep."""
         jobs, total = await self._aside(make, *arguments, **options)
         if isinstance(jobs, list):
             return jobs
@@ -277,7 +277,7 @@ class AsyncModel:
         return await self._aside(job.finish, completions)
 
     async def _made(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
-        """The results of the jobs that `make` makes."""
+        """The results of the jobs returned by `make`."""
         jobs = await self._jobs(make, *arguments, **options)
         return await together([self._result(job) for job in jobs])
 
@@ -304,7 +304,7 @@ class AsyncModel:
                 [follow(request, first + place) for place, request in enumerate(job.requests)]
             )
             image = await self._aside(job.finish, completions)
-        except Exception as error:  # of any component: who reads the reports raises it
+        except Exception as error:  # from any component; the reader of the reports raises it
             reports.put_nowait(error)
             return
         for event in result_events(first, image):

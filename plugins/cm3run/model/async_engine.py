@@ -1,9 +1,9 @@
-"""An engine for coroutines: many callers, whose requests share its batches; coroutines that run and end together, and
-functions that run beside them.
+"""An engine for coroutines, whose requests share its batches; helpers that run coroutines together and functions in
+threads.
 
-Threads run the engine's sessions. A decoder whose steps are small has several, each on a thread of its
-own (`Preparer.num_sessions`): two batches on a core each are faster than one whose every product is split
-between the cores. Requests for the same document stay together, so that their prompt is read once.
+Threads run the engine's sessions. A decoder with small steps gets several sessions, each in its own thread
+(`Preparer.num_sessions`): two batches on a core each are faster than one batch whose products are split between the
+cores. Requests for the same document go to the same session, so that their prompt is read once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """The result of a function that blocks, run in a thread. What it raises ends its caller alone.
+    """Run a blocking function in a thread and return its result. Its exceptions affect only its caller.
 
-    In a coroutine, `SystemExit` ends the event loop, `StopIteration` is never delivered, a `CancelledError` looks
-    like a caller that has left and a `TimeoutError` like the caller's own: they become a `GenerationError`.
+    In a coroutine, `SystemExit` would end the event loop, `StopIteration` would never be delivered, a `CancelledError`
+    would look like a cancelled caller, and a `TimeoutError` like the caller's own. These become a `GenerationError`.
     """
 
     def run() -> T:
@@ -56,7 +56,7 @@ async def in_thread(function: Callable[..., T], *arguments: Any, **options: Any)
 
 
 async def together(coroutines: Sequence[Any]) -> list[Any]:
-    """The results of coroutines run concurrently.
+    """Run coroutines concurrently and return their results.
 
     When one fails or the caller is cancelled, all are cancelled.
     """
@@ -68,7 +68,7 @@ async def together(coroutines: Sequence[Any]) -> list[Any]:
 
 
 async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks still running, and wait until they have cleaned up."""
+    """Cancel the tasks that are still running, and wait until they have cleaned up."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -76,7 +76,7 @@ async def cancelled(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 logger = logging.getLogger("cm3.engine")
 
-#: Receives a request's events, or the error that refused it. Called in a thread of the engine.
+#: Receives a request's events, or the error that refused it. Called from a thread of the engine.
 Sink: TypeAlias = Callable[[Event | CM3Error], None]
 
 
@@ -97,25 +97,25 @@ class _Worker:
     """A session and its thread.
 
     Args:
-        owner: whose sessions share the threads of the machine.
-        session: nothing else uses it.
+        owner: the engine whose sessions share the machine's threads.
+        session: used by this worker only.
     """
 
     def __init__(self, owner: AsyncEngine, session: Session) -> None:
         self.owner, self.session = owner, session
         self.orders: queue.SimpleQueue[_Submit | _Cancel | None] = queue.SimpleQueue()
-        #: Requests that were given to it and have not ended for their caller; under the owner's lock.
+        #: Requests assigned to it that have not ended for their caller; guarded by the owner's lock.
         self.given = 0
-        #: Requests that it holds: in flight, or waiting to join.
+        #: Requests in its session: in flight, or waiting to join.
         self.held = 0
-        #: When it began what it does now, a step or the preparation of a request; None: it waits.
+        #: Start time of its current step or preparation; None: idle.
         self.since: float | None = None
         self._numbers: dict[int, int] = {}  # ticket -> number in the session
         self._orders: dict[int, _Submit] = {}  # by number
         self.thread = threading.Thread(target=self._work, name="cm3-engine", daemon=True)
 
     def _work(self) -> None:
-        """The thread's loop: orders, a step, its events; it sleeps while there is nothing to do."""
+        """The thread's loop: orders, a step, its events; sleeps while idle."""
         session, failure = self.session, None
         try:
             while self._obey():
@@ -124,7 +124,9 @@ class _Worker:
                 for event in session.step():
                     self._report(event)
                 self.held = len(self._numbers)
-        except BaseException as error:  # the decoder has stopped working: every caller gets it
+        except (
+            BaseException
+        ) as error:  # the decoder has stopped working: pass the error to every caller
             failure = error
             logger.critical("the engine has stopped", exc_info=error)
         self.owner.end(failure)
@@ -147,7 +149,7 @@ class _Worker:
         order.sink(event)
 
     def _obey(self) -> bool:
-        """Carry out the orders; wait for something to do. False: close."""
+        """Carry out pending orders; wait when there is no work. False: close."""
         while not (self.session.busy and self.orders.empty()):
             self.since = None
             order = self.orders.get()
@@ -168,14 +170,13 @@ class _Worker:
 
 
 class AsyncEngine:
-    """An engine in threads of its own, for coroutines of any event loop.
+    """An engine that runs in its own threads, for coroutines of any event loop.
 
-    Use it with `async with`, or `close` it at the end.
+    Use it with `async with`, or call `close` at the end.
 
     Args:
-        engine: completes the requests; nothing else may use it meanwhile.
-        num_sessions: batches side by side, each on its thread. None: as many as the engine
-            recommends.
+        engine: completes the requests; nothing else may use it at the same time.
+        num_sessions: sessions side by side, each in its own thread. None: the number the engine recommends.
     """
 
     def __init__(self, engine: Engine, num_sessions: int | None = None) -> None:
@@ -183,7 +184,7 @@ class AsyncEngine:
         self._tickets, self._lock, self._closed = itertools.count(), threading.Lock(), False
         self._failure: BaseException | None = None
         self._worker_of: dict[int, _Worker] = {}  # by ticket
-        #: The worker of each document, by its identity, and how many of its requests are there.
+        #: The worker of each document, by the document's identity, and the number of its requests there.
         self._document_of: dict[int, tuple[_Worker, int]] = {}
         number = engine.preparer.num_sessions if num_sessions is None else num_sessions
         self._most_together = max(1, engine.batch_size // number)
@@ -196,19 +197,19 @@ class AsyncEngine:
 
     @property
     def num_requests(self) -> int:
-        """Requests that the engine's threads hold: in flight, or waiting to join."""
+        """Number of requests in the engine's threads: in flight, or waiting to join."""
         return sum(worker.held for worker in self._workers)
 
     @property
     def num_busy(self) -> int:
-        """Sessions that have something to do, at least 1."""
+        """Number of sessions with work, at least 1."""
         return max(1, sum(worker.given > 0 for worker in self._workers))
 
     async def complete(self, request: Request) -> Completion:
-        """The completion of a request.
+        """Complete a request.
 
         Raises:
-            GenerationError, DocumentError: it can't be completed, it failed, or the engine is closed.
+            GenerationError, DocumentError: the request can't be completed, it failed, or the engine is closed.
         """
         async for event in self.stream(request, details=False):
             if isinstance(event, Finished):
@@ -218,13 +219,13 @@ class AsyncEngine:
         raise AssertionError("a stream ends with one of these")
 
     async def stream(self, request: Request, *, details: bool = True) -> AsyncIterator[Event]:
-        """The request's events, all numbered 0; the last one is `Finished` or `Failed`.
+        """Yield the request's events, all numbered 0; the last one is `Finished` or `Failed`.
 
         Leaving the iterator cancels the request.
 
         Args:
-            request: anything that the engine completes.
-            details: also tokens, pieces of text and partial pictures, not only the last event.
+            request: any request that the engine can complete.
+            details: report tokens, pieces of text and partial pictures too, not only the last event.
 
         Raises:
             GenerationError, DocumentError: the request can't be completed, or the engine is closed.
@@ -239,7 +240,7 @@ class AsyncEngine:
         def sink(thing: Event | CM3Error) -> None:
             try:
                 loop.call_soon_threadsafe(reports.put_nowait, thing)
-            except RuntimeError:  # that loop is closed: nobody is listening any more
+            except RuntimeError:  # the caller's event loop is closed, so no one reads the events
                 self._leave(ticket, request, cancel=True)
 
         self._submit(_Submit(ticket, request, sink, details))
@@ -256,15 +257,15 @@ class AsyncEngine:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it completes nothing any more: it stopped, or was closed."""
+        """Whether it has stopped or was closed; it then completes no more requests."""
         return self._closed or not all(worker.thread.is_alive() for worker in self._workers)
 
     @checked(GenerationError)
     def trouble(self, seconds: float) -> str | None:
-        """What is wrong with the engine, in words; None: nothing.
+        """Describe what is wrong with the engine; None: nothing.
 
         Args:
-            seconds: a thread that takes longer over one step counts as stuck.
+            seconds: a thread whose step takes longer counts as stuck.
         """
         if self._failure is not None:
             return f"it stopped with {type(self._failure).__name__}"
@@ -273,11 +274,11 @@ class AsyncEngine:
         for worker in self._workers:
             since = worker.since
             if since is not None and (took := time.monotonic() - since) > seconds:
-                return f"a step has taken {took:.0f} s so far; {worker.given} wait for it"
+                return f"a step has taken {took:.0f} s so far; waiting requests: {worker.given}"
         return None
 
     def stacks(self) -> str:
-        """Where its threads are: for the log of one that is stuck."""
+        """Stack traces of its threads, for logging when one is stuck."""
         frames = sys._current_frames()
         parts = []
         for worker in self._workers:
@@ -287,7 +288,7 @@ class AsyncEngine:
         return "\n".join(parts)
 
     def close(self) -> None:
-        """End the threads. Requests in flight fail."""
+        """Stop the threads. Requests in flight fail."""
         for worker in self._workers:
             worker.orders.put(None)
         for worker in self._workers:
@@ -306,14 +307,14 @@ class AsyncEngine:
 
     @contextmanager
     def spare_threads(self) -> Iterator[None]:
-        """Context for other work: on one thread of the CPU where the sessions have the others."""
+        """A context for other work: it uses one CPU thread if the sessions use the others."""
         with using_threads(1 if len(self._workers) > 1 and self.num_requests else None):
             yield
 
     # ---- for the workers
 
     def end(self, failure: BaseException | None) -> None:
-        """A worker has ended: so do the others, and nothing is taken any more."""
+        """A worker has ended: stop the other workers and refuse further requests."""
         with self._lock:
             first, self._closed = not self._closed, True
             if self._failure is None:
@@ -323,7 +324,7 @@ class AsyncEngine:
                 worker.orders.put(None)
 
     def closed_error(self) -> GenerationError:
-        """What callers get of an engine that has ended."""
+        """The error for callers of an engine that has ended."""
         cause = self._failure
         if cause is None:
             return GenerationError(
@@ -337,7 +338,7 @@ class AsyncEngine:
         error.__cause__ = cause
         return error
 
-    # ---- who does what
+    # ---- assigning requests to workers
 
     def _submit(self, order: _Submit) -> None:
         with self._lock:
@@ -354,7 +355,7 @@ class AsyncEngine:
         order.sink(self.closed_error())
 
     def _leave(self, ticket: int, request: Request, *, cancel: bool) -> None:
-        """A caller is done with its request, which is cancelled unless it has ended."""
+        """A caller no longer needs its request; cancel it unless it has ended."""
         with self._lock:
             worker = self._worker_of.pop(ticket, None)
             if worker is None:

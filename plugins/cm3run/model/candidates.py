@@ -1,13 +1,12 @@
-"""How the results of one call are generated and chosen: its options, `num_candidates` candidates for each result
-(`--candidates`, best of n), the reranker that scores them, and the upscaler that follows.
+"""Generating and choosing the results of one call: its options, `num_candidates` candidates per result
+(`--candidates`, best of n), the reranker that scores them, and the upscaler.
 
-`Plan.job` makes the candidates' requests, each with a seed of its own, scores what comes back (`Reranker.score`; the
-reranker `clip` compares picture and prompt) and keeps the best.
+`Plan.job` makes the candidates' requests, each with its own seed, scores the results (`Reranker.score`; the reranker
+`clip` compares picture and prompt) and keeps the best.
 
-The methods of `Model` take the options as keywords, together with the keys of the sampler, which only the
-sampler's config knows. "These keys, and any others" can't be typed (PEP 728 would allow it; mypy
-doesn't support it), so the methods take `**options: Any`, and `GenerationOptions.of` separates the
-two in one place; everything after it is typed.
+The methods of `Model` take the options as keywords, mixed with the sampler's keys, which only the sampler's config
+knows. "These keys, and any others" can't be typed (PEP 728 would allow it; mypy doesn't support it), so the methods
+take `**options: Any`, and `GenerationOptions.of` separates the two in one place; everything after it is typed.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class GenerationOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> GenerationOptions:
-        """The options among a call's keyword arguments; all other keys are the sampler's.
+        """Pick the options from a call's keyword arguments; all other keys are the sampler's.
 
         Raises:
             GenerationError: an option has the wrong type or is out of its range.
@@ -69,7 +68,7 @@ class GenerationOptions:
 
 
 def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the sampler, given as `sampling={...}`, directly, or both.
+    """The sampler's keys, given as `sampling={...}`, directly, or both.
 
     >>> sampler_keys({"temperature": 0.9, "sampling": {"guidance_scale": 1.5}})
     {'guidance_scale': 1.5, 'temperature': 0.9}
@@ -91,23 +90,23 @@ def sampler_keys(options: Mapping[str, Any]) -> dict[str, Any]:
 T = TypeVar("T")
 #: Pixels of codes, uint8 [height, width, 3].
 Decode: TypeAlias = Callable[[Codes], PixelArray]
-#: Makes a result of the chosen completion, its seed, how it was chosen, and what decodes its pictures.
+#: Makes a result from the chosen completion, its seed, how it was chosen, and a function that decodes its pictures.
 Make: TypeAlias = Callable[[Completion, int, Choice | None, Decode], T]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What the options of one call ask for, checked.
+    """The validated options of one call.
 
     Args:
         loaded: the model.
         sampler: samples all candidates.
         sampler_name: its name.
-        num_candidates: candidates for each result.
+        num_candidates: candidates per result.
         reranker: chooses among them; None when there is only one.
         num_retrieved: None: the recipe's number, or none when there is a `context`.
-        context: (pixels of the model's size, text) prepended by hand.
-        exclude: ids of documents that are not retrieved.
+        context: the caller's (pixels of the model's size, text) pairs, prepended.
+        exclude: ids of documents to exclude from retrieval.
     """
 
     loaded: Loaded
@@ -126,7 +125,7 @@ class Plan:
         """The plan of a call; raises `GenerationError` or `RecipeError` for invalid options.
 
         Args:
-            truncate: whether the call cuts texts; None: it has no such option.
+            truncate: whether the call cuts long texts; None: it has no such option.
         """
         candidate_seed(options.seed, 0)
         sampler = sampler_of(loaded, options.sampler, **options.sampling)
@@ -138,7 +137,7 @@ class Plan:
         if chooser is None and options.reranker not in (None, own):
             _reranker_config(
                 loaded, options.reranker
-            )  # a wrong name, though there is nothing to choose
+            )  # report a wrong name even when there is nothing to choose
         context = [(seen(loaded, picture), text) for picture, text in options.context]
         if not truncate:
             texts = [(f"context {place}, text", text) for place, (_, text) in enumerate(context)]
@@ -186,12 +185,12 @@ class Plan:
     ) -> Job[T]:
         """The job of one result.
 
-        Result number `place` of a request takes the next alternative in turn, for all its candidates.
-        `make` gets the chosen completion, its seed, how it was chosen, and what decodes its pictures.
-        `given` are the pictures that are edited or inpainted.
+        Result `place` of a request uses alternative `place` in turn, for all its candidates. `make` receives the
+        chosen completion, its seed, how it was chosen, and a function that decodes its pictures. `given` are the
+        pictures that are edited or inpainted.
         """
         requests = []
-        turn = place if len(alternatives) > 1 else 0  # else seeds would differ for nothing
+        turn = place if len(alternatives) > 1 else 0  # avoids changing seeds without need
         for index in range(place * self.num_candidates, (place + 1) * self.num_candidates):
             seed = candidate_seed(alternatives[0][0].seed, index, turn)
             request, _ = alternative_of(alternatives, seed)
@@ -205,7 +204,7 @@ class Plan:
             decoded: dict[int, tuple[Codes, PixelArray]] = {}  # by the identity of the codes
 
             def decode(codes: Codes) -> PixelArray:
-                """A picture's pixels, a copy: what the reranker has seen is not decoded again."""
+                """A copy of a picture's pixels; pictures already decoded for the reranker are reused."""
                 if id(codes) not in decoded:
                     decoded[id(codes)] = codes, self.loaded.drawn(codes, texts, pictures)
                 return decoded[id(codes)][1].copy()
@@ -238,9 +237,9 @@ class Plan:
 
 
 def alternative_of(alternatives: Sequence[Augmented], seed: int) -> Augmented:
-    """The alternative whose turn it is, which a candidate's seed carries.
+    """The alternative selected by the turn that a candidate's seed carries.
 
-    So a picture's seed alone also says what was prepended to it.
+    A picture's seed alone therefore determines which documents were prepended to it.
     """
     return alternatives[turn_of(seed) % len(alternatives)]
 
@@ -267,7 +266,7 @@ def reranker(loaded: Loaded, name: str | None = None) -> Reranker:
 
 
 def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
-    """The config of the reranker of that name, with its defaults."""
+    """The config of the named reranker, with its defaults."""
     config_class = loaded.components.registry.config_class("reranker", name, place="reranker")
     config = cast("RerankerConfig", named_config(config_class, {}, "reranker"))
     config.check()
@@ -275,11 +274,11 @@ def _reranker_config(loaded: Loaded, name: str) -> RerankerConfig:
 
 
 def score(loaded: Loaded, picture: GeneratedImage, name: str | None) -> float:
-    """A generated picture's score for its prompt, by the recipe's reranker or a named one."""
+    """A generated picture's score for its prompt, by the recipe's reranker or the named one."""
     candidate = Candidate(
         (Text(picture.prompt), ImageHole()),
         (Text(picture.prompt), picture.codes),
-        lambda _: picture.pixels,  # as it is shown, and as it was scored when it was chosen
+        lambda _: picture.pixels,  # the pixels that were scored when it was chosen
         (),
         picture.log_probability,
         0,

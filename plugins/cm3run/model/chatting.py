@@ -1,10 +1,9 @@
-"""Conversations with pictures in and out: the replies of `Model.chat`, and a `Conversation` that goes on.
+"""Conversations with pictures in and out: the replies of `Model.chat`, and a stateful `Conversation`.
 
-A layout with turns (`Layout.has_turns`) has conversations as the model's own sequences: a reply is
-text, a picture wherever the model begins one, text again, until the model ends its turn. Each of them
-is a request, so that a picture gets its guidance streams from all that is before it, the reply's own
-text included. Other models are asked by a task whose record is a picture and a conversation as text;
-without a picture they draw one.
+In a layout with turns (`Layout.has_turns`), conversations are the model's own sequences. A reply is text, a picture
+wherever the model begins one, more text, until the model ends its turn. Each part is one request, so that the
+guidance streams of a picture see everything before it, including the reply's own text. Other models use a task whose
+record is a picture and the conversation as text; without a picture they generate one.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ if TYPE_CHECKING:
     from cm3run.model.jobs import Job
 
 
-#: Pictures of one reply, at most.
+#: Maximum number of pictures in one reply.
 MAX_PICTURES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyOptions:
-    """What is asked of a reply; `Chatting.chat` describes them."""
+    """The options of a reply; `Chatting.chat` describes them."""
 
     answer: Answer = "any"
     max_tokens: Count | None = None
@@ -88,7 +87,7 @@ class ReplyOptions:
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> ReplyOptions:
-        """The options among a call's keyword arguments; all others are the sampler's keys."""
+        """Pick the options from a call's keyword arguments; all other keys are the sampler's."""
         names = cls.__dataclass_fields__.keys() - {"sampling"}
         own = {name: options[name] for name in names if name in options}
         rest = {key: value for key, value in options.items() if key not in names}
@@ -96,7 +95,7 @@ class ReplyOptions:
 
 
 class Chatting(Drawing, Writing):
-    """A model that converses."""
+    """A model that can chat."""
 
     @checked(GenerationError)
     def chat(self, conversation: str | Sequence[Turn], **options: Any) -> Reply:
@@ -105,30 +104,30 @@ class Chatting(Drawing, Writing):
         >>> model.chat([Turn("user", ("What is it?", Path("bell.png")))]).text    # doctest: +SKIP
 
         Args:
-            conversation: turns, or a text alone. Pictures of any sizes: the model sees the largest
+            conversation: turns, or a single text. Pictures may have any size: the model sees the largest
                 centred square of each (or crop in its aspect ratio).
             options: keyword arguments:
 
-                answer          "any": the model decides what it replies, text and pictures; "text": a
-                                text; "image": a picture
+                answer          "any": the model decides between text and pictures; "text": a text;
+                                "image": a picture
                 max_tokens      of all texts of the reply; None: the recipe's
                                 `generate.max_text_tokens`
                 max_pictures    of the reply
-                truncate        leave out the oldest turns of a conversation that doesn't fit
-                force           also on a model that was not tuned for conversations
+                truncate        drop the oldest turns of a conversation that doesn't fit
+                force           allow models that were not tuned for conversations
                 seed, sampler, sampling, and the sampler's keys: see `Model`
 
         Raises:
             DataError: a picture can't be read.
             GenerationError: the conversation is empty, doesn't end with the user's turn, or doesn't
-                fit; the model was not tuned for conversations, or not for such an answer.
+                fit; the model was not tuned for conversations, or not for this kind of answer.
         """
         return self.chats([conversation], **options)[0]
 
     @checked(GenerationError)
     def chats(self, conversations: Sequence[str | Sequence[Turn]], **options: Any) -> list[Reply]:
-        """Reply to several conversations in one batch; see `chat`. All have the same seed, and each
-        reply is what it would be alone."""
+        """Reply to several conversations in one batch; see `chat`. All use the same seed, and each reply equals that
+        of the conversation alone."""
         replies: dict[int, Reply] = {}
         for event in self.chat_events(conversations, details=False, **options):
             if isinstance(event, Failed):
@@ -145,8 +144,8 @@ class Chatting(Drawing, Writing):
         details: bool = True,
         **options: Any,
     ) -> Generator[Event, None, None]:
-        """The events of `chats` as they happen: `TextGrown` and `PictureGrown` with `details`,
-        `ReplyPart`, and for each conversation `ReplyReady` or `Failed`. Leaving it ends the work."""
+        """Yield the events of `chats` as they happen: `TextGrown` and `PictureGrown` with `details`,
+        `ReplyPart`, and for each conversation `ReplyReady` or `Failed`. Leaving the iterator stops the work."""
         asked = ReplyOptions.of(options)
         chains = (self.reply_chain(one, asked) for one in conversations)
         for event in run_chains(self.engine, chains, details=details):
@@ -157,7 +156,7 @@ class Chatting(Drawing, Writing):
 
     @checked(GenerationError)
     def reply_chain(self, conversation: str | Sequence[Turn], asked: ReplyOptions) -> Chain[Reply]:
-        """The chain of requests that make a reply."""
+        """The chain of requests that produces a reply."""
         turns = turns_of(conversation)
         task = self.check_converses(force=asked.force)
         if task is None:
@@ -166,10 +165,10 @@ class Chatting(Drawing, Writing):
 
     @checked(GenerationError)
     def check_converses(self, *, force: bool = False) -> str | None:
-        """The task by which the model converses; None: in its layout's turns.
+        """The task used for conversations; None: the layout's turns.
 
         Raises:
-            GenerationError: it was tuned for no conversations, and is not forced; or it can have none.
+            GenerationError: the model was not tuned for conversations and `force` is not set, or it can't have any.
         """
         tuned = conversing_task(self)
         if tuned is not None:
@@ -190,7 +189,7 @@ class Chatting(Drawing, Writing):
     # ---- in turns of the layout
 
     def _in_turns(self, turns: list[Turn], asked: ReplyOptions) -> Chain[Reply]:
-        """A reply of texts and pictures."""
+        """A reply made of texts and pictures."""
         sampler = sampler_of(self, asked.sampler, **asked.sampling)
         left = text_hole(self.recipe, asked.max_tokens).max_tokens or 1
         segments = [self._segments(number, turn) for number, turn in enumerate(turns)]
@@ -246,7 +245,7 @@ class Chatting(Drawing, Writing):
         return Reply(tuple(parts), asked.seed, finish, number, len(turns) - 1 - number, nats)
 
     def _segments(self, number: int, turn: Turn) -> Document:
-        """A turn's texts and pictures; texts side by side are one."""
+        """A turn's texts and pictures; adjacent texts are joined."""
         segments: list[Segment] = []
         for part in turn.parts:
             if not isinstance(part, str):
@@ -260,7 +259,7 @@ class Chatting(Drawing, Writing):
         return tuple(with_turn(one, place == 0) for place, one in enumerate(segments))
 
     def _codes_of(self, picture: Path | PixelArray | ReplyPicture) -> Segment:
-        """A picture's codes; those of one that the model drew are its own."""
+        """A picture's codes; a picture drawn by the model keeps its own."""
         if isinstance(picture, ReplyPicture):
             return picture.codes
         return self.coded((image_of(seen(self, picture)),))[0]
@@ -273,7 +272,7 @@ class Chatting(Drawing, Writing):
         asked: ReplyOptions,
         sampler: Sampler,
     ) -> int:
-        """How many of the turns before the last one are read, so that a reply fits behind them."""
+        """The number of turns before the last one to read, so that a reply still fits."""
         roles = [turn.role for turn in turns[:-1]]
         hole: Segment = ImageHole() if asked.answer == "image" else TextHole(1)
 
@@ -289,7 +288,7 @@ class Chatting(Drawing, Writing):
                 "conversation",
                 f"of {len(turns)} turns doesn't fit the decoder's context of "
                 f"{self.components.decoder.context_length} tokens",
-                "begin a new one, or leave out the oldest turns (truncate)",
+                "begin a new one, or drop the oldest turns (truncate)",
             )
         return len(roles)
 
@@ -297,14 +296,14 @@ class Chatting(Drawing, Writing):
         return self.engine.fits(Request(document, sampler=sampler))
 
     def _room_for_text(self, document: Document) -> int:
-        """Tokens of a text that the context holds behind the document."""
+        """Text tokens that fit the context after the document."""
         prompt = self.components.serializer.prompt((*document, with_turn(TextHole(1))))
         return self.components.decoder.context_length - len(prompt) + 1
 
     # ---- by a task
 
     def _by_task(self, task: str, turns: list[Turn], asked: ReplyOptions) -> Chain[Reply]:
-        """A text about the last picture of the conversation, or a picture."""
+        """Reply with a text about the conversation's last picture, or with a picture."""
         shown = [picture for turn in turns for picture in turn.pictures]
         text = turns[-1].text.strip()
         options: dict[str, Any] = {"seed": asked.seed, "force": asked.force}
@@ -365,22 +364,21 @@ class Chatting(Drawing, Writing):
         force: bool = False,
         place: str = CONVERSATION,
     ) -> tuple[str, int]:
-        """A conversation as the text that a task of conversations reads, and how many of the turns
-        before the last one it holds.
+        """A conversation as text for a conversation task, and how many of the turns before the last one it includes.
 
         Args:
             task: its name.
-            said: (role, text) of each turn, the last one the user's; those without text are left out.
+            said: (role, text) of each turn, the last one the user's; turns without text are skipped.
             max_tokens: of the answer.
-            truncate: leave out the oldest turns that don't fit; without, all are read, and a text that
-                is too long is refused.
-            place: what the conversation is called in a refusal.
+            truncate: drop the oldest turns that don't fit; otherwise all are read, and a text that is too long
+                is refused.
+            place: name of the conversation in error messages.
 
         Raises:
-            GenerationError: several turns are too long.
+            GenerationError: the turns together are too long.
         """
         if not len(said):
-            raise GenerationError(place, "has no turn", "add what is to be answered")
+            raise GenerationError(place, "has no turn", "add a turn of the user")
         kept = [(role, text) for role, text in said[:-1] if text]
         number = len(kept)
 
@@ -393,13 +391,13 @@ class Chatting(Drawing, Writing):
                 some, lambda one: self._is_read(task, text_of(one), max_tokens, force)
             )
         elif kept:
-            step = "shorten them, or leave out the oldest turns (truncate)"
+            step = "shorten them, or drop the oldest turns (truncate)"
             prompt = self._asked_about(task, text_of(number), max_tokens, force)
             check_prompt(self, place, prompt, truncate=False, next_step=step)
         return text_of(number), number
 
     def _asked_about(self, task: str, text: str, max_tokens: int | None, force: bool) -> Document:
-        """The prompt about a conversation; the picture, which has always one length, is blank."""
+        """The prompt for a conversation; the picture is blank, since all pictures have the same length."""
         grid = self.components.image_tokenizer.grid
         blank = Codes(np.zeros(grid[0] * grid[1], np.int32), grid)
         chosen = named_task(self, task, force=force)
@@ -407,7 +405,7 @@ class Chatting(Drawing, Writing):
         return chosen.prompt(fields, max_tokens=text_hole(self.recipe, max_tokens).max_tokens)
 
     def _is_read(self, task: str, text: str, max_tokens: int | None, force: bool) -> bool:
-        """Whether a conversation, and an answer to it, are short enough."""
+        """Whether a conversation and an answer to it fit."""
         prompt = self._asked_about(task, text, max_tokens, force)
         try:
             check_prompt(self, CONVERSATION, prompt, truncate=False)
@@ -433,10 +431,10 @@ class Conversation:
     >>> talk.say("Draw it in green.", answer="image").pictures[0]      # doctest: +SKIP
 
     Args:
-        model: that replies.
-        turns: said so far.
-        seed: of the first reply; later ones have seeds that follow from it, so that a conversation
-            can be repeated.
+        model: replies.
+        turns: the turns so far.
+        seed: of the first reply; later seeds are derived from it, so that a conversation can be
+            reproduced.
         options: of every reply, see `Model.chat`.
 
     Raises:
@@ -448,7 +446,7 @@ class Conversation:
     ) -> None:
         model.check_converses(force=bool(options.get("force")))
         self.model, self.seed, self.options = model, seed, options
-        #: Said so far, replies too.
+        #: All turns so far, including replies.
         self.turns: list[Turn] = [] if turns is None else list(turns)
 
     @property
@@ -458,9 +456,9 @@ class Conversation:
 
     @checked(GenerationError)
     def say(self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any) -> Reply:
-        """Say something, pictures before the text, and return the reply; both are added to `turns`.
+        """Add a user turn, pictures before the text, and return the reply; both are appended to `turns`.
 
-        `options`: of this reply, see `Model.chat`. What fails is not added.
+        `options`: of this reply, see `Model.chat`. A turn that fails is not added.
         """
         for event in self.stream(text, *pictures, **options):
             if isinstance(event, ReplyReady):
@@ -471,8 +469,8 @@ class Conversation:
     def stream(
         self, text: str, *pictures: Path | PixelArray | ReplyPicture, **options: Any
     ) -> Generator[Event, None, None]:
-        """The events of `say` with these arguments, as they happen; the last is `ReplyReady`. Leaving
-        it ends the work, and nothing is added."""
+        """Yield the events of `say` with these arguments as they happen; the last is `ReplyReady`. Leaving
+        the iterator stops the work, and nothing is added."""
         parts: tuple[Part, ...] = (*pictures, *([text] if text.strip() else []))
         said = [*self.turns, Turn("user", parts)]
         wanted = {"seed": self.next_seed, **self.options, **options}
@@ -485,7 +483,7 @@ class Conversation:
                 yield event
 
     def undo(self) -> Turn | None:
-        """Take back what was said last, and its reply. Returns it; None: nothing was said."""
+        """Remove the last user turn and its reply. Returns the user turn; None: there is no turn."""
         while self.turns:
             last = self.turns.pop()
             if last.role == "user":
@@ -493,5 +491,5 @@ class Conversation:
         return None
 
     def reset(self) -> None:
-        """Begin again."""
+        """Start over."""
         self.turns = []

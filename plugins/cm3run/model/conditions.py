@@ -1,4 +1,4 @@
-"""Drawing after a structure: the condition of `Model.generate`, as a task's fields."""
+"""Conditions of `Model.generate`: drawing after a structure, expressed as a task's fields."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from cm3core.interfaces.task import Record, Task
     from cm3run.model.loaded import Loaded
 
-#: (name, what it is drawn from), or with keys to change as a third: ("canny", "photo.png", {"low": 50}).
+#: (name, input), or with settings as a third item: ("canny", "photo.png", {"low": 50}).
 _CALLED = Called(
-    "a name and what it is drawn from",
+    "a name and an input",
     'give ("canny", "photo.png"), or ("canny", "photo.png", {"low": 50})',
 )
 GivenCondition: TypeAlias = Annotated[Sequence[Any], _CALLED]
@@ -33,8 +33,8 @@ _FORM_WITH_KEYS = Annotated[tuple[str, Any, Mapping[str, Any] | None], _CALLED]
 def condition_config(
     loaded: Loaded, name: str, settings: Mapping[str, Any] | None = None
 ) -> ConditionConfig:
-    """The config of a condition: the one that the model was trained with, else the default one. One that
-    doesn't say what the structure is called, such as `as_is`, calls it as training did.
+    """The config of a condition: as in training if the model was trained with it, otherwise the default. A condition
+    that doesn't name its structure, such as `as_is`, uses the name used in training.
 
     Args:
         loaded: the model.
@@ -43,8 +43,8 @@ def condition_config(
 
     Raises:
         PluginError: no plugin provides it.
-        GenerationError, RecipeError: it has no such key, a value can't be used, or training had several
-            structures, and nothing says which this is.
+        GenerationError, RecipeError: a key is unknown, a value is invalid, or training used several structures
+            and it is unclear which one is meant.
     """
     config_class = loaded.components.registry.config_class(
         "condition", name, place=f"condition {name!r}"
@@ -65,21 +65,20 @@ def condition_config(
 
 
 def trained_structures(loaded: Loaded) -> list[str]:
-    """What the documents of the model's training called structures, as far as its data set says it."""
+    """The names of structures in the model's training documents, if its data set states them."""
     data = loaded.recipe.dataset
     return data.structures() if isinstance(data, DocumentSourceConfig) else []
 
 
 def _trained_words(loaded: Loaded, name: str) -> dict[str, str]:
-    """The words of training for a condition that has none of its own, such as a picture as it is."""
+    """The training words for a condition without its own, such as a picture used as it is."""
     words = trained_structures(loaded)
     if len(words) > 1:
         raise GenerationError(
             f"condition {name!r}",
-            "may be any structure, and the model was tuned to draw after several: "
-            + ", ".join(words),
-            f"say which it is: --set condition.feature={words[0]!r} "
-            f'(from Python a third value, {{"feature": {words[0]!r}}})',
+            "may be any structure, but the model was tuned on several: " + ", ".join(words),
+            f"choose one: --set condition.feature={words[0]!r} "
+            f'(in Python a third value, {{"feature": {words[0]!r}}})',
         )
     return {"feature": words[0]} if words else {}
 
@@ -88,7 +87,7 @@ def _default(config_class: type[Any], name: str) -> Any:
     assert is_dataclass(config_class)
     try:
         return config_class()
-    except TypeError as error:  # a plugin's, with keys that have no default
+    except TypeError as error:  # a plugin's config with keys that have no default
         keys = ", ".join(item.name for item in fields(config_class))
         raise GenerationError(
             f"condition {name!r}",
@@ -100,7 +99,7 @@ def _default(config_class: type[Any], name: str) -> Any:
 def open_condition(
     loaded: Loaded, name: str, settings: Mapping[str, Any] | None = None
 ) -> tuple[Condition, str]:
-    """Build a condition; see `condition_config`. Returns it, and what a document calls the structure."""
+    """Build a condition; see `condition_config`. Returns it and the name of the structure in documents."""
     config = condition_config(loaded, name, settings)
     return built(config.build(), config, loaded.components.registry), config.feature
 
@@ -108,17 +107,17 @@ def open_condition(
 def with_condition(
     loaded: Loaded, task: Task, given: GivenCondition, *, force: bool = False
 ) -> Record:
-    """The fields of a task that say the structure: its name and its picture.
+    """The fields of a task that describe the structure: its name and its picture.
 
     Args:
         loaded: the model.
-        task: two texts are given, what the structure is and the prompt, and a picture.
+        task: has two given texts, the structure's name and the prompt, and a given picture.
         given: the condition.
-        force: draw after a structure that the model was not tuned on.
+        force: allow a structure that the model was not tuned on.
 
     Raises:
-        GenerationError: `given` is of another form, or the model was tuned on other structures.
-        DataError: its picture can't be read, or nothing can be drawn from it.
+        GenerationError: `given` has another form, or the model was tuned on other structures.
+        DataError: the input can't be read, or contains nothing to draw.
     """
     form = _FORM if len(given) == 2 else _FORM_WITH_KEYS
     check_value("condition", given, form, GenerationError)
@@ -128,19 +127,16 @@ def with_condition(
         if not force:
             raise GenerationError(
                 f"condition {name!r}",
-                f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}",
-                "use one of these, or give force=True (--force), which draws all the same: what comes of it is "
-                "seldom what the structure shows",
+                f"the model was tuned to draw after {', '.join(map(repr, words))}, not after {feature!r}",
+                "use one of these, or give force=True (--force) to draw anyway; the result seldom follows the structure",
             )
         loaded.told(
-            f"the model was tuned to draw after {', '.join(map(repr, words))}, and not after {feature!r}"
+            f"the model was tuned to draw after {', '.join(map(repr, words))}, not after {feature!r}"
         )
     drawn = condition.draw(source if condition.draws_from == "text" else pixels_of(source))
     pixels = seen(loaded, drawn)
     if (pixels == pixels[0, 0]).all():
-        loaded.told(
-            f"the structure that {name!r} draws of what is given is blank, and so may be what is drawn after it"
-        )
+        loaded.told(f"{name!r} finds no structure in its input, so the result may be blank too")
     picture = loaded.encode([pixels])[0]
     return {
         fields_of_type(task, task.given, "text")[0]: feature,

@@ -1,8 +1,8 @@
-"""Boxes and masks in a picture of any size -> cells of the grid of codes, and back.
+"""Convert boxes and masks of a picture of any size to cells of the code grid, and back.
 
 The image tokenizer sees the largest centred crop of a picture in the tokenizer's aspect ratio (a
-square for all current ones), scaled to the tokenizer's size (`cm3core.images.fit`). Coordinates: x to the right, y down, pixels
-of the input picture; boxes are half open.
+square for all current ones), scaled to the tokenizer's size (`cm3core.images.fit`). Coordinates: x to the right, y
+down, in pixels of the input picture; boxes are half open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cm3core.errors import GenerationError
 #: (x0, y0, x1, y1): columns x0..x1-1 and rows y0..y1-1 of a picture.
 Box: TypeAlias = tuple[int, int, int, int]
 
-#: A pixel of a mask file is set when it is brighter than this (0..255).
+#: A mask pixel counts as set if it is brighter than this (0..255).
 WHITE = 127
 _EPSILON = 1e-6
 
@@ -58,13 +58,13 @@ class CentreCrop:
 
     @property
     def pixels(self) -> Box:
-        """The same in whole pixels, at least one."""
+        """The extent in whole pixels, at least one."""
         x0, y0, x1, y1 = self.extent
         left, top = math.floor(x0 + _EPSILON), math.floor(y0 + _EPSILON)
         return left, top, left + max(1, round(x1 - x0)), top + max(1, round(y1 - y0))
 
     def cells(self, box: Box, grid: tuple[int, int]) -> BoolArray:
-        """Which codes the box touches, bool [rows * columns].
+        """The codes that the box touches, bool [rows * columns].
 
         Raises `GenerationError` for a box that is empty or reaches outside.
         """
@@ -78,18 +78,18 @@ class CentreCrop:
         return touched.reshape(-1)
 
     def mask_cells(self, mask_HW: BoolArray, grid: tuple[int, int]) -> BoolArray:
-        """Which codes the true pixels touch, bool [rows * columns].
+        """The codes that true pixels of the mask touch, bool [rows * columns].
 
         Raises:
-            GenerationError: the mask's size is not the picture's, no pixel is true, or one is true
-                outside what the model sees.
+            GenerationError: the mask's size differs from the picture's, no pixel is true, or a true pixel lies
+                outside the part that the model sees.
         """
         if mask_HW.shape != self.picture_size:
             raise GenerationError(
                 "mask",
                 f"is {mask_HW.shape[1]} x {mask_HW.shape[0]} pixels, the picture is "
                 f"{self.picture_size[1]} x {self.picture_size[0]}",
-                "make it as large as the picture",
+                "resize the mask to the picture's size",
             )
         if not mask_HW.any():
             raise GenerationError("mask", "is empty", "mark what to inpaint (white, or true)")
@@ -159,14 +159,14 @@ def region(
     box: Box | Sequence[Box] | None,
     mask: BoolArray | str | Path | None,
 ) -> tuple[BoolArray, BoolArray]:
-    """The region to inpaint: its pixels and its codes.
+    """The region to inpaint, as pixels and as codes.
 
     Args:
-        crop: what the model sees of the picture.
+        crop: the part of the picture that the model sees.
         grid: (rows, columns) of codes.
-        box: one, or several; None when there is a mask.
+        box: one box or several; None if a mask is given.
         mask: bool [height, width] of the picture, or the file of a picture that is white there;
-            None when there is a box.
+            None if a box is given.
 
     Returns:
         pixels of the picture, bool [height, width], and codes, bool [rows * columns].
@@ -184,7 +184,7 @@ def region(
         else [cast(Box, one) for one in (() if box is None else box)]
     )
     if not boxes:
-        raise GenerationError("box", "there is none", "give (x0, y0, x1, y1), or several of them")
+        raise GenerationError("box", "is missing", "give (x0, y0, x1, y1), or several of them")
     missing: BoolArray = np.any([crop.cells(one, grid) for one in boxes], axis=0)
     return crop.mask_of(boxes), missing
 

@@ -1,4 +1,4 @@
-"""Jobs that generate pictures: from a prompt, by editing a picture, by inpainting a part of one."""
+"""Jobs that generate pictures: from a prompt, by editing a picture, or by inpainting part of one."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ class Drawing(Loaded):
         given = GenerationOptions.of(
             {"num_retrieved": 0, **options, "seed": seed, "sampler": sampler}
         )
-        if given.num_candidates is None:  # an instruction says little of what the picture shows
+        if (
+            given.num_candidates is None
+        ):  # an instruction hardly describes the picture, so scores would mislead
             given = replace(given, num_candidates=1)
         plan = Plan.of(self, given, truncate=truncate)
         source = seen(self, picture)
@@ -176,19 +178,19 @@ class Drawing(Loaded):
         force: bool = False,
         **options: Any,
     ) -> tuple[Iterator[Job[GeneratedImage]], int]:
-        """The jobs of a task of any fields whose response is one picture, one job per picture, and the
+        """The jobs of a task with any fields whose response is one picture, one job per picture, and the
         number of tokens they generate.
 
         Args:
             task, record, force: see `Model.do`.
-            prompt: what the results are called (`GeneratedImage.prompt`), and the query for retrieval.
-            num_images, options: see `Model.generate`. Nothing is retrieved unless `num_retrieved` is
+            prompt: the results' `GeneratedImage.prompt`, and the query for retrieval.
+            num_images, options: see `Model.generate`. Documents are retrieved only if `num_retrieved` is
                 given.
 
         Raises:
-            GenerationError: the model was not tuned for the task, its response is no picture, or a
+            GenerationError: the model was not tuned for the task, its response is not one picture, or a
                 text is too long.
-            DataError: a field is missing, empty or of another type.
+            DataError: a field is missing, empty or of the wrong type.
         """
         chosen = named_task(self, task, force=force)
         if [chosen.fields[name] for name in chosen.responses] != ["image"]:
@@ -266,16 +268,16 @@ class Drawing(Loaded):
         return plan.job(alternatives, make, given=[whole]), total
 
 
-#: What a sampler may be made for, a mark of `SamplerConfig`, by the method that a task serves.
+#: The purpose of a sampler, named like the flag of `SamplerConfig`.
 Role: TypeAlias = Literal["edits", "structures"]
 _ROLES: Mapping[str, Role] = {"edit": "edits", "structure": "structures"}
 
 
 def sampler_for(role: Role, recipe: Recipe, registry: Registry) -> str | None:
-    """Name of the sampler that is used for edits or after structures when none is named.
+    """Name of the default sampler for edits or structures.
 
-    One made for that (`SamplerConfig.edits`, `.structures`), the first by name. None: the recipe's, because it is
-    made for one of the two, which both guide by a picture, or because no sampler is.
+    The first by name that is made for it (`SamplerConfig.edits`, `.structures`). None: use the recipe's sampler,
+    because it is made for one of the two (both guide by a picture), or because no sampler is.
     """
     if recipe.sampler is not None and any(
         getattr(recipe.sampler, mark) for mark in _ROLES.values()
@@ -285,7 +287,7 @@ def sampler_for(role: Role, recipe: Recipe, registry: Registry) -> str | None:
 
 
 def box_below(loaded: Loaded, whole: Picture, keep: int) -> Box:
-    """What the model sees of a picture, below the first `keep` rows of pixels of it."""
+    """The box of what the model sees of a picture below its first `keep` pixel rows."""
     x0, y0, x1, y1 = CentreCrop(pixels_of(whole).shape[:2], loaded.image_size).pixels
     if not 0 <= keep < y1 - y0:
         raise GenerationError(
@@ -306,7 +308,7 @@ def image_events(events: Iterable[Event]) -> Iterator[Event]:
 
 
 def result_events(first: int, image: GeneratedImage | InfilledImage) -> Iterator[Event]:
-    """Events of a finished picture whose first candidate has the number `first`."""
+    """Events of a finished picture; `first` is its first candidate's number."""
     choice = image.choice
     if choice is not None:
         for place, score in enumerate(choice.scores):
@@ -321,7 +323,7 @@ def _num_images(loaded: Loaded, asked: int | None) -> int:
 
 
 def check_num_images(loaded: Loaded, num_prompts: int, asked: int | None) -> None:
-    """Raise `GenerationError` for more pictures than a call that returns them all may keep."""
+    """Raise `GenerationError` for more pictures than a call that returns all of them may keep."""
     number = num_prompts * _num_images(loaded, asked)
     check_kept(loaded, number, "num_images", "use fewer, or stream, which keeps one at a time")
 
@@ -332,7 +334,7 @@ def _image_maker(
     alternatives: Sequence[Augmented],
     enlarger: Upscaler | None,
 ) -> Make[GeneratedImage]:
-    """A function that makes a picture of its chosen completion."""
+    """A function that makes a picture from its chosen completion."""
 
     def make(
         completion: Completion, seed: int, choice: Choice | None, decode: Decode

@@ -1,6 +1,6 @@
-"""What is written with a model's pictures: what made them, and the documents that were in front.
+"""Metadata written with a model's pictures: how they were made, and the documents that were prepended.
 
-`PictureFacts` of a model's pictures are made here and nowhere else."""
+Every `PictureFacts` of a model's pictures is made here."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def facts_of(
     sampling: Mapping[str, Any] | None = None,
     **texts: str,
 ) -> PictureFacts:
-    """What is written with a picture: enough to draw it again.
+    """The metadata of a picture, sufficient to reproduce it.
 
     Args:
-        model: that drew it.
+        model: drew the picture.
         picture: the picture.
-        sampler: the one that was asked for; a picture that knows its own tells that.
-        sampling: keys of the sampler that were changed.
-        texts: more, by key.
+        sampler: the sampler that was requested; the picture's own record takes precedence.
+        sampling: changed keys of the sampler.
+        texts: additional entries, by key.
     """
     prompt = picture.prompt if isinstance(picture, GeneratedImage) else picture.text
     name = (picture.sampler if isinstance(picture, GeneratedImage) else "") or sampler or ""
@@ -58,25 +58,25 @@ def facts_of_reply(
     sampler: str | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> PictureFacts:
-    """What is written with a picture of a reply to `prompt`; replies are made without documents."""
+    """The metadata of a picture in a reply to `prompt`; replies use no retrieved documents."""
     return PictureFacts(_made_by(model, prompt, picture.seed, sampler or "", sampling or {}), ())
 
 
 def facts_of_sheet(
     model: Model, pictures: Iterable[GeneratedImage | InfilledImage], **texts: str
 ) -> PictureFacts:
-    """What is written with several pictures on one sheet: all documents that were in front of any of them."""
+    """The metadata of a sheet of pictures: all documents that were prepended to any of them."""
     own = {"model": model.name, "recipe_hash": model.recipe_hash}
     return PictureFacts(own | texts, together(one.credits for one in pictures))
 
 
 def facts_of_preview(pictures: Iterable[Sequence[Credit]]) -> PictureFacts:
-    """What is written with a sheet of growing pictures: the documents of those that are finished."""
+    """The metadata of a sheet of growing pictures: the documents of the finished ones."""
     return PictureFacts({}, together(pictures))
 
 
 def facts_of_documents(documents: Iterable[RetrievedDocument], **texts: str) -> PictureFacts:
-    """What is written with documents' own pictures."""
+    """The metadata of a sheet of documents' own pictures."""
     return PictureFacts(texts, together([Credit(one.id, one.provenance)] for one in documents))
 
 

@@ -1,12 +1,12 @@
-"""Jobs: what one result asks of the engine, how it is made, and running many in one session.
+"""Jobs: the requests of one result and how the result is made from them; running many jobs in one session.
 
-Every call of `Model` only makes jobs. They share one engine, so pictures, captions and inpainted
-regions, each with its own sampler, are generated side by side. A job's requests are submitted when
-there is room, so memory does not grow with the number of jobs.
+Every call of `Model` makes jobs. They share one engine, so pictures, captions and inpainted regions, each with its own
+sampler, are generated side by side. A job's requests are submitted when there is room, so memory does not grow with
+the number of jobs.
 
-A reply takes several requests, one after another, because what is asked next depends on what came before: it is a chain,
-a generator. It yields a `Step` and is sent its completion; events that it yields are passed on; what it returns is its
-result. The same chain runs here and in the loop of `AsyncModel`.
+A reply takes several requests in sequence, since each depends on the previous result. It is a chain: a generator that
+yields a `Step` and receives its completion. Events that it yields are passed on; its return value is the result. The
+same chain runs here and in the loop of `AsyncModel`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def run(
     progress: Progress | None = None,
     total: int = 0,
 ) -> Iterator[Event]:
-    """Events of all candidates, and a `Done` for each job, in the order of the jobs.
+    """Yield the events of all candidates, and a `Done` for each job, in the order of the jobs.
 
     Candidates are numbered 0, 1, ... over all jobs.
 
@@ -89,7 +89,7 @@ def run(
         progress: called with (tokens generated, `total`).
 
     Raises:
-        GenerationError: a request failed; what finished before it has been reported.
+        GenerationError: a request failed; earlier results have been reported.
     """
     session = engine.open(details=details)
     source, running = iter(jobs), deque[_Running[T]]()
@@ -116,7 +116,7 @@ def run(
                 owner.completions[index] = event.completion
             yield replace(event, request=owner.first + index)
         if progress is not None:
-            progress(min(session.num_drawn, total), total)  # what is drawn again counts twice
+            progress(min(session.num_drawn, total), total)  # repeated draws count twice
         while running and running[0].ready:
             done = running.popleft()
             with contained("result"):
@@ -135,7 +135,7 @@ def results(
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a chain asks of the engine next; `part`: number of what it makes, for its events."""
+    """The next request of a chain; `part`: number of the result's part, used in its events."""
 
     request: Request
     part: int
@@ -147,7 +147,7 @@ Chain: TypeAlias = Generator[Step | Event, Completion | None, T]
 def advance(
     chain: Chain[T], completion: Completion | None
 ) -> tuple[list[Event], Step | None, T | None]:
-    """Send a chain its completion (None: begin). Returns its events, and its next step or its result."""
+    """Send a chain its completion (None: start it). Returns its events, and its next step or its result."""
     events: list[Event] = []
     while True:
         with contained("reply"):
@@ -162,7 +162,7 @@ def advance(
 
 
 def placed(event: Event, number: int, part: int) -> Event:
-    """A request's event as one of the chain `number`, which makes its `part`."""
+    """A request's event, renumbered as an event of part `part` of chain `number`."""
     if isinstance(event, (TextGrown, PictureGrown, TokensDrawn)):
         return replace(event, request=number, segment=part)
     return replace(event, request=number)
@@ -171,12 +171,12 @@ def placed(event: Event, number: int, part: int) -> Event:
 def run_chains(
     engine: Engine, chains: Iterable[Chain[T]], *, details: bool = False
 ) -> Iterator[Event]:
-    """Events of all chains, and a `Done` or a `Failed` for each, as they happen. Chains are numbered
-    0, 1, ..., and taken when there is room for them.
+    """Yield the events of all chains, and a `Done` or a `Failed` for each, as they happen. Chains are numbered
+    0, 1, ..., and started when there is room for them.
 
     Args:
         engine: completes the requests.
-        chains: not yet begun.
+        chains: not yet started.
         details: also report tokens, pieces of text and partial pictures.
     """
     session = engine.open(details=details)
@@ -188,7 +188,7 @@ def run_chains(
             events, step, result = advance(chain, completion)
             if step is not None:
                 running[session.submit(step.request)] = number, chain, step
-        except Exception as error:  # of one of the chains: the others go on
+        except Exception as error:  # only this chain fails; the others go on
             yield Failed(number, failure(error))
             return
         for event in events:
@@ -218,7 +218,7 @@ def run_chains(
 
 
 def failure(error: Exception) -> GenerationError:
-    """The error as one of generation."""
+    """The error as a `GenerationError`."""
     if isinstance(error, GenerationError):
         return error
     wrapped = GenerationError(*(parts_of(error) or ("reply", told(error), SEE_TRACEBACK)))

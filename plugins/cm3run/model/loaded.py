@@ -1,6 +1,6 @@
-"""A loaded checkpoint: its recipe and components, and the engine over its decoder.
+"""A loaded checkpoint: its recipe and components, and the engine that runs its decoder.
 
-Also the conversion of pictures and texts to the decoder's input, and back.
+Also converts pictures and texts to the decoder's input and back.
 """
 
 from __future__ import annotations
@@ -48,33 +48,33 @@ _log = logging.getLogger(__name__)
 
 #: RGB pixels uint8 [height, width, 3] of any size, or the file of a picture.
 Picture: TypeAlias = Pixels | str | Path
-#: Of torch, on the CPU.
+#: Number of CPU threads of torch.
 Threads = Annotated[int, Range(1, MAX_THREADS)]
-#: Of a decoder's weights for generation.
+#: Precision of a decoder's weights during generation.
 Precision: TypeAlias = Literal["auto", "fp32", "bf16", "int8", "int4"]
-#: Pictures whose codes a model remembers; each takes a few KB.
+#: Pictures whose codes a model caches; each takes a few KB.
 MOST_CODED = 65_536
-#: Grey level of the pixels of a preview that are not generated yet.
+#: Grey level of pixels in a preview that are not generated yet.
 GREY = 208
 
 
 class Loaded:
-    """A trained model's parts, and what all its methods share.
+    """A trained model's parts, shared by all its methods.
 
     Args:
         recipe: the checkpoint's.
-        components: built from it, weights loaded.
-        options: of its engine. The recipe says how long texts may be.
-        tasks: those that it was tuned for.
+        components: built from it, with the weights loaded.
+        options: of its engine. The recipe sets the maximum length of texts.
+        tasks: the tasks it was tuned for.
     """
 
-    #: The words of the training texts; None: not known.
+    #: The words of the training texts; None: unknown.
     words: TrainingWords | None = None
-    #: Pictures of one call at most, and candidates of one result, where all of them are kept until the last is drawn:
-    #: a number that is mistyped would take hours, and then all memory. Set another one on the model.
+    #: Maximum pictures of one call, and candidates of one result, that are kept until the last is drawn. Guards against
+    #: mistyped numbers, which would take hours and all memory. Change it on the model.
     max_pictures = 10_000
-    #: Called with a line that a user should know: the precision that was measured and chosen, a structure
-    #: that training had not; the default logs it.
+    #: Called with messages for the user, such as the measured and chosen precision or a structure that was not in
+    #: training; logs them by default.
     told: Callable[[str], None] = staticmethod(_log.info)
 
     def __init__(
@@ -93,11 +93,11 @@ class Loaded:
 
     @checked(GenerationError)
     def unknown_words(self, text: str) -> dict[str, str | None]:
-        """The words of a prompt that are in no training text, in order, each with the training word
-        that is spelled most like it (None: none is close).
+        """The words of a prompt that occur in no training text, in order, each with the most similarly spelled
+        training word (None: none is close).
 
-        A model draws something for them too, but can't know what they mean. Empty where the
-        checkpoint has no list of words: an older one, or one of more than two million documents.
+        The model draws something for such words too, but can't know their meaning. Empty if the checkpoint has no word
+        list: older checkpoints, and data sets of more than two million documents.
         """
         if self.words is None:
             return {}
@@ -105,23 +105,23 @@ class Loaded:
 
     @checked(GenerationError)
     def query_text(self, prompt: str) -> str:
-        """The text that the memory is searched for in place of a prompt, see the section `prompt_rewriter`."""
+        """The search query for a prompt, see the section `prompt_rewriter`."""
         return self.components.prompt_rewriter.rewrite(prompt, self.known_words)
 
     @checked(GenerationError)
     def thing_asked_for(self, prompt: str) -> str:
-        """The part of `query_text` that names what is to be drawn; the rest is style."""
+        """The part of `query_text` that names the object to draw; the rest is style."""
         return self.query_text(self.components.prompt_rewriter.subject(prompt))
 
     @property
     def known_words(self) -> frozenset[str] | None:
-        """The words of the training texts, lower case; None: not known."""
+        """The words of the training texts, lower case; None: unknown."""
         return None if self.words is None else self.words.words
 
     @cached_property
     def recipe_hash(self) -> str:
-        """`Recipe.hash` of the model's recipe as it is at the first call; computing it takes 30 ms, and
-        every picture's metadata have it."""
+        """`Recipe.hash` of the model's recipe, computed at the first call (30 ms) and cached for every picture's
+        metadata."""
         return self.recipe.hash
 
     @property
@@ -140,7 +140,7 @@ class Loaded:
         )
         if self._engine is None or self._engine[0] != version:
             parts = self.components
-            self._engine = None  # an old arrangement needs no memory beside the new one
+            self._engine = None  # free the old inference decoder before making the new one
             engine = Engine(
                 parts.decoder,
                 parts.serializer,
@@ -163,9 +163,9 @@ class Loaded:
         """The sampler's config with some keys changed.
 
         Args:
-            sampler: name of a sampler to use in place of the recipe's; temperature and filters
+            sampler: name of a sampler to use instead of the recipe's; temperature and filters
                 after mixing keep the recipe's values.
-            options: keys to change. One that holds a sampler is given another one by its name.
+            options: keys to change. A key that holds a sampler takes another sampler's name.
 
         Raises:
             GenerationError, RecipeError: the sampler, a key or a value is not valid.
@@ -187,11 +187,11 @@ class Loaded:
 
     @checked(GenerationError)
     def original(self, document: RetrievedDocument) -> Original | None:
-        """The file of a document's picture, as it was published; None: the memory has no such file, as banks have none,
-        or the document was given by hand.
+        """The original file of a document's picture, as published. None: the memory has no such file (banks have
+        none), or the caller passed the document.
 
         Raises:
-            DataError: it can't be read.
+            DataError: the file can't be read.
         """
         retriever = self.components.retriever
         if document.index is None or retriever is None:
@@ -209,7 +209,7 @@ class Loaded:
 
     @checked(DataError)
     def coded(self, document: Document) -> Document:
-        """The document with its pictures as codes; those of the last `MOST_CODED` pictures are remembered."""
+        """The document with its pictures as codes; the codes of the last `MOST_CODED` pictures are cached."""
         new = {
             segment.key: segment
             for segment in document
@@ -237,12 +237,12 @@ class Loaded:
     def drawn(
         self, codes: Codes, texts: Iterable[str], pictures: Iterable[PixelArray]
     ) -> PixelArray:
-        """A generated picture as it is shown, uint8 [height, width, 3]: see the section `finisher`.
+        """A generated picture as shown to the user, uint8 [height, width, 3]: see the section `finisher`.
 
         Args:
-            codes: what was generated.
+            codes: the generated codes.
             texts: of its prompt.
-            pictures: uint8 [height, width, 3] of any size; those that it was made after.
+            pictures: uint8 [height, width, 3] of any size; the pictures it was made from.
         """
         [pixels] = self.decode([codes])
         return self.components.finisher.finish(pixels, list(texts), list(pictures))
@@ -265,7 +265,7 @@ class Loaded:
         return pixels
 
 
-#: What a text that is no caption should have said, by its name in messages.
+#: Next steps for an empty text other than a caption, by its name in messages.
 _ASKED = {"question": "ask something about the picture", "instruction": "say what to change"}
 
 
@@ -289,8 +289,8 @@ def check_length(
     without: str = "",
     next_step: str = SHORTEN_OR_TRUNCATE,
 ) -> None:
-    """Raise `GenerationError` for a text that with `num_more` tokens is longer than the training
-    texts; `without`: what is to come as well, for the message."""
+    """Raise `GenerationError` if a text plus `num_more` tokens is longer than the training texts; `without`: uncounted
+    parts, for the message."""
     number = len(loaded.components.text_tokenizer.encode(text))
     limit = loaded.recipe.data.max_text_tokens
     if number + num_more > limit:
@@ -300,30 +300,30 @@ def check_length(
 
 
 def check_kept(loaded: Loaded, number: int, place: str, instead: str) -> None:
-    """Raise `GenerationError` for more pictures than a call may keep, with what they take.
+    """Raise `GenerationError` for more pictures than a call may keep, stating the memory they need.
 
     Args:
         loaded: the model.
         number: of pictures.
         place: name of the option that asks for them.
-        instead: what does it otherwise, for the next step.
+        instead: an alternative, for the next step.
     """
     if number > loaded.max_pictures:
         height, width = loaded.image_size
         codes = loaded.components.serializer.num_codes
         raise GenerationError(
             place,
-            f"{number:,} pictures of {height} x {width} pixels are {number * codes:,} codes to draw, and "
-            f"{number * height * width * 3 / 1e9:,.1f} GB to keep; a call may keep {loaded.max_pictures:,}",
+            f"{number:,} pictures of {height} x {width} pixels need {number * codes:,} codes to generate and "
+            f"{number * height * width * 3 / 1e9:,.1f} GB of memory; one call may keep {loaded.max_pictures:,} pictures",
             f"{instead}, or set the model's max_pictures",
         )
 
 
 def check_alone(own_words: str, task: str | None) -> None:
-    """Raise `GenerationError` for a task that is named beside words that take its place."""
+    """Raise `GenerationError` if a task is named together with the caller's own words, which replace it."""
     if task is not None:
         raise GenerationError(
-            "task", f"is {task!r}, and {own_words} takes its place", "leave one of the two out"
+            "task", f"is {task!r}, but {own_words} replaces it", "give only one of the two"
         )
 
 
@@ -348,7 +348,7 @@ def check_prompt(
                 place,
                 text,
                 num_more=1,
-                without=" without an answer",
+                without=", not counting the answer",
                 next_step="shorten one of the two (template)",
             )
         else:
@@ -356,7 +356,7 @@ def check_prompt(
 
 
 def _known_texts(prompt: Document) -> list[tuple[str, bool]]:
-    """What is known of each text of a prompt, as it is fed, and whether it has a hole."""
+    """The known tokens of each text of a prompt, as fed, and whether the text has a hole."""
     known: list[tuple[str, bool]] = []
     for segment in prompt:
         if isinstance(segment, Text):
@@ -382,23 +382,23 @@ def text_hole(recipe: Recipe, max_tokens: int | None) -> TextHole:
 
 
 def seen(loaded: Loaded, picture: Picture) -> PixelArray:
-    """A picture as the model sees it; of a file in which there is nothing to see, say so."""
+    """A picture as the model sees it; logs a note if a file shows nothing."""
     pixels = images.fit(pixels_of(picture), loaded.image_size)
     if isinstance(picture, (str, Path)) and (pixels == pixels[0, 0]).all():
         loaded.told(
-            f"{picture}: is one colour all over, as the model sees it; white is put behind what is transparent"
+            f"{picture}: the model sees a single colour; transparent parts are shown on white"
         )
     return pixels
 
 
 def known_by_codes(loaded: Loaded, codes: Codes) -> PixelArray:
-    """A picture that only its codes tell, uint8 [height, width, 3], as it is shown."""
+    """The pixels of a picture given only by its codes, uint8 [height, width, 3], as shown to the user."""
     [pixels] = loaded.decode([codes])
     return loaded.components.finisher.finish_decoded(pixels)
 
 
 def pixels_of(picture: Picture) -> PixelArray:
-    """Pixels of a picture that is given as an array or a file."""
+    """The pixels of a picture given as an array or a file."""
     if isinstance(picture, (str, Path)):
         return images.open_image(picture)
     is_array = isinstance(picture, np.ndarray)

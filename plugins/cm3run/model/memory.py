@@ -34,10 +34,10 @@ def with_memory(
     retriever: str | None = None,
     split: str | None = None,
 ) -> tuple[Recipe, Components]:
-    """A recipe and its components with another memory or another way to search it.
+    """A recipe and its components with another memory or other retriever settings.
 
-    See `Model.with_memory`. Decoder and tokenizers stay the same objects, and so does the embedder
-    if its config does not change.
+    See `Model.with_memory`. Decoder and tokenizers stay the same objects; so does the embedder if its config is
+    unchanged.
     """
     before = recipe.retriever
     names = dict(recipe.component_names)
@@ -84,7 +84,7 @@ def _retrieves(config: RetrieverConfig | None) -> bool:
 def _retriever(
     recipe: Recipe, registry: Registry, name: str | None, settings: Mapping[str, Any]
 ) -> tuple[str, RetrieverConfig]:
-    """Name and config of the retriever: the recipe's, the named one, or the default of a recipe that retrieves nothing."""
+    """Name and config of the retriever: the named one, the recipe's, or the default if the recipe has none."""
     config, own = recipe.retriever, recipe.component_names.get("retriever", "")
     if name is not None:
         wanted = name
@@ -127,7 +127,7 @@ def _embedder(
 def _changed(
     components: Components, recipe: Recipe, split: str | None, kept: Sequence[str]
 ) -> Components:
-    """The components of the changed recipe; those that are kept are not built again."""
+    """The components of the changed recipe; those in `kept` are reused."""
     changed = replace(
         components,
         recipe=recipe,
@@ -136,13 +136,13 @@ def _changed(
     for name in kept:
         if name in vars(components):
             setattr(changed, name, getattr(components, name))
-    # an unusable bank is reported now, not at the first picture
+    # report an unusable bank now rather than at the first picture
     assert changed.retriever is not None
     return changed
 
 
 def note_on_bank(components: Components) -> str | None:
-    """What a user should know of a bank that a model draws after; None: nothing."""
+    """A warning for users about the model's bank; None: no warning."""
     memory = components.memory
     if not isinstance(memory, MemoryBank):
         return None
@@ -150,9 +150,9 @@ def note_on_bank(components: Components) -> str | None:
     if psnr is None or psnr >= LEAST_PSNR:
         return None
     return (
-        f"the codes of the memory bank {memory.place} keep little of its pictures: PSNR {psnr:.1f} dB where something is "
-        "drawn, the median of some when it was built. What is drawn after them is no better; docs/data.md, 'What the "
-        "codes keep of your pictures', shows how to train an image tokenizer on them"
+        f"the codes of the memory bank {memory.place} keep little of its pictures: median PSNR {psnr:.1f} dB over "
+        "non-blank areas of a sample measured when the bank was built. Pictures generated from them are no better; see "
+        "docs/data.md, 'What the codes keep of your pictures', for training an image tokenizer on them"
     )
 
 
@@ -160,8 +160,8 @@ def _check_split(recipe: Recipe, split: str, bank: str | None) -> None:
     if bank is not None:
         raise GenerationError(
             "split",
-            f"{split!r} is a split of the data set, and the memory bank {bank} is retrieved from",
-            "leave one of the two out",
+            f"{split!r} is a split of the data set, but documents are retrieved from the memory bank {bank}",
+            "give only one of the two",
         )
     known = recipe.dataset.memory_config().splits if recipe.dataset else ()
     if split not in known:

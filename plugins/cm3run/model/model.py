@@ -4,8 +4,8 @@
 >>> model = cm3core.load()                                               # doctest: +SKIP
 >>> pictures = model.generate("bell off, outline", num_images=4, seed=1) # doctest: +SKIP
 
-`Model` is a facade: `loaded` holds the checkpoint's parts; calls run jobs of `drawing` and `writing`,
-documents with holes, which `cm3run.generation.engine.Engine` fills. For coroutines: `AsyncModel`.
+`Model` is a facade: `loaded` holds the checkpoint's parts. Calls run jobs of `drawing` and `writing`: documents with
+holes, which `cm3run.generation.engine.Engine` fills. For coroutines: `AsyncModel`.
 """
 
 from __future__ import annotations
@@ -66,25 +66,25 @@ def load(
     """Open a trained model.
 
     Args:
-        model: a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME" of a shipped one.
+        model: a run's folder, a checkpoint, an exported model, or "PLUGIN:NAME" for a bundled one.
         bank: a memory bank to retrieve from instead of the recipe's memory, see
             `Model.with_memory`.
         registry: the components that recipes may name. None: those of the installed plugins.
-        device: of the decoder and the image tokenizer. None: the GPU when there is one.
+        device: of the decoder and the image tokenizer. None: the GPU if there is one.
         num_threads, max_rows: see `Engine`.
         precision: of the decoder's weights for generation: "fp32", "bf16", "int8", "int4"; the last two are
-            refused where they change predictions. "auto": the first of the decoder's
-            `faster_precisions` that hardly does, else as `Decoder.for_inference`.
-        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run. Read them first.
-        trust_endpoints: what a model that you did not make yourself may use outside of its folder: hosts (`HOST`
-            or `HOST:PORT`), addresses (`s3://BUCKET`) and paths, with what lies below. The same for the bank.
+            refused if they change predictions. "auto": the first of the decoder's `faster_precisions` that hardly
+            changes predictions, otherwise as in `Decoder.for_inference`.
+        trust_plugins: SHA-256 hashes of plugin files in the checkpoint that may run. Read these files first.
+        trust_endpoints: resources outside its folder that a model from someone else may use: hosts (`HOST` or
+            `HOST:PORT`), addresses (`s3://BUCKET`) and paths, including everything below. Also applies to the bank.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it needs a plugin file that it
-            carries and that is not trusted.
-        DataError, DeviceError: the bank, or the device, can't be used.
-        TrustError: it needs what is outside of it and may not be used. What only some calls need, such as the
-            data that it retrieves from, is refused by these.
+        CheckpointError: there is no checkpoint, it is damaged, or it needs an untrusted plugin file that it
+            contains.
+        DataError, DeviceError: the bank or the device can't be used.
+        TrustError: it needs an untrusted resource outside its folder. Resources that only some calls need, such as
+            the data it retrieves from, are refused at those calls.
         RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     registry = load_registry() if registry is None else registry
@@ -115,21 +115,21 @@ def load(
 class Model(Chatting):
     """A trained model.
 
-    Every method returns the same results for the same arguments, whatever was called before.
+    Every method returns the same results for the same arguments, regardless of earlier calls.
 
     Methods that generate take these keyword arguments:
 
         seed                0..2**63-1; the same seed gives the same results
         num_retrieved       number of documents to retrieve from the model's memory and prepend; None: the recipe's
                             number (none when `context` is given)
-        exclude             ids of documents of the memory that are not retrieved
+        exclude             ids of documents in the memory to exclude from retrieval
         context             (picture, text) pairs of your own, prepended before all retrieved documents
-        num_candidates      results generated for each one returned, which the reranker chooses; None: for pictures of
-                            a caption `generate.num_candidates`, for edits and texts 1
+        num_candidates      results generated for each one returned, from which the reranker chooses; None:
+                            `generate.num_candidates` for pictures from a caption, 1 for edits and texts
         reranker            name of a reranker to use instead of the recipe's, with its defaults
-        sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's values
-        task                name of the task to use, of those that the model was tuned for; None: the method's own
-        force               True: use a task that the model was not tuned for
+        sampler             name of a sampler to use instead of the recipe's; temperature and filters keep the recipe's
+        values task                name of the task to use, among those the model was tuned for; None: the method's own
+        force               True: allow a task that the model was not tuned for
         sampling            keys of the sampler for this call: `sampling={"guidance_scale": 1.5}`
         progress            called during generation with (tokens generated so far, maximum total)
 
@@ -138,11 +138,11 @@ class Model(Chatting):
 
     Args:
         recipe: the checkpoint's.
-        components: built from it, weights loaded.
+        components: built from it, with the weights loaded.
         name: the name that was passed to `load`.
         step: number of optimiser steps it was trained for.
         num_threads, precision, max_rows: see `EngineOptions`.
-        tasks: those that it was tuned for; None: it was not tuned.
+        tasks: the tasks it was tuned for; None: it was not tuned.
     """
 
     @checked(GenerationError)
@@ -171,9 +171,9 @@ class Model(Chatting):
         split: Name | None = None,
         **settings: Any,
     ) -> Model:
-        """This model with another memory, or with another way to search it.
+        """This model with another memory, or with other retriever settings.
 
-        Weights are shared and nothing is trained. A recipe that retrieves nothing gets the default
+        Weights are shared and nothing is trained. A recipe without retrieval gets the default
         retriever (bundled: `dense`); one without an embedder gets the one the bank was built with.
 
         Args:
@@ -181,14 +181,14 @@ class Model(Chatting):
             retriever: name of a retriever to use instead of the recipe's; the keys that all
                 retrievers share (`RetrieverConfig`) keep the recipe's values.
             split: the split of the model's data set to retrieve from, such as "train"; None: the
-                memory that it has.
+                current memory.
             settings: keys of the retriever to change, e.g. `num_retrieved=2`, `min_similarity=0.3`.
 
         Raises:
             DataError: the bank can't be opened, or was built with another embedder or image
                 tokenizer.
-            GenerationError: the retriever has no such key, or the data set no such split, or there is neither a retriever nor a
-                bank, or the embedder that it needs is missing.
+            GenerationError: the retriever has no such key, the data set has no such split, there is neither a
+                retriever nor a bank, or the embedder that the retriever needs is missing.
             PluginError: no plugin provides that retriever.
         """
         changed = Model(
@@ -224,13 +224,13 @@ class Model(Chatting):
             num_images: pictures per prompt; None: the recipe's `generate.num_images`.
             progress, options: see `Model`. The prompt is the query for retrieval. The first k
                 pictures of a prompt are the same for any `num_images` and any other prompts. Also:
-                truncate: read only the first `data.max_text_tokens` tokens of a longer prompt, as
-                training did with captions. upscale: also enlarge the pictures with the recipe's
-                upscaler (True) or another one (its name). condition: what to draw after, a name and
-                what it is drawn from: `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40,
-                44)")`, or with keys as a third; for models tuned on structures. Nothing is then
-                retrieved unless `num_retrieved` is given, and the default sampler is one made for
-                structures if a plugin provides it (bundled: `structure_cfg`).
+                truncate: cut longer prompts to `data.max_text_tokens` tokens, as captions in
+                training. upscale: also enlarge the pictures, with the recipe's upscaler (True) or
+                the named one. condition: a structure to draw after, as (name, input):
+                `("canny", "photo.png")`, `("boxes", "bell at (10, 12) -> (40, 44)")`, or with settings
+                as a third item; for models tuned on structures. Documents are then retrieved only if
+                `num_retrieved` is given, and the default sampler is one made for structures if a
+                plugin provides it (bundled: `structure_cfg`).
 
         Returns:
             `num_images` pictures for each prompt, in order; notebooks show the list as a sheet.
@@ -268,7 +268,7 @@ class Model(Chatting):
 
         These are the events of `Engine.stream` for each candidate, `Scored` for each candidate when
         all candidates of its picture are finished, and `ImageReady` for each picture. Leaving the
-        iterator ends the work.
+        iterator stops the work.
         """
         jobs, total = self.image_jobs(prompt, num_images, **options)
         return image_events(run(self.engine, jobs, details=True, total=total))
@@ -290,9 +290,9 @@ class Model(Chatting):
                 aspect ratio).
             instruction: what to change.
             num_images: None: the recipe's `generate.num_images`.
-            progress, options: see `generate`. Nothing is retrieved unless `num_retrieved` is given.
-                Also: task_text: a text of your own before the picture, in place of the task's. sampler: None: one made for
-                editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
+            progress, options: see `generate`. Documents are retrieved only if `num_retrieved` is given.
+                Also: task_text: your own text before the picture, instead of the task's. sampler: None: one made
+                for editing if a plugin provides it (bundled: `edit_cfg`, three guidance streams).
         """
         check_num_images(self, 1, num_images)
         jobs, total = self.edit_jobs(picture, instruction, num_images, **options)
@@ -309,15 +309,15 @@ class Model(Chatting):
         progress: Progress | None = None,
         **options: Any,
     ) -> InfilledImage:
-        """Inpaint a part of a picture; codes that it doesn't touch stay exactly as they are.
+        """Inpaint a part of a picture; codes outside the region stay unchanged.
 
         Args:
             picture: any size; the model sees its largest centred square (or crop in the model's
                 aspect ratio).
             box: (x0, y0, x1, y1) in pixels of the picture, x1 and y1 not included, inside what the
                 model sees; or several boxes.
-            text: caption of the whole picture as it should become. None: the model first writes one
-                for the rest of the picture.
+            text: caption of the whole picture after inpainting. None: the model first writes one
+                from the rest of the picture.
             mask: any set of pixels instead of a box: bool [height, width] of the picture, or the
                 file of a picture that is white there.
             progress, options: see `generate`. The text is the query for retrieval; without a text,
@@ -325,7 +325,7 @@ class Model(Chatting):
 
         Raises:
             DataError: the picture or the mask can't be read.
-            GenerationError: the region is empty, or reaches outside what the model sees.
+            GenerationError: the region is empty, or reaches outside the part that the model sees.
         """
         job, total = self.infill_job(picture, box, text, mask=mask, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
@@ -334,13 +334,13 @@ class Model(Chatting):
     def continue_image(
         self, picture: Picture, keep: int, text: str | None = None, **options: Any
     ) -> InfilledImage:
-        """Keep the top of what the model sees of a picture, and generate everything below it.
+        """Keep the top of a picture, as far as the model sees it, and generate everything below.
 
         Codes are generated in the usual order.
 
         Args:
             picture, text, options: see `infill`.
-            keep: number of rows of pixels of the picture, counted from the top of what the model
+            keep: number of pixel rows to keep, counted from the top of the part that the model
                 sees; whole rows of codes are kept.
         """
         whole = pixels_of(picture)
@@ -381,18 +381,18 @@ class Model(Chatting):
     ) -> GeneratedText:
         """Answer a question about a picture; for models tuned on questions.
 
-        The model is asked as in its tuning. One that was not tuned gets a text with question and answer
-        before the picture, and the answer is masked (paper, Table 5).
+        The question is put as in the model's tuning. A model that was not tuned on questions gets a text with the
+        question and a masked answer before the picture (paper, Table 5).
 
         Args:
             picture: any size; the model sees its largest centred square (or crop in the model's
                 aspect ratio).
             question: the question.
-            progress, options: see `captions`. Pictures like this one are retrieved where the model had
-                them before questions in its tuning, or `num_retrieved` is given.
-                Also: template: a text of your own before the picture, with "{question}" and
-                "{answer}", in place of the task. The model writes the punctuation after the answer too,
-                which `max_tokens` counts and the returned text leaves out.
+            progress, options: see `captions`. Similar pictures are retrieved if they were prepended
+                to questions in the model's tuning, or if `num_retrieved` is given.
+                Also: template: your own text before the picture, with "{question}" and
+                "{answer}", instead of the task. The model also writes the punctuation after the answer,
+                which counts towards `max_tokens` and is removed from the returned text.
         """
         job, total = self.ask_job(picture, question, **options)
         return next(results(self.engine, [job], progress=progress, total=total))
@@ -410,13 +410,13 @@ class Model(Chatting):
         progress: Progress | None = None,
         **options: Any,
     ) -> dict[str, str | PixelArray]:
-        """Do a task that the model was tuned for, of any fields.
+        """Run a task that the model was tuned for, with any fields.
 
         Args:
             task: its name, one of `tasks.names`.
             record: the task's given fields; pictures as pixels, files or `Codes`.
             max_tokens: of each text; see `captions`.
-            force: do it even if the model was not tuned for it.
+            force: run it even if the model was not tuned for it.
             progress, options: see `complete`.
 
         Returns:
@@ -449,7 +449,7 @@ class Model(Chatting):
     ) -> list[Completion]:
         """Fill the holes of any documents.
 
-        Holes are text or pictures, whole or in part, in any order, all kinds in one batch.
+        Holes may be text or pictures, whole or in part, in any order, mixed in one batch.
 
         Args:
             documents: pictures as `Image` or `Codes`; at least one hole each.
@@ -486,7 +486,7 @@ class Model(Chatting):
             raise GenerationError(
                 "retrieved",
                 f"has {len(prepended)} lists of documents for {len(documents)} documents",
-                "give one for each, () where there is none",
+                "give one for each, () for a document without any",
             )
         built = sampler_of(self, sampler, **sampler_keys(options))
         return [
@@ -497,10 +497,10 @@ class Model(Chatting):
         ]
 
     def policy(self) -> Policy:
-        """The model as a policy of reinforcement learning: to sample from, and to score by.
+        """The model as a reinforcement-learning policy, for sampling and scoring.
 
-        It works on the requests of `requests`, each with its sampler, and on the model's own decoder:
-        what changes the decoder's weights changes both.
+        It takes the requests of `requests`, each with its sampler, and shares the model's decoder:
+        changing the decoder's weights changes both.
         """
         parts, options = self.components, self.options
         return Policy(

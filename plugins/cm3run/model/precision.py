@@ -1,8 +1,8 @@
-"""Which precision a model generates with: fewer bits only where its own predictions say that they do no harm.
+"""Choosing the precision of generation: fewer bits are used only if the model's own predictions hardly change.
 
-An arrangement with fewer bits and the exact decoder read the same sequences; at every position the distributions of the
-next token are compared. The documents on which that is measured are in no training set: a few sentences, and a drawing
-made here. Legend: T tokens, E width, R ids, n positions.
+The decoder at reduced precision and the exact decoder read the same sequences, and the distributions of the next token
+are compared at every position. The documents used are in no training set: a few sentences, and a drawing made here.
+Legend: T tokens, E width, R ids, n positions.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ if TYPE_CHECKING:
     from cm3run.build import Components
 
 
-#: The gate of a precision that was asked for: the largest mean divergence from the exact
-#: distributions, in nats a token, and the smallest share of most probable tokens that stay the same
-#: where the exact distribution is sure of them: its best two differ by more than `SURE` nats.
+#: Limits for a precision that was requested: the largest mean divergence from the exact distributions, in nats per
+#: token, and the smallest share of unchanged most probable tokens at positions where the exact distribution is sure
+#: (its best two differ by more than `SURE` nats).
 MOST_DIVERGENCE, LEAST_SAME, SURE = 0.05, 0.98, 0.5
-#: The largest divergence of a precision that nobody asked for. The bundled models' int8 is at 0.0009 to
-#: 0.0015, their bf16 at 0.0001 to 0.0002.
+#: Largest divergence of a precision chosen by "auto". The bundled models have 0.0009 to 0.0015 with int8 and 0.0001
+#: to 0.0002 with bf16.
 MOST_UNASKED = 0.01
-#: Tokens of a sequence that are read.
+#: Tokens read of each sequence.
 MOST_TOKENS = 160
-#: Logits that are compared at once.
+#: Number of logits compared at once.
 MOST_LOGITS = 2**22
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """An arrangement compared with the exact one.
+    """How closely a reduced precision agrees with the exact one.
 
     Args:
         divergence: mean Kullback-Leibler divergence KL(exact, other) of next tokens, in nats.
-        same: share of positions whose most probable token is the same.
-        same_where_sure: the same, of positions where the exact distribution is sure.
+        same: share of positions with the same most probable token.
+        same_where_sure: the same, over positions where the exact distribution is sure.
         num: positions.
     """
 
@@ -58,27 +58,27 @@ class Agreement:
 
     @property
     def passes(self) -> bool:
-        """The gate of a precision that was asked for."""
+        """Whether it is acceptable for a precision that was requested."""
         return self.divergence <= MOST_DIVERGENCE and self.same_where_sure >= LEAST_SAME
 
     @property
     def passes_unasked(self) -> bool:
-        """The gate of one that "auto" takes."""
+        """Whether it is acceptable for "auto"."""
         return self.passes and self.divergence <= MOST_UNASKED
 
     def __str__(self) -> str:
         return (
-            f"{self.divergence:.4f} nats a token from the exact predictions, "
+            f"{self.divergence:.4f} nats per token from the exact predictions, "
             f"{self.same_where_sure:.1%} of sure tokens the same"
         )
 
 
 class Reference:
-    """What a decoder's exact arrangement predicts for some documents: read once, for any number of others.
+    """The exact decoder's predictions for some documents, computed once and compared with any number of precisions.
 
     Args:
-        exact: the arrangement to compare with.
-        sequences: documents that no arrangement was made for; the first `MOST_TOKENS` of each are read.
+        exact: the exact decoder.
+        sequences: documents independent of the precisions compared; the first `MOST_TOKENS` of each are read.
         vocabulary: image codes are predicted among image codes, everything else among all ids.
     """
 
@@ -90,14 +90,14 @@ class Reference:
 
     @torch.inference_mode()
     def agreement(self, other: InferenceDecoder) -> Agreement:
-        """Compare another arrangement of the same decoder, with fewer bits."""
+        """Compare the same decoder at a reduced precision."""
         divergence, same, sure_same, sure, number = 0.0, 0, 0, 0, 0
         image = self._vocabulary.image
         predicted = zip((image, None), self._hidden, self._read_by(other), strict=True)
         for ids, exact_NE, other_NE in predicted:
             if not len(exact_NE):
                 continue
-            # a few at a time: of some models one position has 180,000 ids
+            # a few positions at a time: some models have 180,000 ids
             size = max(1, MOST_LOGITS // (self._vocabulary.size if ids is None else len(image)))
             for exact_nE, other_nE in zip(exact_NE.split(size), other_NE.split(size), strict=True):
                 exact_nR = self._exact.logits(exact_nE, ids).float().log_softmax(1)
@@ -105,13 +105,13 @@ class Reference:
                 best_n2 = exact_nR.topk(2).values
                 sure_n = best_n2[:, 0] - best_n2[:, 1] > SURE
                 same_n = exact_nR.argmax(1) == other_nR.argmax(1)
-                # ids that can't follow are -inf in both
+                # illegal ids are -inf in both
                 gap_nR = torch.where(exact_nR > -torch.inf, exact_nR - other_nR, 0.0)
                 divergence += float((exact_nR.exp() * gap_nR).sum())
                 same, sure = same + int(same_n.sum()), sure + int(sure_n.sum())
                 sure_same += int((same_n & sure_n).sum())
                 number += len(exact_nE)
-        # nothing to compare: nothing is known
+        # no positions, so nothing is known
         if number == 0:
             return Agreement(float("inf"), 0.0, 0.0, 0)
         return Agreement(
@@ -120,7 +120,7 @@ class Reference:
 
     @torch.inference_mode()
     def _read_by(self, decoder: InferenceDecoder) -> tuple[Tensor, Tensor]:
-        """Hidden states [N, E] behind which a code comes, and those behind which anything else does."""
+        """Hidden states [N, E] that predict a code, and those that predict anything else."""
         before_code, before_other = [], []
         for sequence in self._sequences:
             hidden_TE = _hidden(decoder, sequence)
@@ -133,7 +133,7 @@ class Reference:
 
 
 def _hidden(decoder: InferenceDecoder, sequence: TokenSequence) -> Tensor:
-    """Hidden states [T, E] of all but the last of the tokens that are read."""
+    """Hidden states [T, E] of all tokens read except the last."""
     tokens_1T, cells_1T = (
         torch.from_numpy(values[: MOST_TOKENS - 1].astype("int64"))[None].to(decoder.device)
         for values in (sequence.tokens[:-1], sequence.cells[:-1])
@@ -144,16 +144,16 @@ def _hidden(decoder: InferenceDecoder, sequence: TokenSequence) -> Tensor:
 
 _log = logging.getLogger(__name__)
 
-#: Texts of the gate, in the words of captions, questions and prose.
+#: Texts for the comparison, worded like captions, questions and prose.
 TEXTS = (
     "a yellow bicycle leaning against a brick wall, late afternoon",
     "two small boats on a quiet lake, mountains behind them",
     "How many windows does the house at the corner have?",
     "In 1923 the bridge was closed for repairs, and the ferry ran every half hour.",
 )
-#: Nats a token that "auto" changes without a word: the bundled models' bf16 is at 0.0001 to 0.0002.
+#: Divergence in nats per token up to which "auto" logs nothing; the bundled models' bf16 has 0.0001 to 0.0002.
 UNTOLD = 0.0005
-#: Precisions that are measured before they are used, and what to use where they do harm.
+#: Precisions that are measured before use, and what to use if they change predictions.
 MEASURED = {"int8": "bf16", "int4": "int8 or bf16"}
 
 
@@ -164,26 +164,28 @@ def arranged(
     vocabulary: Vocabulary,
     told: Callable[[str], None],
 ) -> InferenceDecoder:
-    """The decoder, ready to generate.
+    """Prepare the decoder for generation.
 
     Args:
         decoder: with its weights.
         precision: see `Decoder.for_inference`. "auto": the first of the decoder's
-            `faster_precisions` that passes a stricter gate, else as stored.
-        sequences: those of the gate, made when they are needed.
+            `faster_precisions` that passes a stricter limit, otherwise as stored.
+        sequences: makes the documents for the comparison when they are needed.
         vocabulary: the decoder's.
-        told: called with a line that says what was measured and chosen.
+        told: called with a line that states the measurement and the choice.
 
     Raises:
         GenerationError: the precision changes predictions too much, or is not supported.
     """
     if precision in MEASURED:
-        made = decoder.for_inference(precision)  # first: what is not supported is refused at once
+        made = decoder.for_inference(
+            precision
+        )  # first, so that an unsupported precision is refused at once
         found = Reference(exact(decoder), sequences(), vocabulary).agreement(made)
         if not found.passes:
             raise GenerationError(
                 f"precision {precision}",
-                f"changes what this model predicts: {found} (at most {MOST_DIVERGENCE} nats)",
+                f"changes this model's predictions: {found} (at most {MOST_DIVERGENCE} nats)",
                 f"use {MEASURED[precision]}",
             )
         told(f"precision {precision}: {found}")
@@ -205,29 +207,31 @@ def _first_that_passes(
 ) -> InferenceDecoder | None:
     """The decoder in the first of these precisions that hardly changes its predictions; see
     `arranged`."""
-    # before anything is arranged: that gives mapped pages back, which this would read again
+    # first, because preparing another decoder releases mapped pages that this would read again
     reference = Reference(exact(decoder), sequences(), vocabulary)
     for precision in candidates:
         try:
             made = decoder.for_inference(precision)
-        except GenerationError as refused:  # such as too little memory; nobody asked for it
-            told(f"precision {precision} is not taken: {refused.cause}")
+        except (
+            GenerationError
+        ) as refused:  # too little memory, for example; the user asked for no precision
+            told(f"precision {precision} is not used: {refused.cause}")
             continue
         found = reference.agreement(made)
         if found.passes_unasked:
-            line = f"precision {precision}, which this machine multiplies faster: {found}"
+            line = f"precision {precision}, which is faster on this machine: {found}"
             (told if found.divergence > UNTOLD else _log.info)(line)
             return made
         told(
-            f"precision {precision} is not taken: {found} "
+            f"precision {precision} is not used: {found} "
             f"(at most {MOST_UNASKED} nats, {LEAST_SAME:.0%})"
         )
-        del made  # the next arrangement needs no memory beside this one
+        del made  # free it before preparing the next
     return None
 
 
 def exact(decoder: Decoder) -> InferenceDecoder:
-    """The decoder with the weights that it has, in place where it can."""
+    """The decoder with its weights unchanged, in place if possible."""
     try:
         return decoder.for_inference("stored")
     except GenerationError:
@@ -235,7 +239,7 @@ def exact(decoder: Decoder) -> InferenceDecoder:
 
 
 def held_out(components: Components, max_text_tokens: int) -> list[TokenSequence]:
-    """The documents of the gate as a model reads them: two with a picture, two of text alone."""
+    """The comparison's documents as the model reads them: two with a picture, two of text alone."""
     tokenizer = components.image_tokenizer
     pixels = images.fit(drawing(), tokenizer.image_size)
     picture = Codes(tokenizer.encode(pixels[None])[0], tokenizer.grid)
@@ -243,7 +247,7 @@ def held_out(components: Components, max_text_tokens: int) -> list[TokenSequence
         *((Text(text), picture) for text in TEXTS[:2]),
         *((Text(text),) for text in TEXTS[2:]),
     ]
-    # as many tokens of text as leave room for codes
+    # leave room for codes
     most = min(max_text_tokens, MOST_TOKENS // 2)
     return [components.serializer.sequence(document, (), most) for document in documents]
 

@@ -1,6 +1,6 @@
-"""Documents prepended to a prompt: retrieved from the model's memory or a bank, or given by hand.
+"""Documents prepended to a prompt: retrieved from the model's memory or a bank, or given by the caller.
 
-What the memory is searched for, a prompt rewriter decides (`cm3run.prompting`).
+A prompt rewriter decides the search query (`cm3run.prompting`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from cm3core.interfaces.retriever import Region, Retrieved
 
 
-#: A request with its documents in front, and these as results show them.
+#: A request with its documents prepended, and these documents as shown in results.
 Augmented: TypeAlias = tuple[Request, tuple[RetrievedDocument, ...]]
-#: A document in front of a prompt, as codes and as results show it.
+#: A prepended document, as codes and as shown in results.
 _Prepended: TypeAlias = tuple[Document, RetrievedDocument]
 
-#: Documents that are retrieved in excess, in place of those that show a request's own picture.
+#: Extra documents to retrieve, replacing those that show a request's own picture.
 _SPARE = 4
-#: Share of a picture's codes that must be known for it to be recognised.
+#: Share of a picture's codes that must be known for recognising it.
 _KNOWN = 0.5
 
 
@@ -41,8 +41,8 @@ class Retrieval:
     """Prepends documents to requests.
 
     Args:
-        loaded: the model: its recipe sets how many are retrieved, its retriever finds them, its
-            engine knows how many fit.
+        loaded: the model. Its recipe sets the number of documents, its retriever finds them, and its engine limits
+            how many fit.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -59,20 +59,20 @@ class Retrieval:
         *,
         num_alternatives: int = 1,
     ) -> list[list[Augmented]]:
-        """Each request with its documents prepended, and these documents as results show them; then the
-        alternatives, with another of the best documents in front.
+        """Prepend documents to each request; return the augmented requests with their documents as shown in results,
+        followed by alternatives that put another of the best documents in front.
 
         An empty query retrieves nothing, and no request gets a document with its own picture. A
-        document that can't be read is left out, with a note. As in training, the first documents
-        that fit the decoder's context are kept and the rest left out.
+        document that can't be read is skipped, with a note. As in training, the first documents
+        that fit the decoder's context are kept and the rest dropped.
 
         Args:
             requests: without documents.
             queries: the query of each request.
-            num_retrieved: None: the recipe's number, or none when `context` is given.
-            context: (pixels of the model's size, text) prepended by hand, first of all.
-            exclude: ids of documents that are not retrieved.
-            num_alternatives: at most this many for each request, 1 or more.
+            num_retrieved: None: the recipe's number, or none if `context` is given.
+            context: the caller's (pixels of the model's size, text) pairs, prepended before all others.
+            exclude: ids of documents to exclude from retrieval.
+            num_alternatives: at most this many per request, 1 or more.
         """
         number = self._number(num_retrieved, bool(context))
         by_hand: list[_Prepended] = [
@@ -110,7 +110,7 @@ class Retrieval:
     def _with(
         self, request: Request, by_hand: list[_Prepended], found: list[Retrieved], number: int
     ) -> tuple[Augmented, int]:
-        """The request with the first documents that fit, and how many of `number` have no room."""
+        """The request with the first documents that fit, and how many of `number` did not fit."""
         of_parts = bool(found) and found[0].region is not None
         most = len(by_hand) + (len(found) if of_parts else number)
         chosen, left_out = list(by_hand), 0
@@ -120,7 +120,7 @@ class Retrieval:
                 break
             if (prepended := self._retrieved(one)) is None:
                 continue
-            # a memory of pictures knows them by other names than their codes
+            # a memory of pictures identifies them by other keys than their codes
             if any(_shows(prepended[0], picture) for picture in asked):
                 continue
             chosen.append(prepended)
@@ -136,7 +136,7 @@ class Retrieval:
         ), left_out
 
     def _firsts(self, query: Document, found: Found, most: int) -> list[int]:
-        """Positions of the documents that take turns in front."""
+        """Positions of the documents that take turns in first place."""
         results = found.results
         if most == 1 or not results or results[0].region is not None:
             return [0]
@@ -151,9 +151,9 @@ class Retrieval:
         more: int,
         exclude: Collection[str],
     ) -> list[Found]:
-        """The nearest documents of the memory for each query, best first, and so many more; for requests with
-        pictures some more, of which `_with` leaves out those that show the same. Or those of its picture's parts.
-        """
+        """Retrieve `number + more` documents for each query, best first. Requests with pictures get some extra,
+        because `_with` drops documents that show the same picture. For a query with several parts, the documents of
+        each part."""
         found = [Found([]) for _ in queries]
         asked = [place for place, query in enumerate(queries) if query]
         if number == 0 or not asked:
@@ -172,7 +172,7 @@ class Retrieval:
         return found
 
     def _retrieved(self, found: Retrieved) -> _Prepended | None:
-        """A document of the memory, as codes and as results show it; None, with a note: it can't be read."""
+        """A retrieved document, as codes and as shown in results. None, with a note: it can't be read."""
         key = found.index, found.region
         if key not in self._read:
             try:
@@ -186,7 +186,9 @@ class Retrieval:
                 self._read[key] = None
         if (read := self._read[key]) is None:
             return None
-        return read[0], replace(read[1], score=found.score)  # it may be found for several prompts
+        return read[0], replace(
+            read[1], score=found.score
+        )  # several prompts may find the same document
 
     def _document(self, found: Retrieved) -> _Prepended:
         retriever = self.components.retriever
@@ -206,13 +208,13 @@ class Retrieval:
         )
 
     def _shown(self, picture: Image | Codes | None) -> PixelArray | None:
-        """Pixels of a picture of the memory; pictures of a bank are decoded from their codes."""
+        """Pixels of a picture in the memory; a bank's pictures are decoded from their codes."""
         if isinstance(picture, Codes):
             return known_by_codes(self.loaded, picture)
         return None if picture is None else images.fit(picture.load(), self.loaded.image_size)
 
     def _number(self, asked: int | None, has_context: bool) -> int:
-        """How many documents to retrieve if the caller asked for `asked` (None: not specified)."""
+        """The number of documents to retrieve; `asked`: the caller's number (None: not given)."""
         if asked == 0:
             return 0
         config = self.recipe.retriever
@@ -229,7 +231,7 @@ class Retrieval:
             raise GenerationError(
                 "num_retrieved",
                 f"is {asked}, but the model's recipe {self.recipe.name!r} has no retriever",
-                "use 0, or give documents by hand (context)",
+                "use 0, or pass documents yourself (context)",
             )
         return asked
 
@@ -240,14 +242,13 @@ def search(
     number: int,
     exclude: Sequence[Collection[str]],
 ) -> list[Found]:
-    """The nearest documents of the memory for each query, at most `number`, best first. Searches of many queries run
-    together.
+    """Retrieve at most `number` documents for each query, best first. Many queries are searched together.
 
     Args:
         loaded: the model, with a retriever.
         queries: not empty.
         number: 1 or more.
-        exclude: for each query, ids and content keys that must not be found.
+        exclude: for each query, ids and content keys to exclude.
     """
     retriever, rewriter = loaded.components.retriever, loaded.components.prompt_rewriter
     assert retriever is not None
@@ -272,7 +273,7 @@ def search(
 
 
 def asked_for(loaded: Loaded, query: Document, number: int) -> Asked:
-    """A query with what a prompt rewriter may know of the model."""
+    """A query together with what a prompt rewriter may know about the model."""
     config, retriever = loaded.recipe.retriever, loaded.components.retriever
     assert config is not None
     assert retriever is not None
@@ -281,14 +282,14 @@ def asked_for(loaded: Loaded, query: Document, number: int) -> Asked:
     def text(found: Retrieved) -> str:
         try:
             return text_of(memory.document(found.index))
-        except DataError:  # which is said once it is to be in front
+        except DataError:  # reported when the document is to be prepended
             return ""
 
     return Asked(query, number, config.alternative_margin, loaded.known_words, text)
 
 
 def _pictures(document: Document) -> list[Codes]:
-    """The pictures of a document of which enough is known to be recognised."""
+    """The document's pictures of which enough is known for recognising them."""
     return [
         segment
         for segment in document
@@ -298,7 +299,7 @@ def _pictures(document: Document) -> list[Codes]:
 
 
 def _shows(document: Document, picture: Codes) -> bool:
-    """Whether a document of codes has this picture, as far as it is known.
+    """Whether a document of codes contains this picture, judged by its known codes.
 
     >>> one = Codes(np.array([1, 2, 3, 4]), (2, 2))
     >>> _shows((one,), replace(one, missing=np.array([True, False, False, False])))

@@ -20,13 +20,13 @@ class RetrievedDocument:
     """A document that was prepended to a prompt.
 
     Args:
-        id: its name in the memory; "context 0", ... for documents given by hand.
-        score: similarity to the query, higher is more similar; None for documents given by hand.
+        id: its name in the memory; "context 0", ... for the caller's documents.
+        score: similarity to the query, higher is more similar; None for the caller's documents.
         text: its text.
-        pixels: its picture as the model saw it, uint8 [height, width, 3]; None when it has none.
-        provenance: its licence and source, as its memory states them; nothing is known of documents given by hand.
-        looked_for: the text that it was found for, where that is not the prompt's; else empty.
-        index: its position in the memory; None for documents given by hand.
+        pixels: its picture as the model saw it, uint8 [height, width, 3]; None if it has none.
+        provenance: its licence and source, as stated by its memory; unknown for the caller's documents.
+        looked_for: the query text, if it differs from the prompt; otherwise empty.
+        index: its position in the memory; None for the caller's documents.
     """
 
     id: str
@@ -38,13 +38,13 @@ class RetrievedDocument:
     index: int | None = None
 
     def _repr_png_(self) -> bytes | None:
-        """The picture, if there is one; notebooks show it."""
+        """The picture, if there is one, for display in notebooks."""
         own = PictureFacts({}, (Credit(self.id, self.provenance),))
         return None if self.pixels is None else png(self.pixels, own)
 
 
 def credits_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> tuple[Credit, ...]:
-    """What is to be said of the documents that were in front of a picture, each with the nearness of its picture."""
+    """Credits of the documents prepended for a picture, each with the nearness of its picture."""
     return tuple(
         Credit(
             one.id,
@@ -57,25 +57,25 @@ def credits_of(pixels: PixelArray, documents: Sequence[RetrievedDocument]) -> tu
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """The document in front that a result is nearest to, with their `cm3run.nearness.nearness`, 0..1."""
+    """The prepended document nearest to a result, with their `cm3run.nearness.nearness`, 0..1."""
 
     document: RetrievedDocument
     nearness: float
 
     @property
     def is_copy(self) -> bool:
-        """Whether the result is nearly a copy of it."""
+        """Whether the result is almost a copy of it."""
         return self.nearness >= NEARLY_A_COPY
 
     @property
     def told(self) -> str:
-        """What a result is that is nearly a copy of it: "nearly a copy of SET/NAME (LICENCE)"; else ""."""
+        """Describes a near-copy: "nearly a copy of SET/NAME (LICENCE)"; otherwise ""."""
         return told_copy([Credit(self.document.id, self.document.provenance, self.nearness)])
 
 
 def nearest_of(documents: Sequence[RetrievedDocument], credits: Sequence[Credit]) -> Nearest | None:
-    """The document whose picture is nearest, the first of equals; None: none has a picture. `credits`: of them, in
-    order."""
+    """The document with the nearest picture, the first on ties; None: none has a picture. `credits`: of the documents,
+    in order."""
     near = [
         Nearest(one, credit.nearness)
         for one, credit in zip(documents, credits, strict=True)
@@ -118,8 +118,8 @@ class GeneratedImage:
         log_probability: nats, see `Completion`.
         choice: how it was chosen; None when it was the only candidate.
         upscaled: the enlarged picture, uint8; None when not requested.
-        sampler: name of the sampler that drew it: the model's, another one that was asked for, or the one that the
-            model's methods take for edits and for structures.
+        sampler: name of the sampler that drew it: the requested one, the default for edits or structures, or the
+            model's.
     """
 
     pixels: PixelArray
@@ -134,24 +134,24 @@ class GeneratedImage:
 
     @cached_property
     def credits(self) -> tuple[Credit, ...]:
-        """What is to be said of the documents in front, in order."""
+        """Credits of the prepended documents, in order."""
         return credits_of(self.pixels, self.retrieved)
 
     @property
     def nearest(self) -> Nearest | None:
-        """The document in front that it is nearest to; None: there was none with a picture."""
+        """The nearest prepended document; None: none has a picture."""
         return nearest_of(self.retrieved, self.credits)
 
     def _repr_png_(self) -> bytes:
-        """The picture, enlarged if it was; notebooks show it."""
+        """The picture, enlarged if it was, for display in notebooks."""
         pixels = self.pixels if self.upscaled is None else self.upscaled
         return png(pixels, PictureFacts({"prompt": self.prompt}, self.credits))
 
 
 class GeneratedImages(list[GeneratedImage]):
-    """Pictures of one call, a list that notebooks show as a contact sheet."""
+    """Pictures of one call; notebooks show the list as a contact sheet."""
 
-    #: Pictures side by side, and pixels of a side, about.
+    #: Columns of the sheet, and approximate pixels per side of a picture.
     COLUMNS, SIDE = 4, 160
 
     def _repr_png_(self) -> bytes | None:
@@ -191,12 +191,12 @@ class InfilledImage:
     """A picture with an inpainted part.
 
     Args:
-        pixels: uint8, the input's size; outside the region exactly the input's pixels, inside the
-            model's.
-        decoded: uint8, the image tokenizer's size; the whole picture as decoded from its codes.
-        codes: the codes; those outside the region are exactly the encoded input's.
+        pixels: uint8, the input's size; exactly the input's pixels outside the region, the model's
+            inside.
+        decoded: uint8, the image tokenizer's size; the whole picture decoded from its codes.
+        codes: the codes; outside the region exactly those of the encoded input.
         box: (x0, y0, x1, y1) in pixels of the input: the region, or the smallest box around it.
-        text: its caption: the given one, or the one that the model wrote.
+        text: its caption: the given one, or one written by the model.
         seed: the seed.
         retrieved: the documents prepended to the prompt, in order.
         log_probability: nats, see `Completion`.
@@ -215,23 +215,23 @@ class InfilledImage:
 
     @cached_property
     def credits(self) -> tuple[Credit, ...]:
-        """What is to be said of the documents in front, in order, with the nearness of what was inpainted, the box."""
+        """Credits of the prepended documents, in order, with the nearness of the inpainted box."""
         x0, y0, x1, y1 = self.box
         return credits_of(self.pixels[y0:y1, x0:x1], self.retrieved)
 
     @property
     def nearest(self) -> Nearest | None:
-        """The document in front that what was inpainted is nearest to; None: there was none with a picture."""
+        """The prepended document nearest to the inpainted part; None: none has a picture."""
         return nearest_of(self.retrieved, self.credits)
 
     def _repr_png_(self) -> bytes:
-        """The picture; notebooks show it."""
+        """The picture, for display in notebooks."""
         return png(self.pixels, PictureFacts({"prompt": self.text}, self.credits))
 
 
 @dataclass(frozen=True, eq=False)
 class Scored(Event):
-    """A candidate's score; see `Choice`. Reported when all candidates of its result are finished."""
+    """A candidate's score; see `Choice`. Sent when all candidates of its result are finished."""
 
     score: float
     measure: str

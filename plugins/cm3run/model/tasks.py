@@ -1,8 +1,8 @@
-"""Which tasks a model was tuned for, and the one that a call uses.
+"""The tasks a model was tuned for, and the task that a call uses.
 
-A model that was tuned is asked in the words of its tuning, and for nothing else. One that was not is
-asked in the form of plain documents, a text before its picture; with a layout without sentinels, which
-only continues documents, what is asked for comes last.
+A tuned model is prompted in the wording of its tuning, and only for its tasks. An untuned one is prompted with plain
+documents, a text before its picture. With a layout without sentinels, which can only continue documents, the part to
+generate comes last.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from cm3core.plugins.registry import Registry
     from cm3run.model.loaded import Loaded
 
-#: The field of a task of conversations that holds the turns so far, as one text.
+#: The field of a conversation task that holds the turns so far, as one text.
 CONVERSATION = "conversation"
-#: What each method gives (texts, pictures), and wants.
+#: The inputs (number of texts and pictures) and the output type of each method.
 SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
     "generate": (1, 0, "image"),
     "caption": (0, 1, "text"),
@@ -50,17 +50,17 @@ SIGNATURES: Mapping[Method, tuple[int, int, FieldType]] = {
 def task_for(
     loaded: Loaded, method: Method, name: str | None = None, *, force: bool = False
 ) -> Task:
-    """The task that a method of a model uses.
+    """The task used by a method of a model.
 
     Args:
         loaded: the model.
         method: which one.
-        name: of the task; None: the model's first one that serves the method.
-        force: use it even if the model was not tuned for it.
+        name: of the task; None: the model's first task that serves the method.
+        force: allow a task that the model was not tuned for.
 
     Raises:
-        GenerationError: the model was tuned, and not for that.
-        PluginError: there is no such task, or its fields are not those of the method.
+        GenerationError: the model was tuned, but not for this.
+        PluginError: there is no such task, or its fields don't match the method.
     """
     config = _config_for(loaded, method, name, force)
     if config is None:
@@ -71,14 +71,14 @@ def task_for(
 
 
 def tuned_with_documents(loaded: Loaded, method: Method, name: str | None = None) -> bool:
-    """Whether the documents of the task that a method uses had retrieved ones in front in tuning."""
+    """Whether retrieved documents were prepended for this method's task in tuning."""
     config = _config_for(loaded, method, name, force=True)
     tuned = loaded.tasks
     return any(one is config for title, one in tuned.configs.items() if title in tuned.retrieving)
 
 
 def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
-    """The task of that name; see `task_for`."""
+    """The named task; see `task_for`."""
     config = loaded.tasks.configs.get(name)
     if config is None:
         if not force:
@@ -89,14 +89,14 @@ def named_task(loaded: Loaded, name: str, *, force: bool = False) -> Task:
 
 
 def serves(loaded: Loaded, name: str) -> Method | Literal[""]:
-    """The method that a task of the model is for; "" for one that is used from Python only."""
+    """The method that a task of the model serves; "" for a task available from Python only."""
     config = loaded.tasks.configs.get(name)
     own: Method | Literal[""] = "" if config is None else vars(type(config)).get("serves", "")
     return own
 
 
 def serving_task(loaded: Loaded, method: Method) -> str | None:
-    """The name of the model's first task that serves a method; None: it was tuned for none."""
+    """The name of the model's first task that serves a method; None: it was not tuned for one."""
     return next(
         (name for name, one in loaded.tasks.configs.items() if serves(loaded, name) == method),
         None,
@@ -104,10 +104,10 @@ def serving_task(loaded: Loaded, method: Method) -> str | None:
 
 
 def conversing_task(loaded: Loaded, *, untuned: bool = False) -> str | None:
-    """The name of the model's first task of conversations: of a picture, and a text called
-    `CONVERSATION`, to a text. None: it was tuned for none.
+    """The name of the model's first conversation task: from a picture and a text called
+    `CONVERSATION` to a text. None: it was not tuned for one.
 
-    `untuned`: the first one of all that plugins provide.
+    `untuned`: the first one that any plugin provides.
     """
     registry = loaded.components.registry
     if not untuned:
@@ -148,7 +148,7 @@ def _config_for(loaded: Loaded, method: Method, name: str | None, force: bool) -
 
 
 def _infills(loaded: Loaded) -> bool:
-    """Whether the model's layout lets it fill holes that are not the end of a document."""
+    """Whether the model's layout supports holes other than the end of a document."""
     return loaded.components.serializer.layout.has_sentinels
 
 
@@ -166,8 +166,8 @@ def _not_tuned(loaded: Loaded, what: str) -> GenerationError:
     return GenerationError(
         f"task {what}",
         f"the model was not tuned for it; {has}",
-        "use a model that was, tune one (docs/tuning.md), or give force=True (--force), which runs "
-        "it all the same: what it makes then is meaningless",
+        "use a model that was, tune one (docs/tuning.md), or give force=True (--force) to run "
+        "it anyway; the result is then meaningless",
     )
 
 
@@ -200,11 +200,11 @@ def _make(registry: Registry, name: str) -> TaskConfig:
 
 
 class InlineTask(Task):
-    """A task of a call's own words.
+    """A task with wording given by the call.
 
     Args:
         fields: names and types, in order.
-        response: the one that is asked for.
+        response: the field to generate.
         make: given fields -> lines.
     """
 
@@ -228,7 +228,7 @@ class InlineTask(Task):
         return self._make(given)
 
 
-#: How a model is asked that was trained on plain documents, a caption before its picture.
+#: Tasks for a model trained on plain documents, a caption before its picture.
 PLAIN: Mapping[Method, Task] = {
     "generate": InlineTask(
         {"caption": "text", "image": "image"},
@@ -254,7 +254,7 @@ CONTINUED: Mapping[Method, Task] = {
 
 
 def question_task(template: str) -> Task:
-    """The task of a template with "{question}" and "{answer}", before the picture."""
+    """The task for a template with "{question}" and "{answer}", before the picture."""
     if template.count("{answer}") != 1 or "{question}" not in template:
         raise GenerationError(
             "template", f"is {template!r}", "write one with {question} and one {answer}"
@@ -272,7 +272,7 @@ def question_task(template: str) -> Task:
 
 
 def edit_task(task_text: str) -> Task:
-    """The task of editing with a text of one's own before the picture."""
+    """The task of editing with the caller's own text before the picture."""
     fields: dict[str, FieldType] = {"source": "image", "instruction": "text", "target": "image"}
     return InlineTask(
         fields,
@@ -287,7 +287,7 @@ def edit_task(task_text: str) -> Task:
 
 
 def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, Any]:
-    """The record of a method's text, the last one that a task is given, and picture."""
+    """The record for a method: its text as the task's last given text, and its picture."""
     record: dict[str, Any] = {}
     if text is not None:
         record[fields_of_type(task, task.given, "text")[-1]] = text
@@ -296,23 +296,24 @@ def record_of(task: Task, text: str | None, picture: Codes | None) -> dict[str, 
     return record
 
 
-#: Draws of a task's wording in which a text is looked for.
+#: Number of random wordings of a task that are compared with a text.
 _WORDINGS = 8
-#: Stands for a text in a task's wording: a character that nobody writes.
+#: Placeholder for a text in a task's wording: a private-use character that does not occur in texts.
 _MARK = "\ue000"
 
 
 def without_wording(task: Task, text: str) -> str:
-    """The field in a text that repeats the task's wording, else the text: "bell" of "Where is the bell?",
-    which a task that asks "Where is the {phrase}?" would otherwise ask "Where is the Where is the bell??".
+    """Remove a task's wording from a text that repeats it: "bell" of "Where is the bell?", which a task with the
+    wording "Where is the {phrase}?" would otherwise turn into "Where is the Where is the bell??". Other texts are
+    returned unchanged.
 
     Args:
-        task: what is asked for.
-        text: what the user wrote.
+        task: the task.
+        text: the user's text.
     """
     no_picture = Image(
         "", lambda: np.zeros((1, 1, 3), np.uint8)
-    )  # whatever it is, the words are the same
+    )  # any value will do: the wording is the same
     record = dict.fromkeys(fields_of_type(task, task.given, "image"), no_picture)
     record |= record_of(task, _MARK, None)
     if set(task.given) - set(record):
@@ -335,7 +336,7 @@ def without_wording(task: Task, text: str) -> str:
 
 
 def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
-    """The record with the task's pictures as the codes of what the model sees of them."""
+    """The record with the task's pictures encoded, as the model sees them."""
     values = {
         name: loaded.encode([seen(loaded, value)])[0] if not isinstance(value, Codes) else value
         for name, value in record.items()
@@ -345,9 +346,9 @@ def encoded_record(loaded: Loaded, task: Task, record: Record) -> Record:
 
 
 def pictures_given(loaded: Loaded, name: str, task: Task, record: Record) -> list[PixelArray]:
-    """The pictures of a record, of any size, whose colours a picture that is made after them may have.
+    """The pictures of a record, of any size, whose colours the generated picture may use.
 
-    Those of a structure tell no colours.
+    Excludes pictures of structures, which have no meaningful colours.
     """
     if serves(loaded, name) == "structure":
         return []

@@ -1,4 +1,4 @@
-"""Conversations: turns of texts and pictures, and what a model replies."""
+"""Conversations: turns of texts and pictures, and the model's replies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cm3core.images import png_bytes
 from cm3run.generation.events import Event
 
 Role: TypeAlias = Literal["user", "assistant"]
-#: What is asked for: whatever the model decides on, a text without pictures, or one picture.
+#: The kind of reply: chosen by the model, a text without pictures, or one picture.
 Answer: TypeAlias = Literal["any", "text", "image"]
 ANSWERS: tuple[Answer, ...] = ("any", "text", "image")
-#: What a conversation calls its speakers, as one text.
+#: Names of the speakers in a conversation written as one text.
 SPEAKERS = {"user": "User", "assistant": "Assistant"}
 
 
@@ -27,7 +27,7 @@ class ReplyPicture:
 
     Args:
         pixels: uint8 [height, width, 3], the image tokenizer's size.
-        codes: the picture's codes, as which it is read in later turns.
+        codes: the picture's codes, which later turns read.
         seed: of this picture's draws.
         log_probability: nats, see `Completion`.
     """
@@ -38,7 +38,7 @@ class ReplyPicture:
     log_probability: float
 
     def _repr_png_(self) -> bytes:
-        """The picture; notebooks show it."""
+        """The picture, for display in notebooks."""
         return png_bytes(self.pixels)
 
 
@@ -48,7 +48,7 @@ Part: TypeAlias = Annotated[str, Called("a text")] | Path | Pixels | ReplyPictur
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """What one side says: texts and pictures in order. A file is a `Path`: a `str` is a text."""
+    """One speaker's turn: texts and pictures in order. A `str` is a text; a file must be a `Path`."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -66,13 +66,13 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What a model replies.
+    """A model's reply.
 
     Args:
         parts: texts and pictures in order.
-        seed: the reply's; the same conversation with it gives the same reply.
-        finish: "stop": the model ended its turn; "length": `max_tokens`, or the decoder's context, did.
-        turns_read, turns_left_out: of the turns before the last one.
+        seed: the reply's; the same conversation and seed give the same reply.
+        finish: "stop": the model ended its turn; "length": `max_tokens` or the decoder's context was reached.
+        turns_read, turns_left_out: numbers of the turns before the last one.
         log_probability: nats, see `Completion`; of all parts.
     """
 
@@ -99,14 +99,14 @@ class Reply:
         return Turn("assistant", self.parts)
 
     def _repr_png_(self) -> bytes | None:
-        """The last picture, if there is one; notebooks show it."""
+        """The last picture, if there is one, for display in notebooks."""
         return png_bytes(self.pictures[-1].pixels) if self.pictures else None
 
 
 @dataclass(frozen=True, eq=False)
 class ReplyPart(Event):
-    """A text or a picture of a reply is finished: the part `number`. `request` is the conversation's
-    number, here and in all events of a reply; `segment` of the others is the part's number."""
+    """A text or a picture of a reply is finished: part `number`. In all events of a reply, `request` is the
+    conversation's number; in the others, `segment` is the part's number."""
 
     number: int
     part: str | ReplyPicture
@@ -120,10 +120,10 @@ class ReplyReady(Event):
 
 
 def turns_of(conversation: str | Sequence[Turn]) -> list[Turn]:
-    """The turns of a conversation, the last one the user's; a text alone is one turn.
+    """The turns of a conversation, the last one the user's; a single text is one turn.
 
     Raises:
-        GenerationError: there is none, one is empty, or the last isn't the user's.
+        GenerationError: there are no turns, one is empty, or the last isn't the user's.
     """
     turns = [Turn("user", (conversation,))] if isinstance(conversation, str) else list(conversation)
     for number, turn in enumerate(turns):
@@ -135,14 +135,14 @@ def turns_of(conversation: str | Sequence[Turn]) -> list[Turn]:
         raise GenerationError(
             "conversation",
             "doesn't end with a turn of the user" if turns else "has no turn",
-            "add what is to be answered",
+            "add a turn of the user",
         )
     return turns
 
 
 def as_text(said: Sequence[tuple[str, str]]) -> str:
-    """(role, text) of turns as one text, as the task of conversations reads them: a question that
-    begins it has no speaker.
+    """(role, text) of turns as one text, in the form that conversation tasks read: a question at the
+    beginning has no speaker.
 
     >>> as_text([("user", "What is it?"), ("assistant", "A bell."), ("user", "And now?")])
     'What is it? Assistant: A bell. User: And now?'
@@ -152,7 +152,7 @@ def as_text(said: Sequence[tuple[str, str]]) -> str:
 
 
 def beginnings(roles: Sequence[str]) -> list[int]:
-    """How many of the turns before the last one can be read, so that the first one read is the user's;
+    """The possible numbers of turns before the last one to read, so that the first turn read is the user's;
     ascending.
 
     Args:
@@ -166,8 +166,8 @@ def beginnings(roles: Sequence[str]) -> list[int]:
 
 
 def most_that_fit(some: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The largest of `some` ascending numbers of turns that fits, or the first: what doesn't fit
-    doesn't with more turns either.
+    """The largest of `some` ascending numbers of turns that fits, or the first if none does. Assumes that more turns
+    never fit better.
 
     >>> most_that_fit([0, 2, 4, 6], lambda number: number < 5)
     4

@@ -36,10 +36,11 @@ from cm3run.model.tasks import (
     without_wording,
 )
 
-#: Codes that keep less than this of what varies in a picture show next to nothing of it. Of noise of six kinds the
-#: bundled tokenizer keeps at most 0.03, of 7,462 held-out icons less in two alone: milky ways, dots on black.
+#: A picture whose codes keep less than this share of its variance is hardly visible to the model. The bundled
+#: tokenizer keeps at most 0.03 of six kinds of noise; of 7,462 held-out icons only two fall below (milky ways, dots on
+#: black).
 LEAST_KEPT = 0.2
-#: A picture with less variance than this (levels of 0..255, squared) is one colour to the eye.
+#: A picture with less variance than this (levels of 0..255, squared) looks like a single colour.
 PLAIN = 25.0
 
 
@@ -97,18 +98,18 @@ def _text_jobs(
     hole: TextHole,
     options: GenerationOptions,
 ) -> tuple[list[Job[GeneratedText]], int]:
-    """Jobs whose result is the text that a task asks for about each picture."""
+    """Jobs that produce the text a task asks for about each picture."""
     shown = [seen(loaded, picture) for picture in pictures]
-    if options.num_candidates is None:  # the recipe's number is of pictures
+    if options.num_candidates is None:  # the recipe's number applies to pictures
         options = replace(options, num_candidates=1)
     plan = Plan.of(loaded, options)
     codes = loaded.encode(shown)
     for picture, pixels, own in zip(pictures, shown, codes, strict=True):
-        if isinstance(picture, (str, Path)):  # of an array, the caller knows what it is
+        if isinstance(picture, (str, Path)):  # the caller of an array knows its content
             _tell_what_is_lost(loaded, picture, pixels, own)
     records = [record_of(task, question, own) for own in codes]
     prompts = [task.prompt(record, max_tokens=hole.max_tokens) for record in records]
-    for prompt in prompts[:1]:  # all have the same words
+    for prompt in prompts[:1]:  # all have the same wording
         check_prompt(
             loaded, "question in its template", prompt, truncate=False, next_step="shorten it"
         )
@@ -135,7 +136,7 @@ def _text_jobs(
 def _tell_what_is_lost(
     loaded: Loaded, picture: str | Path, pixels: PixelArray, codes: Codes
 ) -> None:
-    """Say that a picture's codes, all that the model sees of it, are of something else: noise is drawn in them."""
+    """Warn if a picture's codes, which are all the model sees, lose nearly everything, as with noise."""
     [through] = loaded.decode([codes])
     true = pixels.astype(np.float64)
     variance = true.var(axis=(0, 1)).mean()
@@ -144,11 +145,11 @@ def _tell_what_is_lost(
     kept = 1 - ((through - true) ** 2).mean() / variance
     if kept < LEAST_KEPT:
         loaded.told(
-            f"{picture}: the model sees next to nothing of it: of what varies in it, its {codes.codes.size:,} codes "
-            f"keep {max(kept, 0.0):.0%}; what is said of it may be wrong"
+            f"{picture}: the image tokenizer cannot represent it: its {codes.codes.size:,} codes keep "
+            f"{max(kept, 0.0):.0%} of the picture's variance, so the text may be wrong"
         )
 
 
 def image_of(pixels: PixelArray) -> Image:
-    """A picture by reference whose key is its content."""
+    """An `Image` whose key is a hash of its content."""
     return Image("sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(), lambda: pixels)

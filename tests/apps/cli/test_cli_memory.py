@@ -258,7 +258,7 @@ def test_codes_that_keep_little_are_told_where_a_bank_is_used(
     assert cm3(*corner, "--bank", "bank") == 0
     assert tells(
         capsys.readouterr().err,
-        "... note: the codes of the memory bank bank keep little of its pictures: PSNR 12.5 dB",
+        "... note: the codes of the memory bank bank keep little of its pictures: median PSNR 12.5 dB",
     )
 
 

@@ -142,7 +142,7 @@ def test_an_engine_that_is_stuck_is_told_and_given_up(caplog):
             assert began.wait(30)
             server.until(lambda: health(server)[0] == 503)
             reason = health(server)[1]["reason"]
-            assert reason.startswith("model toy: a step has taken 0 s so far; 1 wait")
+            assert reason.startswith("model toy: a step has taken 0 s so far; waiting requests: 1")
             assert health(server, "/readyz")[0] == 503
             caplog.clear()
             with caplog.at_level(logging.CRITICAL, "cm3.serve"):

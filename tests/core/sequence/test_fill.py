@@ -57,9 +57,7 @@ def test_contents_of_filled_documents(document, filled, contents):
         assert SERIALIZER.fill(document, found) == filled
 
 
-NO_FILLING = (
-    "is not a filling of the document's {}\n  next: give the same document with its holes filled"
-)
+NO_FILLING = "does not fill the document's {}\n  next: give the same document with its holes filled"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_lengths_by_hand():
 def test_an_illegal_id_is_the_samplers_fault():
     with pytest.raises(GenerationError) as error:
         HoleGrammar((text_hole(),), VOCABULARY, 6).take(ids(19))
-    assert tells(error.value, "sampler: drew <eoss> where ... `allowed_nR`")
+    assert tells(error.value, "sampler: drew <eoss> instead of text ... `allowed_nR`")
 
 
 @given(data=st.data())

@@ -112,4 +112,4 @@ def test_without_ends_it_is_refused() -> None:
     row = np.asarray([EOS, 4], np.int32)
     with pytest.raises(DocumentError) as caught:
         unmask(MaskedSequence(row, row, row.astype(np.float32)), VOCABULARY)
-    assert tells(caught.value, "masked sequence: does not hold <eos> ... <eos>")
+    assert tells(caught.value, "masked sequence: is not of the form <eos> ... <eos>")

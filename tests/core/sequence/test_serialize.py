@@ -111,7 +111,7 @@ def test_pairs_come_back_from_bare_tokens(query: Document, retrieved: list[Docum
         ),
         (
             lambda: SERIALIZER.sequence((picture(0, 1, 2, 99),)),
-            "query document, segment 0: codes 0..99, the ... has 16",
+            "query document, segment 0: codes 0..99, but the ... has 16",
         ),
         (
             lambda: SERIALIZER.sequence((Text("a"),), [()]),
@@ -127,7 +127,7 @@ def test_pairs_come_back_from_bare_tokens(query: Document, retrieved: list[Docum
         ),
         (
             lambda: SERIALIZER.documents(np.asarray([EOS, 260, EOS], np.int32)),
-            "image segment: 1 codes, a ... has 4",
+            "image segment: 1 codes, but a ... has 4",
         ),
         (
             lambda: SERIALIZER.documents(np.asarray([EOS, *letters("a"), S0, EOS], np.int32)),

@@ -69,7 +69,7 @@ def test_two_texts_and_a_code_by_hand() -> None:
     assert found.same_where_sure == 0.5
     assert found.same == pytest.approx(1 / 3)
     assert not found.passes
-    assert tells(found, f"{found.divergence:.4f} nats a ... 50.0")
+    assert tells(found, f"{found.divergence:.4f} nats per token ... 50.0")
 
 
 @given(seed=st.integers(0, 1000), spread=st.floats(0, 4))

@@ -207,7 +207,7 @@ def test_texts_are_cut_as_in_training(decoder):
             Request((APPLE, MaskedText(("ab", TextHole(2), "c")), PEAR), truncate=True),
             None,
             "segment 1",
-            "3 tokens long without what is to be written",
+            "3 tokens long, not counting its holes",
             "shorten it",
         ),
     ],

@@ -60,11 +60,11 @@ def test_an_illegal_id_fails_its_request_alone(decoder):
     found = make_engine(decoder, Failing(WARM.build(), illegal)).complete(asked, on_error="return")
     expected = make_engine(decoder, WARM).complete([asked[0], asked[2]])
     assert [found[0].document, found[2].document] == [one.document for one in expected]
-    assert tells(found[1], "request 1, sampler: drew <unused:1000000000> where")
+    assert tells(found[1], "request 1, sampler: drew <unused:1000000000> instead of image")
 
 
 def test_a_sampler_that_draws_an_illegal_id_is_named(decoder):
     bad = TopPSamplerConfig().build()
     bad.draw = lambda logits_SR, rows, *_, **__: torch.full((len(rows),), VOCABULARY.break_)
-    with pytest.raises(GenerationError, match="sampler: drew <break> where image was due"):
+    with pytest.raises(GenerationError, match="sampler: drew <break> instead of image"):
         Engine(decoder, SERIALIZER, bad, VOCABULARY).complete([REQUESTS[0]])

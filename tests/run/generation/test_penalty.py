@@ -114,7 +114,7 @@ def test_what_can_not_be_scored_is_refused(decoder) -> None:
     policy = Policy(decoder, SERIALIZER, ChameleonSamplerConfig().build(), VOCABULARY)
     with pytest.raises(GenerationError) as caught:
         policy.sample([Request(DOCUMENT)])
-    assert tells(caught.value, "sampler PlannedSampler: makes repeated tokens less likely, which")
+    assert tells(caught.value, "sampler PlannedSampler: penalises repeated tokens, which")
     assert len(policy.sample([Request((Text("bed"), ImageHole()))], 2)) == 2
 
 

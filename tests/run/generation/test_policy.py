@@ -357,7 +357,7 @@ class Secretive(Sampler):
             "sampler Wrapper: keeps state from draw to draw, so that its draws can't be replayed token "
             "by token",
         ),
-        (Secretive(), "sampler Secretive: can't tell the log-probabilities of its draws"),
+        (Secretive(), "sampler Secretive: can't compute the log-probabilities of its draws"),
     ],
 )
 def test_samplers_that_cannot_be_replayed_are_refused(decoder, sampler, why):
@@ -391,11 +391,11 @@ def test_wrong_input(decoder):
     rollout = policy.rollout(REQUESTS[0], (Text("ab"), APPLE))
     for call, message in (
         (lambda: policy.sample(REQUESTS[:1], 0), "num: is 0\n  next: use 1 to 100,000"),
-        (lambda: policy.score([]), "rollouts: are none\n  next: give at least one"),
-        (lambda: recorded([]), "rollouts: are none\n  next: give at least one"),
+        (lambda: policy.score([]), "rollouts: are empty\n  next: give at least one"),
+        (lambda: recorded([]), "rollouts: are empty\n  next: give at least one"),
         (
             lambda: recorded([rollout]),
-            "rollout 0: was not sampled here, so nothing ... Policy.score",
+            "rollout 0: was not sampled here, so it ... Policy.score",
         ),
         (
             lambda: policy.score([replace(rollout, tokens=rollout.tokens[:-1])]),

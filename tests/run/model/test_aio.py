@@ -333,7 +333,7 @@ def test_an_engine_whose_step_does_not_end_says_so(decoder):
             return stuck, where
 
     stuck, where = asyncio.run(main())
-    assert stuck == "a step has taken 0 s so far; 1 wait for it"
+    assert stuck == "a step has taken 0 s so far; waiting requests: 1"
     assert "in waits" in where
 
 

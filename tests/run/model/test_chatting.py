@@ -210,7 +210,7 @@ def test_old_turns_are_left_out_if_asked(model: Model) -> None:
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ([], "conversation: has no turn\n  next: add what is to be answered"),
+        ([], "conversation: has no turn\n  next: add a turn of the user"),
         (
             [Turn("assistant", ("hi",))],
             "conversation: doesn't end with a turn of",

@@ -140,7 +140,7 @@ def test_a_picture_as_it_is_has_the_words_of_training() -> None:
     both = tuned_on(pairs("my scribbles"), poses)
     with pytest.raises(GenerationError) as error:
         asked(both, given)
-    assert tells(error.value, "condition 'as_is': may be any structure, and the")
+    assert tells(error.value, "condition 'as_is': may be any structure, but the")
     chosen = (*given, {"feature": "human pose"})
     assert asked(both, chosen)[0] == Text("Make high quality image from human pose")
 
@@ -155,7 +155,7 @@ def test_a_structure_that_training_had_not_is_refused_or_told() -> None:
     assert told == []
     asked(tuned, ("canny", picture(16, 16)), force=True)
     assert told == [
-        "the model was tuned to draw after 'scribbles', and not after 'canny edge features'"
+        "the model was tuned to draw after 'scribbles', not after 'canny edge features'"
     ]
     asked(tuned, ("canny", picture(16, 16), {"feature": "scribbles"}))
     asked(tuned, ("as_is", picture(16, 16)))
@@ -198,9 +198,7 @@ def test_a_blank_structure_is_told() -> None:
     tuned = tuned_on(pairs("canny edge features"))
     tuned.told = told.append
     asked(tuned, ("canny", np.full((16, 16, 3), 255, np.uint8)))
-    assert told == [
-        "the structure that 'canny' draws of what is given is blank, and so may be what is drawn after it"
-    ]
+    assert told == ["'canny' finds no structure in its input, so the result may be blank too"]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_mask_several_boxes_and_continuation_leave_the_rest(model, tmp_path):
     assert np.array_equal(drawn.document[1].codes, below.codes.codes) or below.retrieved
     for arguments, message in (
         ({}, "infill: takes a box or a mask\n  next: give one of the two"),
-        ({"box": []}, "box: there is none"),
+        ({"box": []}, "box: is missing"),
     ):
         with pytest.raises(GenerationError) as error:
             model.infill(whole, **arguments)

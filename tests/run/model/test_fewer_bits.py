@@ -74,8 +74,8 @@ def test_auto_takes_int8_where_the_cpu_multiplies_bytes_and_predictions_stay(
     made, told = taken(model, "auto")
     assert made.precision == "int8"
     assert len(told) == 1
-    assert told[0].startswith("precision int8, which this machine multiplies faster: 0.0")
-    assert tells(told[0], "...  nats a token ... 100.0")
+    assert told[0].startswith("precision int8, which is faster on this machine: 0.0")
+    assert tells(told[0], "...  nats per token ... 100.0")
 
 
 def test_auto_says_nothing_of_changes_that_nobody_sees(
@@ -97,14 +97,14 @@ def test_auto_falls_to_bf16_and_to_what_is_stored(model: Model, large: pytest.Mo
     }
     large.setattr(Reference, "agreement", lambda self, other: agreements[other.precision])
     refused = (
-        "precision int8 is not taken: 0.0101 nats a token from the exact predictions, 100.0% of sure "
+        "precision int8 is not used: 0.0101 nats per token from the exact predictions, 100.0% of sure "
         "tokens the same (at most 0.01 nats, 98%)"
     )
     made, told = taken(model, "auto")
     assert made.precision == "bf16"
     assert told == [
         refused,
-        "precision bf16, which this machine multiplies faster: 0.0006 nats a token from the exact "
+        "precision bf16, which is faster on this machine: 0.0006 nats per token from the exact "
         "predictions, 100.0% of sure tokens the same",
     ]
     agreements["bf16"] = Agreement(0.0006, 0.9, 0.97, 10)
@@ -112,7 +112,7 @@ def test_auto_falls_to_bf16_and_to_what_is_stored(model: Model, large: pytest.Mo
     assert made.dtype == torch.float32
     assert told == [
         refused,
-        "precision bf16 is not taken: 0.0006 nats a token from the exact predictions, 97.0% of sure "
+        "precision bf16 is not used: 0.0006 nats per token from the exact predictions, 97.0% of sure "
         "tokens the same (at most 0.01 nats, 98%)",
         "precision as stored",
     ]
@@ -130,7 +130,7 @@ def test_auto_goes_on_where_a_precision_is_refused(model: Model, large: pytest.M
     large.setattr(type(decoder), "for_inference", without_room)
     made, told = taken(model, "auto")
     assert made.precision == "bf16"
-    assert told[0] == "precision int8 is not taken: takes 7.0 GB"
+    assert told[0] == "precision int8 is not used: takes 7.0 GB"
     with pytest.raises(GenerationError, match=r"takes 7\.0 GB"):  # who asks is refused
         taken(model, "int8")
 
@@ -182,5 +182,5 @@ def test_harm_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(decoder), "for_inference", coarse)
     with pytest.raises(GenerationError) as error:
         taken(model, "int4")
-    assert str(error.value).startswith("precision int4: changes what this model predicts: ")
+    assert str(error.value).startswith("precision int4: changes this model's predictions: ")
     assert str(error.value).endswith("(at most 0.05 nats)\n  next: use int8 or bf16")

@@ -83,8 +83,7 @@ def test_a_file_in_which_there_is_nothing_to_see_is_told(model, monkeypatch, tmp
     clear.save(tmp_path / "white.png")
     model.caption(tmp_path / "white.png")
     assert told == [
-        f"{tmp_path}/white.png: is one colour all over, as the model sees it; white is put behind what is "
-        "transparent"
+        f"{tmp_path}/white.png: the model sees a single colour; transparent parts are shown on white"
     ]
     clear.paste((0, 0, 0, 255), (4, 4, 12, 12))
     clear.save(tmp_path / "black.png")
@@ -108,8 +107,8 @@ def test_a_picture_of_which_the_codes_keep_nothing_is_told(model, monkeypatch, t
     chess = np.indices((8, 8)).sum(0)[..., None].repeat(3, -1) % 2
     shown("fine.png", (chess * 255).astype(np.uint8))
     assert told == 2 * [
-        f"{tmp_path}/fine.png: the model sees next to nothing of it: of what varies in it, its 16 codes keep 0%; "
-        "what is said of it may be wrong"
+        f"{tmp_path}/fine.png: the image tokenizer cannot represent it: its 16 codes keep 0% of the "
+        "picture's variance, so the text may be wrong"
     ]
     shown("coarse.png", (chess[:4, :4] * 255).astype(np.uint8).repeat(2, 0).repeat(2, 1))
     shown("faint.png", (125 + chess * 6).astype(np.uint8))

@@ -214,7 +214,7 @@ LONG = "thirteen char"
         (
             lambda: SMALL.ask(picture(), "red?"),
             "question in its template",
-            "22 tokens long without an answer",
+            "22 tokens long, not counting the answer",
             "shorten one of the two (template)",
         ),
         (
