@@ -33,6 +33,7 @@ MOVED = {
         f"cm3core.{name}": f"cm3run.{name}"
         for name in (
             *("attribution", "bank", "bank_tools", "build", "checkpoint", "devices", "evaluation"),
+            *("faults", "json_text", "printing", "progress"),
             *("generation", "machine_memory", "mapped", "model", "nearness", "npy"),
             *("prepending", "processes", "stop_signals", "token_shards", "training"),
             *("transparency", "trust", "tuning"),
@@ -41,7 +42,7 @@ MOVED = {
     "cm3core.config.component_fields": "cm3core.config.schema",
     "cm3core.config.components": "cm3core.config.schema",
     "cm3core.config.interpolation": "cm3core.config.schema",
-    "cm3core.fonts": "cm3core.images",
+    "cm3core.fonts": "cm3run.sheets",
     "cm3core.interfaces.contract": "cm3core.interfaces.component",
     "cm3core.interfaces.kind": "cm3core.interfaces.component",
     "cm3core.interfaces.model_parts": "cm3core.interfaces.sampler",
@@ -81,6 +82,19 @@ MOVED = {
     "cm3kits.model_parts": "cm3kits.tiny",
     "cm3kits.vocabularies": "cm3kits.samples",
 }
+
+
+#: Module and name -> the module in which the name is now; the module has others still.
+NAMES = {("cm3core.images", name): "cm3run.sheets" for name in ("grid", "font_for")}
+
+
+def forwarded(module: str, name: str) -> object:
+    """A name that has left a module, with a warning; raises `AttributeError` for any other."""
+    if (module, name) not in NAMES:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    target = NAMES[module, name]
+    warnings.warn(f"{module}.{name} is now {target}.{name}", FutureWarning, stacklevel=3)
+    return getattr(importlib.import_module(target), name)
 
 
 class _Forwarder(Loader):

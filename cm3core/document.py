@@ -9,8 +9,8 @@ CM3leon paper, figures 8 and 9, and facebookresearch/metaseq (branch scaling_rac
     with holes        each hole is <sentinel:i> in place; after the last <eos>: <sentinel:i> content <eoss>, in order
 
 The model reads pictures as codes: an `Image` (pixels by reference) is converted to `Codes` once, on input.
-Tensor-like fields are numpy arrays, so that this module does not need torch. Legend: n tokens, c codes =
-grid rows * columns.
+Tensor-like fields are numpy arrays, so that this module does not need torch. Legend: n tokens, c codes in
+a picture's array.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class Codes:
     """A picture as image codes.
 
     Args:
-        codes: int32 [c], raster order, 0..codebook_size-1.
-        grid: (rows, columns) with rows * columns == c.
+        codes: int32 [c], 0..codebook_size-1, in the order of their form (`cm3core.picture_form`): raster order on a
+            grid; a sequence is padded with its end code.
+        grid: (rows, codes per row) with rows * codes per row == c.
         missing: bool [c] or None; True for codes to be filled in (inpainting). None:
             nothing is missing.
         response: whether the picture is a task's response. Ignored when pictures are compared.
@@ -136,12 +137,16 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class ImageHole:
-    """A whole picture to be generated, with exactly the image tokenizer's grid of codes.
+    """A whole picture to be generated: a grid of codes, or a sequence with its end.
 
-    `starts_turn`: see `Text`.
+    Args:
+        starts_turn: see `Text`.
+        most_codes: maximum number of codes in a sequence, including its end code. None: the image tokenizer's limit.
+            Must be None for grids, which have a fixed number of codes.
     """
 
     starts_turn: bool = field(default=False, compare=False, repr=False)
+    most_codes: int | None = None
 
 
 Segment: TypeAlias = Text | MaskedText | TextHole | Image | Codes | ImageHole
@@ -155,13 +160,16 @@ class Span:
     Args:
         start, stop: index of the first token, and one past the last.
         modality: "text" or "image".
-        grid: (rows, columns) of a whole picture's codes, which are in raster order. None for text.
+        grid: (rows, codes of a row) of a whole picture's codes, which are in raster order. None for text, and for a
+            picture whose codes are a sequence.
+        depth: codes of each place of a picture, side by side in its row.
     """
 
     start: int
     stop: int
     modality: str
     grid: tuple[int, int] | None = None
+    depth: int = 1
 
     def __len__(self) -> int:
         return self.stop - self.start

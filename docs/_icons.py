@@ -9,11 +9,12 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from cm3core.images import PixelArray, grid, save_png
+from cm3core.images import PixelArray, save_png
 from cm3plugins.datasets.icons.captions import caption
 from cm3plugins.datasets.icons.corpus import IconCorpus
 from cm3plugins.datasets.icons.sets import STYLE_WORDS
 from cm3plugins.datasets.icons.splits import SPLITS
+from cm3run.sheets import grid
 
 COMMAND = "python docs/_icons.py"
 PICTURE = Path(__file__).parent / "images" / "icons-corpus.png"

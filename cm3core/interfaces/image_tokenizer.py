@@ -1,4 +1,4 @@
-"""Kind `image_tokenizer`: pixels <-> a fixed grid of codes."""
+"""Kind `image_tokenizer`: pixels <-> codes, on a grid or in a sequence (`cm3core.picture_form`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import RecipeError, TokenizerError
 from cm3core.interfaces.component import ComponentConfig, broken, is_array, shown
+from cm3core.picture_form import PictureForm
 
 if TYPE_CHECKING:
     import torch
@@ -74,9 +75,16 @@ class ImageTokenizerConfig(ComponentConfig):
         raise NotImplementedError
 
     @property
+    def form(self) -> PictureForm:
+        """The form of a picture's codes, available before the tokenizer is built. Default: a grid of `grid`.
+
+        Define `grid` for a grid of one code a place, `form` for every other form."""
+        return _form_of_grid(self, ImageTokenizerConfig)
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes of one picture, available before the tokenizer is built."""
-        raise NotImplementedError
+        """(rows, codes of a row) of a picture's array of codes, available before the tokenizer is built. Default: that of `form`."""
+        return self.form.grid
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -89,9 +97,10 @@ class ImageTokenizerConfig(ComponentConfig):
 class ImageTokenizer(ABC):
     """Pixels <-> codes.
 
-    Legend: N pictures, H height, W width (pixels), c = rows * columns of the grid. Pictures are
+    Legend: N pictures, H height, W width (pixels), c codes of a picture's array (`form.num_codes`). Pictures are
     RGB, uint8, 0..255, exactly `image_size`; `cm3core.images.fit` resizes others. Codes are int32,
-    raster order, 0..codebook_size-1. Encoding is deterministic.
+    0..codebook_size-1, in the order of `form`: raster order on a grid; a sequence repeats its `end` up to c. Encoding
+    is deterministic.
     """
 
     @property
@@ -100,9 +109,16 @@ class ImageTokenizer(ABC):
         """(height, width) in pixels."""
 
     @property
-    @abstractmethod
+    def form(self) -> PictureForm:
+        """The form of a picture's codes. Default: a grid of `grid`.
+
+        Define `grid` for a grid of one code a place, `form` for every other form."""
+        return _form_of_grid(self, ImageTokenizer)
+
+    @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of codes."""
+        """(rows, codes of a row) of a picture's array of codes. Default: that of `form`."""
+        return self.form.grid
 
     @property
     @abstractmethod
@@ -172,18 +188,27 @@ class ImageTokenizer(ABC):
                 law,
                 f"it returned codes {codes_Nc.min()}..{codes_Nc.max()} of {self.codebook_size}",
             )
+        if (strange := self.form.strange_place(codes_Nc)) is not None:
+            raise broken(
+                self,
+                "codes_keep_the_rules_of_their_form",
+                f"code {strange[1]} of picture {strange[0]}, {codes_Nc[strange]}, breaks the rules of {self.form.name}",
+            )
         return codes_Nc
 
     def decode(self, codes_Nc: IntArray) -> PixelArray:
         """Return pictures uint8 [N, H, W, 3] of codes [N, c].
 
-        Raises `TokenizerError` on another length or a code out of range."""
+        Raises `TokenizerError` on another length, a code out of range, or codes that break the form's rules."""
         rows, columns = self.grid
         if codes_Nc.ndim != 2 or codes_Nc.shape[1] != rows * columns:
+            form = self.form
+            whole = f"{rows} x {columns} = {rows * columns} codes"
+            if not form.is_plain:
+                whole = f"an array of {rows * columns} codes, {form.name}"
             raise TokenizerError(
                 "codes",
-                f"shape {list(codes_Nc.shape)}, but a picture is {rows} x {columns} = "
-                f"{rows * columns} codes",
+                f"shape {list(codes_Nc.shape)}, but a picture is {whole}",
                 "decode whole pictures",
             )
         if codes_Nc.size and (codes_Nc.min() < 0 or codes_Nc.max() >= self.codebook_size):
@@ -192,6 +217,12 @@ class ImageTokenizer(ABC):
                 f"range {codes_Nc.min()}..{codes_Nc.max()}, but the codebook has "
                 f"{self.codebook_size} entries",
                 "subtract Vocabulary.image.start from token ids first",
+            )
+        if (strange := self.form.strange_place(codes_Nc)) is not None:
+            raise TokenizerError(
+                f"codes of picture {strange[0]}",
+                f"code {strange[1]} is {codes_Nc[strange]}, which breaks the rules of {self.form.name}",
+                "decode what `encode` or a model of this tokenizer gave; a sequence repeats its end behind it",
             )
         pixels_NHWC = self._decode(np.ascontiguousarray(codes_Nc, dtype=np.int32))
         shape = (len(codes_Nc), *self.image_size, 3)
@@ -202,3 +233,13 @@ class ImageTokenizer(ABC):
                 f"it returned {shown(pixels_NHWC)}, not uint8 {list(shape)}",
             )
         return pixels_NHWC
+
+
+def _form_of_grid(
+    tokenizer: ImageTokenizer | ImageTokenizerConfig,
+    base: type[ImageTokenizer | ImageTokenizerConfig],
+) -> PictureForm:
+    """The form of a tokenizer that says its grid alone."""
+    if type(tokenizer).grid is base.grid:
+        raise NotImplementedError(f"{type(tokenizer).__name__}: define grid or form")
+    return PictureForm.of_grid(*tokenizer.grid)

@@ -6,8 +6,8 @@ hole, and what is left of a prompt from which a guidance stream hides the text. 
 prompts, the grammar of a completion and the way back are all made from these answers
 (`cm3core.sequence`), so that they agree.
 
-A picture is one id a cell, in raster order. Layouts with several codes a cell would give `Frame` a
-depth; there is none yet.
+A picture is one id a code, in the order of its form (`cm3core.picture_form`): the codes of a place side by
+side, rows one after the other. `grid` is (rows, codes of a row).
 """
 
 from __future__ import annotations
@@ -206,6 +206,12 @@ class Layout(ABC):
         """Whether holes anywhere can be filled: a sentinel stands in the place of each, and its
         content comes behind the sequence. Otherwise only a document's end can be generated."""
         return self.vocabulary.num_sentinels > 0
+
+    @property
+    def writes_sequences(self) -> bool:
+        """Whether pictures may have different numbers of codes (`PictureForm.is_sequence`). The default:
+        not, because `segments` knows where a picture ends by its grid."""
+        return False
 
     def check(self, grid: tuple[int, int]) -> Frame:
         """The frame of a grid; raises `DocumentError` for what no sequence can be made of."""

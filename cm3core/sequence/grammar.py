@@ -2,10 +2,11 @@
 request, and when it is finished.
 
 A request is a list of holes. An image hole (or a run of missing codes) has exactly one code per cell, plus the tokens
-that the layout writes at row ends. A text hole has at least one text token, then more tokens or its end token; it is
-closed at `max_tokens`. Illegal ids are excluded before the draw; nothing is deleted or changed afterwards. Forced
-tokens (the end of a row or of a run of codes, the prefix of the next hole) are fed without being drawn. Holes and
-vocabulary determine these ids. Uses numpy only.
+that the layout writes at row ends. If the form of pictures has rules (`cm3core.picture_form`), only codes that follow
+them are legal, and a sequence is closed by its end code. A text hole has at least one text token, then more tokens or
+its end token; it is closed at `max_tokens`. Illegal ids are excluded before the draw; nothing is deleted or changed
+afterwards. Forced tokens (the end of a row or of a run of codes, the prefix of the next hole) are fed without being
+drawn. Holes and vocabulary determine these ids. Uses numpy only.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cm3core.document import (
     TextHole,
 )
 from cm3core.errors import DocumentError, GenerationError
+from cm3core.picture_form import Filling, PictureForm
 from cm3core.vocab import IdRanges, Vocabulary
 
 
@@ -44,18 +46,19 @@ class Hole:
         prefix: int32; tokens before the content: the hole's sentinel; nothing (causal
             continuation); or the known codes after the previous hole, if both share one
             sentinel (see `cm3core.sequence.prompt_writer`).
-        cells: int32; raster cells to generate, in order, one code each. None for text.
+        cells: int32; cells to generate, in order, one code each. None for text.
         max_tokens: maximum number of content tokens, without the end token; exactly `len(cells)` for
-            pictures.
+            grids, at most `len(cells)` for sequences.
         ends_with: id of the token after the content. None if a whole picture ends the
             sequence, or if known codes and the next hole follow.
         min_tokens, stop: for text, see `TextHole`.
-        prefix_cells: int32; raster cell of each token of `prefix` that is a known code. None: no
+        prefix_cells: int32; cell of each token of `prefix` that is a known code. None: no
             token is.
         lead: for text: the end of the document's text before the hole, with which the content begins.
         row_end: int32; tokens fed after the last cell of each row.
         columns: cells per row; 0 if rows have no end tokens.
         picture_begin: for text: id of the token that begins a picture and so also ends the text. None: none does.
+        given: int32 [c]; codes of the hole's picture, `MISSING` for missing ones. None: the form has no rules.
     """
 
     segment: int
@@ -71,6 +74,7 @@ class Hole:
     row_end: IntArray = field(default_factory=lambda: np.zeros(0, np.int32))
     columns: int = 0
     picture_begin: int | None = None
+    given: IntArray | None = None
 
     def ends_row(self, index: int) -> bool:
         """Whether a row ends after the hole's token `index`."""
@@ -278,6 +282,54 @@ def ids_that_begin(lead: str, texts: Sequence[str], first_id: int) -> tuple[rang
 LegalIds: TypeAlias = IdRanges
 
 
+class CodeGrammar:
+    """The rules of a form of pictures, as ids of a vocabulary.
+
+    Args:
+        form: with rules.
+        vocabulary: has an id for each code.
+    """
+
+    def __init__(self, form: PictureForm, vocabulary: Vocabulary) -> None:
+        assert form.rules is not None
+        if form.rules.codebook_size != vocabulary.num_image:
+            raise DocumentError(
+                "picture form",
+                f"has rules for {form.rules.codebook_size} codes, the vocabulary has {vocabulary.num_image}",
+                "give every code of the codebook a class",
+            )
+        self.form = form
+        #: Id of the code that ends a sequence. None: pictures are no sequences.
+        self.end: int | None = None
+        if form.end is not None:
+            self.end = int(vocabulary.of_codes(np.array([form.end], np.int32))[0])
+        self._first = vocabulary.image.start
+        codes = vocabulary.to_codes(np.arange(vocabulary.image.start, vocabulary.image.stop))
+        #: Class of each id of the image range.
+        self._classes = form.rules.class_of[codes]
+        self._ranges: dict[bytes, LegalIds] = {}
+
+    def filling(self, hole: Hole) -> Filling:
+        """The picture of a hole, nothing of it filled."""
+        assert hole.given is not None
+        assert hole.cells is not None
+        most = int(hole.cells[-1]) + 1 if hole.kind == "image" else None
+        return Filling(self.form, hole.given, most)
+
+    def ids(self, allowed_K: BoolArray) -> LegalIds:
+        """Ids of the codes of the classes that are allowed."""
+        key = allowed_K.tobytes()
+        if key not in self._ranges:
+            own = np.concatenate([[False], allowed_K[self._classes], [False]]).astype(np.int8)
+            starts, stops = (np.flatnonzero(np.diff(own) == step) for step in (1, -1))
+            first = self._first
+            self._ranges[key] = tuple(
+                range(first + start, first + stop)
+                for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+            )
+        return self._ranges[key]
+
+
 @dataclass
 class HoleGrammar:
     """State machine of one request: a place in its list of holes.
@@ -289,6 +341,7 @@ class HoleGrammar:
         text_of: text of ids; needed for holes that stop at a string, or begin with a lead.
         begins_with: ids that can come first in a text that begins with a string; needed for holes
             with a lead.
+        codes: the rules of pictures; None: they have none.
     """
 
     holes: tuple[Hole, ...]
@@ -296,13 +349,16 @@ class HoleGrammar:
     num_text_ids: int
     text_of: Callable[[IntArray], str] | None = None
     begins_with: Callable[[str], LegalIds] | None = None
-    #: Tokens of the holes filled so far, without end tokens.
+    codes: CodeGrammar | None = None
+    #: Tokens of the holes filled so far, without end tokens (the end code of a picture is included).
     contents: list[IntArray] = field(default_factory=list)
     #: How each of them ended: "end" (its end token), "picture" (a picture begins, see
     #: `TextHole.or_picture`), "stop" (a string), "length"; "full" for pictures.
     ends: list[str] = field(default_factory=list)
     #: Tokens of the current hole so far.
     current: list[int] = field(default_factory=list)
+    #: The segment whose picture is being filled, and how far it is; only with `codes`.
+    _filling: tuple[int, Filling] | None = None
 
     @property
     def done(self) -> bool:
@@ -324,7 +380,7 @@ class HoleGrammar:
         """Ids that may be drawn next. A text hole begins with its lead and may not stay empty
         (`min_tokens`), because no training span is empty."""
         if self.modality == "image":
-            return (self.vocabulary.image,)
+            return (self.vocabulary.image,) if self.codes is None else self._legal_codes(self.codes)
         text = self.vocabulary.text_ranges(self.num_text_ids)
         end = self.hole.ends_with
         lead = self.hole.lead
@@ -342,9 +398,9 @@ class HoleGrammar:
     @property
     def num_draws(self) -> int:
         """Number of draws for which `legal` stays the same and no forced token comes between: 1 in
-        text, a run of cells in images."""
+        text and in pictures with rules, a run of cells in other pictures."""
         hole, place = self.hole, len(self.current)
-        if self.modality == "text":
+        if self.modality == "text" or self.codes is not None:
             return 1
         if not hole.columns:
             return _room(hole) - place
@@ -390,9 +446,10 @@ class HoleGrammar:
         if self.modality == "text" and int(tokens[0]) in (hole.ends_with, hole.picture_begin):
             ended = "end" if int(tokens[0]) == hole.ends_with else "picture"
             return self._close(ended, forced_end=False)
+        ends = self.codes is not None and self._put_code(self.codes, int(tokens[0]))
         self.current.extend(tokens.tolist())
         row_end = hole.row_end if hole.ends_row(len(self.current) - 1) else hole.row_end[:0]
-        full, stops = len(self.current) >= _room(hole), self._stops()
+        full, stops = ends or len(self.current) >= _room(hole), self._stops()
         if not full and not stops:
             return row_end
         ended = "full" if self.modality == "image" else "stop" if stops else "length"
@@ -405,6 +462,24 @@ class HoleGrammar:
         if len(forced) and self.hole.prefix_cells is not None and not self.current:
             cells[len(forced) - len(self.hole.prefix_cells) :] = self.hole.prefix_cells
         return cells
+
+    def _legal_codes(self, codes: CodeGrammar) -> LegalIds:
+        """Ids of the codes that keep the rules at the next cell."""
+        hole = self.hole
+        assert hole.cells is not None
+        if self._filling is None or self._filling[0] != hole.segment:
+            self._filling = hole.segment, codes.filling(hole)
+        return codes.ids(self._filling[1].allowed(int(hole.cells[len(self.current)])))
+
+    def _put_code(self, codes: CodeGrammar, token: int) -> bool:
+        """Take in a code that `legal` allowed; returns whether it ends its picture."""
+        if self.modality == "text":
+            return False
+        assert self._filling is not None
+        assert self.hole.cells is not None
+        code = int(self.vocabulary.to_codes(np.array([token], np.int32))[0])
+        self._filling[1].put(int(self.hole.cells[len(self.current)]), code)
+        return token == codes.end
 
     def _stops(self) -> bool:
         """Whether the text now contains one of its stop strings."""

@@ -17,6 +17,7 @@ import numpy as np
 from cm3core.document import (
     Codes,
     Document,
+    ImageHole,
     IntArray,
     MaskedText,
     Segment,
@@ -27,6 +28,7 @@ from cm3core.document import (
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary
 from cm3core.interfaces.sampler import PromptVariant
+from cm3core.picture_form import MISSING, Filling
 from cm3core.sequence.grammar import (
     Hole,
     ends_missing,
@@ -391,7 +393,7 @@ class _PromptWriter:
             opening = self.codec.frame.opening
             begin = opening[0] if opening and isinstance(last, TextHole) else None
             return self._prompt(text_hole(index, _NO_TOKENS, hole, end, lead, begin))
-        kind, run, tokens = "image", self.codec.raster, self.codec.raster
+        kind, run, tokens = "image", self._cells(last, index), self.codec.raster
         if isinstance(last, Codes):
             tokens = self.codec.code_tokens(last, _place(index))
             if not is_image_hole(last):
@@ -399,7 +401,7 @@ class _PromptWriter:
         tokens, cells = self.codec.in_frame(tokens)
         known = slice(int(np.flatnonzero(cells == run[0])[0]))
         self.writer.add(tokens[known], cells[known])
-        return self._prompt(self._code_hole(index, kind, run, _NO_TOKENS, None))
+        return self._prompt(self._code_hole(last, (index, kind, run, _NO_TOKENS), None))
 
     def _prompt(self, *holes: Hole) -> Prompt:
         if self.writer.length == 0:
@@ -432,7 +434,8 @@ class _PromptWriter:
             elif is_image_hole(segment):
                 self.writer.add(self.codec.frame.opening)
                 sentinel = self._write_sentinel()
-                self._add_code_hole(index, "image", self.codec.raster, sentinel)
+                cells = self._cells(segment, index)
+                self._add_code_hole(segment, (index, "image", cells, sentinel))
                 self.writer.add(self.codec.frame.closing)
             elif isinstance(segment, Codes) and missing_codes(segment).any():
                 self._write_partial(segment, index)
@@ -456,7 +459,7 @@ class _PromptWriter:
         """Write a picture with missing codes: its known runs unchanged, one sentinel in place
         of each span of missing runs."""
         tokens = self.codec.code_tokens(segment, _place(index))
-        raster = self.codec.raster
+        raster = self.codec.raster[: len(tokens)]
         self.writer.add(self.codec.frame.opening)
         end = 0
         for place, run in enumerate(runs_of(missing_codes(segment))):
@@ -464,25 +467,65 @@ class _PromptWriter:
             end = int(run[-1]) + 1
             if (index, place) in self.joined.runs:
                 self.holes[-1] = replace(self.holes[-1], ends_with=None)
-                self._add_code_hole(index, "codes", run, tokens[known])
+                self._add_code_hole(segment, (index, "codes", run, tokens[known]))
                 self.holes[-1] = replace(self.holes[-1], prefix_cells=raster[known])
                 continue
             self.writer.add(tokens[known], raster[known])
-            self._add_code_hole(index, "codes", run, self._write_sentinel())
+            self._add_code_hole(segment, (index, "codes", run, self._write_sentinel()))
         self.writer.add(tokens[end:], raster[end:])
         self.writer.add(self.codec.frame.closing)
 
-    def _add_code_hole(self, index: int, kind: str, cells: IntArray, prefix: IntArray) -> None:
+    def _add_code_hole(self, segment: Segment, run: tuple[int, str, IntArray, IntArray]) -> None:
         end = self.codec.vocabulary.end_of_infill
-        self.holes.append(self._code_hole(index, kind, cells, prefix, end))
+        self.holes.append(self._code_hole(segment, run, end))
 
     def _code_hole(
-        self, index: int, kind: str, cells: IntArray, prefix: IntArray, end: int | None
+        self, segment: Segment, run: tuple[int, str, IntArray, IntArray], end: int | None
     ) -> Hole:
+        """A run of missing codes of a picture: its segment's index, its kind, its cells and its prefix."""
         row_end = np.asarray(self.codec.frame.row_end, np.int32)
         columns = self.codec.grid[1] if len(row_end) else 0
-        hole = Hole(index, kind, prefix, cells, len(cells), end)
+        index, kind, cells, prefix = run
+        hole = Hole(
+            index, kind, prefix, cells, len(cells), end, given=self._given(segment, index, cells)
+        )
         return replace(hole, row_end=row_end, columns=columns) if columns else hole
+
+    def _given(self, segment: Segment, index: int, cells: IntArray) -> IntArray | None:
+        """What is known of a picture whose form has rules; raises `DocumentError` where nothing could be generated."""
+        rules = self.codec.code_grammar
+        if rules is None:
+            return None
+        given = np.full(self.codec.num_codes, MISSING, np.int32)
+        if isinstance(segment, Codes):
+            given = np.where(missing_codes(segment), MISSING, segment.codes).astype(np.int32)
+        most = int(cells[-1]) + 1 if is_image_hole(segment) else None
+        if not Filling(self.codec.form, given, most).can_be_filled:
+            raise DocumentError(
+                _place(index),
+                f"has no codes that keep the rules of {self.codec.form.name}"
+                + (
+                    f" and are at most {most}" if most is not None else " with those that are known"
+                ),
+                "allow more codes, or leave out more of the picture",
+            )
+        return given
+
+    def _cells(self, segment: Segment, index: int) -> IntArray:
+        """The cells of a picture of which all is missing; raises `DocumentError` for a limit that it can't have."""
+        raster = self.codec.raster
+        most = segment.most_codes if isinstance(segment, ImageHole) else None
+        if most is None:
+            return raster
+        form = self.codec.form
+        if not form.is_sequence or not 2 <= most <= form.num_codes:
+            limits = f"2 to {form.num_codes}" if form.is_sequence else f"{form.num_codes}"
+            raise DocumentError(
+                _place(index),
+                f"is a picture of at most {most} codes, and pictures here are {form.name}",
+                f"leave most_codes out, or use {limits}",
+            )
+        return raster[:most]
 
     def _separate(
         self, after: str, starts: bool, is_last: bool, text_hidden: bool, turn_ends: bool | None

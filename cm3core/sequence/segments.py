@@ -26,7 +26,14 @@ from cm3core.document import (
 from cm3core.errors import DocumentError
 from cm3core.interfaces.layout import Boundary, Frame, Layout, picture_tokens
 from cm3core.interfaces.text_tokenizer import TextTokenizer
-from cm3core.sequence.grammar import ids_that_begin, is_joined, missing_codes, without_leads
+from cm3core.picture_form import PictureForm
+from cm3core.sequence.grammar import (
+    CodeGrammar,
+    ids_that_begin,
+    is_joined,
+    missing_codes,
+    without_leads,
+)
 from cm3core.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -68,12 +75,17 @@ class SentinelLayout(Layout):
         """`<eos>`."""
         return (self._vocabulary.eos,)
 
+    @property
+    def writes_sequences(self) -> bool:
+        """Yes: `<break>` and `<eos>` show where a picture ends."""
+        return True
+
     def between(self, boundary: Boundary) -> tuple[int, ...]:
         """`<break>`, also between documents."""
         return (self._vocabulary.break_,)
 
     def frame(self, grid: tuple[int, int]) -> Frame:
-        """Empty: the number of codes is known."""
+        """Empty: the number of codes is known, or the last one is the end code."""
         return Frame()
 
     def segments(self, tokens: IntArray, grid: tuple[int, int]) -> list[tuple[str, IntArray]]:
@@ -106,12 +118,12 @@ class TokenWriter:
 
 
 class SegmentCodec:
-    """Segments <-> tokens for one vocabulary, text tokenizer and grid of codes.
+    """Segments <-> tokens for one vocabulary, text tokenizer and form of pictures.
 
     Args:
         vocabulary: the table of ids.
         text_tokenizer: its ids are placed at `vocabulary.text`; it must fit there.
-        grid: (rows, columns) of codes of every picture.
+        form: the form of every picture, or (rows, columns) for a grid with one code per place.
         max_spans: maximum number of masked spans per sequence in the decoder's training; prompts use no
             further sentinels. None: all sentinels of the vocabulary.
         layout: the tokens around segments, with this vocabulary; None: `SentinelLayout`.
@@ -121,7 +133,7 @@ class SegmentCodec:
         self,
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
-        grid: tuple[int, int],
+        form: PictureForm | tuple[int, int],
         *,
         max_spans: int | None = None,
         layout: Layout | None = None,
@@ -133,12 +145,21 @@ class SegmentCodec:
                 f"{text_tokenizer.vocab_size}",
                 "leave vocabulary.num_text out, or use a smaller text tokenizer",
             )
-        self.vocabulary, self.text_tokenizer, self.grid = vocabulary, text_tokenizer, grid
-        self.num_codes = grid[0] * grid[1]
+        self.vocabulary, self.text_tokenizer = vocabulary, text_tokenizer
+        self.form = form if isinstance(form, PictureForm) else PictureForm.of_grid(*form)
+        self.grid, self.num_codes = self.form.grid, self.form.num_codes
+        #: Which ids keep the rules of the form; None: it has none.
+        self.code_grammar = None if self.form.rules is None else CodeGrammar(self.form, vocabulary)
         self.layout = SentinelLayout(vocabulary) if layout is None else layout
+        if self.form.is_sequence and not self.layout.writes_sequences:
+            raise DocumentError(
+                f"layout {self.layout.name}",
+                f"writes pictures of one length, and these are {self.form.name}",
+                "use the layout cm3leon, or an image tokenizer whose pictures have a grid",
+            )
         #: The tokens around a picture, and a picture's length including them.
-        self.frame = self.layout.check(grid)
-        self.picture_length = self.frame.num_tokens(grid)
+        self.frame = self.layout.check(self.grid)
+        self.picture_length = self.frame.num_tokens(self.grid)
         most = vocabulary.num_sentinels
         self.max_spans = most if max_spans is None else min(max_spans, most)
         #: lead -> whether it is joined to the text after it; ids that can come first.
@@ -207,7 +228,7 @@ class SegmentCodec:
         return self._leads[lead]
 
     def code_tokens(self, codes: Codes, place: str) -> IntArray:
-        """Ids int32 of a picture's codes, including missing ones (whatever their value); raises
+        """Ids int32 of a picture's codes, including missing ones (whatever their value), without padding; raises
         `DocumentError` on another grid."""
         if codes.grid != self.grid or codes.codes.shape != (self.num_codes,):
             raise DocumentError(
@@ -230,11 +251,26 @@ class SegmentCodec:
                 f"codes {seen.min()}..{seen.max()}, but the vocabulary has {self.vocabulary.num_image}",
                 "encode pictures with this recipe's image tokenizer",
             )
-        return self.vocabulary.of_codes(codes.codes)
+        length = self._length(codes)
+        if codes.missing is not None and codes.missing[length:].any():
+            raise DocumentError(
+                place,
+                f"has missing codes after its end code, number {length - 1}",
+                "mark codes before the end as missing, or the end and everything after it",
+            )
+        return self.vocabulary.of_codes(codes.codes[:length])
+
+    def _length(self, codes: Codes) -> int:
+        """Number of a picture's codes that are written: of a sequence up to its end, or all if it is missing."""
+        if not self.form.is_sequence:
+            return len(codes.codes)
+        if codes.missing is None:
+            return self.form.length(codes.codes)
+        return self.form.length(np.where(codes.missing, NO_CELL, codes.codes))
 
     def codes(self, tokens: IntArray) -> Codes:
         """The picture of image tokens; raises `DocumentError` unless they are exactly one grid of
-        codes."""
+        codes, or one sequence with its end."""
         strange = tokens[~self.vocabulary.is_image(tokens)]
         if len(strange):
             raise DocumentError(
@@ -242,17 +278,24 @@ class SegmentCodec:
                 f"holds {self.vocabulary.name(int(strange[0]))}",
                 "decode only image codes",
             )
-        if len(tokens) != self.num_codes:
+        codes = self.vocabulary.to_codes(tokens)
+        form = self.form
+        whole = len(tokens) == self.num_codes
+        if form.is_sequence:
+            whole = 0 < len(tokens) <= self.num_codes and codes[-1] == form.end
+            whole = whole and form.length(codes) == len(codes)
+        if not whole:
+            has = form.name if form.is_sequence else self.num_codes
             raise DocumentError(
                 "image segment",
-                f"{len(tokens)} codes, but a picture has {self.num_codes}",
+                f"{len(tokens)} codes, but a picture {'is' if form.is_sequence else 'has'} {has}",
                 "decode whole pictures",
             )
-        return Codes(self.vocabulary.to_codes(tokens), self.grid)
+        return Codes(form.padded(codes) if form.is_sequence else codes, self.grid)
 
     def in_frame(self, tokens: IntArray) -> tuple[IntArray, IntArray]:
         """Ids int32 of a picture's codes, including the frame around them, and their cells."""
-        cells = picture_tokens(self.raster, self._no_cells, self.grid[1])
+        cells = picture_tokens(self.raster[: len(tokens)], self._no_cells, self.grid[1])
         return picture_tokens(tokens, self.frame, self.grid[1]), cells
 
     @cached_property
@@ -282,7 +325,10 @@ class SegmentCodec:
         if isinstance(segment, Codes) and not missing_codes(segment).any():
             writer.add(*self.in_frame(self.code_tokens(segment, place)))
             opening, closing = len(self.frame.opening), len(self.frame.closing)
-            return Span(start + opening, writer.length - closing, "image", self.grid)
+            grid = None if self.form.is_sequence else self.grid
+            return Span(
+                start + opening, writer.length - closing, "image", grid, depth=self.form.depth
+            )
         if isinstance(segment, Image):
             raise DocumentError(
                 place,

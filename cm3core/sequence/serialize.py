@@ -51,6 +51,7 @@ from cm3core.sequence.segments import SegmentCodec, TokenWriter, modality_of, tu
 if TYPE_CHECKING:
     from cm3core.interfaces.layout import Layout
     from cm3core.interfaces.text_tokenizer import TextTokenizer
+    from cm3core.picture_form import PictureForm
     from cm3core.vocab import Vocabulary
 
 
@@ -88,13 +89,16 @@ def _fill_segment(
         tokens = codec.code_tokens(segment, "query document")
         for run in runs_of(missing_codes(segment)):
             content = following()
-            if len(content) != len(run):
+            ends = codec.form.is_sequence and run[-1] == len(segment.codes) - 1
+            if len(content) != len(run) and not (ends and 0 < len(content) < len(run)):
                 raise DocumentError(
                     "contents",
                     f"{len(content)} codes for {len(run)} cells",
                     "generate every missing cell",
                 )
-            tokens[run] = content
+            tokens[run[: len(content)]] = content
+            if ends:
+                tokens = tokens[: run[0] + len(content)]
         return codec.codes(tokens)
     return Codes(segment.codes, segment.grid) if isinstance(segment, Codes) else segment
 
@@ -141,8 +145,11 @@ def _segment_contents(
             codec.code_tokens(given, place),
         )
         missing = missing_codes(asked)
-        if np.array_equal(before[~missing], tokens[~missing]):
-            return [tokens[run] for run in runs_of(missing)]
+        known = np.flatnonzero(~missing[: len(before)])
+        fits = len(before) == len(tokens) or (codec.form.is_sequence and missing[-1])
+        fits = fits and (not len(known) or known[-1] < len(tokens))
+        if fits and np.array_equal(before[known], tokens[known]):
+            return [tokens[run[0] : run[-1] + 1] for run in runs_of(missing)]
     if isinstance(asked, Text) and asked == given:
         return []
     raise GenerationError(
@@ -180,13 +187,13 @@ class Serializer(SegmentCodec):
         self,
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
-        grid: tuple[int, int],
+        form: PictureForm | tuple[int, int],
         prompt_tokens: PromptTokens | None = None,
         *,
         max_spans: int | None = None,
         layout: Layout | None = None,
     ) -> None:
-        super().__init__(vocabulary, text_tokenizer, grid, max_spans=max_spans, layout=layout)
+        super().__init__(vocabulary, text_tokenizer, form, max_spans=max_spans, layout=layout)
         self._prompt_tokens = prompt_tokens
 
     # ---- training sequences and back

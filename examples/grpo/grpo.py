@@ -33,10 +33,11 @@ from cm3apps.evaluation.icons.ranking import blurred
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.files import make_folder, write_text
-from cm3core.images import fit, grid, save_png
+from cm3core.images import fit, save_png
 from cm3core.plugins import load_registry
 from cm3run.checkpoint import export_model, find_model
 from cm3run.generation import Rollout, recorded
+from cm3run.sheets import grid
 
 Floats: TypeAlias = NDArray[np.float32]
 

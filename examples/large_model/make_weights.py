@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from cm3core.progress import make_bar
 from cm3plugins.image_tokenizers.vqgan.settings import VQGANArchitecture
 from cm3published.image_tokenizers.model import empty
 from cm3published.image_tokenizers.names import Sizes
+from cm3run.progress import make_bar
 
 NUM_CODES, VOCABULARY = 8192, 65_536
 #: Random numbers that are drawn.

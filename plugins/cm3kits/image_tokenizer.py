@@ -1,4 +1,4 @@
-"""Conformance kit of image tokenizers: shapes, types, determinism, places of codes, refusals.
+"""Conformance kit of image tokenizers: shapes, types, determinism, places and rules of codes, refusals.
 
 class TestMine(ImageTokenizerContract):
     config = MyTokenizerConfig()
@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import TokenizerError
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
+from cm3core.picture_form import MISSING, Filling, PictureForm
 from cm3kits._config_laws import ConfigLaws, Outputs
 from cm3kits._findings import differ, every, holds, refuses, same
 from cm3kits.samples import example_pictures
@@ -52,6 +53,40 @@ _UNTRAINED = (
 )
 
 
+def random_codes(
+    form: PictureForm, codebook_size: int, number: int, rng: np.random.Generator
+) -> IntArray:
+    """Return codes int32 [number, c] that keep the rules of a form, drawn one after the other, each uniformly among the
+    classes of codes that may follow and then in its class."""
+    if form.rules is None:
+        return rng.integers(0, codebook_size, (number, form.num_codes), dtype=np.int32)
+    members = [
+        np.flatnonzero(form.rules.class_of == one) for one in range(form.rules.follows.shape[1])
+    ]
+    rows = []
+    for _ in range(number):
+        filling = Filling(form, np.full(form.num_codes, MISSING, np.int32))
+        codes: list[int] = []
+        while len(codes) < form.num_codes and (not codes or codes[-1] != form.end):
+            allowed = np.flatnonzero(filling.allowed(len(codes)))
+            codes.append(int(rng.choice(members[int(rng.choice(allowed))])))
+            filling.put(len(codes) - 1, codes[-1])
+        rows.append(form.padded(np.array(codes, np.int32)))
+    return np.stack(rows)
+
+
+def _shifted(form: PictureForm, codes: IntArray, step: int, codebook_size: int) -> IntArray:
+    """Each code replaced by its neighbour, in the same class of codes."""
+    if form.rules is None:
+        return (codes + step) % codebook_size
+    after = np.arange(codebook_size, dtype=np.int32)
+    for one in range(form.rules.follows.shape[1]):
+        members = np.flatnonzero(form.rules.class_of == one)
+        after[members] = np.roll(members, -step)
+    shifted: IntArray = after[codes]
+    return shifted
+
+
 class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
     """Laws of `ImageTokenizer`. Weights must be set; random ones will do for all but one law, which such a
     test waives."""
@@ -66,12 +101,12 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
 
     def observe(self, component: ImageTokenizer) -> Outputs:
         """Codes of pictures, and pictures of codes."""
-        rows, columns = component.grid
-        codes = np.random.default_rng(0).integers(
-            0, component.codebook_size, (4, rows * columns), dtype=np.int32
-        )
+        form = component.form
+        codes = random_codes(form, component.codebook_size, 4, np.random.default_rng(0))
+        rules = [] if form.rules is None else [form.rules.fingerprint]
         return {
-            "sizes": [*component.image_size, *component.grid, component.codebook_size],
+            "sizes": [*component.image_size, *form.grid, component.codebook_size],
+            "form": [form.depth, form.end, *rules],
             "codes": component.encode(example_pictures(*component.image_size)),
             "pictures of codes": component.decode(codes),
         }
@@ -81,8 +116,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
 
     def _codes(self, data: st.DataObject) -> IntArray:
         rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
-        rows, columns = self.subject.grid
-        return rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
+        return random_codes(self.subject.form, self.subject.codebook_size, 2, rng)
 
     def law_codes_have_the_stated_shape_and_range(self, data: st.DataObject) -> None:
         """Codes are int32 [N, rows * columns] in 0..codebook_size-1."""
@@ -97,6 +131,40 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             codes,
         )
         every(codes, (codes >= 0) & (codes < size), did, f"codes in 0..{size - 1}")
+
+    def law_codes_keep_the_rules_of_their_form(self, data: st.DataObject) -> None:
+        """Codes of pictures, and of pictures of any codes, follow the form's rules; a sequence ends, and repeats its
+        end."""
+        tokenizer, form = self.subject, self.subject.form
+        same(form.grid, tokenizer.grid, "compared the grid of its form with its own")
+        for pictures in (self._pictures(data), tokenizer.decode(self._codes(data))):
+            strange = form.strange_place(self._encoded(pictures))
+            holds(
+                strange is None,
+                f"encoded {len(pictures)} pictures",
+                f"codes that keep the rules of {form.name}",
+                f"a code that breaks them at (picture, place) {strange}",
+            )
+
+    def _encoded(self, pictures: PixelArray) -> IntArray:
+        """Codes of pictures before the check of `encode`: the law is its own."""
+        return np.asarray(self.subject._encode(np.ascontiguousarray(pictures)), np.int32)
+
+    def law_a_prefix_decodes(self, data: st.DataObject) -> None:
+        """A picture of which the last codes are missing decodes once what is missing is made up as the form says."""
+        form, codes = self.subject.form, self._codes(data)
+        rows = []
+        for one in codes:
+            kept = data.draw(st.integers(0, form.length(one) - 1), label="codes kept")
+            rows.append(form.completed(one, np.arange(len(one)) >= kept))
+        shape = (len(rows), *self.subject.image_size, 3)
+        pictures = self.subject.decode(np.stack(rows))
+        holds(
+            pictures.shape == shape and pictures.dtype == np.uint8,
+            f"decoded {len(rows)} pictures of which the last codes were missing",
+            f"uint8 {list(shape)}",
+            pictures,
+        )
 
     def law_pictures_have_the_stated_shape(self, data: st.DataObject) -> None:
         """Any valid codes decode to uint8 [N, height, width, 3]."""
@@ -142,9 +210,9 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         )
 
     def law_the_config_knows_the_sizes(self) -> None:
-        """The config's `codebook_size`, `grid` and `image_size` are the tokenizer's."""
+        """The config's `codebook_size`, `form`, `grid` and `image_size` are the tokenizer's."""
         if self.config is not None:
-            for name in ("codebook_size", "grid", "image_size"):
+            for name in ("codebook_size", "form", "grid", "image_size"):
                 same(
                     getattr(self.config, name),
                     getattr(self.subject, name),
@@ -162,13 +230,13 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         )
         did = "encoded a black picture, a white one and noise"
         differ(codes, np.broadcast_to(codes[0], codes.shape), did, "not the same codes for all")
-        rows, columns = self.subject.grid
-        decoded = self.subject.decode(
-            np.arange(self.subject.codebook_size, dtype=np.int32)[:64, None].repeat(
-                rows * columns, 1
-            )
-        )
-        did = f"decoded {len(decoded)} pictures, each of one code"
+        size, form = self.subject.codebook_size, self.subject.form
+        uniform = np.arange(size, dtype=np.int32)[:64, None].repeat(form.num_codes, 1)
+        did = f"decoded {len(uniform)} pictures, each of one code"
+        if form.rules is not None:
+            uniform = random_codes(form, size, 8, np.random.default_rng(0))
+            did = "decoded 8 pictures of random codes"
+        decoded = self.subject.decode(uniform)
         differ(decoded, np.broadcast_to(decoded[0], decoded.shape), did, "not one picture for all")
 
     def law_decoded_pictures_are_the_encoded_ones(self) -> None:
@@ -177,8 +245,9 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         tokenizer = self.subject
         pictures = example_pictures(*tokenizer.image_size)[:5]
         codes = tokenizer.encode(pictures)
-        (rows, columns), size = tokenizer.grid, tokenizer.codebook_size
-        grids = codes.reshape(-1, rows, columns)
+        form, size = tokenizer.form, tokenizer.codebook_size
+        rows, columns = form.rows, form.columns
+        grids = codes.reshape(-1, rows, columns, form.depth)
         back = tokenizer.decode(codes)
         others: dict[str, tuple[PixelArray, PixelArray]] = {
             "the picture mirrored": (back, pictures[:, :, ::-1]),
@@ -188,18 +257,19 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             "another picture": (back, np.roll(pictures, 1, axis=0)),
         }
         for name, changed in (
-            ("each code less 1", (codes - 1) % size),
-            ("each code plus 1", (codes + 1) % size),
+            ("each code less 1", _shifted(form, codes, -1, size)),
+            ("each code plus 1", _shifted(form, codes, 1, size)),
             ("the codes column by column", grids.swapaxes(1, 2).reshape(codes.shape)),
             (
                 "the codes as columns",
-                codes.reshape(-1, columns, rows).swapaxes(1, 2).reshape(codes.shape),
+                codes.reshape(-1, columns, rows, form.depth).swapaxes(1, 2).reshape(codes.shape),
             ),
             ("each row of codes from right to left", grids[:, :, ::-1].reshape(codes.shape)),
             ("the rows of codes from the bottom up", grids[:, ::-1].reshape(codes.shape)),
         ):
-            decoded = tokenizer.decode(np.ascontiguousarray(changed, np.int32))
-            others[name] = (decoded, pictures)
+            if form.strange_place(changed) is None:
+                decoded = tokenizer.decode(np.ascontiguousarray(changed, np.int32))
+                others[name] = (decoded, pictures)
         own = _distance(back, pictures)
         for name, (decoded, picture) in others.items():
             if np.array_equal(decoded, back) and np.array_equal(picture, pictures):
@@ -214,10 +284,12 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             )
 
     def law_codes_are_in_raster_order(self) -> None:
-        """The code of row r and column c is at r * columns + c: it shows, and sees, what is there."""
-        rows, columns = self.subject.grid
+        """The k codes of row r and column c are from (r * columns + c) * k on: they show, and see, what is there.
+        Sequences have no places."""
+        form = self.subject.form
+        rows, columns, depth = form.rows, form.columns, form.depth
         cells = rows * columns
-        if cells == 1 or self.subject.codebook_size == 1:
+        if cells == 1 or self.subject.codebook_size == 1 or form.is_sequence:
             return
         rng = np.random.default_rng(0)
         places = rng.permutation(cells)[:_MOST_CELLS]
@@ -228,7 +300,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         # which code of a cell changes is the place; where the cell is, is known
         found: dict[int, Any] = {}
         for place in places.tolist():
-            changed = self._seen(place // columns, place % columns)
+            changed = np.unique(self._seen(place // columns, place % columns) // depth)
             if len(changed) == 1:
                 found[int(changed[0])] = (
                     (place // columns + 0.5) / rows,
@@ -240,7 +312,7 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
 
     def _check_order(self, did: str, centres: Mapping[int, tuple[float, float] | None]) -> None:
         """Raise `LawBroken` if another order fits the centres better: place -> (y, x), each 0..1."""
-        rows, columns = self.subject.grid
+        rows, columns = self.subject.form.rows, self.subject.form.columns
         known = {place: centre for place, centre in centres.items() if centre is not None}
         errors = {}
         for name, order in _ORDERS.items():
@@ -260,17 +332,24 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
         )
 
     def _shown(self, place: int) -> npt.NDArray[np.float64]:
-        """How much each pixel changes, [H, W], where the code at a place does."""
-        rows, columns = self.subject.grid
-        codes = np.zeros((3, rows * columns), np.int32)
-        codes[1:, place] = [self.subject.codebook_size - 1, self.subject.codebook_size // 2]
+        """How much each pixel changes, [H, W], where the codes of a place do."""
+        form, size = self.subject.form, self.subject.codebook_size
+        codes = np.zeros((3, form.num_codes), np.int32)
+        own = slice(place * form.depth, (place + 1) * form.depth)
+        codes[1:, own] = np.array([size - 1, size // 2])[:, None]
+        if form.rules is not None:
+            rng = np.random.default_rng(0)
+            codes[:] = random_codes(form, size, 1, rng)
+            codes[1:, own] = random_codes(form, size, 2, rng)[:, own]
+            if form.strange_place(codes) is not None:
+                return np.zeros(self.subject.image_size)
         pictures = self.subject.decode(codes).astype(float)
         change: npt.NDArray[np.float64] = ((pictures[1:] - pictures[0]) ** 2).sum((0, 3))
         return change
 
     def _seen(self, row: int, column: int) -> npt.NDArray[np.int64]:
         """The places whose code changes most often where a cell of a picture does."""
-        rows, columns = self.subject.grid
+        rows, columns = self.subject.form.rows, self.subject.form.columns
         height, width = self.subject.image_size
         base = np.zeros((3, height, width, 3), np.uint8)
         base[1], base[2] = 128, (200, 60, 20)
@@ -306,9 +385,9 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
             )
             with self.building():
                 loaded = self.config.load(Path(name))
-        rng, (rows, columns) = np.random.default_rng(0), self.subject.grid
+        rng = np.random.default_rng(0)
         pictures = rng.integers(0, 256, (2, *self.subject.image_size, 3), dtype=np.uint8)
-        codes = rng.integers(0, self.subject.codebook_size, (2, rows * columns), dtype=np.int32)
+        codes = random_codes(self.subject.form, self.subject.codebook_size, 2, rng)
         did = "saved it, loaded that, and compared "
         same(loaded.fingerprint, self.subject.fingerprint, did + "the fingerprints")
         same(loaded.encode(pictures), self.subject.encode(pictures), did + "codes of pictures")
@@ -346,10 +425,15 @@ class ImageTokenizerContract(ConfigLaws[ImageTokenizer]):
                 TokenizerError,
                 match="the image tokenizer takes uint8",
             )
-        for codes, match in (
+        wrong = [
             (np.full((1, rows * columns), size, np.int32), "the codebook has"),
             (np.zeros((1, rows * columns + 1), np.int32), "a picture is"),
-        ):
+        ]
+        uniform = np.arange(size, dtype=np.int32)[:, None].repeat(rows * columns, 1)
+        strange = self.subject.form.strange_place(uniform)
+        if strange is not None:
+            wrong.append((uniform[strange[0], None], "breaks the rules"))
+        for codes, match in wrong:
             refuses(
                 lambda codes=codes: self.subject.decode(codes),  # type: ignore[misc]  # a default
                 f"decoded codes {list(codes.shape)} with a largest one of {codes.max()}",

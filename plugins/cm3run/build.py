@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         TextTokenizerConfig,
         Upscaler,
     )
+    from cm3core.picture_form import PictureForm
     from cm3core.plugins.registry import Registry
     from cm3core.recipe import Recipe
     from cm3core.vocab import Vocabulary
@@ -292,7 +293,8 @@ def build(
     image_tokenizer.move_to(chosen := torch.device(device))
     built_on = chosen if decoder_device is None else decoder_device
     check_weights_fit(section(recipe, "decoder"), vocabulary, grid, built_on)
-    serializer = _serializer(recipe, registry, layout, text_tokenizer, grid, stored.max_spans)
+    form = image_tokenizer.form
+    serializer = _serializer(recipe, registry, layout, text_tokenizer, form, stored.max_spans)
     config = section(recipe, "attention")
     attention: AttentionBackend = built(config.build(), config, registry)
     config = section(recipe, "decoder")
@@ -332,7 +334,7 @@ def _serializer(
     registry: Registry,
     layout: Layout,
     text_tokenizer: TextTokenizer,
-    grid: tuple[int, int],
+    form: PictureForm,
     max_spans: int | None,
 ) -> Serializer:
     """`max_spans`: as a checkpoint stores it, for when the objective is not installed."""
@@ -342,7 +344,7 @@ def _serializer(
     return Serializer(
         layout.vocabulary,
         text_tokenizer,
-        grid,
+        form,
         None if objective is None else objective.prompt_tokens,
         max_spans=max_spans,
         layout=layout,

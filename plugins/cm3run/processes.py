@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cm3core.errors import CM3Error, DeviceError, ProcessError
-from cm3core.faults import AlreadyReported
+from cm3run.faults import AlreadyReported
 
 if TYPE_CHECKING:
     from torch import Tensor

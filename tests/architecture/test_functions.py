@@ -57,7 +57,7 @@ LEFT = {
         cm3run/model/drawing.py: Drawing.task_jobs
         cm3plugins/attention/flex.py: FlexAttention.attend
         cm3core/interfaces/image_tokenizer.py: ImageTokenizerConfig.train
-        cm3core/images.py: grid
+        cm3run/sheets.py: grid
         cm3plugins/attention/kernels.py: KernelAttention.attend
         cm3run/training/loop.py: train
         cm3run/model/model.py: Model.__init__

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from cm3core.errors import CM3Error, GenerationError
-from cm3core.faults import contained, parts_of, told
+from cm3run.faults import contained, parts_of, told
 
 
 class Deaf(Exception):

@@ -20,9 +20,9 @@ from built_banks import built, contents
 from cm3apps.cli.main import main
 from cm3core.errors import FileError
 from cm3core.files import atomic_path
-from cm3core.progress import make_bar
 from cm3run.bank import MemoryBank, add_documents, merge_banks, remove_documents
 from cm3run.npy import load_array, save_array
+from cm3run.progress import make_bar
 from cm3run.training.code_cache import sharded_rows
 from messages import tells
 from small_disk import leave_room, small_disk

@@ -11,7 +11,7 @@ import pytest
 
 from cm3core.errors import CM3Error, FileError
 from cm3core.files import SUFFIX, cache_directory, cache_folder, user_path
-from cm3core.progress import make_bar
+from cm3run.progress import make_bar
 from cm3run.training.code_cache import sharded_rows
 
 

@@ -233,7 +233,8 @@ from __future__ import annotations
 
 import cm3core
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, TextHole, content_keys, text_of
-from cm3core.images import fit, grid, open_image, save_png
+from cm3core.images import fit, open_image, save_png
+from cm3run.sheets import grid
 from cm3core.interfaces import Sampler, SamplerConfig
 from cm3core.plugins import load_registry, plugin_versions
 from cm3core.recipe import Recipe, compose, list_recipes

@@ -20,11 +20,11 @@ from cm3core.files import (
 )
 from cm3core.interfaces.dataset import Provenance
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.progress import make_bar
 from cm3postgres.memory import AT_ONCE, AddReport, Filter, SharedMemory
 from cm3postgres.schema import READ, About, formatted, stored
 from cm3run.bank import MemoryBank
 from cm3run.bank.shard import SHARDS, write_shard
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import DocumentSource

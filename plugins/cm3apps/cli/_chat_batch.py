@@ -83,7 +83,7 @@ def reply_to_all(args: Namespace, model: Model, replies: Replies, options: dict[
 
     Replies that are there already, of the same line, model and options, are kept.
     """
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     path = args.out / FILE
     check_not_input(path, args.conversations)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import DataError
 from cm3core.files import read_text, write_text
-from cm3core.json_text import parse_json
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from cm3run.model.turns import Part, ReplyPicture, Turn

@@ -74,9 +74,9 @@ class Replies:
 
     def show(self, events: Generator[Event, None, None], prompt: str) -> Reply:
         """Print a reply as it comes: pieces of its texts, and the paths of its pictures."""
-        from cm3core.progress import make_bar
         from cm3run.generation.engine import PictureGrown, TextGrown
         from cm3run.model.turns import ReplyPart, ReplyReady
+        from cm3run.progress import make_bar
 
         bars: list[Any] = []
 

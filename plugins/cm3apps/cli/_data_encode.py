@@ -122,7 +122,7 @@ def run(args: Namespace) -> int:
 
 
 def _run(args: Namespace) -> int:
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
     from cm3run.token_shards import Part
 
     registry = registry_of(args)

@@ -211,7 +211,7 @@ def pictures_of(
 
     from cm3core.document import Image
     from cm3core.images import fit
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     found: dict[str, Image] = {}
     for index in range(len(source)):

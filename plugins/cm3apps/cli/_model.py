@@ -24,8 +24,8 @@ from cm3apps.cli import (
 )
 from cm3core.errors import GenerationError
 from cm3core.files import write_bytes
-from cm3core.printing import printable as printable
 from cm3run import DEFAULT_MODEL
+from cm3run.printing import printable as printable
 
 if TYPE_CHECKING:
     from cm3core.document import PixelArray
@@ -276,7 +276,7 @@ def settings_of(settings: Sequence[str], wanted: str) -> dict[str, Any]:
 @contextmanager
 def progress_bar(what: str) -> Iterator[Progress]:
     """A progress bar of tokens on the terminal, from the first token on."""
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     bars: list[Any] = []
 
@@ -434,7 +434,7 @@ def retrieved_sheet(retrievals: Sequence[Retrieval]) -> PixelArray:
 
     Returns uint8 [height, width, 3].
     """
-    from cm3core.images import grid
+    from cm3run.sheets import grid
 
     most = max(len(one.retrieved) for one in retrievals)
     pictures: list[list[PixelArray | None]] = []

@@ -79,11 +79,11 @@ def _files_of(stem: str, number: int) -> set[str]:
 
 def sheet(pictures: Sequence[PixelArray], texts: Sequence[str]) -> PixelArray:
     """All pictures in about as many rows as columns, uint8 [height, width, 3], each above its text."""
-    from cm3core import images
+    from cm3run import sheets
 
     columns = math.ceil(math.sqrt(len(pictures)))
     starts = range(0, len(pictures), columns)
-    return images.grid(
+    return sheets.grid(
         [list(pictures[start : start + columns]) for start in starts],
         captions=[list(texts[start : start + columns]) for start in starts],
         scale=max(1, _SHEET_SIDE // pictures[0].shape[0]),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cm3core.files import write_bytes
-from cm3core.printing import raw_stream
+from cm3run.printing import raw_stream
 
 if TYPE_CHECKING:
     from cm3core.document import Codes, PixelArray
@@ -65,14 +65,14 @@ class LivePreview:
 
     def show(self) -> None:
         """Write the file, and replace the preview on the terminal."""
-        from cm3core import images
+        from cm3run import sheets
         from cm3run.attribution import png
         from cm3run.model.facts import facts_of_preview
 
         shown = [self.model.preview(self._growing[key]) for key in sorted(self._growing)[:MOST]]
         if not shown:
             return
-        sheet = images.grid([shown], scale=max(1, 128 // shown[0].shape[0]))
+        sheet = sheets.grid([shown], scale=max(1, 128 // shown[0].shape[0]))
         write_bytes(self.path, png(sheet, facts_of_preview(self._credits)))
         if self.stream.isatty():
             self.clear()

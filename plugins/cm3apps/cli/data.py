@@ -133,7 +133,7 @@ def _validate(data: ChosenData, check_length: DocumentCheck | None, quiet: bool)
     """Print bad records as they are found; the summary last."""
     from tqdm import tqdm
 
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     splits = (
         ["all"]
@@ -299,7 +299,8 @@ def contact_sheet(source: DocumentSource, num: int, num_columns: int = 6) -> tup
     import numpy as np
 
     from cm3core.document import Image, text_of
-    from cm3core.images import fit, grid
+    from cm3core.images import fit
+    from cm3run.sheets import grid
 
     indices = np.unique(np.linspace(0, len(source) - 1, min(num, len(source))).round().astype(int))
     pictures: list[PixelArray | None] = []

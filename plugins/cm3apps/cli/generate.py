@@ -437,12 +437,12 @@ def cut_out(
 
 def _contact_sheet(pictures: list[list[GeneratedImage]]) -> PixelArray:
     """Each prompt's pictures next to its words, small ones enlarged."""
-    from cm3core import images
+    from cm3run import sheets
 
     starts = [(own, start) for own in pictures for start in range(0, len(own), COLUMNS)]
     rows = [[_largest(one) for one in own[start : start + COLUMNS]] for own, start in starts]
     labels = ["" if start else own[0].prompt for own, start in starts]
-    return images.grid(rows, row_labels=labels, scale=max(1, 256 // rows[0][0].shape[0]))
+    return sheets.grid(rows, row_labels=labels, scale=max(1, 256 // rows[0][0].shape[0]))
 
 
 def _set_sheet(pictures: list[list[GeneratedImage]], things: list[str]) -> PixelArray:

@@ -30,8 +30,8 @@ from cm3apps.cli._process import (
 from cm3apps.cli.commands import BESIDE, COMMANDS, CommandParser
 from cm3core._version import __version__, how_to_install
 from cm3core.errors import CM3Error, close_match
-from cm3core.faults import contained
-from cm3core.printing import make_safe, safe_output
+from cm3run.faults import contained
+from cm3run.printing import make_safe, safe_output
 
 
 def entry() -> None:
@@ -95,7 +95,7 @@ def _run(argv: list[str]) -> int:
     chosen: Callable[[argparse.Namespace], int] = run or args.run
     with contextlib.ExitStack() as stack:
         if getattr(args, "quiet", False):
-            from cm3core.progress import no_bars
+            from cm3run.progress import no_bars
 
             stack.enter_context(no_bars())
         if (device := getattr(args, "device", None)) is not None:

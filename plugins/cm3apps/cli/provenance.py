@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3apps.cli import add_trust, registry_of
 from cm3core.errors import CM3Error, DataError
-from cm3core.printing import printable
+from cm3run.printing import printable
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import Provenance

@@ -78,6 +78,7 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Generate all cells in one batch, write the picture, print the scores."""
     from cm3core import images
+    from cm3run import sheets
     from cm3run.attribution import png
     from cm3run.model.facts import facts_of_sheet
     from cm3run.model.jobs import results
@@ -103,7 +104,7 @@ def run(args: Namespace) -> int:
     tiles = [_mosaic(own, args.num_images) for own in drawn]
     width = len(other_values)
     rows = [tiles[start : start + width] for start in range(0, len(tiles), width)]
-    sheet = images.grid(
+    sheet = sheets.grid(
         rows,
         row_labels=[f"{down} {text}" for text, _ in values],
         column_labels=[f"{across} {text}" for text, _ in other_values] if across else None,

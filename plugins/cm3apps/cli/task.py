@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cm3apps.cli import MAX_SEED, add_trust, registry_of, whole_number
 from cm3core.errors import DataError, FileError
-from cm3core.json_text import parse_json
 from cm3run import DEFAULT_MODEL
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from cm3core.document import Document

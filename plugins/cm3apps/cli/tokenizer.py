@@ -182,7 +182,7 @@ class _Corpus:
         self._texts = texts
 
     def __iter__(self) -> Iterator[str]:
-        from cm3core.progress import make_bar
+        from cm3run.progress import make_bar
 
         for text in make_bar(self._texts, desc="reading", unit=" texts", disable=None, leave=False):
             self.num_texts += 1

@@ -206,9 +206,9 @@ def _validation_pictures(recipe: Recipe, scale: int) -> PixelArray | None:
 
 def _evaluate(args: Namespace) -> int:
     from cm3core.images import check_writable_png, save_png
-    from cm3core.progress import make_bar
     from cm3run.devices import choose_device
     from cm3run.evaluation.quality import evaluate_upscaler
+    from cm3run.progress import make_bar
 
     check_writable_png(args.out)
     recipe = _composed(args.recipe, args.overrides, registry_of(args))

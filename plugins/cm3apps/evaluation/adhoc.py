@@ -17,7 +17,6 @@ from cm3core.errors import DataError
 from cm3core.files import sha256_file
 from cm3core.images import open_image
 from cm3core.interfaces import Extractor, ExtractorConfig, Metric, MetricBatch, Score
-from cm3core.progress import make_bar
 from cm3core.recipe.layers import value_of
 from cm3run.evaluation.features import CHUNK, features_in_chunks
 from cm3run.evaluation.protocol import (
@@ -26,6 +25,7 @@ from cm3run.evaluation.protocol import (
     score_configs,
     sha256_of,
 )
+from cm3run.progress import make_bar
 
 _LOSSY = (".jpg", ".jpeg", ".webp")
 _SUFFIXES = (".png", *_LOSSY)

@@ -133,7 +133,8 @@ def write_card(args: Namespace, model: Any, registry: Any, notes: str) -> None:
 def _write_sheets(out: Path, results: list[Evaluated | Measured], num: int) -> dict[str, str]:
     """Protocol -> file of the first pictures of each evaluation that has any."""
     from cm3apps.evaluation.card_text import Evaluated
-    from cm3core.images import grid, save_png
+    from cm3core.images import save_png
+    from cm3run.sheets import grid
 
     sheets: dict[str, str] = {}
     for one in results:

@@ -16,8 +16,8 @@ from cm3apps.evaluation.tasks.base import Task
 from cm3core.document import Codes, Image, PixelArray, content_keys
 from cm3core.errors import DataError
 from cm3core.interfaces import DocumentSourceConfig, Extractor
-from cm3core.progress import make_bar
 from cm3run.model import Model
+from cm3run.progress import make_bar
 
 #: Memories with more pictures are not compared by appearance: it takes a look at each.
 MOST_LOOKED_AT = 20_000

@@ -25,12 +25,12 @@ from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.files import check_links, sha256_file, write_bytes
 from cm3core.images import fit, open_image, save_png
-from cm3core.progress import make_bar
 from cm3run.attribution import png
 from cm3run.model import Model
 from cm3run.model.facts import facts_of
 from cm3run.model.jobs import results
 from cm3run.model.tasks import record_of, task_for
+from cm3run.progress import make_bar
 
 PICTURES, LOG = "pictures", "made.jsonl"
 #: Pictures that are captioned, or asked about, together.

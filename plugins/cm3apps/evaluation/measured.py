@@ -18,9 +18,9 @@ from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text
 from cm3core.errors import DataError
 from cm3core.images import fit
 from cm3core.interfaces import Extractor, Metric, MetricBatch
-from cm3core.progress import make_bar
 from cm3run.evaluation.features import CHUNK, Load, features_in_chunks
 from cm3run.model import Model
+from cm3run.progress import make_bar
 
 #: Columns that only the model itself can give.
 OF_MODEL = {"image_nats", "image_tokens", "text_nats", "text_tokens", "choices", "answers", "codes"}

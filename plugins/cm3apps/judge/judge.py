@@ -49,8 +49,8 @@ def efficientnet_features(*, progress: bool = False) -> FeatureFunction:
     import torch.nn.functional as F
     from einops import rearrange
 
-    from cm3core.progress import make_bar
     from cm3plugins.vision.efficientnet_lite import load_efficientnet_lite
+    from cm3run.progress import make_bar
 
     network = load_efficientnet_lite("lite1").fuse()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations

@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cm3apps.server.errors import APIError, invalid_value
 from cm3apps.server.pictures import Upload
-from cm3core.json_text import KeyTwiceError, object_of
+from cm3run.json_text import KeyTwiceError, object_of
 
 if TYPE_CHECKING:
     from cm3apps.server.settings import Limits

@@ -13,7 +13,6 @@ from typing import Any
 
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import UNKNOWN_LICENCE, Provenance
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     existing,
@@ -21,6 +20,7 @@ from cm3plugins.datasets.file_source import (
     read_utf8,
     type_name,
 )
+from cm3run.json_text import parse_json
 
 #: A larger file is not read: COCO's largest has 0.5 GB.
 MAX_ANNOTATION_BYTES = 2 << 30

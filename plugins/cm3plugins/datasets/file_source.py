@@ -25,8 +25,8 @@ from cm3core.interfaces.dataset import (
     SkippedRecord,
 )
 from cm3core.interfaces.reach import READS, TEXT, WRITES, Outside, Reach
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.pictures import PictureIndex, StoredPicture, index_path, suffix_of
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +161,7 @@ class FileSource(DocumentSource):
     def __init__(
         self, config: FileSourceConfig, records: Iterable[FoundRecord | SkippedRecord]
     ) -> None:
-        from cm3core.progress import make_bar
+        from cm3run.progress import make_bar
 
         self._records: list[FoundRecord] = []
         self._skipped: list[SkippedRecord] = []

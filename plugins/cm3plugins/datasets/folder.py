@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import FOLDER, Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, Outside
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -44,6 +43,7 @@ from cm3plugins.datasets.file_source import (
 from cm3plugins.datasets.pictures import SUFFIXES, UNREAD_SUFFIXES, PictureIndex
 from cm3plugins.datasets.stated_licences import LicenceFiles, stated
 from cm3plugins.datasets.table import METADATA, check_separator
+from cm3run.json_text import parse_json
 
 CAPTION_FILES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
 ADD_CAPTIONS = (

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from cm3core.errors import DataError
 from cm3core.files import user_path
 from cm3core.interfaces.reach import READS, TEXT, Outside
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.annotations import (
     Numbered,
     name_in,
@@ -42,6 +41,7 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.table import Row, picture_of, rows
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from cm3core.interfaces.dataset import SkippedRecord

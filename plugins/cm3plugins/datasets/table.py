@@ -20,7 +20,6 @@ from cm3core.errors import DataError, MissingPackageError, RecipeError
 from cm3core.files import user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.annotations import check_size, checked_text, name_in, text_in
 from cm3plugins.datasets.file_source import (
     FileSource,
@@ -37,6 +36,7 @@ from cm3plugins.datasets.file_source import (
 from cm3plugins.datasets.jsonl import PicturesOfLines
 from cm3plugins.datasets.parquet import ParquetPicture, parquet_columns, parquet_rows
 from cm3plugins.datasets.pictures import PictureIndex, index_path
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     import numpy as np

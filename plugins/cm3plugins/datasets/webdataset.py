@@ -24,7 +24,6 @@ from cm3core.errors import DataError
 from cm3core.files import check_regular, user_path
 from cm3core.interfaces.dataset import Provenance, SkippedRecord
 from cm3core.interfaces.reach import READS, TEXT, Outside
-from cm3core.json_text import parse_json
 from cm3plugins.datasets.file_source import (
     MAX_TEXT_BYTES,
     FileSourceConfig,
@@ -35,6 +34,7 @@ from cm3plugins.datasets.file_source import (
 )
 from cm3plugins.datasets.pictures import SUFFIXES, PictureIndex, StoredPicture, facts_of
 from cm3plugins.datasets.stated_licences import stated
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -265,7 +265,7 @@ def read_shard(path: Path) -> dict[str, Any]:
 
     `records` maps key -> suffix -> text, or place and facts of a picture.
     """
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     check_regular(path, str(path))
     found = _Found()

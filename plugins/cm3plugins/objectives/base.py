@@ -104,9 +104,9 @@ def clip_to_segments(
 def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) -> SpanList:
     """A random box of codes of one of the query document's pictures, as spans.
 
-    None without a picture or room. Height and width are uniform, then the position. A box takes one
-    span per row (one span in total if it is as wide as the picture), as the holes of an inpainted
-    box do, so its height is at most `num_spans`.
+    None without a picture on a grid, or room. Height and width are uniform, then the position. A box
+    has all codes of its places. It takes one span per row (one span in total if it is as wide as the
+    picture), as the holes of an inpainted box do, so its height is at most `num_spans`.
     """
     pictures = [
         span for span in sequence.segments[sequence.query_segment :] if span.grid is not None
@@ -116,11 +116,13 @@ def draw_box(sequence: TokenSequence, num_spans: int, rng: np.random.Generator) 
     picture = pictures[int(rng.integers(len(pictures)))]
     assert picture.grid is not None
     rows, columns = picture.grid
+    places = columns // picture.depth
     height, width = (
         int(rng.integers(1, min(rows, num_spans) + 1)),
-        int(rng.integers(1, columns + 1)),
+        int(rng.integers(1, places + 1)),
     )
-    top, left = int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1))
+    top, left = int(rng.integers(rows - height + 1)), int(rng.integers(places - width + 1))
+    width, left = width * picture.depth, left * picture.depth
     first = picture.start + top * columns + left
     if width == columns:
         return [(first, first + height * columns)]

@@ -25,8 +25,8 @@ from cm3core.errors import DataError, FileError
 from cm3core.files import atomic_path, cache_folder, read_text, write_text
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3core.progress import make_bar
 from cm3run.npy import load_array, save_array
+from cm3run.progress import make_bar
 
 #: Documents whose ids and texts are read at once, and the largest memory whose texts are remembered.
 _PIECE, _MOST_REMEMBERED = 1000, 500_000

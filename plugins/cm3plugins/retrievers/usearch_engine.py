@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from usearch.index import Index
 
-from cm3core.progress import make_bar
 from cm3plugins.indexes.kept import check_whole
 from cm3plugins.indexes.threads import num_threads
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import NO_ROW, FloatArray, RowArray
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3run.bank import VectorRows

@@ -17,9 +17,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cm3core.errors import TokenizerError
-from cm3core.faults import panics_as_errors
 from cm3core.files import read_text, write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
+from cm3run.faults import panics_as_errors
 
 #: What `save` writes into a folder.
 FILE_NAME = "tokenizer.json"

@@ -17,7 +17,6 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from cm3core.errors import TokenizerError
-from cm3core.faults import panics_as_errors
 from cm3core.files import write_text
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3plugins.text_tokenizers.shielding import (
@@ -28,6 +27,7 @@ from cm3plugins.text_tokenizers.shielding import (
     shielded,
     without,
 )
+from cm3run.faults import panics_as_errors
 
 #: What `save` writes into a folder.
 FILE_NAME = "tokenizer.json"

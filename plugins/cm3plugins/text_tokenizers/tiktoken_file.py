@@ -11,7 +11,6 @@ from pathlib import Path
 import tiktoken
 
 from cm3core.errors import TokenizerError
-from cm3core.faults import panics_as_errors
 from cm3core.files import atomic_path
 from cm3core.interfaces.text_tokenizer import TextTokenizer
 from cm3plugins.text_tokenizers.shielding import (
@@ -22,6 +21,7 @@ from cm3plugins.text_tokenizers.shielding import (
     shielded,
     without,
 )
+from cm3run.faults import panics_as_errors
 
 _FILE_NAME = "tokenizer.tiktoken"
 _NEXT = "give a .tiktoken file: lines of base64, a space and a rank"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from cm3core.document import PixelArray
 from cm3core.errors import CheckpointError, CM3Error, DataError
 from cm3core.files import atomic_path, open_regular
-from cm3core.progress import make_bar
+from cm3run.progress import make_bar
 from cm3run.stop_signals import StopSignals
 
 

@@ -23,12 +23,12 @@ from cm3core.files import (
     user_path,
 )
 from cm3core.interfaces.image_tokenizer import IMAGE_TOKENIZER
-from cm3core.progress import make_bar
 from cm3run.bank.building import duplicate_ids
 from cm3run.bank.manifest import Manifest, ShardInfo
 from cm3run.bank.memory_bank import MemoryBank
 from cm3run.bank.shard import SHARDS, Shard, write_shard
 from cm3run.bank.writing import AGAIN, is_of, tidy, writing
+from cm3run.progress import make_bar
 from cm3run.trust import own_of, record_own
 
 _SHOWN = 3

@@ -39,7 +39,6 @@ from cm3core.files import (
     write_text,
 )
 from cm3core.interfaces.dataset import DocumentSource, Provenance, SkippedRecord
-from cm3core.progress import make_bar
 from cm3run.bank.manifest import (
     MANIFEST,
     WORK,
@@ -52,6 +51,7 @@ from cm3run.bank.manifest import (
 )
 from cm3run.bank.shard import LENGTH_TOLERANCE, SHARDS, WRITING, BankDocument, Shard, write_shard
 from cm3run.devices import choose_device
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces.embedder import Embedder

@@ -21,8 +21,8 @@ from cm3core.errors import DataError
 from cm3core.files import atomic_path, cache_folder
 from cm3core.interfaces.extractor import Extractor, ExtractorConfig, FeatureArray
 from cm3core.interfaces.metric import Metric, MetricBatch, MetricConfig, Score
-from cm3core.progress import make_bar
 from cm3run.npy import load_array, save_array
+from cm3run.progress import make_bar
 
 #: Pictures whose features are one file: 1 MB of 2,048 features.
 CHUNK = 128

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 from cm3core._version import OUR_DISTRIBUTIONS
 from cm3core.errors import DataError
 from cm3core.files import check_regular
-from cm3core.json_text import parse_json
 from cm3core.plugins.registry import ANYONE, Writer, provider_of
 from cm3core.recipe.merge import stored_recipe
+from cm3run.json_text import parse_json
 
 if TYPE_CHECKING:
     from cm3core.interfaces.extractor import ExtractorConfig

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.errors import DataError, TokenizerError
-from cm3core.images import fit, grid
+from cm3core.images import fit
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
 from cm3core.interfaces.upscaler import Upscaler
 from cm3run.nearness import FAINT, background
+from cm3run.sheets import grid
 
 #: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
 #: default is 7).

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cm3core.document import IntArray
-from cm3core.faults import raise_interrupt
+from cm3run.faults import raise_interrupt
 from cm3run.generation.events import wrong_request
 from cm3run.generation.groups import Group, groups_of, index_tensor
 from cm3run.generation.jacobi import Ahead, Guesses, can_look_ahead, read_ahead

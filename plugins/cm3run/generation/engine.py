@@ -24,7 +24,7 @@ import torch
 
 from cm3core.document import NO_CELL, IntArray
 from cm3core.errors import CM3Error, GenerationError
-from cm3core.faults import raise_interrupt, told
+from cm3run.faults import raise_interrupt, told
 from cm3run.generation.batch import Batch, Capture, cuda_graph
 from cm3run.generation.events import (
     MAX_SEED,

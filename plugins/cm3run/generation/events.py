@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cm3core.document import BoolArray, Codes, Document, IntArray
 from cm3core.errors import GenerationError
-from cm3core.faults import SEE_TRACEBACK, parts_of, told
+from cm3run.faults import SEE_TRACEBACK, parts_of, told
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import Sampler

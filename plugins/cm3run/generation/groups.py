@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from cm3core.document import BoolArray, IntArray
-from cm3core.faults import raise_interrupt
 from cm3core.interfaces.component import broken
 from cm3core.interfaces.sampler import share_draws
+from cm3run.faults import raise_interrupt
 from cm3run.generation.events import wrong_request
 from cm3run.generation.sampling import StateTable, reads_stream
 

@@ -92,34 +92,55 @@ def forced_row(
         control=request.control,
     )
     num_text_ids = serializer.text_tokenizer.vocab_size
-    _check_contents(place, prompt.holes, contents, vocabulary, num_text_ids)
+    _check_contents(place, prompt.holes, contents, serializer)
     grammar = HoleGrammar(
-        prompt.holes, vocabulary, num_text_ids, serializer.text, serializer.ids_that_begin
+        prompt.holes,
+        vocabulary,
+        num_text_ids,
+        serializer.text,
+        serializer.ids_that_begin,
+        serializer.code_grammar,
     )
     writer = _Writer(grammar)
     writer.fed.add(prompt.tokens, prompt.cells)
     for index, (hole, content) in enumerate(zip(prompt.holes, contents, strict=True)):
-        while len(content) and len(grammar.contents) == index:
-            num = grammar.num_draws
-            writer.draw(content[:num])
-            content = content[num:]
-        if len(content):
-            raise GenerationError(
-                f"{place}, hole {index}",
-                f"continues for {len(content)} tokens after the hole has stopped",
-                "cut the text after its stop string",
-            )
-        # a text shorter than its maximum: its end is a free choice
-        if len(grammar.contents) == index:
-            if not any(hole.ends_with in ids for ids in grammar.legal):
-                raise GenerationError(
-                    f"{place}, hole {index}",
-                    f"{len(grammar.current)} text tokens, but the hole takes {hole.min_tokens} or more",
-                    "give a longer text, or lower min_tokens",
-                )
-            writer.draw(np.array([hole.ends_with], np.int32))
+        _add_content(f"{place}, hole {index}", writer, index, content, hole)
     assert grammar.done
     return writer.row()
+
+
+def _add_content(place: str, writer: _Writer, index: int, content: IntArray, hole: Hole) -> None:
+    """Add the content of hole `index`; raises `GenerationError` for one that the hole can't hold."""
+    grammar = writer.grammar
+    while len(content) and len(grammar.contents) == index:
+        num = grammar.num_draws
+        if grammar.codes is not None and hole.kind != "text":
+            _check_code(place, grammar, int(content[0]))
+        writer.draw(content[:num])
+        content = content[num:]
+    if len(content):
+        raise GenerationError(
+            place,
+            f"continues for {len(content)} tokens after the hole has stopped",
+            "cut the text after its stop string"
+            if hole.kind == "text"
+            else "cut the picture after its end",
+        )
+    if len(grammar.contents) == index and hole.kind != "text":
+        raise GenerationError(
+            place,
+            f"has {len(grammar.current)} codes and no end",
+            "give a sequence with the code that ends it",
+        )
+    # a text shorter than its maximum: its end is a free choice
+    if len(grammar.contents) == index:
+        if not any(hole.ends_with in ids for ids in grammar.legal):
+            raise GenerationError(
+                place,
+                f"{len(grammar.current)} text tokens, but the hole takes {hole.min_tokens} or more",
+                "give a longer text, or lower min_tokens",
+            )
+        writer.draw(np.array([hole.ends_with], np.int32))
 
 
 class _Writer:
@@ -189,9 +210,9 @@ def _check_contents(
     place: str,
     holes: Sequence[Hole],
     contents: Sequence[IntArray],
-    vocabulary: Vocabulary,
-    num_text_ids: int,
+    serializer: Serializer,
 ) -> None:
+    vocabulary, num_text_ids = serializer.vocabulary, serializer.text_tokenizer.vocab_size
     if len(contents) != len(holes):
         raise GenerationError(
             place, f"{len(contents)} contents for {len(holes)} holes", "give one for each, in order"
@@ -215,12 +236,24 @@ def _check_contents(
                 f"{len(content)} text tokens, but the hole takes at most {hole.max_tokens}",
                 "shorten the text to fit the hole",
             )
-        if hole.kind != "text" and len(content) != hole.max_tokens:
+        ends = serializer.form.is_sequence and 0 < len(content) < hole.max_tokens
+        if hole.kind != "text" and len(content) != hole.max_tokens and not ends:
             raise GenerationError(
                 where,
                 f"{len(content)} codes, but the hole takes {hole.max_tokens}",
                 "give one code per cell",
             )
+
+
+def _check_code(where: str, grammar: HoleGrammar, token: int) -> None:
+    """Raise `GenerationError` for a code that breaks the rules of its picture's form."""
+    if not any(token in ids for ids in grammar.legal):
+        assert grammar.codes is not None
+        raise GenerationError(
+            where,
+            f"code {len(grammar.current)} breaks the rules of {grammar.codes.form.name}",
+            "give codes of this model's image tokenizer",
+        )
 
 
 #: Maximum tokens of a forward pass, padding included; a single longer document is allowed.

@@ -151,6 +151,7 @@ class Preparer:
             self.serializer.text_tokenizer.vocab_size,
             self.serializer.text,
             self.serializer.ids_that_begin,
+            self.serializer.code_grammar,
         )
         state = None
         if isinstance(sampler, StatefulSampler):

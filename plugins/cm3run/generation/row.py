@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cm3core.sequence.serialize import Serializer
     from cm3run.generation.sampling import RequestState
 
+#: Codes of a sequence per `PictureGrown` event.
+CODES_PER_EVENT = 16
 #: Output of a tokenizer for bytes that don't (yet) form a character.
 REPLACEMENT = "\ufffd"
 
@@ -187,8 +189,12 @@ class ActiveRequest:
         cells = hole.cells[len(content) - len(tokens) : len(content)]
         codes, missing = before.codes.copy(), before.missing.copy()
         codes[cells], missing[cells] = serializer.vocabulary.to_codes(tokens), False
+        form = serializer.form
+        if form.end is not None and codes[cells[-1]] == form.end:
+            codes[cells[-1] :], missing[cells[-1] :] = form.end, False
         self._picture = hole.segment, Codes(codes, before.grid, missing)
-        return closed or bool((cells % before.grid[1] == before.grid[1] - 1).any())
+        per_row = CODES_PER_EVENT if form.is_sequence else before.grid[1]
+        return closed or bool((cells % per_row == per_row - 1).any())
 
 
 def _certain(text: str, lead: str) -> int:

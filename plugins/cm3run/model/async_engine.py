@@ -25,7 +25,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, GenerationError
-from cm3core.faults import contained, told
+from cm3run.faults import contained, told
 from cm3run.generation.engine import (
     Cancelled,
     Completion,

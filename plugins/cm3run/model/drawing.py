@@ -231,7 +231,15 @@ class Drawing(Loaded):
         """The job of `infill`, and the maximum number of tokens it generates."""
         whole = pixels_of(picture)
         crop = CentreCrop(whole.shape[:2], self.image_size)
-        region_HW, missing = region(crop, self.components.image_tokenizer.grid, box, mask)
+        form = self.components.serializer.form
+        if form.is_sequence:
+            raise GenerationError(
+                "box",
+                f"marks places of a picture, and pictures of this model are {form.name}, without places",
+                "complete a document whose Codes are missing from one code to another (Codes.missing)",
+            )
+        region_HW, missing = region(crop, (form.rows, form.columns), box, mask)
+        missing = np.repeat(missing, form.depth)
         codes = replace(self.encode([seen(self, whole)])[0], missing=missing)
         if text is not None:
             check_text(self, "text", text, truncate=truncate)

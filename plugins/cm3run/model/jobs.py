@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeAlias, TypeVar
 
 from cm3core.errors import GenerationError
-from cm3core.faults import SEE_TRACEBACK, contained, parts_of, told
+from cm3run.faults import SEE_TRACEBACK, contained, parts_of, told
 from cm3run.generation.engine import (
     Completion,
     Engine,

@@ -249,13 +249,19 @@ class Loaded:
 
     @checked(DataError)
     def preview(self, codes: Codes) -> PixelArray:
-        """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts are grey."""
+        """A partial picture (`PictureGrown.codes`), uint8 [height, width, 3]; missing parts of a grid are grey, a
+        sequence ends where it has come to."""
         if codes.missing is None or not codes.missing.any():
             return self.decode([codes])[0]
-        rows, columns = codes.grid
-        pixels = self.decode([Codes(np.where(codes.missing, 0, codes.codes), codes.grid)])[0].copy()
+        form = self.components.serializer.form
+        whole = form.completed(codes.codes, codes.missing)
+        pixels = self.decode([Codes(whole, codes.grid)])[0]
+        if form.is_sequence:
+            return pixels
+        pixels = pixels.copy()
         height, width = pixels.shape[:2]
-        missing = codes.missing.reshape(rows, columns)
+        rows, columns = form.rows, form.columns
+        missing = np.any(codes.missing.reshape(rows, columns, form.depth), axis=2)
         # a cell need not be a whole number of pixels
         row_of_pixel, column_of_pixel = (
             np.arange(height) * rows // height,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from cm3core.document import Codes, PixelArray
-from cm3core.images import grid
 from cm3core.interfaces.dataset import Provenance
 from cm3run.attribution import Credit, PictureFacts, png, together, told_copy
 from cm3run.generation.engine import Event
 from cm3run.model.crop import Box
 from cm3run.nearness import NEARLY_A_COPY, nearness
+from cm3run.sheets import grid
 
 
 @dataclass(frozen=True, eq=False)

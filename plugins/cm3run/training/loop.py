@@ -23,10 +23,10 @@ from torch import Tensor
 from cm3core.arguments import checked
 from cm3core.errors import CM3Error, RecipeError
 from cm3core.interfaces.tracker import RunEnded, RunFailed, RunInterrupted, RunStarted, StepDone
-from cm3core.progress import no_bars
 from cm3run.checkpoint import latest_checkpoint
 from cm3run.machine_memory import fitting_memory, peak_resident
 from cm3run.processes import Processes
+from cm3run.progress import no_bars
 from cm3run.stop_signals import StopSignals
 from cm3run.training.metrics import batch_loss_sums, modality_metrics, part_metrics, read_metrics
 from cm3run.training.saving import DIVERGED, Saver, run_lock

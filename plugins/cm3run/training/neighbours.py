@@ -20,7 +20,7 @@ import numpy as np
 from cm3core.document import Document, IntArray, Text, content_keys
 from cm3core.files import cache_folder
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.progress import make_bar
+from cm3run.progress import make_bar
 from cm3run.training.code_cache import NOTHING, CodeCache, sharded_rows
 
 if TYPE_CHECKING:

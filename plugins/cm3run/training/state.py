@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cm3core import progress
+from cm3run import progress
 from cm3run.processes import Processes
 from cm3run.training.metrics import GROUPS, MetricsLog, SpeedMeter, Tracking
 from cm3run.training.optim import OptimizerGroup, Schedule

@@ -31,11 +31,12 @@ from cm3core.document import (
 )
 from cm3core.errors import CM3Error
 from cm3core.interfaces import Decoder, MaskingObjective
-from cm3core.progress import make_bar
 from cm3core.sequence import only_responses
+from cm3run import sheets
 from cm3run.build import Components, section, split_or_reason
 from cm3run.generation.engine import Engine, EngineOptions, Request
 from cm3run.processes import Processes
+from cm3run.progress import make_bar
 from cm3run.training.metrics import batch_loss_sums, modality_metrics, part_metrics
 from cm3run.training.neighbours import own_names
 
@@ -245,7 +246,7 @@ class SamplePictures:
         drawn = components.image_tokenizer.decode(np.stack(codes))
         rows = [[picture, real] for picture, (_, real) in zip(drawn, self._prepared, strict=True)]
         texts = [text_of(request.document) for request, _ in self._prepared]
-        return images.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
+        return sheets.grid(rows, row_labels=texts, column_labels=["drawn", "real"])
 
     def _prepare(self, engine: Engine) -> list[tuple[Request, PixelArray]]:
         """Requests and real pictures of documents spread over the split.

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from cm3apps.cli.main import main
-from cm3core import progress
 from cm3core.files import sha256_file
+from cm3run import progress
 from cm3run.training.state import ProgressBar
 from squares import PARTS
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from cm3apps.cli.main import main
 from cm3core.errors import DataError
 from cm3core.images import save_png
-from cm3core.printing import SafeStream, escaped, make_safe, printable, raw_stream, safe_output
-from cm3core.progress import make_bar
+from cm3run.printing import SafeStream, escaped, make_safe, printable, raw_stream, safe_output
+from cm3run.progress import make_bar
 
 #: Clears the screen, sets a title, goes back, hides, turns.
 HOSTILE = "a\x1b[2J\x1b]0;title\x07\r\x08\x9b1m\x7f\u202eb\u2066"

@@ -14,6 +14,7 @@ import torch
 
 from cm3core.document import IntArray, PixelArray
 from cm3core.interfaces.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from cm3core.picture_form import CodeRules, PictureForm
 from cm3kits.image_tokenizer import ImageTokenizerContract
 from kit_mutants import assert_covers, assert_law_fails, cases
 
@@ -195,21 +196,125 @@ class ColumnByColumn(Transposes):
         return super()._decode(codes_Nc.reshape(-1, 3, 2).swapaxes(1, 2).reshape(-1, 6))
 
 
+TRIMMED = PictureForm.sequence(7, 16, 17)
+
+
+class Trimmed(Greys):
+    """Right: the greys of the squares up to where they stay the same, then the end."""
+
+    grid, form, codebook_size, fingerprint = TRIMMED.grid, TRIMMED, 17, "trimmed greys"
+
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        greys = super()._encode(pixels_NHWC)
+        kept = [2 + max([-1, *np.flatnonzero(np.diff(one)).tolist()]) for one in greys]
+        rows = [
+            TRIMMED.padded(np.append(one[:number], 16).astype(np.int32))
+            for one, number in zip(greys, kept, strict=True)
+        ]
+        return np.stack(rows) if rows else np.zeros((0, 7), np.int32)
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        greys = np.zeros((len(codes_Nc), 6), np.int32)
+        for row, codes in zip(greys, codes_Nc, strict=True):
+            number = TRIMMED.length(codes) - 1
+            row[:number], row[number:] = codes[:number], codes[number - 1]
+        return super()._decode(greys)
+
+    def codebook(self) -> None:
+        return None
+
+
+class TestRightSequence(ImageTokenizerContract):
+    make = Trimmed
+
+
+TWO = PictureForm.of_grid(2, 3, 2, CodeRules.by_slot([4, 4]))
+
+
+class CoarseAndFine(Greys):
+    """Right: two codes a square, its grey divided by four and the rest."""
+
+    grid, form, codebook_size, fingerprint = TWO.grid, TWO, 8, "coarse and fine"
+
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        greys = super()._encode(pixels_NHWC)
+        return np.stack([greys // 4, 4 + greys % 4], axis=2).reshape(-1, 12)
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        coarse, fine = codes_Nc[:, ::2], codes_Nc[:, 1::2]
+        return super()._decode(coarse * 4 + fine - 4)
+
+    def codebook(self) -> None:
+        return None
+
+
+class TestRightSeveralCodes(ImageTokenizerContract):
+    make = CoarseAndFine
+
+
+class FineFirst(CoarseAndFine):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        return super()._encode(pixels_NHWC).reshape(-1, 6, 2)[:, :, ::-1].reshape(-1, 12)
+
+
+class ForgetsTheEnd(Trimmed):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        codes = super()._encode(pixels_NHWC)
+        return np.where((codes == 16).cumsum(axis=1) > 1, 0, codes).astype(np.int32)
+
+
+class NeedsThreeCodes(Trimmed):
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc)[(codes_Nc != 16).sum(axis=1) > 2]
+
+
+class PlacesColumnByColumn(CoarseAndFine):
+    """Both ways."""
+
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        places = super()._encode(pixels_NHWC).reshape(-1, 2, 3, 2)
+        return places.swapaxes(1, 2).reshape(-1, 12)
+
+    def _decode(self, codes_Nc: IntArray) -> PixelArray:
+        return super()._decode(codes_Nc.reshape(-1, 3, 2, 2).swapaxes(1, 2).reshape(-1, 12))
+
+
+class NextCoarse(CoarseAndFine):
+    def _encode(self, pixels_NHWC: PixelArray) -> IntArray:
+        codes = super()._encode(pixels_NHWC)
+        return np.where(codes < 4, (codes + 1) % 4, codes)
+
+
+class TakesAnyRules(Trimmed):
+    def decode(self, codes_Nc: IntArray) -> PixelArray:
+        return self._decode(codes_Nc)
+
+
+@dataclass(kw_only=True)
+class ExpectsAGrid(GreysConfig):
+    grid, codebook_size = (1, 7), 17
+
+    def build(self) -> Greys:
+        return Trimmed()
+
+
 MUTANTS = {
+    "a_prefix_decodes": [NeedsThreeCodes],
     "a_batch_is_its_items": [AgainstTheMean, BrighterInCompany],
     "an_equal_tokenizer_has_the_same_fingerprint": [NamedByItself],
     "codebook_matches_its_size": [CodebookOfFewer, CodebookOfDoubles],
-    "codes_are_in_raster_order": [ColumnByColumn],
+    "codes_are_in_raster_order": [ColumnByColumn, PlacesColumnByColumn],
     "codes_have_the_stated_shape_and_range": [CountsFromOne, LongCodes, GridOfCodes],
+    "codes_keep_the_rules_of_their_form": [FineFirst, ForgetsTheEnd],
     "codes_tell_pictures_apart": [SeesNothing, DrawsNothing],
-    "decoded_pictures_are_the_encoded_ones": [CountsOneMore, Transposes, Inverted],
+    "decoded_pictures_are_the_encoded_ones": [CountsOneMore, Transposes, Inverted, NextCoarse],
     "encoding_and_decoding_are_deterministic": [Dithers, BuiltWithANewCodebook],
     "inputs_are_not_written_to": [WritesOnPictures, WritesOnCodes],
     "nothing_is_a_batch": [AtLeastOnePicture],
     "pictures_have_the_stated_shape": [DrawsFloats, DrawsUpright],
     "saved_is_loaded": [SavesWithoutConfig, LoadsAnother],
-    "the_config_knows_the_sizes": [ExpectsAnotherGrid],
-    "wrong_input_is_refused": [TakesAnything, ClampsCodes],
+    "the_config_knows_the_sizes": [ExpectsAnotherGrid, ExpectsAGrid],
+    "wrong_input_is_refused": [TakesAnything, ClampsCodes, TakesAnyRules],
 }
 
 

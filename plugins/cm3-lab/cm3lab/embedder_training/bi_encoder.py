@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cm3core.files import atomic_path, cache_folder
-from cm3core.progress import make_bar
 from cm3lab.embedder_training.contrastive import (
     augment,
     by_concept,
@@ -43,6 +42,7 @@ from cm3plugins.embedders.bi_encoder.embedder import (
 )
 from cm3run.devices import choose_device
 from cm3run.npy import load_array, save_array
+from cm3run.progress import make_bar
 
 _PIXELS = 64
 _NUM_VERSIONS = 3

@@ -20,11 +20,11 @@ import torch
 from cm3core.document import Document, PixelArray, Text
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.embedder import Embedder, VectorArray, normalise
-from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiEntry
 from cm3plugins.datasets.icons.corpus import IconEntry
 from cm3plugins.datasets.icons.splits import parts
 from cm3plugins.retrievers.bm25 import BM25Retriever, BM25RetrieverConfig
+from cm3run.progress import make_bar
 
 _BLOCK = 512
 T = TypeVar("T")

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3core.progress import make_bar
 from cm3lab.embedder_training.contrastive import augment, contrast
 from cm3plugins.datasets.icons.captions import DEFAULT_TEMPLATES, caption
 from cm3plugins.datasets.icons.corpus import IconCorpus, IconEntry
@@ -43,6 +42,7 @@ from cm3plugins.embedders.light_encoder.looks import (
     save_looks,
 )
 from cm3run.devices import choose_device
+from cm3run.progress import make_bar
 
 _CLUSTER = 8
 """Things that share a word."""

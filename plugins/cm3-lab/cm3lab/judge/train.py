@@ -39,9 +39,9 @@ from cm3apps.judge.judge import (
 from cm3core.document import PixelArray
 from cm3core.errors import MissingPackageError
 from cm3core.files import atomic_path, cache_folder, write_text
-from cm3core.progress import make_bar
 from cm3plugins.datasets.emoji.corpus import EmojiCorpus, EmojiEntry, select_concepts
 from cm3run.npy import save_array
+from cm3run.progress import make_bar
 
 
 def degrade(picture: PixelArray, rng: np.random.Generator) -> PixelArray:

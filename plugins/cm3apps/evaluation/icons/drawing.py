@@ -26,9 +26,9 @@ import numpy as np
 from cm3core.document import Codes, Document, Image, ImageHole, PixelArray, Text, text_of
 from cm3core.errors import DataError
 from cm3core.images import fit
-from cm3core.progress import make_bar
 from cm3run.model import Model
 from cm3run.model.loaded import known_by_codes
+from cm3run.progress import make_bar
 from cm3run.training.neighbours import own_names
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from cm3apps.evaluation.icons.drawing import order, reconstructed
 from cm3apps.evaluation.icons.ranking import RealPictures, judges
 from cm3core.document import PixelArray
 from cm3core.errors import CM3Error
-from cm3core.progress import make_bar
 from cm3plugins.image_tokenizers.patches import PatchTokenizerConfig
 from cm3run.evaluation.quality import psnr_per_picture
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces import ImageTokenizer

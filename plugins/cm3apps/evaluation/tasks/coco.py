@@ -19,7 +19,7 @@ from cm3apps.evaluation.tasks.base import Sample, Task, enough, known_keys
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.images import fit, open_image
-from cm3core.json_text import parse_json
+from cm3run.json_text import parse_json
 
 _WHERE = "COCO's files are published at https://cocodataset.org/#download"
 

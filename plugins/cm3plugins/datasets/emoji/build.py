@@ -379,7 +379,7 @@ def join_packages(folder: Path) -> tuple[list[Concept], list[Picture]]:
 
 def drop_duplicates(pictures: Sequence[Picture]) -> list[Picture]:
     """Return the pictures without those that are, pixel by pixel, equal to an earlier one."""
-    from cm3core.progress import make_bar
+    from cm3run.progress import make_bar
 
     seen: set[bytes] = set()
     kept: list[Picture] = []

@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3core.progress import make_bar
 from cm3plugins.datasets.icons.read import MAX_TAGS, Drawing
 from cm3plugins.datasets.vector.render import render_svg
+from cm3run.progress import make_bar
 
 SAME = 0.1
 NEAR = 0.6

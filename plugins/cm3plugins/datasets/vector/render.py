@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3core.files import allocate, atomic_path, cache_folder
-from cm3core.progress import make_bar
 from cm3run.npy import load_array
+from cm3run.progress import make_bar
 
 _SVG_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 

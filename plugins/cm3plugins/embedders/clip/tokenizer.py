@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from cm3core.errors import CheckpointError
-from cm3core.faults import panics_as_errors
+from cm3run.faults import panics_as_errors
 
 #: The merges of all OpenAI CLIPs (MIT, see `assets/README.md`), and the number of its lines that
 #: are

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from cm3core.errors import RecipeError
-from cm3core.progress import make_bar
 from cm3plugins.indexes.kept import write_faiss
 from cm3plugins.indexes.threads import faiss_calls
 from cm3plugins.retrievers.index.approximate import BLOCK_BYTES, Engine, check_finite
 from cm3plugins.retrievers.index.base import FloatArray, RowArray
+from cm3run.progress import make_bar
 
 SAMPLE_BYTES = 256 << 20
 #: Training rows per k-means list, if available; more hardly change the lists.

@@ -30,10 +30,10 @@ from cm3core.errors import DataError, FileError, RecipeError
 from cm3core.files import cache_folder, check_writable
 from cm3core.interfaces.dataset import DocumentSource
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
-from cm3core.progress import make_bar
 from cm3plugins.indexes.kept import kept_index, write_faiss
 from cm3plugins.indexes.threads import faiss_calls
 from cm3run.bank import MemoryBank
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.interfaces.sampler import ModelParts

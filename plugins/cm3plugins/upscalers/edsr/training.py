@@ -24,7 +24,6 @@ from cm3core.errors import DataError
 from cm3core.files import make_folder
 from cm3core.images import save_png
 from cm3core.interfaces.image_tokenizer import ImageTokenizer
-from cm3core.progress import make_bar
 from cm3plugins.trained.training_run import (
     WEIGHTS,
     RunOptions,
@@ -43,6 +42,7 @@ from cm3plugins.upscalers.edsr.upscaler import (
 )
 from cm3run.devices import choose_device, choose_precision
 from cm3run.evaluation.quality import evaluate_upscaler, small_pictures
+from cm3run.progress import make_bar
 
 
 class CropSampler:

@@ -27,7 +27,6 @@ import numpy as np
 
 from cm3core.document import Document
 from cm3core.interfaces.embedder import VectorArray
-from cm3core.progress import make_bar
 from cm3lab.benchmarks.retrieval.synthetic import (
     MODALITIES,
     TableEmbedder,
@@ -41,6 +40,7 @@ from cm3plugins.retrievers.index.approximate import MOST_TRIED, ApproximateIndex
 from cm3plugins.retrievers.index.base import FlatIndex, RowArray, VectorIndex
 from cm3plugins.retrievers.index.faiss_engines import FaissEngine
 from cm3run.bank import MemoryBank
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry

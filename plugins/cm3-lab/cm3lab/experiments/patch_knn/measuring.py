@@ -19,12 +19,12 @@ import torch
 from cm3core.document import Codes, Document, ImageHole, IntArray, Text
 from cm3core.interfaces import DocumentSource
 from cm3core.interfaces.sampler_state import DrawState
-from cm3core.progress import make_bar
 from cm3plugins.samplers.patch_knn.database import AROUND
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 from cm3run.generation.engine import Request
 from cm3run.generation.likelihood import forced_row
 from cm3run.model import Model
+from cm3run.progress import make_bar
 
 #: Searches at once.
 _AT_ONCE = 256

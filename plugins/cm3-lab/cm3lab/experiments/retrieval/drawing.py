@@ -24,9 +24,9 @@ from cm3core.errors import CM3Error
 from cm3core.files import atomic_path
 from cm3core.images import fit
 from cm3core.interfaces import DocumentSource, RetrieverConfig
-from cm3core.progress import make_bar
 from cm3plugins.metrics.kid import mmd2
 from cm3run.model import Model
+from cm3run.progress import make_bar
 from cm3run.training.neighbours import own_names
 from cm3run.training.validation import spread
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from cm3core.errors import CM3Error
 from cm3core.files import check_writable, make_folder, write_text
-from cm3core.progress import make_bar
 from cm3lab.experiments.retrieval import ARMS, RetrievalSettings
+from cm3run.progress import make_bar
 
 if TYPE_CHECKING:
     from cm3core.plugins import Registry

@@ -13,12 +13,12 @@ from cm3apps.evaluation.icons.drawing import order
 from cm3core.document import PixelArray
 from cm3core.errors import DataError
 from cm3core.interfaces.dataset import DocumentSource
-from cm3core.progress import make_bar
 from cm3plugins.datasets.icon_tasks import IconTasksConfig
 from cm3plugins.datasets.icons import IconSourceConfig
 from cm3run.model import Model
 from cm3run.model.jobs import results
 from cm3run.model.results import GeneratedText
+from cm3run.progress import make_bar
 
 
 def records_of(

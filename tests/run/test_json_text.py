@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cm3core.errors import DataError
-from cm3core.json_text import parse_json
+from cm3run.json_text import parse_json
 from messages import tells
 
 VALUES = st.recursive(

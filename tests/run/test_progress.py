@@ -9,7 +9,7 @@ import time
 import pytest
 from tqdm import tqdm
 
-from cm3core.progress import make_bar, no_bars
+from cm3run.progress import make_bar, no_bars
 
 
 class Terminal(io.StringIO):

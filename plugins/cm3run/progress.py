@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from cm3core.printing import printable, raw_stream
+from cm3run.printing import printable, raw_stream
 
 T = TypeVar("T")
 #: Seconds between two lines where there is no bar; what is done sooner writes none.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import ImageFont
 
-from cm3core import images as fonts
+from cm3run import sheets as fonts
 
 
 class Letters:

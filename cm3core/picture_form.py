@@ -1,0 +1,384 @@
+"""The form of a picture's codes: a grid of places with one or several codes each, or a sequence that ends; and the
+rules by which one code may follow another.
+
+Codes of a picture are one array int32 [c] in every form, in the order in which they are generated. A grid of R x C
+places with k codes each has c = R * C * k: raster order, the codes of a place side by side. A sequence has at most c
+codes; the first `end` code ends it, and the array repeats `end` up to c, so that arrays of pictures can be stacked.
+In the tokens of a document a sequence stops with its first `end`.
+
+Rules are a finite state machine over classes of codes: `follows[state, class]` is the next state. They hold for the
+pictures that a tokenizer encodes, and what a model generates is drawn among the codes that keep them, so that it always
+decodes. Legend: c codes, S states, K classes, N pictures, V codes of the codebook.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from cm3core.document import BoolArray, IntArray
+from cm3core.errors import TokenizerError
+
+#: In `CodeRules.follows`: a code of this class may not follow.
+FORBIDDEN = -1
+#: A missing code in what is given of a picture.
+MISSING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class CodeRules:
+    """Which codes may follow which. The first code follows state 0.
+
+    Args:
+        class_of: int [V]; the class of each code, 0..K-1.
+        follows: int [S, K]; the state after a code of a class, or `FORBIDDEN`.
+
+    Raises:
+        TokenizerError: classes or states that are out of range.
+    """
+
+    class_of: IntArray
+    follows: IntArray
+
+    def __post_init__(self) -> None:
+        classes = np.ascontiguousarray(self.class_of, np.int32)
+        follows = np.ascontiguousarray(self.follows, np.int32)
+        if classes.ndim != 1 or follows.ndim != 2 or not classes.size or not follows.size:
+            raise TokenizerError(
+                "rules of codes",
+                f"classes {list(classes.shape)} and follows {list(follows.shape)}",
+                "give class_of [V] and follows [S, K], none of them empty",
+            )
+        num_states, num_classes = follows.shape
+        if classes.min() < 0 or classes.max() >= num_classes:
+            raise TokenizerError(
+                "rules of codes",
+                f"classes {classes.min()}..{classes.max()}, and follows has {num_classes} columns",
+                "give each class a column of follows",
+            )
+        if follows.min() < FORBIDDEN or follows.max() >= num_states:
+            raise TokenizerError(
+                "rules of codes",
+                f"states {follows.min()}..{follows.max()}, and follows has {num_states} rows",
+                "give each state a row of follows",
+            )
+        for array in (classes, follows):
+            array.setflags(write=False)
+        object.__setattr__(self, "class_of", classes)
+        object.__setattr__(self, "follows", follows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash: equal rules, and only they, share it."""
+        shape = np.asarray(self.follows.shape, "<i4").tobytes()
+        content = (
+            shape + self.class_of.astype("<i4").tobytes() + self.follows.astype("<i4").tobytes()
+        )
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CodeRules) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes that have a class."""
+        return len(self.class_of)
+
+    @property
+    def num_states(self) -> int:
+        """Number of states."""
+        return len(self.follows)
+
+    def states(self, codes_Nc: IntArray) -> IntArray:
+        """Return the state before each code and after the last one, int32 [N, c + 1]; `FORBIDDEN` from the first code
+        on that breaks the rules."""
+        states = np.zeros((len(codes_Nc), codes_Nc.shape[1] + 1), np.int32)
+        state_N = states[:, 0]
+        for place, code_N in enumerate(codes_Nc.T):
+            after_N = self.follows[np.maximum(state_N, 0), self.class_of[code_N]]
+            state_N = np.where(state_N < 0, FORBIDDEN, after_N).astype(np.int32)
+            states[:, place + 1] = state_N
+        return states
+
+    @staticmethod
+    def by_slot(sizes: Sequence[int]) -> CodeRules:
+        """Rules of places with several codes, each from a codebook of its own.
+
+        Args:
+            sizes: codes of each slot; those of slot j come after those of the slots before it.
+
+        >>> CodeRules.by_slot([2, 3]).follows.tolist()
+        [[1, -1], [-1, 0]]
+        """
+        depth = len(sizes)
+        follows = np.full((depth, depth), FORBIDDEN, np.int32)
+        slots = np.arange(depth)
+        follows[slots, slots] = (slots + 1) % depth
+        return CodeRules(np.repeat(slots, sizes).astype(np.int32), follows)
+
+    @staticmethod
+    def until_end(codebook_size: int, end: int) -> CodeRules:
+        """Rules of a sequence: one code or more, then `end`, and nothing but `end` behind it."""
+        classes = np.zeros(codebook_size, np.int32)
+        classes[end] = 1
+        return CodeRules(classes, np.array([[1, FORBIDDEN], [1, 2], [FORBIDDEN, 2]], np.int32))
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """How the codes of every picture of a tokenizer stand; make one with `of_grid` or `sequence`.
+
+    Args:
+        rows, columns: places of a grid; a sequence has one row of as many places as it has codes at most.
+        depth: codes of a place.
+        end: the code that ends a sequence. None: a grid, whose number of codes is fixed.
+        rules: which codes may follow which. None: any code may stand anywhere.
+    """
+
+    rows: int
+    columns: int
+    depth: int = 1
+    end: int | None = None
+    rules: CodeRules | None = None
+
+    @staticmethod
+    def of_grid(
+        rows: int, columns: int, depth: int = 1, rules: CodeRules | None = None
+    ) -> PictureForm:
+        """Return the form of rows * columns places with `depth` codes each.
+
+        Raises:
+            TokenizerError: a size below 1, or rules by which no such picture can be.
+        """
+        return PictureForm(rows, columns, depth, None, rules)._checked()
+
+    @staticmethod
+    def sequence(
+        most_codes: int, end: int, codebook_size: int, rules: CodeRules | None = None
+    ) -> PictureForm:
+        """Return the form of at most `most_codes` codes, the last of which is `end`.
+
+        Args:
+            most_codes: maximum number of codes, `end` included.
+            end: the code that ends a picture.
+            codebook_size: number of codes, `end` included.
+            rules: which codes may follow which; `end` must lead to a state that only `end` follows. None: any code, at
+                least one, then `end`.
+
+        Raises:
+            TokenizerError: numbers out of range, or rules by which a picture could not end in time.
+        """
+        if not 0 <= end < codebook_size or most_codes < 2:
+            raise TokenizerError(
+                "picture form",
+                f"a sequence of at most {most_codes} codes that {end} of {codebook_size} ends",
+                "give two codes or more, and an end among the codes",
+            )
+        rules = CodeRules.until_end(codebook_size, end) if rules is None else rules
+        return PictureForm(1, most_codes, 1, end, rules)._checked()
+
+    def _checked(self) -> PictureForm:
+        if min(self.rows, self.columns, self.depth) < 1:
+            raise TokenizerError(
+                "picture form",
+                f"{self.rows} x {self.columns} places of {self.depth} codes",
+                "give each at least 1",
+            )
+        if self.rules is None:
+            return self
+        rules = self.rules
+        if self.end is not None:
+            done = set(rules.follows[:, rules.class_of[self.end]].tolist()) - {FORBIDDEN}
+            alone = (rules.class_of == rules.class_of[self.end]).sum() == 1
+            closed = [
+                state
+                for state in done
+                if np.flatnonzero(rules.follows[state] != FORBIDDEN).tolist()
+                == [rules.class_of[self.end]]
+                and rules.follows[state, rules.class_of[self.end]] == state
+            ]
+            if not alone or len(done) != 1 or len(closed) != 1:
+                raise TokenizerError(
+                    "picture form",
+                    f"code {self.end} is to end pictures, and its rules do not say so",
+                    "give it a class of its own that leads to one state, which only that class follows",
+                )
+        if not Filling(self, np.full(self.num_codes, MISSING, np.int32)).can_be_filled:
+            raise TokenizerError(
+                "picture form",
+                f"no picture of {self.num_codes} codes keeps its rules",
+                "let every state that can be reached be left, and a sequence end in time",
+            )
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, codes of a row): their product is the number of codes of an array."""
+        return self.rows, self.columns * self.depth
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a picture's array, c: the number of a grid, the maximum of a sequence."""
+        return self.rows * self.columns * self.depth
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether pictures have different numbers of codes."""
+        return self.end is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a grid of one code a place, any code anywhere."""
+        return self.depth == 1 and self.rules is None
+
+    @property
+    def name(self) -> str:
+        """What it is, for messages.
+
+        >>> PictureForm.of_grid(8, 8, 4).name, PictureForm.sequence(65, 64, 65).name
+        ('a grid of 8 x 8 places with 4 codes each', 'a sequence of at most 65 codes')
+        """
+        if self.is_sequence:
+            return f"a sequence of at most {self.num_codes} codes"
+        each = "" if self.depth == 1 else f" with {self.depth} codes each"
+        return f"a grid of {self.rows} x {self.columns} places{each}"
+
+    def length(self, codes_c: IntArray) -> int:
+        """Number of codes of one picture that count: up to the first `end` of a sequence, that one included.
+
+        >>> PictureForm.sequence(5, 9, 10).length(np.array([3, 9, 9, 9, 9], np.int32))
+        2
+        """
+        if self.end is None:
+            return len(codes_c)
+        ends = np.flatnonzero(codes_c == self.end)
+        return int(ends[0]) + 1 if len(ends) else len(codes_c)
+
+    def padded(self, codes_m: IntArray) -> IntArray:
+        """The array int32 [c] of the codes that count: `end` repeated behind them."""
+        whole = np.full(self.num_codes, -1 if self.end is None else self.end, np.int32)
+        whole[: len(codes_m)] = codes_m
+        return whole
+
+    def strange_place(self, codes_Nc: IntArray) -> tuple[int, int] | None:
+        """The first (picture, place) whose code breaks the rules, or which a picture lacks its end behind; None: all keep
+        them. Codes are in range."""
+        if self.rules is None:
+            return None
+        states = self.rules.states(codes_Nc)
+        broken_N = (states == FORBIDDEN).any(axis=1)
+        if self.end is not None:
+            broken_N |= codes_Nc[:, -1] != self.end
+        if not broken_N.any():
+            return None
+        picture = int(np.argmax(broken_N))
+        wrong = np.flatnonzero(states[picture] == FORBIDDEN)
+        return picture, int(wrong[0]) - 1 if len(wrong) else codes_Nc.shape[1] - 1
+
+    def completed(self, codes_c: IntArray, missing_c: BoolArray) -> IntArray:
+        """A picture int32 [c] that decodes: missing codes are the first that keep the rules; a sequence that has none of
+        its last codes ends as soon as it can."""
+        given = np.where(missing_c, MISSING, codes_c).astype(np.int32)
+        if self.rules is None:
+            return np.maximum(given, 0)
+        filling = Filling(self, given, soon=True)
+        codes = given.copy()
+        for place in np.flatnonzero(missing_c).tolist():
+            allowed = filling.allowed(place)
+            if self.end is not None and allowed[self.rules.class_of[self.end]]:
+                return self.padded(np.append(codes[:place], self.end))
+            codes[place] = int(np.argmax(allowed[self.rules.class_of]))
+            filling.put(place, int(codes[place]))
+        return codes
+
+
+class Filling:
+    """A picture whose missing codes are drawn one after the other, and which codes may be drawn: those after which the
+    rest, known codes included, can still keep the rules.
+
+    Args:
+        form: with rules.
+        given: int32 [c]; `MISSING` where a code is missing. Of a sequence known to end, `end` up to c.
+        most: maximum number of codes of a sequence whose end is missing. None: c.
+        soon: allow only codes that end a sequence as early as it can.
+    """
+
+    def __init__(
+        self, form: PictureForm, given: IntArray, most: int | None = None, *, soon: bool = False
+    ) -> None:
+        assert form.rules is not None
+        self.form, self.given = form, given
+        self._rules = form.rules
+        length = len(given) if most is None or form.end is None else min(most, len(given))
+        if soon and form.end is not None and given[-1] == MISSING:
+            length = self._earliest_end()
+        self._alive = self._backwards(length)
+        self._place, self._state = 0, 0
+
+    def _backwards(self, length: int) -> BoolArray:
+        """Before each place and behind the last, the states from which the rest can be filled, bool [c + 1, S]."""
+        rules, num_codes = self._rules, len(self.given)
+        alive = np.zeros((num_codes + 1, rules.num_states), np.bool_)
+        if self.form.end is None:
+            alive[num_codes] = True
+        else:
+            alive[length:, self._done] = True
+        follows, forbidden = np.maximum(rules.follows, 0), rules.follows == FORBIDDEN
+        for place in reversed(range(num_codes if self.form.end is None else length)):
+            leads_SK = alive[place + 1][follows] & ~forbidden
+            code = int(self.given[place])
+            alive[place] = (
+                leads_SK.any(axis=1) if code == MISSING else leads_SK[:, rules.class_of[code]]
+            )
+        return alive
+
+    def _earliest_end(self) -> int:
+        """Fewest codes of a sequence with what is given."""
+        rules = self._rules
+        reached = np.zeros(rules.num_states, np.bool_)
+        reached[0] = True
+        known = np.flatnonzero(self.given != MISSING)
+        least = int(known[-1]) + 1 if len(known) else 0
+        for place, code in enumerate(self.given.tolist()):
+            if place >= least and reached[self._done]:
+                return place
+            after = rules.follows[reached]
+            after = after if code == MISSING else after[:, rules.class_of[code]]
+            reached = np.zeros(rules.num_states, np.bool_)
+            reached[after[after != FORBIDDEN]] = True
+        return len(self.given)
+
+    @property
+    def _done(self) -> int:
+        assert self.form.end is not None
+        column = self._rules.follows[:, self._rules.class_of[self.form.end]]
+        return int(column[column != FORBIDDEN][0])
+
+    @property
+    def can_be_filled(self) -> bool:
+        """Whether any codes keep the rules."""
+        return bool(self._alive[0, 0])
+
+    def allowed(self, place: int) -> BoolArray:
+        """Classes of codes that may be drawn at a missing place, bool [K]. All missing codes before it are put."""
+        while self._place < place:  # known codes between the missing ones
+            self._advance(int(self.given[self._place]))
+        after_K = self._rules.follows[self._state]
+        allowed: BoolArray = self._alive[place + 1][np.maximum(after_K, 0)] & (after_K != FORBIDDEN)
+        return allowed
+
+    def put(self, place: int, code: int) -> None:
+        """Take in the code that was drawn at a place, right after `allowed` of it."""
+        assert place == self._place
+        self._advance(code)
+
+    def _advance(self, code: int) -> None:
+        self._state = int(self._rules.follows[self._state, self._rules.class_of[code]])
+        self._place += 1
