@@ -83,7 +83,8 @@ class ImageTokenizerConfig(ComponentConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, codes of a row) of a picture's array of codes, available before the tokenizer is built. Default: that of `form`."""
+        """(rows, codes per row) of a picture's array of codes, available before the tokenizer is built. Default: that
+        of `form`."""
         return self.form.grid
 
     @property
