@@ -25,7 +25,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
@@ -38,6 +38,8 @@ _SHOWN = 60
 #: Bytes of a file's name, and of a path, on usual disks.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _UNIONS = (Union, types.UnionType)
+#: Classes whose instances need no further look where a value is of just the class of its annotation.
+_PLAIN = frozenset({str, bytes, int, float, bool, types.NoneType})
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ class _WrongError(Exception):
         self.place = ""
         #: Whether the value as a whole is of another class.
         self.is_whole = False
+
+    def within(self, step: str) -> _WrongError:
+        """The same, at this step of the path."""
+        self.path = step + self.path
+        return self
 
 
 def checked(error: type[CM3Error]) -> Callable[[F], F]:
@@ -240,6 +247,8 @@ def _annotations(owner: Any) -> dict[str, Any]:
 
 def _check(value: object, annotation: Any) -> None:
     """Raise `_WrongError` for a value that does not fit its annotation."""
+    if type(value) is annotation and annotation in _PLAIN:
+        return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         _check_annotated(value, annotation)
@@ -257,14 +266,23 @@ def _check(value: object, annotation: Any) -> None:
         raise _wrong(value, annotation)
     elif isinstance(value, Path):
         _check_path(value)
-    elif (
-        is_dataclass(value)
-        and not isinstance(value, type)
-        and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]  # every dataclass has them
-    ):
-        for item in fields(value):
-            with _Within(f".{item.name}"):
-                _check(getattr(value, item.name), _annotations(type(value))[item.name])
+    else:
+        owner: Any = type(value)
+        for name, inner in _frozen_fields(owner):
+            try:
+                _check(getattr(value, name), inner)
+            except _WrongError as wrong:
+                raise wrong.within(f".{name}") from None
+
+
+@functools.cache
+def _frozen_fields(owner: Any) -> list[tuple[str, Any]]:
+    """The fields of a frozen dataclass, with their annotations; none of another class."""
+    parameters = getattr(owner, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        return []
+    annotations = _annotations(owner)
+    return [(item.name, annotations[item.name]) for item in fields(owner)]
 
 
 def _check_annotated(value: Any, annotation: Any) -> None:
@@ -286,6 +304,8 @@ def _check_union(value: object, annotation: Any, members: tuple[Any, ...]) -> No
     """Raise for a value that is of no member; if it is of one member's class, say what is wrong within."""
     if isinstance(value, Path) or (isinstance(value, str) and str in members and Path in members):
         _check_path(value)
+    if type(value) in _PLAIN and type(value) in members:
+        return
     inner: _WrongError | None = None
     for member in members:
         try:
@@ -324,32 +344,26 @@ def _check_parts(value: Any, origin: Any, arguments: tuple[Any, ...], annotation
     elif issubclass(origin, tuple) and arguments[1:] != (Ellipsis,):
         if len(value) != len(arguments):
             raise _wrong(value, annotation)
-        for place, (one, inner) in enumerate(zip(value, arguments, strict=True)):
-            with _Within(f"[{place}]"):
-                _check(one, inner)
+        _check_items(zip(value, arguments, strict=True))
     elif issubclass(origin, Mapping):
         for key, one in value.items():
-            with _Within(f"[{shown(key)}]"):
+            try:
                 _check(key, arguments[0])
                 _check(one, arguments[1])
+            except _WrongError as wrong:
+                raise wrong.within(f"[{shown(key)}]") from None
     elif arguments and issubclass(origin, Iterable) and isinstance(value, Collection):
         # of an iterator that is no collection the items are taken once only, by the function
-        for place, one in enumerate(value):
-            with _Within(f"[{place}]"):
-                _check(one, arguments[0])
+        _check_items((one, arguments[0]) for one in value)
 
 
-class _Within:
-    """What is wrong within is at this step of the path."""
-
-    def __init__(self, step: str) -> None:
-        self.step = step
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, _WrongError):
-            error.path = self.step + error.path
+def _check_items(items: Iterable[tuple[object, Any]]) -> None:
+    """Items with their annotations, in order."""
+    for place, (one, inner) in enumerate(items):
+        try:
+            _check(one, inner)
+        except _WrongError as wrong:
+            raise wrong.within(f"[{place}]") from None
 
 
 def _has_dtype(array: Any, wanted: Any) -> bool:
@@ -368,6 +382,9 @@ def _has_dtype(array: Any, wanted: Any) -> bool:
 def _is_of(value: object, kind: Any) -> bool:
     """Whether a value is an instance of a class; its parts are not checked."""
     if kind is Any or isinstance(kind, TypeVar):
+        return True
+    owner: Any = type(value)
+    if owner is kind and _frozen_fields(owner):
         return True
     if kind is None or kind is types.NoneType:
         return value is None

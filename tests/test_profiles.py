@@ -34,7 +34,7 @@ def test_nightly_looks_longer_and_prints_what_repeats_a_failure(profile) -> None
     now = profile("nightly")
     assert now.max_examples == EXAMPLES * TIMES["nightly"] == 600
     assert (now.print_blob, now.derandomize, now.deadline) == (True, False, None)
-    assert examples(25) == 25 * 40
+    assert examples(25) == 25 * 75
 
 
 def test_any_other_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

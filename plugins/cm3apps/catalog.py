@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import re
@@ -277,12 +278,18 @@ def _classes_of(module: str) -> dict[str, ast.ClassDef]:
         return {}
     package = f"{module.rpartition('.')[0]}."
     classes: dict[str, ast.ClassDef] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _parsed(path, path.stat().st_mtime_ns).body:
         if isinstance(node, ast.ClassDef):
             classes[node.name] = node
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(package):
             classes |= _classes_of(str(node.module))
     return classes
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, changed: int) -> ast.Module:
+    """A source file that was last changed then; all kits take classes from the same few files."""
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _source_of(module: str) -> Path | None:

@@ -130,7 +130,7 @@ def _names(node: ast.AST) -> Iterator[str]:
 
 
 T = TypeVar("T")
-#: Seconds for trying values of keys, and as many again where a key seems to have no effect.
+#: Seconds for trying values of keys, and as many again for all keys that seem to have no effect.
 _SECONDS = 3.0
 #: Output -> values; see `ConfigLaws.observe`.
 Outputs = dict[str, Any]
@@ -245,13 +245,14 @@ class ConfigLaws(Contract[T]):
                 trial.broken.cause if trial.broken is not None else "",
                 next_step="correct the component for this value, or refuse it in the config's check()",
             )
+        end = time.monotonic() + _SECONDS
         for key in _own_keys(config):
             own = [trial for trial in trials if trial.key == key]
             if not own or any(_effect(self, base, trial) for trial in own):
                 continue
-            self._tell_of_no_effect(key, own, base)
+            self._tell_of_no_effect(key, own, base, end)
 
-    def _tell_of_no_effect(self, key: str, own: list[_Trial], base: _Trial) -> None:
+    def _tell_of_no_effect(self, key: str, own: list[_Trial], base: _Trial, end: float) -> None:
         """Raise for a key that nothing reads; warn of one that is read, and may count where no law looks."""
         name = type(self.config).__name__
         found = LawBroken(
@@ -265,7 +266,7 @@ class ConfigLaws(Contract[T]):
         if key not in self._keys_read() and not is_mentioned(key, type(self.config), self.subject):
             raise found
         with _own_folder() if self._moves else nullcontext():
-            if self._counts_beside_others(key, own):
+            if self._counts_beside_others(key, own, end):
                 return
         message = f"{name}.{key} seems to change nothing: {readable(str(found))}"
         warnings.warn(message, UnusedKeyWarning, stacklevel=2)
@@ -391,9 +392,8 @@ class ConfigLaws(Contract[T]):
         except Exception as error:  # of a component: what it raises is a result too
             return _Trial(key, value, error=shown(error))
 
-    def _counts_beside_others(self, key: str, own: list[_Trial]) -> bool:
+    def _counts_beside_others(self, key: str, own: list[_Trial], end: float) -> bool:
         """Whether a key has an effect where another key has another value; True if time is up."""
-        end = time.monotonic() + _SECONDS
         for other in _own_keys(self.config):
             for value in itertools.islice(_other_values(self.config, other), 4):
                 changed = _with(self.config, other, value) if other != key else None

@@ -158,6 +158,8 @@ OUTSIDE_KERNELS = ("cm3core", "plugins", "examples", "docs", "recipes", "tests")
 
 def private_kernel_imports(source: str) -> list[str]:
     """Private modules and names of cm3kernels that a module imports or names in a text."""
+    if "cm3kernels" not in source:
+        return []
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -31,18 +31,19 @@ def modules() -> dict[str, Path]:
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
     """Every dotted name that a module imports, names in modules too, and whether it is late: in a function."""
-    late = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((one.name, id(node) in late) for one in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module, id(node) in late
-            yield from ((f"{node.module}.{one.name}", id(node) in late) for one in node.names)
+    yield from _imports(tree, False)
+
+
+def _imports(node: ast.AST, late: bool) -> Iterator[tuple[str, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((one.name, late) for one in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+            yield child.module, late
+            yield from ((f"{child.module}.{one.name}", late) for one in child.names)
+        elif isinstance(child, (ast.stmt, ast.excepthandler, ast.match_case)):
+            inner = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+            yield from _imports(child, late or inner)
 
 
 def lonely(sources: Mapping[str, str]) -> list[str]:

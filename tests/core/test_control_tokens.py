@@ -27,6 +27,7 @@ from cm3run.model import Model
 from cm3run.model.model import load
 from cm3run.training import train
 from engine_parts import GRID, REQUESTS, VOCABULARY, WARM, LetterTokenizer
+from profiles import examples
 from ul2_plugin import UL2Config
 
 WITH_MODES = VOCABULARY.with_control(("R", "S", "X"))
@@ -101,7 +102,7 @@ def test_a_prefix_has_no_loss_and_is_not_of_the_document() -> None:
 
 class TestUL2(ObjectiveContract):
     config = UL2Config()
-    max_examples = 25
+    max_examples = examples(8)
 
 
 def test_prompts_begin_with_them() -> None:
@@ -155,6 +156,7 @@ def loaded(run: Path) -> Model:
     return load(run, registry=registry)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_them(run: Path) -> None:
     newest = latest_checkpoint(run)
     assert newest is not None

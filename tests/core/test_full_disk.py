@@ -121,6 +121,7 @@ def test_rows_that_are_kept(tmp_path: Path) -> None:
         del resumed
 
 
+@pytest.mark.slow
 def test_token_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +152,7 @@ def test_token_shards(
     assert len(places) > 2
 
 
+@pytest.mark.slow
 def test_banks_that_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     banks = [str(built(tmp_path / str(start), 40, start).folder) for start in (0, 40)]
     assert main(["memory", "merge", *banks, "-o", str(tmp_path / "whole")]) == 0

@@ -182,6 +182,7 @@ def test_python_reaches_it(house: House) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_recipes_without_the_section_keep_their_hashes(house: House) -> None:
     theirs = house.python(
         "from cm3core.plugins import load_registry\n"
@@ -198,6 +199,7 @@ def test_recipes_without_the_section_keep_their_hashes(house: House) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_plugins_of_the_kind_are_checked(house: House) -> None:
     """The one that brings it, and another one that provides a component of it, which is not seen."""
     source = (

@@ -48,6 +48,7 @@ def test_a_card_has_its_figures() -> None:
     assert _figures.shown(card, "Captions > unseen & told > name", "0.6") == "0.6"
 
 
+@pytest.mark.slow
 def test_published_sheets_are_as_near_to_their_documents_as_is_said() -> None:
     said = _figures.stored("sheets.json")
     for name, own in _sheets.published().items():
@@ -57,6 +58,7 @@ def test_published_sheets_are_as_near_to_their_documents_as_is_said() -> None:
         assert own["copies"] == pytest.approx(said[name]["copies"], abs=1)
 
 
+@pytest.mark.slow
 def test_what_names_tell_of_the_splits_is_so() -> None:
     found = _held_out.of_names(IconCorpus().entries)
     assert found == _figures.stored("held-out.json")["names"]

@@ -14,6 +14,7 @@ from cm3apps.cli.main import main
 PAGE = Path(__file__).parents[2] / "docs" / "guide.md"
 
 
+@pytest.mark.slow
 def test_the_reader_draws_after_tuning_on_pictures_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_blocks: Callable[[Path], list[Any]]
 ) -> None:

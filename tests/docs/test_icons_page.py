@@ -8,6 +8,7 @@ from pathlib import Path
 
 import _icons
 import numpy as np
+import pytest
 from PIL import Image as Picture
 
 from cm3plugins.datasets.icons import IconSourceConfig
@@ -24,6 +25,7 @@ def test_the_splits_are_those_of_the_corpus() -> None:
         assert f"| `{split}` | {number:,} | " in PAGE
 
 
+@pytest.mark.slow
 def test_the_picture_is_of_this_corpus() -> None:
     with Picture.open(_icons.PICTURE) as picture:
         shown = np.asarray(picture.convert("RGB")).astype(int)

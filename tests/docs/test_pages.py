@@ -40,6 +40,19 @@ PAGES = sorted(
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)?(#[^)\s]+)?\)")
 #: Pages whose blocks search the memory of the default model.
 WITH_ITS_MEMORY = [Path("docs/tuning.md")]
+#: Pages whose blocks take long: they train, draw many pictures or build banks.
+LONG = {
+    Path("docs", name)
+    for name in (
+        "tuning.md",
+        "decoding.md",
+        "guide.md",
+        "data.md",
+        "retrieval.md",
+        "scale.md",
+        "kernels.md",
+    )
+}
 
 
 class PageRunner:
@@ -120,7 +133,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Path) 
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in PAGES],
+    ids=str,
+)
 def test_blocks_run(
     page: Path, read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +147,7 @@ def test_blocks_run(
             runner.run(block)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("page", WITH_ITS_MEMORY, ids=str)
 def test_blocks_run_with_the_whole_memory(
     page: Path, read_blocks: Callable[[Path], list[Any]], capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 BUDGET = HERE / "budget.json"
 COMMAND = "python tests/gpu_pretended/test_gpu_pretended.py"

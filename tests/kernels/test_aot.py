@@ -220,6 +220,7 @@ except TypeError as error:
 """
 
 
+@pytest.mark.slow
 def test_planted_kernels_are_found(tmp_path: Path) -> None:
     """Actually compiled: one lacks an instruction that it should have, one keeps too much in
     registers, one has four warps more than its 64 rows can occupy."""

@@ -121,6 +121,7 @@ def test_a_plan_is_made_once() -> None:
     assert narrow.tolist() == [[-FAR, FAR]]
 
 
+@pytest.mark.slow
 def test_a_shared_plan_compiles_as_one_graph() -> None:
     """As a decoder uses it: the plan is made inside the compiled function, and nothing is read on
     the host."""

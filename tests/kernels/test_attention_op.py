@@ -38,6 +38,7 @@ def samples(device: str) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.slow
 def test_opcheck(device: str) -> None:
     """Schema, fake tensors, autograd registration, compilation with dynamic shapes."""
     arguments = samples(device)

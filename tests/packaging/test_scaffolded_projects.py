@@ -18,11 +18,9 @@ from cm3apps.scaffold import template_kinds
 from cm3core.images import save_png
 from cm3core.recipe.recipe import MEASURING
 
+pytestmark = pytest.mark.slow
 #: The kinds that there are templates for.
 WRITTEN = template_kinds()
-#: Of these the command of their CI and their tests are tried by default, which takes a second each: one without
-#: torch, one with it, and one that is trained.
-CHECKED = ["text_tokenizer", "sampler", "decoder"]
 #: Few examples: that the laws hold is what is looked at here, not how well they search. Nor is the
 #: smallest example of what is broken looked for.
 CONFTEST = """import gc
@@ -152,27 +150,17 @@ def test_each_fits_the_installed_version(projects: Projects) -> None:
         assert distribution.metadata["License-Expression"] == "MIT"
 
 
-some_and_all = pytest.mark.parametrize(
-    "kinds", [CHECKED, pytest.param(WRITTEN, marks=pytest.mark.slow)], ids=["some", "all"]
-)
-
-
-@some_and_all
-def test_they_are_in_order(kinds: list[str], projects: Projects) -> None:
+def test_they_are_in_order(projects: Projects) -> None:
     """The command of a project's CI; without the laws, which are its tests and the one check that `--quick` leaves out."""
-    answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in kinds))
+    answers = projects.cm3("\n".join(f"plugin check {name_of(kind)} --quick" for kind in WRITTEN))
     ends = [text.splitlines()[-1] for _, text in answers.values()]
-    assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in kinds]
+    assert ends == [f"{name_of(kind)}: 7 ok, 1 skipped" for kind in WRITTEN]
 
 
-@some_and_all
-def test_the_tests_of_each_pass(
-    kinds: list[str], projects: Projects, run: Callable[..., str]
-) -> None:
+def test_the_tests_of_each_pass(projects: Projects, run: Callable[..., str]) -> None:
     command = ["python", "-m", "pytest", "-v", "-p", "no:cacheprovider"]
-    folders = [f"cm3-{name_of(kind)}" for kind in kinds]
-    shown = run(projects.commands, *command, *folders, cwd=projects.folder)
-    for kind in kinds:
+    shown = run(projects.commands, *command, *projects.folders(), cwd=projects.folder)
+    for kind in WRITTEN:
         passed = re.findall(
             rf"^cm3-{name_of(kind)}/tests/test_\w+\.py::(\S+) PASSED", shown, re.MULTILINE
         )
@@ -215,9 +203,8 @@ def test_the_tests_find_what_is_broken(projects: Projects) -> None:
     assert "test_round_trip_is_lossless" in done.stdout
 
 
-@some_and_all
-def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) -> None:
-    """Every kind's recipe is checked, or its evaluation run, and what these kinds make is made."""
+def test_each_is_used_by_one_changed_line(projects: Projects) -> None:
+    """Every kind's recipe is checked, or its evaluation run, and what it makes is made."""
     (projects.folder / "base.yaml").write_text(BASE, encoding="utf-8")
     (projects.folder / "changed.yaml").write_text(
         "extends: [./base.yaml]\nembedder:\n  name: own-embedder\nretriever:\n  name: "
@@ -225,11 +212,7 @@ def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) 
         "decoder:\n  context_length: 640\n",
         encoding="utf-8",
     )
-    trained = [
-        kind
-        for kind in ("text_tokenizer", "image_tokenizer", "objective", "decoder", "attention")
-        if kind in kinds
-    ]
+    trained = ("text_tokenizer", "image_tokenizer", "objective", "decoder", "attention")
     checks = [
         "recipe check tiny "
         + (f"train.trackers=[{name_of(kind)}]" if kind == "tracker" else f"{kind}={name_of(kind)}")
@@ -245,18 +228,20 @@ def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) 
         "eval score answers.jsonl --metric own-metric",
         "eval score one other --metric fid --extractor own-extractor",
     ]
-    at = f"of-{len(kinds)}"  # what this case writes
+    at = "made"
     trainings = [f"train base.yaml -o {at}/{kind} {kind}={name_of(kind)}" for kind in trained]
     drawing = f"generate 'a red disc' --n 1 --model {at}"
-    lines = [*checks, *scores, *trainings, f"{drawing}/decoder -o {at}/drawn --sampler own-sampler"]
-    if kinds == WRITTEN:
-        lines += [
-            f"train changed.yaml -o {at}/changed",
-            f"{drawing}/decoder -o {at}/ranked --candidates 2 --rerank own-reranker",
-            f"{drawing}/changed -o {at}/retrieved --show-retrieved",
-            f"upscale {at}/drawn/000.png -o {at}/large.png --upscaler own-upscaler",
-            f"memory build base.yaml -o {at}/bank --embedder own-embedder",
-        ]
+    lines = [
+        *checks,
+        *scores,
+        *trainings,
+        f"{drawing}/decoder -o {at}/drawn --sampler own-sampler",
+        f"train changed.yaml -o {at}/changed",
+        f"{drawing}/decoder -o {at}/ranked --candidates 2 --rerank own-reranker",
+        f"{drawing}/changed -o {at}/retrieved --show-retrieved",
+        f"upscale {at}/drawn/000.png -o {at}/large.png --upscaler own-upscaler",
+        f"memory build base.yaml -o {at}/bank --embedder own-embedder",
+    ]
     answers = projects.cm3("\n".join(lines))
     for line in checks:
         assert answers[line][1].startswith("tiny: all values are valid")
@@ -265,15 +250,14 @@ def test_each_is_used_by_one_changed_line(kinds: list[str], projects: Projects) 
         recipe = (projects.folder / at / kind / "recipe.yaml").read_text(encoding="utf-8")
         assert f"{kind}:\n  name: {name_of(kind)}\n" in recipe
     assert (projects.folder / at / "drawn" / "000.png").is_file()
-    if kinds == WRITTEN:
-        shown = "".join(text for _, text in answers.values())
-        assert "colourfulness" in shown
-        assert re.search(
-            r"retrieved 1: disc-red-\S+ \(1\.000\) 'a (small|large) red disc'|retrieved 1: disc-red-",
-            shown,
-        )
-        assert "large.png: 256 x 256 pixels of 64 x 64, by own-upscaler" in shown
-        assert "bank: 126 documents" in shown
+    shown = "".join(text for _, text in answers.values())
+    assert "colourfulness" in shown
+    assert re.search(
+        r"retrieved 1: disc-red-\S+ \(1\.000\) 'a (small|large) red disc'|retrieved 1: disc-red-",
+        shown,
+    )
+    assert "large.png: 256 x 256 pixels of 64 x 64, by own-upscaler" in shown
+    assert "bank: 126 documents" in shown
 
 
 def test_ruff_finds_nothing(projects: Projects) -> None:
@@ -291,7 +275,6 @@ def test_ruff_finds_nothing(projects: Projects) -> None:
         assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.slow
 def test_mypy_finds_nothing(projects: Projects, mypy: list[str]) -> None:
     """Strict, all kinds in one run."""
     folders = [

@@ -361,6 +361,7 @@ def test_mypy_finds_what_is_wrong(mypy_says: Callable[[str], list[str]]) -> None
     assert found == {number: codes[0] for number, codes in EXPECTED.items()}
 
 
+@pytest.mark.slow
 def test_pyright_agrees(clean: Path, project: Path) -> None:
     """basedpyright carries pyright and its Node.js inside, so that nothing is fetched; in pyright's
     own standard mode."""

@@ -111,6 +111,7 @@ def test_other_errors_stay_what_they_are() -> None:
         raise RuntimeError("shapes differ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_peak_is_of_this_program_alone() -> None:
     """A small program that a large one starts is small; `getrusage` would report the large one."""

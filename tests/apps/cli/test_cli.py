@@ -255,6 +255,7 @@ def test_plugin_list(plugin: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert listed["bundled"]["status"] == "loaded"
 
 
+@pytest.mark.slow
 def test_plugin_list_is_kept_until_something_changes(tmp_path: Path) -> None:
     """What is installed, a plugin's file, another version, the variables: each is seen at once."""
     cache, packages = tmp_path / "cache", tmp_path / "packages"
@@ -307,6 +308,7 @@ def test_plugin_list_is_kept_until_something_changes(tmp_path: Path) -> None:
     assert twice() == first
 
 
+@pytest.mark.slow
 def test_plugin_list_shows_why_one_is_broken(tmp_path: Path) -> None:
     (tmp_path / "crooked.py").write_text("import no_such_module_anywhere\n", encoding="utf-8")
     info = tmp_path / "crooked-0.3.dist-info"

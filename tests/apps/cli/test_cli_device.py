@@ -124,6 +124,7 @@ def test_the_device_of_a_command_is_that_of_all_it_does(monkeypatch):
     assert seen == ["cuda:1", "cpu"]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there(capsys):
     for command in (
         ["tokenizer", "eval", "quickstart", "--num", "1"],

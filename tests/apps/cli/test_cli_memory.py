@@ -169,6 +169,7 @@ def test_a_recipe_gives_its_own_parts_and_its_training_split(
     assert "not allowed with argument" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bank_goes_on_without_the_files_of_its_image_tokenizer(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_model_retrieves_from_a_bank_that_is_swapped(
     assert out.endswith("\nretrieved.png\n")
 
 
+@pytest.mark.slow
 def test_codes_that_keep_little_are_told_where_a_bank_is_used(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_missing_value_says_how_to_give_it(capsys: pytest.CaptureFixture[str])
     assert "e.g. cm3 train RECIPE dataset.path=...\n" in error
 
 
+@pytest.mark.slow
 def test_a_runs_folder_is_a_recipe(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +172,7 @@ def test_records_that_are_skipped_are_told_once(
     ]
 
 
+@pytest.mark.slow
 def test_a_shorter_length_changes_nothing_of_a_longer_run(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def cm3(*arguments: str) -> int:
     return main(["--plugin", str(PLUGIN), *arguments])
 
 
+@pytest.mark.slow
 def test_a_recipe_says_only_what_to_train_on(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_measure_and_use(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [*TRAIN, *SMALL, "--steps", "3"]
     lines = run(capsys, *command)

@@ -249,6 +249,7 @@ def message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_messages(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place / "mine", {"letter.txt": "dear"})
     assert tells(message(capsys, "-o", "mine"), "error: mine: holds 'letter.txt' and")

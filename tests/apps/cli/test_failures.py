@@ -60,6 +60,7 @@ def test_the_traceback_is_shown_when_asked_for(
     assert told.splitlines()[-2].startswith("error: plugin 'cm3-notes': failed with KeyError")
 
 
+@pytest.mark.slow
 def test_the_variable_shows_it_too(
     install: Install, printed: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ def run(script: str, *arguments: str, **variables: str) -> subprocess.CompletedP
 ENTRY = "from cm3apps.cli.main import entry\nentry()"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_only_ascii() -> None:
     script = (
         "from cm3apps.cli._process import prepare_output\nprepare_output()\n"

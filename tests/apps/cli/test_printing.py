@@ -104,6 +104,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_commands_that_print_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("dataset=jsonl", "dataset.path=data.jsonl", "dataset.valid=0", "dataset.split=all")
     assert "u001b" in shown(capsys, "data", "validate", "data.jsonl", "--quiet")

@@ -133,6 +133,7 @@ def folder_of(path: Path, num: int, seed: int, size: int = 8) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_two_folders_are_scored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_candidates_of_emoji_show_other_things() -> None:
     assert again.candidates_sha256 == task.candidates_sha256
 
 
+@pytest.mark.slow
 def test_candidates_of_icons_are_of_the_same_set_and_style() -> None:
     values = {
         "name": "documents",

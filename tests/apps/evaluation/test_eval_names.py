@@ -94,6 +94,7 @@ def configs(protocol: Protocol, registry: Registry) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_shipped_protocols_mean_the_bundled_metrics(registry: Registry) -> None:
     """A plugin's names break none of them: they measure as without the plugin."""
     for name in shipped():

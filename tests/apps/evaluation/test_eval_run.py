@@ -129,7 +129,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 5, 11])
+@pytest.mark.parametrize(
+    "after", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 11))]
+)
 def test_an_interrupted_evaluation_resumes_to_the_same_bytes(
     tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +196,7 @@ def test_pictures_of_another_model(tmp_path: Path) -> None:
     assert "equal" in table[1]
 
 
+@pytest.mark.slow
 def test_scores_in_tokens_compare_only_in_the_same_tokens(tmp_path: Path) -> None:
     """Nats a code of another codebook are another unit: the table would call one model worse."""
     ours = evaluate(tmp_path / "a")
@@ -312,6 +315,7 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert main(["eval", "score", again, "--metric", "rouge"]) == 0
 
 
+@pytest.mark.slow
 def test_unequal_measurements_are_not_compared(tmp_path: Path) -> None:
     one = evaluate(tmp_path / "a")
     fewer = Task("documents", "pictures", samples()[:11], {"split": "test"})

@@ -130,6 +130,7 @@ def test_all_stages_and_a_resumed_run(
     assert changed == _files(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_another_measurement_is_not_overwritten(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -227,6 +228,7 @@ def test_a_version_of_the_same_set_is_preferred() -> None:
     assert best_version(own, [*reversed(others), own]) == first
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_nats_are_those_of_the_validation_in_training(model: Model, tmp_path: Path) -> None:
     """The same rows of tokens; only the other ids, which the engine never draws there, don't count."""

@@ -80,6 +80,7 @@ def test_the_loss_by_hand(grpo):
     assert measured["clipped"].item() == 1
 
 
+@pytest.mark.slow
 def test_a_toy_gets_brighter(grpo):
     """Thirty updates: the mean grey level of pictures of 16 codes rises, of other seeds, too."""
     model = toy_model(max_text_tokens=12)

@@ -57,6 +57,7 @@ def lines(found: list[Verdict], *checks: str) -> list[tuple[str, str, str]]:
     return [(one.status, one.subject, one.text) for one in found if one.check in checks]
 
 
+@pytest.mark.slow
 def test_what_others_print_and_break_is_not_the_plugins(
     mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

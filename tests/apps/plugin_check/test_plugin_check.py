@@ -108,6 +108,7 @@ def test_strict_fails_on_warnings(write: WriteFile) -> None:
     assert Report("mine", "", "", [Verdict("api", "", "ok", "")]).passed(strict=True)
 
 
+@pytest.mark.slow
 def test_a_slow_import_is_warned_of_and_the_slow_one_named(
     write: WriteFile, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ from cm3core.errors import MissingPackageError
 )
 
 
+@pytest.mark.slow
 def test_keys_that_must_be_given_come_from_the_command_line(write: WriteFile) -> None:
     (report,) = check(write(UPSCALERS), Options(overrides=["upscaler.heat=3", "warm.mild=false"]))
     told = {

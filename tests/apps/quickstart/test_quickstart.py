@@ -237,6 +237,7 @@ def test_a_model_that_only_continues_has_no_captions(
     assert "None, and nothing inpainted" in report._captions(drawn)
 
 
+@pytest.mark.slow
 def test_drawing_and_encoding_count_as_minutes(
     overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -375,6 +375,7 @@ def never_reading(port: int, number: int, **body: Any) -> Iterator[list[socket.s
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_places_are_free_when_pictures_are_drawn_not_when_they_are_read(stream):
     limits = Limits(at_once=10, unsent_bytes=2 * MIB, spooled_bytes=400 * MIB)
@@ -387,6 +388,7 @@ def test_places_are_free_when_pictures_are_drawn_not_when_they_are_read(stream):
         server.until(lambda: all_is_given_back(server), 60)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_read_late_is_whole():
     """It went through a file meanwhile."""
     limits = Limits(unsent_bytes=MIB, spooled_bytes=400 * MIB)
@@ -408,6 +410,7 @@ def test_a_stream_that_is_read_late_is_whole():
     assert data.count(b"event: image_generation.completed") == 5
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_dropped():
     limits = Limits(send_seconds=0.6)
     with served(limits=limits) as server:

@@ -256,6 +256,7 @@ def test_sigterm_lets_requests_finish():
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_requests_that_outlast_the_drain_are_ended():
     given = json.dumps({"seconds": 1.0, "drain_seconds": 1})
     with subprocess.Popen(
@@ -359,11 +360,12 @@ def soak(number: int, seed: int) -> None:
         assert left < 20, "tasks are left over"
 
 
+@pytest.mark.slow
 def test_soak():
     soak(150, seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_soak_long():
     soak(2000, seed=2)
 

@@ -170,6 +170,7 @@ def test_packages_that_are_missing(capsys, monkeypatch):
     assert tells(refused(capsys), "error: cm3 serve: the package 'starlette'")
 
 
+@pytest.mark.slow
 def test_the_command_serves_the_default_model():
     with subprocess.Popen(
         [sys.executable, "-m", "cm3apps.cli.main", "serve", "--port", "0"],
@@ -189,6 +190,7 @@ def test_the_command_serves_the_default_model():
         assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_load_measures_throughput_and_latency(capsys):
     import doctest
 

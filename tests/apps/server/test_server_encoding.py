@@ -107,7 +107,14 @@ def result_pixels(server: Served) -> int:
     return server.workshop.gate.results.in_flight
 
 
-@pytest.mark.parametrize("name", WORK)
+#: Each way of it; the others go by the same ways.
+EACH_WAY = ("partial pictures", "a set", "a stream of turns", "a structure")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in EACH_WAY else pytest.param(name, marks=pytest.mark.slow) for name in WORK],
+)
 def test_an_encoder_that_is_stuck_keeps_no_result_from_being_drawn(name, blocked, chameleon):
     """Of the same client and of others, also with another model where one at a time is in memory."""
     path, body, each = WORK[name]

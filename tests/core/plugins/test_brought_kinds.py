@@ -213,6 +213,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_model(folder / "run", folder / "exported", "fp32")
 
 
+@pytest.mark.slow
 def test_a_model_opens_without_it(model: Path, tmp_path: Path) -> None:
     """Recipe, hash and file stay what they were; what needs the section is told who brought it."""
     without = load_registry([PARTS / "train_parts.py"], environ={})

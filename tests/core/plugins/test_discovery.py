@@ -277,6 +277,7 @@ for package in (cm3core, cm3plugins, cm3apps):
 """
 
 
+@pytest.mark.slow
 def test_no_signature_shows_the_environment() -> None:
     """`help` prints default arguments: `environ=os.environ` would print every token."""
     done = subprocess.run(

@@ -20,6 +20,7 @@ from cm3kits.retriever import RetrieverContract
 from cm3kits.samples import ListSource
 from cm3plugins.retrievers.bm25 import BM25RetrieverConfig
 from messages import tells
+from profiles import examples
 from rrf_plugin import PlainConfig, RRFConfig
 
 RRF = [
@@ -230,7 +231,7 @@ def with_defaults() -> RetrieverConfig:
 
 class TestRRF(RetrieverContract):
     config = with_defaults()
-    max_examples = 10
+    max_examples = examples(5)
 
 
 def test_a_part_that_is_a_default_gets_its_name(registry: Registry, tmp_path: Path) -> None:

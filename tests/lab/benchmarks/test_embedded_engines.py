@@ -30,6 +30,7 @@ def qdrant():
     pytest.importorskip("qdrant_edge", reason="needs pip install qdrant-edge-py")
 
 
+@pytest.mark.slow
 def test_the_engine_is_measured_beside_the_bank(qdrant, ceilings, tmp_path):
     out = tmp_path / "results.json"
     folder = tmp_path / "here"

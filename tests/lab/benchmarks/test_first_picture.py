@@ -37,6 +37,7 @@ def test_the_command(
     assert stored == [{"load": a, "first": b, "second": c} for a, b, c in seconds[1:]]
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_named(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "first-picture", "--model", "no-such-model"]) == 2
     said = capfd.readouterr().err

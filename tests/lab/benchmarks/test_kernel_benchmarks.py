@@ -136,6 +136,7 @@ class TripledProvider(TorchProvider):
         return lambda: self.function(inputs)
 
 
+@pytest.mark.slow
 def test_a_compiled_provider_is_compiled_for_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past 8 shapes torch goes on uncompiled, with a warning: a time of eager code under the name
     of compiled code."""
@@ -316,6 +317,7 @@ def add(registry):
 """
 
 
+@pytest.mark.slow
 def test_command_with_a_plugins_provider(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,6 +73,7 @@ def archived(tmp_path: Path) -> dict[str, str]:
         return {name: file.read().decode() for name, file in read.items() if file is not None}
 
 
+@pytest.mark.slow
 def test_it_ends_in_time_with_what_it_has(tmp_path: Path) -> None:
     """The first step never ends by itself: it is stopped, and the others are skipped."""
     python = stub(tmp_path, "endless", "echo begun; exec sleep 300")
@@ -110,6 +111,7 @@ def test_each_step_runs_though_others_fail(tmp_path: Path) -> None:
     assert [name for name in failed if name != "sanitizer"] == expected
 
 
+@pytest.mark.slow
 def test_an_archive_that_would_be_too_large_leaves_out_pictures(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "large.png").write_bytes(os.urandom(17 << 20))
@@ -137,6 +139,7 @@ def test_python3_alone_is_enough(tmp_path: Path) -> None:
     assert "neither python nor python3 has torch" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_training_step_is_timed(tmp_path: Path) -> None:
     """On the CPU, with a decoder whose arithmetic can be done by hand."""
     out = tmp_path / "training.json"

@@ -20,6 +20,7 @@ def model() -> Model:
     return cm3core.load("bundled:emoji64")
 
 
+@pytest.mark.slow
 def test_the_shipped_model_stays_what_it_is_in_fewer_bits(model: Model) -> None:
     """On documents of a style that was held out, where it is least sure."""
     full, bf16, int8 = measure(model, sequences(model, "comp", 6))

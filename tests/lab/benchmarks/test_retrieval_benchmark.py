@@ -134,6 +134,7 @@ def test_verdicts_by_hand():
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command_measures_everything(tmp_path, monkeypatch, capsys):
     loader = {"part": "loader", "recipe": "quickstart", "steps": 20, "share": 0.01}
     monkeypatch.setattr(runner, "loader_part", lambda registry, quick: loader)
@@ -206,6 +207,7 @@ def test_bad_arguments(capsys, arguments, message):
     assert capsys.readouterr().err.startswith(message.split("; did")[0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "cm3lab.benchmarks.runner.ceilings",

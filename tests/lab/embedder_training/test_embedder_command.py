@@ -79,6 +79,7 @@ def test_train_then_measure(tmp_path, capsys):
     assert main(["embedder", "eval", "light_encoder", f"embedder.path={weights}", "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_fit_looks_then_measure(tmp_path, capsys):
     out = str(tmp_path / "looks.safetensors")
     assert main(["embedder", "train", "looks", "-o", out, "--quiet"]) == 0

@@ -119,6 +119,7 @@ def test_all_stages_and_again(
     assert f"done: open {out / 'report.md'}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_condition_measures_the_query_alone(overrides: list[str]) -> None:
     """The same tokens count whatever is prepended; a query's own picture never is; memories
     differ as documented."""

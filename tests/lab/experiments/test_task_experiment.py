@@ -79,6 +79,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model) -> None
     monkeypatch.setattr(cm3run.model, "load", lambda *_, **__: model)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_all_tasks_and_a_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

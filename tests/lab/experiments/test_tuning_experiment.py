@@ -127,6 +127,7 @@ def stopped(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("command")
 def test_what_arms_change(folder: Path, tmp_path: Path) -> None:
     settings = TuningSettings(
@@ -162,6 +163,7 @@ def test_what_arms_change(folder: Path, tmp_path: Path) -> None:
     assert one.recipe("full", 3, 500).train.warmup_steps == 7
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("command")
 def test_losses_are_those_of_prompts(folder: Path) -> None:
     """Sums of log-probabilities that the framework's own likelihood of filled prompts gives, in both layouts;

@@ -129,6 +129,7 @@ def test_a_comp_concept_is_trained_in_another_style(corpus: EmojiCorpus) -> None
     assert {entry.concept for entry in corpus.entries if entry.split == "comp"} <= trained
 
 
+@pytest.mark.slow
 def test_no_two_of_a_sample_are_equal(corpus: EmojiCorpus) -> None:
     """Symbols and letters, where the packages repeat themselves most, held-out pictures against all
     their like."""

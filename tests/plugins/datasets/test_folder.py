@@ -16,12 +16,13 @@ from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.folder import FolderSourceConfig
 from messages import tells
 from picture_files import folder, found, picture, write
+from profiles import examples
 
 
 class TestFolder(DocumentSourceContract):
     root: Path
     pytestmark = pytest.mark.usefixtures("samples")
-    max_examples = 10
+    max_examples = examples(5)
 
     def make(self) -> DocumentSource:
         return FolderSourceConfig(path=str(self.root / "folder"), split="all").build()

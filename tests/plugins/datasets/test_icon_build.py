@@ -256,6 +256,7 @@ main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_resumes_with_equal_bytes(
     tmp_path: Path, bundled: IconCorpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

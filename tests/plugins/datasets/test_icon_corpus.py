@@ -115,6 +115,7 @@ def test_every_set_is_attributed(corpus: IconCorpus) -> None:
     assert sorted(shipped.splitlines()) == sorted(attribution(of_set).splitlines())
 
 
+@pytest.mark.slow
 def test_every_entry_has_a_drawing(corpus: IconCorpus) -> None:
     for index in range(len(corpus)):
         svg = corpus.svg(index)
@@ -193,6 +194,7 @@ def test_parts_of_compose_are_seen_but_never_together(
         assert any(set(pair) <= words for pair in held_out), thing
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_on_one_side_on_a_sample(corpus: IconCorpus) -> None:
     """Half of two sets: no held-out thing almost looks like another thing of train."""
     chosen = [

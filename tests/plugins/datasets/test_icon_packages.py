@@ -111,6 +111,7 @@ def test_drawings_that_are_not_drawn(inner: str, why: str | None) -> None:
     assert found == why or (why is not None and found is not None and found.startswith(why))
 
 
+@pytest.mark.slow
 def test_every_bundled_drawing_may_be_drawn() -> None:
     corpus = IconCorpus()
     assert {fault(corpus.svg(index)) for index in range(0, len(corpus), 40)} == {None}

@@ -25,12 +25,13 @@ from cm3plugins.datasets.icons.sets import EMOJI_TITLES, STYLE_WORDS, all_sets
 from cm3plugins.datasets.vector.captions import CaptionTemplate
 from icon_corpora import write_corpus
 from messages import tells
+from profiles import examples
 
 BELL = IconEntry("ph/bell-slash", "bell slash", "outline rounded", ("mute", "alarm"), "train")
 
 
 class TestIcons(DocumentSourceContract):
-    max_examples = 10
+    max_examples = examples(5)
 
     def make(self) -> DocumentSource:
         return IconSourceConfig(sets=["lucide", "emoji-noto"], split="comp").build()

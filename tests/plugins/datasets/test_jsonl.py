@@ -15,12 +15,13 @@ from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.jsonl import JSONLSourceConfig
 from messages import tells
 from picture_files import picture, write
+from profiles import examples
 
 
 class TestJSONL(DocumentSourceContract):
     root: Path
     pytestmark = pytest.mark.usefixtures("samples")
-    max_examples = 10
+    max_examples = examples(5)
 
     def make(self) -> DocumentSource:
         return JSONLSourceConfig(path=str(self.root / "all.jsonl"), split="all").build()

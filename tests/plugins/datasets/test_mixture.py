@@ -231,6 +231,7 @@ def test_one_part_is_the_memory() -> None:
     assert weighted.documents_fingerprint == source.documents_fingerprint
 
 
+@pytest.mark.slow
 def test_only_that_part_has_documents_in_front(tmp_path) -> None:
     """And they come from its data set, also in another split than that of training."""
     (tmp_path / "mixed.yaml").write_text(

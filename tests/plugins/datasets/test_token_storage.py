@@ -94,6 +94,7 @@ def source_of(path: str, cache: Path, **values: Any) -> TokensSource:
     return TokensSourceConfig(path=path, cache_dir=str(cache), **values).build()
 
 
+@pytest.mark.slow
 def test_the_documents_of_a_store_are_those_of_a_folder(
     bucket: str, shards: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from cm3run.build import build
 from cm3run.training.preparation import Preparation
 from messages import tells
 from picture_files import picture, write
+from profiles import examples
 from squares import PARTS
 
 PLUGIN = str(PARTS / "train_parts.py")
@@ -90,7 +91,7 @@ def shards_of_class(request: pytest.FixtureRequest, shards: Path) -> None:
 class TestTokens(DocumentSourceContract):
     shards: Path
     pytestmark = pytest.mark.usefixtures("shards_of_class")
-    max_examples = 10
+    max_examples = examples(5)
 
     def make(self) -> DocumentSource:
         return source_of(self.shards)
@@ -205,7 +206,9 @@ def test_a_stream_reads_a_part_after_another(shards: Path) -> None:
         assert not np.array_equal(order, other)
 
 
-@pytest.mark.parametrize("shuffle_shards", [1, 3, 16])
+@pytest.mark.parametrize(
+    "shuffle_shards", [3, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 16))]
+)
 def test_any_number_of_processes_has_the_same_rows(
     registry: Registry, shards: Path, shuffle_shards: int
 ) -> None:

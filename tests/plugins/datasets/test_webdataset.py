@@ -20,12 +20,13 @@ from cm3kits.dataset import DocumentSourceContract
 from cm3plugins.datasets.webdataset import WebDatasetSourceConfig, expand_braces, shard_paths
 from messages import tells
 from picture_files import folder, found, picture, write, write_tar
+from profiles import examples
 
 
 class TestWebDataset(DocumentSourceContract):
     root: Path
     pytestmark = pytest.mark.usefixtures("samples")
-    max_examples = 10
+    max_examples = examples(5)
 
     def make(self) -> DocumentSource:
         return WebDatasetSourceConfig(path=str(self.root / "{0..0}.tar"), split="all").build()

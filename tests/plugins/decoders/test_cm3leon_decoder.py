@@ -17,14 +17,15 @@ from cm3leon_parts import SDPA, TINY, VOCABULARY, build
 from cm3plugins.decoders.cm3leon import CM3LeonConfig
 from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from kit_variants import Variant
 from messages import tells
 
 
-class TestPaperDecoder(DecoderContract):
+class TestPaperDecoder(Variant, DecoderContract):
     config = TINY
 
 
-class TestPaperDecoderOnSDPA(DecoderContract):
+class TestPaperDecoderOnSDPA(Variant, DecoderContract):
     attention = SDPA
 
     config = TINY

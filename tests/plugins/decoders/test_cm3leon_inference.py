@@ -29,6 +29,7 @@ from cm3plugins.decoders.products import (
     packs,
     padded,
 )
+from profiles import examples
 
 
 class SharingDecoder(CM3LeonDecoder):
@@ -45,7 +46,7 @@ class SharingDecoder(CM3LeonDecoder):
 
 class TestSharedSegments(DecoderContract):
     attention = SDPA
-    max_examples = 20
+    max_examples = examples(8)
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,7 @@ class TestCompiledSteps(DecoderContract):
 
 
 class TestCompiledStepsOverSegments(TestCompiledSteps):
-    max_examples = 20
+    max_examples = examples(8)
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from cm3plugins.decoders import cache as pool
 from cm3plugins.decoders.llama import LlamaConfig
 from cm3plugins.decoders.llama.model import LlamaDecoder, LlamaInference
 from cm3plugins.layouts.cm3leon import CM3LeonVocabulary
+from kit_variants import Variant
+from profiles import examples
 
 TINY = LlamaConfig(num_layers=2, d_model=24, num_heads=6, d_ff=40, context_length=24)
 GROUPED = replace(TINY, num_key_heads=2)
@@ -33,25 +35,25 @@ class TestLlama(DecoderContract):
     config = TINY
 
 
-class TestGroupedOnSDPA(DecoderContract):
+class TestGroupedOnSDPA(Variant, DecoderContract):
     attention = SDPA
     config = GROUPED
 
 
-class TestSwinNormsAndBiases(DecoderContract):
+class TestSwinNormsAndBiases(Variant, DecoderContract):
     attention = SDPA
     config = replace(
         GROUPED, swin_norm=True, qkv_bias=True, qk_norm="rms_norm", qk_norm_groups=2, head_dim=6
     )
 
 
-class TestGridPositions(DecoderContract):
+class TestGridPositions(Variant, DecoderContract):
     """Queries and keys of image codes only, turned by row and column."""
 
     config = replace(GROUPED, rope="2d", qk_norm="none", head_dim=8)
 
 
-class TestTiedWithoutQueryNorms(DecoderContract):
+class TestTiedWithoutQueryNorms(Variant, DecoderContract):
     config = replace(GROUPED, qk_norm="none", tie_embeddings=True)
 
 
@@ -64,7 +66,7 @@ class TestOwnCodes(DecoderContract):
     config = OWN_CODES
 
 
-class TestOwnCodesTied(DecoderContract):
+class TestOwnCodesTied(Variant, DecoderContract):
     config = replace(OWN_CODES, tie_embeddings=True)
 
 
@@ -82,7 +84,7 @@ class SharingLlama(LlamaDecoder):
 
 class TestGroupedSegments(DecoderContract):
     attention = SDPA
-    max_examples = 15
+    max_examples = examples(5)
 
     @pytest.fixture(autouse=True)
     def _everything_pays(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,6 +312,7 @@ def test_heads_learn_and_repeat():
     assert (scores.argmax(1) == np.arange(30)).mean() > 0.8  # chance: 0.03
 
 
+@pytest.mark.slow
 def test_training_on_the_corpus_writes_heads_that_load(minilm, tmp_path, monkeypatch):
     """End to end on a dozen pictures; a second run takes the features from the cache and gives the
     same file."""

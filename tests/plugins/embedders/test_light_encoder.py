@@ -203,6 +203,7 @@ def few_icons() -> tuple[list[IconEntry], torch.Tensor]:
     return [corpus.entries[row] for row in rows], pictures
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats():
     entries, pictures = few_icons()
     first, second = (

@@ -63,6 +63,7 @@ class TestBlurredPixels(ExtractorContract):
     config = extractors.PixelsConfig(side=6, blur=True)
 
 
+@pytest.mark.slow
 def test_the_laws_of_inception(weights: Path) -> None:
     """One pass of each law: the network takes a second a picture."""
     contract = ExtractorContract.for_config(inception(weights), max_examples=1)()
@@ -114,6 +115,7 @@ def test_scaling_equals_clean_fid(pictures: list[Any]) -> None:
         assert np.abs(_scaled_cleanly(picture).numpy() - wanted).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_two_scalings_have_two_names(weights: Path, pictures: list[Any]) -> None:
     torch_like, clean = (inception(weights, resize=how).build() for how in ("torch", "clean"))
     assert (torch_like.label, clean.label) == ("pytorch", "clean")

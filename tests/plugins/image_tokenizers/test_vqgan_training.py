@@ -84,6 +84,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+@pytest.mark.slow
 def test_overfitting_few_tiles_raises_psnr(tmp_path: Path) -> None:
     """PSNR of training pictures grows by more than 10 dB, and is what the log says."""
     images = tiles()
@@ -174,6 +175,7 @@ config(training).train(tiles(), {out!r}, steps=40, resume=True, show_progress=Fa
 """
 
 
+@pytest.mark.slow
 def test_sigkill_then_resume_is_exact(tmp_path: Path) -> None:
     """A real process, killed after its first checkpoint, gives the weights of an uninterrupted run
     when resumed."""
@@ -257,6 +259,7 @@ def test_wrong_pictures_and_budgets_are_refused(tmp_path: Path) -> None:
         config().train(tiles(), tmp_path, steps=1, minutes=1.0)
 
 
+@pytest.mark.slow
 def test_minutes_end_the_run(tmp_path: Path) -> None:
     started = time.monotonic()
     config().train(tiles(), tmp_path, minutes=0.02, show_progress=False)

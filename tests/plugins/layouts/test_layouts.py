@@ -31,6 +31,7 @@ from cm3published.layouts.emu3 import Emu3LayoutConfig
 from cm3published.layouts.llamagen import LlamaGenLayoutConfig
 from layout_parts import GRID, JANUS, LAYOUTS, PICTURE, TOKENIZER, built, refusal, serializer, text
 from messages import tells
+from profiles import examples
 
 ID = TOKENIZER.special_ids()
 S, BEGIN, END, TURN = (ID[name] for name in ("<s>", "<racm3:break>", "<eoss>", "<reserved08706>"))
@@ -46,7 +47,7 @@ class TestCM3Leon(LayoutContract):
 class FewerExamples(LayoutContract):
     """The same laws again."""
 
-    max_examples = 20
+    max_examples = examples(8)
 
 
 class TestChameleon(FewerExamples):

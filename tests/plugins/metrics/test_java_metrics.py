@@ -131,6 +131,7 @@ def test_a_missing_stemmer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tells(caught.value, "metric 'meteor': the package 'snowballstemmer'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meteor", "spice"])
 def test_the_laws_of_the_jars(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meteor, spice = jars(tmp_path)

@@ -65,7 +65,7 @@ def test_two_spans_are_rejected_as_computed() -> None:
         for first in range(4):  # the first `first` candidates are not spans
             expected += 2 / total * (1 - p_valid) ** first * (1 - (1 - apart) ** (3 - first))
     rng = np.random.default_rng(3)
-    trials = 20000
+    trials = 8000
     assert agrees(
         sum(len(draw_spans(sequence, 2, rng)) == 2 for _ in range(trials)), trials, expected
     ), expected
@@ -80,7 +80,7 @@ def test_number_of_spans_is_poisson() -> None:
     total = (len(sequence) + 1) ** 2
     no_span = 1 - 2 * len(valid_pairs(sequence)) / total
     rng = np.random.default_rng(4)
-    trials = 8000
+    trials = 3000
     counts = Counter(len(spans_of(objective.mask(sequence, rng, 10**6))) for _ in range(trials))
     p_none = math.exp(-1) + sum(
         math.exp(-1) / math.factorial(n) * no_span ** (n * n) for n in range(1, 8)

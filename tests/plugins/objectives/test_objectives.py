@@ -19,8 +19,10 @@ from cm3plugins.objectives.causal import CausalObjectiveConfig
 from cm3plugins.objectives.cm3 import CM3ObjectiveConfig
 from cm3plugins.objectives.fim import FIMObjectiveConfig
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
+from kit_variants import Variant
 from messages import tells
 from objective_parts import PAIR, VOCABULARY, agrees, spans_of
+from profiles import examples
 
 
 class TestCM3(ObjectiveContract):
@@ -30,14 +32,14 @@ class TestCM3(ObjectiveContract):
 class FewerExamples(ObjectiveContract):
     """The same laws again."""
 
-    max_examples = 10
+    max_examples = examples(5)
 
 
-class TestCM3OnBoxes(FewerExamples):
+class TestCM3OnBoxes(Variant, FewerExamples):
     config = CM3ObjectiveConfig(segment_mask_probability=0.0, box_mask_probability=1.0)
 
 
-class TestCM3WithoutSentinelLoss(FewerExamples):
+class TestCM3WithoutSentinelLoss(Variant, FewerExamples):
     config = CM3ObjectiveConfig(mask_sentinel_loss=False, retrieved_loss_weight=0.1)
 
 
@@ -61,7 +63,7 @@ def test_share_of_whole_segments() -> None:
     caption, picture = (
         sequence.tokens[span.start : span.stop].tolist() for span in sequence.segments[2:]
     )
-    trials = 6000
+    trials = 2500
     counts: Counter[str] = Counter()
     for _ in range(trials):
         spans = spans_of(objective.mask(sequence, rng, 10**6))
@@ -230,7 +232,7 @@ def test_share_of_boxes() -> None:
         lambda_spans=0.0, segment_mask_probability=0.3, box_mask_probability=0.25
     ).build(VOCABULARY)
     sequence = pair_with_picture(4, 5)
-    rng, trials = np.random.default_rng(8), 6000
+    rng, trials = np.random.default_rng(8), 2500
     counts = Counter(
         min(len(spans_of(objective.mask(sequence, rng, 10**6))), 2) for _ in range(trials)
     )

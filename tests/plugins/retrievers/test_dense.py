@@ -15,12 +15,13 @@ from cm3plugins.retrievers.memory_vectors import memory_vectors, vectors_key
 from dense_parts import TableEmbedder, dense, picture, words
 from dense_parts import own_cache as own_cache  # the fixture
 from messages import tells
+from profiles import examples
 
 
 class DenseContract(RetrieverContract):
     """Few examples: five classes have the same laws."""
 
-    max_examples = 10
+    max_examples = examples(5)
     settings: ClassVar[dict[str, Any]] = {}
 
     def over(self, memory):

@@ -248,6 +248,7 @@ open_index(VectorRows.of(np.load(sys.argv[1])), IndexOptions(index="ivf"), Path(
 """
 
 
+@pytest.mark.slow
 def test_a_killed_build_starts_again(kept, tmp_path):
     """Also where there was an older index: what is half written is not taken for one."""
     before = kept.open().search(kept.rows, 5)[1]

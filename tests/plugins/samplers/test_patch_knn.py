@@ -28,8 +28,10 @@ from cm3plugins.samplers.patch_knn.database import PlaceDatabase, database_for, 
 from cm3plugins.samplers.patch_knn.sampler import PatchKNNSampler, PatchKNNSettings
 from cm3run.model import AsyncEngine
 from engine_parts import GRID, REQUESTS, VOCABULARY, make_decoder, make_engine
+from kit_variants import Variant
 from messages import tells
 from mirostat_plugin import MirostatConfig
+from profiles import examples
 
 FIRST = 50
 
@@ -42,24 +44,24 @@ def own_cache(tmp_path, monkeypatch):
 class AroundContract(SamplerContract):
     """Few examples: four classes have the same laws."""
 
-    max_examples = 10
+    max_examples = examples(4)
 
 
 class TestAroundCFG(AroundContract):
     config = PatchKNNSamplerConfig(share=0.5)
 
 
-class TestAroundTopP(AroundContract):
+class TestAroundTopP(Variant, AroundContract):
     config = PatchKNNSamplerConfig(
         share=1.0, inner=TopPSamplerConfig(), combine="nearest", neighbours=5
     )
 
 
-class TestAroundAMixture(AroundContract):
+class TestAroundAMixture(Variant, AroundContract):
     config = PatchKNNSamplerConfig(share=0.3, inner=MixtureSamplerConfig())
 
 
-class TestAroundAnotherThatRemembers(AroundContract):
+class TestAroundAnotherThatRemembers(Variant, AroundContract):
     config = PatchKNNSamplerConfig(share=0.3, inner=MirostatConfig())
 
 

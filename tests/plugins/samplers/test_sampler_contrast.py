@@ -23,6 +23,7 @@ from cm3plugins.samplers.contrastive import (
     ContrastiveSamplerConfig,
     MixtureSamplerConfig,
 )
+from profiles import examples
 from sampler_draws import MASK, SEES_ALL, draw, race, seeds, streams_of
 
 # ---- contrastive decoding
@@ -115,7 +116,7 @@ def softmax(logits_R: Tensor, temperature: float) -> np.ndarray:
     amateur_temperature=st.floats(0.3, 3),
     temperature=st.sampled_from([0.0, 0.4, 1.0, 2.0]),
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(50))
 def test_cd_k_is_equation_3_of_the_paper(
     streams, alpha, k, seed, expert_temperature, amateur_temperature, temperature
 ):

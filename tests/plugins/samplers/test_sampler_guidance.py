@@ -41,6 +41,7 @@ from cm3plugins.samplers.contrastive import (
     MixtureSamplerConfig,
 )
 from cm3plugins.text_tokenizers.byte import ByteTokenizer
+from profiles import examples
 from sampler_draws import SEES_ALL, draw, race, seeds, streams_of
 
 # ---- guidance
@@ -180,7 +181,7 @@ def test_scale_one_draws_what_the_conditional_stream_alone_draws(streams, seed, 
     typical_p=st.sampled_from([1.0, 0.8, 0.3]),
     seed=seeds,
 )
-@settings(max_examples=200)
+@settings(max_examples=examples(50))
 def test_draws_as_after_the_processors_of_janus(
     streams, scale, temperature, top_k, top_p, min_p, typical_p, seed
 ):

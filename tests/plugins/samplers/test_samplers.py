@@ -18,7 +18,9 @@ from cm3plugins.samplers.contrastive import (
     ContrastiveSamplerConfig,
     MixtureSamplerConfig,
 )
+from kit_variants import Variant
 from messages import tells
+from profiles import examples
 from sampler_draws import draw
 
 
@@ -26,7 +28,7 @@ class BundledContract(SamplerContract):
     """All bundled samplers share calls, so each is tried beside requests with one, two and three
     streams. Few examples: eight classes have the same laws."""
 
-    max_examples = 10
+    max_examples = examples(4)
 
     def companions(self):
         configs = (
@@ -42,7 +44,7 @@ class TestTopPSampler(BundledContract):
     config = TopPSamplerConfig(top_p=0.7, top_k=5)
 
 
-class TestTypicalSampler(BundledContract):
+class TestTypicalSampler(Variant, BundledContract):
     config = TopPSamplerConfig(top_p=1.0, typical_p=0.4, text_top_p=0.8, text_min_p=0.1)
 
 
@@ -57,7 +59,7 @@ class TestCFGSampler(BundledContract):
     )
 
 
-class TestCFGSamplerWithCDKSet(BundledContract):
+class TestCFGSamplerWithCDKSet(Variant, BundledContract):
     config = CFGSamplerConfig(
         guidance_scale=2.0,
         null_prompt="mask_no_retrieved",

@@ -8,14 +8,16 @@ from cm3kits.task import TaskContract, responses_of
 from cm3plugins.tasks import bundled
 from cm3plugins.tasks.bundled import TASKS
 from cm3plugins.tasks.worded import fields_of
+from profiles import examples
 
 for _name, _class in TASKS.items():
-    for _layout in ("paper", "answer_last"):
+    # without a wording of its own, `answer_last` is `paper`
+    for _layout in ("paper", "answer_last") if _class.answer_last else ("paper",):
         _title = f"Test{_class.__name__.removesuffix('Config')}{_layout.title().replace('_', '')}"
         globals()[_title] = type(
             _title,
             (TaskContract,),
-            {"config": _class(layout=_layout), "max_examples": 6, "__module__": __name__},
+            {"config": _class(layout=_layout), "max_examples": examples(3), "__module__": __name__},
         )
 
 

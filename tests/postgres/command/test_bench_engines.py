@@ -39,6 +39,7 @@ def here(postgres, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_server_is_measured_beside_the_bank(here, postgres, tmp_path):
     out = tmp_path / "results.json"
     assert main([*BENCH, "--dimension", "16", "-o", str(out)]) == 0

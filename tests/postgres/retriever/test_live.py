@@ -173,6 +173,7 @@ def test_the_server_is_killed_and_started_again(postgres):
     starting.join()
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_and_stays_away(postgres):
     config, memory = new_memory(postgres, retry_seconds=0.5)
     add(memory, encoded(source(8)))
@@ -210,6 +211,7 @@ def test_a_push_that_lost_the_server_is_repeated(postgres, monkeypatch):
     assert ids(config.build(memory, HashEmbedder())) == {one.id for one in documents}
 
 
+@pytest.mark.slow
 def test_a_server_that_stands_still_counts_as_lost(postgres):
     config, memory = new_memory(postgres, retry_seconds=0.2, timeout_seconds=2.0)
     add(memory, encoded(source(4)))
@@ -226,6 +228,7 @@ def test_a_server_that_stands_still_counts_as_lost(postgres):
     assert len(ids(retriever)) == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_may_take_its_time(postgres):
     """The limit is for one answer, not for all that a batch asks."""
     _, memory = new_memory(postgres, index=False, retry_seconds=0.0, timeout_seconds=2.0)

@@ -301,6 +301,7 @@ def test_a_full_disk_leaves_nothing(
     assert "can't be written ([Errno 28] No space left on device)" in message
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
     source = write_meta(tmp_path / "meta", meta_shards(1))
     script = (

@@ -82,6 +82,7 @@ def test_the_loss_of_transformers_is_infinite(folder: Path) -> None:
     assert not math.isfinite(theirs(ids, labels=ids).loss.item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_conversations_are_tuned_on(folder: Path, tmp_path: Path, method: str, capsys: Any) -> None:
     pytest.importorskip("peft", reason="peft is not installed")
@@ -123,6 +124,7 @@ def _is_converted_back(model: Path, own: dict[str, Tensor], folder: Path) -> Non
     assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_only_rows_of_image_codes_are_tuned(folder: Path, tmp_path: Path, capsys: Any) -> None:
     """Anole's: the head's rows of codes, nothing else; the request is no part of the loss."""
     run = tuned(folder, "head", "pictures.jsonl")

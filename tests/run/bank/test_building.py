@@ -176,6 +176,7 @@ def test_a_full_disk_is_told_and_costs_a_shard(tmp_path, monkeypatch):
     assert built(tmp_path / "bank").verify() == []
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment(tmp_path):
     """Real processes, really killed: the same bytes in the end, and after each kill the old bank or
     the new one."""

@@ -80,6 +80,7 @@ def test_a_cut_array_and_one_of_objects_are_refused(tmp_path: Path) -> None:
     assert map_bytes(path)[:6].tobytes() == b"\x93NUMPY"
 
 
+@pytest.mark.slow
 def test_a_bank_of_many_shards_keeps_no_file_open(tmp_path: Path) -> None:
     """60 shards of four files each, where 40 files may be open."""
     built(tmp_path / "bank", 60, shard_size=1)

@@ -208,6 +208,7 @@ def test_why_a_helper_failed_is_said_unless_it_is_why_the_build_does(tmp_path, c
     assert files(tmp_path / "c" / "bank") == files(whole.folder)
 
 
+@pytest.mark.slow
 def test_a_helper_tells_its_error_alone(tmp_path):
     """On its output, without what a plugin prints, and not beside the command's own errors."""
     (tmp_path / "noisy.py").write_text("import os\nprint('noise')\nos.system('echo more')\n")

@@ -47,7 +47,7 @@ def change_header(path: Path, rng: random.Random) -> None:
     path.write_bytes(changed_tensors(path.read_bytes(), rng))
 
 
-@pytest.mark.parametrize("cases", [CASES, pytest.param(MANY_CASES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [CASES, pytest.param(MANY_CASES, marks=pytest.mark.extended)])
 @pytest.mark.parametrize("hashed", [True, False])
 @pytest.mark.parametrize(
     ("name", "spoil"),

@@ -20,6 +20,7 @@ from cm3plugins.samplers.cfg import CFGSamplerConfig
 from cm3plugins.samplers.planned import PlannedSampler
 from cm3run.generation.engine import Failed, Finished, PictureGrown, TextGrown, TokensDrawn
 from engine_parts import REQUESTS, SERIALIZER, WARM, make_engine
+from profiles import examples
 
 
 class Unreadable(Exception):
@@ -91,19 +92,27 @@ def completed(session, requests):
     return [ends[number] for number in numbers], events
 
 
-@pytest.mark.parametrize("said", RAISED)
-def test_what_a_draw_raises_ends_its_request_alone(decoder, said):
-    sampler = Raising(RAISED[said])
-    asked = [
-        replace(request, seed=seed, sampler=own)
-        for request in (REQUESTS[0], REQUESTS[4])
+@pytest.fixture(scope="module")
+def alone(decoder):
+    """What requests draw one by one, by document and seed."""
+    return {
+        (place, seed): make_engine(decoder, WARM).complete([replace(REQUESTS[place], seed=seed)])[0]
+        for place in (0, 4)
         for seed in SEEDS
+    }
+
+
+@pytest.mark.parametrize("said", RAISED)
+def test_what_a_draw_raises_ends_its_request_alone(decoder, alone, said):
+    sampler = Raising(RAISED[said])
+    places = [(place, seed) for place, seed in alone for _ in range(2)]
+    asked = [
+        replace(REQUESTS[place], seed=seed, sampler=own)
+        for place, seed in alone
         for own in (sampler, None)
     ]
     ends, _ = in_a_thread(lambda: completed(make_engine(decoder, WARM).open(), asked))
-    plain = [replace(request, sampler=None) for request in asked]
-    alone = [make_engine(decoder, WARM).complete([one])[0] for one in plain]
-    for request, end, own in zip(asked, ends, alone, strict=True):
+    for request, end, own in zip(asked, ends, map(alone.get, places), strict=True):
         if request.sampler is sampler and request.seed == 3:
             assert isinstance(end, Failed)
             assert end.error.place == f"request {end.request}"
@@ -176,7 +185,7 @@ def test_a_step_that_fails_for_nobody_knows_whom_is_done_again_apart(decoder, ra
     assert session.num_rows == 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(10))
 @given(
     asked=st.lists(st.sampled_from(REQUESTS), min_size=2, max_size=6),
     token=st.integers(4, 14),

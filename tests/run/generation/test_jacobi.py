@@ -218,10 +218,16 @@ def probabilities(decoder, serializer: Serializer, document: Document, plan) -> 
     return found
 
 
-@pytest.mark.slow
-def test_a_million_draws_have_the_decoders_distribution():
-    """112,000 pictures of nine codes, each 0 or 1, with guidance: how often each of the 512 comes, by chi-square."""
-    grid, number = (3, 3), 112_000
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(12_000, marks=pytest.mark.slow),
+        pytest.param(112_000, marks=pytest.mark.extended),
+    ],
+)
+def test_many_draws_have_the_decoders_distribution(number):
+    """Pictures of nine codes, each 0 or 1, with guidance: how often each of the 512 comes, by chi-square."""
+    grid = (3, 3)
     vocabulary = CM3LeonVocabulary(num_text=4 + len(LETTERS), num_image=2, num_sentinels=8)
     serializer = Serializer(vocabulary, LetterTokenizer(), grid)
     torch.manual_seed(5)

@@ -18,7 +18,7 @@ from messages import tells
 from profiles import examples
 
 
-@settings(max_examples=examples(25))
+@settings(max_examples=examples(12))
 @given(data=st.data())
 def test_late_joiners_cancelled_neighbours_and_mixed_samplers_change_nothing(decoder, data):
     """Each request draws the same tokens as when it is alone.
@@ -88,14 +88,14 @@ def test_invalid_requests_are_reported_and_the_others_completed(decoder):
     assert {event.request for event in events if isinstance(event, Finished)} == {0, 3}
 
 
-def test_a_thousand_mixed_requests_leave_nothing_behind(decoder):
+def test_many_mixed_requests_leave_nothing_behind(decoder):
     """A long-running session holds no more memory, rows or objects than at its start."""
     session = make_engine(decoder, WARM, max_rows=12).open()
     rng = np.random.default_rng(0)
     done, sizes, pool = 0, [], []
     submitted = 0
-    while done < 1000:
-        while submitted < 1000 and len(session.waiting) < 4:
+    while done < 240:
+        while submitted < 240 and len(session.waiting) < 4:
             request = replace(REQUESTS[int(rng.integers(len(REQUESTS)))], seed=submitted)
             number = session.submit(request)
             submitted += 1
@@ -104,11 +104,13 @@ def test_a_thousand_mixed_requests_leave_nothing_behind(decoder):
         done += sum(isinstance(event, (Finished, Cancelled, Failed)) for event in session.step())
         cache = session._batch._cache
         pool.append(0 if cache is None else cache.keys_LKND.numel())
-        if submitted % 100 == 0:
+        if len(pool) % 8 == 0 or done >= 240:
             gc.collect()
-            sizes.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+            alive = sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+            sizes.append((submitted, alive))
     assert not session.busy
     assert session.num_rows == 0
     assert max(pool) <= 12 * 66 * 2 * 2 * 16 * 2
     assert max(pool[len(pool) // 2 :]) <= max(pool[: len(pool) // 2]) * 1.5
-    assert max(sizes[-20:]) <= max(sizes[:20]) + 50
+    first = max(alive for after, alive in sizes if after <= 80)
+    assert sizes[-1][1] <= max(alive for after, alive in sizes if after > 200) <= first + 50

@@ -18,6 +18,7 @@ from messages import tells
 SHIPPED = Path(cm3plugins.__file__).parent / "assets" / "models" / "emoji64"
 
 
+@pytest.mark.slow
 def test_a_model_draws_with_another_split_than_it_was_trained_on(tmp_path: Path) -> None:
     folder = shutil.copytree(SHIPPED, tmp_path / "model")
     recipe = (folder / "recipe.yaml").read_text()

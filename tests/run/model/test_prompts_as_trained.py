@@ -160,7 +160,7 @@ def test_the_stream_of_a_question_that_sees_no_text_captions() -> None:
 
 
 @given(st.integers(0, 99), some_missing, st.sampled_from([1.0, 2.0]))
-@settings(max_examples=examples(15))
+@settings(max_examples=examples(6))
 def test_probabilities_are_the_engines_and_known_codes_stay(
     seed: int, missing: list[bool], text_scale: float
 ) -> None:

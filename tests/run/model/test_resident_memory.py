@@ -17,6 +17,7 @@ from engine_parts import REQUESTS, make_decoder, make_engine
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "many_requests.py"
 
 
+@pytest.mark.slow
 def test_an_engine_forgets_the_samplers_of_its_requests() -> None:
     """Each call of a model makes its own, which may hold tensors."""
     settings = CFGSamplerConfig(guidance_scale=2.0)
@@ -32,9 +33,15 @@ def test_an_engine_forgets_the_samplers_of_its_requests() -> None:
     assert engine.batch_size > 0, "the engine's own sampler is known whatever came between"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("options", [[], ["--async"]], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param([], marks=pytest.mark.extended),
+        pytest.param(["--async"], marks=pytest.mark.slow),
+    ],
+    ids=["sync", "async"],
+)
 def test_thousands_of_requests_leave_resident_memory_flat(options: list[str]) -> None:
     shown = subprocess.run(
         [sys.executable, SCRIPT, "2000", *options], capture_output=True, text=True, check=True

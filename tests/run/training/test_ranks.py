@@ -130,6 +130,15 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Rep
         case(folder / "shards", 1, *MUON, name="shards, then one"),
         case(folder / "versions", 2, versions=1),
         case(folder / "rows", 3),
+    ]
+    return folder, run(folder, cases)
+
+
+@pytest.fixture(scope="module")
+def more(quick: tuple[Path, dict[str, Report]]) -> tuple[Path, dict[str, Report]]:
+    """Runs that tune, and machines that differ."""
+    folder, _ = quick
+    cases = [
         case(folder / "shares", 2, arguments=[1, *SHARED]),
         case(folder / "precision", 2, "train.precision=bf16", answer=FP32),
         case(folder / "devices", 2, answer=[1, "cm3run.processes:_own_device", "cuda:0"]),
@@ -217,9 +226,10 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
     ]
 
 
-def test_machines_that_differ(quick: tuple[Path, dict[str, Report]]) -> None:
+@pytest.mark.slow
+def test_machines_that_differ(more: tuple[Path, dict[str, Report]]) -> None:
     """Each would wait for what the others don't do, or compute otherwise without a word."""
-    _, reports = quick
+    _, reports = more
     causes = {
         "shares": r"--shard 2, and process 0 on .* has not given\n  next: start all with the same",
         "precision": r"precision fp32, and process 0 on .* has bf16\n  next: set train.precision to fp32",
@@ -231,9 +241,10 @@ def test_machines_that_differ(quick: tuple[Path, dict[str, Report]]) -> None:
         assert re.match(rf"error: process 1 of 2.*: (has|is) {cause}", shown), shown
 
 
-def test_processes_tune_in_part_with_a_decoder_each(quick: tuple[Path, dict[str, Report]]) -> None:
+@pytest.mark.slow
+def test_processes_tune_in_part_with_a_decoder_each(more: tuple[Path, dict[str, Report]]) -> None:
     """Adapters, and rows of a table, on a model whose weights lie in parts."""
-    folder, reports = quick
+    folder, reports = more
     for name in ("lora of one", "lora", "lora, then one", "head of one", "head"):
         assert set(reports[name]["codes"]) == {0}, reports[name]
     assert_same_run(folder / "lora of one", folder / "lora", ADAPTER)
@@ -243,10 +254,11 @@ def test_processes_tune_in_part_with_a_decoder_each(quick: tuple[Path, dict[str,
     assert any(bool(tensor.any()) for name, tensor in adapter.items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_is_tuned_in_part_is_not_shared(
-    quick: tuple[Path, dict[str, Report]],
+    more: tuple[Path, dict[str, Report]],
 ) -> None:
-    _, reports = quick
+    _, reports = more
     assert reports["lora shared"]["codes"] == [2, 2]
     assert reports["lora shared"]["printed"] == [
         "error: --shard: is 2, and tune.method=lora trains a part of the decoder, which can't be "

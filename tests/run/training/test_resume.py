@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cm3run.checkpoint import OPTIMIZER, WEIGHTS
 from cm3run.training.metrics import read_metrics
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "train" / "kill_and_resume.py"
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     """Half of the time goes into saving (every other step), so that kills hit it too.
 

@@ -137,6 +137,7 @@ def test_memory_refused_in_the_middle_of_a_run(
         loop.train(recipe("train.steps=1"), tmp_path / "run", registry, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS")
 def test_a_limit_on_address_space_is_a_limit() -> None:
     shown = subprocess.run(

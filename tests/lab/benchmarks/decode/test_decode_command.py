@@ -143,6 +143,7 @@ def test_command_measures_all_parts(
     assert tells(printed.err, "... engine: 0 of 64")
 
 
+@pytest.mark.slow
 def test_interrupted_run_keeps_what_it_has(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_without_transformers_the_engine_is_measured_alone(
     assert "janus              not run: transformers is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_provider_that_fails_is_in_the_exit_code(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
