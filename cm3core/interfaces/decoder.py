@@ -59,6 +59,12 @@ class DecoderConfig(ComponentConfig):
         arithmetic; None (the default): not known."""
         return None
 
+    @property
+    def codes_together(self) -> int:
+        """Number of codes of one place of a picture that the decoder predicts in one forward pass. The default is 1:
+        one code after the other, which serves every form of pictures (`cm3core.picture_form`)."""
+        return 1
+
     def attention_head_dim(self) -> int | None:
         """Return the dimension of an attention head; None (the default): not known."""
         return None

@@ -263,6 +263,7 @@ class Recipe(KindSections):
         self._check_read()
         self._check_vocabulary()
         self._check_layout()
+        self._check_places()
         self._check_context()
         self._check_heads()
         self._check_candidates()
@@ -314,6 +315,21 @@ class Recipe(KindSections):
                 f"{self.component_names['attention']!r} takes heads of at most {largest} numbers, and "
                 f"the decoder's have {dim}",
                 "use more heads, or another attention backend (cm3 kinds attention)",
+            )
+
+    def _check_places(self) -> None:
+        """Check that the decoder predicts together as many codes as a place has, or one."""
+        decoder, tokenizer = available(self.decoder), available(self.image_tokenizer)
+        if decoder is None or tokenizer is None or decoder.codes_together == 1:
+            return
+        form, number = tokenizer.form, decoder.codes_together
+        if form.depth != number:
+            raise RecipeError(
+                "decoder",
+                f"{self.component_names['decoder']!r} predicts {number} codes of a place together, and pictures "
+                f"of image_tokenizer {self.component_names['image_tokenizer']!r} are {form.name}",
+                "give the decoder that number, or choose one that predicts codes one after the other "
+                "(cm3 kinds decoder)",
             )
 
     def _check_vocabulary(self) -> None:

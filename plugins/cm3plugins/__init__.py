@@ -192,8 +192,9 @@ def cm3_objectives() -> Mapping[str, type[ObjectiveConfig]]:
 def cm3_decoders() -> Mapping[str, type[DecoderConfig]]:
     from cm3plugins.decoders.cm3leon import CM3LeonConfig
     from cm3plugins.decoders.llama import LlamaConfig
+    from cm3plugins.decoders.places import PlacesConfig
 
-    return {"cm3leon": CM3LeonConfig, "llama": LlamaConfig}
+    return {"cm3leon": CM3LeonConfig, "llama": LlamaConfig, "places": PlacesConfig}
 
 
 @hookimpl

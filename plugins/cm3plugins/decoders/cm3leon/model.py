@@ -128,9 +128,13 @@ class CM3LeonDecoder(TransformerDecoder):
         """`layers`, typed."""
         return cast(list[Block], list(self.layers))
 
+    def embed_ids(self, tokens_BT: Tensor) -> Tensor:
+        """The embedding of each token, [B, T, E]."""
+        return cast(Tensor, self.embed_tokens(tokens_BT))
+
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor, cells_BT: Tensor | None) -> Tensor:
         """Token + position (+ row + column of an image code's cell)."""
-        x_BTE = self.embed_tokens(tokens_BT)
+        x_BTE = self.embed_ids(tokens_BT)
         if x_BTE.device.type == "cpu":  # stored in bfloat16: sums are not
             x_BTE = x_BTE.to(torch.promote_types(x_BTE.dtype, torch.float32))
         x_BTE = x_BTE + self.embed_positions(positions_BT)

@@ -1,0 +1,68 @@
+"""`places`: config of a decoder that predicts all codes of a place together. Light: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from cm3core.errors import RecipeError
+from cm3core.vocab import Vocabulary
+from cm3plugins.decoders.cm3leon import CM3LeonConfig
+
+if TYPE_CHECKING:
+    from cm3core.interfaces.attention import AttentionBackend
+    from cm3plugins.decoders.places.model import PlacesDecoder
+
+
+@dataclass(kw_only=True)
+class PlacesConfig(CM3LeonConfig):
+    """The decoder `cm3leon`, with one position for all codes of a place of a picture.
+
+    The input of a place is the sum of its codes' embeddings, and its output predicts all codes of the next place: the
+    "parallel" pattern of MusicGen (Copet et al. 2023, arXiv:2306.05284, section 2.2), as the factorised heads of bitwise
+    tokenizers do (Infinity, arXiv:2412.04431, section 3.2). A picture of R x C places with k codes each costs R * C
+    forwards instead of R * C * k. Codes of one place do not see each other, so the decoder can't represent their
+    dependence within a place; `cm3leon` predicts them one after the other.
+
+    Each slot of a place needs codes of its own (`CodeRules.by_slot`), because the rows of the head that belong to a
+    slot's codes are its own head.
+
+    Args:
+        codes_per_place: codes of a place, the image tokenizer's depth.
+    """
+
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **CM3LeonConfig.ranges,
+        "codes_per_place": (1, 1024),
+    }
+
+    codes_per_place: int = 4
+
+    @property
+    def codes_together(self) -> int:
+        """`codes_per_place`."""
+        return self.codes_per_place
+
+    def places(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of places of a grid of (rows, codes per row); raises `RecipeError` if they don't divide."""
+        if grid[1] % self.codes_per_place:
+            raise RecipeError(
+                "decoder.codes_per_place",
+                f"is {self.codes_per_place}, and pictures have {grid[1]} codes per row",
+                "use the number of codes per place of the image tokenizer, or the decoder cm3leon",
+            )
+        return grid[0], grid[1] // self.codes_per_place
+
+    def num_parameters(self, vocabulary: Vocabulary, grid: tuple[int, int]) -> int:
+        """Number of parameters of the decoder that `build` returns, by arithmetic."""
+        return super().num_parameters(vocabulary, self.places(grid))
+
+    def build(
+        self, vocabulary: Vocabulary, attention: AttentionBackend, grid: tuple[int, int]
+    ) -> PlacesDecoder:
+        """The decoder, initialised from torch's global generator on torch's default device."""
+        from cm3plugins.decoders.places.model import PlacesDecoder
+
+        self.check()
+        return PlacesDecoder(self, vocabulary.size, attention, self.places(grid))
