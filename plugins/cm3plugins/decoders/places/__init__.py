@@ -65,4 +65,6 @@ class PlacesConfig(CM3LeonConfig):
         from cm3plugins.decoders.places.model import PlacesDecoder
 
         self.check()
-        return PlacesDecoder(self, vocabulary.size, attention, self.places(grid))
+        return PlacesDecoder(
+            self, vocabulary.size, attention, self.places(grid), self.codes_per_place
+        )

@@ -24,7 +24,7 @@ from cm3plugins.decoders.cm3leon.model import CM3LeonDecoder, CM3LeonInference
 if TYPE_CHECKING:
     from cm3core.interfaces.attention import AttentionBackend
     from cm3plugins.decoders.cache import CM3LeonCache
-    from cm3plugins.decoders.places import PlacesConfig
+    from cm3plugins.decoders.cm3leon.settings import CM3LeonSettings
 
 #: In folded tokens: a slot without a code.
 NOTHING = -1
@@ -95,17 +95,19 @@ class PlacesDecoder(CM3LeonDecoder):
         vocab_size: number of ids.
         attention: attention backend.
         places: (rows, columns) of places of a picture.
+        depth: codes of a place.
     """
 
     def __init__(
         self,
-        config: PlacesConfig,
+        config: CM3LeonSettings,
         vocab_size: int,
         attention: AttentionBackend,
         places: tuple[int, int],
+        depth: int,
     ) -> None:
         super().__init__(config, vocab_size, attention, places)
-        self.depth = config.codes_per_place
+        self.depth = depth
 
     def embed_ids(self, tokens_BT: Tensor) -> Tensor:
         """The embedding of each token; of folded tokens [B, P, k] the sum of a position's."""
