@@ -1,14 +1,14 @@
-"""Who is to be named for a picture: the documents that were in front when it was drawn, with their licences, written
-into its file and read from there.
+"""Attribution of pictures: the documents that were prepended when a picture was generated, with their licences, are
+written into its file and read back.
 
-A file of a generated picture is made by `png`, `encoded` and `svg` alone, and each takes `PictureFacts`, which name
-the documents: no licence's attribution can be left out. What is written:
+Files of generated pictures are made only by `png`, `encoded` and `svg`. Each takes `PictureFacts`, which list the
+documents, so no attribution that a licence requires can be left out. The metadata are stored as follows:
 
     PNG           text chunks (prompt, seed, ... and `documents`, JSON), and an XMP packet
     JPEG, WebP    the XMP packet, with the chunks as JSON in it
     SVG           <metadata>, RDF in Dublin Core's and Creative Commons' terms, with the chunks as JSON in it
 
-Files that are read may come from anyone: nothing that they name is opened.
+Files to be read may come from anyone, so nothing that they name is opened.
 """
 
 from __future__ import annotations
@@ -63,18 +63,18 @@ __all__ = [
 ]
 
 
-#: Keys of a PNG's text chunks: the documents' ids, and all that is known of them.
+#: Keys of a PNG's text chunks: the documents' ids, and their full credits.
 RETRIEVED, DOCUMENTS = "retrieved", "documents"
 
 
 @dataclass(frozen=True)
 class Credit:
-    """A document that was in front of a picture.
+    """A document that was prepended for a picture.
 
     Args:
-        id: its name in the memory; "context 0", ... for one that was given by hand.
-        provenance: what is known of it.
-        nearness: of the picture to it, 0..1; None where that is not known.
+        id: its name in the memory; "context 0", ... for one that the caller passed.
+        provenance: its licence and source.
+        nearness: of the picture to it, 0..1; None if unknown.
     """
 
     id: str
@@ -83,7 +83,7 @@ class Credit:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the picture is nearly a copy of it."""
+        """Whether the picture is almost a copy of it."""
         return self.nearness is not None and self.nearness >= NEARLY_A_COPY
 
     @property
@@ -98,7 +98,7 @@ class Credit:
 
     @property
     def line(self) -> str:
-        """The full attribution: title, author, set, licence with its address, address, and where it was published.
+        """The full attribution: title, author, set, licence with its address, address, and place of publication.
 
         >>> print(Credit("x/bell", Provenance("CC-BY-4.0", "npm x 1", "Ann", "x", "bell", "https://x.org")).line)
         x/bell: "bell" by Ann, of x; CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/; https://x.org; npm x 1
@@ -115,7 +115,7 @@ class Credit:
         return f"{self.id}: {'; '.join(dict.fromkeys(part for part in parts if part))}"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, as files and the API have it; texts that are not known are ""."""
+        """All fields, as in files and the API; unknown texts are ""."""
         own = self.provenance
         known = {"id": self.id, **asdict(own), "link": own.address}
         known["licence_link"] = own.licence_link
@@ -125,7 +125,7 @@ class Credit:
 
 
 def credit_in(values: object) -> Credit:
-    """What `Credit.as_json` made, read again; raises `TypeError`, `KeyError` or `ValueError` for anything else."""
+    """Read the output of `Credit.as_json`; raises `TypeError`, `KeyError` or `ValueError` for anything else."""
     if not isinstance(values, dict) or not isinstance(values["id"], str):
         raise TypeError("no document")
     near = values.get("nearness")
@@ -136,13 +136,13 @@ def credit_in(values: object) -> Credit:
 
 
 def nearest(credits: Iterable[Credit]) -> Credit | None:
-    """The one that the picture is nearest to, the first of equals; None: that is known of none."""
+    """The credit with the greatest nearness, the first on ties; None: no nearness is known."""
     known = [one for one in credits if one.nearness is not None]
     return max(known, key=lambda one: one.nearness or 0.0, default=None)
 
 
 def told_copy(credits: Iterable[Credit]) -> str:
-    """What a picture is that is nearly a copy of a document; "" for one that is none.
+    """Describes a near-copy of a document; "" if the picture is not one.
 
     >>> told_copy([Credit("ph/bell", Provenance("MIT"), 0.91), Credit("ph/key", nearness=0.2)])
     'nearly a copy of ph/bell (MIT)'
@@ -152,7 +152,7 @@ def told_copy(credits: Iterable[Credit]) -> str:
 
 
 def together(pictures: Iterable[Sequence[Credit]]) -> tuple[Credit, ...]:
-    """The documents of all pictures of a sheet, each once, with the greatest nearness of any picture to it."""
+    """The documents of all pictures on a sheet, each once, with its greatest nearness to any picture."""
     found: dict[tuple[str, Provenance], Credit] = {}
     for one in (one for own in pictures for one in own):
         key = one.id, one.provenance
@@ -164,22 +164,22 @@ def together(pictures: Iterable[Sequence[Credit]]) -> tuple[Credit, ...]:
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """All that is written with a picture.
+    """All metadata of a picture.
 
     Args:
-        texts: what made it: prompt, seed, model, ...; by their keys in PNG files.
-        credits: the documents that were in front.
+        texts: how it was made: prompt, seed, model, ...; by their keys in PNG files.
+        credits: the documents that were prepended.
     """
 
     texts: Mapping[str, str]
     credits: tuple[Credit, ...]
 
     def with_texts(self, **texts: str) -> PictureFacts:
-        """The same of the same picture, with more texts."""
+        """A copy with additional texts."""
         return replace(self, texts={**self.texts, **texts})
 
     def after(self, credits: Iterable[Credit]) -> PictureFacts:
-        """The same of a picture that was made of another one: also the documents that were in front of that."""
+        """The metadata of a picture made from another one: a copy with the other picture's credits added."""
         own = {(one.id, one.provenance) for one in self.credits}
         more = together([[replace(one, nearness=None) for one in credits]])
         new = tuple(one for one in more if (one.id, one.provenance) not in own)
@@ -197,11 +197,11 @@ class PictureFacts:
         return ", ".join([program(), *filter(None, [self.texts.get("model", "")])])
 
 
-#: The PNG chunk that readers of XMP look for.
+#: The PNG chunk in which readers look for XMP.
 XMP_KEY = "XML:com.adobe.xmp"
-#: The element of our chunks, as JSON.
+#: The element that holds the chunks as JSON.
 FACTS = "{urn:cm3leon:facts}facts"
-#: Largest XMP packet that a JPEG file holds, in bytes.
+#: Size limit of the XMP packet in a JPEG file, in bytes.
 _XMP_BYTES = 65_000
 _GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _NAMESPACES = {
@@ -220,14 +220,14 @@ _METADATA = re.compile(r"\s*(?:<metadata\b[^>]*?/>|<metadata\b.*?</metadata>)\s*
 
 
 def png(pixels: NDArray[np.uint8], facts: PictureFacts) -> bytes:
-    """The bytes of a PNG; pixels as `cm3core.images.png_bytes` takes them."""
+    """Encode a PNG; pixels as for `cm3core.images.png_bytes`."""
     return png_bytes(pixels, facts.chunks() | {XMP_KEY: xmp(facts, with_chunks=False)})
 
 
 def encoded(
     pixels: NDArray[np.uint8], format: str, facts: PictureFacts, *, quality: int = 100
 ) -> bytes:
-    """The bytes of a picture file.
+    """Encode a picture file.
 
     Args:
         pixels: uint8 [height, width, 3 or 4].
@@ -238,12 +238,12 @@ def encoded(
     if format == "png":
         return png(pixels, facts)
     packet = xmp(facts).encode()
-    if len(packet) > _XMP_BYTES:  # a prompt may be long; the documents stay
+    if len(packet) > _XMP_BYTES:  # drop the prompt, which may be long; keep the documents
         packet = xmp(replace(facts, texts={}), with_chunks=False).encode()
     if len(packet) > _XMP_BYTES:
         raise DataError(
             f"{format} file",
-            f"can't name the {len(facts.credits)} documents that were in front",
+            f"has no room for the {len(facts.credits)} documents that were prepended",
             "write a PNG",
         )
     file = io.BytesIO()
@@ -252,10 +252,10 @@ def encoded(
 
 
 def svg(text: str, facts: PictureFacts) -> str:
-    """An SVG with the facts as its `<metadata>`, in place of such as it has.
+    """An SVG with the facts as its `<metadata>`, replacing any that it has.
 
     Raises:
-        DataError: it has no `<svg>` element.
+        DataError: the text has no `<svg>` element.
     """
     return _with_metadata(text, _rdf(facts, "cc:Work"))
 
@@ -266,24 +266,24 @@ def _with_metadata(text: str, rdf: ElementTree.Element) -> str:
     if opening is None:
         raise DataError("SVG", "has no <svg> element", "give an SVG")
     written = f"<metadata>\n{_serialised(rdf)}\n</metadata>"
-    if opening[1]:  # <svg ... /> has no place for it
+    if opening[1]:  # <svg ... /> is self-closing
         return text.replace(opening[0], f"{opening[0][:-2]}>\n{written}\n</svg>", 1)
     return text.replace(opening[0], f"{opening[0]}\n{written}\n", 1)
 
 
 def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]]:
-    """A document's own file, with whom to name for it: in the metadata of an SVG, beside any other as REUSE has it
-    (https://reuse.software), in FILE.license.
+    """A document's original file with its attribution: in the metadata of an SVG; for other files in FILE.license, as
+    REUSE specifies (https://reuse.software).
 
-    Returns the ends of the files' names, and their bytes.
+    Returns the suffixes of the files' names, and their bytes.
 
     Raises:
-        DataError: the file is no SVG though it is called one, or its ending is none.
+        DataError: an .svg file is not an SVG, or the file name extension is invalid.
     """
     place = f"original of {credit.id}"
     if not _SUFFIX.fullmatch(original.suffix):
         raise DataError(
-            place, f"has the ending {original.suffix!r}", "use one such as .svg or .jpg"
+            place, f"has the extension {original.suffix!r}", "use one such as .svg or .jpg"
         )
     if original.suffix == ".svg":
         texts = {"original": credit.id}
@@ -295,7 +295,9 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
         try:
             text = _with_metadata(original.content.decode("utf-8"), root)
         except (UnicodeDecodeError, DataError) as error:
-            raise DataError(place, "is called .svg and is none", "correct the data set") from error
+            raise DataError(
+                place, "has the extension .svg but is not an SVG", "correct the data set"
+            ) from error
         return [(original.suffix, text.encode())]
     own_provenance = credit.provenance
     lines = {
@@ -311,23 +313,24 @@ def original_files(original: Original, credit: Credit) -> list[tuple[str, bytes]
 
 
 def xmp(facts: PictureFacts, *, with_chunks: bool = True) -> str:
-    """An XMP packet: that a model made the picture (IPTC's digital source type), and after which documents."""
+    """An XMP packet: states that a model made the picture (IPTC's digital source type), and the prepended
+    documents."""
     root = _element("x:xmpmeta")
     root.append(_rdf(facts, "rdf:Description", with_chunks=with_chunks))
     return _serialised(root)
 
 
 def licences_text(pictures: Iterable[tuple[str, Sequence[Credit]]]) -> str:
-    """The file LICENSES of a zip: for each picture, by its name, the documents that were in front."""
+    """The file LICENSES of a zip: the prepended documents of each picture, by the picture's name."""
     lines = [
-        "These pictures were generated by a model. Each was drawn after the documents that it names here, and is a",
-        "changed version of them: keep this file, or name them yourself, where you use the pictures.",
+        "These pictures were generated by a model. Each is an adaptation of the documents listed under it: keep this",
+        "file, or credit the documents yourself, wherever you use the pictures.",
         "",
     ]
     for name, credits in pictures:
         told = told_copy(credits)
         lines.append(f"{name}: {told}" if told else name)
-        lines += [f"  {_one_line(one.line)}" for one in credits] or ["  no document was in front"]
+        lines += [f"  {_one_line(one.line)}" for one in credits] or ["  no documents"]
     return "\n".join(lines) + "\n"
 
 
@@ -341,8 +344,8 @@ def _name(prefixed: str) -> str:
 
 
 def _element(name: str, text: str = "", **attributes: str) -> ElementTree.Element:
-    """An element by its prefixed name; attributes with `_` for the colon. Characters that XML can't hold are left
-    out."""
+    """An element by its prefixed name; attributes use `_` for the colon. Characters that XML can't represent are
+    dropped."""
     own = {_name(key.replace("_", ":")): _NO_XML.sub("", one) for key, one in attributes.items()}
     element = ElementTree.Element(_name(name), own)
     element.text = _NO_XML.sub("", text) or None
@@ -355,7 +358,7 @@ def _added(parent: ElementTree.Element, name: str, text: str = "", **attributes:
 
 
 def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> ElementTree.Element:
-    """What is known of the picture as RDF, in the forms that XMP allows where the node is a description."""
+    """The facts as RDF; if the node is a description, in the forms that XMP allows."""
     root = _element("rdf:RDF")
     work = _element(node, rdf_about="")
     root.append(work)
@@ -397,7 +400,7 @@ def _rdf(facts: PictureFacts, node: str, *, with_chunks: bool = True) -> Element
 
 
 def _listed(name: str, kind: str, text: str) -> ElementTree.Element:
-    """A property of XMP whose value is a list."""
+    """An XMP property whose value is a list."""
     element, values = _element(name), _element(kind)
     item = _element("rdf:li", text)
     item.set("{http://www.w3.org/XML/1998/namespace}lang", "x-default")
@@ -429,11 +432,11 @@ def _serialised(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-#: Larger SVGs, and larger files in a zip, are refused unread; and zips of more files.
+#: Size limit of an SVG and of a file in a zip, in bytes, and limit of files in a zip; more is refused unread.
 MAX_BYTES, MAX_FILES = 64 << 20, 10_000
-#: One of these keys is in every file that names its documents.
+#: Every file that lists its documents has one of these keys.
 _MADE_BY = ("recipe_hash", "original")
-#: What `zipfile` raises of damaged files: its own error is one of many.
+#: Errors of `zipfile` for damaged files; its own error type is only one of many.
 _BROKEN_ZIP = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -450,12 +453,12 @@ _NEXT = "name a picture that cm3 generate or cm3 serve wrote"
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a file says.
+    """The metadata read from a file.
 
     Args:
-        texts: what made it, by key, without the documents.
-        credits: the documents that were in front; of files of earlier versions, nothing but ids.
-        is_credited: whether it says more of them than their ids.
+        texts: how it was made, by key, without the documents.
+        credits: the documents that were prepended; files of earlier versions have only their ids.
+        is_credited: whether more than the documents' ids is known.
     """
 
     texts: Mapping[str, str]
@@ -463,28 +466,28 @@ class FileFacts:
     is_credited: bool
 
     def again(self, **texts: str) -> PictureFacts:
-        """What is written with another version of the picture; `texts`: more, by key."""
+        """The metadata for another version of the picture; `texts`: additional ones, by key."""
         own = {key: text for key, text in self.texts.items() if key != XMP_KEY}
         return PictureFacts(own | texts, self.credits)
 
 
 def facts_in(content: bytes, place: str) -> FileFacts:
-    """What a picture's bytes say: PNG, SVG, JPEG or WebP.
+    """Read the metadata in a picture's bytes: PNG, SVG, JPEG or WebP.
 
     Raises:
-        DataError: it is no picture, says nothing, or what it says is damaged. `place`: its name in messages.
+        DataError: not a picture, no metadata, or damaged metadata. `place`: its name in messages.
     """
     texts = _in_svg(content, place) if _is_svg(content) else _in_picture(content, place)
     if not any(key in texts for key in _MADE_BY):
-        raise DataError(place, "does not say what made it", _NEXT)
+        raise DataError(place, "has no generation metadata", _NEXT)
     return _facts(texts, place)
 
 
 def facts_in_zip(content: bytes, place: str) -> dict[str, FileFacts]:
-    """What the pictures of a zip say, by their names; those that say nothing are left out.
+    """Read the metadata of the pictures in a zip, by name; pictures without metadata are skipped.
 
     Raises:
-        DataError: it is no zip, is too large, or no picture in it says what made it.
+        DataError: not a zip, too large, or no picture in it has metadata.
     """
     found: dict[str, FileFacts] = {}
     try:
@@ -501,19 +504,19 @@ def facts_in_zip(content: bytes, place: str) -> dict[str, FileFacts]:
                     try:
                         found[one.filename] = facts_in(inner, f"{place}: {one.filename}")
                     except DataError as error:
-                        if error.cause != "does not say what made it":
+                        if error.cause != "has no generation metadata":
                             raise
     except DataError:
         raise
     except _BROKEN_ZIP as error:
-        raise DataError(place, f"is a damaged zip ({error})", "get it again") from error
+        raise DataError(place, f"is a damaged zip ({error})", "download it again") from error
     if not found:
-        raise DataError(place, "holds no picture that says what made it", _NEXT)
+        raise DataError(place, "contains no picture with generation metadata", _NEXT)
     return found
 
 
 def facts_of_file(path: str | Path) -> FileFacts | None:
-    """What a picture's file says; None: it is no picture, or says nothing that can be read."""
+    """Read the metadata of a picture file; None: not a picture, or no readable metadata."""
     try:
         check_regular(path, str(path))
         if Path(path).stat().st_size > MAX_FILE_BYTES:
@@ -524,7 +527,7 @@ def facts_of_file(path: str | Path) -> FileFacts | None:
 
 
 def is_zip(content: bytes) -> bool:
-    """Whether a file's bytes begin like those of a zip."""
+    """Whether a file starts like a zip."""
     return content[:4] == b"PK\x03\x04"
 
 
@@ -540,9 +543,9 @@ def _in_svg(content: bytes, place: str) -> dict[str, str]:
 
 
 def _in_xml(content: bytes, place: str) -> dict[str, str]:
-    """The chunks that the element of our facts holds."""
+    """The chunks in the facts element."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise DataError(place, "has a document type, which is not read", _NEXT)
+        raise DataError(place, "has a document type declaration, which is refused", _NEXT)
     try:
         root = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
@@ -559,7 +562,7 @@ def _in_xml(content: bytes, place: str) -> dict[str, str]:
 def _in_picture(content: bytes, place: str) -> dict[str, str]:
     open_image(
         content, place
-    )  # reports what is wrong with a broken file; text may also follow the pixels
+    )  # reports errors in broken files; text chunks may also follow the pixels
     with Pillow.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         if isinstance(image, PngImagePlugin.PngImageFile):

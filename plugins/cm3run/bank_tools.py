@@ -1,4 +1,5 @@
-"""What a memory bank is made with, built: as a recipe says, or as the bank's manifest does."""
+"""Build the embedder and image tokenizer of a memory bank: as a recipe specifies, or as the bank's manifest
+records."""
 
 from __future__ import annotations
 
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 def config_of(
     registry: Registry, kind: str, maker: Maker, *, place: str, trust: Trust | None = None
 ) -> Any:
-    """The config of a component that a bank's manifest names, its values checked as a recipe's.
+    """The config of a component named in a bank's manifest, with its values checked like a recipe's.
 
     Args:
-        registry: the components that there are.
+        registry: the available components.
         kind, maker: of the component.
-        place: the bank's folder, or where else the bank is.
-        trust: what the model may use that the bank is given to; None: nothing is allowed outside of the bank but
-            what the user's own command named when it built the bank.
+        place: the bank's folder or address.
+        trust: resources that the bank's model may use; None: nothing outside the bank except what the user named
+            when building it.
     """
     values = {kind: {"name": maker.name, **maker.config}}
     recipe = stored_recipe(json.dumps(values), registry, label=place, writer=OURS)
@@ -45,7 +46,7 @@ def config_of(
 
 
 def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tools:
-    """What a memory bank is made with, as a recipe says.
+    """The tools that a recipe specifies for memory banks.
 
     Args:
         recipe: has sections embedder and image_tokenizer.
@@ -71,17 +72,17 @@ def tools_of(recipe: Recipe, image_tokenizer_folder: Path | None = None) -> Tool
 def bank_tools(
     folder: str | Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
 ) -> Tools:
-    """What a bank was made with, built again by its manifest and the files in it.
+    """Rebuild a bank's tools from its manifest and files.
 
     Args:
         folder: the bank's.
-        registry: the components that there are.
-        trust_endpoints: what is outside of the bank that it may use, see `open_checkpoint`.
+        registry: the available components.
+        trust_endpoints: resources outside the bank that it may use, see `open_checkpoint`.
 
     Raises:
-        TrustError: it needs what is outside of it and may not be used.
-        DataError: no bank, or what is built here is not what it was made with.
-        PluginError, RecipeError: a component is not installed, or has other keys now.
+        TrustError: it needs an untrusted resource outside the bank.
+        DataError: not a bank, or the rebuilt tools differ from those it was made with.
+        PluginError, RecipeError: a component is not installed, or its keys have changed.
     """
     folder = user_path(folder)
     manifest = Manifest.read(folder)

@@ -1,9 +1,8 @@
-"""Recipe -> objects that belong together, in one fixed order. Whoever trains a decoder or generates
-with one takes its components from here; a single one (a data set to look at, an upscaler to
-measure) is built by its config alone.
+"""Recipe -> components that belong together, built in one fixed order. Training and generation get their components
+here; a single component (a data set to look at, an upscaler to measure) is built from its config alone.
 
-What a stage does not need is built when it is first asked for: a model draws pictures without the
-data it was trained on, unless retrieved documents are wanted.
+Parts that a stage does not need are built on first use: a model can generate without its training data, unless
+documents are to be retrieved.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from cm3run.prompting import Finisher, PromptRewriter
     from cm3run.trust import Trust
 
-#: Sections a recipe must have for a stage.
+#: Sections that a recipe must have for each stage.
 NEEDED = {
     "train": ("dataset", "text_tokenizer", "image_tokenizer", "objective", "attention", "decoder"),
     "generate": ("text_tokenizer", "image_tokenizer", "attention", "decoder"),
@@ -63,17 +62,17 @@ NEEDED = {
 
 @dataclass(eq=False)
 class Components:
-    """What a recipe builds. `source`, `memory`, `embedder`, `retriever`, `prompt_rewriter`, `sampler`, `reranker`,
-    `finisher` and `upscaler` are built on first use, the rest at once.
+    """The components of a recipe. `source`, `memory`, `embedder`, `retriever`, `prompt_rewriter`, `sampler`,
+    `reranker`, `finisher` and `upscaler` are built on first use, the rest immediately.
 
     Args:
-        recipe: where the configs are.
-        registry: where they came from; its plugins' versions are stored with checkpoints.
+        recipe: holds the configs.
+        registry: provides the components; its plugins' versions are stored with checkpoints.
         text_tokenizer, image_tokenizer, vocabulary, serializer, attention, decoder: built, in this
             order.
-        memory_split: the split of the data set that is the memory; None: what is trained on. A model
-            that draws has the recipe's `generate.memory_split`.
-        trust: what the model that they are of may use outside of its folder; None: it is the user's own recipe.
+        memory_split: the split of the data set used as memory; None: the training split. For generation
+            it is the recipe's `generate.memory_split`.
+        trust: resources outside its folder that the model may use; None: the recipe is the user's own.
     """
 
     recipe: Recipe
@@ -89,23 +88,23 @@ class Components:
 
     @cached_property
     def source(self) -> DocumentSource:
-        """The data set, split as the recipe says."""
+        """The data set, in the split that the recipe names."""
         return self._checked(source_of(self.recipe, self.registry))
 
     @cached_property
     def memory(self) -> DocumentSource:
-        """The documents that can be retrieved: those of the recipe's bank, of the retriever's own
-        memory, or of the data set.
+        """The documents that can be retrieved: from the recipe's bank, the retriever's own
+        memory, or the data set.
 
         Raises:
-            CM3Error: the memory can't be opened, or has codes of another image tokenizer.
+            CM3Error: the memory can't be opened, or its codes come from another image tokenizer.
         """
         config = self.recipe.retriever
         memory = None if config is None else memory_of(config)
         if memory is None:
             try:
                 return self.memory_of_split(self.memory_split)
-            except DataError as error:  # of a model that came without its data
+            except DataError as error:  # the model was distributed without its data
                 step = f"{error.next_step}, retrieve from a bank (--bank) or nothing (--num-retrieved 0)"
                 raise DataError(error.place, error.cause, step) from error
         if isinstance(memory, Memory):
@@ -114,13 +113,13 @@ class Components:
 
     @cached_property
     def embedder(self) -> Embedder | None:
-        """The embedder, None when the recipe has none."""
+        """The embedder; None if the recipe has none."""
         config = self.recipe.embedder
         return None if config is None else built(config.build(), config, self.registry)
 
     @cached_property
     def retriever(self) -> Retriever | None:
-        """The retriever over `memory`, None when the recipe has none."""
+        """The retriever over `memory`; None if the recipe has none."""
         config = self.recipe.retriever
         if config is None:
             return None
@@ -128,7 +127,7 @@ class Components:
 
     @cached_property
     def prompt_rewriter(self) -> PromptRewriter:
-        """What decides what the memory is searched for; without such a section it is the prompt."""
+        """Decides the search query for a prompt; without this section, the prompt itself."""
         config: Any = self.recipe.section("prompt_rewriter")
         return AsItStands() if config is None else built(config.build(), config, self.registry)
 
@@ -148,12 +147,12 @@ class Components:
 
     @cached_property
     def parts(self) -> ModelParts:
-        """What samplers are given of the model."""
+        """The parts of the model that samplers receive."""
         return ModelParts(self.image_tokenizer, self.vocabulary, lambda: self.memory)
 
     @property
     def likelihood(self) -> Likelihood:
-        """How probable given contents are under the decoder, texts of prompts cut as in
+        """Computes the likelihood of given contents under the decoder, cutting texts of prompts as in
         training."""
         return Likelihood(
             self.decoder,
@@ -164,7 +163,7 @@ class Components:
 
     @cached_property
     def reranker(self) -> Reranker | None:
-        """The reranker, None when the recipe has none."""
+        """The reranker; None if the recipe has none."""
         config = self.recipe.reranker
         if config is None:
             return None
@@ -173,28 +172,28 @@ class Components:
 
     @cached_property
     def upscaler(self) -> Upscaler | None:
-        """The upscaler, None when the recipe has none."""
+        """The upscaler; None if the recipe has none."""
         config = self.recipe.upscaler
         return None if config is None else built(config.build(), config, self.registry)
 
     @cached_property
     def finisher(self) -> Finisher:
-        """What decides how a drawn picture is shown; without such a section, as it is decoded."""
+        """Decides how a generated picture is shown; without this section, as decoded."""
         config: Any = self.recipe.section("finisher")
         return AsDecoded() if config is None else built(config.build(), config, self.registry)
 
     def split(self, name: str) -> DocumentSource:
-        """Another split of the data set, e.g. "comp". Raises what the data set raises when it has
+        """Another split of the data set, e.g. "comp". Raises the data set's error if it has
         no such split."""
         return self._checked(source_of(self.recipe, self.registry, split=name))
 
     def _checked(self, source: DocumentSource) -> DocumentSource:
-        """The source, if its documents fit the tokenizers."""
+        """The source, after checking that its documents fit the tokenizers."""
         source.check_tokenizers(self.text_tokenizer.fingerprint, self.image_tokenizer.fingerprint)
         return source
 
     def memory_of_split(self, name: str | None) -> DocumentSource:
-        """The documents that the data set has to be retrieved, of a split; None: what is trained on."""
+        """The data set's documents for retrieval, from one split; None: the training split."""
         config = section(self.recipe, "dataset")
         memory = config.memory_config()
         if memory is not config:
@@ -204,7 +203,7 @@ class Components:
         return self.source if name is None else self.split(name)
 
     def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint stores to recognise the parts that decide the meaning of ids."""
+        """Fingerprints stored in a checkpoint, of the parts that determine the meaning of ids."""
         layout = self.serializer.layout.fingerprint
         return {
             "text_tokenizer": self.text_tokenizer.fingerprint,
@@ -215,8 +214,8 @@ class Components:
 
 
 def section(recipe: Recipe, kind: str) -> Any:
-    """The config of `kind`; raises `RecipeError` when the recipe has no such section, `PluginError`
-    when its component is not installed."""
+    """The config of `kind`; raises `RecipeError` if the recipe has no such section, `PluginError`
+    if its component is not installed."""
     config = getattr(recipe, kind)
     if isinstance(config, MissingComponent):
         config.refuse()
@@ -230,9 +229,9 @@ def section(recipe: Recipe, kind: str) -> Any:
 
 
 def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -> DocumentSource:
-    """The recipe's data set; with the section `task`, the documents that it makes of the records.
+    """The recipe's data set; with a section `task`, the documents that the task makes from its records.
 
-    `split`: instead of the recipe's. Raises what the data set raises when it has no such split."""
+    `split`: overrides the recipe's. Raises the data set's error if it has no such split."""
     config = section(recipe, "dataset")
     if split is not None:
         config = replace(config, split=split)
@@ -245,12 +244,12 @@ def source_of(recipe: Recipe, registry: Registry, *, split: str | None = None) -
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What a checkpoint stores of the components that are built.
+    """Components stored in a checkpoint.
 
     Args:
-        text_tokenizer: its folder. None: the recipe's file, or trained on the data set's texts.
-        image_tokenizer: its folder. None, or not there: what the recipe says.
-        max_spans: `trained_spans`, for when the objective is not installed.
+        text_tokenizer: its folder. None: use the recipe's file, or train one on the data set's texts.
+        image_tokenizer: its folder. None, or missing: as the recipe specifies.
+        max_spans: `trained_spans`, in case the objective is not installed.
     """
 
     text_tokenizer: Path | None = None
@@ -267,16 +266,16 @@ def build(
     device: torch.device | str = "cpu",
     decoder_device: torch.device | None = None,
 ) -> Components:
-    """Build what `stage` needs, in one order: data set, tokenizers, vocabulary, serializer, attention, decoder. The
-    decoder's first weights have the recipe's `train.seed`; torch's global generator stays as it was.
+    """Build everything that `stage` needs, in order: data set, tokenizers, vocabulary, serializer, attention, decoder.
+    The decoder is initialised with the recipe's `train.seed`; torch's global generator is unchanged.
 
     Args:
         recipe: composed and checked.
         registry: the plugins that it was composed with.
-        stage: "train" (data set and objective too) or "generate".
-        stored: what a checkpoint stores of them; None: nothing.
-        device: where the decoder and the image tokenizer live.
-        decoder_device: where the decoder is built, if that is another one ("meta": without weights).
+        stage: "train" (also builds data set and objective) or "generate".
+        stored: components stored in a checkpoint; None: none.
+        device: of the decoder and the image tokenizer.
+        decoder_device: device for building the decoder, if different ("meta": without weights).
 
     Raises:
         RecipeError: a section is missing, `vocabulary.num_text` is too small for the tokenizer, or
@@ -337,7 +336,7 @@ def _serializer(
     form: PictureForm,
     max_spans: int | None,
 ) -> Serializer:
-    """`max_spans`: as a checkpoint stores it, for when the objective is not installed."""
+    """`max_spans`: as stored in a checkpoint, in case the objective is not installed."""
     objective = available(recipe.objective)
     if objective is not None:
         max_spans = trained_spans(recipe, layout.vocabulary, registry)
@@ -352,7 +351,7 @@ def _serializer(
 
 
 def _usable_source(recipe: Recipe, registry: Registry) -> DocumentSource:
-    """The data set that is trained on; raises `RecipeError` for one without a usable document."""
+    """The training data set; raises `RecipeError` if it has no usable document."""
     source = source_of(recipe, registry)
     if len(source) == 0:
         split = section(recipe, "dataset").split
@@ -372,8 +371,8 @@ def _usable_source(recipe: Recipe, registry: Registry) -> DocumentSource:
 def trained_spans(
     recipe: Recipe, vocabulary: Vocabulary, registry: Registry | None = None
 ) -> int | None:
-    """Most masked spans of a sequence that training with a recipe makes; None when the recipe
-    doesn't say how the decoder is trained, or its objective is not installed. `registry`: see
+    """Maximum number of masked spans per sequence in training with a recipe. None: the recipe doesn't
+    say how the decoder is trained, or its objective is not installed. `registry`: see
     `built`."""
     config = available(recipe.objective)
     if config is None:
@@ -383,8 +382,8 @@ def trained_spans(
 
 
 def split_or_reason(components: Components, name: str) -> DocumentSource | str:
-    """A split for validation, or why there is none: a data set without it is no reason to stop
-    training."""
+    """A split for validation, or the reason it is unavailable: training can continue without
+    it."""
     try:
         source = components.split(name)
     except CM3Error as error:
@@ -395,7 +394,8 @@ def split_or_reason(components: Components, name: str) -> DocumentSource | str:
 def _text_tokenizer(
     recipe: Recipe, folder: Path | None, source: DocumentSource | None, registry: Registry
 ) -> TextTokenizer:
-    """The text tokenizer that was saved in a folder, or that a data set has, or that the config builds from its texts."""
+    """The text tokenizer: the one saved in a folder, the data set's own, or built by the config from the data set's
+    texts."""
     config: TextTokenizerConfig = section(recipe, "text_tokenizer")
     if folder is None and source is not None:
         folder = source.text_tokenizer_folder(recipe.component_names["text_tokenizer"], config)
@@ -408,7 +408,7 @@ def _text_tokenizer(
 def image_tokenizer_of(
     config: ImageTokenizerConfig, folder: Path | None, registry: Registry | None = None
 ) -> ImageTokenizer:
-    """The image tokenizer that was saved in a folder, or that the config builds where there is no
+    """The image tokenizer saved in a folder, or built from the config if there is no
     such folder; `registry`: see `built`."""
     with fitting_memory("recipe section image_tokenizer"):
         if folder is None or not folder.is_dir():
@@ -419,8 +419,8 @@ def image_tokenizer_of(
 
 @contextmanager
 def _readable_files(kind: str, folder: Path) -> Iterator[None]:
-    """Report what a component's `load` raises on missing or damaged files: they came with a
-    checkpoint or a bank, and whoever wrote the component thought of files that are whole."""
+    """Turn errors of a component's `load` into a `CM3Error`: files of a checkpoint or a bank may be missing or
+    damaged, which component authors seldom handle."""
     try:
         yield
     except CM3Error:
@@ -429,5 +429,5 @@ def _readable_files(kind: str, folder: Path) -> Iterator[None]:
         raise TokenizerError(
             str(folder),
             f"can't be read as the {kind} ({type(error).__name__}: {error})",
-            "copy the whole again from where it came",
+            "copy the whole folder again from its source",
         ) from error

@@ -1,8 +1,8 @@
-"""Devices: which one computes, in which precision, and how much memory it has.
+"""Devices: choosing one, its precision, and its memory.
 
-What is requested is tried out, with a reason where it can't be used. A recipe, or a model folder from any source, may
-name any sizes: allocating them can kill this or other processes without a message, long after the allocation
-succeeded, so that memory is checked before.
+A requested device is tried out, and the error says why it can't be used. A recipe or model folder from any source may
+name any sizes. Allocating too much can kill this or other processes without a message, long after the allocation
+succeeded, so memory is checked first.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 _BYTES = 4  # decoders are built in float32
-#: Share of the memory beside the weights that keys and values may take.
+#: Share of the memory left by the weights that keys and values may use.
 MEMORY_SHARE = 0.5
 
 
 def check_weights_fit(
     config: DecoderConfig, vocabulary: Vocabulary, grid: tuple[int, int], device: torch.device
 ) -> None:
-    """Raise `RecipeError` when the weights alone exceed the memory of `device`.
+    """Raise `RecipeError` if the weights alone exceed the memory of `device`.
 
-    Nothing is built for the check. Decoders that don't report their `num_parameters` pass.
+    The check builds nothing. Decoders that don't report their `num_parameters` pass.
     """
     number = config.num_parameters(vocabulary, grid)
     limit = None if number is None else memory_limit(device)
@@ -51,13 +51,13 @@ def check_weights_fit(
 def cache_limit(
     decoder: nn.Module, device: torch.device, weight_bytes: int | None = None
 ) -> int | None:
-    """Bytes that keys and values may take beside the weights. None: unknown.
+    """Maximum bytes for keys and values beside the weights. None: unknown.
 
     Args:
         decoder: owner of the weights.
         device: where they are.
-        weight_bytes: what they take (`InferenceDecoder.weight_bytes`). None: twice the decoder's, as
-            trained and in the copy that generation reads.
+        weight_bytes: their size (`InferenceDecoder.weight_bytes`). None: twice the decoder's, for the trained
+            weights and the copy used in generation.
     """
     limit = memory_limit(device)
     if limit is None:
@@ -68,9 +68,9 @@ def cache_limit(
 
 
 def memory_limit(device: torch.device) -> int | None:
-    """Bytes of memory of a device. None: unknown, or a device without memory ("meta").
+    """Memory of a device in bytes. None: unknown, or a device without memory ("meta").
 
-    `CM3_MEMORY_GB`, else the GPU's, else what `MachineMemory` finds.
+    `CM3_MEMORY_GB` if set, otherwise the GPU's, otherwise the limit that `MachineMemory` finds.
     """
     if device.type == "meta":
         return None
@@ -81,14 +81,14 @@ def memory_limit(device: torch.device) -> int | None:
     return MachineMemory.find().limit
 
 
-#: The device of this process where nothing names one, see `default_device`.
+#: The process's default device, see `default_device`.
 _default: str | None = None
 
 
 @contextmanager
 def default_device(device: str | None) -> Iterator[None]:
-    """Context, of the whole process, in which this device is the one where nothing names another: a
-    command's `--device`. None: the GPU when there is one."""
+    """A process-wide context in which this is the default device (a command's `--device`). None: the GPU if there is
+    one."""
     global _default
     before, _default = _default, device
     try:
@@ -98,10 +98,9 @@ def default_device(device: str | None) -> Iterator[None]:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The requested device (None: the one of `default_device`, else the GPU when there is one), tried
-    out.
+    """The requested device, tried out. None: the one of `default_device`, otherwise the GPU if there is one.
 
-    Raises `DeviceError` when it can't compute.
+    Raises `DeviceError` if it can't compute.
     """
     wanted = device or _default or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -119,13 +118,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether a CUDA device has instructions for bfloat16 products (compute capability 8.0 on)."""
-    with torch.cuda.device(device):  # the question is of the current one
+    """Whether a CUDA device has instructions for bfloat16 products (compute capability 8.0 and later)."""
+    with torch.cuda.device(device):  # torch's check is for the current device
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products. Without them one is up to 50 times
+    """Whether this CPU has instructions for bfloat16 products. Without them a product is up to 50 times
     slower."""
     # torch has no public function for this
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -134,10 +133,10 @@ def cpu_multiplies_bf16() -> bool:
 def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype | None, str]:
     """Autocast's dtype (None: off) and the reason, in words.
 
-    "auto" takes bfloat16 only if the hardware multiplies it.
+    "auto" uses bfloat16 only if the hardware has instructions for it.
     """
     if precision == "fp32":
-        return None, "fp32 as asked"
+        return None, "fp32 as requested"
     if device.type == "cuda":
         able, what = multiplies_bf16(device), torch.cuda.get_device_name(device)
     elif device.type == "cpu":
@@ -145,18 +144,18 @@ def choose_precision(precision: str, device: torch.device) -> tuple[torch.dtype 
     else:
         able, what = False, str(device)
     if precision == "bf16":
-        return torch.bfloat16, "bf16 as asked" + (
+        return torch.bfloat16, "bf16 as requested" + (
             "" if able else f", though {what} has no instructions for it and will be slow"
         )
     return (
-        (torch.bfloat16, f"bf16 autocast ({what} computes it)")
+        (torch.bfloat16, f"bf16 autocast ({what} supports it)")
         if able
-        else (None, f"fp32 ({what} does not compute bf16)")
+        else (None, f"fp32 ({what} does not support bf16)")
     )
 
 
 def device_memory(device: str | torch.device | None) -> tuple[MachineMemory, bool]:
-    """The memory of the device that `choose_device` takes, and whether it is the CPU's."""
+    """The memory of the device that `choose_device` returns, and whether it is the CPU's."""
     chosen = choose_device(device)
     if chosen.type != "cuda":
         return MachineMemory.find(), True

@@ -1,4 +1,4 @@
-"""How much memory this process may use, and saying so where it does not suffice. No torch."""
+"""How much memory this process may use, and errors when it runs out. No torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from cm3core.errors import DeviceError
 
-#: Environment variable: memory in GB (10^9 bytes), overriding what the machine reports (for swap, a
-#: limit that doesn't hold, or another machine).
+#: Environment variable: memory in GB (10^9 bytes). Overrides what the machine reports, for example because of swap, a
+#: limit that is not enforced, or another machine.
 VARIABLE = "CM3_MEMORY_GB"
-#: What torch says of memory that it can't have.
+#: Phrases in torch's error messages when memory runs out.
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "out of memory",
@@ -26,13 +26,13 @@ _OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes that this process may use.
+    """The memory that this process may use, in bytes.
 
     Args:
-        limit: at most; None: not known.
+        limit: maximum; None: unknown.
         source: what sets the limit, in words.
         swap: bytes of swap beyond the limit.
-        free: bytes that can be had now without swapping; None: not known.
+        free: bytes available now without swapping; None: unknown.
     """
 
     limit: int | None
@@ -41,7 +41,7 @@ class MachineMemory:
     free: int | None = None
 
     def shared(self, number: int) -> MachineMemory:
-        """One of equal parts, for processes that take as much each."""
+        """An equal share of it, for `number` processes that each use as much."""
         if number == 1:
             return self
 
@@ -53,7 +53,7 @@ class MachineMemory:
 
     @classmethod
     def find(cls) -> MachineMemory:
-        """Of the CPU. Raises `DeviceError` when `CM3_MEMORY_GB` is no number of GB."""
+        """The CPU's memory. Raises `DeviceError` if `CM3_MEMORY_GB` is not a valid number of GB."""
         if (given := given_limit()) is not None:
             return cls(given, VARIABLE)
         limits = [(machine, "this machine")] if (machine := _physical()) is not None else []
@@ -75,7 +75,7 @@ class MachineMemory:
 
 
 def given_limit() -> int | None:
-    """Bytes that `CM3_MEMORY_GB` gives; None without it."""
+    """The value of `CM3_MEMORY_GB` in bytes; None if unset."""
     given = os.environ.get(VARIABLE)
     if not given:
         return None
@@ -85,7 +85,7 @@ def given_limit() -> int | None:
         limit = -1
         cause = "is not a number of GB"
     else:
-        cause = "is not more than 0"
+        cause = "is not greater than 0"
     if limit <= 0:
         raise DeviceError(
             f"{VARIABLE}={given}", cause, "use a number of GB such as 64, or unset it"
@@ -96,12 +96,12 @@ def given_limit() -> int | None:
 def _physical() -> int | None:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not report them
+    except (ValueError, OSError):  # not reported on this system
         return None
 
 
 def _meminfo(path: Path = Path("/proc/meminfo")) -> dict[str, int]:
-    """Name -> bytes; empty where the system has no such file."""
+    """Name -> bytes; empty if the system has no such file."""
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -139,12 +139,12 @@ def group_limits(
         for place in (folder, *folder.parents):
             if place.is_relative_to(root) and (place / name).is_file():
                 value = (place / name).read_text(encoding="ascii").strip()
-                limits += [int(value)] if value.isdecimal() else []  # "max": none
+                limits += [int(value)] if value.isdecimal() else []  # "max" means no limit
     return limits
 
 
 def address_space() -> int:
-    """Bytes of this process's address space; 0 where the system doesn't tell."""
+    """Bytes of this process's address space; 0 if the system does not report it."""
     if not sys.platform.startswith("linux"):
         return 0
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
@@ -152,10 +152,10 @@ def address_space() -> int:
 
 
 def peak_resident() -> int:
-    """Return the largest resident memory of this process so far, in bytes.
+    """Return the peak resident memory of this process so far, in bytes.
 
-    Linux tells it of the program alone; `getrusage`, which other systems have, also counts what the process was
-    before it became this program: a copy of the one that started it."""
+    Linux reports it for the current program alone. `getrusage`, used on other systems, also counts the process before
+    it became this program: a copy of its parent."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
@@ -166,7 +166,7 @@ def peak_resident() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was refused."""
+    """Whether an error means that an allocation failed."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
@@ -181,7 +181,7 @@ def first_line(error: BaseException) -> str:
 def fitting_memory(
     place: str, next_step: str = "choose smaller sizes, or a larger machine"
 ) -> Iterator[None]:
-    """Raise `DeviceError` where memory is refused, in place of the words of Python or of torch."""
+    """Raise `DeviceError` if memory runs out, instead of the errors of Python or torch."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

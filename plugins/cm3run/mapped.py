@@ -1,9 +1,8 @@
-"""Files mapped into memory: arrays and tensors that are read when they are used, without keeping files open.
+"""Memory-mapped files: arrays and tensors that are read when used, without keeping files open.
 
-Python's `mmap` keeps a duplicate of the file descriptor for as long as the map lives (until 3.13 it
-can't be told not to), so a bank of 250 shards of four files would reach the usual limit of 1,024
-open files. A map of the C library outlives its descriptor; what is mapped also stays readable when
-another process deletes the file.
+Python's `mmap` keeps a duplicate of the file descriptor as long as the map lives (before 3.13 this can't be turned
+off), so a bank of 250 shards with four files each would reach the usual limit of 1,024 open files. A map made through
+the C library outlives its descriptor. Mapped data also stays readable after another process deletes the file.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 
 
 def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
-    """A file's bytes, uint8 [size], read-only, mapped when they are read.
+    """A file's bytes, uint8 [size], read-only, loaded from disk when accessed.
 
     Raises:
         OSError: the file can't be opened or mapped.
@@ -58,11 +57,11 @@ def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def map_array(path: Path) -> npt.NDArray[Any]:
-    """The array of an `.npy` file, read-only, mapped when it is read.
+    """The array of an `.npy` file, read-only, loaded from disk when accessed.
 
     Raises:
         OSError: the file can't be opened or mapped.
-        ValueError: it is not a whole `.npy` file, or one of Python objects.
+        ValueError: it is not a complete `.npy` file, or contains Python objects.
     """
     data = map_bytes(path)
     header = io.BytesIO(data[: 1 << 16].tobytes())
@@ -75,7 +74,7 @@ def map_array(path: Path) -> npt.NDArray[Any]:
         if not all(type(length) is int and 0 <= length < 1 << 40 for length in shape):
             raise ValueError(f"has {len(data)} bytes, its header says it has shape {list(shape)}")
     if dtype.hasobject:
-        raise ValueError("holds Python objects")
+        raise ValueError("contains Python objects")
     size = dtype.itemsize * math.prod(shape)
     start = header.tell()
     if fortran_order or len(data) < start + size:
@@ -83,10 +82,10 @@ def map_array(path: Path) -> npt.NDArray[Any]:
     return data[start : start + size].view(dtype).reshape(shape)
 
 
-#: Linux' request to take pages back: those that were written stay, elsewhere if need be. Python has
-#: no name for it.
+#: Linux' request to page memory out: modified pages are kept, in swap if necessary. Python has no
+#: constant for it.
 _PAGEOUT: Final = 21
-#: The memory of mapped tensors that are in use.
+#: The memory of mapped tensors in use.
 _mapped: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
 
@@ -94,7 +93,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped.
 
     Raises:
-        OSError, safetensors.SafetensorError: it can't be read, or isn't a whole safetensors file.
+        OSError, safetensors.SafetensorError: it can't be read, or isn't a complete safetensors file.
     """
     tensors: dict[str, Tensor] = load_file(path)
     _mapped.update(tensor.untyped_storage() for tensor in tensors.values())
@@ -107,11 +106,11 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def release(*tensors: Tensor) -> None:
-    """Tell the system that mapped tensors will not be read soon. Values stay as they are, also those
-    that were changed; tensors that are not mapped are left alone."""
+    """Tell the system that mapped tensors will not be read soon. All values are preserved, including
+    modified ones; tensors that are not mapped are unaffected."""
     for tensor in filter(is_mapped, tensors):
         place = tensor.data_ptr()
         first = -(-place // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (place + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        if length > 0:  # an older Linux refuses, which changes nothing
+        if length > 0:  # older Linux versions refuse, which is harmless
             _LIBC.madvise(first, length, _PAGEOUT)

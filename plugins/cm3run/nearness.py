@@ -1,19 +1,20 @@
-"""How near one picture is to another, wherever and however large each is drawn: by which a result that repeats a
-document is told from one that follows it.
+"""How near one picture is to another, regardless of position and scale: distinguishes a result that repeats a document
+from one that only resembles it.
 
-Ink is what differs from the background, which is the median colour of the picture's frame. The box of the ink is laid
-over a common square, at its own aspect. Nearness is the smaller of two soft intersections over unions (the sum of
-minima over the sum of maxima): of the two inks, and of their contours, which is what each place has more ink than its
-surroundings, or less. Ink alone takes a filled disc with a cross for one with a tick.
+Ink is what differs from the background, which is the median colour of the picture's frame. The bounding box of the ink
+is fitted into a common square, keeping its aspect ratio. Nearness is the smaller of two soft intersections over unions
+(sum of minima over sum of maxima): that of the inks, and that of their contours, which are where a place has more or
+less ink than its surroundings. With ink alone, a filled disc with a cross would equal one with a tick.
 
-- Icons: how much of both drawings' ink is in the same place. White on black is as near as black on white, and a thing
-  in another colour nearly as near as in the same one: both are copies.
-- Coloured pictures on a plain background: the shape, and how strong the colours are in it, not which they are.
-- Photographs have no background. What is compared is how far each place is from the colour of the frame: equal pictures
-  have 1, copies nearly, and different ones are far from it; between that the number says little.
+- Icons: how much of both drawings' ink coincides. White on black is as near as black on white, and the same shape in
+  another colour is nearly as near as in the same colour: both count as copies.
+- Coloured pictures on a plain background: the shape, and the strength of the colours, but not their hue.
+- Photographs have no background. The comparison is of each place's distance from the colour of the frame: equal
+  pictures have 1, near-copies nearly 1, and different pictures much less; between these the number says little.
 
-Of 400 icons, 92% are nearly copies of what the bundled image tokenizer keeps of them; of 400 pairs of different filled
-icons of one set that both have a circle or a square, 1.8%; of two icons of different things none (`python docs/_nearness.py`).
+Of 400 icons, 92% are near-copies of their reconstruction by the bundled image tokenizer; of 400 pairs of different
+filled icons of one set that both have a circle or a square, 1.8% are; of pairs of icons of different objects, none
+(`python docs/_nearness.py`).
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from PIL import Image, ImageFilter
 
 from cm3core.document import PixelArray
 
-#: From this nearness on, a picture is called what it is, nearly a copy.
+#: Smallest nearness of a near-copy.
 NEARLY_A_COPY = 0.8
-#: Side of the square that inks are compared in, and what is around it on each side, in its pixels: of finer squares
-#: thin lines that are half a pixel apart have little in common.
+#: Side of the square in which inks are compared, and the margin on each side, in its pixels. In finer squares, thin
+#: lines half a pixel apart would have little in common.
 _SIDE, _AROUND = 32, 2
-#: How far surroundings reach, in pixels of the square.
+#: Reach of the surroundings, in pixels of the square.
 _SURROUNDINGS = 4
-#: Fainter than this there is no ink: decoders of image tokenizers return plain areas with some noise. 0..255.
+#: Weaker differences are not ink: image tokenizers decode plain areas with some noise. 0..255.
 FAINT = 25
 
 
 def nearness(first: PixelArray, second: PixelArray) -> float:
     """Return how near two pictures are, 0..1; symmetric, and 1 for equal ones.
 
-    The same drawing elsewhere, or larger or smaller, is nearly 1, as far as pixels allow. Pictures in which nothing is
-    drawn are near to each other and to no others.
+    The same drawing at another position or scale has nearly 1, as far as pixels allow. Blank pictures are near to each
+    other and to no others.
 
     Args:
         first, second: uint8 [height, width, 3], of any sizes.
@@ -58,7 +59,7 @@ def nearness(first: PixelArray, second: PixelArray) -> float:
 
 
 def background(pixels: PixelArray) -> NDArray[np.int16]:
-    """The colour that a picture uint8 [height, width, 3] is drawn on, int16 [3]: the median of its frame.
+    """The background colour of a picture uint8 [height, width, 3], int16 [3]: the median of its frame.
 
     >>> page = np.full((4, 4, 3), 250, np.uint8)
     >>> page[1:3, 1:3] = 0
@@ -81,22 +82,22 @@ def _shared(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 
 def _contours(ink: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How much more ink each place has than its surroundings, and how much less: [2, height, width]."""
+    """How much more and how much less ink each place has than its surroundings: [2, height, width]."""
     around = Image.fromarray(ink.astype(np.uint8)).filter(ImageFilter.BoxBlur(_SURROUNDINGS))
     more = ink - np.asarray(around)
     return np.stack([np.maximum(more, 0), np.maximum(-more, 0)])
 
 
 def _ink(pixels: PixelArray) -> NDArray[np.uint8]:
-    """How far each pixel is from the background, [height, width]: 0, or more than `FAINT`, to 255."""
+    """Distance of each pixel from the background, [height, width]: 0, or more than `FAINT`, up to 255."""
     far = np.abs(pixels.astype(np.int16) - background(pixels)).max(axis=2)
     return np.where(far > FAINT, far, 0).astype(np.uint8)
 
 
 def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-    """The ink, its box as large as fits in the middle of the square; None: there is none.
+    """The ink with its bounding box fitted into the middle of the square; None: no ink.
 
-    Whole numbers, so that sums don't depend on their order.
+    Uses integers, so that sums don't depend on their order.
     """
     if not ink.any():
         return None
@@ -114,7 +115,7 @@ def _placed(ink: NDArray[np.uint8]) -> NDArray[np.int64] | None:
 
 
 def _ends(most: NDArray[np.uint8], full: int) -> tuple[float, float]:
-    """Where ink begins and ends along an axis: a faint row at an edge is covered in part.
+    """Where ink begins and ends along an axis; a faint row at an edge counts as partly covered.
 
     >>> _ends(np.array([0, 100, 200, 200, 50, 0], np.uint8), 200)
     (1.5, 4.25)

@@ -1,8 +1,7 @@
-"""Read `.npy` files that may come from anyone: anything wrong with one is a `ValueError`. Write them whole, or
-say why not.
+"""Read untrusted `.npy` files: any defect is a `ValueError`. Write `.npy` files completely, or raise.
 
-numpy parses their headers with Python's own tokenizer and parser, whose errors are of many types. It writes
-arrays to a file through C's buffers, and does not look whether their last bytes reached the disk.
+numpy parses headers with Python's tokenizer and parser, which raise many types of errors. It writes arrays through C's
+buffers, and does not check that the last bytes reached the disk.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-#: What numpy raises for a malformed header, besides `ValueError`.
+#: Errors that numpy raises for a malformed header, besides `ValueError`.
 _HEADER_ERRORS = (
     TokenError,
     SyntaxError,
@@ -34,7 +33,7 @@ def load_array(path: str | Path, *, memory_map: bool = False) -> npt.NDArray[Any
 
     Raises:
         OSError: it can't be opened.
-        ValueError: it is not a whole `.npy` file, or one of Python objects.
+        ValueError: it is not a complete `.npy` file, or contains Python objects.
     """
     with readable_header():
         array: npt.NDArray[Any] = np.load(
@@ -45,7 +44,7 @@ def load_array(path: str | Path, *, memory_map: bool = False) -> npt.NDArray[Any
 
 @contextmanager
 def readable_header() -> Iterator[None]:
-    """Context that turns what a malformed header raises into `ValueError`."""
+    """A context that turns errors from a malformed header into `ValueError`."""
     try:
         yield
     except _HEADER_ERRORS as error:
@@ -53,7 +52,7 @@ def readable_header() -> Iterator[None]:
 
 
 class _Pieces:
-    """A file that numpy does not take for one of C: it hands over pieces, and Python's errors count."""
+    """A file object that numpy does not write through C: it receives pieces, and Python's errors are raised."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.write = file.write
@@ -63,7 +62,7 @@ def save_array(path: str | Path, array: npt.ArrayLike) -> None:
     """Write an array as a `.npy` file.
 
     Raises:
-        OSError: it can't be written whole, with the system's number of why.
+        OSError: it can't be written completely, with the system's errno.
     """
     with Path(path).open("wb") as file:
         np.save(_Pieces(file), np.asanyarray(array), allow_pickle=False)

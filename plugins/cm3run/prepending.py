@@ -1,12 +1,13 @@
-"""Documents of the memory as they are prepended to a query, in training and in generation alike.
+"""The form in which documents of the memory are prepended to a query, both in training and in generation.
 
-A document that was found for the whole query is prepended as it is. Of one that was found for a part of the
-query's picture, the text is prepended after the part's place, as in "at (10, 12) -> (40, 44), upper left: bell,
-outline": a prompt of captions (SmallCap, arXiv 2209.15323), which take a fraction of the tokens, and say what is where.
-The place is first: a causal decoder then knows it where it reads the name. It is told in words, too, next to the name: a
-small decoder binds two words sooner than it computes with sixteen digits. And a name in the middle of a text has
-the tokens that it has in a question ("Where is the bell?"), which to most tokenizers are others at the beginning.
-"""
+A document found for the whole query is prepended unchanged. Of a document found for a part of the query's picture,
+only the text is prepended, after the part's position, as in "at (10, 12) -> (40, 44), upper left: bell, outline". The
+result is a prompt of captions (SmallCap, arXiv 2209.15323), which cost a fraction of the tokens and say where things
+are. The position comes first, so that a causal decoder knows it when it reads the name. It is also given in words,
+next to the
+name: a small decoder associates two words sooner than it computes with sixteen digits. A name in the middle of a text
+also has the same tokens as in a question ("Where is the bell?"); most tokenizers encode it differently at the
+beginning."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _PART = re.compile(r"at \((\d+), (\d+)\) -> \((\d+), (\d+)\), \w+ \w+: (.*)", re
 
 
 def prepended(document: Document, region: Region | None) -> Document:
-    """What is prepended of a document that was found for a part; None: for the whole query.
+    """The form in which a document found for a region is prepended; region None: for the whole query.
 
     >>> prepended((Text("bell, outline"),), (10, 12, 40, 44))
     (Text(text='at (10, 12) -> (40, 44), upper left: bell, outline'),)
@@ -36,7 +37,7 @@ def prepended(document: Document, region: Region | None) -> Document:
 
 
 def part_in(text: str) -> tuple[Region, str] | None:
-    """The region and the document's text, of a text that `prepended` made of a part; None of another one.
+    """The region and the document's text in a text made by `prepended` for a region; None for other texts.
 
     >>> part_in("at (10, 12) -> (40, 44), upper left: bell, outline")
     ((10, 12, 40, 44), 'bell, outline')

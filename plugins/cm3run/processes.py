@@ -1,9 +1,9 @@
-"""The processes that train one decoder together: this one alone, or those that torchrun started.
+"""The processes that train one decoder together: this one alone, or those started by torchrun.
 
-Whoever trains asks a `Processes` and is written once, for any number of them: sums over all, values that
-the first one decides, work that only the first one does. With one process every answer is its own, and
-torch.distributed is not imported. Several send numbers through a group on the host (gloo), and the first one's results
-through its key-value store.
+Training code talks to a `Processes` and is the same for any number of them: sums over all, values that the first one
+decides, work that only the first one does. With one process all answers are its own, and torch.distributed is not
+imported. Several processes exchange numbers through a group on the host (gloo), and the first one's results through
+its key-value store.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ __all__ = ["Processes", "is_divided", "is_lost", "own_part", "started_processes"
 
 T = TypeVar("T")
 
-#: Next step where processes differ.
+#: Next step if processes differ.
 SAME = "install the same versions, and give all machines the same recipe, data and folders"
 
 
 class Processes:
-    """One process, and the interface to several.
+    """The interface to all processes; this class: a single process.
 
     Attributes:
         rank: number of this process, from 0.
         world_size: number of processes.
         num_local: processes on this machine.
-        num_restarts: how often the launcher has started them again.
-        signal_patience_s: seconds in which further stop signals count as the same one: a launcher
-            passes on a Ctrl-C that the terminal sent already.
+        num_restarts: how often the launcher has restarted them.
+        signal_patience_s: seconds within which further stop signals count as one: a launcher
+            passes on a Ctrl-C that the terminal has already sent.
     """
 
     rank = 0
@@ -54,16 +54,16 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the files and talks to the user."""
+        """Whether this process writes the files and talks to the user."""
         return self.rank == 0
 
     @property
     def group(self) -> Any:
-        """The process group for numbers on the host; None: one process."""
+        """The process group for numbers on the host; None: a single process."""
         return None
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes; of several, on the CPU."""
+        """The sum of a tensor over all processes; on the CPU if there are several."""
         return tensor
 
     def all_of(self, value: T) -> list[T]:
@@ -71,73 +71,73 @@ class Processes:
         return [value]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Whether the flag is set in any process."""
         return flag
 
     def agreed(
         self, elapsed_s: float, save: bool, stop: bool, written: bool = True
     ) -> tuple[float, bool, bool, bool]:
-        """What all do after a step: the first one's clock, whether it wants to save, whether any
-        was told to stop, and whether what is written in the background is written in all."""
+        """What all processes do after a step: the first one's clock and whether it wants to save, whether any
+        received a stop signal, and whether all have finished their background writes."""
         return elapsed_s, save, stop, written
 
     def aside(self) -> Processes:
-        """The same processes, for a thread beside the one that trains: what each of the two says to the
-        others is kept apart."""
+        """The same processes, for a thread beside the training thread: the messages of the two threads are
+        kept apart."""
         return self
 
     def first(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process; its result, or its error, is that of all."""
+        """Run `work` in the first process; all processes get its result or its error."""
         return work()
 
     def in_turn(self) -> AbstractContextManager[None]:
-        """Context that the first process leaves before the others enter it: it fills caches that they
-        read. An error in the first one is raised in all."""
+        """A context that the first process leaves before the others enter, to fill caches that they
+        read. An error in the first process is raised in all."""
         return nullcontext()
 
     def check_same(self, values: Mapping[str, str], step: str = SAME) -> None:
-        """Raise `ProcessError`, in all, where a named value differs between processes; `step`: what to do
-        then."""
+        """Raise `ProcessError` in all processes if a named value differs between them; `step`: the next
+        step."""
 
     def only_first_talks(self) -> AbstractContextManager[None]:
-        """Context in which the others print nothing on stderr: notes and warnings are the same."""
+        """A context in which the other processes print nothing on stderr: their notes and warnings are the same."""
         return nullcontext()
 
     def seed(self, seed: int, step: int) -> int | None:
-        """The seed of torch's generator at the start of this process, so that dropout differs between
-        processes; None: as it is."""
+        """The seed of torch's generator when this process starts, so that dropout differs between
+        processes; None: leave it unchanged."""
         return None
 
 
 def is_divided(tensor: object) -> bool:
-    """Whether each process has a part of a tensor (a DTensor)."""
+    """Whether each process holds a part of a tensor (a DTensor)."""
     return hasattr(tensor, "placements")
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; the tensor itself where it is not divided."""
+    """This process's part of a tensor; the tensor itself if it is not divided."""
     if not is_divided(tensor):
         return tensor
     part: Tensor = tensor.to_local()  # type: ignore[attr-defined]  # a DTensor
     return part
 
 
-#: Seconds between two looks at whether the first process is done.
+#: Polling interval while waiting for the first process, in seconds.
 _PAUSE_S = 0.05
-#: Seconds in which a process waits to see whether the first one reported the same error.
+#: How long a process waits for the first one to report the same error, in seconds.
 _REPORT_S = 3.0
-#: What torch says of a connection that is gone.
+#: Phrases in torch's errors about a lost connection.
 _LOST = ("gloo", "NCCL", "TCPStore", "Connection closed", "Connection reset", "Broken pipe")
-#: Next step where a process is gone.
+#: Next step after a process was lost.
 RESUME = (
-    "see what that process printed; the same command resumes from the newest checkpoint, and "
-    "torchrun --max-restarts does that by itself"
+    "see the output of that process; the same command resumes from the newest checkpoint, and "
+    "torchrun --max-restarts does so automatically"
 )
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What the launcher says of this process."""
+    """This process's position, as set by the launcher."""
 
     rank: int
     world_size: int
@@ -146,7 +146,7 @@ class _Place:
 
     @classmethod
     def find(cls, environment: Mapping[str, str]) -> _Place | None:
-        """None: nobody launched several. Raises `ProcessError` for numbers that can't be."""
+        """None: there is no launcher. Raises `ProcessError` for impossible numbers."""
         if not all(name in environment for name in _VARIABLES):
             return None
         rank, world_size = _number(environment, "RANK"), _number(environment, "WORLD_SIZE")
@@ -156,7 +156,7 @@ class _Place:
             raise ProcessError(
                 "environment",
                 f"RANK={rank}, WORLD_SIZE={world_size}, LOCAL_RANK={local_rank}, "
-                f"LOCAL_WORLD_SIZE={num_local} can't be",
+                f"LOCAL_WORLD_SIZE={num_local} are inconsistent",
                 "start with torchrun, which sets them, or unset them to train in one process",
             )
         return cls(rank, world_size, local_rank, num_local)
@@ -174,9 +174,9 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 
 class TorchProcesses(Processes):
-    """Several processes, by torch.distributed. Values travel pickled, between processes of one run."""
+    """Several processes, using torch.distributed. Values are pickled between processes of the same run."""
 
-    #: torchrun waits for 30 s before it kills; a second request comes later than this.
+    #: torchrun waits 30 s before it kills; a deliberate second request comes later than this.
     signal_patience_s = 5.0
 
     def __init__(
@@ -197,7 +197,7 @@ class TorchProcesses(Processes):
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Name of this process in messages."""
         return f"process {self.rank} of {self.world_size} on {socket.gethostname()}"
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class TorchProcesses(Processes):
                 if own.get(name) != wanted.get(name):
                     raise ProcessError(
                         f"process {rank} of {self.world_size} on {host}",
-                        f"has {name} {own.get(name, 'nothing')}, and process 0 on {first_host} has "
+                        f"has {name} {own.get(name, 'nothing')}, but process 0 on {first_host} has "
                         f"{wanted.get(name, 'nothing')}",
                         step,
                     )
@@ -284,12 +284,12 @@ class TorchProcesses(Processes):
         return int(np.random.SeedSequence((seed, step, self.rank)).generate_state(1)[0])
 
     def is_reported(self, error: CM3Error) -> bool:
-        """Whether the first process reported the same error, so that once is enough."""
+        """Whether the first process reported the same error, so that it need not be repeated."""
         end = time.monotonic() + _REPORT_S
         try:
             if self.is_first:
                 self._store.set("error", str(error))
-                # the store may be this process's: the others read it first
+                # this process may own the store: let the others read it first
                 while time.monotonic() < end and self._store.add("read", 0) < self.world_size - 1:
                     time.sleep(_PAUSE_S)
                 return False
@@ -298,7 +298,7 @@ class TorchProcesses(Processes):
             reported = self._store.check(["error"]) and self._store.get("error")
             self._store.add("read", 1)
             return bool(reported == str(error).encode("utf-8", "surrogatepass"))
-        except (RuntimeError, UnicodeError):  # the store went with its process
+        except (RuntimeError, UnicodeError):  # the store's process has ended
             return False
 
     def _key(self) -> str:
@@ -307,7 +307,7 @@ class TorchProcesses(Processes):
 
     @contextmanager
     def _told(self, key: str) -> Iterator[None]:
-        """Context whose error the others hear of."""
+        """A context whose errors are passed on to the other processes."""
         try:
             yield
         except CM3Error as error:
@@ -331,7 +331,7 @@ class TorchProcesses(Processes):
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error of torch says that another process is gone."""
+    """Whether an error of torch means that another process was lost."""
     from torch.distributed import DistNetworkError
 
     return isinstance(error, DistNetworkError) or any(word in str(error) for word in _LOST)
@@ -345,19 +345,19 @@ def first_sentence(error: BaseException) -> str:
     return line.partition(". ")[0][:200]
 
 
-#: What torchrun and other launchers set.
+#: Variables that torchrun and other launchers set.
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-#: Longest time that a process waits for the others in a sum. Preparing data has no such limit.
+#: Longest wait for the others in a sum. Data preparation has no such limit.
 TIMEOUT = timedelta(minutes=30)
 
 
 def _joined(place: _Place, *, on_gpu: bool) -> TorchProcesses:
-    """This process as one of those that torchrun started. Raises `ProcessError` when it can't reach them."""
+    """Connect this process to the others that torchrun started. Raises `ProcessError` if they can't be reached."""
     import torch.distributed
     from torch.distributed.rendezvous import rendezvous
 
-    dist: Any = torch.distributed  # whose annotations leave out half of what it exports
-    # torchrun keeps its store when it starts processes again
+    dist: Any = torch.distributed  # its annotations omit half of its exports
+    # torchrun keeps its store across restarts
     restarts = _number(os.environ, "TORCHELASTIC_RESTART_COUNT", 0)
     try:
         store, _, _ = next(iter(rendezvous("env://", timeout=TIMEOUT)))
@@ -371,16 +371,16 @@ def _joined(place: _Place, *, on_gpu: bool) -> TorchProcesses:
             timeout=TIMEOUT,
         )
         group = dist.new_group(backend="gloo", timeout=TIMEOUT) if on_gpu else dist.group.WORLD
-        # of a thread that writes checkpoints while this one trains
+        # for a thread that writes checkpoints during training
         aside = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    except CM3Error:  # which are ValueErrors
+    except CM3Error:  # a subclass of ValueError
         raise
     except (RuntimeError, ValueError) as error:
         raise ProcessError(
             f"process {place.rank} of {place.world_size} on {socket.gethostname()}",
-            f"can't reach the others ({first_sentence(error)})",
+            f"can't reach the other processes ({first_sentence(error)})",
             "check that all machines reach --rdzv-endpoint (or MASTER_ADDR and MASTER_PORT), and "
-            "that all of them were started",
+            "that all processes were started",
         ) from error
     beside = TorchProcesses(dist.PrefixStore("aside", store), aside, place, restarts)
     return TorchProcesses(store, group, place, restarts, beside)
@@ -390,14 +390,14 @@ def _joined(place: _Place, *, on_gpu: bool) -> TorchProcesses:
 def started_processes(
     device: str | None = None, *, same: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Processes, str | None]]:
-    """The processes that torchrun started with this one, or this one alone; and this one's device.
+    """The processes that torchrun started together with this one, or this one alone; and this process's device.
 
     Args:
-        device: as the user named it; of several processes on GPUs, each gets its own.
-        same: name -> value of what has to be the same in all, such as versions.
+        device: as named by the user; with several processes on GPUs, each gets its own.
+        same: name -> value of settings that must agree in all processes, such as versions.
 
     Raises:
-        ProcessError: the processes don't belong together, or another one is gone.
+        ProcessError: the processes don't belong together, or one was lost.
         DeviceError: there are fewer GPUs than processes.
     """
     place = _Place.find(os.environ)
@@ -412,7 +412,9 @@ def started_processes(
     try:
         processes.check_same({"torch version": torch.__version__, **(same or {})})
         yield processes, own
-        processes.any(False)  # the first one keeps the store until all have read it
+        processes.any(
+            False
+        )  # keeps the first process, which owns the store, until all have read it
     except CM3Error as error:
         if processes.is_reported(error):
             raise AlreadyReported(2) from None
@@ -429,8 +431,8 @@ def started_processes(
 
 
 def _check_device_kinds(store: Any, place: _Place, own: str) -> None:
-    """Raise `ProcessError`, in all, unless all processes are on GPUs or all on CPUs: they would wait in
-    groups that the others don't have."""
+    """Raise `ProcessError` in all processes unless all use GPUs or all use CPUs; otherwise they would wait in
+    groups that some of them don't have."""
     store.set(f"device/{place.rank}", f"{own} on {socket.gethostname()}")
     keys = [f"device/{rank}" for rank in range(place.world_size)]
     store.wait(keys, TIMEOUT)
@@ -439,22 +441,22 @@ def _check_device_kinds(store: Any, place: _Place, own: str) -> None:
         if kind.split()[0] != kinds[0].split()[0]:
             raise ProcessError(
                 f"process {rank} of {place.world_size}",
-                f"is on a {kind}, and process 0 on a {kinds[0]}",
-                "write --device cpu or --device cuda: without it, a machine whose GPUs can't be used "
-                "takes its CPU",
+                f"is on a {kind}, but process 0 is on a {kinds[0]}",
+                "set --device cpu or --device cuda: without it, a machine whose GPUs can't be used "
+                "falls back to its CPU",
             )
 
 
 def _own_device(device: str | None, place: _Place) -> str | None:
-    """This process's device: of GPUs, the one of its number on its machine."""
+    """This process's device; of several GPUs, the one with its local rank."""
     import torch
 
     if device not in (None, "cuda"):
         if str(device).startswith("cuda:"):
             raise DeviceError(
                 f"device {device!r}",
-                f"is one GPU for {place.num_local} processes of this machine",
-                "write --device cuda: each process takes its own",
+                f"is one GPU, but this machine runs {place.num_local} processes",
+                "set --device cuda: each process takes its own GPU",
             )
         return device
     if device is None and not torch.cuda.is_available():
@@ -463,10 +465,10 @@ def _own_device(device: str | None, place: _Place) -> str | None:
     if place.local_rank >= number:
         raise DeviceError(
             f"process {place.rank} of {place.world_size} on {socket.gethostname()}",
-            f"has no GPU: there are {place.num_local} processes on this machine, and {number} GPUs",
+            f"has no GPU: this machine runs {place.num_local} processes and has {number} GPUs",
             f"start with torchrun --nproc-per-node {number}"
             if number
-            else "write --device cpu, or use a machine with GPUs",
+            else "set --device cpu, or use a machine with GPUs",
         )
     torch.cuda.set_device(place.local_rank)
     return f"cuda:{place.local_rank}"

@@ -1,8 +1,7 @@
-"""Two small kinds around drawing: `prompt_rewriter` decides what the memory is searched for, `finisher` how a drawn picture
-is shown.
+"""Two small component kinds around generation: `prompt_rewriter` decides the search query for a prompt, `finisher` how
+a generated picture is shown.
 
-A recipe without them searches for the prompt as it stands, and shows pictures as the image tokenizer decodes them.
-Imports no torch.
+A recipe without them searches for the prompt itself and shows pictures as decoded. Imports no torch.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt that the memory is searched for.
+    """A prompt to search the memory for.
 
     Args:
         query: the prompt's texts and pictures; not empty.
         number: the number of documents wanted, 1 or more.
         margin: the recipe's `retriever.alternative_margin`.
-        known: words of the training texts, lower case; None: not known.
-        text_of: returns the text of a document that was found; "" if it can't be read. Memories may be far away:
-            read few.
+        known: words of the training texts, lower case; None: unknown.
+        text_of: returns the text of a retrieved document; "" if it can't be read. Reading may be slow, so read
+            few documents.
     """
 
     query: Document
@@ -44,12 +43,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for a prompt.
+    """The search results for a prompt.
 
     Args:
         results: best first.
-        query: the text that was searched for. Where it is not the prompt, users are shown it.
-        subject: the part of it that names what is to be drawn.
+        query: the query text. It is shown to users if it differs from the prompt.
+        subject: the part of the query that names the object to draw.
     """
 
     results: list[Retrieved]
@@ -57,7 +56,7 @@ class Found:
     subject: str = ""
 
 
-#: Yields (query, number of results), is sent the results, and returns what was found.
+#: Yields (query, number of results), receives the results, and returns what was found.
 Searching: TypeAlias = Generator[tuple[Document, int], "list[Retrieved]", Found]
 
 
@@ -73,20 +72,20 @@ class PromptRewriterConfig(ComponentConfig):
 
 
 class PromptRewriter(ABC):
-    """Decides what the memory is searched for, and which results are used. The prompt itself is never changed.
+    """Decides the search query for a prompt, and which results are used. The prompt itself is never changed.
 
-    `rewrite` is enough for most. Override `search` to try several queries.
+    Most rewriters only need `rewrite`. Override `search` to try several queries.
     """
 
     def rewrite(self, prompt: str, known: Collection[str] | None = None) -> str:
-        """Return the text that the memory is searched for in place of a prompt.
+        """Return the search query for a prompt.
 
         Args:
             prompt: any text.
             known: see `Asked`.
 
         Raises:
-            PluginError: `_rewrite` returned no text, or left nothing of a prompt.
+            PluginError: `_rewrite` did not return a text, or returned an empty one.
         """
         text = self._rewrite(prompt, known)
         if not isinstance(text, str):
@@ -100,12 +99,12 @@ class PromptRewriter(ABC):
         """See `rewrite`."""
 
     def subject(self, text: str) -> str:
-        """Return the part of a text that names what is to be drawn; the rest is style. By default what stands before
-        the first comma."""
+        """Return the part of a text that names the object to draw; the rest is style. By default the text before the
+        first comma."""
         return text.split(",")[0]
 
     def search(self, asked: Asked) -> Searching:
-        """Search the memory for a prompt; searches of several prompts run together. By default one search, for the
+        """Search the memory for a prompt; searches of several prompts run together. By default a single search for the
         rewritten texts."""
         query = with_texts(asked.query, lambda text: self.rewrite(text, asked.known))
         results = yield query, asked.number
@@ -113,24 +112,25 @@ class PromptRewriter(ABC):
 
     @property
     def spare(self) -> int:
-        """How many more documents than are used `Asked.number` is, for rewriters that put some last. By default 0."""
+        """Return how many more documents than needed `Asked.number` requests, for rewriters that demote some. By
+        default 0."""
         return 0
 
     def turns(self, found: Found, asked: Asked) -> list[int]:
-        """Return the positions of the results that may be in front: several pictures of a prompt take turns with them
-        (`retriever.num_alternatives`). By default those that are nearly as near as the best."""
+        """Return the positions of the results that may be prepended first: several pictures of a prompt take turns
+        with them (`retriever.num_alternatives`). By default those whose scores are close to the best."""
         best = best_of(found.results)
         return [
             place for place, one in enumerate(found.results) if is_near(one, best, asked.margin)
         ]
 
     def avoids(self, text: str) -> bool:
-        """Return whether documents with such a text are used only if the prompt asks for them. By default none is."""
+        """Return whether documents with this text are used only if the prompt asks for them. By default False."""
         return False
 
 
 class AsItStands(PromptRewriter):
-    """Searches for the prompt: what is used without the section `prompt_rewriter`."""
+    """Searches for the prompt itself; the default without a section `prompt_rewriter`."""
 
     def _rewrite(self, prompt: str, known: Collection[str] | None) -> str:
         return prompt
@@ -144,12 +144,12 @@ def with_texts(query: Document, change: Callable[[str], str]) -> Document:
 
 
 def best_of(results: Sequence[Retrieved]) -> Retrieved:
-    """Return the result with the highest score of those found in the same way as the first."""
+    """Return the highest-scoring result among those found in the same way as the first."""
     return max((one for one in results if _alike(one, results[0])), key=lambda one: one.score)
 
 
 def is_near(one: Retrieved, best: Retrieved, margin: float) -> bool:
-    """Return whether a result's score is less than the best one's by at most `margin` of that."""
+    """Return whether a result's score is below the best one's by at most the fraction `margin` of it."""
     return _alike(one, best) and best.score - one.score <= margin * abs(best.score)
 
 
@@ -169,33 +169,33 @@ class FinisherConfig(ComponentConfig):
 
 
 class Finisher(ABC):
-    """Decides how a drawn picture is shown. Rerankers see finished pictures; its codes stay as they are."""
+    """Decides how a generated picture is shown. Rerankers see finished pictures; the codes are not changed."""
 
     def finish(
         self, pixels: PixelArray, texts: Sequence[str], pictures: Sequence[PixelArray]
     ) -> PixelArray:
-        """Return a drawn picture as it is shown.
+        """Return a generated picture as it is shown.
 
         Args:
             pixels: uint8 [height, width, 3], as decoded; not changed.
             texts: the texts of its prompt.
-            pictures: uint8 [height, width, 3] of any size: those that were retrieved for it, edited or filled in.
+            pictures: uint8 [height, width, 3] of any size: pictures that were retrieved for it, edited or inpainted.
 
         Raises:
-            PluginError: `_finish` returned something else than a picture of this size.
+            PluginError: `_finish` did not return a picture of this size.
         """
         return self._checked(self._finish(pixels, texts, pictures), pixels)
 
     def finish_decoded(self, pixels: PixelArray) -> PixelArray:
-        """Return a picture that only its codes tell, such as one of a memory bank, as it is shown.
+        """Return a picture given only by its codes, such as one of a memory bank, as it is shown.
 
         Raises:
-            PluginError: `_finish_decoded` returned something else than a picture of this size.
+            PluginError: `_finish_decoded` did not return a picture of this size.
         """
         return self._checked(self._finish_decoded(pixels), pixels)
 
     def svg(self, pixels: PixelArray, enlarged: int = 1) -> str | None:
-        """Return a picture as SVG, for `--svg`. By default None: it is traced in a few colours.
+        """Return a picture as SVG, for `--svg`. By default None: it is then traced in a few colours.
 
         Args:
             pixels: uint8 [height, width, 3].
@@ -210,7 +210,7 @@ class Finisher(ABC):
         """See `finish`."""
 
     def _finish_decoded(self, pixels: PixelArray) -> PixelArray:
-        """See `finish_decoded`; by default the picture as it is."""
+        """See `finish_decoded`; by default the picture unchanged."""
         return pixels
 
     def _checked(self, finished: PixelArray, pixels: PixelArray) -> PixelArray:
@@ -224,7 +224,7 @@ class Finisher(ABC):
 
 
 class AsDecoded(Finisher):
-    """Shows what the image tokenizer decodes: what is used without the section `finisher`."""
+    """Shows pictures as decoded; the default without a section `finisher`."""
 
     def _finish(
         self, pixels: PixelArray, texts: Sequence[str], pictures: Sequence[PixelArray]

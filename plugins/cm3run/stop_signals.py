@@ -1,4 +1,4 @@
-"""Stop long work between two steps, so that it can be saved."""
+"""Stop long work between two steps, so that it can be saved first."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 class StopSignals:
     """Turns the first Ctrl-C or SIGTERM into a flag that the loop checks after each step.
 
-    A second Ctrl-C stops at once. `received` is the signal's number, None until there is one.
+    A second Ctrl-C stops immediately. `received` is the signal's number, None before the first signal.
 
     Args:
-        patience_s: seconds in which a further signal counts as the same one, where a launcher passes
-            on what the terminal sent already.
+        patience_s: seconds within which further signals count as the same one, because a launcher may pass
+            on what the terminal has already sent.
     """
 
     def __init__(self, patience_s: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class StopSignals:
         self.received, self._since = number, time.monotonic()
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # handlers can only be set there
+        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
             self._before = {
                 number: signal.signal(number, self._receive)
                 for number in (signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Drawings on white without the white: what `--transparent` and the server's `background` do."""
+"""Removing the white background of drawings, for `--transparent` and the server's `background`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from numpy.typing import NDArray
 
 from cm3core.document import BoolArray, PixelArray
 
-#: A pixel counts as white when none of its values is further from 255. Decoders of image tokenizers
-#: return white with some noise.
+#: A pixel counts as white if no channel is further from 255. Image tokenizers decode white with
+#: some noise.
 TOLERANCE = 20
 
 
 def without_background(pixels: PixelArray, tolerance: int = TOLERANCE) -> NDArray[np.uint8]:
-    """Return the picture with the white around what is drawn made transparent.
+    """Return the picture with the white around the drawing made transparent.
 
-    White counts only where it is connected to the picture's edge: white inside a drawing stays.
-    Pixels at the border, mixed of colour and white, get the colour without the white and become
-    partly transparent, so that the picture looks the same on white, and right on anything else.
+    White is removed only where it is connected to the picture's edge; white inside a drawing stays.
+    Border pixels that mix a colour with white get the pure colour and become
+    partly transparent, so that the picture is unchanged on white and looks right on any other background.
 
     Args:
         pixels: uint8 [height, width, 3].
-        tolerance: how far white may be from 255.
+        tolerance: largest distance of white from 255.
 
     Returns:
         uint8 [height, width, 4].
@@ -29,7 +29,7 @@ def without_background(pixels: PixelArray, tolerance: int = TOLERANCE) -> NDArra
     outside = _connected_to_edge(pixels.min(axis=2) >= 255 - tolerance)
     border = _grown(outside) & ~outside
     whiteness = pixels.min(axis=2).astype(np.float64)
-    # the least white neighbour shows the colour that a border pixel is mixed of
+    # the least white neighbour has the pure colour of a border pixel
     darkest = _least_around(whiteness)
     alpha = np.where(outside, 0.0, 1.0)
     mixed = (255 - whiteness) / np.maximum(255 - darkest, 1)
@@ -43,7 +43,7 @@ def without_background(pixels: PixelArray, tolerance: int = TOLERANCE) -> NDArra
 
 
 def _connected_to_edge(free: BoolArray) -> BoolArray:
-    """The pixels that a path of free pixels, through their sides, connects to the edge."""
+    """The pixels connected to the edge by a path of free pixels (4-neighbourhood)."""
     reached = np.zeros_like(free)
     reached[[0, -1]] = free[[0, -1]]
     reached[:, [0, -1]] |= free[:, [0, -1]]
@@ -55,7 +55,7 @@ def _connected_to_edge(free: BoolArray) -> BoolArray:
 
 
 def _grown(marked: BoolArray) -> BoolArray:
-    """The marked pixels and those beside them."""
+    """The marked pixels and their neighbours."""
     grown = marked.copy()
     grown[1:] |= marked[:-1]
     grown[:-1] |= marked[1:]
@@ -65,7 +65,7 @@ def _grown(marked: BoolArray) -> BoolArray:
 
 
 def _least_around(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The least value among each pixel and its eight neighbours."""
+    """The minimum over each pixel and its eight neighbours."""
     height, width = values.shape
     padded = np.pad(values, 1, mode="edge")
     shifted = [

@@ -1,12 +1,12 @@
-"""Tuning a trained model in part: which of its parameters are trained, and adapters beside them.
+"""Tuning part of a trained model: selecting the parameters to train, and adding adapters.
 
-The section `tune` names parameters and methods; all others are frozen. Adapters are LoRA and DoRA layers by peft, and
-need the extra `lora`. Nothing here knows a decoder: parameters are found by their names, by their groups
+The section `tune` names parameters and methods; all other parameters are frozen. Adapters are LoRA and DoRA layers by
+peft, and need the extra `lora`. This module depends on no particular decoder: parameters are found by name, by group
 (`Decoder.parameter_groups`) and by the head (`Decoder.head_weight`).
 
-An adapter is read and written as peft does (`adapter_config.json`, `adapter_model.safetensors`), so
-that `peft.PeftModel.from_pretrained(decoder, folder)` reads ours. What is read here is not trusted:
-the layers are made by the recipe's section `tune`, and tensors are taken by name, shape and type.
+Adapters are read and written in peft's format (`adapter_config.json`, `adapter_model.safetensors`), so
+`peft.PeftModel.from_pretrained(decoder, folder)` can read them. Files are untrusted: the recipe's section `tune`
+determines the layers, and tensors are taken by name, shape and type.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ __all__ = [
 
 
 def parameters_named(module: nn.Module, patterns: Iterable[str]) -> set[str]:
-    """The parameters that the patterns name, themselves or by a module that holds them.
+    """The parameters that the patterns match, by their own name or by that of a module that contains them.
 
     Raises:
-        RecipeError: a pattern names none.
+        RecipeError: a pattern matches none.
     """
     parameters = [name for name, _ in module.named_parameters()]
     named: set[str] = set()
@@ -56,7 +56,7 @@ def parameters_named(module: nn.Module, patterns: Iterable[str]) -> set[str]:
             known = dict.fromkeys(path for name in parameters for path in _paths(name))
             raise RecipeError(
                 "tune.parameters",
-                f"{pattern!r} names no parameter and no module of this decoder",
+                f"{pattern!r} matches no parameter or module of this decoder",
                 nearest(pattern, known),
             )
         named |= found
@@ -64,7 +64,7 @@ def parameters_named(module: nn.Module, patterns: Iterable[str]) -> set[str]:
 
 
 def _paths(name: str) -> list[str]:
-    """A parameter's name, and those of all modules that it is in.
+    """A parameter's name, preceded by those of all modules that contain it.
 
     >>> _paths("layers.0.fc1.weight")
     ['layers', 'layers.0', 'layers.0.fc1', 'layers.0.fc1.weight']
@@ -74,7 +74,7 @@ def _paths(name: str) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint for an unknown name of a module: the nearest, or what there is, blocks told once.
+    """Hint for an unknown module name: the nearest name, or all names with repeated blocks listed once.
 
     >>> nearest("q_porj", ["layers.0.q_proj", "layers.1.q_proj", "norm"])
     "did you mean 'q_proj'?"
@@ -91,13 +91,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     )
 
 
-#: peft's names of the files.
+#: File names in peft's format.
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-#: peft's name of the only adapter.
+#: peft's name for a single adapter.
 _NAME = "default"
-#: What peft writes before the names of the model's modules.
+#: peft's prefix of the model's module names.
 _PREFIX = "base_model.model."
-#: Ends of the names of adapters' parameters in a decoder, and in peft's files.
+#: Suffixes of adapter parameters in a decoder, and in peft's files.
 _ENDS = (
     (f".lora_A.{_NAME}.weight", ".lora_A.weight"),
     (f".lora_B.{_NAME}.weight", ".lora_B.weight"),
@@ -107,35 +107,35 @@ _ENDS = (
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as it is written.
+    """An adapter in its stored form.
 
     Args:
         tensors: by their names in peft's format.
-        config: peft's own, of `adapter_config.json`.
+        config: peft's, the contents of `adapter_config.json`.
     """
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
 
     def copied(self) -> AdapterFiles:
-        """The same with copies of the tensors, on the host: training goes on meanwhile."""
+        """A copy with the tensors on the host, since training continues during the write."""
         copies = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
         return AdapterFiles(copies, self.config)
 
 
 def add_adapters(module: nn.Module, section: TuneSection, seed: int = 0) -> None:
-    """Add the section's adapters to a decoder, and freeze everything else but the modules that are
-    trained whole (`tune.parameters`), which get no adapters.
+    """Add the section's adapters to a decoder, and freeze everything else except the fully trained
+    modules (`tune.parameters`), which get no adapters.
 
-    They change nothing until they are trained: one of their two matrices is zero.
+    Adapters have no effect until they are trained: one of their two matrices is zero.
 
     Args:
-        module: the decoder's; its linear layers become peft's.
-        section: a method that adds adapters, and the adapters' sizes.
-        seed: of their first weights; torch's generators stay as they were.
+        module: the decoder's; its linear layers are replaced by peft's.
+        section: names a method that adds adapters, and their sizes.
+        seed: for initialising them; torch's generators are unchanged.
 
     Raises:
-        RecipeError: a target is no linear layer, there is no such block, or the rank is too large.
+        RecipeError: a target is not a linear layer, there is no such block, or the rank is too large.
         MissingPackageError: peft is not installed.
     """
     if find_spec("peft") is None:
@@ -152,7 +152,7 @@ def add_adapters(module: nn.Module, section: TuneSection, seed: int = 0) -> None
 
 
 def write_adapters(module: nn.Module, section: TuneSection, base: str) -> AdapterFiles:
-    """What is stored of a decoder with adapters; `base` is the base model's name, for readers."""
+    """A decoder's adapters in their stored form; `base` is the base model's name, for information."""
     targets = [name for name, layer in module.named_modules() if hasattr(layer, "lora_A")]
     stored = _stored(module)
     whole = {_owner(name) for name in stored if _of_adapter(name) is None}
@@ -168,10 +168,10 @@ def write_adapters(module: nn.Module, section: TuneSection, base: str) -> Adapte
 
 
 def load_adapters(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> None:
-    """Copy stored tensors into the adapters that `add_adapters` made.
+    """Copy stored tensors into the adapters made by `add_adapters`.
 
     Raises:
-        CheckpointError: they are of other layers, or of other shapes or types, or not finite.
+        CheckpointError: they belong to other layers, have other shapes or types, or are not finite.
     """
     own = {in_file: module.get_parameter(name) for name, in_file in _stored(module).items()}
     for name in sorted(own.keys() | tensors.keys()):
@@ -180,13 +180,13 @@ def load_adapters(module: nn.Module, tensors: Mapping[str, Tensor], place: str) 
         if have != need:
             raise CheckpointError(
                 f"{place}, tensor {name}",
-                f"the file has {have}, the adapters of this recipe {need}",
+                f"the file has {have}, but the adapters of this recipe need {need}",
                 "use the recipe.yaml beside the adapter, unchanged",
             )
         if not torch.isfinite(tensors[name]).all():
             raise CheckpointError(
                 f"{place}, tensor {name}",
-                "holds values that are not finite",
+                "contains values that are not finite",
                 "use an older checkpoint",
             )
     with torch.no_grad():
@@ -195,10 +195,10 @@ def load_adapters(module: nn.Module, tensors: Mapping[str, Tensor], place: str) 
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Add what the adapters add to the weights, and put the plain layers back in their places."""
+    """Merge the adapters into the weights, and restore the plain layers."""
     for name, layer in list(module.named_modules()):
         if hasattr(layer, "lora_A"):
-            merging: Any = layer  # peft's, which needs no import once it is there
+            merging: Any = layer  # peft's class, used without importing it
             merging.merge()
             parent, _, child = name.rpartition(".")
             setattr(module.get_submodule(parent), child, merging.get_base_layer())
@@ -221,7 +221,7 @@ def _config(targets: list[str], section: TuneSection) -> Any:
 
 
 def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[str]:
-    """Whole names of the layers that get adapters; `whole`: modules that are trained whole."""
+    """Full names of the layers that get adapters; `whole`: modules that are trained entirely."""
     modules = dict(module.named_modules())
     linear = [
         name
@@ -229,10 +229,10 @@ def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[s
         if isinstance(layer, nn.Linear) and name not in whole
     ]
     if not linear:
-        rest = " that isn't trained whole" if whole else ""
+        rest = " that isn't trained entirely" if whole else ""
         raise RecipeError(
             "tune.method",
-            f"is {section.method!r}, and {type(module).__name__} has no linear layer{rest}",
+            f"is {section.method!r}, but {type(module).__name__} has no linear layer{rest}",
             "use tune.method=layers",
         )
     for target in section.targets:
@@ -240,10 +240,10 @@ def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[s
             other = next((name for name in modules if name and _ends(name, target)), None)
             raise RecipeError(
                 "tune.targets",
-                f"{target!r} is no module of this decoder"
+                f"{target!r} is not a module of this decoder"
                 if other is None
-                else f"{target!r} is a module of the class {type(modules[other]).__name__}, and "
-                "adapters are for linear layers",
+                else f"{target!r} is a module of the class {type(modules[other]).__name__}, but "
+                "adapters need linear layers",
                 nearest(target, linear),
             )
     found = [
@@ -267,7 +267,7 @@ def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[s
         if section.rank > min(layer.in_features, layer.out_features):
             raise RecipeError(
                 "tune.rank",
-                f"is {section.rank}, and {name} has {layer.in_features} inputs and "
+                f"is {section.rank}, but {name} has {layer.in_features} inputs and "
                 f"{layer.out_features} outputs: an adapter would be as large as the layer",
                 f"use at most {min(layer.in_features, layer.out_features)}, or tune.method=layers",
             )
@@ -275,7 +275,7 @@ def _targets(module: nn.Module, section: TuneSection, whole: set[str]) -> list[s
 
 
 def _ends(name: str, target: str) -> bool:
-    """Whether a module's name is the target, or ends with it after a dot."""
+    """Whether a module's name equals the target, or ends with it after a dot."""
     return name == target or name.endswith(f".{target}")
 
 
@@ -286,12 +286,12 @@ def _block(name: str) -> int | None:
 
 
 def _owner(name: str) -> str:
-    """The module whose own a parameter is."""
+    """The module that directly owns a parameter."""
     return name.rpartition(".")[0]
 
 
 def _stored(module: nn.Module) -> dict[str, str]:
-    """Names of the trained parameters of a decoder with adapters -> those in peft's files."""
+    """Names of the trained parameters of a decoder with adapters -> their names in peft's files."""
     return {
         name: _of_adapter(name) or f"{_PREFIX}{name}"
         for name, parameter in module.named_parameters()
@@ -314,7 +314,7 @@ def _told(tensor: Tensor | None) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON has no word for: sets and peft's enumerations."""
+    """A JSON value for types that JSON lacks: sets and peft's enumerations."""
     return (
         sorted(value)
         if isinstance(value, (set, frozenset))
@@ -325,21 +325,21 @@ def _plain(value: object) -> object:
 def select_parameters(
     decoder: Decoder, section: TuneSection, vocabulary: Vocabulary, *, seed: int = 0
 ) -> dict[str, range]:
-    """Freeze what the section `tune` doesn't train (`requires_grad`), and add its adapters.
+    """Freeze the parameters that the section `tune` doesn't train (`requires_grad`), and add its adapters.
 
     Args:
         decoder: with the weights of the model to tune.
         section: the recipe's.
-        vocabulary: where the rows of image codes are.
-        seed: of the adapters' first weights; torch's generators stay as they were.
+        vocabulary: determines the rows of image codes.
+        seed: for initialising the adapters; torch's generators are unchanged.
 
     Returns:
-        Parameters of which only some rows are trained, by name: the rows.
+        Parameters of which only some rows are trained: name -> rows.
 
     Raises:
-        RecipeError: a name is no parameter's or module's, the decoder has no such head or tables, or
-            a rank exceeds a target's sides.
-        MissingPackageError: adapters without peft.
+        RecipeError: a name matches no parameter or module, the decoder has no such head or tables, or
+            a rank exceeds a target's dimensions.
+        MissingPackageError: adapters are requested without peft.
     """
     module = decoder.module
     if section.method == "full":
@@ -362,11 +362,11 @@ def select_parameters(
 
 
 def _head(decoder: Decoder, vocabulary: Vocabulary) -> tuple[set[str], dict[str, range]]:
-    """The head's name, and its rows of image codes."""
+    """The head's name, and its rows for image codes."""
     if decoder.own_head is not None:
         raise RecipeError(
             "tune.method",
-            f"is 'head', and image codes of {type(decoder).__name__} have a head of their own",
+            f"is 'head', but {type(decoder).__name__} has a separate head for image codes",
             "use tune.method=layers with tune.parameters",
         )
     head = decoder.head_weight()
@@ -376,13 +376,13 @@ def _head(decoder: Decoder, vocabulary: Vocabulary) -> tuple[set[str], dict[str,
             return {name}, {name: range(image.start, image.stop)}
     raise RecipeError(
         "tune.method",
-        f"is 'head', and the head of {type(decoder).__name__} is no parameter of its own",
+        f"is 'head', but {type(decoder).__name__} has no separate parameter for its head",
         "use tune.method=layers with tune.parameters, or lora",
     )
 
 
 def _tables(decoder: Decoder) -> set[str]:
-    """The parameters with a row for each token."""
+    """The parameters with one row per token."""
     embeddings = {id(one) for one in decoder.parameter_groups().get("embedding", [])}
     found = {
         name
@@ -392,7 +392,7 @@ def _tables(decoder: Decoder) -> set[str]:
     if not found:
         raise RecipeError(
             "tune.method",
-            f"is 'embeddings', and {type(decoder).__name__} has no table with a row for each token",
+            f"is 'embeddings', but {type(decoder).__name__} has no table with one row per token",
             "use tune.method=layers with tune.parameters",
         )
     return found

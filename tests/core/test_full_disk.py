@@ -184,7 +184,7 @@ AGAIN = "next: free space on that disk, then run the same command again"
 
 
 def no_room(bank: Path, step: str) -> str:
-    return f"{bank}: can't be written (No space left on device); what is in it stays as it was\n  {step}"
+    return f"{bank}: can't be written (No space left on device); the bank is unchanged\n  {step}"
 
 
 @pytest.mark.slow

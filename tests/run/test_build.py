@@ -242,4 +242,4 @@ def test_a_tokenizers_damaged_files_are_reported(
         build(squares(registry), registry, stage="generate", stored=Stored(text_tokenizer=tmp_path))
     assert caught.value.place == str(tmp_path)
     assert caught.value.cause.startswith("can't be read as the text_tokenizer (")
-    assert caught.value.next_step == "copy the whole again from where it came"
+    assert caught.value.next_step == "copy the whole folder again from its source"

@@ -42,7 +42,7 @@ def test_what_multiplies_bfloat16_is_asked_of_that_device(monkeypatch: pytest.Mo
     assert multiplies_bf16(torch.device("cuda:1"))
     assert choose_precision("auto", torch.device("cuda:1")) == (
         torch.bfloat16,
-        "bf16 autocast (card 1 computes it)",
+        "bf16 autocast (card 1 supports it)",
     )
 
 

@@ -52,7 +52,7 @@ def test_the_lowest_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("given", "cause"),
-    [("-3", "is not more than 0"), ("0", "is not more than 0")]
+    [("-3", "is not greater than 0"), ("0", "is not greater than 0")]
     + [(text, "is not a number of GB") for text in ("nan", "inf", "-inf", "64GB", "1e400", " ")],
 )
 def test_a_variable_that_is_no_size(

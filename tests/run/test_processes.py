@@ -78,10 +78,10 @@ def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(DeviceError) as caught, started_processes():
         pass
-    assert tells(caught.value, "process 3 of 4 on here: has no GPU ... are 4 ... and 2 GPUs")
+    assert tells(caught.value, "process 3 of 4 on here: has no GPU ... 4 ... and has 2 GPUs")
     with pytest.raises(DeviceError) as caught, started_processes("cuda:1"):
         pass
-    assert tells(caught.value, "device 'cuda:1': is one GPU for 4 ... --device cuda")
+    assert tells(caught.value, "device 'cuda:1': is one GPU, but ... 4 ... --device cuda")
 
 
 def test_what_says_that_a_process_is_gone() -> None:

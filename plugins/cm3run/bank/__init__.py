@@ -1,13 +1,13 @@
-"""Memory banks: documents as texts and codes with their vectors, kept in a folder, for retrieval.
+"""Memory banks: documents as texts and codes with their vectors, stored in a folder for retrieval.
 
     bank/
-        manifest.json       what the bank was made with, and its shards in order; it is replaced as a whole
+        manifest.json       the tools the bank was made with, and its shards in order; always replaced as a whole
         shards/HASH/        documents with vectors, written once and never changed, see `cm3run.bank.shard`
-        image_tokenizer/    what the image tokenizer saved, when it needs files
-        index/              what a retriever keeps to search faster; may be deleted
+        image_tokenizer/    the image tokenizer's files, if it needs any
+        index/              a retriever's search index; may be deleted
 
-Whatever kills a process that changes a bank, a reader sees the old bank or the new one. Nothing in
-it is a pickle.
+If a process is killed while it changes a bank, readers see either the old bank or the new one. Nothing is
+pickled.
 """
 
 from cm3run.bank.building import BuildReport, add_documents, build_bank, help_build

@@ -1,8 +1,8 @@
-"""Building a bank of a data set, and adding another data set to it: in shards, so that whatever
-kills it costs one of them.
+"""Building a bank from a data set, and adding another data set to it. The work is done in shards, so that an
+interruption costs at most one of them.
 
-The documents of a shard, and those that are embedded together, depend on their places in the data
-set alone: a build that was cut off and resumed leaves the very bytes of an undisturbed one.
+The documents of a shard, and those embedded together, depend only on their positions in the data set. A build that
+was interrupted and resumed is therefore byte-identical to an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from cm3run.bank.shard import SHARDS
 from cm3run.bank.writing import Helper, ShardWork, Tools, save_tokenizer, telling, tidy, writing
 from cm3run.trust import record_own
 
-#: Documents of a shard: what a kill costs at most, and what is in memory before it is written.
+#: Documents per shard: the most that an interruption costs, and held in memory until written.
 SHARD_SIZE = 4096
 
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of a data set: documents `num_added` to the bank (0 when it was there before),
-    those left out because a document of their id was there (`num_duplicates`), records that can't
-    be used, and the documents that the bank now has."""
+    """The result of adding a data set: documents `num_added` (0 if it was already in the bank),
+    documents skipped because their id exists (`num_duplicates`), unusable records,
+    and the bank's total number of documents."""
 
     num_added: int
     num_duplicates: int
@@ -56,27 +56,28 @@ def build_bank(
     codes_psnr: float | None = None,
     progress: bool = True,
 ) -> BuildReport:
-    """Build a bank of all documents of a source, or resume where an earlier call was cut off; of one
-    that was built and has damaged shards since, all are built again.
+    """Build a bank of all documents of a source, or resume an interrupted build. If an existing bank has damaged
+    shards, all are rebuilt.
 
-    Whoever shares the work, the shards are the same: the banks of all parts, merged in order, have the
-    shards of the bank of the whole, and so do those that helpers write.
+    The shards don't depend on how the work is divided: merging the banks of all parts in order gives the shards of the
+    whole bank, and so does building with helpers.
 
     Args:
         source: documents, in their canonical form.
-        folder: new, or one that an earlier call with the same arguments left.
+        folder: a new one, or one left by an earlier call with the same arguments.
         tools: embedder and image tokenizer.
         shard_size: see `SHARD_SIZE`.
         id_prefix: prepended to the documents' ids.
-        part: (i, n), 1 <= i <= n: only the i-th of n parts of the shards.
+        part: (i, n), 1 <= i <= n: build only the i-th of n parts of the shards.
         helpers: start processes that call `help_build` with the same arguments and shares
-            (1, n), (2, n), ... of n = 1 + the number of helpers. What one that fails leaves undone is
-            done here.
-        codes_psnr: kept in the manifest, see `cm3run.bank.Manifest`.
-        progress: show a bar.
+            (1, n), (2, n), ... of n = 1 + the number of helpers. This process finishes the shards of
+            helpers that fail.
+        codes_psnr: stored in the manifest, see `cm3run.bank.Manifest`.
+        progress: show a progress bar.
 
     Raises:
-        DataError: there are fewer shards than parts, another bank or something else is in the folder, or no document can be used.
+        DataError: there are fewer shards than parts, the folder contains another bank or other files, or no document
+            is usable.
         FileError: the disk is full.
     """
     folder = user_path(folder)
@@ -88,7 +89,7 @@ def build_bank(
         others = sorted(names - {SHARDS, IMAGE_TOKENIZER})
         if others:
             raise DataError(
-                str(folder), f"holds {others[0]!r} and is not a memory bank", "name a new folder"
+                str(folder), f"contains {others[0]!r} and is not a memory bank", "name a new folder"
             )
     with writing(folder):
         wanted = wanted_of(source, shard_size, part)
@@ -98,9 +99,9 @@ def build_bank(
             if manifest.built_from != plan:
                 raise DataError(
                     str(folder),
-                    f"holds a memory bank of {manifest.num_documents:,} documents, built from "
+                    f"already has a memory bank of {manifest.num_documents:,} documents, built from "
                     "other data or settings, or changed since",
-                    "name a new folder, or add to this one: cm3 memory add",
+                    "name a new folder, or add to this bank: cm3 memory add",
                 )
             if _is_sound(folder):
                 tidy(folder, manifest)
@@ -128,14 +129,14 @@ def help_build(
     id_prefix: str = "",
     part: tuple[int, int] | None = None,
 ) -> None:
-    """Write a share of the shards that `build_bank`, in another process, builds a bank of.
+    """Write a share of the shards of a bank that `build_bank` is building in another process.
 
     Args:
         share: (k, n): every n-th shard, beginning with the k-th, 0 <= k < n.
         source, folder, tools, shard_size, id_prefix, part: see `build_bank`.
 
     Raises:
-        DataError: no process builds a bank there from the same data and settings.
+        DataError: no process is building a bank there from the same data and settings.
         FileError: the disk is full.
     """
     folder = user_path(folder)
@@ -148,7 +149,7 @@ def help_build(
 def wanted_of(
     source: DocumentSource, shard_size: int, part: tuple[int, int] | None
 ) -> Sequence[int]:
-    """The documents of a part of a source, whole shards of them; see `build_bank`."""
+    """The documents in one part of a source, in whole shards; see `build_bank`."""
     if part is None:
         return range(len(source))
     number, parts = part
@@ -176,21 +177,21 @@ def add_documents(
     skip_duplicates: bool = False,
     progress: bool = True,
 ) -> BuildReport:
-    """Add all documents of a source behind those of a bank, which stays as it was until all are
-    there.
+    """Append all documents of a source to a bank, which is unchanged until all are
+    written.
 
     Args:
         folder: a bank.
         source, tools, shard_size, id_prefix, progress: see `build_bank`.
-        skip_duplicates: leave out documents whose ids the bank has; else they are refused.
+        skip_duplicates: skip documents whose ids the bank already has; otherwise they are refused.
 
     Raises:
-        DataError: other tools than the bank's, ids that it has, or no document can be used.
+        DataError: the tools differ from the bank's, ids already exist, or no document is usable.
         FileError: the disk is full.
     """
     folder = user_path(folder)
     _check_size(shard_size)
-    MemoryBank.open(folder)  # before anything is written into a folder that is none
+    MemoryBank.open(folder)  # raises before anything is written if this is not a bank
     with writing(folder):
         bank = MemoryBank.open(folder)
         bank.check_embedder(tools.embedder)
@@ -199,7 +200,7 @@ def add_documents(
         there = bank.find(names)
         if there and not skip_duplicates:
             raise duplicate_ids(
-                str(folder), list(there), f"has {len(there):,} of the {len(names):,} ids already"
+                str(folder), list(there), f"already has {len(there):,} of the {len(names):,} ids"
             )
         wanted = [index for index, name in enumerate(names) if name not in there]
         if there and not wanted:
@@ -218,23 +219,23 @@ def add_documents(
 
 
 def duplicate_ids(place: str, names: Sequence[str], cause: str) -> DataError:
-    """The error of ids that are there twice."""
+    """The error for duplicate ids."""
     shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
     return DataError(
         place,
         f"{cause} ({shown})",
-        "leave the later documents of these ids out (--skip-duplicates), remove the "
+        "skip the later documents with these ids (--skip-duplicates), remove the "
         "earlier ones (cm3 memory remove), or give the new ones other ids (cm3 memory add "
         "--id-prefix)",
     )
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether a bank can be opened; says so when it can't."""
+    """Whether a bank can be opened; prints a note if not."""
     try:
         MemoryBank.open(folder)
     except DataError as error:
-        tqdm.write(f"note: {error.place}: {error.cause}; the bank is built again", file=sys.stderr)
+        tqdm.write(f"note: {error.place}: {error.cause}; rebuilding the bank", file=sys.stderr)
         return False
     return True
 
@@ -244,7 +245,7 @@ def _nothing_usable(folder: Path, skipped: Sequence[SkippedRecord]) -> DataError
     first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
     return DataError(
         "the data set",
-        f"has no document that can be used ({len(skipped)} are skipped{first})",
+        f"has no usable document ({len(skipped)} skipped{first})",
         "run 'cm3 data validate' to see why",
     )
 
@@ -262,7 +263,7 @@ def _plan(
     id_prefix: str,
     bank: str,
 ) -> str:
-    """Hash of all that decides the shards."""
+    """Hash of everything that determines the shards."""
     parts = [
         tools.manifest.values(),
         source.content_fingerprint,

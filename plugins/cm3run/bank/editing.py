@@ -1,5 +1,5 @@
-"""Taking documents out of a bank, and making one bank of several. Shards never change: those that
-would are written again."""
+"""Removing documents from a bank, and merging banks. Shards never change; affected ones
+are written again."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from cm3run.progress import make_bar
 from cm3run.trust import own_of, record_own
 
 _SHOWN = 3
-#: Folder of a bank that damaged shards are moved to.
+#: Folder within a bank for damaged shards that were taken out.
 SET_ASIDE = "set-aside"
 
 
 @dataclass(frozen=True)
 class RemoveReport:
-    """What became of a bank.
+    """The result of removing documents.
 
     Args:
         num_removed: documents removed.
-        missing: ids that were not there.
+        missing: ids that were not found.
         num_damaged_shards: damaged shards taken out of the bank.
-        num_documents: documents that are left.
-        set_aside: folder that the damaged shards were moved to; None: there was none, or they were
+        num_documents: remaining documents.
+        set_aside: folder that the damaged shards were moved to; None: there were none, or they were
             deleted.
     """
 
@@ -59,22 +59,22 @@ class RemoveReport:
 def remove_documents(
     folder: str | Path, names: Sequence[str], *, damaged: bool = False, delete: bool = False
 ) -> RemoveReport:
-    """Take documents out of a bank. Their bytes are gone afterwards; the others keep order, vectors
+    """Remove documents from a bank and delete their data. The other documents keep their order, vectors
     and codes.
 
     Args:
         folder: a bank.
-        names: ids. Those that are not there are reported.
-        damaged: take damaged shards out too; else they are an error. Their files are moved to the
-            folder `SET_ASIDE` of the bank.
+        names: ids. Ids that are not found are reported.
+        damaged: also take out damaged shards, which are otherwise an error. Their files are moved to the
+            bank's folder `SET_ASIDE`.
         delete: delete the damaged shards' files instead.
 
     Raises:
-        DataError: nothing would change, or nothing would be left.
+        DataError: nothing would change, or no document would be left.
         FileError: the disk is full.
     """
     folder = user_path(folder)
-    # before anything is written into a folder that is none
+    # raise before anything is written if this is not a bank
     MemoryBank.open(folder, skip_damaged=damaged)
     with writing(folder, AGAIN), _tidied(folder):
         bank = MemoryBank.open(folder, skip_damaged=damaged)
@@ -86,8 +86,8 @@ def remove_documents(
             )
             raise DataError(
                 str(folder),
-                f"has no document of these ids ({shown})",
-                "give ids as they were added, prefix included",
+                f"has no document with these ids ({shown})",
+                "give the ids under which they were added, including any prefix",
             )
         if len(found) == len(bank):
             raise DataError(str(folder), "would have no document left", "delete the folder instead")
@@ -97,7 +97,7 @@ def remove_documents(
             lost = {info.name for info in Manifest.read(folder).shards} - {
                 shard.info.name for shard in bank.shards
             }
-            if not delete:  # first: what the manifest does not name is deleted
+            if not delete:  # move them first, because files missing from the manifest are deleted
                 _set_aside(folder, lost)
             bank.manifest.with_shards(tuple(shards)).write(folder)
     aside = folder / SET_ASIDE if num_damaged and not delete else None
@@ -106,8 +106,8 @@ def remove_documents(
 
 @contextmanager
 def _tidied(folder: Path) -> Iterator[None]:
-    """Delete what is not of the bank, now and at the end: where the disk was full, what was written in
-    vain keeps no room."""
+    """Delete files that don't belong to the bank, now and at the end, so that a failed write on a full disk
+    leaves nothing behind."""
     tidy(folder, Manifest.read(folder))
     try:
         yield
@@ -116,7 +116,7 @@ def _tidied(folder: Path) -> Iterator[None]:
 
 
 def _set_aside(folder: Path, shards: Collection[str]) -> None:
-    """Move shards that the bank no longer names to its folder `SET_ASIDE`; what is there stays."""
+    """Move shards that the bank no longer lists to its folder `SET_ASIDE`; files already there stay."""
     for name in sorted(shards):
         source = folder / SHARDS / name
         if not source.exists():
@@ -135,7 +135,7 @@ def _set_aside(folder: Path, shards: Collection[str]) -> None:
 
 
 def _without(target: Path, bank: MemoryBank, removed: Collection[int]) -> list[ShardInfo]:
-    """The bank's shards without some documents; those that lose any are written again, into the bank
+    """The bank's shards without some documents; affected shards are written again, into the bank
     `target`."""
     shards, start = [], 0
     for shard in bank.shards:
@@ -162,22 +162,22 @@ def merge_banks(
     skip_duplicates: bool = False,
     progress: bool = True,
 ) -> MemoryBank:
-    """One bank of several, in their order; these stay as they are.
+    """Merge several banks into one, in their order; the originals are unchanged.
 
     Args:
-        folders: two banks or more, of one embedder and one image tokenizer.
-        out: a new folder; it is there once it is whole.
-        skip_duplicates: of documents that share an id, keep the first; else they are refused.
-        progress: show a bar.
+        folders: two or more banks with the same embedder and image tokenizer.
+        out: a new folder; it appears only when complete.
+        skip_duplicates: of documents with the same id, keep the first; otherwise they are refused.
+        progress: show a progress bar.
 
     Raises:
-        DataError: different tools, ids that are there twice, a damaged shard, or something lies at
-            `out`.
+        DataError: different tools, duplicate ids, a damaged shard, or `out`
+            exists.
         FileError: the disk is full.
     """
     target = user_path(out)
     if target.exists():
-        raise DataError(str(target), "is there already", "name a new folder")
+        raise DataError(str(target), "already exists", "name a new folder")
     check_writable(target, folder=True)
     banks = [MemoryBank.open(folder) for folder in folders]
     if len(banks) < 2:
@@ -211,7 +211,7 @@ def _write_merged(
     removed: Sequence[Collection[int]],
     progress: bool,
 ) -> None:
-    """Write the bank of several, each without some documents, into a folder that becomes `target`."""
+    """Write the merged bank, omitting some documents of each, into a folder that becomes `target`."""
     make_folder(temporary / SHARDS)
     shards: list[ShardInfo] = []
     bar = make_bar(
@@ -231,14 +231,14 @@ def _write_merged(
                 shards += own
         if (banks[0].folder / IMAGE_TOKENIZER).is_dir():
             _copy_files(banks[0].folder / IMAGE_TOKENIZER, temporary / IMAGE_TOKENIZER)
-        # the worst: a model may draw after a document of any of them
+        # the minimum: a model may generate from a document of any of them
         known = [psnr for bank in banks if (psnr := bank.manifest.codes_psnr) is not None]
         manifest = replace(banks[0].manifest, codes_psnr=min(known, default=None))
         manifest.with_shards(tuple(shards)).write(temporary)
     except FileError as error:
         if not is_of(error, temporary):
             raise
-        # the folder that it names is gone by the time that it is read
+        # the temporary folder in the message no longer exists when the user reads it
         raise FileError(str(target), error.cause, error.next_step) from error
 
 
@@ -252,7 +252,7 @@ def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
             if ours.fingerprint != theirs.fingerprint:
                 raise DataError(
                     str(bank.folder),
-                    f"was built with another {kind} ({theirs.name!r}, fingerprint "
+                    f"was built with a different {kind} ({theirs.name!r}, fingerprint "
                     f"{theirs.fingerprint[-12:]}) than {banks[0].folder} ({ours.name!r}, "
                     f"{ours.fingerprint[-12:]})",
                     "rebuild one of them with the other's: cm3 memory build",
@@ -260,32 +260,32 @@ def _check_same_tools(banks: Sequence[MemoryBank]) -> None:
 
 
 def _later_duplicates(banks: Sequence[MemoryBank]) -> list[set[int]]:
-    """For each bank the documents whose ids an earlier bank has."""
+    """For each bank, the documents whose ids occur in an earlier bank."""
     result: list[set[int]] = [set()]
     for place, bank in enumerate(banks[1:], 1):
         shared = np.isin(
             bank.id_hashes, np.concatenate([earlier.id_hashes for earlier in banks[:place]])
         )
         names = {bank.id(index): index for index in np.flatnonzero(shared).tolist()}
-        # hashes may agree by chance
+        # rules out hash collisions
         found = {name for earlier in banks[:place] for name in earlier.find(list(names))}
         result.append({names[name] for name in found})
     return result
 
 
 def _copy(shard: Shard, target: Path) -> None:
-    """Copy a shard, and see that what arrives is what was written once."""
+    """Copy a shard, and verify the copy against the recorded hashes."""
     _copy_files(shard.folder, target / SHARDS / shard.info.name)
     for name, file in shard.info.files.items():
         path = target / SHARDS / shard.info.name / name
         if sha256_file(path) != file.sha256:
-            raise shard.damaged(name, "is not what was written: its SHA-256 differs")
+            raise shard.damaged(name, "does not match its recorded SHA-256")
         with path.open("rb+") as copy:
             os.fsync(copy.fileno())
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy a folder. `shutil.copytree` goes on after a full disk, and raises one error that lists all files."""
+    """Copy a folder. `shutil.copytree` continues after a full disk, and raises one error that lists all files."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             copy = target / path.relative_to(source)

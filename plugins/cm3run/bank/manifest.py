@@ -1,7 +1,7 @@
-"""A bank's `manifest.json`: what the bank was made with, and its shards. It is the bank: what it
-does not name is not there.
+"""A bank's `manifest.json`: the tools the bank was made with, and its shards. It defines the bank: files that it does
+not list are not part of it.
 
-The file may come from anybody: every value is checked, and names of shards can't lead out of the
+The file is untrusted: every value is checked, and shard names can't point outside the
 folder.
 """
 
@@ -22,7 +22,7 @@ from cm3core.files import read_text, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-#: Where a bank that is being built keeps what it knows of its finished shards.
+#: Folder in which an unfinished build records its finished shards.
 WORK = ".building"
 VECTORS, CODES, TABLE, DOCUMENTS = FILES = (
     "vectors.npy",
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[0-9a-f]{24}")
 
 @dataclass(frozen=True)
 class Maker:
-    """A component that a bank was made with: its recipe name, its config's values, and its
+    """A component that a bank was made with: its recipe name, config values and
     fingerprint."""
 
     name: str
@@ -46,7 +46,7 @@ class Maker:
 
 @dataclass(frozen=True)
 class ImageTokenizerMaker(Maker):
-    """The image tokenizer: also the `grid` (rows, columns) and the codes that there are."""
+    """The image tokenizer, with its `grid` (rows, columns) and number of codes."""
 
     grid: tuple[int, int]
     codebook_size: int
@@ -62,7 +62,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A shard: documents and pictures in it, and its `FILES` by name."""
+    """A shard: its numbers of documents and pictures, and its `FILES` by name."""
 
     num_documents: int
     num_pictures: int
@@ -70,31 +70,31 @@ class ShardInfo:
 
     @property
     def name(self) -> str:
-        """Name of its folder: a hash of what is in it."""
+        """Name of its folder: a hash of its content."""
         return hashlib.sha256(
             "".join(self.files[name].sha256 for name in FILES).encode()
         ).hexdigest()[:24]
 
     @property
     def num_bytes(self) -> int:
-        """Size of its files."""
+        """Total size of its files."""
         return sum(file.num_bytes for file in self.files.values())
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bank is.
+    """Everything that defines a bank.
 
     Args:
         dimension: E, numbers per vector.
         embedder: made the vectors.
         image_tokenizer: made the codes.
         shards: in the order of the documents.
-        built_from: hash of all that decided the bank when it was built; "" once documents were
+        built_from: hash of everything that determined the bank when it was built; "" once documents were
             added or removed.
-        format: version of the folder's layout.
-        codes_psnr: what the codes kept of some pictures when the bank was built, see
-            `cm3run.training.data_notes.codes_psnr`; None: that was not measured.
+        format: version of the folder's format.
+        codes_psnr: how well the codes reproduced a sample of the pictures when the bank was built, see
+            `cm3run.training.data_notes.codes_psnr`; None: not measured.
     """
 
     dimension: int
@@ -112,7 +112,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the documents, their order, vectors and codes, and of what made these."""
+        """Hash of the documents, their order, vectors and codes, and of the tools that made these."""
         parts = [
             self.embedder.fingerprint,
             self.image_tokenizer.fingerprint,
@@ -121,26 +121,26 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.format, *parts]).encode()).hexdigest()
 
     def with_shards(self, shards: tuple[ShardInfo, ...], built_from: str = "") -> Manifest:
-        """The manifest of a bank with other documents."""
+        """A manifest with other shards."""
         return replace(self, shards=shards, built_from=built_from)
 
     def values(self) -> dict[str, Any]:
-        """What is written; a bank whose codes were not measured has no key of that."""
+        """The JSON content; `codes_psnr` is omitted if not measured."""
         values = asdict(self)
         if self.codes_psnr is None:
             del values["codes_psnr"]
         return values
 
     def write(self, folder: Path) -> None:
-        """Make this the folder's bank, atomically."""
+        """Write this as the folder's manifest, atomically."""
         write_text(folder / MANIFEST, json.dumps(self.values(), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The folder's manifest.
+        """Read the folder's manifest.
 
         Raises:
-            DataError: there is none, it is damaged, or of a newer version.
+            DataError: it is missing, damaged, or of a newer version.
         """
         path = folder / MANIFEST
         try:
@@ -158,7 +158,7 @@ class Manifest:
         if values["format"] > FORMAT:
             raise DataError(
                 str(path),
-                f"has format {values['format']}, this version reads {FORMAT}",
+                f"has format {values['format']}, but this version reads {FORMAT}",
                 "use a newer cm3leon",
             )
         try:
@@ -168,7 +168,7 @@ class Manifest:
 
 
 def damaged(path: Path, cause: str) -> DataError:
-    """The error of a bank whose manifest can't be used."""
+    """The error for a bank whose manifest can't be used."""
     return DataError(
         str(path),
         cause,
@@ -176,7 +176,7 @@ def damaged(path: Path, cause: str) -> DataError:
     )
 
 
-#: What helps when the system refuses to open or read a file.
+#: Remedies when the system refuses to open or read a file.
 _REMEDIES = {
     errno.EMFILE: "close other files of this process, or raise the limit (ulimit -n)",
     errno.ENFILE: "close programs, or raise the system's limit of open files (fs.file-max)",
@@ -188,11 +188,11 @@ _REMEDIES = {
 
 
 def refused(path: Path, error: OSError) -> FileError:
-    """The error of a bank's file that the system does not let be opened or read."""
+    """The error for a bank's file that the system refuses to open or read."""
     return FileError(
         str(path),
-        f"can't be read now ({error.strerror or error}); nothing is wrong with the bank itself",
-        _REMEDIES.get(error.errno or 0, "correct that, then give the same command again"),
+        f"can't be read now ({error.strerror or error}); the bank itself is intact",
+        _REMEDIES.get(error.errno or 0, "correct that, then run the same command again"),
     )
 
 
@@ -200,7 +200,7 @@ def _no_bank(folder: Path) -> DataError:
     if (folder / WORK).is_dir():
         return DataError(
             str(folder),
-            "is a memory bank whose building was interrupted",
+            "is a memory bank whose build was interrupted",
             "run the same 'cm3 memory build' again: it resumes",
         )
     cause = (
@@ -214,7 +214,7 @@ def _no_bank(folder: Path) -> DataError:
 
 
 def _manifest_of(values: dict[str, Any]) -> Manifest:
-    """Raises `KeyError`, `TypeError` or `ValueError` for what is no manifest."""
+    """Raises `KeyError`, `TypeError` or `ValueError` for an invalid manifest."""
     tokenizer = values["image_tokenizer"]
     rows, columns = tokenizer["grid"]
     return Manifest(
@@ -249,7 +249,7 @@ def _maker(values: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
 
 
 def shard_of(values: dict[str, Any]) -> ShardInfo:
-    """A shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for
+    """Read a shard from `dataclasses.asdict`; raises `KeyError`, `TypeError` or `ValueError` for
     anything else."""
     files = {}
     for name in FILES:
@@ -264,7 +264,7 @@ def shard_of(values: dict[str, Any]) -> ShardInfo:
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a folder of this name may be a shard."""
+    """Whether a shard's folder can have this name."""
     return _NAME.fullmatch(name) is not None
 
 

@@ -1,8 +1,7 @@
-"""`MemoryBank`: a folder of documents with their vectors, opened without reading it.
+"""`MemoryBank`: a folder of documents with their vectors, opened without reading them.
 
-`Memory` is what banks and databases of documents have in common: they know what made their vectors and
-codes, and refuse to be used with anything else.
-
+`Memory` is the common base of banks and document databases: it records the tools that made its vectors and
+codes, and refuses other tools.
 Legend: M documents, E numbers of a vector.
 """
 
@@ -40,7 +39,7 @@ class Memory(DocumentSource):
     """Documents of `Text` and `Codes` segments with their vectors.
 
     Args (set by subclasses):
-        manifest: what made the vectors and codes.
+        manifest: the tools that made the vectors and codes.
     """
 
     manifest: Manifest
@@ -52,14 +51,14 @@ class Memory(DocumentSource):
 
     @checked(DataError)
     def check_embedder(self, embedder: Embedder) -> None:
-        """Raise `DataError` unless the vectors are this embedder's."""
+        """Raise `DataError` unless this embedder made the vectors."""
         maker = self.manifest.embedder
         if maker.fingerprint != embedder.fingerprint:
             raise self._made_with("embedder", maker, embedder.fingerprint)
 
     @checked(DataError)
     def check_tokenizer(self, image_tokenizer: ImageTokenizer) -> None:
-        """Raise `DataError` unless the codes are this image tokenizer's."""
+        """Raise `DataError` unless this image tokenizer made the codes."""
         maker = self.manifest.image_tokenizer
         if maker.fingerprint != image_tokenizer.fingerprint:
             raise self._made_with("image_tokenizer", maker, image_tokenizer.fingerprint)
@@ -69,16 +68,16 @@ class Memory(DocumentSource):
         return DataError(
             self.place,
             f"was built with another {name} ({maker.name!r}, fingerprint "
-            f"{maker.fingerprint[-12:]}; the one here has {here[-12:]})",
+            f"{maker.fingerprint[-12:]}; the current one has {here[-12:]})",
             f"use the {name} that it was built with, or build a bank for the model: cm3 memory build "
-            "DATA --model MODEL -o FOLDER (the model's goes before a recipe's)",
+            "DATA --model MODEL -o FOLDER (uses the model's tools instead of a recipe's)",
         )
 
 
-#: Vectors of banks up to this size are looked through when the bank is opened; larger ones by
+#: Vectors of banks up to this size are checked when the bank is opened; those of larger banks by
 #: `cm3 memory stat --verify`.
 CHECKED_BYTES = 64 << 20
-#: A bank that is changed while it is opened is opened again, so often.
+#: Attempts to open a bank that another process changes at the same time.
 _ATTEMPTS = 5
 
 
@@ -86,10 +85,10 @@ class MemoryBank(Memory):
     """Documents 0..M-1 of `Text` and `Codes` segments, with their vectors. Made by `open`.
 
     Args:
-        folder: where it lies.
-        manifest: what it is.
-        shards: that can be used, in order.
-        damaged: those that can't.
+        folder: its folder.
+        manifest: its manifest.
+        shards: the usable ones, in order.
+        damaged: the unusable ones.
     """
 
     def __init__(
@@ -106,17 +105,17 @@ class MemoryBank(Memory):
     @classmethod
     @checked(DataError)
     def open(cls, folder: str | Path, *, skip_damaged: bool = False) -> MemoryBank:
-        """Open a bank. Costs a few milliseconds for each shard, whatever its size: files are
+        """Open a bank. Takes a few milliseconds per shard, whatever its size, because files are
         memory-mapped.
 
         Args:
-            folder: what `cm3 memory build` wrote.
-            skip_damaged: leave damaged shards out, and list them as `skipped`.
+            folder: written by `cm3 memory build`.
+            skip_damaged: omit damaged shards, and list them in `skipped`.
 
         Raises:
-            DataError: no bank, an empty one, a newer format, or (without `skip_damaged`) a shard
-                that is damaged: a file that is missing or of another size or shape; in one of at
-                most `CHECKED_BYTES` of vectors also what is no unit vector.
+            DataError: not a bank, an empty one, a newer format, or (without `skip_damaged`) a damaged shard:
+                a missing file, or one of another size or shape; in banks with at
+                most `CHECKED_BYTES` of vectors also a vector that does not have unit length.
         """
         folder = user_path(folder)
         for _ in range(_ATTEMPTS):
@@ -167,7 +166,7 @@ class MemoryBank(Memory):
 
     @checked(DataError)
     def id(self, index: int) -> str:
-        """The id it was added under."""
+        """The id under which it was added."""
         shard, row = self._place(index)
         return shard.id(row)
 
@@ -179,7 +178,7 @@ class MemoryBank(Memory):
 
     @checked(DataError)
     def provenance(self, index: int) -> Provenance:
-        """Licence and source, as the data set that it was built of states them."""
+        """Licence and source, as stated by the data set it was built from."""
         shard, row = self._place(index)
         return shard.provenance(row)
 
@@ -189,18 +188,18 @@ class MemoryBank(Memory):
 
     @property
     def skipped(self) -> list[SkippedRecord]:
-        """Damaged shards that were left out."""
+        """The damaged shards that were omitted."""
         return list(self._damaged)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything in it: ids, texts, codes, content keys, vectors, their order, and of
-        what made them."""
+        """Hash of its entire content: ids, texts, codes, content keys, vectors and their order, and of
+        the tools that made them."""
         return self.manifest.fingerprint
 
     @property
     def content_fingerprint(self) -> str:
-        """The same, without reading the documents."""
+        """The same hash, computed without reading the documents."""
         return self.fingerprint
 
     @cached_property
@@ -225,7 +224,7 @@ class MemoryBank(Memory):
 
     @checked(DataError)
     def find(self, names: Sequence[str]) -> dict[str, int]:
-        """Index of each document of these ids; ids that are not there are left out."""
+        """Index of each document with one of these ids; unknown ids are omitted."""
         wanted: dict[int, list[str]] = {}
         for name in names:
             wanted.setdefault(id_hash(name), []).append(name)
@@ -234,8 +233,8 @@ class MemoryBank(Memory):
         return {name: found[name] for name in names if name in found}
 
     def verify(self) -> list[DataError]:
-        """What is wrong with its shards, those left out first: every file's hash, every vector,
-        every document is looked at."""
+        """Errors in its shards, omitted ones first: checks every file's hash, every vector
+        and every document."""
         found = [DataError(one.place, one.cause, one.next_step) for one in self._damaged]
         for shard in self.shards:
             try:
@@ -259,11 +258,11 @@ def _open_shards(folder: Path, manifest: Manifest) -> tuple[list[Shard], list[Da
 
 
 def memory_of(config: RetrieverConfig) -> DocumentSource | None:
-    """The memory that a retriever's config names, opened: its own, or a bank; None: it names none,
+    """Open the memory that a retriever's config names: its own, or a bank. None: it names none,
     and searches the data set.
 
     Raises:
-        CM3Error: it can't be opened.
+        CM3Error: the memory can't be opened.
     """
     if config.own_memory:
         return config.open_memory()
@@ -274,5 +273,5 @@ def memory_of(config: RetrieverConfig) -> DocumentSource | None:
 
 
 def is_bank(folder: Path) -> bool:
-    """Whether a bank lies there."""
+    """Whether the folder is a bank."""
     return (folder / MANIFEST).is_file()

@@ -2,14 +2,14 @@
 name is a hash of its content.
 
     vectors.npy       float32 [m, E]
-    codes.npy         uint16 (or int32, for codebooks that need it) [p, c], a row for each picture
-    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, numbers being rows of codes.npy; with
-                      "licence", "source", "attribution" where the data set states them
-    table.npy         where each document's line is, a hash of its id, and what it has; `TABLE_ROW` [m]
+    codes.npy         uint16 (int32 for codebooks that need it) [p, c], one row per picture
+    documents.jsonl   {"id": ..., "segments": ["a text", 0, ...], "keys": [...]}, where numbers are rows of codes.npy;
+                      with "licence", "source", "attribution" if the data set states them
+    table.npy         position of each document's line, a hash of its id, and its parts; `TABLE_ROW` [m]
 
-`VectorRows` is the vectors of several shards as one.
+`VectorRows` presents the vectors of several shards as one array.
 
-Legend: m documents, p pictures, c codes of a picture, E numbers of a vector, M rows of all shards, n rows asked for.
+Legend: m documents, p pictures, c codes of a picture, E numbers of a vector, M rows of all shards, n requested rows.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class VectorRows:
-    """Rows 0..M-1 of several arrays, none of which is copied.
+    """Rows 0..M-1 of several arrays, without copying.
 
     Args:
         parts: float32 [m, E] each, in order; any may be empty.
-        dimension: E, needed where there is no part.
+        dimension: E, required if there are no parts.
 
     Raises:
-        DataError: a part of another shape or type, or none and no dimension.
+        DataError: a part has another shape or type, or there are neither parts nor a dimension.
     """
 
     @checked(DataError)
     def __init__(self, parts: Sequence[FloatArray], dimension: int | None = None) -> None:
         if dimension is None:
             if len(parts) == 0:
-                raise DataError("parts", "there is none", "give the dimension")
+                raise DataError("parts", "are empty", "give the dimension")
             dimension = parts[0].shape[-1]
         for place, part in enumerate(parts):
             if part.dtype != np.float32 or part.ndim != 2 or part.shape[1] != dimension:
@@ -99,7 +99,7 @@ class VectorRows:
         """A copy of some rows.
 
         Args:
-            indices: [n], 0..M-1, in any order, also twice.
+            indices: [n], 0..M-1, in any order, repetitions allowed.
 
         Returns:
             float32 [n, E].
@@ -119,8 +119,8 @@ class VectorRows:
         return taken_nE
 
     def blocks(self, max_rows: int) -> Iterator[tuple[int, FloatArray]]:
-        """All rows in order, `max_rows` or fewer at a time: (place of the first, view of them). A
-        block lies in one part."""
+        """All rows in order, at most `max_rows` at a time: (index of the first, view of them). A
+        block lies within one part."""
         if max_rows < 1:
             raise ValueError(f"max_rows: is {max_rows}, not 1 or more")
         for start, part in zip(self._starts, self.parts, strict=False):  # one more start than parts
@@ -136,23 +136,23 @@ class VectorRows:
         return row
 
 
-#: `parts` has the bits `HAS_TEXT` and `HAS_IMAGE`.
+#: `parts` holds the bits `HAS_TEXT` and `HAS_IMAGE`.
 TABLE_ROW = np.dtype([("offset", "<i8"), ("length", "<i8"), ("id_hash", "<u8"), ("parts", "u1")])
 HAS_TEXT, HAS_IMAGE = 1, 2
-#: Folder of a bank's shards; ending of one that is being written.
+#: Folder of a bank's shards; suffix of a shard that is being written.
 SHARDS = "shards"
 WRITING = ".writing"
-#: What a document's line may also say: the fields of `Provenance`.
+#: Optional fields of a document's line: the fields of `Provenance`.
 _STATED = tuple(item.name for item in fields(Provenance))
 _UNSTATED = Provenance()
-#: A unit vector's length differs from 1 by rounding, or it is none.
+#: Largest deviation of a unit vector's length from 1, due to rounding.
 LENGTH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
 class BankDocument:
-    """A document as a bank keeps it: `Text` and `Codes` segments, what it is known by, and its unit
-    vector float32 [E]; also where it comes from."""
+    """A document as stored in a bank: `Text` and `Codes` segments, its id and content keys, its unit
+    vector float32 [E], and its provenance."""
 
     id: str
     document: Document
@@ -162,7 +162,7 @@ class BankDocument:
 
 
 def id_hash(name: str) -> int:
-    """The 64 bits by which ids are looked up."""
+    """The 64-bit hash used to look up ids."""
     return int.from_bytes(
         hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "little"
     )
@@ -171,13 +171,13 @@ def id_hash(name: str) -> int:
 def write_shard(
     bank: Path, documents: Iterable[BankDocument], manifest: Manifest
 ) -> ShardInfo | None:
-    """Write a shard of a bank; None when there is no document. Whatever ends the process, it is
-    whole or not there.
+    """Write a shard of a bank; None if there is no document. If the process ends early, no partial shard
+    remains.
 
     Args:
         bank: the bank's folder.
         documents: m of them, held in memory until they are written.
-        manifest: says E, c and the codebook's size.
+        manifest: provides E, c and the codebook's size.
 
     Raises:
         FileError: the disk is full.
@@ -212,7 +212,7 @@ def write_shard(
 
 
 def _line(one: BankDocument, codes: list[IntArray]) -> tuple[bytes, int]:
-    """A document's line of `documents.jsonl`, and what it has; codes of its pictures are added to `codes`."""
+    """A document's line of `documents.jsonl`, and its `parts` bits; codes of its pictures are appended to `codes`."""
     segments: list[str | int] = []
     for segment in one.document:
         if isinstance(segment, Text):
@@ -231,7 +231,7 @@ def _line(one: BankDocument, codes: list[IntArray]) -> tuple[bytes, int]:
 def _write_files(
     temporary: Path, arrays: Mapping[str, npt.NDArray[Any]], lines: Sequence[bytes]
 ) -> ShardInfo:
-    """Write a shard's files into a new folder beside its place, and rename that."""
+    """Write a shard's files into a temporary folder beside its final place, and rename that."""
     temporary.mkdir()
     for name, array in arrays.items():
         save_array(temporary / name, array)
@@ -244,7 +244,7 @@ def _write_files(
     if target.exists() and all(
         _is_stored(target / name, file) for name, file in info.files.items()
     ):
-        shutil.rmtree(temporary)  # a kill came before anything named it
+        shutil.rmtree(temporary)  # left by a process that was killed before the manifest listed it
     else:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
@@ -253,7 +253,7 @@ def _write_files(
 
 
 def code_type(tokenizer: ImageTokenizerMaker) -> npt.DTypeLike:
-    """Type of the codes on disk."""
+    """Data type of the codes on disk."""
     return np.dtype("<u2") if tokenizer.codebook_size <= 1 << 16 else np.dtype("<i4")
 
 
@@ -268,12 +268,12 @@ def _is_stored(path: Path, file: StoredFile) -> bool:
 
 
 class Shard:
-    """A shard that is there: files of the right sizes and shapes, memory-mapped.
+    """A shard on disk: memory-mapped files whose sizes and shapes were checked.
 
     Args:
         bank: the bank's folder.
-        info: what the manifest says of it.
-        manifest: says E, c and the codebook's size.
+        info: the manifest's entry.
+        manifest: provides E, c and the codebook's size.
 
     Raises:
         DataError: a file is missing, truncated, or of another shape.
@@ -293,7 +293,7 @@ class Shard:
         )
         self.table: npt.NDArray[np.void] = self._array(TABLE, (info.num_documents,), TABLE_ROW)
         tokenizer = manifest.image_tokenizer
-        # Opened now: who changes the bank meanwhile deletes files, and what is mapped stays.
+        # Opened now, because another process may delete the files; mapped data stays readable.
         self._codes: npt.NDArray[np.integer] = self._array(
             CODES, (info.num_pictures, tokenizer.grid[0] * tokenizer.grid[1]), code_type(tokenizer)
         )
@@ -306,18 +306,18 @@ class Shard:
         return self.info.num_documents
 
     def damaged(self, name: str, cause: str) -> DataError:
-        """The error of a file that can't be used."""
+        """The error for an unusable file."""
         return DataError(
             str(self.folder / name),
             cause,
-            "copy the bank again from its source, or leave the damaged shards "
-            f"out: cm3 memory remove {shlex.quote(str(self.folder.parents[1]))} --damaged",
+            "copy the bank again from its source, or drop the damaged shards: "
+            f"cm3 memory remove {shlex.quote(str(self.folder.parents[1]))} --damaged",
         )
 
     def _unreadable(self, name: str, error: OSError) -> DataError | FileError:
-        """The error of a file that could not be opened or read. Only one that is missing is damage:
-        whatever else the system refuses (too many open files, no memory, no permission, a failing
-        disk) says nothing about the bank."""
+        """The error for a file that could not be opened or read. Only a missing file counts as damage:
+        other refusals by the system (too many open files, no memory, no permission, a failing
+        disk) say nothing about the bank."""
         if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
             return self.damaged(name, f"can't be read ({error.strerror})")
         return refused(self.folder / name, error)
@@ -357,12 +357,12 @@ class Shard:
         return self._record(row)[0]
 
     def content_keys(self, row: int) -> frozenset[str]:
-        """What a document is known by."""
+        """A document's content keys."""
         return frozenset(self._record(row)[2])
 
     def provenance(self, row: int) -> Provenance:
-        """Licence and source of a document; unknown in banks of data that states none, and in those
-        of earlier versions."""
+        """Licence and source of a document; unknown in banks of earlier versions and of data that states
+        none."""
         return self._record(row)[3]
 
     def document(self, row: int) -> Document:
@@ -377,7 +377,7 @@ class Shard:
         if not 0 <= picture < self.info.num_pictures:
             raise self.damaged(
                 DOCUMENTS,
-                f"document {row} names picture {picture}, there are {self.info.num_pictures}",
+                f"document {row} names picture {picture}, but there are {self.info.num_pictures}",
             )
         codes = self._codes[picture].astype(np.int32)
         if codes.min() < 0 or codes.max() >= tokenizer.codebook_size:
@@ -389,15 +389,15 @@ class Shard:
         return Codes(codes, tokenizer.grid)
 
     def documents(self, rows: Iterable[int]) -> Iterator[BankDocument]:
-        """Some documents, as they were written."""
+        """Some documents, as they were stored."""
         for row in rows:
             name, _, keys, provenance = self._record(row)
             vector = self.vectors[row]
             yield BankDocument(name, self.document(row), frozenset(keys), vector, provenance)
 
     def check_vectors(self, block_rows: int = 8192) -> None:
-        """Raise `DataError` for the first vector that is not finite or no unit vector. Reads all of
-        them."""
+        """Raise `DataError` for the first vector that is not finite or does not have unit length. Reads all
+        vectors."""
         for start in range(0, len(self), block_rows):
             lengths = np.linalg.norm(self.vectors[start : start + block_rows], axis=1)
             wrong = np.flatnonzero(~(np.abs(lengths - 1) <= LENGTH_TOLERANCE))
@@ -409,7 +409,7 @@ class Shard:
                 )
 
     def verify(self) -> None:
-        """Raise `DataError` when any byte is another one than was written, or a vector is none.
+        """Raise `DataError` if any byte differs from what was written, or a vector is invalid.
         Reads everything."""
         for name, file in self.info.files.items():
             try:
@@ -417,7 +417,7 @@ class Shard:
             except OSError as error:
                 raise self._unreadable(name, error) from error
             if digest != file.sha256:
-                raise self.damaged(name, "is not what was written: its SHA-256 differs")
+                raise self.damaged(name, "does not match its recorded SHA-256")
         self.check_vectors()
         for row in range(len(self)):
             self.document(row)

@@ -1,8 +1,9 @@
-"""Shards of a bank, made by one process or several: documents read, embedded, their pictures as codes, and written.
+"""Writing the shards of a bank, in one process or several: read documents, embed them, encode their pictures.
 
-One process at a time changes a bank, and clears away what killed ones left. Several may help to build it: each finished
-shard has a note in the bank's folder `WORK`, and what is noted is not made again, whoever made it. A note is written
-when its shard is whole, so that processes need nothing else to share work. Legend: E numbers of a vector.
+Only one process at a time changes a bank, and removes what killed processes left. Several can help to build it: each
+finished shard is recorded in the bank's folder `WORK`, and recorded shards are not made again, whoever made them. The
+record is written when the shard is complete, so processes need nothing else to share work. Legend: E numbers of a
+vector.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Tools:
-    """What makes a bank's vectors and codes, and the recipe names and values by which it is built
+    """The embedder and image tokenizer of a bank, with the recipe names and config values for building them
     again.
 
     Args:
         embedder, image_tokenizer: built.
         embedder_name, image_tokenizer_name: in a recipe.
-        embedder_config, image_tokenizer_config: their configs' values, as YAML holds them.
-        reaches: what these values name outside; the bank of a user's own tools may use it.
+        embedder_config, image_tokenizer_config: their configs' values, as in YAML.
+        reaches: external resources that these values name; a bank built with the user's own tools may use them.
     """
 
     embedder: Embedder
@@ -80,8 +81,8 @@ class Tools:
     reaches: Sequence[Reach] = ()
 
     def on(self, device: str | None) -> Tools:
-        """These, computing on the device; None: the GPU when there is one, and the embedder where
-        its config says."""
+        """These tools on another device; None: the GPU if there is one, and for the embedder the device in
+        its config."""
         chosen = choose_device(device)
         self.image_tokenizer.move_to(chosen)
         if device is not None:
@@ -90,7 +91,7 @@ class Tools:
 
     @property
     def manifest(self) -> Manifest:
-        """Of a bank without documents."""
+        """The manifest of an empty bank."""
         tokenizer = self.image_tokenizer
         return Manifest(
             self.embedder.dimension,
@@ -106,8 +107,8 @@ class Tools:
 
 
 def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """What is needed to build the image tokenizer again wherever the bank is moved; nothing when
-    its config is enough."""
+    """Save the image tokenizer's files, so that the bank can be moved; writes nothing if
+    its config is sufficient."""
     if folder.exists():
         shutil.rmtree(folder)
     with new_place(folder) as temporary:
@@ -118,7 +119,7 @@ def save_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
             sync_directory(folder.parent)
 
 
-#: Documents embedded together, and pixels of their pictures after which no more are read.
+#: Documents embedded together, and the limit of their pictures' pixels, after which no more are read.
 _AT_ONCE, _PIXELS_AT_ONCE = 32, 1 << 25
 #: Id, document and provenance.
 _Read: TypeAlias = tuple[str, Document, Provenance]
@@ -131,7 +132,7 @@ def encoded_documents(
     id_prefix: str,
     skipped: list[SkippedRecord],
 ) -> Iterator[BankDocument]:
-    """The documents of a shard; what can't be used is reported in `skipped`."""
+    """The documents of a shard; unusable ones are reported in `skipped`."""
     batch: list[_Read] = []
     num_pixels = 0
     for index in places:
@@ -150,12 +151,12 @@ def encoded_documents(
 
 
 def _read(document: Document, name: str) -> Document:
-    """The document with its pixels in memory: the embedder and the tokenizer both look at them."""
+    """The document with its pixels in memory, because embedder and tokenizer both read them."""
     for segment in document:
         if not isinstance(segment, (Text, Image)):
             raise DataError(
                 f"document {name}",
-                f"holds {type(segment).__name__}; a bank is built of texts and pictures",
+                f"contains {type(segment).__name__}, but banks are built from texts and pictures",
                 "merge banks with cm3 memory merge, or fill holes first",
             )
     if not any(
@@ -179,7 +180,7 @@ def _same(pixels: PixelArray) -> PixelArray:
 def _encoded(
     batch: Sequence[_Read], tools: Tools, skipped: list[SkippedRecord]
 ) -> Iterator[BankDocument]:
-    """Vectors and codes of documents that were read."""
+    """Compute vectors and codes for documents that were read."""
     if not batch:
         return
     try:
@@ -194,8 +195,8 @@ def _encoded(
         return
     tokenizer = tools.image_tokenizer
     for (name, document, provenance), vector in zip(batch, vectors_BE, strict=True):
-        # One by one, as a model does with what it is asked about: in a batch, the last bits depend
-        # on how many there are.
+        # One by one, like a model's own inputs: in a batch, the last bits depend
+        # on the batch size.
         coded = tuple(
             Codes(
                 tokenizer.encode(images.fit(segment.load(), tokenizer.image_size)[None])[0],
@@ -220,28 +221,28 @@ def _encoded(
 
 
 LOCK = ".lock"
-#: The next step where a disk is full, and an interrupted command goes on; where it does all again.
+#: Next step after a full disk: for a command that resumes, and for one that starts over.
 RESUMES = f"{FREE_SPACE}, then run the same command again: it resumes"
 AGAIN = f"{FREE_SPACE}, then run the same command again"
 
 
 @contextmanager
 def writing(folder: Path, step: str = RESUMES) -> Iterator[None]:
-    """Change a bank; another process that does is refused meanwhile. The lock goes with the
-    process, however that ends.
+    """Lock a bank for changes; other processes that try to change it are refused. The lock ends with the
+    process.
 
     Args:
         folder: the bank's.
         step: see `telling`.
 
     Raises:
-        DataError: another process is at it.
-        FileError: nothing can be written there, the lock's file is none, or a link leads elsewhere.
+        DataError: another process is changing the bank.
+        FileError: the folder is not writable, the lock file is not a regular file, or a link points elsewhere.
     """
     check_writable(folder, folder=True)
     make_folder(folder)
     busy = DataError(
-        str(folder), "another process is changing this memory bank", "wait until it is done"
+        str(folder), "another process is changing this memory bank", "wait until it has finished"
     )
     with telling(folder, step), locked(folder / LOCK, busy):
         check_links(folder)
@@ -250,8 +251,8 @@ def writing(folder: Path, step: str = RESUMES) -> Iterator[None]:
 
 @contextmanager
 def telling(folder: Path, step: str = RESUMES) -> Iterator[None]:
-    """Where the disk is full, say of the bank what becomes of it, and not which of its inner files
-    was next. `step`: what to do then.
+    """If the disk is full, report the state of the bank rather than the internal file that could not be
+    written. `step`: the next step.
 
     Raises:
         FileError: the disk is full.
@@ -261,21 +262,21 @@ def telling(folder: Path, step: str = RESUMES) -> Iterator[None]:
     except FileError as error:
         if error.next_step != FREE_SPACE or not is_of(error, folder):
             raise
-        cause = f"{error.cause}; what is in it stays as it was"
+        cause = f"{error.cause}; the bank is unchanged"
         raise FileError(str(folder), cause, step) from error
 
 
 def is_of(error: FileError, folder: Path) -> bool:
-    """Whether what could not be written is of this folder, and not of a cache elsewhere."""
+    """Whether the unwritable file belongs to this folder, and not to a cache elsewhere."""
     return Path(os.path.realpath(error.place)).is_relative_to(os.path.realpath(folder))
 
 
 def tidy(folder: Path, manifest: Manifest) -> None:
-    """Delete what the bank does not consist of: notes on finished shards, and what was never
-    finished or is no longer named."""
+    """Delete files that don't belong to the bank: records of finished shards, and files that were never
+    finished or are no longer listed."""
     shutil.rmtree(folder / WORK, ignore_errors=True)
     remove_unfinished(folder)
-    for path in folder.glob(f".{MANIFEST}.*"):  # as earlier versions named them
+    for path in folder.glob(f".{MANIFEST}.*"):  # names used by earlier versions
         if path.is_file():
             path.unlink(missing_ok=True)
     kept = {shard.name for shard in manifest.shards}
@@ -285,30 +286,30 @@ def tidy(folder: Path, manifest: Manifest) -> None:
 
 
 def remove_unfinished_shards(folder: Path) -> None:
-    """Delete shards that a kill cut off."""
+    """Delete shards whose writing was interrupted."""
     for path in (folder / SHARDS).glob(f".*{WRITING}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-#: Starts a process that calls `cm3run.bank.help_build`. If its output is piped, that is the error it fails with, and
-#: no more than a pipe holds.
+#: Starts a process that calls `cm3run.bank.help_build`. If its output is piped, it contains only the error with which
+#: it failed, and fits into the pipe's buffer.
 Helper = Callable[[], "subprocess.Popen[bytes]"]
 _PLAN = "plan.txt"
-#: Seconds between looks at what helpers have done.
+#: Polling interval for helpers, in seconds.
 _LOOK = 0.2
 
 
 @dataclass(frozen=True, eq=False)
 class ShardWork:
-    """Shards to be made.
+    """A set of shards to write.
 
     Args:
         folder: the bank's.
         source: documents.
-        wanted: indices of those that the shards are made of, in order.
+        wanted: indices of the documents for the shards, in order.
         tools: make vectors and codes.
-        plan: hash of all that decides the shards.
-        shard_size: documents of a shard.
+        plan: hash of everything that determines the shards.
+        shard_size: documents per shard.
         id_prefix: prepended to the documents' ids.
     """
 
@@ -323,8 +324,8 @@ class ShardWork:
     def build(
         self, helpers: Sequence[Helper] = (), *, progress: bool
     ) -> tuple[list[ShardInfo], list[SkippedRecord]]:
-        """All shards, in order, and the records that they skip; those that an earlier call with this
-        plan finished are taken as they are. `helpers`: see `cm3run.bank.build_bank`."""
+        """Return all shards, in order, and their skipped records. Shards that an earlier call finished with this
+        plan are reused. `helpers`: see `cm3run.bank.build_bank`."""
         self._begin()
         remove_unfinished_shards(self.folder)
         shards: list[ShardInfo] = []
@@ -348,12 +349,12 @@ class ShardWork:
         return shards, [*self.source.skipped, *skipped]
 
     def help(self, share: tuple[int, int]) -> None:
-        """Make those shards of a share that are not there; see `cm3run.bank.help_build`."""
+        """Write the missing shards of a share; see `cm3run.bank.help_build`."""
         path = self.folder / WORK / _PLAN
         if not path.is_file() or path.read_text() != self.plan:
             raise DataError(
                 str(self.folder),
-                "is not being built from this data and these settings",
+                "is not being built from this data with these settings",
                 "run cm3 memory build, which starts its helpers itself",
             )
         with make_bar(disable=True) as bar:
@@ -364,7 +365,7 @@ class ShardWork:
     def _rest(
         self, start: int, bar: Any, failed: list[_Failed]
     ) -> tuple[ShardInfo | None, list[SkippedRecord]]:
-        """Make a shard that helpers left, and say once why they did, unless it is what happens here too."""
+        """Write a shard that a helper left; print the helper's error once, unless the same error occurs here."""
         try:
             made = self._make(start, bar)
         except CM3Error as error:
@@ -375,7 +376,8 @@ class ShardWork:
         return made
 
     def _share(self, helpers: Sequence[Helper], bar: Any) -> list[_Failed]:
-        """Make every n-th shard while helpers make the others, and wait for them. Returns those that failed."""
+        """Write every n-th shard while helpers write the others, and wait for them. Returns the helpers that
+        failed."""
         with _running(helpers) as processes:
             for start in self._starts()[:: 1 + len(helpers)]:
                 if self._finished(start) is None:
@@ -397,7 +399,7 @@ class ShardWork:
         return self.folder / WORK / f"{start:012d}.json"
 
     def _make(self, start: int, bar: Any) -> tuple[ShardInfo | None, list[SkippedRecord]]:
-        """Write a shard and its note; its records that can't be used."""
+        """Write a shard and its record; return it and its skipped records."""
         own: list[SkippedRecord] = []
         places = self.wanted[start : start + self.shard_size]
         documents = encoded_documents(self.source, places, self.tools, self.id_prefix, own)
@@ -410,7 +412,7 @@ class ShardWork:
         return info, own
 
     def _finished(self, start: int) -> tuple[ShardInfo | None, list[SkippedRecord]] | None:
-        """A shard that is there, and the records that it skipped; None when it is to be built."""
+        """A finished shard and its skipped records; None if it must be built."""
         try:
             values = json.loads(read_text(self._note(start)))
             info = None if values["shard"] is None else shard_of(values["shard"])
@@ -420,11 +422,11 @@ class ShardWork:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            # a `DataError` is a `ValueError`: what was lost is built again
+            # a `DataError` is a `ValueError`: a lost shard is rebuilt
             return None
 
     def _begin(self) -> None:
-        """Keep the notes of this plan; those of another one are thrown away."""
+        """Keep the records of this plan, and delete those of any other."""
         work = self.folder / WORK
         path = work / _PLAN
         if work.is_dir():
@@ -443,7 +445,7 @@ class ShardWork:
 
 @dataclass(frozen=True)
 class _Failed:
-    """One of `number` helpers that ended with an exit code; `error`: what it told, "" if nothing."""
+    """A helper, one of `number`, that ended with an exit code; `error`: its message, "" if it printed none."""
 
     number: int
     code: int
@@ -451,24 +453,24 @@ class _Failed:
 
 
 def _told(process: subprocess.Popen[bytes]) -> str:
-    """The error that a helper ended with."""
+    """The error message of a helper."""
     return "" if process.stdout is None else process.stdout.read().decode(errors="replace")
 
 
 def _say(failed: Sequence[_Failed]) -> None:
-    """A note on helpers that failed, with the error of the first that told one."""
+    """Print a note about failed helpers, with the first error message."""
     if failed:
         told = next((one.error for one in failed if one.error), f"exit code {failed[0].code}")
         tqdm.write(
             f"note: {len(failed)} of {failed[0].number} other processes ended early ({told.splitlines()[0]}); "
-            "what they left is made by this one",
+            "this process finishes their work",
             file=sys.stderr,
         )
 
 
 @contextmanager
 def _running(helpers: Sequence[Helper]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The helpers' processes, which end with the block."""
+    """Run the helpers' processes, and end them when the block is left."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for start in helpers:

@@ -1,36 +1,36 @@
-"""Checkpoints: a folder that is complete or not there, holding all that a run needs to resume and a
+"""Checkpoints: a folder, either complete or absent, with everything that a run needs to resume and a
 model needs to generate.
 
     OUT/checkpoints/step-00001000/
-        model.safetensors        weights, float32; of a run that trains adapters, the next two instead
+        model.safetensors        weights, float32; for a run that trains adapters, the next two instead
         adapter_model.safetensors, adapter_config.json   in peft's format
         optimizer.safetensors    optimiser state and random generators; not in an exported model
-        state.json               step, clock, place in the data, vocabulary, fingerprints, hashes
+        state.json               step, clock, position in the data, vocabulary, fingerprints, hashes
         recipe.yaml              the resolved recipe
         plugins.json             plugins and their versions
-        components.json          who provided each of the recipe's components
-        tasks.json               the tasks that it was tuned for, if any
-        plugins/                 source of the one-file plugins that the recipe needs; never run unasked
-        words.txt                the words of the training texts; not there when they are too many
-        text_tokenizer/          what the text tokenizer saved
-        provenance.json          licences of the data, in an exported model; else it is in OUT
-        image_tokenizer/         what the image tokenizer saved; not there when it comes with its package
+        components.json          the plugin that provided each of the recipe's components
+        tasks.json               the tasks that the model was tuned for, if any
+        plugins/                 source of the one-file plugins that the recipe needs; runs only with permission
+        words.txt                the words of the training texts; omitted if there were too many texts
+        text_tokenizer/          files saved by the text tokenizer
+        provenance.json          licences of the data, in an exported model; otherwise it is in OUT
+        image_tokenizer/         files saved by the image tokenizer; omitted if its package provides them
 
-A checkpoint is written under another name, flushed, and renamed; the newest is the highest complete
+A checkpoint is written under another name, flushed, and renamed; the newest is the complete one with the highest
 step. No file is a pickle, so an untrusted checkpoint can be refused but can't run code.
 
-Where processes share a decoder, folders `model_shards` and `optimizer_shards` take the place of the two
+If several processes share a decoder, folders `model_shards` and `optimizer_shards` replace the two
 safetensors files, see `tensors`.
 
 layout      the files: names and places, `state.json`, hashes; from a model's name to its folder
-tensors     the safetensors, whole or in the parts that several processes wrote
-writing     a checkpoint of a run
-exporting   a model folder of a checkpoint; a whole model of an adapter and its base
-opening     from a name to a model ready to generate, and whether it fits a recipe
+tensors     the safetensors files, whole or in parts written by several processes
+writing     write a checkpoint of a run
+exporting   export a checkpoint as a model folder; merge an adapter and its base into a whole model
+opening     from a name to a model ready to generate; checks whether it fits a recipe
 adapters    adapters, which name their base model
-tasks       what a model was tuned for
-carried     plugin files that come with a checkpoint
-words       which words of a prompt the model has never seen
+tasks       the tasks that a model was tuned for
+carried     plugin files included in a checkpoint
+words       the words of a prompt that the model has never seen
 """
 
 from cm3run.checkpoint.exporting import export_model, merge_adapter

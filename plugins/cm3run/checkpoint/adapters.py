@@ -1,7 +1,7 @@
-"""Checkpoints that hold an adapter: they have no weights of their own, and name their base model.
+"""Checkpoints that contain an adapter: they have no weights of their own, and name their base model.
 
-The base is recognised by the SHA-256 of its weights (`CheckpointState.base`): an adapter on other
-weights computes something, and nothing that anybody wanted.
+The base is identified by the SHA-256 of its weights (`CheckpointState.base`): an adapter on other
+weights would run, but its output would be useless.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a checkpoint holds an adapter in place of a model's weights."""
+    """Whether a checkpoint contains an adapter instead of a whole model's weights."""
     return (folder / ADAPTER).is_file()
 
 
 def base_entry(model: str, folder: Path, registry: Registry) -> dict[str, str]:
-    """What a run stores of the model that it starts from, see `CheckpointState.base`.
+    """The record of the model that a run starts from, see `CheckpointState.base`.
 
     Args:
         model: as the user named it.
@@ -59,12 +59,12 @@ def base_entry(model: str, folder: Path, registry: Registry) -> dict[str, str]:
         registry: knows the models that plugins ship.
 
     Raises:
-        CheckpointError: it is an adapter.
+        CheckpointError: the model is an adapter.
     """
     if is_adapter(folder):
         raise CheckpointError(
             str(folder),
-            "holds an adapter, and training starts from a whole model",
+            "contains an adapter, but training starts from a whole model",
             f"merge it: cm3 adapter merge {shlex.quote(model)} -o FOLDER, then start from that folder",
         )
     place = model if model in registry.models() else str(Path(model).absolute())
@@ -72,8 +72,8 @@ def base_entry(model: str, folder: Path, registry: Registry) -> dict[str, str]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """The SHA-256 of a checkpoint's weights: as it was stored with them (and is checked whenever they
-    are read), or computed. Of parts that several processes wrote, the SHA-256 of the list of theirs."""
+    """The SHA-256 of a checkpoint's weights: the stored one (which is checked whenever the weights
+    are read), or computed. For parts written by several processes, the SHA-256 of the list of their hashes."""
     files = read_state(folder).files
     written = files.get(WEIGHTS)
     parts = sorted(name for name in files if name.startswith(f"{shards_of(WEIGHTS)}/"))
@@ -100,42 +100,44 @@ def base_folder(
         folder: the adapter's checkpoint.
         state: its state.
         registry: knows the models that plugins ship.
-        base: where the model is; None: where it was in training.
+        base: path of the base model; None: its path in training.
         trust_endpoints: see `open_checkpoint`.
 
     Raises:
-        CheckpointError: it is not there, or has other weights.
-        TrustError: the adapter is not the user's own, and says itself where the model is.
+        CheckpointError: the base model is missing, or has other weights.
+        TrustError: the adapter is not the user's own, and its file names the base model's path.
     """
     if not state.base:
-        raise damaged(folder, f"holds {ADAPTER}, and its state names no base model")
+        raise damaged(folder, f"contains {ADAPTER}, but its state names no base model")
     wanted, name = state.base["sha256"], str(state.base["model"] if base is None else base)
     hint = f"cm3 adapter merge {shlex.quote(str(folder))} --base MODEL -o FOLDER"
     if base is None:
         trust = trust_of(folder, registry.models().values(), trust_endpoints)
         if refused := trust.refused(base_reaches(state.base, registry)):
-            raise refusal(str(folder / STATE), "", refused, f"or say where it is: {hint}")
+            raise refusal(
+                str(folder / STATE), "", refused, f"or name the base model yourself: {hint}"
+            )
     try:
         found = find_checkpoint(find_model(name, registry))
     except CheckpointError as error:
         raise CheckpointError(
             str(folder),
-            f"holds an adapter for the model {name}, which is not there ({error.cause})",
-            f"put it back, or say where it is: {hint}",
+            f"contains an adapter for the model {name}, which was not found ({error.cause})",
+            f"restore the base model, or name its path: {hint}",
         ) from error
     have = "an adapter" if is_adapter(found) else weights_sha256(found)
     if have != wanted:
         raise CheckpointError(
             str(folder),
-            f"holds an adapter for another base model: it was trained on weights with the SHA-256 "
-            f"{wanted[:16]}..., and {found} has {have[:16]}{'' if is_adapter(found) else '...'}",
+            f"contains an adapter for another base model: it was trained on weights with the SHA-256 "
+            f"{wanted[:16]}..., but {found} has {have[:16]}{'' if is_adapter(found) else '...'}",
             f"name the model that it was trained on: {hint}",
         )
     return found
 
 
 def base_reaches(base: Mapping[str, str], registry: Registry) -> list[Reach]:
-    """What a checkpoint's state names outside: the model that the run started from, unless a plugin ships it."""
+    """External resources in a checkpoint's state: the model that the run started from, unless a plugin ships it."""
     name = str(base.get("model", ""))
     if not name or name in registry.models():
         return []
@@ -143,7 +145,7 @@ def base_reaches(base: Mapping[str, str], registry: Registry) -> list[Reach]:
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """An adapter's tensors, checked against what was written."""
+    """An adapter's tensors, checked against their hash."""
     tensors, state = read_tensors(folder / ADAPTER), read_state(folder)
     for name in (ADAPTER, ADAPTER_CONFIG):
         check_file(folder, name, state)
@@ -159,7 +161,7 @@ def load_model(
     base: str | Path | None = None,
     trust_endpoints: Sequence[str] = (),
 ) -> None:
-    """Load a checkpoint's weights; an adapter is merged into those of its base model, in memory.
+    """Load a checkpoint's weights; an adapter is merged into its base model's weights, in memory.
 
     Args:
         decoder: built from `recipe`.
@@ -168,23 +170,23 @@ def load_model(
         registry, base, trust_endpoints: see `base_folder`.
 
     Raises:
-        CheckpointError: they are another decoder's, or damaged; the base is missing or another one.
+        CheckpointError: the weights belong to another decoder or are damaged; the base is missing or has changed.
         TrustError: see `base_folder`.
         RecipeError: the recipe's section `tune` is out of range, or doesn't fit the decoder.
-        MissingPackageError: an adapter without peft.
+        MissingPackageError: the checkpoint is an adapter and peft is missing.
     """
     if not is_adapter(folder):
         if base is not None:
             raise CheckpointError(
-                str(folder), "holds a whole model, which has no base", "leave the base out"
+                str(folder), "contains a whole model, which has no base", "leave the base out"
             )
         load_weights(decoder, folder)
         return
     if not recipe.tune.adapts:
         raise damaged(
-            folder, f"holds {ADAPTER}, and its recipe says tune.method={recipe.tune.method}"
+            folder, f"contains {ADAPTER}, but its recipe says tune.method={recipe.tune.method}"
         )
-    recipe.tune.check()  # a stored recipe may come from anybody
+    recipe.tune.check()  # a stored recipe is untrusted
     state = read_state(folder)
     load_weights(
         decoder, base_folder(folder, state, registry, base, trust_endpoints=trust_endpoints)

@@ -1,9 +1,9 @@
-"""Plugin files that a checkpoint carries: the source of one-file plugins that its recipe needs.
+"""Plugin files in a checkpoint: the source of one-file plugins that its recipe needs.
 
     OUT/checkpoints/step-00001000/plugins/mine.py
 
-They are text to read, and are never imported unasked: whoever opens the checkpoint names the file's
-SHA-256, so that what runs is what was read. The bytes that are hashed are those that are run.
+They are never imported without permission. To run one, the user reads it and names its SHA-256; the hashed bytes are
+exactly those that run.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 #: Folder of a checkpoint's plugin files.
 CARRIED = "plugins"
-#: Bytes of one file, and number of files, that are written and read.
+#: Limits on the bytes of a file and the number of files, for writing and reading.
 MOST_BYTES, MOST_FILES = 256 * 1024, 8
-#: Fewest hexadecimal digits that name a file: 64 bits.
+#: Smallest number of hexadecimal digits that identify a file: 64 bits.
 FEWEST_DIGITS = 16
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
@@ -50,17 +50,17 @@ class CarriedPlugin:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes that would run."""
+        """SHA-256 of the bytes that would run."""
         return hashlib.sha256(self.source).hexdigest()
 
 
 def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
-    """Put the sources of the one-file plugins that a recipe needs into a checkpoint's folder.
+    """Copy the sources of the one-file plugins that a recipe needs into a checkpoint's folder.
 
-    A file over `MOST_BYTES` is left out: a plugin of that size is a package to install.
+    Files over `MOST_BYTES` are left out: a plugin of that size should be an installable package.
     """
     providers = providers_of(recipe, registry).items()
-    # trackers are for training here: no one who opens the model needs them
+    # trackers are only needed for training, not for using the model
     owners = {who.plugin for key, who in providers if not key.startswith("train.")}
     owners |= {
         info.name for info in registry.plugins if not set(info.kinds).isdisjoint(kinds_of(recipe))
@@ -79,17 +79,17 @@ def write_carried(folder: Path, recipe: Recipe, registry: Registry) -> None:
 
 
 def copy_carried(source: Path, target: Path) -> None:
-    """Copy the plugin files of one checkpoint to another."""
+    """Copy the plugin files of a checkpoint to another."""
     for plugin in read_carried(source):
         (target / CARRIED).mkdir(exist_ok=True)
         (target / CARRIED / plugin.path.name).write_bytes(plugin.source)
 
 
 def read_carried(folder: Path) -> list[CarriedPlugin]:
-    """The plugin files of a checkpoint; nothing is run.
+    """The plugin files of a checkpoint, without running them.
 
     Raises:
-        CheckpointError: something there is not a small file with a plain name.
+        CheckpointError: an entry is not a small file with a plain name.
     """
     if not (folder / CARRIED).is_dir():
         return []
@@ -102,7 +102,7 @@ def read_carried(folder: Path) -> list[CarriedPlugin]:
                 str(path),
                 f"is not one of at most {MOST_FILES} plugin files (NAME.py, at most "
                 f"{MOST_BYTES // 1024} KiB)",
-                f"remove what does not belong in {folder / CARRIED}",
+                f"remove anything else from {folder / CARRIED}",
             )
     return [CarriedPlugin(path, path.read_bytes()) for path in found]
 
@@ -111,13 +111,13 @@ def with_trusted(registry: Registry, folder: Path, trusted: Iterable[str]) -> Re
     """A copy of the registry with the checkpoint's plugin files whose SHA-256 is trusted.
 
     Args:
-        registry: plugins that it has are not loaded again.
+        registry: its plugins are not loaded again.
         folder: the checkpoint's.
         trusted: hexadecimal SHA-256 of files, at least the first `FEWEST_DIGITS` digits of each.
 
     Raises:
         CheckpointError: no file has such a hash.
-        PluginError: a trusted file is not a plugin, or broken.
+        PluginError: a trusted file is not a plugin, or is broken.
     """
     carried, wanted = read_carried(folder), [digits.strip().lower() for digits in trusted]
     for digits in wanted:
@@ -126,7 +126,7 @@ def with_trusted(registry: Registry, folder: Path, trusted: Iterable[str]) -> Re
             shown = "; ".join(f"{one.path} has {one.sha256}" for one in carried)
             raise CheckpointError(
                 f"trusted plugin {digits!r}",
-                f"is the SHA-256 of no plugin file in {folder}"
+                f"is not the SHA-256 of a plugin file in {folder}"
                 if long_enough
                 else f"is not a SHA-256 of {FEWEST_DIGITS} to 64 hexadecimal digits",
                 f"read the file before you trust it: {shown}" if shown else "leave it out",
@@ -143,15 +143,15 @@ def with_trusted(registry: Registry, folder: Path, trusted: Iterable[str]) -> Re
 def refusal(
     registry: Registry, folder: Path, wanted: Iterable[str] | None = None
 ) -> CheckpointError | None:
-    """Why what needs a checkpoint's own plugin files can't be had.
+    """The error for components that need a checkpoint's own plugin files.
 
     Args:
-        registry: the plugins that are there.
+        registry: the loaded plugins.
         folder: the checkpoint's.
-        wanted: names of the plugins that are needed; None: not known.
+        wanted: names of the plugins that are needed; None: unknown.
 
     Returns:
-        The error; None if the checkpoint carries none of them.
+        The error; None if the checkpoint contains none of them.
     """
     loaded = {info.name for info in registry.plugins}
     missing = [
@@ -166,32 +166,32 @@ def refusal(
     names = ", ".join(repr(one.sha256) for one in missing)
     return CheckpointError(
         str(folder),
-        f"needs a plugin that is not loaded, and carries its code: {listed}. Code that comes with "
-        "a checkpoint is not run unasked: it could do anything that you can",
+        f"needs a plugin that is not loaded; its code is in the checkpoint: {listed}. Code in a checkpoint "
+        "does not run without your permission, because it could do anything that you can",
         f"read it (less {missing[0].path}); if you trust it, add {options} (in Python "
         f"trust_plugins=[{names}]), or give your own copy with --plugin FILE.py",
     )
 
 
 def hint(registry: Registry, folder: Path) -> str:
-    """How a checkpoint's own plugin files are trusted, of those that are not loaded; "" without any."""
+    """How to trust a checkpoint's plugin files that are not loaded; "" if there are none."""
     loaded = {info.name for info in registry.plugins}
     return "; ".join(
-        f"--trust-plugin {one.sha256} runs {one.path}, which you should read first"
+        f"--trust-plugin {one.sha256} runs {one.path}; read that file first"
         for one in read_carried(folder)
         if one.name not in loaded
     )
 
 
 def _source_of(info: PluginInfo) -> bytes | None:
-    """What was run of a plugin that is one file; None for an installed one."""
+    """The bytes that were run for a one-file plugin; None for an installed one."""
     module = sys.modules.get(f"{FILE_MODULE}{info.name}")
     source = getattr(module, SOURCE, None)
     return source if isinstance(source, bytes) and not info.version else None
 
 
 def _add(registry: Registry, plugin: CarriedPlugin) -> None:
-    """Run a trusted file's bytes, and add what it provides."""
+    """Run a trusted file's bytes, and register what it provides."""
 
     def load() -> object:
         name = f"{FILE_MODULE}{plugin.name}"

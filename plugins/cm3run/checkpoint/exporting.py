@@ -1,4 +1,5 @@
-"""Model folders for shipping: a checkpoint without what only training needs; a whole model of an adapter and its base."""
+"""Export model folders: a checkpoint without its training state; an adapter merged with its base into a whole
+model."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-#: What a model folder consists of. A card tells of the weights beside it, and goes with them.
+#: Contents of a model folder. A model card belongs to the weights, and is replaced with them.
 _PARTS = frozenset(
     [
         *(WEIGHTS, STATE, RECIPE, PLUGINS, COMPONENTS, WORDS, TASKS, PROVENANCE),
@@ -71,22 +72,22 @@ def export_model(
     shipped: Iterable[Path] = (),
     trust_endpoints: Sequence[str] = (),
 ) -> Path:
-    """Write a model folder for shipping: a checkpoint without optimiser, floating weights in
-    `dtype`; it replaces an older one.
+    """Write a model folder for distribution: a checkpoint without optimiser state, with floating weights in
+    `dtype`. An older export is replaced.
 
     Args:
         checkpoint: a run's folder, a checkpoint or a model folder.
         folder: the model's folder.
         dtype: "fp16", "bf16" or "fp32"; loads back as float32.
-        decoder: the checkpoint's decoder with other weights, e.g. those of reinforcement learning, to
-            write in place of the checkpoint's. None: the checkpoint's own.
-        shipped: folders of models that installed plugins ship, which are trusted as these are.
-        trust_endpoints: paths outside of it that links in its folder may lead to, if this user's commands did
-            not make it.
+        decoder: the checkpoint's decoder with other weights to write, e.g. after reinforcement
+            learning. None: the checkpoint's own weights.
+        shipped: folders of models that installed plugins ship, which are trusted like the plugins.
+        trust_endpoints: paths outside its folder that links in it may point to, if the checkpoint was not made
+            by this user's commands.
 
     Raises:
-        CheckpointError: there is no model, or it may not be written there.
-        TrustError: a link leads out of its folder.
+        CheckpointError: there is no model, or the folder can't be used.
+        TrustError: a link points outside its folder.
     """
     source = find_checkpoint(checkpoint)
     check_links(source, trust_of(source, shipped, trust_endpoints))
@@ -94,11 +95,11 @@ def export_model(
     if is_adapter(source):
         raise CheckpointError(
             str(source),
-            "holds an adapter, not a whole model",
+            "contains an adapter, not a whole model",
             f"merge it: cm3 adapter merge {shlex.quote(str(checkpoint))} -o FOLDER",
         )
     target = check_target(folder, dtype)
-    # what is shipped gets a hash of its own, which would hide that its source was damaged
+    # an exported model gets its own hash, which would hide damage in the source
     tensors = stored_tensors(source, WEIGHTS, whole=True)
     if decoder is not None:
         others = weights_of(decoder)
@@ -115,10 +116,10 @@ def export_model(
 
 
 def check_target(folder: str | Path, dtype: str) -> Path:
-    """Return the folder of a model that is to be written, where a link leads to if it is one.
+    """Return the folder for a model to be written, with links resolved.
 
     Raises:
-        CheckpointError: no model may be written there, or not with this dtype.
+        CheckpointError: the folder can't be used, or the dtype is unknown.
     """
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype {dtype!r}", "is not known", f"use one of {', '.join(DTYPES)}")
@@ -126,13 +127,13 @@ def check_target(folder: str | Path, dtype: str) -> Path:
     if _not_utf8(str(target.absolute())):
         raise CheckpointError(
             ascii(str(folder)),
-            "has a name that is not UTF-8, by which no recipe could find the model",
+            "has a name that is not UTF-8, which recipes can't contain",
             "name another folder",
         )
     if target.is_symlink() or not target.name:
         try:
-            target = target.resolve()  # the folder is replaced, not the link; "." has no name
-        except (RuntimeError, OSError) as error:  # links in a circle
+            target = target.resolve()  # replace the folder, not the link; "." has no name
+        except (RuntimeError, OSError) as error:  # circular links
             raise CheckpointError(
                 str(folder), "is a link that leads back to itself", "name a new folder"
             ) from error
@@ -148,15 +149,15 @@ def check_target(folder: str | Path, dtype: str) -> Path:
     ):
         raise CheckpointError(
             str(folder),
-            "exists and is no model folder",
+            "exists and is not a model folder",
             "name a new folder, or an older export to replace",
         )
     if target.exists() and (others := _others_in(target)):
         named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
         raise CheckpointError(
             str(folder),
-            f"holds {named}, which is no part of a model and would be lost",
-            "name a new folder, or take that out before",
+            f"contains {named}, which is not part of a model and would be lost",
+            "name a new folder, or move that elsewhere first",
         )
     return target
 
@@ -170,7 +171,7 @@ def _not_utf8(name: str) -> bool:
 
 
 def _others_in(target: Path) -> list[str]:
-    """Names of what lies in a model's folder and doesn't belong to it: a README, a repository."""
+    """Names of entries in a model's folder that don't belong to it: a README, a repository."""
     return sorted(
         path.name
         for path in target.iterdir()
@@ -190,7 +191,7 @@ def write_model(source: Path, target: Path, tensors: Mapping[str, Tensor], dtype
             shutil.copyfile(source / name, new / name)
         copy_carried(source, new)
         for name in (COMPONENTS, WORDS, TASKS):
-            if (source / name).is_file():  # not in every checkpoint
+            if (source / name).is_file():  # optional files
                 shutil.copyfile(source / name, new / name)
         if (stated := provenance_file(source)) is not None:
             shutil.copyfile(stated, new / PROVENANCE)
@@ -207,7 +208,7 @@ def _cast(name: str, tensor: Tensor, dtype: str) -> Tensor:
         largest = float(tensor.abs().max())
         raise CheckpointError(
             f"weights {name}",
-            f"are up to {largest:.3g}, more than {dtype} holds",
+            f"are up to {largest:.3g}, more than {dtype} can represent",
             "use bf16, or fp32",
         )
     return cast
@@ -229,21 +230,21 @@ def merge_adapter(
         run: a run that trained an adapter, or one of its checkpoints.
         folder: the model's folder; an older export there is replaced.
         registry: the components that the recipe may name.
-        base: the base model, where it is not in its place any more.
+        base: path of the base model, if it has moved.
         dtype: "fp32" (logits are the adapter's up to rounding), "fp16" or "bf16".
         trust_plugins, trust_endpoints: see `open_checkpoint`.
 
     Raises:
-        CheckpointError: there is no adapter, its base is missing or another model, or the folder holds
-            something else.
+        CheckpointError: there is no adapter, its base is missing or has changed, or the folder contains
+            other files.
         MissingPackageError: peft is not installed.
     """
     source = find_checkpoint(find_model(run, registry))
     if not is_adapter(source) and (source / ADAPTER_CONFIG).is_file():
-        raise damaged(source / ADAPTER, f"is missing, and {ADAPTER_CONFIG} is there")
+        raise damaged(source / ADAPTER, f"is missing, but {ADAPTER_CONFIG} is there")
     if not is_adapter(source):
         raise CheckpointError(
-            str(source), "holds a whole model, and no adapter to merge", "use it as it is"
+            str(source), "contains a whole model, and no adapter to merge", "use it directly"
         )
     state = read_state(source)
     model = base_folder(source, state, registry, base, trust_endpoints=trust_endpoints)

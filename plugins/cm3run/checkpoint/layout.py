@@ -1,7 +1,7 @@
-"""The files of a checkpoint: their names and places, `state.json`, and whether tensors are what was written.
+"""The files of a checkpoint: their names and places, `state.json`, and the integrity of tensor files.
 
-`state.json` holds a run's counters, its place in the data, and what ids mean; also hashes of the tensor files, which
-tell a bit that flipped on a disk or in a copy from a weight: whoever reads such a file has it checked.
+`state.json` contains a run's counters, its position in the data, and the meaning of ids. It also has hashes of the
+tensor files, which are checked on reading to detect bits flipped on disk or in a copy.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ __all__ = [
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 RECIPE = STORED
-#: Licences of what a run was trained on and retrieved from; beside its checkpoints, in an exported model.
+#: Licences of the data for training and retrieval; beside a run's checkpoints, or in an exported model.
 PROVENANCE = "provenance.json"
-#: The words of the training texts, one a line.
+#: The words of the training texts, one per line.
 WORDS = "words.txt"
-#: Folder of a checkpoint's text tokenizer; the image tokenizer's is called as in a memory bank.
+#: Folder of a checkpoint's text tokenizer; the image tokenizer's has the same name as in a memory bank.
 TOKENIZER = "text_tokenizer"
 
 
 def shards_of(name: str) -> str:
-    """The folder that holds the parts of a tensor file, where several processes wrote it.
+    """The folder for the parts of a tensor file written by several processes.
 
     >>> shards_of(WEIGHTS)
     'model_shards'
@@ -74,7 +74,7 @@ def complete_checkpoints(out_dir: str | Path) -> list[Path]:
 
 
 def latest_checkpoint(out_dir: str | Path) -> Path | None:
-    """A run's newest complete checkpoint, None when it has none."""
+    """A run's newest complete checkpoint; None if it has none."""
     return max(
         complete_checkpoints(out_dir),
         key=lambda path: int(path.name.removeprefix("step-")),
@@ -83,7 +83,7 @@ def latest_checkpoint(out_dir: str | Path) -> Path | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint or model folder that `path` names: itself, or a run's newest. Raises
+    """The checkpoint or model folder for `path`: itself, or a run's newest. Raises
     `CheckpointError`."""
     folder = Path(path)
     if (folder / STATE).is_file():
@@ -93,12 +93,12 @@ def find_checkpoint(path: str | Path) -> Path:
     if (kind := _hugging_face_type(folder)) is not None:
         raise CheckpointError(
             str(folder),
-            f"is a model of Hugging Face's format ({kind}), not of this framework's",
+            f"is a Hugging Face model ({kind}), not one of this framework's",
             f"convert it: cm3 convert {shlex.quote(str(folder))} -o {shlex.quote(folder.absolute().name + '-cm3')} "
             "--to cm3 (docs/models.md lists the models that can be converted)",
         )
     cause = (
-        "holds no checkpoint and no model"
+        "contains no checkpoint and no model"
         if folder.is_dir()
         else "does not exist"
         if not folder.exists()
@@ -112,7 +112,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def _hugging_face_type(folder: Path) -> str | None:
-    """The type of model that a folder of Hugging Face's format states; None: it is none."""
+    """The model type stated in a folder of Hugging Face's format; None: another format."""
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -124,7 +124,7 @@ def _hugging_face_type(folder: Path) -> str | None:
 
 
 def provenance_file(folder: Path) -> Path | None:
-    """The file of licences of an exported model, or of the run of a checkpoint; None if there is none."""
+    """The licence file of an exported model, or of a checkpoint's run; None if there is none."""
     run = [folder.parent.parent] if folder.parent.name == "checkpoints" else []
     return next(
         (place / PROVENANCE for place in (folder, *run) if (place / PROVENANCE).is_file()), None
@@ -132,12 +132,11 @@ def provenance_file(folder: Path) -> Path | None:
 
 
 def damaged(path: Path, cause: str) -> CheckpointError:
-    """The error of a file in a checkpoint that can't be used."""
+    """The error for an unusable file in a checkpoint."""
     return CheckpointError(
         str(path),
         cause,
-        f"delete {path.parent} to use the checkpoint before it, or copy it again from where it "
-        "came",
+        f"delete {path.parent} to use the previous checkpoint, or copy it again from its source",
     )
 
 
@@ -152,7 +151,7 @@ def bundled_models(registry: Registry | None = None) -> dict[str, Path]:
 
 
 def find_model(model: str | Path, registry: Registry) -> Path:
-    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" of a
+    """The folder of a model: a path (a run, a checkpoint, an exported model), or "PLUGIN:NAME" for a
     model that a plugin ships."""
     shipped = bundled_models(registry)
     if str(model) in shipped:
@@ -168,13 +167,13 @@ def find_model(model: str | Path, registry: Registry) -> Path:
 
 
 FORMAT = 1
-#: Of a checkpoint whose tensors several processes wrote in parts.
+#: Format of a checkpoint whose tensors were written in parts by several processes.
 SHARDED_FORMAT = 2
 
-#: Steps, seconds and tokens above it can't be stored as int64, and no run has them.
+#: Largest steps, seconds and tokens: the maximum of int64, beyond any real run.
 MAX_COUNT = 2**63 - 1
 
-#: Lists and objects within each other that `state.json` may have; ours has four.
+#: Maximum nesting depth of `state.json`; valid ones have four levels.
 MAX_DEPTH = 8
 
 _NESTED = "can't be read (it is nested too deeply)"
@@ -182,24 +181,23 @@ _NESTED = "can't be read (it is nested too deeply)"
 
 @dataclass
 class CheckpointState:
-    """What `state.json` holds.
+    """The contents of `state.json`.
 
     Args:
         step: optimiser steps done.
-        elapsed_s: seconds of training so far, over all sittings.
-        tokens: tokens trained on so far (weights above zero).
+        elapsed_s: seconds of training so far, including earlier sessions.
+        tokens: tokens trained on so far (with loss weights above zero).
         loader: `BatchLoader.state_dict()`.
         vocabulary: `Vocabulary.to_dict()`.
         fingerprints: `Components.fingerprints()`, and "dataset" for the training data.
-        loss_sums: [G][2] sums of losses and weights since the last metrics record, so that the next
-            one is that of an uninterrupted run; empty in checkpoints from before they were kept.
-        max_spans: most masked spans of a sequence that its objective makes, for whoever generates
-            without that objective; None in checkpoints from before it was kept.
-        files: name of a tensor file -> its "sha256" and "bytes"; empty in checkpoints from before
-            they were kept.
+        loss_sums: [G][2] sums of losses and weights since the last metrics record, so that a resumed run
+            logs the same next record as an uninterrupted one; empty in older checkpoints.
+        max_spans: maximum number of masked spans per sequence that its objective makes, needed for generation
+            without that objective; None in older checkpoints.
+        files: name of a tensor file -> its "sha256" and "bytes"; empty in older checkpoints.
         base: the model that training started from: its "model" (an absolute path, or
-            "PLUGIN:NAME") and its weights' "sha256"; empty where it started from random weights, and
-            in checkpoints from before it was kept.
+            "PLUGIN:NAME") and its weights' "sha256"; empty if it started from random weights, and
+            in older checkpoints.
     """
 
     step: int
@@ -254,38 +252,38 @@ def read_state(folder: Path) -> CheckpointState:
 
 
 def _check_state(path: Path, values: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` for values that no run has."""
+    """Raise `CheckpointError` for impossible values."""
     for name in ("step", "elapsed_s", "tokens"):
-        # a whole number is finite, and may be too large for a float
+        # Python integers are finite, but may be too large for a float
         value = values[name]
         if not (isinstance(value, int) or math.isfinite(value)) or not 0 <= value <= MAX_COUNT:
-            raise damaged(path, f"has a {name} that can't be: {str(value)[:40]}")
+            raise damaged(path, f"has an impossible {name}: {str(value)[:40]}")
     spans = values["max_spans"]
     if spans is not None and not 0 <= spans <= MAX_COUNT:
-        raise damaged(path, f"has a max_spans that can't be: {str(spans)[:40]}")
+        raise damaged(path, f"has an impossible max_spans: {str(spans)[:40]}")
     if values["format"] < 1:
-        raise damaged(path, f"has a format that can't be: {values['format']}")
+        raise damaged(path, f"has an impossible format: {values['format']}")
     for name, file in values["files"].items():
         if (
             not isinstance(file, dict)
             or type(file.get("bytes")) is not int
             or type(file.get("sha256")) is not str
         ):
-            raise damaged(path, f"holds no size and SHA-256 of the file {name!r}")
+            raise damaged(path, f"lacks the size and SHA-256 of the file {name!r}")
     base = values["base"]
     if base and {key: type(value) for key, value in base.items()} != {"model": str, "sha256": str}:
-        raise damaged(path, "holds no name and SHA-256 of the model that it started from")
+        raise damaged(path, "lacks the name and SHA-256 of the model that it started from")
     if values["format"] > SHARDED_FORMAT:
         raise CheckpointError(
             str(path),
-            f"has format {values['format']}, this version reads {SHARDED_FORMAT}",
+            f"has format {values['format']}, but this version reads {SHARDED_FORMAT}",
             "use a newer cm3leon",
         )
 
 
 def _is_shallow(value: object, depth: int) -> bool:
-    """Whether at most `depth` lists and objects lie within each other; deeper ones would end Python's
-    recursion as soon as one is compared or printed."""
+    """Whether lists and objects are nested at most `depth` deep; deeper ones would exceed Python's
+    recursion limit when compared or printed."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list):
@@ -293,12 +291,12 @@ def _is_shallow(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_shallow(item, depth - 1) for item in value)
 
 
-#: Bytes of a file that is hashed whenever it is read; of a larger one, only the size is compared.
+#: Files up to this size are hashed whenever they are read; of larger ones, only the size is compared.
 MAX_HASHED = 2 << 30
 
 
 def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, dict[str, str | int]]:
-    """`CheckpointState.files` of files that are written."""
+    """`CheckpointState.files` for files being written."""
     return {
         name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in names
@@ -306,14 +304,14 @@ def file_hashes(folder: Path, names: Iterable[str]) -> dict[str, dict[str, str |
 
 
 def check_file(folder: Path, name: str, state: CheckpointState, *, whole: bool = False) -> None:
-    """Raise `CheckpointError` when a file is not what was written. A file without a hash (of an older
-    checkpoint) passes.
+    """Raise `CheckpointError` if a file differs from what was written. Files without a stored hash (in older
+    checkpoints) pass.
 
     Args:
         folder: the checkpoint.
         name: the file.
         state: the checkpoint's.
-        whole: hash the file, however large it is.
+        whole: hash the file regardless of its size.
     """
     written = state.files.get(name)
     if written is None:
@@ -334,6 +332,6 @@ def check_file(folder: Path, name: str, state: CheckpointState, *, whole: bool =
         )
         raise CheckpointError(
             str(path),
-            f"is not what was written: {what}",
-            "use an older checkpoint, or copy it again from where it came",
+            f"has changed since it was written: {what}",
+            "use an older checkpoint, or copy it again from its source",
         )

@@ -1,8 +1,9 @@
-"""From a name to a model that is ready to generate: its folder, its recipe, its components, whether they fit together.
+"""From a name to a model that is ready to generate: find its folder, read its recipe, build its components and check
+that they fit together.
 
-Large weights are mapped from their file in place of read into memory. A decoder of 7 billion parameters has 14 GB of
-bfloat16 weights, which would take 28 GB in float32. It is built without weights, and its parameters become the file's
-own tensors, in the type in which they are stored.
+Large weights are memory-mapped instead of read. A decoder of 7 billion parameters has 14 GB of bfloat16 weights, which
+would take 28 GB in float32. It is built without weights, and the file's own tensors become its parameters, in the type
+in which they are stored.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
 
 
-#: Keys that may differ between a checkpoint's recipe and the one it is resumed with; everything
-#: after a dot included.
+#: Keys that may differ between a checkpoint's recipe and the recipe it is resumed with, including
+#: everything after a dot.
 CHANGEABLE_KEYS = (
     "name",
     "generate",
@@ -58,8 +59,8 @@ CHANGEABLE_KEYS = (
     "prompt_rewriter",
     "finisher",
     "data.cache_dir",
-    *MEASURING,  # older runs may have them, and no recipe may now
-    # a longer or shorter run; the schedule follows the new length from here on
+    *MEASURING,  # older runs may have these; current recipes can't
+    # a longer or shorter run; the schedule follows the new length from then on
     "train.steps",
     "train.minutes",
     "train.checkpoint_every_minutes",
@@ -77,7 +78,7 @@ CHANGEABLE_KEYS = (
 
 
 def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
-    """Raise `CheckpointError`, with the differences, when a run can't resume under `recipe`."""
+    """Raise `CheckpointError` with the differences if a run can't resume under `recipe`."""
     changed = [
         entry
         for entry in diff(stored, recipe)
@@ -103,7 +104,7 @@ def check_recipe(folder: Path, stored: Recipe, recipe: Recipe) -> None:
 
 
 def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
-    """Raise `CheckpointError`, with the differences, when a run can't start from a model because the
+    """Raise `CheckpointError` with the differences if a run can't start from a model because the
     recipe's decoder computes something else. Keys of `DecoderConfig.training_keys` may differ."""
     decoder = available(recipe.decoder)
     if decoder is None or isinstance(stored.decoder, MissingComponent):
@@ -116,7 +117,7 @@ def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
         and key not in free
         and not _names_the_same(key, stored, recipe)
     ]
-    # with another component, every key is another one
+    # a different component changes every key, so report only its name
     changed = [entry for entry in changed if entry[0] == "decoder.name"] or changed
     if changed:
         lines = "".join(
@@ -131,8 +132,8 @@ def check_decoder(folder: Path, stored: Recipe, recipe: Recipe) -> None:
 
 
 def another_tokenizer(folder: Path, stored: Recipe, recipe: Recipe) -> CheckpointError | None:
-    """The error for a tokenizer of the recipe that can't read the files of the model's, which another
-    component wrote; None: both have the same components."""
+    """The error for a recipe's tokenizer that can't read the files of the model's, which another
+    component wrote; None: both are the same component."""
     for kind in ("text_tokenizer", "image_tokenizer"):
         there, here = _classes(kind, stored, recipe)
         if there == here:
@@ -154,7 +155,7 @@ def _is_changeable(key: str) -> bool:
 
 
 def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str | None]:
-    """Who makes a component: its config's class, what is not installed, None without a section."""
+    """A component's config class in each recipe; the missing plugin if it is not installed, None without a section."""
 
     def told(config: object) -> str | None:
         if isinstance(config, MissingComponent):
@@ -165,7 +166,7 @@ def _classes(kind: str, stored: Recipe, recipe: Recipe) -> tuple[str | None, str
 
 
 def _names_the_same(key: str, stored: Recipe, recipe: Recipe) -> bool:
-    """Whether it is a component's name that differs only in its plugin, which is the same."""
+    """Whether it is a component's name that differs only in its plugin prefix, and means the same plugin."""
     kind, _, rest = key.partition(".")
     if rest != "name" or stored.section(kind) is None or recipe.section(kind) is None:
         return False
@@ -178,7 +179,7 @@ def _names_the_same(key: str, stored: Recipe, recipe: Recipe) -> bool:
 
 
 def check_fingerprints(folder: Path, state: CheckpointState, components: Components) -> None:
-    """Raise `CheckpointError` when ids mean something else here than where the checkpoint was
+    """Raise `CheckpointError` if ids have another meaning here than where the checkpoint was
     made."""
     if state.vocabulary != components.vocabulary.to_dict():
         here = components.vocabulary.to_dict()
@@ -203,15 +204,15 @@ def check_fingerprints(folder: Path, state: CheckpointState, components: Compone
             )
 
 
-#: Bytes of a weight file from which it is mapped. A smaller one is read into float32.
+#: Size in bytes from which a weight file is memory-mapped. Smaller ones are read into float32.
 MAPPED_FROM = 256_000_000
-#: Types that are computed with as they are stored.
+#: Types that are computed with in their stored form.
 KEPT = (torch.float32, torch.bfloat16)
 
 
 def maps(folder: Path, recipe: Recipe, device: torch.device) -> bool:
-    """Whether a checkpoint's weights are mapped: on a CPU, a whole model in one large file, for a
-    decoder that can be built without weights."""
+    """Whether a checkpoint's weights are memory-mapped: on a CPU, for a whole model in one large file, if
+    the decoder can be built without weights."""
     if device.type != "cpu" or is_adapter(folder) or recipe.decoder is None:
         return False
     path = folder / WEIGHTS
@@ -220,12 +221,12 @@ def maps(folder: Path, recipe: Recipe, device: torch.device) -> bool:
 
 
 def map_model(decoder: nn.Module, folder: Path) -> None:
-    """Make a checkpoint's tensors the parameters of a decoder that was built on "meta".
+    """Use a checkpoint's tensors as the parameters of a decoder that was built on "meta".
 
     Types other than bfloat16 and float32 are read into float32.
 
     Raises:
-        CheckpointError: they are another decoder's, or damaged.
+        CheckpointError: they belong to another decoder, or are damaged.
     """
     path = folder / WEIGHTS
     try:
@@ -242,14 +243,14 @@ def map_model(decoder: nn.Module, folder: Path) -> None:
 
 _FROM_A_BANK = "or retrieve from a bank of your own (--bank FOLDER) or nothing (--num-retrieved 0)"
 _WITHOUT = "or retrieve nothing (--num-retrieved 0)"
-#: Other ways out of a refusal.
+#: Alternatives to offer in a refusal.
 _HINTS = {"dataset": _FROM_A_BANK, "retriever": _FROM_A_BANK}
 
 
 @dataclass(eq=False)
 class OpenedCheckpoint:
-    """A checkpoint ready to draw from: decoder in eval mode. Weights are float32; on a CPU large ones
-    are mapped from their file, in float32 or bfloat16 as they are stored."""
+    """A checkpoint ready to generate: decoder in eval mode. Weights are float32; on a CPU large ones
+    are memory-mapped, in float32 or bfloat16 as stored."""
 
     recipe: Recipe
     components: Components
@@ -262,9 +263,9 @@ class OpenedCheckpoint:
 def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()) -> Recipe:
     """The recipe stored in a checkpoint.
 
-    Bare names in it mean the plugins that provided them when it was stored. A component that is not
-    available is an error only for what needs it, and so is one that names what is outside of the checkpoint
-    and may not be used, see `cm3run.trust`.
+    Bare names refer to the plugins that provided the components when it was stored. A component that is not
+    available, or that names external resources without permission (see `cm3run.trust`), raises an error only when it
+    is used.
 
     Args:
         folder: the checkpoint's.
@@ -273,7 +274,7 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
 
     Raises:
         CheckpointError: it can't be read.
-        TrustError: a link in the folder leads out of it.
+        TrustError: a link in the folder points outside it.
     """
     trust = trust_of(folder, registry.models().values(), trust_endpoints)
     check_links(folder, trust)
@@ -289,14 +290,14 @@ def read_recipe(folder: Path, registry: Registry, *, trust_endpoints: Sequence[s
             if refused is not None:
                 config.explain(refused)
         else:
-            has_its_own = getattr(config, "own_memory", False)  # which no bank takes the place of
+            has_its_own = getattr(config, "own_memory", False)  # a bank can't replace it
             hint = _WITHOUT if has_its_own else _HINTS.get(kind, "")
             guard(config, trust, str(folder / RECIPE), hint=hint)
     return recipe
 
 
 def _plugins_of(writer: Writer, kind: str) -> set[str] | None:
-    """Return the plugins that provided a section's components; None if that is not known."""
+    """Return the plugins that provided a section's components; None if unknown."""
     providers = writer.providers.items()
     return {who.plugin for key, who in providers if key.partition(".")[0] == kind} or None
 
@@ -310,26 +311,26 @@ def open_checkpoint(
     trust_endpoints: Sequence[str] = (),
     base: str | Path | None = None,
 ) -> OpenedCheckpoint:
-    """Open a run's newest checkpoint, a checkpoint folder or an exported model, to generate with
-    it.
+    """Open a run's newest checkpoint, a checkpoint folder or an exported model for
+    generation.
 
     Args:
         path: where it is.
         registry: the components that its recipe may name.
-        device: of the decoder and the image tokenizer; None: the GPU when there is one.
-        trust_plugins: SHA-256 of plugin files in the checkpoint that may be run.
-        trust_endpoints: what is outside of it that it may use, if this user's commands did not make it:
-            hosts (`HOST` or `HOST:PORT`), addresses (`s3://BUCKET`), paths, or what a refusal names.
-        base: the model that an adapter was trained on, where it is not in its place any more. An
-            adapter is merged into that model's weights in memory.
+        device: of the decoder and the image tokenizer; None: the GPU if there is one.
+        trust_plugins: SHA-256 hashes of plugin files in the checkpoint that may run.
+        trust_endpoints: resources outside it that it may use, if this user's commands did not make it:
+            hosts (`HOST` or `HOST:PORT`), addresses (`s3://BUCKET`), paths, or names shown in a refusal.
+        base: path of the model that an adapter was trained on, if it has moved. The adapter is merged
+            into that model's weights in memory.
 
     Raises:
-        CheckpointError: nothing is there, a file is damaged, a tokenizer is another one than in
-            training, it needs a plugin file that it carries and that is not trusted, or an adapter's
-            base model is missing or another one.
-        TrustError: it needs what is outside of it and may not be used.
-        MissingPackageError: an adapter without peft.
-        RecipeError, PluginError: its recipe needs what is not installed.
+        CheckpointError: there is no checkpoint, a file is damaged, a tokenizer differs from the one in
+            training, it needs an untrusted plugin file that it contains, or an adapter's
+            base model is missing or has changed.
+        TrustError: it needs an untrusted resource outside its folder.
+        MissingPackageError: it is an adapter and peft is missing.
+        RecipeError, PluginError: its recipe needs a component that is not installed.
     """
     folder = find_checkpoint(path)
     state = read_state(folder)
@@ -337,7 +338,7 @@ def open_checkpoint(
         registry = with_trusted(registry, folder, trust_plugins)
     recipe = read_recipe(folder, registry, trust_endpoints=trust_endpoints)
     if isinstance(recipe.objective, MissingComponent) and state.vocabulary.get("control"):
-        recipe.objective.refuse()  # it knows where in a prompt its control tokens belong
+        recipe.objective.refuse()  # it determines where control tokens belong in a prompt
     chosen = choose_device(device)
     mapped = base is None and maps(folder, recipe, chosen)
     components = build(

@@ -1,7 +1,7 @@
 """The tasks that a model was tuned for, and the file of its checkpoint that names them: `tasks.json`.
 
-They are in the checkpoint's recipe too, inside its data set, but a model that is shipped can be opened
-where that data set's plugin is not installed.
+The checkpoint's recipe also has them, in its data set, but an exported model can be opened
+without that data set's plugin.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class TunedTasks:
 
     Args:
         configs: name -> config. Empty: it was not tuned.
-        plain: whether plain documents were trained on beside them, which draw and caption.
-        lost: name -> what to do, of tasks that no plugin in use provides.
+        plain: whether it was also trained on plain documents, for generating and captioning.
+        lost: name -> next step, for tasks that no installed plugin provides.
         turns: whether it was tuned on conversations in its layout's turns.
-        retrieving: the tasks whose documents had retrieved ones in front.
+        retrieving: the tasks whose documents had retrieved documents prepended.
     """
 
     configs: Mapping[str, TaskConfig] = field(default_factory=dict)
@@ -55,7 +55,7 @@ TASKS = "tasks.json"
 
 
 def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
-    """What `tasks.json` holds for a recipe; None if it tunes for no task."""
+    """The contents of `tasks.json` for a recipe; None if it tunes for no task."""
     if recipe.task is not None:
         name = recipe.component_names["task"]
         own: list[tuple[str, TaskConfig] | None] = [(name, recipe.task)]
@@ -76,7 +76,7 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
     turns = recipe.dataset is not None and recipe.task is None and recipe.dataset.has_turns
     if not tasks and not turns:
         return None
-    # older readers know nothing of these two, so they are only there where they say something
+    # older versions don't know these two keys, so they are written only if they are not empty
     retrieving = _retrieving(recipe)
     return (
         {"plain": None in own, "tasks": tasks}
@@ -86,12 +86,12 @@ def tasks_of(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _title(name: str, config: TaskConfig) -> str:
-    """What a model's users call a task."""
+    """The name of a task as users see it."""
     return getattr(config, "title", "") or name.rpartition("/")[2]
 
 
 def _retrieving(recipe: Recipe) -> list[str]:
-    """Titles of the tasks whose documents had retrieved ones in front."""
+    """Names of the tasks whose documents had retrieved documents prepended."""
     if recipe.retriever is None or not recipe.retriever.retrieves:
         return []
     if recipe.task is not None:
@@ -103,12 +103,12 @@ def _retrieving(recipe: Recipe) -> list[str]:
 def read_tasks(
     folder: Path, registry: Registry, *, trust_endpoints: Sequence[str] = ()
 ) -> TunedTasks:
-    """The tasks of a checkpoint; none without the file.
+    """The tasks of a checkpoint; empty without the file.
 
-    One that names what is outside of the checkpoint and may not be used (`open_checkpoint`) is refused when it is
-    asked for.
+    A task that names external resources without permission (`open_checkpoint`) is refused when it is
+    used.
 
-    `registry`: with the checkpoint's plugin files that are trusted.
+    `registry`: includes the checkpoint's trusted plugin files.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -119,7 +119,7 @@ def read_tasks(
     stored, trust = _stored(path), trust_of(folder, registry.models().values(), trust_endpoints)
     tasks = stored.get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(keys, dict) for keys in tasks.values()):
-        raise damaged(path, "holds no tasks")
+        raise damaged(path, "contains no tasks")
     retrieving = stored.get("retrieving", [])
     if not isinstance(retrieving, list) or not all(isinstance(one, str) for one in retrieving):
         raise damaged(path, "names no tasks under 'retrieving'")
@@ -133,7 +133,7 @@ def read_tasks(
             lost[str(title)] = hint(registry, folder) or error.next_step
             continue
         except RecipeError as error:
-            raise damaged(path, f"has a task {title!r} that can't be: {error.cause}") from error
+            raise damaged(path, f"has an invalid task {title!r}: {error.cause}") from error
         assert config is not None
         guard(config, trust, str(path))
         configs[str(title)] = config
@@ -147,7 +147,7 @@ def read_tasks(
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """What the file holds."""
+    """The file's contents."""
     try:
         stored = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,15 +1,15 @@
 """Tensors of a checkpoint: a decoder's weights, the optimiser's state, and the states of torch's random generators.
 
-Several processes write tensors in parts, each its own: torch.distributed.checkpoint (DCP) with its safetensors storage,
-so that no file is a pickle.
+Several processes each write their part of the tensors with torch.distributed.checkpoint (DCP) and its safetensors
+storage, so that no file is a pickle.
 
     OUT/checkpoints/step-00001000/
         model_shards/shard-00001-model-00001-of-00001.safetensors ...
         optimizer_shards/...
 
-They take the place of `model.safetensors` and `optimizer.safetensors`. Any number of processes reads
-them, each the parts that it needs, and one process whole tensors. DCP is imported when parts are read or
-written: generation from a file needs none of it.
+These replace `model.safetensors` and `optimizer.safetensors`. Any number of processes can read them, each the parts
+that it needs; a single process reads whole tensors. DCP is imported only for reading or writing parts: generation from
+a single file does not need it.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from cm3run.processes import Processes, is_divided, is_lost, own_part
 def write_shards(
     folder: Path, name: str, tensors: Mapping[str, Tensor], processes: Processes, target: Path
 ) -> dict[str, dict[str, str | int]]:
-    """Write this process's part of tensors; called by all at once.
+    """Write this process's part of tensors; called by all processes together.
 
     Args:
-        folder: the checkpoint's, made.
-        name: of the file that one process would write.
-        tensors: divided ones, or the same in all processes.
-        processes: those that write.
-        target: where the checkpoint will be, for errors.
+        folder: the checkpoint's; exists.
+        name: of the file that a single process would write.
+        tensors: divided ones, or equal in all processes.
+        processes: all that write.
+        target: final place of the checkpoint, for errors.
 
     Returns:
-        `CheckpointState.files` of the parts of all.
+        `CheckpointState.files` for the parts of all processes.
 
     Raises:
         CheckpointError: a process can't write its part; raised in all.
@@ -73,13 +73,13 @@ def write_shards(
     except CheckpointException as error:
         rank, failure = min(error.failures.items())
         cause = failure[0]
-        if is_lost(cause):  # it ended
+        if is_lost(cause):  # that process has ended
             raise RuntimeError(str(cause)) from error
         raise CheckpointError(
             str(target),
             f"process {rank} of {processes.world_size} can't write its part ({cause}); older "
-            "checkpoints are as they were",
-            "free space on that disk, then start the same command again: it resumes from the "
+            "checkpoints are unchanged",
+            "free space on that disk, then run the same command again: it resumes from the "
             "newest checkpoint",
         ) from error
     own = sorted(place.glob(f"shard-{processes.rank + 1:05d}-*"))
@@ -92,9 +92,9 @@ def write_shards(
 
 
 def stored_sizes(place: Path) -> dict[str, tuple[list[int], torch.dtype]]:
-    """Shape and dtype of each tensor in a folder of safetensors files, parts put together.
+    """Shape and dtype of each tensor in a folder of safetensors files, with parts combined.
 
-    Raises `CheckpointError` where a file can't be read.
+    Raises `CheckpointError` if a file can't be read.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
@@ -110,9 +110,9 @@ def read_into(place: Path, targets: dict[str, Tensor], processes: Processes | No
     """Fill tensors, whole or divided, from a folder of safetensors files.
 
     Args:
-        place: the folder, of parts or of whole tensors.
+        place: the folder, with parts or whole tensors.
         targets: name -> tensor of the stored shape.
-        processes: those that call at once; None: this one alone.
+        processes: all that call together; None: only this one.
 
     Raises:
         CheckpointError: a file can't be read.
@@ -131,7 +131,7 @@ def read_into(place: Path, targets: dict[str, Tensor], processes: Processes | No
 
 
 def read_shards(place: Path) -> dict[str, Tensor]:
-    """All tensors of a folder of parts, whole."""
+    """All tensors in a folder of parts, combined."""
     sizes = stored_sizes(place)
     tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in sizes.items()}
     read_into(place, tensors)
@@ -140,7 +140,7 @@ def read_shards(place: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _readable(place: Path) -> Iterator[None]:
-    """Whatever DCP raises of a file that is cut off or made up is an error of the checkpoint."""
+    """Turn any error of DCP for a truncated or forged file into a `CheckpointError`."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -156,45 +156,45 @@ def _readable(place: Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DCP warns that one process is meant."""
+    """Suppress DCP's warning that a single process is used."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
-#: Types of floating weights; a decoder of any floating type takes them.
+#: Types of floating weights; a decoder of any floating type accepts all of them.
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: Their names in safetensors files.
 _FORMAT = dict(zip(FLOATING, ("F16", "BF16", "F32", "F64"), strict=True))
 
-#: Values of a tensor that are looked at in one piece.
+#: Values of a tensor that are checked at once.
 _CHECKED_AT_ONCE = 1 << 24
 
-#: Names of the generators' states, which lie beside the optimiser's.
+#: Name prefix of the generators' states, which are stored with the optimiser's.
 _GENERATOR = "generator::"
 _CPU, _CUDA = f"{_GENERATOR}cpu", f"{_GENERATOR}cuda"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; anything else (truncated, a pickle) raises
+    """Tensors of a safetensors file; any other file (truncated, a pickle) raises
     `CheckpointError`."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        # the last two: a header that lies about types and sizes
+        # the last two: a header with false types or sizes
         raise damaged(path, f"is not a complete safetensors file ({error})") from error
     return tensors
 
 
 def stored_tensors(folder: Path, name: str, *, whole: bool = False) -> dict[str, Tensor]:
-    """Tensors of a checkpoint's file, or of the parts of it that several processes wrote, checked
-    against the hashes.
+    """Tensors of a checkpoint's file, or of its parts written by several processes, checked
+    against their hashes.
 
     Args:
         folder: the checkpoint's.
         name: of the file.
-        whole: hash files of any size.
+        whole: hash files regardless of their size.
     """
     parts = folder / shards_of(name)
     if (folder / name).exists() or not parts.is_dir():
@@ -208,7 +208,7 @@ def stored_tensors(folder: Path, name: str, *, whole: bool = False) -> dict[str,
 
 
 class LazyTensor(Protocol):
-    """A tensor that is read when it is needed."""
+    """A tensor that is read when needed."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -223,11 +223,11 @@ class LazyTensor(Protocol):
 def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     """Write a safetensors file, one tensor in memory at a time.
 
-    Format: the header's length as 8 bytes, the header (JSON: type, shape and place of each tensor),
+    Format: the header's length as 8 bytes, the header (JSON: type, shape and offsets of each tensor),
     the tensors' bytes without gaps (github.com/huggingface/safetensors, README, "Format").
 
     Raises:
-        CheckpointError: a tensor of another than a floating type.
+        CheckpointError: a tensor does not have a floating type.
         OSError: the disk is full.
     """
     header: dict[str, Any] = {}
@@ -257,13 +257,13 @@ def write_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def weights_of(decoder: nn.Module) -> dict[str, Tensor]:
-    """The state dict; a tensor that is known under two names (tied embeddings) is stored once."""
+    """The state dict; a tensor with two names (tied embeddings) is stored once."""
     return contiguous(_unique(decoder.state_dict()))
 
 
 def load_weights(decoder: nn.Module, folder: Path) -> None:
-    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` when
-    they are another decoder's."""
+    """Copy a checkpoint's weights into `decoder`, in the decoder's dtype; `CheckpointError` if
+    they belong to another decoder."""
     path = folder / WEIGHTS
     wanted = _unique(decoder.state_dict())
     if any(is_divided(tensor) for tensor in wanted.values()):
@@ -277,13 +277,13 @@ def load_weights(decoder: nn.Module, folder: Path) -> None:
 
 
 def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` when the tensors of a file are not those of a decoder, or hold values
+    """Raise `CheckpointError` if a file's tensors don't match a decoder, or contain values
     that are not finite.
 
     Args:
         path: of the file.
         stored: its tensors.
-        wanted: the decoder's, of which names, shapes and types count.
+        wanted: the decoder's; only names, shapes and types matter.
     """
     for name in sorted(stored.keys() | wanted.keys()):
         have = list(stored[name].shape) if name in stored else "nothing"
@@ -291,27 +291,27 @@ def check_tensors(path: Path, stored: Mapping[str, Tensor], wanted: Mapping[str,
         if have != need:
             raise CheckpointError(
                 f"{path}, tensor {name}",
-                f"the file has {have}, this decoder {need}",
+                f"the file has {have}, but this decoder needs {need}",
                 "use the recipe.yaml beside the weights, unchanged",
             )
         own = wanted[name].dtype
         if stored[name].dtype not in (FLOATING if own.is_floating_point else (own,)):
             raise CheckpointError(
                 f"{path}, tensor {name}",
-                f"holds {_in_words(stored[name].dtype)}, this decoder {_in_words(own)}",
-                "use an older checkpoint, or copy it again from where it came",
+                f"is {_in_words(stored[name].dtype)}, but this decoder needs {_in_words(own)}",
+                "use an older checkpoint, or copy it again from its source",
             )
         if not _is_finite(stored[name]):
             raise CheckpointError(
                 f"{path}, tensor {name}",
-                "holds values that are not finite",
+                "contains values that are not finite",
                 "use an older checkpoint",
             )
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are; in parts, so that a large tensor takes little memory, and its smallest
-    and largest value tell: NaN is both."""
+    """Whether all values are finite. Checked in pieces, to save memory, by the minimum and maximum,
+    which are NaN if any value is."""
     if tensor.numel() == 0:
         return True
     if not tensor.is_floating_point():
@@ -336,12 +336,12 @@ def _unique(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors stores them: without gradients, dense."""
+    """The tensors as safetensors requires them: without gradients, dense."""
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def generator_states() -> dict[str, Tensor]:
-    """States of torch's generators (dropout draws from them)."""
+    """States of torch's generators (used by dropout)."""
     states = {_CPU: torch.get_rng_state()}
     if torch.cuda.is_available():
         states[_CUDA] = torch.cuda.get_rng_state()
@@ -349,8 +349,8 @@ def generator_states() -> dict[str, Tensor]:
 
 
 def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What a run needs beside the weights to resume: the optimiser's state as `save_checkpoint` was
-    given it, and the states of the random generators for `restore_generators`."""
+    """State that a run needs besides the weights to resume: the optimiser's state as passed to
+    `save_checkpoint`, and the states of the random generators for `restore_generators`."""
     path = folder / OPTIMIZER
     tensors = stored_tensors(folder, OPTIMIZER)
     generators = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_GENERATOR)}
@@ -361,18 +361,18 @@ def read_training_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tens
 def read_divided_state(
     folder: Path, empty: Callable[[Iterable[str]], dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`read_training_state` where processes share the decoder: each reads its part.
+    """`read_training_state` for processes that share the decoder: each reads its part.
 
     Args:
         folder: the checkpoint.
-        empty: names -> tensors of the parameters' shapes, divided as they are; without names of
-            parameters that there are not.
+        empty: names -> tensors of the parameters' shapes, divided likewise; omits names that are not
+            parameters.
     """
     sizes = stored_sizes(tensor_folder(folder, OPTIMIZER))
     names = [name for name in sizes if not name.startswith(_GENERATOR) and "::" in name]
     tensors = empty(names)
     if missing := sorted(set(names) - set(tensors)):
-        raise damaged(folder / OPTIMIZER, f"{missing[0]!r} belongs to no parameter of this decoder")
+        raise damaged(folder / OPTIMIZER, f"{missing[0]!r} is not a parameter of this decoder")
     fill_divided(folder, OPTIMIZER, tensors, only=names)
     generators = {
         name: torch.zeros(shape, dtype=dtype)
@@ -385,7 +385,7 @@ def read_divided_state(
 
 
 def tensor_folder(folder: Path, name: str) -> Path:
-    """Where the safetensors of a checkpoint are: the folder of the parts, or the checkpoint's."""
+    """The folder of a checkpoint's safetensors files: the folder of parts, or the checkpoint itself."""
     parts = folder / shards_of(name)
     return folder if (folder / name).exists() or not parts.is_dir() else parts
 
@@ -393,14 +393,14 @@ def tensor_folder(folder: Path, name: str) -> Path:
 def fill_divided(
     folder: Path, name: str, targets: dict[str, Tensor], *, only: Iterable[str] | None = None
 ) -> None:
-    """Read each process's part of tensors; called by all. `CheckpointError` when the stored ones are
-    another decoder's.
+    """Read each process's part of tensors; called by all processes. `CheckpointError` if the stored ones
+    belong to another decoder.
 
     Args:
         folder: the checkpoint.
-        name: of the file that one process writes.
+        name: of the file that a single process would write.
         targets: to fill.
-        only: stored names that must be in `targets`; None: all of a folder of parts.
+        only: stored names that must be in `targets`; None: all names in a folder of parts.
     """
     place = tensor_folder(folder, name)
     sizes = stored_sizes(place)
@@ -411,7 +411,7 @@ def fill_divided(
         if have != need:
             raise CheckpointError(
                 f"{place}, tensor {one}",
-                f"the files have {have}, this decoder {need}",
+                f"the files have {have}, but this decoder needs {need}",
                 "use the recipe.yaml beside the weights, unchanged",
             )
     state = read_state(folder)
@@ -424,25 +424,25 @@ def fill_divided(
         if not torch.isfinite(own_part(tensor)).all():
             raise CheckpointError(
                 f"{place}, tensor {one}",
-                "holds values that are not finite",
+                "contains values that are not finite",
                 "use an older checkpoint",
             )
 
 
 def _check_generators(generators: Mapping[str, Tensor], path: Path) -> None:
     if _CPU not in generators:
-        raise damaged(path, "holds no state of the random generator")
+        raise damaged(path, "contains no state of the random generator")
     for name, state in generators.items():
         device = name.removeprefix(_GENERATOR)
         if device == "cpu" or (device == "cuda" and torch.cuda.is_available()):
             try:
                 torch.Generator(device).set_state(state)
             except (RuntimeError, TypeError) as error:
-                raise damaged(path, f"{name!r} is no state of a random generator") from error
+                raise damaged(path, f"{name!r} is not a state of a random generator") from error
 
 
 def restore_generators(states: Mapping[str, Tensor]) -> None:
-    """Set torch's generators to what `generator_states` gave."""
+    """Restore torch's generators to states from `generator_states`."""
     torch.set_rng_state(states[_CPU])
     if _CUDA in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[_CUDA])

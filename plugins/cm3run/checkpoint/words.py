@@ -1,5 +1,5 @@
-"""The words of a model's training texts, stored with it, so that it can be said which words of a prompt
-it has never seen."""
+"""The words of a model's training texts, stored with it, so that words of a prompt that it has
+never seen can be reported."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cm3core.files import read_text
 from cm3run.checkpoint.layout import WORDS, damaged
 from cm3run.words import singulars_of, words_of
 
-#: More texts than this are not read for their words: the list would be long, and incomplete anyway.
+#: Maximum number of texts to collect words from: with more, the list would be long, and incomplete anyway.
 MAX_TEXTS = 2_000_000
-#: Words from this length on are taken for misspelt if they are one slip away from a known one, from the other on
-#: two, see `edits`: chosen by how many common misspellings are corrected, and how few correct words are.
+#: Word length from which a word counts as misspelt if it is one edit away from a known word, and from which two edits
+#: are allowed, see `edits`. Chosen to correct many common misspellings and few correct words.
 _SHORTEST, _TWO_SLIPS = 3, 10
 
 
@@ -27,12 +27,12 @@ class TrainingWords:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> TrainingWords:
-        """Those of some texts."""
+        """Collect the words of some texts."""
         return cls(frozenset(word for text in set(texts) for word in words_of(text)))
 
     @classmethod
     def read(cls, folder: Path) -> TrainingWords | None:
-        """Those stored in a checkpoint; None in one that has none (an older one, or one that was
+        """Read the words stored in a checkpoint; None if it has none (an older one, or one that was
         trained on too many texts).
 
         Raises:
@@ -47,20 +47,21 @@ class TrainingWords:
             raise damaged(path, f"can't be read ({error})") from error
 
     def write(self, folder: Path) -> None:
-        """Store them: one a line, sorted."""
+        """Store the words: one per line, sorted."""
         lines = "".join(f"{word}\n" for word in sorted(self.words))
         (folder / WORDS).write_text(lines, encoding="utf-8")
 
     def united(self, other: TrainingWords | None) -> TrainingWords:
-        """These and another training's, such as that of the model a run started from."""
+        """The union with the words of another training run, such as that of the model a run started from."""
         return self if other is None else TrainingWords(self.words | other.words)
 
     def unknown(self, text: str) -> Iterator[str]:
-        """The words of a text that are in no training text, each once, in order."""
+        """The words of a text that occur in no training text, each once, in order."""
         yield from dict.fromkeys(word for word in words_of(text) if word not in self.words)
 
     def nearest(self, word: str) -> str | None:
-        """The known word that is the singular of `word`, or spelled most like it; None if none is close."""
+        """The known word that is the singular of `word`, or the one with the most similar spelling; None if none is
+        close."""
         for one in singulars_of(word):
             if one in self.words:
                 return one
@@ -72,24 +73,24 @@ class TrainingWords:
                 own[:1] != word[:1],
                 -len(own),
                 own,
-            )  # letters are left out more often than added
+            )  # omitting letters is more common than adding them
             for own in self.words
             if abs(len(own) - len(word)) <= most
             and len(letters.symmetric_difference(own)) <= 2 * most
             and 0 < (slips := edits(word, own)) <= most
-            # in two slips a word becomes another one; seldom is its first letter wrong
+            # two edits can lead to an unrelated word; the first letter is seldom wrong
             and (slips == 1 or own[:1] == word[:1])
         )
         return min(alike, default=(0, False, 0, None))[-1]
 
 
 def _slips(word: str) -> int:
-    """How many slips a misspelt word of this length may have."""
+    """Maximum number of edits in a misspelt word of this length."""
     return 0 if len(word) < _SHORTEST else 1 if len(word) < _TWO_SLIPS else 2
 
 
 def edits(one: str, other: str) -> int:
-    """The fewest letters to insert, leave out, replace, or exchange with the next, that make one word the other.
+    """The minimum number of insertions, deletions, replacements and swaps of adjacent letters between two words.
 
     Optimal string alignment: Damerau (1964), without changes between exchanged letters.
 
@@ -120,7 +121,7 @@ def words_of_training(
         checkpoint: its folder, if there is one.
 
     Returns:
-        None where the whole is not known: too many documents, or a checkpoint without a list.
+        None if the complete list is unknown: too many documents, or a checkpoint without a list.
     """
     if number > MAX_TEXTS:
         return None

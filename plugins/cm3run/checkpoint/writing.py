@@ -1,5 +1,5 @@
-"""Writing checkpoints: under another name, flushed, then renamed, so that one is complete or not
-there."""
+"""Writing checkpoints: under another name, flushed, then renamed, so that a checkpoint is either complete or
+absent."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """What a checkpoint of a run holds.
+    """The contents of a run's checkpoint.
 
     Args:
-        weights: the decoder's, as `weights_of` has them.
-        optimizer_state: what the optimiser needs to resume, as named tensors; the states of torch's
-            generators are added where they are not among them.
+        weights: the decoder's, as returned by `weights_of`.
+        optimizer_state: the optimiser's state for resuming, as named tensors; the states of torch's
+            generators are added if missing.
         state: stored as `state.json`.
         components: their recipe, plugins and tokenizers are stored.
-        words: those of the training texts, if they are known.
-        adapter: stored in place of the weights.
+        words: those of the training texts, if known.
+        adapter: stored instead of the weights.
     """
 
     weights: Mapping[str, Tensor]
@@ -86,21 +86,21 @@ def save_checkpoint(
     processes: Processes | None = None,
     sharded: bool = False,
 ) -> Path:
-    """Write `OUT/checkpoints/step-N` and drop all but the newest `keep`; a checkpoint of this step
-    that is there stays.
+    """Write `OUT/checkpoints/step-N` and delete all but the newest `keep`; an existing checkpoint of this step
+    is kept unchanged.
 
     Args:
         out_dir: the run's folder.
-        snapshot: what is stored.
-        keep: checkpoints that stay, this one included.
-        processes: all that train, each of which calls; None: this one alone.
-        sharded: each has a part of the tensors, and writes it, see `tensors`; else the first writes.
+        snapshot: its contents.
+        keep: number of checkpoints to keep, this one included.
+        processes: all that train, each of which makes this call; None: only this one.
+        sharded: each process writes its own part of the tensors, see `tensors`; otherwise the first writes all.
 
     Raises:
         CheckpointError: it can't be written (a full disk); older checkpoints are untouched.
     """
     processes = processes or Processes()
-    if processes.is_first:  # all go on with those of the first one
+    if processes.is_first:  # the others use the first one's
         optimizer_state = {**generator_states(), **snapshot.optimizer_state}
         snapshot = replace(snapshot, optimizer_state=optimizer_state)
     target = Path(out_dir) / "checkpoints" / f"step-{snapshot.state.step:08d}"
@@ -119,12 +119,12 @@ def save_checkpoint(
 
 
 def _record(out_dir: Path, components: Components, state: CheckpointState) -> None:
-    """Record that this user's command made the run, and what its recipe names outside."""
+    """Record that this user's command made the run, and the external resources in its recipe."""
     named = [
         *recipe_reaches(components.recipe),
         *base_reaches(state.base, components.registry),
     ]
-    trust = components.trust  # of a model of somebody else that is trained on
+    trust = components.trust  # of someone else's model that is trained further
     refused = [] if trust is None else trust.refused(named)
     record_own(out_dir, [one for one in named if one not in refused])
 
@@ -146,7 +146,7 @@ def _write_whole(target: Path, snapshot: Snapshot) -> None:
 
 
 def _write_sharded(target: Path, snapshot: Snapshot, processes: Processes) -> None:
-    """Each process writes its part into a folder that the first one makes, and renames at the end."""
+    """Each process writes its part into a folder made by the first one, which renames it at the end."""
     with ExitStack() as stack:
         folder = processes.first(lambda: stack.enter_context(new_folder(target)))
         files = write_shards(folder, WEIGHTS, snapshot.weights, processes, target)
@@ -169,7 +169,7 @@ def _remove_all_but(out_dir: Path, keep: int) -> None:
 def _write_description(
     folder: Path, snapshot: Snapshot, files: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Everything but the tensors; `files` are their hashes."""
+    """Write everything except the tensors; `files` are their hashes."""
     if snapshot.words is not None:
         snapshot.words.write(folder)
     components = snapshot.components
@@ -179,12 +179,12 @@ def _write_description(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """What a model is made of beside its decoder's weights.
+    """The parts of a model besides its decoder's weights.
 
     Args:
         recipe, registry: of its components.
         text_tokenizer, image_tokenizer: stored with it.
-        tasks: those that it was tuned for, as `tasks_of` returns them; None: not known.
+        tasks: the tasks it was tuned for, as returned by `tasks_of`; None: unknown.
     """
 
     recipe: Recipe
@@ -200,12 +200,12 @@ def write_model(
     state: CheckpointState,
     description: Description,
 ) -> None:
-    """Write a model that was made elsewhere into an empty folder, from which models are opened.
+    """Write a model that was made elsewhere into an empty folder, from which it can be opened.
 
     Args:
-        folder: is there.
-        weights: the decoder's tensors by their names; each is read when its turn comes.
-        state: what ids mean, and the step.
+        folder: exists.
+        weights: the decoder's tensors by name; each is read when it is written.
+        state: the meaning of ids, and the step.
         description: everything else.
 
     Raises:
@@ -243,7 +243,7 @@ def _write_recipe(
     if (tasks := tasks_of(recipe)) is not None:
         write_json(folder / TASKS, tasks)
     write_json(folder / PLUGINS, {**plugin_versions(registry.plugins), "torch": torch.__version__})
-    # last, with the hashes of what lies there already
+    # last, because it has the hashes of the other files
     write_json(folder / STATE, {**asdict(state), "files": dict(files)})
 
 
@@ -254,8 +254,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place once it is written and flushed. On any error
-    nothing has changed."""
+    """Make a folder beside `target` that replaces it once it is written and flushed. On any error
+    nothing changes."""
     try:
         with new_place(target) as temporary:
             temporary.mkdir()
@@ -276,14 +276,14 @@ def new_folder(target: Path) -> Iterator[Path]:
         cause = error.cause if isinstance(error, FileError) else f"can't be written ({error})"
         raise CheckpointError(
             str(target),
-            f"{cause}; what was there is as it was",
-            "see whether the disk has room and the folder may be written to, then start the same command "
+            f"{cause}; existing files are unchanged",
+            "check the disk's free space and the folder's permissions, then run the same command "
             "again: training resumes from the newest checkpoint",
         ) from error
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder so that it is never seen half deleted under its name."""
+    """Delete a folder so that a half-deleted one never has its name."""
     with new_place(folder) as dying:
         folder.rename(dying)
 
@@ -292,6 +292,6 @@ def remove_leftovers(out_dir: Path) -> None:
     """Delete what killed processes left: half-written and half-deleted checkpoints."""
     checkpoints = Path(out_dir) / "checkpoints"
     remove_unfinished(checkpoints)
-    for path in checkpoints.glob(".step-*"):  # as earlier versions named them
+    for path in checkpoints.glob(".step-*"):  # names used by earlier versions
         if path.suffix in (".writing", ".deleting"):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Features of many pictures, extracted once and kept in the cache folder; metrics of the kind `metric` on reconstructions.
+"""Features of many pictures, extracted once and cached; metrics of the kind `metric` on reconstructions.
 
-A file holds the features of some pictures in a row; its name is the hash of these pictures and of the
-extractor's fingerprint, so that an interrupted evaluation resumes, and another one of the same
-reference pictures extracts nothing. A metric of reconstructions and their originals is one such as rFID, the Frechet
-distance of the two sets.
+A file contains the features of some consecutive pictures; its name is the hash of these pictures and of the
+extractor's fingerprint. An interrupted evaluation therefore resumes, and another evaluation with the same reference
+pictures extracts nothing. Metrics of reconstructions and their originals include rFID, the Frechet distance between
+the two sets.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3core.interfaces.metric import Metric, MetricBatch, MetricConfig, Score
 from cm3run.npy import load_array, save_array
 from cm3run.progress import make_bar
 
-#: Pictures whose features are one file: 1 MB of 2,048 features.
+#: Pictures per feature file: 1 MB for 2,048 features.
 CHUNK = 128
 Load = Callable[[], PixelArray]
 
@@ -45,8 +45,8 @@ def features_in_chunks(
     """Yield (positions, features float32 [N, D]) of consecutive pictures.
 
     Args:
-        pictures: each loads one; at most a chunk of them is in memory.
-        extractor: computes what is not in the cache.
+        pictures: each loads one; at most one chunk is in memory.
+        extractor: computes features that are not cached.
         folder: the cache; None: "eval-features" in the user's cache folder.
         advance: called with the number of pictures done.
     """
@@ -72,7 +72,7 @@ def _cached(pixels: Sequence[PixelArray], extractor: Extractor, folder: Path) ->
 
 
 def _read(path: Path) -> FeatureArray | None:
-    """What an earlier call kept; None if it is not there or not whole."""
+    """Cached features; None if missing or incomplete."""
     if not path.is_file():
         return None
     try:
@@ -82,15 +82,15 @@ def _read(path: Path) -> FeatureArray | None:
     return array if array.dtype == np.float32 else None
 
 
-#: Columns that reconstructions give.
+#: Columns available for reconstructions.
 _PIXELS = {"pictures", "reference_pictures"}
 _FEATURES = {"features", "reference_features"}
 
 
 def check_score(config: MetricConfig, extractor_config: ExtractorConfig | None) -> None:
-    """Raise `DataError` if a metric needs more than pictures, or features and has no extractor for them.
+    """Raise `DataError` if a metric needs more than pictures, or needs features but has no extractor.
 
-    Its files of weights are read, so that a wrong one is found before anything is measured."""
+    Reads its weight files, so that a wrong file is found before anything is measured."""
     metric = config.build()
     columns = _columns(metric)
     other = sorted(columns - _PIXELS - _FEATURES)
@@ -103,7 +103,7 @@ def check_score(config: MetricConfig, extractor_config: ExtractorConfig | None) 
     if columns & _FEATURES and extractor_config is None:
         raise DataError(
             f"metric {type(metric).__name__}",
-            "compares features, and no extractor is given",
+            "compares features, but no extractor is given",
             "add extractor=NAME to --score",
         )
 
@@ -114,17 +114,17 @@ def reconstruction_scores(
     config: MetricConfig,
     extractor_config: ExtractorConfig | None,
 ) -> list[tuple[str, Score]]:
-    """(name, score) of a metric, the originals being the references; the name ends with the extractor's
+    """(name, score) of a metric with the originals as references; the name ends with the extractor's
     label.
 
     Args:
         images_NHWC: originals, uint8 [N, H, W, 3].
         reconstructed_NHWC: the same through the image tokenizer.
         config: of the metric.
-        extractor_config: of the network whose features it compares, where it compares features.
+        extractor_config: of the network for its features, if it compares features.
 
     Raises:
-        DataError: see `check_score`; or these are too few pictures.
+        DataError: see `check_score`; or there are too few pictures.
     """
     check_score(config, extractor_config)
     metric, label = config.build(), ""

@@ -1,18 +1,18 @@
-"""Evaluation protocols: what is measured, as canonical JSON with a hash.
+"""Evaluation protocols: the description of a measurement, as canonical JSON with a hash.
 
     {
       "format": "cm3 protocol 1",
       "name": "icons-comp-v1",
       "title": "one line",
-      "task": {"name": "documents", ...},            where prompts and references come from
-      "size": 64,                                    side of the pictures that are compared, pixels
+      "task": {"name": "documents", ...},            source of prompts and references
+      "size": 64,                                    side of the compared pictures, pixels
       "seed": 2023,                                  sample i is drawn with seed + i
       "scores": [{"metric": {"name": "kid", ...}, "extractor": {"name": "lite1"}}, ...],
-      "sha256": "..."                                of the rest
+      "sha256": "..."                                of all other keys
     }
 
-A score's own hash is of everything that it depends on, see `measurement_hash`: two figures compare if
-and only if theirs are equal.
+A score's own hash covers everything that it depends on, see `measurement_hash`: two scores are comparable if
+and only if their hashes are equal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ABSENT = "(absent)"
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> the two values, of the keys in which two JSON objects differ.
+    """Dotted key -> the two values, for the keys in which two JSON objects differ.
 
     >>> differences({"a": {"b": 1, "c": [2]}}, {"a": {"b": 3, "c": [2]}, "d": 4})
     {'a.b': (1, 3), 'd': ('(absent)', 4)}
@@ -64,28 +64,28 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 FORMAT = "cm3 protocol 1"
-#: Pixels a side of the pictures that are compared.
+#: Smallest and largest side of the compared pictures in pixels.
 SIZES = (8, 4096)
-#: Hexadecimal digits of a hash that are printed.
+#: Number of hexadecimal digits of a hash that are printed.
 SHOWN = 12
-#: Key of a protocol's file -> (whether it must be there, what it means).
+#: Key of a protocol file -> (whether it is required, its meaning).
 KEYS: Mapping[str, tuple[bool, str]] = {
     "format": (True, f'"{FORMAT}"'),
     "name": (True, "a word of a-z, 0-9, `.`, `_` and `-`"),
     "title": (True, "one line"),
-    "task": (True, "where prompts and references come from: `name` and the task's keys"),
+    "task": (True, "source of prompts and references: `name` and the task's keys"),
     "scores": (
         True,
-        "a list of `metric` (`name` and keys) and, where it compares features, `extractor`",
+        "a list of `metric` (`name` and keys) and, if it compares features, `extractor`",
     ),
     "size": (
         False,
-        f"side of the pictures that are compared, {SIZES[0]} to {SIZES[1]} pixels; null: none are",
+        f"side of the compared pictures, {SIZES[0]} to {SIZES[1]} pixels; null: no pictures are compared",
     ),
-    "seed": (False, "sample i is drawn with seed + i; 2023 if it is not given"),
+    "seed": (False, "sample i is drawn with seed + i; the default is 2023"),
     "sha256": (
         False,
-        "of the rest, which must then be what it was; leave it out of a file of yours",
+        "hash of all other keys, which must match; leave it out of your own files",
     ),
 }
 _REQUIRED = tuple(key for key, (required, _) in KEYS.items() if required)
@@ -96,12 +96,12 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol.
+    """An evaluation protocol.
 
     Args:
-        name, title, task, size, seed, scores: see the module; `size` is None where no pictures are
+        name, title, task, size, seed, scores: see the module; `size` is None if no pictures are
             compared.
-        writer: whom the bare names of components in it mean, if several plugins provide one.
+        writer: resolves bare component names that several plugins provide.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Protocol:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the file holds, without its hash."""
+        """The file's contents, without the hash."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -131,7 +131,7 @@ class Protocol:
         return sha256_of(self.values)
 
     def text(self) -> str:
-        """The file."""
+        """The file's text."""
         return json.dumps({**self.values, "sha256": self.sha256}, indent=2) + "\n"
 
 
@@ -150,7 +150,7 @@ def sha256_of(value: Any) -> str:
 
 
 def measurement_hash(measurement: Mapping[str, Any], score: Mapping[str, Any]) -> str:
-    """The first digits of the hash of what a score depends on beside the model."""
+    """The first digits of the hash of everything besides the model that a score depends on."""
     return sha256_of({"measurement": measurement, "score": score})[:SHOWN]
 
 
@@ -158,7 +158,7 @@ def read_protocol(path: Path) -> Protocol:
     """Read a protocol's file.
 
     Raises:
-        DataError: it is missing, no protocol, or was edited under the name of another one.
+        DataError: it is missing, not a protocol, or was edited without a new name.
     """
     place = str(path)
     check_regular(path, place)
@@ -198,7 +198,7 @@ def protocol_of(values: Any, place: str) -> Protocol:
     if stated is not None and stated != protocol.sha256:
         raise DataError(
             place,
-            f"was edited: its content has the sha256 {protocol.sha256[:SHOWN]}..., and it states "
+            f"was edited: its content has the sha256 {protocol.sha256[:SHOWN]}..., but it states "
             f"{str(stated)[:SHOWN]}...",
             "give it another name and remove the line sha256, so that its scores aren't taken for "
             f"those of {protocol.name}",
@@ -247,9 +247,9 @@ def _is_score(value: object) -> bool:
 def score_configs(
     score: Mapping[str, Any], registry: Registry, place: str, writer: Writer = ANYONE
 ) -> tuple[MetricConfig, ExtractorConfig | None]:
-    """The configs of a score's metric and extractor, as a recipe's sections would give them.
+    """The configs of a score's metric and extractor, as from a recipe's sections.
 
-    `writer`: whom bare names mean, see `Protocol`.
+    `writer`: resolves bare names, see `Protocol`.
 
     Raises:
         DataError, RecipeError, PluginError: an unknown component, key or value, or a name that
@@ -264,13 +264,13 @@ def score_configs(
 
 
 def measured_name(kind: str, name: str, config: object, registry: Registry) -> str:
-    """What a measurement calls a component, which is part of its hash: cm3leon's own by its bare name,
-    any other as `plugin/name`, however the protocol writes it.
+    """A component's name in a measurement, which is part of its hash: cm3leon's own by its bare name,
+    any other as `plugin/name`, regardless of the protocol's spelling.
 
     Args:
-        kind, name: as the protocol has them.
-        config: which component is meant.
-        registry: who provides it.
+        kind, name: as in the protocol.
+        config: identifies the component.
+        registry: knows which plugin provides it.
     """
     provider = provider_of(registry, kind, name, config)
     short = name.rpartition("/")[2]

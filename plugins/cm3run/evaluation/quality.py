@@ -1,7 +1,7 @@
 """Quality of image tokenizers and upscalers: PSNR, SSIM, codebook usage, perplexity, and pictures of reconstructions.
 
-An upscaler is measured beside Lanczos: on shrunk pictures, and on what an image tokenizer makes of them (what it will
-see). Legend: N pictures, H W pixels of the small ones, C 3 channels.
+An upscaler is compared with Lanczos, on shrunk pictures and on an image tokenizer's reconstructions of them (its
+actual input). Legend: N pictures, H W pixels of the small ones, C 3 channels.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from cm3core.interfaces.upscaler import Upscaler
 from cm3run.nearness import FAINT, background
 from cm3run.sheets import grid
 
-#: Side of the windows that SSIM compares (Wang et al. 2004 have Gaussian ones of 11; scikit-image's
+#: Side of SSIM's windows (Wang et al. 2004 use Gaussian windows of 11; scikit-image's
 #: default is 7).
 SSIM_WINDOW = 7
 
-#: PSNR in dB, where something is drawn, below which shapes and colours are lost. By the codes of icons, icons have 19.6
-#: (the median of 300), emoji 16.8, Tux Paint's stamps 16.2, Open Clipart's pictures 15.2; by the codes of emoji, emoji
-#: 23.4, photographs 22.4, stamps 21.2, clipart 19.8.
+#: PSNR in dB over non-blank areas, below which shapes and colours are lost. With the icon tokenizer, icons have 19.6
+#: (median of 300), emoji 16.8, Tux Paint's stamps 16.2, Open Clipart's pictures 15.2; with the emoji tokenizer, emoji
+#: have 23.4, photographs 22.4, stamps 21.2, clipart 19.8.
 LEAST_PSNR = 18.0
 
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """What `evaluate_image_tokenizer` found.
+    """Results of `evaluate_image_tokenizer`.
 
-    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255; `psnr_drawn`: the same where something is drawn
-    (`drawn_psnr_per_picture`), of the pictures in which something is, None without any; `ssim`: the same of their structural
+    `psnr`: mean over pictures of each picture's PSNR, dB, peak 255; `psnr_drawn`: the same over non-blank areas
+    (`drawn_psnr_per_picture`), for pictures that have any, None if none has; `ssim`: mean structural
     similarity (`ssim_per_picture`), None for pictures smaller than its window. `num_used_codes` of
     `codebook_size` occurred; `perplexity`: exp of the codes' entropy, at most `codebook_size`.
     `picture`: uint8 [h, w, 3], originals above reconstructions. `reconstructed_NHWC`: all of them, uint8.
@@ -69,11 +69,11 @@ def psnr_per_picture(
 def drawn_psnr_per_picture(
     pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray
 ) -> npt.NDArray[np.float64]:
-    """The PSNR of the places where a picture or its reconstruction differs from the picture's background, float64 [N];
-    NaN where neither does anywhere.
+    """PSNR over the places where a picture or its reconstruction differs from the picture's background, float64 [N];
+    NaN for pictures without such places.
 
-    A plain background is reconstructed without error, and the more of it there is the higher is the PSNR of the whole,
-    whatever becomes of what is drawn on it. Of a photograph nearly all places count.
+    A plain background is reconstructed without error, so the more of it a picture has, the higher is its overall PSNR,
+    however badly the drawing itself is reconstructed. In a photograph nearly all places count.
 
     >>> page = np.full((1, 8, 8, 3), 255, np.uint8)
     >>> drawn, lost = page.copy(), page.copy()
@@ -97,7 +97,7 @@ def drawn_psnr_per_picture(
 
 
 def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.float64]:
-    """Structural similarity of grey values (the channels' mean), float64 [N], as scikit-image's
+    """Structural similarity of grey values (the channels' mean), float64 [N], as in scikit-image's
     `structural_similarity`: the mean over all windows of `SSIM_WINDOW` pixels a side that lie
     inside, K1 = 0.01, K2 = 0.03, sample variances.
 
@@ -112,7 +112,7 @@ def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.f
             "pictures",
             f"{a_NHWC.shape[2]} x {a_NHWC.shape[1]} pixels, smaller than SSIM's window of "
             f"{SSIM_WINDOW}",
-            "compare larger ones",
+            "compare larger pictures",
         )
     a, b = (
         torch.from_numpy(pixels.astype(np.float64).mean(axis=3)[:, None])
@@ -138,7 +138,7 @@ def ssim_per_picture(a_NHWC: PixelArray, b_NHWC: PixelArray) -> npt.NDArray[np.f
 def _mean_drawn(
     images_NHWC: PixelArray, reconstructed_NHWC: PixelArray, batch_size: int
 ) -> float | None:
-    """The mean of `drawn_psnr_per_picture` over the pictures in which something is drawn."""
+    """The mean of `drawn_psnr_per_picture` over the pictures that are not blank."""
     parts = [slice(start, start + batch_size) for start in range(0, len(images_NHWC), batch_size)]
     psnr_N = np.concatenate(
         [drawn_psnr_per_picture(images_NHWC[part], reconstructed_NHWC[part]) for part in parts]
@@ -157,7 +157,7 @@ def perplexity_of(codes: IntArray, codebook_size: int) -> float:
 def reconstruction_picture(
     pixels_NHWC: PixelArray, reconstructed_NHWC: PixelArray, num_columns: int = 12
 ) -> PixelArray:
-    """Rows of originals, each above its row of reconstructions; missing places are white."""
+    """Rows of originals, each above its row of reconstructions; unused places are white."""
     n, height, width, _ = pixels_NHWC.shape
     num_columns = min(num_columns, n)
     num_rows = -(-n // num_columns)
@@ -171,18 +171,16 @@ def reconstruction_picture(
 def evaluate_image_tokenizer(
     tokenizer: ImageTokenizer, images_NHWC: PixelArray, *, batch_size: int = 64, num_shown: int = 36
 ) -> TokenizerReport:
-    """Encode and decode pictures and measure what is left of them.
+    """Encode and decode pictures and measure the reconstruction quality.
 
     Args:
         tokenizer: any image tokenizer.
         images_NHWC: uint8 [N, H, W, 3] of the tokenizer's size, at least one.
-        batch_size: pictures a call.
+        batch_size: pictures per call.
         num_shown: pictures in the report's picture, spread evenly over the set.
     """
     if len(images_NHWC) == 0:
-        raise TokenizerError(
-            "pictures", "there are none to evaluate on", "choose a split that has pictures"
-        )
+        raise TokenizerError("pictures", "are missing", "choose a split that has pictures")
     batches = [images_NHWC[i : i + batch_size] for i in range(0, len(images_NHWC), batch_size)]
     codes = [tokenizer.encode(batch) for batch in batches]
     reconstructed_NHWC = np.concatenate([tokenizer.decode(batch) for batch in codes])
@@ -208,7 +206,7 @@ def evaluate_image_tokenizer(
 
 @dataclass(frozen=True)
 class Quality:
-    """Means over pictures: `psnr` in dB, peak 255, of all channels; `ssim` of grey values, at most
+    """Means over pictures: `psnr` in dB, peak 255, over all channels; `ssim` of grey values, at most
     1."""
 
     psnr: float
@@ -217,10 +215,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class UpscalerReport:
-    """What `evaluate_upscaler` found.
+    """Results of `evaluate_upscaler`.
 
-    `quality`: of each sort of small pictures ("shrunk" with Lanczos; "reconstructed" from those by
-    the image tokenizer) enlarged by (Lanczos, the upscaler). `picture`: uint8 [h, w, 3], some of
+    `quality`: for each kind of small pictures ("shrunk" with Lanczos; "reconstructed" from those by
+    the image tokenizer), the quality when enlarged by (Lanczos, the upscaler). `picture`: uint8 [h, w, 3], some of
     them, next to the real ones.
     """
 
@@ -229,8 +227,8 @@ class UpscalerReport:
 
 
 def lanczos(pixels_NHWC: PixelArray, scale: int) -> PixelArray:
-    """Pictures uint8 [N, scale * H, scale * W, 3] of pictures uint8 [N, H, W, 3], by Pillow's
-    Lanczos."""
+    """Enlarge pictures uint8 [N, H, W, 3] to uint8 [N, scale * H, scale * W, 3] with Pillow's
+    Lanczos filter."""
     height, width = pixels_NHWC.shape[1:3]
     return np.stack(
         [fit(pixels_HWC, (height * scale, width * scale)) for pixels_HWC in pixels_NHWC]
@@ -244,14 +242,14 @@ def small_pictures(
     batch_size: int = 64,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[PixelArray, PixelArray]:
-    """What an upscaler behind `tokenizer` is given, both uint8 [N, H, W, 3] of the tokenizer's
-    size: the pictures shrunk with Lanczos, and those encoded and decoded.
+    """Inputs for an upscaler after `tokenizer`, both uint8 [N, H, W, 3] of the tokenizer's
+    size: the pictures shrunk with Lanczos, and their reconstructions.
 
     Args:
         large_NHWC: uint8 [N, *, *, 3], squares or whatever shape the tokenizer has.
         tokenizer: of the small size.
-        batch_size: pictures a call.
-        progress: told the number of pictures done since it was last called.
+        batch_size: pictures per call.
+        progress: called with the number of pictures done since the last call.
     """
     small_NHWC = np.empty((len(large_NHWC), *tokenizer.image_size, 3), np.uint8)
     reconstructed_NHWC = np.empty_like(small_NHWC)
@@ -284,7 +282,7 @@ def _shown(
     index: int,
     scale: int,
 ) -> list[PixelArray]:
-    """A row of the report's picture: what is enlarged, each way of each sort, and the real picture."""
+    """A row of the report's picture: the input, each method's result for each kind, and the real picture."""
     pixels = reconstructed.repeat(scale, axis=0).repeat(scale, axis=1)
     ways = [way[index] for sort in ("reconstructed", "shrunk") for way in found[sort]]
     return [pixels, *ways, large]
@@ -300,16 +298,16 @@ def evaluate_upscaler(
     num_shown: int = 8,
     progress: Callable[[int], None] | None = None,
 ) -> UpscalerReport:
-    """Shrink pictures, enlarge them again, and measure what is lost, beside Lanczos.
+    """Shrink pictures, enlarge them again, and measure the loss in comparison with Lanczos.
 
     Args:
         upscaler: any.
         tokenizer: the image tokenizer whose pictures it enlarges.
         large_NHWC: uint8 [N, scale * H, scale * W, 3] with the tokenizer's H and W, at least one.
-        name: what the report's picture calls the upscaler.
-        batch_size: pictures a call.
+        name: the upscaler's name in the report's picture.
+        batch_size: pictures per call.
         num_shown: pictures in the report's picture, spread evenly over the set.
-        progress: told the number of pictures done since it was last called.
+        progress: called with the number of pictures done since the last call.
     """
     _check_large(large_NHWC, upscaler, tokenizer)
     shown = set(

@@ -1,11 +1,11 @@
-"""Token shards: a data set's documents with their pictures as codes and their texts as ids, in tar files
-that any WebDataset reader reads. Written by `cm3 data encode`, by many processes; read by a data set that
-streams them.
+"""Token shards: a data set's documents with pictures as codes and texts as ids, in tar files
+that any WebDataset reader can read. `cm3 data encode` writes them with any number of processes; a streaming
+data set reads them.
 
     FOLDER/manifest.json             splits, shards with their SHA-256, tokenizers, licences; written last
-    FOLDER/text_tokenizer/           what builds the text tokenizer again
+    FOLDER/text_tokenizer/           files for building the text tokenizer again
     FOLDER/skipped.jsonl             records that could not be used, and why
-    FOLDER/SPLIT-000000.tar          for each document KEY.json (texts, ids, where it is from) and KEY.npy (codes)
+    FOLDER/SPLIT-000000.tar          for each document KEY.json (texts, ids, source) and KEY.npy (codes)
 """
 
 from cm3run.token_shards.manifest import (

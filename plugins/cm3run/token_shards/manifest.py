@@ -1,5 +1,5 @@
-"""The manifest of token shards: what is there, with hashes, and what made it; and which documents become shards, decided
-before any is encoded, the same in every process.
+"""The manifest of token shards: their files with hashes, and the tools that made them. Also decides which documents
+become shards, before any is encoded and identically in every process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from cm3core.interfaces.dataset import DocumentSource, Provenance, provenance_in
 MANIFEST = "manifest.json"
 FORMAT = "cm3 token shards 1"
 _HASH = re.compile(r"[0-9a-f]{64}")
-#: A name of a file beside the manifest: no path, nothing hidden.
+#: Name of a file beside the manifest: not a path, not hidden.
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file: bytes, and hexadecimal SHA-256."""
+    """A file: size in bytes, and hexadecimal SHA-256."""
 
     num_bytes: int
     sha256: str
@@ -47,8 +47,8 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What made ids or codes: its name and config in the recipe, fingerprint, and its files by name, if they
-    are stored."""
+    """The tokenizer that made ids or codes: its name and config in the recipe, its fingerprint, and its files by name
+    if they are stored."""
 
     name: str
     config: Mapping[str, Any]
@@ -58,8 +58,8 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """A split: its shards in order, numbers of records skipped and duplicates left out, and of documents by
-    where they are from."""
+    """A split: its shards in order, the numbers of skipped records and of duplicates, and the numbers of documents
+    by provenance."""
 
     shards: tuple[ShardInfo, ...]
     num_skipped: int
@@ -68,19 +68,19 @@ class SplitInfo:
 
     @property
     def num_documents(self) -> int:
-        """Documents of all shards."""
+        """Number of documents in all shards."""
         return sum(shard.num_documents for shard in self.shards)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of it.
+    """The complete manifest.
 
     Args:
-        text_tokenizer, image_tokenizer: what made ids and codes.
+        text_tokenizer, image_tokenizer: made the ids and codes.
         grid: (rows, columns) of codes of a picture.
         task: name of the task that made the documents; "" if none did.
-        plan: hash of all that decides the shards.
+        plan: hash of everything that determines the shards.
         splits: by name.
     """
 
@@ -108,10 +108,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, place: str) -> Manifest:
-        """Return the manifest of a file's bytes.
+        """Parse a manifest file.
 
         Raises:
-            DataError: it is none, or of another version. `place`: its name in messages.
+            DataError: not a manifest, or of another version. `place`: its name in messages.
         """
         try:
             values = json.loads(content)
@@ -123,7 +123,7 @@ class Manifest:
         if given != FORMAT:
             raise DataError(
                 place,
-                f"has the format {str(given)[:60]!r}, this version reads {FORMAT!r}",
+                f"has the format {str(given)[:60]!r}, but this version reads {FORMAT!r}",
                 "use the version that wrote the shards, or encode the data set again",
             )
         try:
@@ -132,7 +132,7 @@ class Manifest:
             raise DataError(
                 place,
                 f"is damaged ({type(error).__name__}: {error})",
-                "copy it again from where it came",
+                "copy it again from its source",
             ) from error
 
 
@@ -172,7 +172,7 @@ def _split(values: Mapping[str, Any]) -> SplitInfo:
 
 
 def provenance_of(values: Mapping[str, Any]) -> tuple[Provenance, int]:
-    """Where documents are from and their number, from a dictionary; raises what `shard_of` does."""
+    """A provenance and its number of documents, from a dictionary; raises the errors of `shard_of`."""
     return provenance_in(values), _number(values["documents"], "documents", 1)
 
 
@@ -198,19 +198,19 @@ def _number(value: object, name: str, least: int) -> int:
     return value
 
 
-#: What counts as the same document: its pictures and words, its pictures alone (words, where it has none),
+#: What makes documents duplicates: the same pictures and words, the same pictures (words, without pictures),
 #: or nothing.
 DUPLICATES = ("documents", "pictures", "keep")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the shards besides the data.
+    """Settings that determine the shards besides the data.
 
     Args:
-        shard_size: documents of a shard.
+        shard_size: documents per shard.
         duplicates: see `DUPLICATES`.
-        num_texts: texts drawn of a document whose texts vary without end, the canonical one included.
+        num_texts: texts to draw for a document with unlimited variations, including the canonical one.
     """
 
     shard_size: int
@@ -219,10 +219,10 @@ class Settings:
 
 
 def kept_documents(source: DocumentSource, duplicates: str) -> npt.NDArray[np.int64]:
-    """Return the indices of the documents that are no duplicates of earlier ones, int64, ascending.
+    """Return the indices of documents that are not duplicates of earlier ones, int64, ascending.
 
-    Documents are compared by their content keys, all of them; under "documents" also by the words of their
-    canonical text, ignoring case and spacing. One without a key has nothing to compare and is kept.
+    Documents are compared by all of their content keys; with "documents" also by the words of their
+    canonical text, ignoring case and spacing. A document without keys can't be compared and is kept.
     """
     if duplicates == "keep":
         return np.arange(len(source), dtype=np.int64)
@@ -232,7 +232,7 @@ def kept_documents(source: DocumentSource, duplicates: str) -> npt.NDArray[np.in
         try:
             name = _content(source, index, with_words=duplicates == "documents")
         except DataError:
-            name = None  # reported when it is encoded
+            name = None  # the error is reported when it is encoded
         if name is not None:
             if name in seen:
                 continue
@@ -259,7 +259,7 @@ def plan_of(
     task: str,
     settings: Settings,
 ) -> str:
-    """Return a hash of all that decides the shards."""
+    """Return a hash of everything that determines the shards."""
     parts = [
         FORMAT,
         {name: source.content_fingerprint for name, source in sources.items()},

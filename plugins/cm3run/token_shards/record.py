@@ -1,11 +1,11 @@
-"""A document of a shard: what `KEY.json` and `KEY.npy` hold, the document that they give, and the tar that they are in.
+"""A document in a shard: the contents of `KEY.json` and `KEY.npy`, the document made from them, and their tar file.
 
     {"id": "dogs/rex", "segments": [{"texts": ["Rex, a dog", "a dog"], "ids": [[72, 9], [5, 9]]}, {"picture": 0}],
      "keys": ["image:7f.."], "licence": "CC-BY-4.0", "source": "", "attribution": "", "group": ""}
 
-Codes are one array, uint16 or int32 [P, c] of P pictures. Members of the tar are in the order of the documents:
-`KEY.json`, then `KEY.npy` where it has pictures. Plain USTAR headers, no times and no owners: the same documents give
-the same bytes. Legend: c codes = rows * columns of the grid.
+Codes are one array, uint16 or int32 [P, c] for P pictures. Members of the tar are in the order of the documents:
+`KEY.json`, then `KEY.npy` if it has pictures. Headers are plain USTAR without times or owners, so equal documents
+give equal bytes. Legend: c codes = rows * columns of the grid.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 _BLOCK = tarfile.BLOCKSIZE
-#: Where USTAR has a member's name, its size in octal digits, and its type.
+#: Positions in a USTAR header of a member's name, its octal size, and its type.
 _NAME, _SIZE, _TYPE = slice(0, 100), slice(124, 135), 156
 _REGULAR = ord("0")
 
 
 class Entry(NamedTuple):
-    """Where a document is in its shard: start and length of its JSON, and of its codes (length 0: it has no
-    picture), in bytes."""
+    """Position of a document in its shard: start and length of its JSON, and of its codes (length 0: no
+    pictures), in bytes."""
 
     text_start: int
     text_size: int
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
 
 def write_tar(path: Path, documents: Iterable[tuple[str, bytes, bytes | None]]) -> int:
-    """Write documents as (key, JSON, codes or None) and return their number."""
+    """Write documents as (key, JSON, codes or None); return their number."""
     number = 0
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, text, codes in documents:
@@ -67,14 +67,14 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def entries_of(content: bytes | memoryview, place: str) -> list[Entry]:
-    """Return where each document of a shard is.
+    """Return the position of each document in a shard.
 
     Args:
         content: the whole tar.
         place: its name in messages.
 
     Raises:
-        DataError: it is not a tar that `write_tar` wrote, or ends early.
+        DataError: it was not written by `write_tar`, or is truncated.
     """
     found: list[Entry] = []
     key, start, total = b"", 0, len(content)
@@ -100,7 +100,7 @@ def entries_of(content: bytes | memoryview, place: str) -> list[Entry]:
             found.append(Entry(*text, begin, size))
             text = None
         else:
-            cause = f"holds {name.decode(errors='replace')}, which is no part of a document"
+            cause = f"contains {name.decode(errors='replace')}, which is not part of a document"
             raise _strange(place, cause)
         start = begin + -(-size // _BLOCK) * _BLOCK
     else:
@@ -111,18 +111,18 @@ def entries_of(content: bytes | memoryview, place: str) -> list[Entry]:
 
 
 def _strange(place: str, cause: str) -> DataError:
-    return DataError(place, cause, "copy the shard again from where it came, or encode it again")
+    return DataError(place, cause, "copy the shard again from its source, or encode it again")
 
 
-#: Codes fit into two bytes below this number.
+#: Codes below this number fit into two bytes.
 _SMALL = 1 << 16
-#: A header of numpy's format 1.0: magic, version, length.
+#: Start of a header in numpy's format 1.0: magic, version, length.
 _MAGIC, _PREFIX = b"\x93NUMPY\x01\x00", 10
 
 
 @dataclass(frozen=True)
 class RecordFacts:
-    """What a record states of its document: its id, the keys of its content, where it is from, and its group."""
+    """A document's metadata in a record: its id, content keys, provenance and group."""
 
     id: str
     _: KW_ONLY
@@ -132,7 +132,7 @@ class RecordFacts:
 
     @classmethod
     def of(cls, source: DocumentSource, place: int) -> RecordFacts:
-        """Those of a document of a source."""
+        """The metadata of a document of a source."""
         return cls(
             source.id(place),
             keys=source.content_keys(place),
@@ -153,13 +153,13 @@ def written(
     """Return the bytes of `KEY.json` and of `KEY.npy`, None without pictures.
 
     Args:
-        facts: what is stated of the document.
-        versions: the document with one text after another, the canonical one first; all with the same
+        facts: the document's metadata.
+        versions: the document with alternative texts, the canonical one first; all with the same
             pictures.
         codes: of its pictures by key, int32 [c].
         tokenizer: makes the ids.
-        codebook_size: decides the codes' dtype.
-        alternatives: of each text, where they are independent of each other; then `versions` is the
+        codebook_size: determines the codes' dtype.
+        alternatives: for each text, if they are independent of each other; `versions` is then the
             canonical document alone.
     """
     segments: list[dict[str, Any]] = []
@@ -169,7 +169,7 @@ def written(
         if isinstance(segment, Text):
             own = [one for version in versions if isinstance(one := version[place], Text)]
             if alternatives is not None:
-                asked = bool(segment.responses)  # the whole text, as its alternatives are
+                asked = bool(segment.responses)  # the whole text, as in its alternatives
                 own = [
                     Text(text, ((0, len(text)),) if asked else (), segment.starts_turn)
                     for text in alternatives[num_texts]
@@ -217,7 +217,7 @@ def _text(texts: Sequence[Text], tokenizer: TextTokenizer) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class StoredDocument:
-    """A document as its shard holds it.
+    """A document as stored in a shard.
 
     Args:
         values: `KEY.json`.
@@ -248,20 +248,20 @@ class StoredDocument:
 
     @property
     def provenance(self) -> Provenance:
-        """Where the document is from."""
+        """The document's licence and source."""
         return provenance_in(self.values)
 
     @property
     def texts(self) -> list[str]:
-        """All its texts, every alternative."""
+        """All its texts, including every alternative."""
         return [text for one in self.values["segments"] if "texts" in one for text in one["texts"]]
 
     def document(self, rng: np.random.Generator | None = None) -> Document:
-        """Return the document; with `rng`, each text is drawn among its alternatives, or all are, where they
-        belong together.
+        """Return the document. With `rng`, each text is drawn from its alternatives; alternatives that belong together
+        are drawn together.
 
         Raises:
-            DataError: it is not of the right form.
+            DataError: the record is malformed.
         """
         values = self.values
         together = values.get("together", False)
@@ -291,10 +291,10 @@ class StoredDocument:
 def stored_document(
     text: bytes | memoryview, codes: bytes | memoryview, grid: tuple[int, int], place: str
 ) -> StoredDocument:
-    """Return the document of the bytes of `KEY.json` and `KEY.npy`; the latter b"" without pictures.
+    """Return the document in the bytes of `KEY.json` and `KEY.npy`; the latter b"" without pictures.
 
     Raises:
-        DataError: they are not what they should be.
+        DataError: the record is malformed.
     """
     width = grid[0] * grid[1]
     try:
@@ -310,16 +310,16 @@ def stored_document(
 
 
 def _array(content: bytes | memoryview) -> IntArray:
-    """int32 of the bytes of a `.npy` file."""
+    """The int32 array in the bytes of a `.npy` file."""
     length = int.from_bytes(content[8:_PREFIX], "little")
     if bytes(content[:8]) != _MAGIC or len(content) < _PREFIX + length:
-        raise ValueError("no array of numpy's format 1.0")
+        raise ValueError("not an array in numpy's format 1.0")
     dtype, shape = _header(bytes(content[_PREFIX : _PREFIX + length]))
     array = np.frombuffer(content, dtype, offset=_PREFIX + length)
     return array.reshape(shape).astype(np.int32)
 
 
-@lru_cache(maxsize=64)  # all documents with as many pictures have the same header
+@lru_cache(maxsize=64)  # documents with equally many pictures have the same header
 def _header(header: bytes) -> tuple[npt.DTypeLike, tuple[int, ...]]:
     with readable_header():
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(

@@ -1,8 +1,8 @@
-"""Writing token shards by any number of processes, which share nothing but the folder.
+"""Writing token shards with any number of processes, which share only the folder.
 
-Which documents a shard has depends on the data set alone. A process takes every n-th shard, writes it
-atomically, and then a note that it is done: whatever kills it costs one shard. Whoever finds that all notes
-are there writes the manifest.
+The documents of a shard depend on the data set alone. Each process takes every n-th shard, writes it
+atomically, and then records that it is finished, so an interruption costs one shard. The process that finds all
+records complete writes the manifest.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
     from cm3core.interfaces.text_tokenizer import TextTokenizer
 
 
-#: Pictures that are in memory and encoded together.
+#: Pictures held in memory and encoded together.
 ENCODED_AT_ONCE = 32
 
 
 @dataclass
 class Report:
-    """What became of the documents of a shard."""
+    """The results for the documents of a shard."""
 
     skipped: list[SkippedRecord] = field(default_factory=list)
     provenance: dict[Provenance, int] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Report:
 def encoded_pictures(
     pictures: Sequence[Image], tokenizer: ImageTokenizer
 ) -> Iterator[tuple[Image, IntArray | DataError]]:
-    """Yield each picture with its codes int32 [c], or why it can't be read."""
+    """Yield each picture with its codes int32 [c], or the error if it can't be read."""
     for start in range(0, len(pictures), ENCODED_AT_ONCE):
         chunk = pictures[start : start + ENCODED_AT_ONCE]
         results: list[IntArray | DataError | None] = []
@@ -95,7 +95,7 @@ def encoded_documents(
     num_texts: int,
     report: Report,
 ) -> Iterator[tuple[str, bytes, bytes | None]]:
-    """Yield key, JSON and codes of each document; what can't be used is counted in `report`."""
+    """Yield key, JSON and codes of each document; unusable ones are counted in `report`."""
     found: dict[int, Document] = {}
     for place in places:
         try:
@@ -154,7 +154,7 @@ def _read(source: DocumentSource, place: int) -> Document:
         if not isinstance(segment, (Text, Image, Codes)):
             raise DataError(
                 name,
-                f"holds {type(segment).__name__}; shards are made of texts and pictures",
+                f"contains {type(segment).__name__}, but shards are made of texts and pictures",
                 "fill holes first",
             )
     return document
@@ -163,8 +163,8 @@ def _read(source: DocumentSource, place: int) -> Document:
 def _drawn(
     source: DocumentSource, place: int, document: Document, num_texts: int
 ) -> list[Document]:
-    """The canonical document and others with texts drawn as in training, each once. The draws are a function
-    of the document's id."""
+    """The canonical document and versions with texts drawn as in training, without repetitions. The draws are a
+    function of the document's id."""
     digest = hashlib.sha256(source.id(place).encode("utf-8", "surrogatepass")).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     versions = {_texts(document): document}
@@ -188,18 +188,18 @@ def _skipped(error: DataError) -> SkippedRecord:
     return SkippedRecord(error.place, error.cause, error.next_step)
 
 
-#: Documents of a shard: what a kill costs at most.
+#: Documents per shard: the most that an interruption costs.
 SHARD_SIZE = 4096
 TEXT_TOKENIZER, SKIPPED = "text_tokenizer", "skipped.jsonl"
 _WORK, _LOCK, _PLAN = ".encoding", ".lock", "plan.txt"
 
-#: Called with the number of documents that are done.
+#: Called with the number of finished documents.
 Progress: TypeAlias = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Every `number`-th shard, from the `index`-th on (0..number-1)."""
+    """Every `number`-th shard, starting with the `index`-th (0..number-1)."""
 
     index: int = 0
     number: int = 1
@@ -207,7 +207,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizers:
-    """What makes ids and codes, with names and configs; their files are filled in by the `Encoder`."""
+    """The tokenizers that make ids and codes, with names and configs; the `Encoder` adds their files."""
 
     text: TextTokenizer
     image: ImageTokenizer
@@ -219,15 +219,15 @@ class Encoder:
     """Writes the shards of a data set.
 
     Args:
-        folder: new, or one that an earlier call with the same data and settings left.
+        folder: a new one, or one left by an earlier call with the same data and settings.
         sources: the splits by name.
         tokenizers: make ids and codes.
         task: name of the task that makes the documents; "" if none does.
         settings: see `Settings`.
 
     Raises:
-        DataError: there is something else in the folder.
-        FileError: nothing can be written there.
+        DataError: the folder contains something else.
+        FileError: the folder is not writable.
     """
 
     def __init__(
@@ -264,7 +264,7 @@ class Encoder:
             if strange:
                 raise DataError(
                     str(folder),
-                    f"holds {strange[0]!r} and no token shards",
+                    f"contains {strange[0]!r} and no token shards",
                     "name a new folder",
                 )
         make_folder(folder)
@@ -272,11 +272,11 @@ class Encoder:
             check_links(folder)
             if (folder / MANIFEST).is_file():
                 if self.finished().plan != self.plan:
-                    raise _other(folder, "holds token shards")
+                    raise _other(folder, "contains token shards")
                 return
             path = self.work / _PLAN
             if path.is_file() and read_text(path) != self.plan:
-                raise _other(folder, "holds unfinished token shards")
+                raise _other(folder, "contains unfinished token shards")
             make_folder(self.work)
             write_text(path, self.plan)
             tokenizer = folder / TEXT_TOKENIZER
@@ -294,19 +294,19 @@ class Encoder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all shards of all parts are there, and the manifest."""
+        """Whether the manifest and all shards of all parts exist."""
         return (self.folder / MANIFEST).is_file()
 
     def num_documents(self, part: Part) -> int:
-        """Documents of a part's shards, before any is skipped."""
+        """Number of documents in a part's shards, including those that will be skipped."""
         return sum(len(self._places(*shard)) for shard in self._shards_of(part))
 
     def encode(self, part: Part, progress: Progress) -> int:
-        """Write the shards of a part that are not there yet; returns the number of those written.
+        """Write the missing shards of a part; return their number.
 
         Args:
             part: which shards.
-            progress: called after each shard, also after those that were there.
+            progress: called after each shard, including existing ones.
         """
         num_written = 0
         for split, number in self._shards_of(part):
@@ -317,7 +317,7 @@ class Encoder:
         return num_written
 
     def num_done(self, part: Part) -> int:
-        """Documents of the part's shards that are there."""
+        """Number of documents in the part's finished shards."""
         shards = self._shards_of(part)
         if self.is_finished:
             return self.num_documents(part)
@@ -326,10 +326,10 @@ class Encoder:
         )
 
     def finish(self) -> Manifest | None:
-        """Write the manifest if all shards of all parts are there, else return None.
+        """Write the manifest if all shards of all parts exist, otherwise return None.
 
         Raises:
-            DataError: no document could be used.
+            DataError: no document is usable.
         """
         with locked(self.folder / _LOCK):
             if not self.is_finished:
@@ -383,10 +383,10 @@ class Encoder:
         return self.work / f"{split}-{number:06d}.json"
 
     def _note(self, split: str, number: int) -> _Note | None:
-        """What a finished shard is; None where it is to be written.
+        """The record of a finished shard; None if it must be written.
 
         Raises:
-            DataError: it is there, and the disk doesn't give it out.
+            DataError: it exists but can't be read from the disk.
         """
         path = self._note_path(split, number)
         try:
@@ -401,7 +401,7 @@ class Encoder:
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        except OSError as error:  # to write it again would not make the disk whole
+        except OSError as error:  # writing it again would not repair the disk
             cause = f"can't be read ({error.strerror or error})"
             raise DataError(
                 str(path), cause, "check the disk, then run the command again"
@@ -457,7 +457,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class _Note:
-    """A finished shard, None where no document could be used."""
+    """A finished shard; None if none of its documents was usable."""
 
     shard: ShardInfo | None
     skipped: list[SkippedRecord]
@@ -465,7 +465,7 @@ class _Note:
 
 
 def _summed(notes: list[_Note]) -> tuple[tuple[Provenance, int], ...]:
-    """Documents by where they are from, most first."""
+    """Numbers of documents by provenance, largest first."""
     numbers: dict[Provenance, int] = {}
     for note in notes:
         for provenance, number in note.provenance.items():
@@ -476,7 +476,7 @@ def _summed(notes: list[_Note]) -> tuple[tuple[Provenance, int], ...]:
 def _other(folder: Path, what: str) -> DataError:
     return DataError(
         str(folder),
-        f"{what} of other data or settings",
+        f"{what} made from other data or settings",
         "name a new folder, or delete this one",
     )
 
@@ -485,12 +485,12 @@ def _nothing_usable(skipped: list[SkippedRecord]) -> DataError:
     first = f"; the first is {skipped[0].place}: {skipped[0].cause}" if skipped else ""
     return DataError(
         "the data set",
-        f"has no document that can be used ({len(skipped)} are skipped{first})",
+        f"has no usable document ({len(skipped)} skipped{first})",
         "run 'cm3 data validate' to see why",
     )
 
 
 def shard_names(manifest: Manifest) -> Iterator[str]:
-    """Names of all shards, split by split."""
+    """Names of all shards, by split."""
     for split in manifest.splits.values():
         yield from (shard.name for shard in split.shards)

@@ -2,10 +2,10 @@
 
 preparation, code_cache, neighbours     documents -> codes, neighbours
 sequences, packing                      -> sequences -> rows -> batches
-memory                                  what a training needs of the machine
-start, data_notes                       set up a run for its next step; what is said of its data
+memory                                  the memory that training needs
+start, data_notes                       set up a run for its next step; notes on its data
 loop, state, optim, parallel            run optimiser steps
-metrics, validation                     loss, record, trackers; held-out documents and samples
+metrics, validation                     loss, metrics log, trackers; held-out documents and samples
 saving                                  checkpoints; one process at a time
 """
 

@@ -1,8 +1,8 @@
-"""Arrays computed once for a data set and kept on disk, a row per item, such as pictures' codes.
+"""Arrays computed once for a data set and cached on disk, one row per item, such as pictures' codes.
 
 They are computed in shards, each written atomically, so that a killed process loses at most one
 shard; the next run resumes after the last one. Folders are named by fingerprints of everything that
-determines the rows, so nothing stale is ever read. Legend: N documents, c codes of a picture.
+determines the rows, so stale data is never read. Legend: N documents, c codes of a picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cm3run.token_shards.writing import encoded_pictures
 if TYPE_CHECKING:
     from cm3core.interfaces.image_tokenizer import ImageTokenizer
 
-#: Marks the row of a picture that can't be read, and a rank without a neighbour.
+#: Value for the row of an unreadable picture, and for a rank without a neighbour.
 NOTHING = -1
 
 
@@ -43,14 +43,14 @@ def sharded_rows(
 ) -> npt.NDArray[Any]:
     """Rows [num_rows, width], memory-mapped from `folder`; missing rows are computed.
 
-    Processes wait for each other.
+    Only one process at a time computes; others wait.
 
     Args:
         folder: for this array alone; holds `rows.npy` when complete, shards before that.
         shape: (num_rows, width).
         compute: (start, stop) -> rows [stop - start, width].
         shard_size: number of rows computed and written at once.
-        bar: `make_bar`, which is given the `total` of rows.
+        bar: `make_bar`; called with the `total` number of rows.
     """
     num_rows, width = shape
     whole = folder / "rows.npy"
@@ -151,13 +151,13 @@ class CodeCache:
             bar=partial(make_bar, desc="image codes", unit="picture", disable=not progress),
         )
         bad = np.flatnonzero(self._codes[:, 0] == NOTHING)
-        #: Pictures that can't be read, with reasons.
+        #: Unreadable pictures, with reasons.
         self.skipped = [
             SkippedRecord(**json.loads(self._reason(queue[row].key).read_text("utf-8")))
             for row in bad
         ]
         self._unreadable = {queue[row].key for row in bad}
-        #: Whether all pictures of each document can be read, bool [N].
+        #: Whether all pictures of each document are readable, bool [N].
         self.usable_N: BoolArray = np.ones(len(source), bool)
         self.usable_N[np.asarray(owners, np.int64)[np.isin(owned, bad)]] = False
         if queue and len(bad) == len(queue):
@@ -171,7 +171,7 @@ class CodeCache:
     def _encode(self, pictures: list[Image], image_tokenizer: ImageTokenizer) -> IntArray:
         """Codes int32 [len(pictures), c]; `NOTHING` in the rows of unreadable pictures.
 
-        Their reasons are written first.
+        The reasons are written to disk first.
         """
         rows = np.full((len(pictures), self.grid[0] * self.grid[1]), NOTHING, np.int32)
         for row, (picture, result) in enumerate(encoded_pictures(pictures, image_tokenizer)):
@@ -187,7 +187,7 @@ class CodeCache:
         return rows
 
     def _reason(self, key: str) -> Path:
-        """The file with the reason why a picture can't be read."""
+        """The file that records why a picture can't be read."""
         return self.folder / "unreadable" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
     def __len__(self) -> int:
@@ -199,7 +199,7 @@ class CodeCache:
     def codes(self, key: str) -> Codes:
         """Codes of the picture `key`.
 
-        Raises `DataError` when the source has no such picture, or it can't be read.
+        Raises `DataError` if the source has no such picture, or it can't be read.
         """
         if key not in self:
             raise DataError(
@@ -208,7 +208,7 @@ class CodeCache:
         return Codes(self._codes[self._rows[key]].astype(np.int32), self.grid)
 
     def usable(self, document: Document) -> bool:
-        """Whether all pictures of a document can be read."""
+        """Whether all pictures of a document are readable."""
         return all(segment.key in self for segment in document if isinstance(segment, Image))
 
     def encoded(self, document: Document) -> Document:

@@ -1,7 +1,7 @@
-"""What is said of a data set before a long work on it: its licences, what codes keep of its pictures, which words are
+"""Notes on a data set before long work on it: its licences, how well codes keep its pictures, and which words are
 new.
 
-Licences are counted, stored with the run, and refused where the recipe does not list them (`train.licences`).
+Licences are counted, stored with the run, and refused if the recipe does not list them (`train.licences`).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _FORMAT = "cm3 provenance 1"
 
 
 def counted(source: DocumentSource) -> list[dict[str, Any]]:
-    """Each licence, source and attribution among the documents with their number, most first."""
+    """Each licence, source and attribution with its number of documents, largest first."""
     numbers = source.provenances()
     ordered = sorted(numbers.items(), key=lambda item: (-item[1], str(item[0])))
     return [{**provenance.stated(), "documents": number} for provenance, number in ordered]
 
 
 def licences_of(source: DocumentSource) -> dict[str, int]:
-    """Licence -> number of documents that have it, most first."""
+    """Licence -> number of documents with it, largest first."""
     numbers: Counter[str] = Counter()
     for provenance, number in source.provenances().items():
         numbers[provenance.licence] += number
@@ -49,7 +49,7 @@ def licences_of(source: DocumentSource) -> dict[str, int]:
 def check_licences(source: DocumentSource, allowed: Sequence[str]) -> None:
     """Raise `DataError` for the first document whose licence is not in the list; an empty list allows all.
 
-    A licence that is not stated is "unknown"."""
+    A missing licence counts as "unknown"."""
     if not allowed or all(one.licence in allowed for one in source.provenances()):
         return
     for index in range(len(source)):
@@ -58,12 +58,12 @@ def check_licences(source: DocumentSource, allowed: Sequence[str]) -> None:
             raise DataError(
                 f"document {source.id(index)!r}",
                 f"has the licence {licence!r}; train.licences allows {', '.join(allowed)}",
-                "leave such documents out of the data set, or add the licence to train.licences",
+                "remove such documents from the data set, or add the licence to train.licences",
             )
 
 
 def write_provenance(folder: Path, source: DocumentSource, memory: DocumentSource | None) -> None:
-    """Write what a run is trained on, and what it retrieves from, to its folder."""
+    """Write the provenance of the data for training and retrieval to the run's folder."""
     values = {
         "format": _FORMAT,
         "trained_on": counted(source),
@@ -73,7 +73,7 @@ def write_provenance(folder: Path, source: DocumentSource, memory: DocumentSourc
 
 
 def of_documents(memory: DocumentSource, ids: Sequence[str]) -> dict[str, Provenance]:
-    """Provenance of documents of a memory by their ids; those that it does not hold are left out."""
+    """Provenance of documents of a memory, by id; unknown ids are omitted."""
     wanted = set(ids)
     return {
         memory.id(index): memory.provenance(index)
@@ -83,8 +83,8 @@ def of_documents(memory: DocumentSource, ids: Sequence[str]) -> dict[str, Proven
 
 
 def stored_provenance(checkpoint: Path) -> dict[str, Any]:
-    """What `write_provenance` wrote for the run of a checkpoint, or for that of an exported model; nothing where
-    it is not there."""
+    """Read the provenance written by `write_provenance` for the run of a checkpoint or of an exported model; empty if
+    the file is missing."""
     if (path := provenance_file(checkpoint)) is None:
         return {}
     try:
@@ -94,57 +94,58 @@ def stored_provenance(checkpoint: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-#: Pictures that are looked at: the median of so many icons is within 1.3 dB of that of all in nine of ten cases.
+#: Pictures to measure: their median is within 1.3 dB of that of all icons in nine of ten cases.
 NUM_PICTURES = 32
-#: Documents whose captions are read, and the share of their words from which on new ones are told.
+#: Documents whose captions are read, and the share of new words from which a note is given.
 NUM_TEXTS, LEAST_NEW = 2_000, 0.2
-#: New words that are named, those of most captions first.
+#: Number of new words to name, the most frequent first.
 MOST_NAMED = 6
 
 
 def note_on_codes(source: DocumentSource, tokenizer: ImageTokenizer) -> str | None:
-    """What a user should know of the image tokenizer before a long work on pictures; None: nothing.
+    """A note about an image tokenizer that keeps little of the pictures; None: no note.
 
-    Of a few pictures, evenly spaced over the data set. Pictures that are codes already, or far away, are not looked at.
+    Measured on a few pictures, evenly spaced over the data set. Skipped if pictures are already codes or stored
+    remotely.
     """
     found = codes_psnr(source, tokenizer)
     return None if found is None else note_of_codes(*found)
 
 
 def note_of_codes(psnr: float, num_pictures: int) -> str | None:
-    """`note_on_codes` of what `codes_psnr` found."""
+    """The note for the result of `codes_psnr`."""
     if psnr >= LEAST_PSNR:
         return None
     return (
-        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB where something is drawn, the median "
-        f"of {num_pictures}. "
-        "A model draws no better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to "
-        "see that, and to train a tokenizer on them"
+        f"the image tokenizer's codes keep little of the pictures: median PSNR {psnr:.1f} dB over non-blank areas "
+        f"of {num_pictures} pictures. "
+        "The model's pictures can't be better than its codes; docs/data.md, 'What the codes keep of your pictures', shows "
+        "how to check this, and how to train an image tokenizer on the pictures"
     )
 
 
 def codes_psnr(source: DocumentSource, tokenizer: ImageTokenizer) -> tuple[float, int] | None:
-    """What codes keep of pictures where something is drawn: PSNR in dB, the median, and the number of pictures.
+    """How well codes keep the non-blank areas of pictures: median PSNR in dB, and the number of pictures.
 
-    None: there are none that can be looked at, or nothing is drawn in them. See `note_on_codes`.
+    None: no pictures can be measured, or all are blank. See `note_on_codes`.
     """
     pictures = _some_pictures(source, tokenizer)
     if not pictures:
         return None
-    # one by one: memory, and the same result as when a model draws them
+    # one by one: saves memory, and gives the same result as generation
     through = [tokenizer.decode(tokenizer.encode(one[None]))[0] for one in pictures]
     psnr_N = drawn_psnr_per_picture(np.stack(pictures), np.stack(through))
     drawn = psnr_N[~np.isnan(psnr_N)]
-    # the median: few pictures that are kept to the last bit would outweigh all others
+    # the median, because a few perfect reconstructions would dominate a mean
     return (float(np.median(drawn)), len(drawn)) if len(drawn) else None
 
 
 def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | None:
-    """What a user should know of the captions before a model is tuned on them; None: nothing.
+    """A note about new words in the captions before a model is tuned on them; None: no note.
 
     Args:
-        source: what it is tuned on; the first documents are read.
-        known: the words of the captions that the model was trained on; None: they are not known.
+        source: the tuning data; the first documents are read.
+        known: the words of the model's training captions; None: unknown.
     """
     if known is None or source.is_far:
         return None
@@ -155,9 +156,9 @@ def note_on_words(source: DocumentSource, known: TrainingWords | None) -> str | 
         return None
     named = ", ".join(repr(word) for word, _ in new[:MOST_NAMED])
     return (
-        f"{len(new):,} of the {len(counts):,} words of the captions are in none that the model was trained on ({named}"
-        f"{', ...' if len(new) > MOST_NAMED else ''}): what they mean is learnt from these pictures alone. Use words that "
-        "the model knows where there are some, or tune it longer"
+        f"{len(new):,} of the {len(counts):,} words of the captions did not occur in the model's training ({named}"
+        f"{', ...' if len(new) > MOST_NAMED else ''}): the model learns them from these pictures alone. Use words that "
+        "the model knows if possible, or tune it longer"
     )
 
 
@@ -175,5 +176,5 @@ def _some_pictures(source: DocumentSource, tokenizer: ImageTokenizer) -> list[Pi
                 if isinstance(segment, Image)
             ][:1]
         except DataError:
-            continue  # which is reported where all documents are read
+            continue  # reported when all documents are read
     return found

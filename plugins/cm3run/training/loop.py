@@ -1,8 +1,8 @@
 """The training loop: one for every recipe. It depends on interfaces only.
 
-A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `samples/`, and what its trackers
-write (`tensorboard/`). A step is a function of the weights, the optimiser's state, the position in the
-data and torch's generators; all four are in a checkpoint, so a run that was killed resumes as if it had
+A run is a folder: `recipe.yaml`, `checkpoints/`, `metrics.jsonl`, `samples/`, and the files of its trackers
+(`tensorboard/`). A step is a function of the weights, the optimiser's state, the position in the
+data and torch's generators. All four are in a checkpoint, so a killed run resumes as if it had
 not been interrupted.
 """
 
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3run.training.packing import TrainingBatch
 
-#: Next step where a run exceeds the memory.
+#: Next step if a run exceeds the memory.
 SMALLER = (
-    "lower train.batch_rows or decoder.context_length, or use a larger machine, then start the same "
-    "command again: it resumes from the newest checkpoint; 'cm3 recipe check' shows what training takes"
+    "lower train.batch_rows or decoder.context_length, or use a larger machine, then run the same "
+    "command again: it resumes from the newest checkpoint; 'cm3 recipe check' shows the memory that training needs"
 )
 
 
@@ -76,21 +76,21 @@ def train(
         resume: resume from an existing checkpoint; False: refuse a folder that has one.
         progress: show progress bars and print the run's settings.
         callbacks: see `Callback`.
-        device: where the decoder is trained; None: the GPU when there is one.
-        processes: those that train together, see `started_processes`; None: this one alone.
+        device: for the decoder; None: the GPU if there is one.
+        processes: all that train together, see `started_processes`; None: only this one.
         shard: number of processes that share one decoder; None: see `parallel_of`.
-        command: the command that resumes the run; reported when interrupted.
-        trust_endpoints: paths that links in the folder of the model that the run starts from, or resumes, may
-            lead to, if this user's commands did not make it.
+        command: the command that resumes the run; shown when it is interrupted.
+        trust_endpoints: paths outside its folder that links in the model to start from or resume may point
+            to, if it was not made by this user's commands.
 
     Raises:
         CheckpointError: the folder's checkpoint is damaged or was made with another recipe, or
             can't be written.
         TrainingInterrupted: Ctrl-C; a checkpoint has been written.
-        DeviceError: it does not fit into memory.
-        RecipeError: it plainly will not, see `check_training_fits`.
+        DeviceError: memory ran out.
+        RecipeError: the memory is certainly too small, see `check_training_fits`.
         CM3Error: the loss is not finite, or another process is training in the folder.
-        FileError: nothing can be written there.
+        FileError: the folder is not writable.
     """
     out_dir, processes = Path(out_dir), processes or Processes()
     command = command or f"cm3 train {shlex.quote(recipe.name)} -o {shlex.quote(str(out_dir))}"
@@ -120,7 +120,7 @@ def train(
             state.trackers.tell(RunEnded(state.step, checkpoint, MappingProxyType(state.metrics)))
     gpu = torch.cuda.max_memory_allocated() if state.device.type == "cuda" else 0
     peak = peak_resident()
-    if finished is not None:  # its last values
+    if finished is not None:  # the state's last values
         for line in read_metrics(out_dir):
             state.metrics |= {name: value for name, value in line.items() if name != "step"}
     return TrainResult(
@@ -137,7 +137,7 @@ def train(
 
 @contextmanager
 def _told(state: TrainState, command: str) -> Iterator[None]:
-    """Context of a run whose start, interruption or failure trackers are told; its log is closed after it."""
+    """A context that tells trackers about a run's start, interruption or failure, and closes its log afterwards."""
     try:
         if state.trackers:
             state.trackers.tell(_started(state, command))
@@ -170,18 +170,18 @@ def _started(state: TrainState, command: str) -> RunStarted:
 
 
 def _drawing(state: TrainState) -> list[Callback]:
-    """Sample pictures, which one process with all weights draws."""
+    """The callback for sample pictures, which need a process with all weights."""
     if state.recipe.train.sample_every_steps is None:
         return []
     if not state.parallel.whole:
-        print("note: sample pictures are left out: no process has all weights", file=sys.stderr)
+        print("note: sample pictures are skipped: no process has all weights", file=sys.stderr)
         return []
     return [SamplePictures(state.preparation)] if state.processes.is_first else []
 
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Context in which torch uses `number` threads."""
+    """A context in which torch uses `number` threads."""
     before = torch.get_num_threads()
     if number is not None:
         torch.set_num_threads(number)
@@ -229,7 +229,7 @@ def _loop(
                 time.monotonic() - begin, due, stop.received is not None, saver.has_written
             )
             if written:
-                saver.finish()  # what failed is reported at the next step, in all processes
+                saver.finish()  # a failure is reported at the next step, in all processes
             if due and state.progress < 1:
                 (saver.begin if section.save_in_background else saver.save)()
                 last_save = time.monotonic()
@@ -251,11 +251,11 @@ def _loop(
 def _end(
     state: TrainState, saver: Saver, validation: Validation, saved: Path | None = None
 ) -> Path:
-    """Do what the end of a run still lacks, and return its checkpoint.
+    """Do the remaining work at the end of a run, and return its checkpoint.
 
-    The last validation may take minutes, so the steps are saved before it and before the last record of losses:
-    a run that was killed in them, or stopped before, gets them when it is started again. `saved` is then its
-    checkpoint; None: there is none yet.
+    The last validation may take minutes, so the steps are saved before it and before the last record of losses. A
+    run that is killed or stopped before these are done does them when it is started again; `saved` is then its
+    checkpoint. None: not saved yet.
     """
     saved = saved or saver.save()
     processes = state.processes
@@ -265,7 +265,7 @@ def _end(
     ):
         _validate(state, validation)
     if processes.any(recorded is not None and "train/learning_rate" not in recorded):
-        rate = state.recipe.train.learning_rate  # of the last step; a checkpoint does not have it
+        rate = state.recipe.train.learning_rate  # for the last step; not stored in a checkpoint
         multiplier = state.schedule.multiplier(state.step - 1, state.elapsed_s)
         state.metrics.setdefault("train/learning_rate", multiplier * rate)
         _log(state)
@@ -273,7 +273,7 @@ def _end(
 
 
 def _recorded(state: TrainState) -> set[str]:
-    """The names of all that is recorded of the current step."""
+    """The names of all metrics recorded for the current step."""
     return {
         name for line in read_metrics(state.out_dir) if line["step"] == state.step for name in line
     }
@@ -282,7 +282,7 @@ def _recorded(state: TrainState) -> set[str]:
 def _step(
     state: TrainState, hidden_states: Callable[..., Tensor], micro_batches: Sequence[TrainingBatch]
 ) -> int:
-    """Forward, backward and update; returns the number of tokens trained on."""
+    """Forward, backward and update; return the number of tokens trained on."""
     section, processes, parallel = state.recipe.train, state.processes, state.parallel
     counts = [(float(batch.weights_BT.double().sum()), batch.num_tokens) for batch in micro_batches]
     weight, tokens = processes.sum(torch.tensor(counts, dtype=torch.float64).sum(0)).tolist()
@@ -290,7 +290,7 @@ def _step(
     for number, batch in enumerate(micro_batches, 1):
         parallel.begin_backward(state.decoder, last=number == len(micro_batches))
         loss_sum, sums_G2 = batch_loss(state, hidden_states, batch, section.z_loss)
-        # the mean over the step's tokens, those of all processes
+        # the mean over the step's tokens in all processes
         (loss_sum * (parallel.loss_scale / max(weight, 1e-9))).backward()
         state.sums_G2 += sums_G2
     parallel.reduce(state.optimizer.parameters)
@@ -332,7 +332,7 @@ def _count_time(
 
 
 def _log(state: TrainState) -> None:
-    """Write the metrics since the last log. Raises `CM3Error` when the loss is not finite."""
+    """Write the metrics since the last log. Raises `CM3Error` if the loss is not finite."""
     sums_G2 = state.processes.sum(state.sums_G2)
     if not bool(torch.isfinite(sums_G2).all()):
         raise CM3Error(f"training, step {state.step}", "the loss is no longer finite", DIVERGED)
@@ -374,7 +374,7 @@ def _validate(state: TrainState, validation: Validation) -> None:
 
     begin = time.monotonic()
     state.decoder.eval()
-    with torch.no_grad():  # FSDP keeps tensors that inference mode would mark
+    with torch.no_grad():  # not inference_mode, whose tensors FSDP can't keep
         values = validation.measure(forward)
     state.parallel.end_validation(state.decoder)
     state.decoder.train()

@@ -1,6 +1,6 @@
-"""What training a recipe needs of memory, and refusing what the machine doesn't have. No torch.
+"""Estimating the memory that training a recipe needs, and refusing recipes that exceed the machine's. No torch.
 
-docs/recipes.md compares the estimate with what runs took.
+docs/recipes.md compares the estimate with measurements.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 #: Resident bytes of Python, torch, the plugins, a data set of some thousand documents and an image
 #: tokenizer on the CPU, measured.
 PROGRAM = 480 << 20
-#: What oneDNN keeps beside that where a CPU multiplies bfloat16: kernels for each length of document.
+#: Memory of oneDNN in addition, if a CPU multiplies bfloat16: kernels for each length of document.
 BF16_KERNELS = 400 << 20
-#: Address space of a process with torch that is never touched.
+#: Address space of a process with torch that is never used.
 UNTOUCHED = 4 << 30
 _FLOAT = 4
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that training takes at its peak.
+    """Peak memory of training, in bytes.
 
     Args:
-        program: everything but the decoder's training, on the host; with
-            `train.save_in_background` the copies that are written.
+        program: everything except the decoder's training, on the host; includes the copies for
+            `train.save_in_background`.
         weights, gradients, optimizer: of the decoder; the optimiser's includes its temporaries.
-        activations: what a forward pass keeps, and the most that it uses for a moment.
-        decoder: the decoder's own account; None: not known, its activations are left out.
+        activations: those kept by a forward pass, and its largest temporaries.
+        decoder: the decoder's own estimate; None: unknown, and activations are not included.
     """
 
     program: int
@@ -48,12 +48,12 @@ class MemoryEstimate:
     decoder: TrainingMemory | None = None
 
     def total(self, *, on_cpu: bool = True) -> int:
-        """All of it, or the part on a GPU."""
+        """The total, or the part on a GPU."""
         model = self.weights + self.gradients + self.optimizer + self.activations
         return model + (self.program if on_cpu else 0)
 
     def in_words(self) -> str:
-        """The figures."""
+        """The estimate in words."""
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -62,7 +62,7 @@ class MemoryEstimate:
             "program and data": self.program,
         }
         shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts.items())
-        missing = "" if self.decoder is not None else "; this decoder's activations are not known"
+        missing = "" if self.decoder is not None else "; this decoder's activations are unknown"
         return f"{_gb(self.total())} GB ({shown}{missing})"
 
 
@@ -78,17 +78,17 @@ def training_memory(
     devices: int = 1,
     registry: Registry | None = None,
 ) -> MemoryEstimate | None:
-    """The estimate for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
-    know its number of parameters.
+    """Estimate the memory for a recipe; None if it has no decoder or image tokenizer, or its decoder doesn't
+    report its number of parameters.
 
     Args:
         recipe: checked.
-        bf16: whether products are in bfloat16; None: as `train.precision` says, "auto" as no.
-        on_cpu: on a CPU; else on a CUDA device.
-        devices: how many share weights, gradients and the optimiser's state equally, a block's
-            weights being gathered for the time of its products (as FSDP2 does): the bytes of one of
+        bf16: whether products use bfloat16; None: as `train.precision` says, with "auto" as no.
+        on_cpu: on a CPU; otherwise on a CUDA device.
+        devices: number of devices that share weights, gradients and optimiser state equally, gathering a block's
+            weights for its products (like FSDP2); the estimate is for one of
             them.
-        registry: the installed plugins, one of which has the default layout. None: those that are found.
+        registry: the installed plugins, one of which has the default layout. None: discover them.
     """
     if recipe.decoder is None or recipe.image_tokenizer is None:
         return None
@@ -110,9 +110,9 @@ def training_memory(
     if known is not None and recipe.tune.adapts:
         number += matrices
     muon = known is not None and section.optimizer == "muon"
-    # AdamW keeps two numbers of a parameter, Muon one of a matrix
+    # AdamW keeps two values per parameter, Muon one per matrix element
     optimizer = _FLOAT * (matrices + 2 * others if muon else 2 * trained)
-    # the momenta with Nesterov's step, stacked, and three more of their size
+    # the stacked momenta with Nesterov's step, and three more tensors of their size
     temporaries = 5 * _FLOAT * stack if muon else 0
     activations = 0 if known is None else known.activations + known.working
     gathered = known.gathered if known is not None and known.gathered else number
@@ -133,16 +133,16 @@ def training_memory(
 
 
 def _copies(number: int, gathered: int, *, bf16: bool, divided: bool) -> int:
-    """Bytes of the weights' copies for the products of a pass."""
+    """Bytes of the copies of weights for a pass."""
     if divided:
-        # whole for a moment, with their gradients and the float32 copy of those that is summed; of
+        # temporarily whole, with their gradients and the float32 copy for the sum of gradients; with
         # bf16 products, blocks take 2 + 2 + 4 bytes, and the embedding, in float32, 12
         return gathered * (10 if bf16 else 3 * _FLOAT)
     return 2 * number if bf16 else 0
 
 
 def _vocabulary(recipe: Recipe, registry: Registry | None) -> Vocabulary:
-    """A vocabulary as large as the recipe's will be."""
+    """A vocabulary of the size that the recipe's will have."""
     tokenizer, sizes = recipe.image_tokenizer, recipe.vocabulary
     assert tokenizer is not None
     text = recipe.text_tokenizer.max_vocab_size if recipe.text_tokenizer is not None else None
@@ -156,13 +156,13 @@ def _vocabulary(recipe: Recipe, registry: Registry | None) -> Vocabulary:
     )
     layout = available(recipe.layout) or default_layout(registry)
     codes = range(1, 1 + tokenizer.codebook_size)
-    # a layout that doesn't know has the text tokenizer's ids, with those of image codes among them
+    # a layout of unknown size has the text tokenizer's ids, which include those of image codes
     rows = layout.num_ids(given) or text or 0
     return Vocabulary(max(rows, codes.stop), (), codes, {"pad": 0})
 
 
 def _trained(recipe: Recipe, known: TrainingMemory | None, number: int) -> tuple[int, int, int]:
-    """Trained parameters of matrices, of the rest, and of the largest stack of Muon: at most."""
+    """Upper bounds on the trained parameters of matrices, of the rest, and of Muon's largest stack."""
     if known is None:
         return 0, number, 0
     if recipe.tune.adapts and known.linear_features:
@@ -182,13 +182,13 @@ def check_training_fits(
     devices: int = 1,
     registry: Registry | None = None,
 ) -> str | None:
-    """Refuse a recipe whose training exceeds the memory of one of `devices` that share it.
+    """Refuse a recipe whose training exceeds the memory of one of the `devices` that share it.
 
     Returns:
-        a warning where it would fit with swap, or once other processes have freed what they use.
+        a warning if it would need swap, or memory that other processes are using.
 
     Raises:
-        RecipeError: it never fits; names the figures, the limit and the keys that reduce them.
+        RecipeError: it never fits; states the estimate, the limit and the keys that reduce it.
     """
     estimate = training_memory(recipe, bf16=bf16, on_cpu=on_cpu, devices=devices, registry=registry)
     if estimate is None or machine.limit is None:
@@ -200,25 +200,25 @@ def check_training_fits(
     if needed > limit + machine.swap:
         raise RecipeError(
             f"recipe {recipe.name}",
-            f"training takes about {estimate.in_words()}, and {has}",
+            f"training takes about {estimate.in_words()}, but {has}",
             f"{advice(recipe, estimate)}; or set {VARIABLE} to the number of GB of the machine that "
             "will train it",
         )
     if needed > limit:
         return (
-            f"training takes about {estimate.in_words()}, and {has}: it will swap, and be slow; "
+            f"training takes about {estimate.in_words()}, but {has}: it will swap, and be slow; "
             + advice(recipe, estimate)
         )
     if on_cpu and machine.free is not None and needed > machine.free + machine.swap:
         return (
-            f"training takes about {estimate.in_words()}; only {_gb(machine.free)} GB are free now, "
+            f"training takes about {estimate.in_words()}; only {_gb(machine.free)} GB are free now, because "
             "other processes use the rest"
         )
     return None
 
 
 def advice(recipe: Recipe, estimate: MemoryEstimate) -> str:
-    """The keys that make the largest part smaller."""
+    """The keys that reduce the largest part of the estimate."""
     known = estimate.decoder
     model = estimate.weights + estimate.gradients + estimate.optimizer
     if known is None or model > estimate.activations:

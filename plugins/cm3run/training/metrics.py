@@ -1,6 +1,6 @@
-"""The numbers of a run: the loss of a batch and its means by modality, the record `metrics.jsonl`, speed, trackers.
+"""The metrics of a run: the loss of a batch and its means by modality, the log `metrics.jsonl`, speed, trackers.
 
-The decoder's head computes the loss: `Decoder.loss_sums`. A tracker that fails is left out, and nothing else happens.
+The decoder's head computes the loss: `Decoder.loss_sums`. A tracker that fails is disabled, without other effects.
 
 Legend: B rows, T tokens, E model dimension, G groups (modality of the target).
 """
@@ -69,7 +69,7 @@ def batch_loss_sums(
         hidden_BTE: the batch's hidden states.
         batch: targets, weights and modalities, on the same device.
         z_loss: see `Decoder.loss_sums`.
-        num_parts: of the data set: G is four times that, the modalities of one part after the other.
+        num_parts: of the data set: G is four times that, with the modalities of each part in turn.
     """
     return decoder.loss_sums(
         rearrange(hidden_BTE, "B T E -> (B T) E"),
@@ -84,12 +84,14 @@ def batch_loss_sums(
 def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
     """Mean loss (nats per token) and perplexity by modality, and the overall mean loss.
 
-    Modalities that did not occur are left out; parts of the data set are added up.
+    Modalities that did not occur are omitted; parts of the data set are added up.
 
     >>> modality_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]))["loss"]
     2.0
     """
-    sums = sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(0).tolist()  # one copy of a GPU's
+    sums = (
+        sums_G2.cpu().double().reshape(-1, len(GROUPS), 2).sum(0).tolist()
+    )  # a single copy from the GPU
     metrics: dict[str, float] = {}
     if (count := sum(row[1] for row in sums)) > 0:
         metrics["loss"] = sum(row[0] for row in sums) / count
@@ -101,7 +103,7 @@ def modality_metrics(sums_G2: Tensor) -> dict[str, float]:
 
 
 def part_metrics(sums_G2: Tensor, parts: Sequence[str]) -> dict[str, float]:
-    """Mean loss by part of the data set, those that did not occur left out.
+    """Mean loss by part of the data set; parts that did not occur are omitted.
 
     >>> part_metrics(torch.tensor([[0.0, 0.0], [2.0, 2.0], [6.0, 2.0], [0.0, 0.0]]), ["edit"])
     {'part/edit/loss': 2.0}
@@ -118,12 +120,12 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends metrics to `OUT/metrics.jsonl`, one record per line. Failing to write it is an error;
-    trackers (`cm3run.training.metrics`), which are told the same numbers, may fail.
+    """Appends metrics to `OUT/metrics.jsonl`, one record per line. A failure to write it is an error;
+    trackers (`cm3run.training.metrics`), which receive the same numbers, may fail.
 
     Args:
         out_dir: the run's folder.
-        step: the checkpoint's step when a run resumes: later lines, and an incomplete last line,
+        step: the checkpoint's step if a run resumes: later lines, and an incomplete last line,
             are removed; 0 for a new run.
     """
 
@@ -136,7 +138,7 @@ class MetricsLog:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line {"step": ..., name: value ...}.
 
-        It is a single write, so that a killed process leaves whole lines. Raises `CheckpointError` when the disk is full.
+        Uses a single write, so that a killed process leaves whole lines. Raises `CheckpointError` if the disk is full.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, **finite}).encode() + b"\n"
@@ -155,7 +157,7 @@ class MetricsLog:
         )
 
     def flush(self) -> None:
-        """Flush everything written so far to disk. Raises `CheckpointError` when that fails."""
+        """Flush everything written so far to disk. Raises `CheckpointError` if that fails."""
         try:
             os.fsync(self._file)
         except OSError as error:
@@ -170,25 +172,25 @@ class MetricsLog:
 
 
 class NoLog(MetricsLog):
-    """Of a process that isn't the first: it writes nothing."""
+    """The log of all processes except the first: writes nothing."""
 
     def __init__(self) -> None:
         pass
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
-    """All whole lines of a run's `metrics.jsonl`, in order.
+    """All complete lines of a run's `metrics.jsonl`, in order.
 
-    Lines in the middle that can't be read are left out, and one note reports how many.
+    Unreadable lines in the middle are skipped, and one note reports their number.
     """
     path = Path(out_dir) / METRICS
     if not path.exists():
@@ -198,14 +200,14 @@ def read_metrics(out_dir: str | Path) -> list[dict[str, float]]:
     if len(records) < len(whole):
         tqdm.write(
             f"note: {path}: {len(whole) - len(records)} of {len(whole)} lines can't be read and are "
-            "left out",
+            "skipped",
             file=sys.stderr,
         )
     return records
 
 
 def _record(line: bytes) -> dict[str, float] | None:
-    """The record of a line; None where it holds none."""
+    """The record in a line; None if it contains none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -227,7 +229,7 @@ class SpeedMeter:
         self._amount = self._seconds = 0.0
 
     def add(self, amount: float, seconds: float) -> None:
-        """`amount` done in `seconds`."""
+        """Record `amount` done in `seconds`."""
         keep = math.exp(-seconds / self.time_constant_s)
         self._amount, self._seconds = self._amount * keep + amount, self._seconds * keep + seconds
 
@@ -237,7 +239,7 @@ class SpeedMeter:
         return self._amount / self._seconds if self._seconds > 0 else 0.0
 
 
-#: Event -> the method that is told it.
+#: Event -> the tracker method that receives it.
 METHODS: Mapping[type[Any], str] = {
     RunStarted: "on_start",
     StepDone: "on_step",
@@ -252,8 +254,8 @@ METHODS: Mapping[type[Any], str] = {
 
 
 def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]:
-    """The (name, tracker) that a run has: those of `train.trackers`, or those of cm3leon's own default
-    ones whose packages are installed.
+    """The (name, tracker) pairs of a run: those of `train.trackers`, or by default those of cm3leon
+    whose packages are installed.
 
     Raises:
         CM3Error: one can't be built.
@@ -270,15 +272,15 @@ def trackers_of(recipe: Recipe, registry: Registry) -> list[tuple[str, Tracker]]
             if named is not None:
                 raise
             print(
-                f"note: the tracker {name!r} is left out, because {error.cause}: {error.next_step}, or "
-                "train.trackers=[] for none; metrics.jsonl has what it records",
+                f"note: the tracker {name!r} is skipped, because {error.cause}: {error.next_step}, or "
+                "set train.trackers=[]; metrics.jsonl has the same numbers",
                 file=sys.stderr,
             )
     return found
 
 
 def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:
-    """Of this distribution only: what is installed sees nobody's training unasked."""
+    """Defaults come from this distribution only: other plugins must not track training without being asked."""
     own = {info.name for info in registry.plugins if info.distribution in OUR_DISTRIBUTIONS}
     found: list[tuple[str, TrackerConfig]] = []
     for name in marked(registry, "tracker", "is_default"):
@@ -291,11 +293,11 @@ def _defaults(registry: Registry) -> list[tuple[str, TrackerConfig]]:
 
 
 class Tracking:
-    """Tells a run's trackers what happens.
+    """Passes a run's events to its trackers.
 
     Args:
-        trackers: name -> tracker; none in all processes but the first.
-        device: where the run trains: its generators are none of a tracker's business.
+        trackers: name -> tracker; empty in all processes except the first.
+        device: where the run trains; trackers must not affect its random generators.
     """
 
     def __init__(
@@ -305,38 +307,38 @@ class Tracking:
         self._devices = [device] if device is not None and device.type == "cuda" else []
 
     def __bool__(self) -> bool:
-        """Whether there is one to tell."""
+        """Whether there are any trackers."""
         return bool(self._trackers)
 
     def tell(self, event: object) -> None:
-        """Tell an event, see `METHODS`."""
+        """Send an event, see `METHODS`."""
         self._call(METHODS[type(event)], event)
 
     def metrics(self, step: int, values: Mapping[str, float], *, validation: bool = False) -> None:
-        """Metrics of training or of a validation."""
+        """Send metrics of training or of a validation."""
         event = Validated if validation else Measured
         self.tell(event(step, MappingProxyType(dict(values))))
 
     def picture(self, step: int, name: str, pixels_HWC: PixelArray) -> None:
-        """A sheet of pictures uint8 [height, width, 3]."""
+        """Send a sheet of pictures uint8 [height, width, 3]."""
         if self:
             copy = pixels_HWC.copy()
             copy.setflags(write=False)
             self.tell(PictureDrawn(step, name, copy))
 
     def flush(self) -> None:
-        """What was told is to be written."""
+        """Make trackers write everything sent so far."""
         self._call("flush")
 
     def close(self) -> None:
-        """The end."""
+        """Close all trackers."""
         self._call("close")
         self._trackers = []
 
     def _call(self, method: str, *event: object) -> None:
         for name, tracker in list(self._trackers):
             if getattr(type(tracker), method) is getattr(Tracker, method):
-                continue  # not overridden: nothing to keep
+                continue  # not overridden, so there are no generator states to save
             try:
                 with torch.random.fork_rng(self._devices):
                     getattr(tracker, method)(*event)
@@ -344,14 +346,14 @@ class Tracking:
                 self._leave_out(name, tracker, method, error)
 
     def _leave_out(self, name: str, tracker: Tracker, method: str, error: BaseException) -> None:
-        """Say once what happened; it gets no more events."""
+        """Report the failure once; the tracker gets no more events."""
         first = (str(error).splitlines() or [""])[0] or type(error).__name__
         tqdm.write(
-            f"note: the tracker {name!r} is left out from now on, because its {method} failed "
-            f"({first}); training goes on, and metrics.jsonl has what it records",
+            f"note: the tracker {name!r} is disabled from now on, because its {method} failed "
+            f"({first}); training continues, and metrics.jsonl has the same numbers",
             file=sys.stderr,
         )
         self._trackers = [(other, one) for other, one in self._trackers if one is not tracker]
         if method != "close":
-            with suppress(Exception, SystemExit):  # fails for the same reason, already reported
+            with suppress(Exception, SystemExit):  # likely the same failure, already reported
                 tracker.close()

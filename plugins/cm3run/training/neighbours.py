@@ -1,8 +1,8 @@
-"""Each document's neighbours in the memory, found once and kept on disk.
+"""Each document's neighbours in the memory, found once and cached on disk.
 
 Training only looks them up.
 
-Legend: N documents, R numbers kept of each.
+Legend: N documents, R numbers stored per document.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 #: Part of the folders' names; increased when the same settings find other neighbours.
 _VERSION = 5
-#: Numbers that are kept of a document found for a part: its index, and the part's box.
+#: Numbers stored for a document found for a part: its index, and the part's box.
 _PART = 5
-#: Keys of a retriever that don't affect its results: how many results are used, and where the
-#: inputs come from.
+#: Keys of a retriever that don't affect its results: the number of results used, and the source of the
+#: inputs.
 _NOT_RESULTS = (
     "num_retrieved",
     "random_num_retrieved",
@@ -59,7 +59,7 @@ def retriever_fingerprint(
 
 
 class Neighbours(Protocol):
-    """Which memory documents may be prepended to each document of a source."""
+    """The memory documents that may be prepended to each document of a source."""
 
     def __len__(self) -> int:
         """Number of documents of the source."""
@@ -70,21 +70,21 @@ class Neighbours(Protocol):
         ...
 
     def parts(self, index: int) -> list[tuple[int, Region]]:
-        """Of a document whose picture shows several things: for each its index into the memory, and where it
-        is. Prepended instead of `neighbours`; empty for all others."""
+        """For a document whose picture shows several things: for each its memory index and
+        region. Prepended instead of `neighbours`; empty for other documents."""
         ...
 
 
 @dataclass(frozen=True)
 class NeighbourSettings:
-    """What determines a table of neighbours, besides the source.
+    """Settings that determine a table of neighbours, besides the source.
 
     Args:
         fingerprint: of the retriever, see `retriever_fingerprint`.
-        num_ranks: results kept per document.
-        query_dropout: probability that a word of a query is left out.
+        num_ranks: results stored per document.
+        query_dropout: probability of dropping each word of a query.
         seed: of the query dropout.
-        text_only: query with a document's text if it has one, as a prompt for its picture does.
+        text_only: use a document's text as the query if it has one, like a prompt for its picture.
     """
 
     fingerprint: str
@@ -120,13 +120,13 @@ class NeighbourSettings:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """The documents of a source as queries of a retriever.
+    """The documents of a source as queries to a retriever.
 
     Args:
         retriever: over the memory.
         source: N documents, whose canonical forms are the queries.
-        settings: how it is queried.
-        codes: of the source's pictures, by which a memory of codes identifies a document. Documents
+        settings: of the queries.
+        codes: of the source's pictures, with which a memory of codes identifies a document. Documents
             with unreadable pictures, and empty ones, have no neighbours.
     """
 
@@ -141,7 +141,7 @@ class Queries:
         return self.settings.num_ranks + _PART * self.retriever.max_parts
 
     def rows(self, indices: Sequence[int]) -> IntArray:
-        """What is found for documents, int32 [len(indices), R]: indices into the memory, best first, then of each
+        """The results for documents, int32 [len(indices), R]: memory indices, best first, then for each
         part of a picture the index and the box."""
         source, num_ranks = self.source, self.settings.num_ranks
         rows = np.full((len(indices), self.width), NOTHING, np.int32)
@@ -165,22 +165,22 @@ class Queries:
         return rows
 
     def neighbours(self, row_R: IntArray) -> list[int]:
-        """See `Neighbours.neighbours`; of a row."""
+        """See `Neighbours.neighbours`; for one row."""
         return [found for found in row_R[: self.settings.num_ranks].tolist() if found != NOTHING]
 
     def parts(self, row_R: IntArray) -> list[tuple[int, Region]]:
-        """See `Neighbours.parts`; of a row."""
+        """See `Neighbours.parts`; for one row."""
         rows = row_R[self.settings.num_ranks :].reshape(-1, _PART).tolist()
         return [(found, (x0, y0, x1, y1)) for found, x0, y0, x1, y1 in rows if found != NOTHING]
 
 
 class NeighbourTable:
-    """The memory documents that a retriever finds for each document of a source, kept on disk.
+    """The memory documents that a retriever finds for each document of a source, cached on disk.
 
     They are sorted, best first, and never include the document itself.
 
     Args:
-        queries: to the memory, by which they are found.
+        queries: to the memory.
         cache_dir: where caches are kept; None: `files.cache_directory()`.
         progress: show a bar while retrieving.
         shard_size: number of documents queried at once.
@@ -219,7 +219,7 @@ class NeighbourTable:
 
 
 class NeighboursOnDemand:
-    """The same, of documents as they are asked for: few of a large source, as in validation.
+    """The neighbours of documents, found when requested: for few documents of a large source, as in validation.
 
     Args:
         queries: the documents.
@@ -249,9 +249,9 @@ class NeighboursOnDemand:
 def own_names(
     source: DocumentSource, index: int, codes: CodeCache | None = None
 ) -> Collection[str]:
-    """Names that must not be retrieved for a document: its id and its content keys.
+    """Names to exclude from retrieval for a document: its id and its content keys.
 
-    The keys of its pictures as codes are included.
+    Includes the keys of its pictures as codes.
     """
     names = {source.id(index), *source.content_keys(index)}
     if codes is not None and codes.usable_N[index]:
@@ -260,7 +260,7 @@ def own_names(
 
 
 def with_words_left_out(document: Document, share: float, rng: np.random.Generator) -> Document:
-    """The document with each word of its texts left out with probability `share`.
+    """The document with each word of its texts dropped with probability `share`.
 
     Each text that has words keeps at least one.
 
@@ -282,6 +282,6 @@ def with_words_left_out(document: Document, share: float, rng: np.random.Generat
 
 
 def _rng_of(seed: int, name: str) -> np.random.Generator:
-    """A generator per document, so that its query does not depend on the other documents."""
+    """A generator per document, so that its query does not depend on other documents."""
     digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))

@@ -1,11 +1,11 @@
 """Optimisers and learning-rate schedule: AdamW, or Muon for matrices and AdamW for the rest.
 
-State is kept as named tensors (`state_tensors`), so that checkpoints need no pickle.
+State is stored as named tensors (`state_tensors`), so that checkpoints need no pickle.
 
-Where each process has some rows of every matrix: Newton-Schulz needs whole ones. Gathering all of them everywhere would
-repeat the same products S times; instead each of the S processes that share a decoder collects some whole matrices,
-orthogonalises those, and sends every other process its rows back: two exchanges a step, each of one copy of the momenta
-divided by S. Legend: S processes, n matrices of one shape [A, B], a rows of a process.
+When each process has some rows of every matrix, Newton-Schulz still needs whole matrices. Gathering all of them
+everywhere would repeat the same products S times. Instead each of the S processes that share a decoder collects some
+whole matrices, orthogonalises those, and sends every other process its rows back: two exchanges per step, each of the
+momenta divided by S. Legend: S processes, n matrices of one shape [A, B], a rows per process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def orthogonalised_shards(
     momenta: Sequence[Tensor],
     orthogonalise: Callable[[Tensor], Tensor],
 ) -> list[Tensor]:
-    """The updates' rows of this process.
+    """This process's rows of the updates.
 
     Args:
         parameters: n DTensors of one shape, divided by rows over the last dimension of one mesh.
@@ -76,7 +76,7 @@ def orthogonalised_shards(
 
 
 def rows_of_shards(num_rows: int, num_shards: int) -> list[int]:
-    """Rows of each process where FSDP2 divides `num_rows`: as `torch.chunk`, the last ones may have none.
+    """Number of rows per process when FSDP2 divides `num_rows`: like `torch.chunk`, the last ones may have none.
 
     >>> rows_of_shards(10, 4), rows_of_shards(3, 4), rows_of_shards(8, 4)
     ([3, 3, 3, 1], [1, 1, 1, 0], [2, 2, 2, 2])
@@ -89,7 +89,7 @@ def rows_of_shards(num_rows: int, num_shards: int) -> list[int]:
 #: https://kellerjordan.github.io/posts/muon/).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
-#: What `train.schedule` may be.
+#: Valid values of `train.schedule`.
 SHAPES = ("cosine", "polynomial", "trapezoidal", "constant")
 
 
@@ -98,14 +98,14 @@ class Schedule:
     """Learning rate as a fraction of its peak: linear warm-up, then decay to `final_fraction`.
 
     Args:
-        steps: length in steps, or None when `minutes` is given.
-        minutes: length in minutes of training, or None when `steps` is given.
+        steps: length in steps, or None if `minutes` is given.
+        minutes: length in minutes of training, or None if `steps` is given.
         warmup_steps: steps of linear warm-up; step 0 already learns.
         shape: "cosine", "polynomial" (power 1: a straight line, as in metaseq's launcher),
             "trapezoidal" (the peak, then a straight line; warmup-stable-decay of MiniCPM,
             arXiv 2404.06395 section 4) or "constant".
         final_fraction: fraction of the peak at the end.
-        decay_fraction: of a trapezoid: the part of the length in which the rate falls.
+        decay_fraction: for a trapezoid: the part of the length during which the rate falls.
     """
 
     steps: int | None
@@ -124,7 +124,7 @@ class Schedule:
         if (section.steps is None) == (section.minutes is None):
             raise RecipeError(
                 "train",
-                f"steps is {section.steps} and minutes is {section.minutes}; exactly one decides",
+                f"steps is {section.steps} and minutes is {section.minutes}, but exactly one must be set",
                 "give train.steps=N or train.minutes=M and set the other to null",
             )
         if section.schedule not in SHAPES:
@@ -154,7 +154,7 @@ class Schedule:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         done = self.progress(step, elapsed_s)
-        # by steps, the decay begins at the peak; by the clock, its time is unknown
+        # with steps, the decay begins at the peak; with minutes, the peak's time is unknown
         if self.steps is not None:
             done = min(1.0, (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps))
         if self.shape == "constant":
@@ -172,7 +172,7 @@ def orthogonalise(
     """Approximate nearest (semi-)orthogonal matrices, for a batch of n matrices [A, B].
 
     Singular values land in about 0.7..1.2. `dtype` is that of the products; bfloat16 is as good if
-    the hardware multiplies it, and far slower if it does not.
+    the hardware supports it, and far slower otherwise.
     """
     a, b, c = NEWTON_SCHULZ
     tall = updates_nAB.shape[1] > updates_nAB.shape[2]
@@ -188,8 +188,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum: every direction of a weight matrix moves equally far.
 
     Like `torch.optim.Muon` with its default settings, but matrices of one shape go through
-    Newton-Schulz as one batch, in a dtype that the machine multiplies fast: torch's version always
-    uses bfloat16, which is a hundred times slower on a CPU without it.
+    Newton-Schulz as one batch, in a dtype that is fast on the machine. torch's version always
+    uses bfloat16, which is a hundred times slower on a CPU without support for it.
 
     Args:
         parameters: matrices; more than two dimensions are flattened to [first, rest].
@@ -212,7 +212,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: object = None) -> None:  # type: ignore[override]  # no closure: the loop computes gradients
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
@@ -236,7 +236,7 @@ class Muon(torch.optim.Optimizer):
                 )
 
     def _updates(self, parameters: list[Tensor], momenta: list[Tensor]) -> Sequence[Tensor]:
-        """The orthogonalised momenta; of parameters that processes share, this one's rows."""
+        """The orthogonalised momenta; for parameters shared between processes, this process's rows."""
 
         def whole(momenta_nAB: Tensor) -> Tensor:
             return orthogonalise(momenta_nAB, dtype=self.dtype)
@@ -256,19 +256,19 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(buffer, momentum)
 
 
-#: What each optimiser keeps of a parameter that has had a gradient.
+#: State of each optimiser for a parameter that has had a gradient.
 _KEPT: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Muon: {"momentum_buffer"},
 }
-#: The one that is a number; the others have the parameter's shape.
+#: The state that is a number; all others have the parameter's shape.
 _STEP = "step"
 
 
 class RowsOf:
-    """Rows of a parameter as a parameter of their own, so that only they have optimiser state.
+    """Rows of a parameter as a separate parameter, so that only they have optimiser state.
 
-    Its gradient is those rows of the whole's, which backward passes add to as ever; `put_back`
+    Its gradient is a view of the whole's gradient, to which backward passes add as usual. `put_back`
     copies the updated rows into the whole and clears its gradient.
 
     Args:
@@ -287,7 +287,7 @@ class RowsOf:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Take the rows into the whole."""
+        """Copy the rows into the whole."""
         self.whole[self._part] = self.rows
         self.whole.grad = None
 
@@ -296,13 +296,13 @@ class OptimizerGroup:
     """One or two torch optimisers that step together, with their state as named tensors.
 
     Args:
-        decoder: its `parameter_groups` sort the parameters into kinds.
+        decoder: its `parameter_groups` divide the parameters into kinds.
         section: the recipe's section `train`.
         muon_dtype: of Muon's matrix products.
-        rows: parameters of which only some rows are trained, by name. The optimiser has those rows
-            alone, as a parameter of their own.
+        rows: parameters of which only some rows are trained, by name. The optimiser receives only those rows,
+            as a separate parameter.
 
-    Parameters that require no gradient are left out.
+    Parameters that require no gradient are ignored.
     """
 
     def __init__(
@@ -323,7 +323,7 @@ class OptimizerGroup:
         groups = {kind: list(found) for kind, found in decoder.parameter_groups().items()}
         assert sorted(id(p) for found in groups.values() for p in found) == sorted(
             map(id, named.values())
-        ), "parameter_groups must hold every parameter once"
+        ), "parameter_groups must contain every parameter once"
         self._parts = [RowsOf(named[name], part) for name, part in rows.items()]
         parts = {id(part.whole): part.rows for part in self._parts}
         groups = {
@@ -377,7 +377,7 @@ class OptimizerGroup:
             part.put_back()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The whole state: "parameter name::key" -> tensor."""
+        """The complete state: "parameter name::key" -> tensor."""
         return {
             f"{self.names[id(parameter)]}::{key}": torch.as_tensor(value)
             for optimizer in self.optimizers
@@ -386,9 +386,9 @@ class OptimizerGroup:
         }
 
     def empty_state(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of zeros for `load_state_tensors`, divided among processes as the parameters are.
+        """Zero tensors for `load_state_tensors`, divided among processes like the parameters.
 
-        Names of parameters that the decoder doesn't have are left out."""
+        Names of parameters that the decoder doesn't have are omitted."""
         own = {self.names[id(parameter)]: parameter for parameter in self.parameters}
         state = {}
         for full_name in names:
@@ -400,7 +400,7 @@ class OptimizerGroup:
         return state
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `state_tensors` returned. Raises `CheckpointError` if parameters or their state
+        """Load the output of `state_tensors`. Raises `CheckpointError` if parameters or their state
         differ."""
         owner = {
             self.names[id(parameter)]: (optimizer, parameter)
@@ -412,24 +412,24 @@ class OptimizerGroup:
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("::")
             if name not in owner:
-                raise _foreign(f"{full_name!r} belongs to no parameter of this decoder")
+                raise _foreign(f"{full_name!r} is not a parameter of this decoder")
             optimizer, parameter = owner[name]
             if key not in _KEPT[type(optimizer)]:
                 raise _foreign(
-                    f"{full_name!r} is nothing that {type(optimizer).__name__} keeps of a parameter"
+                    f"{full_name!r} is not state that {type(optimizer).__name__} keeps of a parameter"
                 )
             shape, dtype = (
                 ((), torch.float32) if key == _STEP else (tuple(parameter.shape), parameter.dtype)
             )
             if tuple(value.shape) != shape or value.dtype != dtype:
                 raise _foreign(
-                    f"{full_name!r} is {value.dtype} {list(value.shape)}, and has to be {dtype} "
+                    f"{full_name!r} is {value.dtype} {list(value.shape)}, but must be {dtype} "
                     f"{list(shape)}"
                 )
             found[name].add(key)
         for name, keys in found.items():
             if missing := _KEPT[type(owner[name][0])] - keys:
-                raise _foreign(f"holds no {name}::{min(missing)}")
+                raise _foreign(f"lacks {name}::{min(missing)}")
         for full_name, value in tensors.items():
             name, _, key = full_name.rpartition("::")
             optimizer, parameter = owner[name]

@@ -1,7 +1,7 @@
-"""From masked sequences to batches: the order of an epoch's sequences, and the rows that they are packed into.
+"""From masked sequences to batches: the order of an epoch's sequences, and packing them into rows.
 
-Several sequences share a row, none is split, and none sees another. The state of a `BatchLoader` is a few numbers, and a
-run that resumes from them gets bit for bit the batches that it would have had without the interruption.
+Several sequences share a row; none is split, and none attends to another. The state of a `BatchLoader` is a few
+numbers, and a run that resumes from them gets bit for bit the batches that it would have had without the interruption.
 
 Legend: B rows, T inputs in a row, n tokens of a sequence (n - 1 inputs: each token but the last
 predicts the next one).
@@ -27,7 +27,7 @@ from cm3core.vocab import Vocabulary
 from cm3run.processes import Processes
 from cm3run.training.sequences import MaskedSequences
 
-#: `TrainingBatch.modality_BT`.
+#: Values of `TrainingBatch.modality_BT`.
 NO_MODALITY, TEXT, IMAGE, SPECIAL = 0, 1, 2, 3
 NUM_MODALITIES = 4
 
@@ -39,15 +39,15 @@ class TrainingBatch:
     """Tensors of one batch, [B, T].
 
     Args:
-        tokens_BT: int64; inputs, <pad> behind the last sequence of a row.
-        targets_BT: int64; the token after each input; <pad> where there is none.
+        tokens_BT: int64; inputs, <pad> after the last sequence of a row.
+        targets_BT: int64; the token after each input; <pad> if there is none.
         weights_BT: float32; weight of each target's loss, 0 on padding.
-        positions_BT: int64; place in the sequence, from 0 in each; 0 on padding.
-        cells_BT: int64; raster cell of an input that is an image code, else `NO_CELL`.
-        kv_start_BT: int64; index in the row of the first input that this one may see: where its
-            sequence starts.
-        modality_BT: int8; of the targets: 0 none (padding), 1 text, 2 image, 3 special; of a part of
-            the data set (`MaskedSequence.part`), that plus four times its number, int16.
+        positions_BT: int64; position in the sequence, from 0 in each; 0 on padding.
+        cells_BT: int64; raster cell of an input that is an image code, otherwise `NO_CELL`.
+        kv_start_BT: int64; index in the row of the first input that this one may attend to: the start of
+            its sequence.
+        modality_BT: int8; of the targets: 0 none (padding), 1 text, 2 image, 3 special; for a part of
+            the data set (`MaskedSequence.part`), plus four times the part's number, int16.
     """
 
     tokens_BT: Tensor
@@ -59,7 +59,7 @@ class TrainingBatch:
     modality_BT: Tensor
 
     def to(self, device: torch.device | str) -> TrainingBatch:
-        """The batch on a device; to a CUDA device from pinned memory, without waiting for it."""
+        """The batch on a device; copies to a CUDA device are asynchronous, from pinned memory."""
         to_cuda = torch.device(device).type == "cuda"
 
         def moved(tensor: Tensor) -> Tensor:
@@ -73,43 +73,43 @@ class TrainingBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Targets whose loss counts."""
+        """Number of targets whose loss counts."""
         return int((self.weights_BT > 0).sum())
 
 
 class Packer(Generic[Key]):
-    """Chooses which waiting sequences make the next row. First fit, the longest waiting first, so
-    none waits for ever.
+    """Chooses which waiting sequences make the next row. First fit, longest waiting first, so
+    none waits forever.
 
     Args:
         length: T, inputs in a row.
-        window: sequences that wait to be chosen from; more fill rows better and mix the order more.
+        window: number of waiting sequences to choose from; a larger one fills rows better and mixes the order more.
     """
 
     def __init__(self, length: int, window: int = 64) -> None:
         assert length >= 1
         assert window >= 1
         self.length, self.window = length, window
-        #: Waiting sequences with the keys that they were added under, oldest first.
+        #: Waiting sequences with the keys under which they were added, oldest first.
         self.waiting: list[tuple[Key, MaskedSequence]] = []
 
     @property
     def is_full(self) -> bool:
-        """Whether enough sequences wait."""
+        """Whether enough sequences are waiting."""
         return len(self.waiting) >= self.window
 
     def add(self, key: Key, sequence: MaskedSequence) -> None:
-        """Let a sequence wait. Raises `DocumentError` when no row can hold it."""
+        """Add a waiting sequence. Raises `DocumentError` if no row can hold it."""
         if len(sequence) - 1 > self.length:
             raise DocumentError(
                 f"sequence {key}",
-                f"{len(sequence)} tokens, a row holds {self.length + 1}",
+                f"{len(sequence)} tokens, but a row holds {self.length + 1}",
                 "make rows at least as long as decoder.context_length",
             )
         self.waiting.append((key, sequence))
 
     def next_row(self) -> list[MaskedSequence]:
-        """Take the sequences of the next row out of those that wait; empty when none does."""
+        """Remove and return the waiting sequences for the next row; empty if none are waiting."""
         row: list[MaskedSequence] = []
         rest: list[tuple[Key, MaskedSequence]] = []
         room = self.length
@@ -138,7 +138,7 @@ def modalities(
 def collate(
     rows: Sequence[Sequence[MaskedSequence]], length: int, vocabulary: Vocabulary
 ) -> TrainingBatch:
-    """A batch of rows of `length` inputs. The sequences of a row must fit, see `Packer`."""
+    """Make a batch of rows of `length` inputs. The sequences of a row must fit, see `Packer`."""
     shape = (len(rows), length)
     tokens, targets = (
         np.full(shape, vocabulary.pad, np.int64),
@@ -161,7 +161,9 @@ def collate(
             kv_start[index, here] = start
             parts[index, here] = sequence.part
             start = stop
-        kv_start[index, start:] = start  # padding sees padding only, so no attention row is empty
+        kv_start[index, start:] = (
+            start  # padding attends to padding only, so no attention row is empty
+        )
     modality = modalities(targets, vocabulary)
     if parts.any():
         modality = np.where(modality == NO_MODALITY, 0, modality + NUM_MODALITIES * parts)
@@ -184,7 +186,7 @@ def collate(
 #: Separates the random streams that order epochs from those that make sequences.
 _EPOCH_ORDER = 1
 
-#: No run has as many epochs.
+#: Upper bound for epochs, beyond any real run.
 _MAX_EPOCH = 2**63
 
 
@@ -193,12 +195,12 @@ class RowSettings:
     """How sequences are packed into the rows of a run.
 
     Args:
-        batch_rows: rows of a micro-batch.
-        length: number of inputs of a row.
+        batch_rows: rows per micro-batch.
+        length: number of inputs per row.
         seed: of the order.
-        pack: put several sequences in a row; False: one.
-        window: number of sequences of a stream that wait to fill rows, see `Packer`.
-        accumulate: micro-batches of a step, if one process makes them all.
+        pack: put several sequences into a row; False: one.
+        window: number of waiting sequences per stream, see `Packer`.
+        accumulate: micro-batches per step, if a single process makes them all.
         num_streams: V, see `BatchLoader`.
     """
 
@@ -216,14 +218,14 @@ class BatchLoader:
     """Endless batches: each epoch's sequences in a new order, packed into rows.
 
     Row i of the run comes from stream i modulo V, of V `RowStream`s (virtual loaders), and belongs to
-    process i modulo W, of W processes: the batches of a step are the same rows whatever W is. A
-    process makes the streams that have rows of its own: 1 / W of the work where W divides V, all of
+    process i modulo W, of W processes, so the batches of a step have the same rows for any W. A
+    process computes the streams that contain rows of its own: 1 / W of the work if W divides V, all of
     it with V = 1.
 
     Args:
         data: the sequences.
         rows: how they are packed.
-        processes: W, and which of them this is; None: this one alone.
+        processes: W, and this process's number; None: only this one.
     """
 
     def __init__(
@@ -242,24 +244,24 @@ class BatchLoader:
         self.data, self.rows = data, rows if rows.pack else replace(rows, window=1)
         self.processes = Processes() if processes is None else processes
         rank, number = self.processes.rank, self.processes.world_size
-        #: Rows of this process's micro-batches of a step.
+        #: Rows in each of this process's micro-batches of a step.
         self.step_rows = micro_batches(rows.batch_rows, rows.accumulate, number)
         self._sizes = cycle(self.step_rows)
         shared = math.gcd(num_streams, number)
-        #: The streams that have rows of this process, by number.
+        #: The streams with rows of this process, by number.
         self.streams = {
             place: RowStream(data, self.rows, place)
             for place in range(rank % shared, num_streams, shared)
         }
         self._reported = 0
-        #: Rows that all processes were given.
+        #: Number of rows given to all processes.
         self.num_rows = 0
-        #: Documents given to this process so far by part of the data set, see `DocumentSource.parts`.
+        #: Documents given to this process so far, by part of the data set, see `DocumentSource.parts`.
         self.counts = [0] * len(data.source.parts)
 
     @property
     def epoch(self) -> int:
-        """Of the next sequence of this process's first stream."""
+        """Epoch of the next sequence of this process's first stream."""
         return next(iter(self.streams.values())).epoch
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -278,8 +280,8 @@ class BatchLoader:
         return [next(self) for _ in self.step_rows]
 
     def _next_row(self) -> list[MaskedSequence]:
-        """This process's row among the next W. Those of others are made and dropped where they come
-        from a stream that also has own ones."""
+        """This process's row among the next W. Rows of other processes are made and dropped if they come
+        from a stream that also has rows of this one."""
         own: list[MaskedSequence] | None = None
         for rank in range(self.processes.world_size):
             stream = self.streams.get(self.num_rows % self.rows.num_streams)
@@ -295,9 +297,9 @@ class BatchLoader:
         return own
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of all processes, as plain numbers for JSON; called by all between two steps.
+        """The position of all processes, as plain numbers for JSON; called by all of them between two steps.
 
-        It is the same whatever their number."""
+        It is the same for any number of processes."""
         streams: dict[int, dict[str, Any]] = {}
         counts = [0] * len(self.counts)
         for part, given in self.processes.all_of(
@@ -319,14 +321,14 @@ class BatchLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict()`, of any number of processes.
+        """Resume from `state_dict()`, saved by any number of processes.
 
-        Raises `CheckpointError` when the state has other data or other settings.
+        Raises `CheckpointError` if the state has other data or other settings.
         """
         position = RowStream.KEYS if self.rows.num_streams == 1 else {"rows", "streams"}
         if set(state) != {*position, "setting", *({"counts"} if self.counts else ())}:
             raise CheckpointError(
-                "loader state", f"holds {sorted(state)}", "use a whole checkpoint"
+                "loader state", f"has the keys {sorted(state)}", "use a whole checkpoint"
             )
         if not isinstance(state["setting"], dict):
             raise _unusable("setting", state["setting"])
@@ -372,12 +374,12 @@ class BatchLoader:
         }
 
     def _report_too_long(self) -> None:
-        """Report at the end of an epoch how many documents were too long, if they became more."""
+        """At the end of an epoch, report the number of documents that were too long, if it has grown."""
         if (number := self.data.num_too_long) > self._reported:
             self._reported = number
             warnings.warn(
                 f"{number} of {len(self.data)} documents were too long for the context and were "
-                "left out; set data.max_text_tokens, or raise decoder.context_length",
+                "skipped; set data.max_text_tokens, or raise decoder.context_length",
                 stacklevel=3,
             )
 
@@ -387,7 +389,7 @@ class RowStream:
     and of how many rows it has given.
 
     Args:
-        data, rows: see `BatchLoader`. All streams get the same number of sequences of an epoch.
+        data, rows: see `BatchLoader`. All streams get equally many sequences of an epoch.
         place: its number.
     """
 
@@ -397,7 +399,7 @@ class RowStream:
         self.data, self.place = data, place
         self.seed, self.num_streams = rows.seed, rows.num_streams
         self.packer: Packer[tuple[int, int]] = Packer(rows.length, rows.window)
-        #: The next sequence: its epoch, and its place in this stream's part of the epoch's order.
+        #: The next sequence: its epoch, and its position in this stream's part of the epoch's order.
         self.epoch, self.position = 0, 0
         self.order = self._epoch_order(0)
 
@@ -416,7 +418,7 @@ class RowStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from `state_dict()`. Raises `CheckpointError` for one that can't be."""
+        """Resume from `state_dict()`. Raises `CheckpointError` for an invalid state."""
         if not isinstance(state, dict) or not set(state) >= self.KEYS:
             raise _unusable("stream", state)
         epoch, position, waiting = state["epoch"], state["position"], state["waiting"]
@@ -427,7 +429,7 @@ class RowStream:
             raise _unusable("position", position)
         if not isinstance(waiting, list) or len(waiting) > self.packer.window:
             raise _unusable("waiting", waiting)
-        # documents may come again in an epoch whose order is the source's own
+        # a source's own order of an epoch may repeat documents
         repeats = self.data.epoch_order(self.seed, epoch) is not None
         most = _MAX_EPOCH if repeats else len(self.data)
         for key in waiting:
@@ -471,10 +473,10 @@ class RowStream:
 
 
 def micro_batches(batch_rows: int, accumulate: int, num_processes: int) -> list[int]:
-    """Rows of the micro-batches of one of several processes: at most `batch_rows` each, and
-    batch_rows * accumulate rows a step in all.
+    """Row counts of the micro-batches of one of several processes: at most `batch_rows` each, and
+    batch_rows * accumulate rows per step in total.
 
-    Raises `RecipeError` when the processes can't have equally many.
+    Raises `RecipeError` if the rows can't be divided evenly.
 
     >>> micro_batches(4, 512, 256), micro_batches(8, 1, 4), micro_batches(4, 3, 2)
     ([4, 4], [2], [4, 2])
@@ -485,7 +487,7 @@ def micro_batches(batch_rows: int, accumulate: int, num_processes: int) -> list[
         fitting = [n for n in range(1, num_processes + 1) if total % n == 0]
         raise RecipeError(
             "train.batch_rows, train.accumulate",
-            f"{batch_rows} x {accumulate} rows a step can't be divided among {num_processes} processes",
+            f"{batch_rows} x {accumulate} rows per step can't be divided among {num_processes} processes",
             f"start {fitting[-1]} processes, or change train.batch_rows or train.accumulate so that "
             f"{num_processes} divides their product",
         )
@@ -499,6 +501,6 @@ def _is_index(value: object, end: int) -> bool:
 def _unusable(key: str, value: object) -> CheckpointError:
     return CheckpointError(
         "loader state",
-        f"state.json has a {key} that can't be: {repr(value)[:40]}",
-        "use an older checkpoint, or copy it again from where it came",
+        f"state.json has an impossible {key}: {repr(value)[:40]}",
+        "use an older checkpoint, or copy it again from its source",
     )

@@ -1,6 +1,6 @@
-"""How processes share a decoder: one process has it, each has a copy, or each has a part of it.
+"""How processes share a decoder: a single process has it, each has a copy, or each has a part of it.
 
-The loop calls the same few methods of each. Rows of a step are divided among all processes in every case.
+The loop calls the same few methods in each case. The rows of a step are always divided among all processes.
 
 Legend: W processes, S of them share one decoder (W / S replicas).
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cm3core.recipe import Recipe
     from cm3run.machine_memory import MachineMemory
 
-#: Bytes of gradients that are summed in one call.
+#: Bytes of gradients summed in one call.
 BUCKET_BYTES = 64 << 20
 
 
@@ -33,16 +33,16 @@ class OneProcess:
     whole = True
     #: Processes that share one decoder.
     num_shards = 1
-    #: Factor of the loss, whose gradients `reduce` or the backward pass sums or averages over W.
+    #: Factor on the loss, whose gradients `reduce` or the backward pass sums or averages over W.
     loss_scale: float = 1.0
 
     def build_device(self, device: torch.device) -> torch.device:
-        """Where the decoder is built."""
+        """The device on which the decoder is built."""
         return device
 
     def place(self, decoder: Decoder, device: torch.device, *, compiled: bool = False) -> None:
-        """Bring a new decoder's weights to the device, those of the first process to all; `compiled`:
-        its blocks are compiled when they are first called, all alike once."""
+        """Move a new decoder's weights to the device, and send the first process's to all; `compiled`:
+        compile its blocks when they are first called, once for all equal blocks."""
         if compiled:
             for block in decoder.sharded_blocks():
                 block.compile()
@@ -54,20 +54,20 @@ class OneProcess:
         """Sum the gradients of all processes, after the last backward pass of a step."""
 
     def clip(self, parameters: Sequence[Tensor], max_norm: float) -> Tensor:
-        """Scale the whole gradient to a norm of at most `max_norm`; returns the norm before."""
+        """Scale the whole gradient to a norm of at most `max_norm`; return the norm before."""
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def end_validation(self, decoder: nn.Module) -> None:
-        """Called when the forward passes of a validation are done."""
+        """Called after the forward passes of a validation."""
 
     def in_words(self, processes: Processes) -> str:
-        """For the line printed at the start of a run."""
+        """The text for the line printed at the start of a run."""
         return ""
 
 
 class Replicated(OneProcess):
-    """A whole decoder in each of W processes. Gradients are summed once a step, in buckets: for
-    decoders that fit a device it is a small part of a step, and everything else stays as in one
+    """A whole decoder in each of W processes. Gradients are summed once per step, in buckets. For
+    decoders that fit on a device this is a small part of a step, and everything else is as in a single
     process."""
 
     def in_words(self, processes: Processes) -> str:
@@ -84,7 +84,7 @@ class Replicated(OneProcess):
     def reduce(self, parameters: Sequence[Tensor]) -> None:
         import torch.distributed as dist
 
-        # one without a gradient anywhere stays without, as in one process: it is not decayed, either
+        # a parameter without a gradient in any process keeps none, as in a single process, and is not decayed
         has_N = torch.tensor([float(p.grad is not None) for p in parameters])
         has_N = has_N.to(parameters[0].device)
         dist.all_reduce(has_N)
@@ -114,17 +114,17 @@ def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Sharded(OneProcess):
-    """A decoder divided among S of W processes, by FSDP2 (`fully_shard`); W / S replicas of it, if S is
+    """A decoder divided among S of W processes with FSDP2 (`fully_shard`); W / S replicas of it if S is
     less than W (HSDP). Each block's weights are gathered while it computes.
 
     Gradients are divided after each micro-batch, so that no process ever holds all of them; between
-    replicas they are summed once a step.
+    replicas they are summed once per step.
 
     Args:
         processes: all W.
         num_shards: S.
         device: this process's.
-        dtype: of products; the blocks' weights are gathered in it. None: as they are.
+        dtype: of products, in which the blocks' weights are gathered. None: unchanged.
     """
 
     whole = False
@@ -143,11 +143,11 @@ class Sharded(OneProcess):
         names = ("replicas", "shards")
         mesh = init_device_mesh(device.type, (replicas, num_shards), mesh_dim_names=names)
         self.mesh = mesh["shards"] if replicas == 1 else mesh
-        # FSDP takes the mean of W gradients, and the step's loss is a sum
+        # FSDP averages W gradients, but the step's loss is a sum
         self.loss_scale = float(processes.world_size)
 
     def build_device(self, device: torch.device) -> torch.device:
-        # the first one draws the weights and sends them: no other ever holds them all
+        # the first process initialises the weights and sends them, so that no other holds them all
         return torch.device("cpu" if self.processes.is_first else "meta")
 
     def place(self, decoder: Decoder, device: torch.device, *, compiled: bool = False) -> None:
@@ -162,7 +162,7 @@ class Sharded(OneProcess):
                 _send(drawn.pop(name, None), tensor, device)
 
     def shard(self, decoder: Decoder, *, compiled: bool = False) -> None:
-        """Divide a decoder's parameters, wherever they are; on "meta" nothing is allocated."""
+        """Divide a decoder's parameters, on any device; on "meta" nothing is allocated."""
         from torch.distributed.fsdp import (
             MixedPrecisionPolicy,
             fully_shard,
@@ -170,7 +170,7 @@ class Sharded(OneProcess):
         )
 
         module: Any = decoder.module
-        # the stream between blocks keeps its precision, as under autocast
+        # the residual stream between blocks keeps its precision, as under autocast
         policy = MixedPrecisionPolicy(
             param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -178,7 +178,7 @@ class Sharded(OneProcess):
             if compiled:
                 block.compile()
             fully_shard(block, mesh=self.mesh, mp_policy=policy)
-        # what belongs to no block stays gathered from the forward pass to the backward pass: the
+        # parameters outside blocks stay gathered from the forward to the backward pass, because the
         # head's loss reads the embedding after the forward pass
         fully_shard(module, mesh=self.mesh, reshard_after_forward=False)
         if hasattr(module, "hidden_states"):
@@ -209,7 +209,7 @@ class Sharded(OneProcess):
         if shared := sorted(set(names) - once):
             raise RecipeError(
                 "recipe section decoder",
-                f"{shared[0]} is a parameter that two modules share: it can't be divided",
+                f"{shared[0]} is a parameter shared by two modules, so it can't be divided",
                 "keep a whole decoder in each process: --shard 1",
             )
 
@@ -220,7 +220,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _send(drawn: Tensor | None, target: Tensor, device: torch.device) -> None:
-    """Give all processes their part of a tensor that the first one has."""
+    """Send each process its part of a tensor that the first one has."""
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -244,21 +244,21 @@ def parallel_of(
     machine: MachineMemory,
     shard: int | None = None,
 ) -> OneProcess:
-    """How the processes share the decoder of a recipe.
+    """How the processes share a recipe's decoder.
 
     Args:
         recipe: checked.
-        processes: those that train.
-        device: this one's.
+        processes: all that train.
+        device: this process's.
         dtype: of products; None: float32.
-        machine: the memory of the device; of a CPU, what all processes of the machine share.
-        shard: S; None: the fewest of 1, the processes of a machine, and all, with which training
-            fits the device of each process by `cm3 recipe memory`; 1 where the decoder is tuned in
-            part.
+        machine: the memory of the device; for a CPU, shared by all processes of the machine.
+        shard: S; None: the smallest of 1, the number of processes per machine, and all, for which training
+            fits the device of each process according to `cm3 recipe memory`; 1 if the decoder is partly
+            tuned.
 
     Raises:
-        RecipeError: S doesn't divide the number of processes, or exceeds 1 where the decoder is tuned
-            in part.
+        RecipeError: S doesn't divide the number of processes, or exceeds 1 for a partly tuned
+            decoder.
     """
     number = processes.world_size
     if shard is not None and (shard < 1 or number % shard):
@@ -270,18 +270,18 @@ def parallel_of(
     if number == 1:
         return OneProcess()
     if recipe.tune.method != "full":
-        # frozen parameters, adapters and rows of a table have only been tried on whole tensors
+        # frozen parameters, adapters and rows of a table have only been tested with whole tensors
         if shard is not None and shard > 1:
             raise RecipeError(
                 "--shard",
-                f"is {shard}, and tune.method={recipe.tune.method} trains a part of the decoder, which "
+                f"is {shard}, but tune.method={recipe.tune.method} trains a part of the decoder, which "
                 "can't be divided among processes",
                 "leave --shard out, so that each process has a whole decoder, or use tune.method=full",
             )
         shard = 1
     if shard is None:
         own = _fewest(recipe, processes, machine, on_cpu=device.type == "cpu", bf16=bool(dtype))
-        shard = max(processes.all_of(own))  # what fits the smallest machine
+        shard = max(processes.all_of(own))  # the number that fits the smallest machine
     return Replicated() if shard == 1 else Sharded(processes, shard, device, dtype)
 
 

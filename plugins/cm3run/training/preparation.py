@@ -1,6 +1,6 @@
 """From a recipe's components to batches: codes, neighbours, sequences, packing.
 
-Used for training and validation alike.
+Used for both training and validation.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from cm3run.trust.guard import section_reaches
 
 
 class Preparation:
-    """Makes sequences and batches of sources.
+    """Makes sequences and batches from sources.
 
-    The pictures' codes and the neighbours are computed first, and kept on disk.
+    The pictures' codes and the neighbours are computed first, and cached on disk.
 
     Args:
         components: built for the stage "train".
         progress: show bars.
 
     Raises:
-        DataError: no document can be used.
+        DataError: no document is usable.
     """
 
     def __init__(self, components: Components, *, progress: bool = True) -> None:
@@ -64,10 +64,10 @@ class Preparation:
             name = self.recipe.component_names.get("retriever", "")
             raise RecipeError(
                 "retriever",
-                f"is {name!r}, whose memory may change while a decoder is trained",
+                f"is {name!r}, whose memory may change during training",
                 "train on a memory bank, a copy of it: retriever=dense retriever.bank=FOLDER",
             )
-        #: The documents to retrieve from; the training documents if nothing is retrieved.
+        #: The documents to retrieve from; without retrieval, the training documents.
         self.memory: DocumentSource = components.memory if self.retrieves else components.source
         self._memory_codes = (
             None if isinstance(self.memory, MemoryBank) else self._codes(self.memory)
@@ -90,8 +90,8 @@ class Preparation:
         return codes
 
     def _note_skipped(self, skipped: Sequence[SkippedRecord]) -> None:
-        """Print how many records are skipped, those not counted that were told before: each split of a
-        file, and the memory of the same documents, names all of the file's."""
+        """Print how many records are skipped, without those already reported: each split of a file, and a
+        memory of the same documents, lists all of the file's."""
         new = [record for record in skipped if record not in self._told]
         if not new:
             return
@@ -113,8 +113,8 @@ class Preparation:
             source: the training split or another one; a document is never retrieved for itself.
             objective: masks the sequences.
             retrieve: prepend retrieved documents.
-            training: draw captions and retrieved documents at random, as in training; else use
-                canonical captions and the best documents, found with the text alone, as for a
+            training: draw captions and retrieved documents at random, as in training; otherwise use
+                canonical captions and the best documents, retrieved with the text alone, as for a
                 prompt.
         """
         recipe, components = self.recipe, self.components
@@ -156,7 +156,7 @@ class Preparation:
                 self.cache_dir,
                 progress=self.progress,
             )
-            if training  # else few documents of it are measured
+            if training  # otherwise only few of its documents are used
             else NeighboursOnDemand(Queries(components.retriever, source, settings, codes))
         )
         return RetrievedDocuments(
@@ -173,9 +173,9 @@ class Preparation:
         return retriever_fingerprint(self.recipe.retriever, self.components.embedder, self.memory)
 
     def retrieved(self, query: Document, exclude: Collection[str]) -> list[Document]:
-        """The documents to prepend to a query, pictures as codes.
+        """The documents to prepend to a query, with pictures as codes.
 
-        None if the recipe retrieves nothing.
+        Empty if the recipe retrieves nothing.
 
         Args:
             query: the known part of the document (its text).
@@ -197,7 +197,7 @@ class Preparation:
         )
 
     def loader(self, processes: Processes | None = None) -> BatchLoader:
-        """Endless batches of the training split: this process's rows of them, if there are several."""
+        """Endless batches of the training split; this process's rows, if there are several processes."""
         section, length = self.recipe.train, self.components.decoder.context_length
         return BatchLoader(
             self._training,
@@ -213,7 +213,7 @@ class Preparation:
         )
 
     def pack(self, sequences: Iterable[MaskedSequence]) -> list[TrainingBatch]:
-        """Batches of given sequences; the last one may have fewer rows."""
+        """Pack given sequences into batches; the last one may have fewer rows."""
         length, vocabulary = self.components.decoder.context_length, self.components.vocabulary
         packer: Packer[int] = Packer(length)
         rows: list[list[MaskedSequence]] = []

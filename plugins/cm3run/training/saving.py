@@ -1,10 +1,10 @@
-"""Saving a run, in whose folder one process at a time trains.
+"""Saving a run; only one process at a time trains in its folder.
 
-A run is saved while it waits, or, with `train.save_in_background`, in a thread while it goes on. What is saved in the
-background is copied first, to the host, as `torch.distributed.checkpoint.async_save`
-does: by its stager, which keeps pinned buffers for the next time. The thread then does what is done
-otherwise while training waits: a checkpoint is complete or not there, whenever a kill comes. One thread writes
-the two folders of parts, their hashes and the description in this order; `async_save` would start one for
+A run is saved while training waits, or, with `train.save_in_background`, in a thread while it continues. For saving in
+the background, tensors are first copied to the host with the stager of `torch.distributed.checkpoint.async_save`,
+which reuses pinned buffers. The thread then does the same work as in the foreground: a checkpoint is either complete
+or absent, whenever the process is killed. A single thread writes the two folders of parts, their hashes and the
+description in this order; `async_save` would start one for
 each folder.
 """
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 
 
 LOCK = ".lock"
-#: Seconds in which a folder that one machine made appears on the others.
+#: Maximum seconds until a folder made on one machine is visible on the others.
 _SEEN_S = 10.0
 
 
 @contextmanager
 def run_lock(out_dir: Path, processes: Processes | None = None) -> Iterator[None]:
-    """Context in which no other run trains in the folder: two would cut off each other's
-    metrics and delete each other's checkpoints. The folder is made; a run that fails before it has
-    written anything leaves none. Of processes that train together, the first holds it.
+    """A context in which no other run trains in the folder: two runs would truncate each other's
+    metrics and delete each other's checkpoints. Makes the folder; a run that fails before writing
+    anything leaves none. Of processes that train together, the first holds the lock.
 
     Raises:
         CM3Error: another process is training there.
-        FileError: nothing can be written there.
-        ProcessError: a process doesn't see the folder of the first one.
+        FileError: the folder is not writable.
+        ProcessError: a process doesn't see the first one's folder.
     """
     processes = processes or Processes()
     with ExitStack() as held:
@@ -57,8 +57,8 @@ def run_lock(out_dir: Path, processes: Processes | None = None) -> Iterator[None
 
 
 def _check_seen(out_dir: Path, processes: Processes) -> None:
-    """All write their parts of a checkpoint into the folder."""
-    end = time.monotonic() + _SEEN_S  # file systems of several machines show new files late
+    """Check that all processes see the folder, into which they write their parts of a checkpoint."""
+    end = time.monotonic() + _SEEN_S  # shared file systems show new files late
     while not (out_dir / LOCK).exists() and time.monotonic() < end:
         time.sleep(0.1)
     for rank, (host, seen) in enumerate(
@@ -92,23 +92,23 @@ def _held(out_dir: Path) -> Iterator[None]:
 
 
 def _remove(made: Sequence[Path]) -> None:
-    """Delete the folders, the innermost first, as far as they are empty."""
+    """Delete the folders if they are empty, innermost first."""
     try:
         (made[0] / LOCK).unlink()
         for folder in made:
             folder.rmdir()
-    except OSError:  # another process uses one
+    except OSError:  # another process uses it
         return
 
 
 #: Next step in errors about diverged training.
 DIVERGED = "lower train.learning_rate (or train.muon_learning_rate) or lengthen train.warmup_steps, and start in another folder"
-#: Seconds in which a thread may end when training has failed: it ends by itself where a process is gone.
+#: Seconds to wait for the thread after training has failed; if a process was lost, it ends by itself.
 PATIENCE_S = 120.0
 
 
 class Saver:
-    """Saves a run. All its processes call the same methods in the same order.
+    """Saves a run. All processes call the same methods in the same order.
 
     Args:
         state: the run.
@@ -123,22 +123,22 @@ class Saver:
 
     @property
     def has_written(self) -> bool:
-        """Whether nothing is being written by this process's thread."""
+        """Whether this process's thread is idle."""
         return self._thread is None or not self._thread.is_alive()
 
     def save(self) -> Path:
-        """Write a checkpoint of the current state, after one that is being written.
+        """Write a checkpoint of the current state, after finishing any write in progress.
 
         Raises:
             CM3Error: weights are not finite.
-            CheckpointError: this one, or the one before, can't be written.
+            CheckpointError: this checkpoint or the previous one can't be written.
         """
         self.finish()
         return self._writer(in_background=False)()
 
     def begin(self) -> None:
-        """Copy the current state, and begin to write it; training may go on. One that is being written is
-        waited for. Raises as `save`."""
+        """Copy the current state, and start writing it; training may continue. Waits for any write in
+        progress. Raises the errors of `save`."""
         self.finish()
         write = self._writer(in_background=True)
 
@@ -148,12 +148,12 @@ class Saver:
             except BaseException as error:
                 self._failure = error
 
-        # it must not keep a process alive that is told to end at once
+        # a daemon, so that it doesn't delay the exit of a killed process
         self._thread = threading.Thread(target=work, name="cm3-saving", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for what is being written. Raises what made it fail."""
+        """Wait for the write in progress. Raises its error."""
         if self._thread is None:
             return
         self._thread.join()
@@ -162,19 +162,19 @@ class Saver:
             raise failure
 
     def tell(self) -> None:
-        """Tell the trackers of checkpoints that are complete since the last call."""
+        """Tell the trackers about checkpoints completed since the last call."""
         while self._saved:
             self.state.trackers.tell(self._saved.pop(0))
 
     def close(self) -> None:
-        """At the end of training, also of one that failed: let what is being written be written."""
+        """At the end of training, even after a failure: wait for the write in progress."""
         if self._thread is not None:
             self._thread.join(PATIENCE_S)
         if self._stager is not None:
             self._stager.close()
 
     def _writer(self, *, in_background: bool) -> Callable[[], Path]:
-        """What writes a checkpoint of the state that the run has now."""
+        """Return a function that writes a checkpoint of the run's current state."""
         state = self.state
         _check_finite(state)
         stored = _stored(state)
@@ -185,7 +185,7 @@ class Saver:
         state.trackers.flush()
         weights = weights_of(state.decoder) if adapter is None else {}
         optimizer = state.optimizer.state_tensors()
-        if state.processes.is_first:  # all go on with those of the first one
+        if state.processes.is_first:  # the others use the first one's
             optimizer = {**optimizer, **generator_states()}
         processes = state.processes
         if in_background:
@@ -218,7 +218,7 @@ class Saver:
         return write
 
     def _copied(self, tensors: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """The tensors on the host, those that are divided as they are."""
+        """Copies of the tensors on the host; divided tensors stay divided."""
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
         if self._stager is None:

@@ -1,7 +1,7 @@
 """From documents to masked sequences, by index.
 
-Everything here is a function of (seed, epoch, index), also which document replaces one that is too
-long for the context: a run that resumes skips the same documents.
+Everything here is a function of (seed, epoch, index), including which document replaces one that is too
+long for the context, so a run that resumes skips the same documents.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _RESERVED_SPANS = 4
 #: Separates the random streams of substitutes from those of sequences.
 _SUBSTITUTE = 1
-#: If this many others are too long too, the setting is at fault, and training stops.
+#: If this many substitutes are also too long, the settings are wrong, and training stops.
 _MAX_SUBSTITUTES = 1000
 
 
@@ -44,10 +44,10 @@ class RetrievedDocuments:
     Args:
         neighbours: of each document of the source, as indices into the memory.
         memory: the documents to retrieve from; may be the source itself.
-        codes: of the memory's pictures; None: its documents hold codes (a memory bank).
-        num_retrieved: maximum number of documents prepended.
-        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; of a picture's n parts
-            from 0 to n, where any but 0 stands for all of them.
+        codes: of the memory's pictures; None: its documents already have codes (a memory bank).
+        num_retrieved: maximum number of documents to prepend.
+        random_num_retrieved: in training, draw the number from 0 to `num_retrieved`; for a picture with n parts
+            from 0 to n, where any number but 0 means all of them.
     """
 
     neighbours: Neighbours
@@ -59,14 +59,14 @@ class RetrievedDocuments:
     def draw(self, index: int, rng: np.random.Generator) -> list[Document]:
         """Documents drawn at random, as in training.
 
-        Drawn are their number (with `random_num_retrieved`), the ranks, the order and the captions.
+        Draws their number (with `random_num_retrieved`), the ranks, the order and the captions.
         """
         if self.num_retrieved == 0:
             return []
         parts = self.neighbours.parts(index)
         most = len(parts) or self.num_retrieved
         number = int(rng.integers(0, most + 1)) if self.random_num_retrieved else most
-        if parts:  # all that the picture shows, or nothing
+        if parts:  # all parts of the picture, or none
             return [self._part(*part, rng) for part in parts] if number else []
         found = self._usable(index)
         chosen = [found[rank] for rank in rng.permutation(len(found))[:number]]
@@ -81,7 +81,7 @@ class RetrievedDocuments:
         return [self._document(place, None) for place in self._usable(index)[: self.num_retrieved]]
 
     def _usable(self, index: int) -> list[int]:
-        """Neighbours whose pictures can be read, best first."""
+        """Neighbours with readable pictures, best first."""
         found = self.neighbours.neighbours(index)
         if self.codes is None:
             return found
@@ -98,7 +98,7 @@ class RetrievedDocuments:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSettings:
-    """How long sequences may be, and how they are drawn.
+    """The maximum length of sequences, and how they are drawn.
 
     Args:
         seed: of all randomness.
@@ -116,13 +116,13 @@ class SequenceSettings:
 
 
 class MaskedSequences:
-    """Masked sequences of a source, retrieved documents prepended.
+    """Masked sequences of a source, with retrieved documents prepended.
 
     Args:
         source: the query documents.
         serializer: documents -> tokens.
         objective: masks the sequences.
-        code_cache: codes of the source's pictures; documents with unreadable ones are left out.
+        code_cache: codes of the source's pictures; documents with unreadable ones are skipped.
         retrieved: the documents that may be prepended to each document; None: none.
         settings: their lengths, and how they are drawn.
     """
@@ -155,13 +155,13 @@ class MaskedSequences:
         return len(self.indices)
 
     def sequence(self, epoch: int, index: int) -> MaskedSequence:
-        """The masked sequence `index` of an epoch: always the same.
+        """The masked sequence `index` of an epoch; always the same.
 
-        0..len-1 are the documents; one that comes again in an epoch is `len` further on each time, and
-        drawn anew. In training, another document's if the query alone is longer than the context.
+        0..len-1 are the documents. A document repeated within an epoch has an index higher by `len` each time, and is
+        drawn again. In training, another document is used if the query alone exceeds the context.
 
         Raises:
-            DocumentError: the query alone is too long, and, in training, so are the others.
+            DocumentError: the query alone is too long, and, in training, so are all substitutes.
         """
         rng = self._rng(epoch, index)
         place = index % len(self)
@@ -176,7 +176,7 @@ class MaskedSequences:
 
     def epoch_order(self, seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """The indices of an epoch's sequences in order, if the source decides it, see
-        `DocumentSource.epoch_order`; unusable documents are left out."""
+        `DocumentSource.epoch_order`; unusable documents are omitted."""
         order = self.source.epoch_order(seed, epoch)
         if order is None:
             return None
@@ -189,9 +189,9 @@ class MaskedSequences:
     def stream_order(
         self, seed: int, epoch: int, place: int, num_streams: int
     ) -> npt.NDArray[np.int64] | None:
-        """The same of a virtual loader's part of them, see `DocumentSource.stream_order`."""
+        """The order for one virtual loader's part, see `DocumentSource.stream_order`."""
         order = self.source.stream_order(seed, epoch, place, num_streams)
-        # a source that leaves documents out here has no say: streams would be of different lengths
+        # not if documents are skipped here, because streams would have different lengths
         return order if order is not None and len(self) == len(self.source) else None
 
     def fitting(self, indices: Iterable[int]) -> list[MaskedSequence]:
@@ -217,7 +217,7 @@ class MaskedSequences:
 
     @property
     def num_too_long(self) -> int:
-        """Number of documents found too long for the context so far, and left out."""
+        """Number of documents found too long for the context so far, and skipped."""
         return len(self._too_long)
 
     def _masked(
@@ -240,11 +240,11 @@ class MaskedSequences:
         return sequence
 
     def _note_cut(self, place: int, query: Document, sequence: TokenSequence) -> None:
-        """Report the first document of a task that loses words: of a caption the beginning still says
-        what is shown, and of a task the instruction or the answer may be gone."""
+        """Report the first task document that loses words: the beginning of a caption is still useful, but a
+        task may lose its instruction or answer."""
         if self.max_text_tokens is None or not any(_is_of_task(segment) for segment in query):
             return
-        if not any(  # seen from lengths alone, before anything is tokenized again
+        if not any(  # check lengths first, to avoid tokenizing again
             span.modality == "text" and len(span) >= self.max_text_tokens
             for span in sequence.segments
         ):
@@ -254,19 +254,19 @@ class MaskedSequences:
         if most > self.max_text_tokens:
             self._cut_is_told = True
             warnings.warn(
-                f"document {self.source.id(place)}: a text of its task has {most} tokens, and training "
-                f"reads the first {self.max_text_tokens} of each (data.max_text_tokens), here and in "
-                f"others like it (reported once); set data.max_text_tokens to {most} or more",
+                f"document {self.source.id(place)}: a text of its task has {most} tokens, but training "
+                f"reads only the first {self.max_text_tokens} of each (data.max_text_tokens), here and in "
+                f"similar documents (reported once); set data.max_text_tokens to {most} or more",
                 stacklevel=2,
             )
 
     def _substitute(
         self, epoch: int, index: int, error: DocumentError
     ) -> tuple[TokenSequence, np.random.Generator, int]:
-        """Another document's sequence before masking, the generator that made it, and its index.
+        """A substitute's sequence before masking, the generator that made it, and its index.
 
-        The others are tried in a random order: steps of a random length that has no factor in
-        common with their number visit each once. Raises `error` if all are too long.
+        Substitutes are tried in a random order: steps of a random length coprime to their number
+        visit each once. Raises `error` if all are too long.
         """
         rng = np.random.default_rng(
             np.random.SeedSequence((self.seed, epoch, index), spawn_key=(_SUBSTITUTE,))
@@ -282,11 +282,11 @@ class MaskedSequences:
         raise error
 
     def _note_too_long(self, index: int, error: DocumentError) -> None:
-        """Count a document that is left out, and report the first."""
+        """Count a skipped document, and report the first."""
         if not self._too_long:
             warnings.warn(
-                f"{error.place} is left out: {error.cause}; such documents are counted, and others "
-                f"take their place in training (reported once); {error.next_step}",
+                f"{error.place} is skipped: {error.cause}; such documents are counted, and other documents "
+                f"replace them in training (reported once); {error.next_step}",
                 stacklevel=3,
             )
         self._too_long.add(index)
@@ -311,10 +311,10 @@ class MaskedSequences:
             self._warned = True
             least = len(whole) + self.max_length - 1 - room
             warnings.warn(
-                f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, and "
+                f"a query with {len(retrieved)} retrieved documents has {len(whole)} tokens, but "
                 "decoder.context_length"
-                f" {self.max_length - 1} has room for {room} besides those of masking: such "
-                "queries get fewer, this one "
+                f" {self.max_length - 1} has room for {room} besides the tokens of masking: such "
+                "queries get fewer documents, this one "
                 f"{number} (reported once); set retriever.num_retrieved={number}, or "
                 f"decoder.context_length to {least} or "
                 "more",

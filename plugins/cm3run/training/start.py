@@ -1,4 +1,4 @@
-"""From a recipe to a run that is ready for its next step; where it begins: from scratch, from another model's weights,
+"""From a recipe to a run that is ready for its next step; where it starts: from scratch, from another model's weights,
 or at its newest checkpoint.
 """
 
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What a run takes over from a checkpoint.
+    """The state that a run takes over from a checkpoint.
 
         new          nothing
         fine-tuned   tokenizers and weights
@@ -79,9 +79,9 @@ class Origin:
         folder: the checkpoint; None: a new run.
         state: the checkpoint's; None: a new run.
         resumed: the checkpoint is the run's own.
-        base: of the model that the run started from, see `CheckpointState.base`; empty: random
+        base: the model that the run started from, see `CheckpointState.base`; empty: random
             weights.
-        base_folder: that model's checkpoint, where it is needed: in training an adapter.
+        base_folder: that model's checkpoint, if it is needed: for training an adapter.
     """
 
     folder: Path | None = None
@@ -100,19 +100,19 @@ class Origin:
         resume: bool,
         trust_endpoints: Sequence[str] = (),
     ) -> Origin:
-        """The newest checkpoint in `out_dir`, else the model of `train.start_from`, else nothing.
+        """The newest checkpoint in `out_dir`, otherwise the model of `train.start_from`, otherwise none.
 
         Raises:
             CheckpointError: the checkpoint was made with another recipe, or `resume` is False and
-                there is one; or the model does not exist, is another one than an adapter was begun
+                there is one; or the model does not exist, differs from the one that an adapter was started
                 on, or has another decoder than the recipe.
-            RecipeError: a part is to be trained, and there is no model.
+            RecipeError: a part is to be trained, but no model is named.
         """
         model = recipe.train.start_from
         if model is None and recipe.tune.method != "full":
             raise RecipeError(
                 "tune.method",
-                f"is {recipe.tune.method!r}, and there is no model to tune",
+                f"is {recipe.tune.method!r}, but there is no model to tune",
                 "use cm3 tune MODEL RECIPE, or train.start_from=MODEL",
             )
         own = latest_checkpoint(out_dir)
@@ -120,12 +120,12 @@ class Origin:
             if not resume:
                 raise CheckpointError(
                     str(out_dir),
-                    f"already holds a run (step {read_state(own).step})",
+                    f"already contains a run (step {read_state(own).step})",
                     "name another folder, or resume",
                 )
             check_recipe(own, read_recipe(own, registry, trust_endpoints=trust_endpoints), recipe)
             state = read_state(own)
-            # the user's own recipe names the base, too
+            # the user's own recipe names the base
             named = [path_of(model)] if model is not None else []
             known = (*trust_endpoints, *named)
             found = (
@@ -154,23 +154,23 @@ class Origin:
 
     @property
     def counters(self) -> CheckpointState:
-        """Steps, seconds and tokens done before; zero unless resumed."""
+        """Earlier steps, seconds and tokens; zero unless resumed."""
         return self.state if self.resumed and self.state is not None else CheckpointState(step=0)
 
     def explained(self, error: CM3Error, recipe: Recipe, registry: Registry) -> CM3Error | None:
-        """A better error than that of building the components, where that is of the model's files, which
-        another tokenizer than the recipe's wrote; None: there is none."""
+        """A better error than the one from building the components, if the model's files were written by another
+        tokenizer than the recipe's; None: none."""
         if self.folder is None or self.resumed or not error.place.startswith(str(self.folder)):
             return None
         return another_tokenizer(self.folder, read_recipe(self.folder, registry), recipe)
 
     def check_components(self, components: Components) -> None:
-        """Raise `CheckpointError` when ids mean something different than in the checkpoint."""
+        """Raise `CheckpointError` if ids have another meaning than in the checkpoint."""
         if self.folder is not None and self.state is not None:
             check_fingerprints(self.folder, self.state, components)
 
     def check_data(self, preparation: Preparation) -> None:
-        """Raise `CheckpointError` when a run would resume on other documents."""
+        """Raise `CheckpointError` if a run would resume with other documents."""
         if not self.resumed or self.state is None:
             return
         stored = self.state.fingerprints
@@ -200,7 +200,7 @@ class Origin:
             load_adapters(decoder, read_adapter(self.folder), str(self.folder / ADAPTER))
 
     def restore(self, optimizer: OptimizerGroup, loader: BatchLoader) -> None:
-        """Restore optimiser, random generators and loader to where the run stopped."""
+        """Restore optimiser, random generators and loader to the point where the run stopped."""
         if not self.resumed or self.folder is None or self.state is None:
             return
         if any(is_divided(parameter) for parameter in optimizer.parameters):
@@ -210,15 +210,15 @@ class Origin:
         if self.state.step > 0 and not tensors and optimizer.parameters:
             raise CheckpointError(
                 str(self.folder / OPTIMIZER),
-                f"holds no state of the optimiser, after {self.state.step} steps",
-                "use an older checkpoint, or copy it again from where it came",
+                f"contains no optimiser state, after {self.state.step} steps",
+                "use an older checkpoint, or copy it again from its source",
             )
         optimizer.load_state_tensors(tensors)
         restore_generators(generators)
         loader.load_state_dict(self.state.loader)
 
     def in_words(self, out_dir: Path) -> str:
-        """For the line printed at the start of a run."""
+        """The text for the line printed at the start of a run."""
         if self.resumed:
             return f"resumes from {self.folder}"
         weights = "" if self.folder is None else f" from the weights of {self.folder}"
@@ -239,7 +239,7 @@ class RunOptions:
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where a run computes: its device, the precision of products (None: float32) with the reason, and how processes
+    """A run's device, the precision of its products (None: float32) with the reason, and how processes
     share the decoder."""
 
     device: torch.device
@@ -249,7 +249,7 @@ class _Place:
 
     @classmethod
     def chosen(cls, recipe: Recipe, registry: Registry, options: RunOptions) -> _Place:
-        """The same for all processes, and large enough."""
+        """Choose them, checking that all processes agree and that the memory is sufficient."""
         processes, shard = options.processes, options.shard
         device = choose_device(options.device)
         if recipe.attention is not None:
@@ -257,7 +257,7 @@ class _Place:
         dtype, reason = choose_precision(recipe.train.precision, device)
         processes.check_same(
             {"precision": "fp32" if dtype is None else "bf16"},
-            "set train.precision to fp32 or bf16: auto asks each machine",
+            "set train.precision to fp32 or bf16: auto depends on each machine",
         )
         processes.check_same(
             {"--shard": "not given" if shard is None else str(shard)},
@@ -336,7 +336,7 @@ def start(
         done.tokens,
         base=origin.base,
         trackers=Tracking(trackers, place.device),
-        # those of all processes, summed when they are logged
+        # sums over all processes, computed when they are logged
         sums_G2=sums_G2 if first else torch.zeros_like(sums_G2),
     )
 
@@ -344,9 +344,9 @@ def start(
 def _prepared(
     recipe: Recipe, registry: Registry, origin: Origin, place: _Place, options: RunOptions
 ) -> Preparation:
-    """The components, and the data that they prepare; the same in all processes."""
+    """The components, and the data prepared with them; the same in all processes."""
     processes = options.processes
-    with processes.in_turn():  # the first one fills the caches
+    with processes.in_turn():  # the first process fills the caches
         try:
             components = build(
                 recipe,
@@ -372,7 +372,7 @@ def _prepared(
 
 
 def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerGroup:
-    """Put the decoder, with the origin's weights, where it is trained. Returns the optimiser of what is trained of it."""
+    """Put the decoder, with the origin's weights, on its device. Returns the optimiser for its trained parameters."""
     recipe, decoder = components.recipe, components.decoder.module
     decoder.train()
     drawn_on = place.parallel.build_device(place.device)
@@ -391,7 +391,7 @@ def _placed(components: Components, origin: Origin, place: _Place) -> OptimizerG
 def _tell(
     components: Components, optimizer: OptimizerGroup, place: _Place, begun: str, shared: str
 ) -> None:
-    """Print what is trained, on what, and how."""
+    """Print the run's model, data and device."""
     parameters = sum(p.numel() for p in components.decoder.module.parameters())
     trained = sum(p.numel() for p in optimizer.parameters)
     part = "" if trained == parameters else f", {trained:,} of them trained"
@@ -405,12 +405,12 @@ def _tell(
 
 
 def _notes(components: Components, base: Path | None) -> list[str]:
-    """What a user should know before the first step.
+    """Notes for the user before the first step.
 
     `base`: the model that is tuned; None: a new one."""
     known = None
     if base is not None:
-        with suppress(CheckpointError):  # damaged: the run does without
+        with suppress(CheckpointError):  # the file is damaged, but training does not need it
             known = TrainingWords.read(base)
     source = components.source
     notes = (note_on_codes(source, components.image_tokenizer), note_on_words(source, known))
@@ -418,9 +418,9 @@ def _notes(components: Components, base: Path | None) -> list[str]:
 
 
 def _write_description(preparation: Preparation, out_dir: Path, *, finished: bool) -> None:
-    """Write what a run's folder says of it, and remove what killed runs left.
+    """Write the run's description files, and remove what killed runs left.
 
-    `finished`: nothing will be trained, so that what it says of the training that was done stays."""
+    `finished`: nothing will be trained, so the existing description stays."""
     components = preparation.components
     make_folder(out_dir)
     remove_leftovers(out_dir)
@@ -434,7 +434,7 @@ def _write_description(preparation: Preparation, out_dir: Path, *, finished: boo
 
 
 def _loss_sums(done: CheckpointState, device: torch.device, num_groups: int) -> Tensor:
-    """Sums since the last metrics record, float32 [G, 2]; zero where none are stored."""
+    """Sums since the last metrics record, float32 [G, 2]; zero if none are stored."""
     if not done.loss_sums:
         return torch.zeros(num_groups, 2, device=device)
     try:
@@ -451,7 +451,7 @@ def _loss_sums(done: CheckpointState, device: torch.device, num_groups: int) -> 
 
 
 def _start_from_codebook(components: Components, device: torch.device) -> None:
-    """Give the decoder the image tokenizer's codebook vectors, if it has any."""
+    """Initialise the decoder with the image tokenizer's codebook vectors, if it has any."""
     codebook = components.image_tokenizer.codebook()
     if codebook is not None:
         components.decoder.start_from_codebook(codebook.to(device), components.vocabulary)

@@ -1,5 +1,5 @@
-"""A training run as an object, as callbacks see it, its result, and its progress: a bar on a terminal, a line a minute
-anywhere else.
+"""A training run's state, as callbacks see it, its result, and its progress: a bar on a terminal, otherwise a line per
+minute.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TrainState:
     processes: Processes
     #: How the processes share the decoder.
     parallel: OneProcess = field(default_factory=OneProcess)
-    #: Those of the training texts, if they are known.
+    #: The words of the training texts, if known.
     words: TrainingWords | None = None
     #: Optimiser steps done.
     step: int = 0
@@ -62,20 +62,20 @@ class TrainState:
     tokens: int = 0
     #: The model that it started from, see `CheckpointState.base`.
     base: dict[str, str] = field(default_factory=dict)
-    #: Told what happens; empty in all processes but the first.
+    #: Receives the run's events; empty in all processes except the first.
     trackers: Tracking = field(default_factory=Tracking)
     #: The newest metrics, by name.
     metrics: dict[str, float] = field(default_factory=dict)
-    #: Norm of the last gradient before clipping; read only when it is logged, because reading it
+    #: Norm of the last gradient before clipping; read only for logging, because reading it
     #: synchronises a GPU.
     gradient_norm: Tensor | None = None
     #: Sums of losses since the last log, see `Decoder.loss_sums`.
     sums_G2: Tensor = field(default_factory=lambda: torch.zeros(len(GROUPS), 2))
     speed: SpeedMeter = field(default_factory=SpeedMeter)
     steps_speed: SpeedMeter = field(default_factory=SpeedMeter)
-    #: Seconds that the last validation took.
+    #: Duration of the last validation in seconds.
     validation_s: float = 0.0
-    #: Seconds since the last log: waiting for data, computing the step, everything but validation.
+    #: Seconds since the last log: waiting for data, computing steps, and everything else except validation.
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("data", "step", "all"), 0.0)
     )
@@ -92,7 +92,7 @@ class TrainState:
             return max(0.0, 60 * self.schedule.minutes - self.elapsed_s)
         assert self.schedule.steps is not None
         rate, every = self.steps_speed.rate, self.recipe.train.validate_every_steps
-        # one after every so many steps, and one at the end
+        # one every `every` steps, and one at the end
         validations = -(-self.schedule.steps // every) - self.step // every
         left_s = (self.schedule.steps - self.step) / rate if rate > 0 else math.inf
         return left_s + validations * self.validation_s
@@ -106,7 +106,7 @@ class TrainState:
         )
 
 
-#: Called after every step, in order; anything that draws random numbers must use its own generator.
+#: Called after every step, in order; must use its own generator for random numbers.
 Callback: TypeAlias = Callable[[TrainState], None]
 
 
@@ -120,7 +120,7 @@ class TrainResult:
         metrics: the last value of each metric.
         peak_memory_bytes: largest resident memory of this process.
         peak_gpu_bytes: largest memory allocated on the GPU; 0 without one.
-        was_finished: whether the run had been finished before, so that nothing was trained.
+        was_finished: whether the run was already finished, so that nothing was trained.
     """
 
     checkpoint: Path
@@ -136,7 +136,7 @@ class TrainResult:
 class ProgressBar:
     """The progress bar, in steps, or in seconds if the run's length is in minutes.
 
-    Where stderr is no terminal, a line is written to it once a minute: a log file stays readable.
+    If stderr is not a terminal, a line is written to it once a minute, to keep log files readable.
     """
 
     def __init__(self, state: TrainState, show: bool) -> None:

@@ -1,9 +1,9 @@
-"""What a run is tried on as it goes: the loss of the same held-out documents, and sample pictures of the same prompts.
+"""Validation of a run: the loss of fixed held-out documents, and sample pictures for fixed prompts.
 
 Documents are in the order text -> image, with and without retrieved documents. The metric is the loss
 of the query document's own tokens, nats per token: `validation/<split>/image_loss`,
 `.../text_loss`, and `..._retrieved` if the recipe retrieves. Nothing is masked or random, so values
-of two steps or two runs are comparable. Samples are shown next to the real pictures.
+of different steps or runs are comparable. Samples are shown next to the real pictures.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 
 class UnmaskedObjective(MaskingObjective):
-    """The unmasked sequence, with loss on the query document only; if a task made it, on its
-    responses only."""
+    """The unmasked sequence, with loss on the query document only; if a task made it, only on its
+    responses."""
 
     @property
     def max_added_tokens(self) -> int:
@@ -66,7 +66,7 @@ class UnmaskedObjective(MaskingObjective):
 class Validation:
     """The recipe's validation splits, prepared at the first measurement.
 
-    A split that the data set lacks is left out with a note. Several processes divide the batches.
+    A split that the data set lacks is skipped with a note. Several processes divide the batches.
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class Validation:
         return values
 
     def _own(self, batches: Sequence[TrainingBatch]) -> Sequence[TrainingBatch]:
-        """This process's batches. All have equally many, because processes that share a decoder
-        compute together: the last ones are repeated without weights."""
+        """This process's batches. All processes have equally many, because those that share a decoder
+        compute together: the last batches are repeated with weight 0."""
         rank, number = self.processes.rank, self.processes.world_size
         own = list(batches[rank::number])
         if len(own) < -(-len(batches) // number):
@@ -125,7 +125,7 @@ class Validation:
             if isinstance(source, str):
                 if split in section.validation_splits:
                     tqdm.write(
-                        f"note: validation split {split!r} is left out: {source}", file=sys.stderr
+                        f"note: validation split {split!r} is skipped: {source}", file=sys.stderr
                     )
                 continue
             for suffix, retrieve in (("", False), ("_retrieved", True)):
@@ -135,13 +135,13 @@ class Validation:
                     source, UnmaskedObjective(), retrieve=retrieve, training=False
                 )
                 sequences = data.fitting(spread(len(data), section.validation_documents))
-                if sequences:  # else no document fits the context
+                if sequences:  # otherwise no document fits the context
                     prepared[f"{split}+{suffix}"] = self.preparation.pack(sequences)
         return prepared
 
 
 def spread(total: int, number: int) -> list[int]:
-    """At most `number` indices of 0..total-1, spread evenly.
+    """At most `number` indices of 0..total-1, evenly spaced.
 
     >>> spread(10, 4), spread(2, 4)
     ([0, 3, 6, 9], [0, 1])
@@ -187,9 +187,9 @@ class SamplePictures:
     """A callback that generates sample pictures every `train.sample_every_steps` steps.
 
     They go to `OUT/samples/step-N.png` and the trackers, sampled with the recipe's sampler. Prompts
-    are the texts of the first validation split that the data set has, else of the training documents;
-    retrieved documents are prepended if the recipe retrieves. Generation uses no random generator of
-    torch, so it does not affect training.
+    are texts from the data set's first validation split, or from the training documents if it has none;
+    retrieved documents are prepended if the recipe retrieves. Generation does not use torch's random
+    generators, so it does not affect training.
 
     Args:
         preparation: of the run.
@@ -211,16 +211,16 @@ class SamplePictures:
             return
         try:
             sheet = self.draw(state.components)
-        except CM3Error as error:  # missing sample pictures are no reason to end hours of training
+        except CM3Error as error:  # missing sample pictures must not end hours of training
             self._failed = True
-            tqdm.write(f"note: sample pictures are left out: {error}", file=sys.stderr)
+            tqdm.write(f"note: sample pictures are skipped: {error}", file=sys.stderr)
             return
         path = state.out_dir / "samples" / f"step-{state.step:08d}.png"
         images.save_png(path, sheet, {"step": str(state.step), "recipe": state.recipe.hash})
         state.trackers.picture(state.step, "samples", sheet)
 
     def draw(self, components: Components) -> PixelArray:
-        """The sheet: a row per prompt, with the generated and the real picture."""
+        """The sheet: one row per prompt, with the generated and the real picture."""
         decoder = components.decoder.module
         engine = Engine(
             components.decoder,

@@ -1,11 +1,11 @@
-"""What is not the user's own can name no host, no credentials and no path outside of it that is then used
-unasked: models, adapters, banks and the tasks in them come from anybody.
+"""Permission for external resources: models, adapters, banks and tasks from others can't use hosts, credentials or
+paths outside their folder without the user's permission.
 
-    reach   what a component's values reach outside, and what of that is allowed: the user's list, the model's own folder,
-            what the user's own commands made on this machine
-    guard   configs that refuse to build what is not allowed; what a recipe names outside
+    reach   the external resources in a component's values, and those that are allowed: the user's list, the model's
+            own folder, and what the user's own commands made on this machine
+    guard   configs that refuse to build with resources that are not allowed; resources that a recipe names
 
-A component that nobody uses is no reason to refuse a model: it is refused when it would be built.
+An unused component is no reason to refuse a model: the refusal comes when the component would be built.
 """
 
 from cm3run.trust.guard import (

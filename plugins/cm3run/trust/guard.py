@@ -1,10 +1,10 @@
-"""Configs that refuse to build what the user did not allow, and what a recipe names outside, sections without
-components included.
+"""Configs that refuse to build with resources that the user did not allow, and all external resources in a recipe,
+including sections without components.
 
-A stored recipe's config whose values name something outside gets a subclass of its own class, whose `build`
-asks first. It is found wherever the config goes: `dataclasses.replace` keeps the class, and so do copies.
-Everything else of it works: it is shown, compared, hashed and changed as before. What the user puts in the
-place of a value that was refused is the user's, and is used.
+A config from a stored recipe whose values name external resources gets a subclass of its own class, whose `build`
+checks them first. The guard follows the config everywhere: `dataclasses.replace` and copies keep the class. In all
+other respects it behaves as before: it is shown, compared, hashed and changed in the same way. A value that the user
+replaces is the user's own, and is allowed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cm3core.recipe.recipe import MissingComponent, Recipe
 from cm3run.trust.reach import Trust, path_of, reaches_of, refusal
 
 C = TypeVar("C", bound=ComponentConfig)
-#: Methods of configs that use what the values name.
+#: Methods of configs that use their values.
 _MAKERS = ("build", "build_for", "open_memory")
 #: Attribute of the subclasses.
 _GUARD = "_cm3_guard"
@@ -31,14 +31,14 @@ _GUARD = "_cm3_guard"
 
 @dataclass(frozen=True)
 class Guard:
-    """What a guarded config refuses.
+    """The resources that a guarded config refuses.
 
     Args:
         trust: what is allowed.
         place: the file that the values are from.
         section: the recipe's, with the path to a component in it.
-        stored: (key, value) of what was refused: another value is the user's.
-        hint: another way out, see `refusal`.
+        stored: (key, value) of each refused value: any other value is the user's.
+        hint: an alternative, see `refusal`.
     """
 
     trust: Trust
@@ -48,12 +48,12 @@ class Guard:
     hint: str = ""
 
     def refused(self, config: ComponentConfig) -> list[Reach]:
-        """What of a config may not be used."""
+        """The resources of a config that are not allowed."""
         now = self.trust.refused(reaches_of(config))
         return [one for one in now if (one.key, one.value) in self.stored]
 
     def check(self, config: ComponentConfig) -> None:
-        """Raise `TrustError` if something may not be used."""
+        """Raise `TrustError` if any resource is not allowed."""
         if refused := self.refused(config):
             raise refusal(self.place, self.section, refused, self.hint)
 
@@ -66,14 +66,14 @@ def guard(
     only: Callable[[Reach], bool] = lambda _: True,
     hint: str = "",
 ) -> None:
-    """Let a config, and the components in it, refuse to build what is not allowed; in place.
+    """Make a config, and the components in it, refuse to build with resources that are not allowed; in place.
 
     Args:
         config: of a stored recipe.
         trust: what is allowed.
         place: the file that the values are from.
-        only: which of what the config reaches is from that file; by default all.
-        hint: another way out, the end of a sentence.
+        only: selects the resources that come from that file; by default all.
+        hint: an alternative, worded as the end of a sentence.
     """
     for path, part in [("", config), *all_parts(config)]:
         prefix = f"{path}." if path else ""
@@ -89,20 +89,20 @@ def guard(
 
 
 def refuse_outside(config: object) -> None:
-    """Raise `TrustError` if a config is guarded, and names what may not be used: for whoever uses its
+    """Raise `TrustError` if a config is guarded and names resources that are not allowed: for code that uses its
     values without building it."""
     if isinstance(config, ComponentConfig) and (own := _guard_of(config)) is not None:
         own.check(config)
 
 
 def refused_by(config: object) -> list[Reach]:
-    """What a guarded config refuses; nothing for any other."""
+    """The resources that a guarded config refuses; empty for any other."""
     own = _guard_of(config)
     return own.refused(config) if own is not None and isinstance(config, ComponentConfig) else []
 
 
 def same_guard(old: ComponentConfig | None, new: C) -> C:
-    """Return the config `new`, which has values of `old`, guarded as that one is."""
+    """Return the config `new`, which has values of `old`, with the same guard as `old`."""
     own = None if old is None else _guard_of(old)
     if own is not None and _guard_of(new) is None:
         _put(new, own)
@@ -110,7 +110,7 @@ def same_guard(old: ComponentConfig | None, new: C) -> C:
 
 
 def named_by_user(config: C, keys: Iterable[str]) -> C:
-    """Return the config, whose values of these keys the user gave."""
+    """Return the config with the values of these keys marked as the user's own."""
     own = _guard_of(config)
     given = set(keys)
     if own is not None and given:
@@ -120,14 +120,14 @@ def named_by_user(config: C, keys: Iterable[str]) -> C:
 
 
 def unguarded_class(config: ComponentConfig) -> type[ComponentConfig]:
-    """The class of a config as its plugin registered it."""
+    """The original class of a config, as its plugin registered it."""
     config_class = type(config)
     return config_class.__mro__[1] if _GUARD in vars(config_class) else config_class
 
 
 def without_outside(config: C, folder: Path) -> C:
-    """A copy of the config without the values that may not be used, for what reads a folder of the model:
-    they have their defaults, or name that folder."""
+    """A copy of the config without the values that are not allowed, for reading a folder of the model:
+    they get their defaults, or name that folder."""
     own = _guard_of(config)
     names = set() if own is None else {one.key.partition(".")[0] for one in own.refused(config)}
     annotations = hints(type(config))
@@ -153,9 +153,9 @@ def _put(config: ComponentConfig, own: Guard) -> None:
 
 
 def _guarded(config_class: type[Any], own: Guard) -> type[Any]:
-    """A subclass of a config's class with a guard."""
+    """A guarded subclass of a config's class."""
     names = {item.name for item in fields(config_class)}
-    # marks such as `reads` are looked up in the class itself, and are not inherited
+    # flags such as `reads` are looked up in the class itself and not inherited
     marks = {
         name: value
         for name, value in vars(config_class).items()
@@ -194,7 +194,7 @@ def _asking(name: str) -> Callable[..., Any]:
 
 
 def _loading(self: ComponentConfig, folder: Path, *args: Any, **options: Any) -> Any:
-    """`load` of what is stored in a folder, which has no need of what the values name."""
+    """`load` from a stored folder, which does not need the resources."""
     config: Any = without_outside(self, folder)
     return config.load(folder, *args, **options)
 
@@ -215,7 +215,7 @@ def _restored(
     return config
 
 
-#: Keys of the fixed sections that are paths: how they are used, and what for.
+#: Keys of the fixed sections that are paths: how they are used, and for what.
 _PATHS = {
     "data.cache_dir": (WRITES, "image codes and neighbours"),
     "train.start_from": (READS, "the model that training starts from"),
@@ -223,11 +223,11 @@ _PATHS = {
 
 
 def recipe_reaches(recipe: Recipe, *, refused: bool = False) -> list[Reach]:
-    """What a recipe names outside, each with its whole key ("retriever.bank").
+    """The external resources that a recipe names, each with its full key ("retriever.bank").
 
     Args:
         recipe: composed, or read from a checkpoint.
-        refused: with what its components refuse to use (`cm3run.trust.guard`); else without.
+        refused: include those that its components refuse (`cm3run.trust.guard`).
     """
     found: list[Reach] = []
     for kind, (_, config) in recipe.components.items():
@@ -239,7 +239,7 @@ def recipe_reaches(recipe: Recipe, *, refused: bool = False) -> list[Reach]:
 
 
 def section_reaches(recipe: Recipe) -> list[Reach]:
-    """The same of the sections that hold no component."""
+    """The external resources in the sections without a component."""
     found = []
     for key, (how, why) in _PATHS.items():
         section, _, name = key.partition(".")

@@ -1,10 +1,10 @@
-"""What a stored model reaches outside of its folder, and what of that is allowed: hosts, credentials and paths.
+"""The external resources of a stored model, and which are allowed: hosts, credentials and paths.
 
-A component's values reach what its class declares, and what looks like it where it declares nothing. Allowed is what
-the user's list names, what is inside the model's folder, and what the user's own commands named for it. The record of
-these is in the user's state folder (`XDG_STATE_HOME`), never in the run's: a file in a run could come with it from
-anywhere. It says of a folder what it may reach, so that other files in its place can reach nothing else. A run that was
-moved, or came from elsewhere, has no record, and asks.
+The resources in a component's values are those that its class declares, and values that look like resources where it
+declares nothing. Allowed are the user's list, everything inside the model's folder, and the resources that the user's
+own commands named for it. These are recorded in the user's state folder (`XDG_STATE_HOME`), never in the run's,
+because a file in a run could come from anywhere. The record belongs to a folder and lists its resources, so replacing
+the folder's files gains nothing. A run that was moved, or came from elsewhere, has no record and needs permission.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from cm3core.interfaces.reach import (
     Reach,
 )
 
-#: s3://bucket/folder, as it is written and as a `Path` spells it.
+#: s3://bucket/folder, as written or as spelled by a `Path`.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+(?=[^/])")
-#: Parts of a key's name that say that its value is outside.
+#: Parts of a key's name that suggest an external resource.
 _NAMES = re.compile(
     r"host|ur[il]|endpoint|server|address|service|socket|port|proxy|path|file|dir|folder|root|bank|"
     r"weights|checkpoint|cache|bucket|database|dsn|token|secret|password|credential|user|jar|command|env"
 )
-#: `UNDECLARED` is said of texts up to this length: nobody's path is longer.
+#: Longest text that can be `UNDECLARED`; real paths are shorter.
 _LONGEST = 4096
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}")
 _HOST = re.compile(r"(\d{1,3}(\.\d{1,3}){3}|localhost|([\w-]+\.)+[A-Za-z]{2,24}\.?)")
-#: What libpq and others take for environment or home: never words of a text.
+#: Variables that libpq and others expand in environment or home; they don't occur in ordinary text.
 _HOW: Final = (READS, WRITES, CONNECTS, CREDENTIALS)
 
 
 def reaches_of(config: ComponentConfig) -> list[Reach]:
-    """What the values of a component's config, and of the components in it, reach outside.
+    """The external resources in a component's config, and in the components in it.
 
-    Values that its class has by default are the plugin's own, and are left out.
+    Default values of its class come from the plugin itself, and are left out.
     """
     found = _own_reaches(config)
     for path, part in all_parts(config):
@@ -65,7 +65,7 @@ def reaches_of(config: ComponentConfig) -> list[Reach]:
 
 
 def declared(config_class: type[Any]) -> dict[str, Outside]:
-    """What a config class, and its bases, declare of each key."""
+    """The declarations of a config class and its bases, by key."""
     found: dict[str, Outside] = {}
     for parent in reversed(config_class.__mro__):
         found |= vars(parent).get("outside", {})
@@ -73,7 +73,7 @@ def declared(config_class: type[Any]) -> dict[str, Outside]:
 
 
 def undeclared_keys(config_class: type[Any]) -> list[str]:
-    """The keys of a config class that hold free texts and declare nothing."""
+    """The keys of a config class that take free text and have no declaration."""
     known = declared(config_class)
     return [key for key, _ in _text_fields(config_class, "") if key not in known]
 
@@ -90,7 +90,7 @@ def _text_fields(config_class: type[Any], prefix: str) -> Iterator[tuple[str, An
 
 
 def holds_text(annotation: Any) -> bool:
-    """Whether a field of that annotation may hold any text, alone or in a list or mapping."""
+    """Whether a field with that annotation can hold any text, alone or in a list or mapping."""
     if get_origin(annotation) is Literal:
         return False
     if annotation is str or annotation is Any:
@@ -113,7 +113,7 @@ def _own_reaches(config: ComponentConfig) -> list[Reach]:
 
 
 def _texts(config: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """(key, text) of what a config's fields hold, but for values that they have by default."""
+    """(key, text) of all texts in a config's fields, except default values."""
     annotations = hints(type(config))
     for item in init_fields(type(config)):
         value, annotation = getattr(config, item.name), annotations[item.name]
@@ -161,32 +161,32 @@ def _undeclared(key: str, text: str) -> Reach | None:
     named = _NAMES.search(key.rpartition(".")[2].lower()) is not None
     if not text or not (named or looks_outside(text)):
         return None
-    why = "its class does not say what for"
+    why = "its class does not declare its use"
     target = address_of(text) or (path_of(text) if looks_like_path(text) else text)
     return Reach(UNDECLARED, target, key, why, text)
 
 
 def address_of(text: str) -> str | None:
-    """An address (s3://bucket/folder) in one spelling; None for any other text.
+    """An address (s3://bucket/folder) in normalised form; None for any other text.
 
     >>> address_of("s3:/bucket/a"), address_of("C:relative"), address_of("/folder")
     ('s3://bucket/a', None, None)
     """
     found = _ADDRESS.match(text)
     if found is None:
-        return text if "://" in text else None  # a chain of them: simplecache::s3://bucket
+        return text if "://" in text else None  # a chained address: simplecache::s3://bucket
     scheme = found[0].partition(":")[0].lower()
     rest = text[found.end() :]
     return f"{scheme}:///{rest}" if found[0].count("/") > 2 else f"{scheme}://{rest}"
 
 
 def path_of(text: str) -> str:
-    """The absolute path that a text means, a `~` replaced; links are not followed."""
+    """The absolute path for a text, with `~` expanded; links are not followed."""
     return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111  # any text, `~nobody` too
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether a text looks like a path, or names something that lies in the working folder."""
+    """Whether a text looks like a path, or names an entry of the working folder."""
     if len(text) > _LONGEST or "\n" in text:
         return False
     if text.startswith(("/", "~", "\\")) or text in (".", ".."):
@@ -214,14 +214,14 @@ def looks_outside(text: str) -> bool:
     )
 
 
-#: Records that are kept of folders that are no more.
+#: Maximum number of records kept for folders that no longer exist.
 _MOST = 1024
 
 
 def record_own(folder: str | Path, reaches: Iterable[Reach]) -> None:
-    """Record that this user's command made a folder, and what it may reach.
+    """Record that this user's command made a folder, and the resources it may use.
 
-    Nothing is raised: without a record the folder asks, as one from elsewhere does.
+    Raises nothing: without a record the folder needs permission, like one from elsewhere.
     """
     with contextlib.suppress(OSError, CM3Error):
         real = os.path.realpath(folder)
@@ -239,18 +239,18 @@ def record_own(folder: str | Path, reaches: Iterable[Reach]) -> None:
 
 
 def own_of(folder: str | Path) -> list[Reach]:
-    """What this user's commands named for a folder, or for the run of a checkpoint: for the record of what is
-    made of it."""
+    """The resources that this user's commands named for a folder, or for the run of a checkpoint, to be recorded for
+    a folder made from it."""
     targets = recorded(folder)
     # a run's `checkpoints` may be a link to a larger disk
-    for spelling in (os.path.realpath(folder), os.path.abspath(folder)):  # noqa: PTH100  # a path as it is spelled
+    for spelling in (os.path.realpath(folder), os.path.abspath(folder)):  # noqa: PTH100  # keeps links in the path
         if (place := Path(spelling)).parent.name == "checkpoints":
             targets |= recorded(place.parent.parent)
     return [Reach("", one, "") for one in sorted(targets)]
 
 
 def recorded(folder: str | Path) -> frozenset[str]:
-    """The targets that this user's commands named for a folder; none if they didn't make it."""
+    """The targets that this user's commands named for a folder; empty if they didn't make it."""
     try:
         real = os.path.realpath(folder)
         path = _file(real)
@@ -275,7 +275,7 @@ def _file(real: str) -> Path:
 
 
 def _forget(folder: Path) -> None:
-    """Remove the records of folders that are no more, once there are many."""
+    """Remove the records of folders that no longer exist, once there are many."""
     records = list(folder.glob("*.json"))
     if len(records) <= _MOST:
         return
@@ -290,11 +290,11 @@ OPTION = "--trust-endpoints"
 
 @dataclass(frozen=True)
 class Trust:
-    """What a model, or a bank, may reach.
+    """The resources that a model or a bank may use.
 
     Args:
         allowed: the user's list: hosts (`HOST` or `HOST:PORT`), addresses ("s3://bucket"), paths, names.
-        inside: its folder: paths in it are its own. None: it has none.
+        inside: its folder, whose paths are its own. None: it has none.
         own: targets that the user's own commands named for it.
         everything: it came with an installed plugin, which is trusted as a whole.
     """
@@ -305,11 +305,11 @@ class Trust:
     everything: bool = False
 
     def refused(self, reaches: Iterable[Reach]) -> list[Reach]:
-        """What of these may not be used."""
+        """Those of the resources that are not allowed."""
         return [one for one in reaches if not self._allows(one)]
 
     def of_folder(self, folder: Path) -> Trust:
-        """The same list for what lies in another folder, such as a bank."""
+        """The same list for another folder, such as a bank."""
         real = Path(os.path.realpath(folder))
         inside = None if _holds_home(real) else real
         return replace(self, inside=inside, own=recorded(real), everything=False)
@@ -335,15 +335,15 @@ class Trust:
 
 
 def trust_of(folder: str | Path, shipped: Iterable[Path], allowed: Sequence[str] = ()) -> Trust:
-    """What the model in a folder may reach.
+    """The resources that the model in a folder may use.
 
     Args:
-        folder: the model's, a run's, or a checkpoint of a run, which may reach what its run may.
+        folder: the model's, a run's, or a checkpoint of a run, which shares the run's permissions.
         shipped: folders of the models that installed plugins ship.
         allowed: the user's list.
 
     Raises:
-        TrustError: an entry of the list is nothing that can be allowed.
+        TrustError: an entry of the list is invalid.
     """
     entries = tuple(map(_checked, allowed))
     real = Path(os.path.realpath(folder))
@@ -354,18 +354,18 @@ def trust_of(folder: str | Path, shipped: Iterable[Path], allowed: Sequence[str]
 
 
 def _holds_home(folder: Path) -> bool:
-    """Whether a folder holds the user's home: files of a model there make nothing in it the model's."""
+    """Whether a folder contains the user's home; a model's files there don't make everything in it the model's."""
     return Path(os.path.realpath(path_of("~"))).is_relative_to(folder)
 
 
 def refusal(place: str, section: str, refused: Sequence[Reach], hint: str = "") -> TrustError:
-    """The error for what may not be used.
+    """The error for resources that are not allowed.
 
     Args:
-        place: the file that names it.
+        place: the file that names them.
         section: the recipe's.
         refused: at least one.
-        hint: another way out, the end of a sentence.
+        hint: an alternative, worded as the end of a sentence.
     """
     lines = [
         f"\n    {section}{'.' if section and one.key else ''}{one.key} {one.how} {one.target}"
@@ -377,9 +377,9 @@ def refusal(place: str, section: str, refused: Sequence[Reach], hint: str = "") 
     names = ", ".join(map(repr, targets))
     return TrustError(
         place,
-        "is not your own, or was made elsewhere, and names what is outside of it, which is not used unasked:"
+        "was not made by you on this machine, and names resources outside its folder, which need your permission:"
         + "".join(lines),
-        f"if you know these and want them used, add {options} (in Python trust_endpoints=[{names}])"
+        f"if you trust these, add {options} (in Python trust_endpoints=[{names}])"
         + (f"; {hint}" if hint else ""),
     )
 
@@ -395,14 +395,14 @@ def _checked(entry: str) -> str:
     if not entry.strip() or "*" in entry or entry != entry.strip() or "\0" in entry:
         raise TrustError(
             f"{OPTION} {entry!r}",
-            "names no host, address or path",
-            "write HOST, HOST:PORT, s3://BUCKET or /PATH, as the refusal shows it",
+            "is not a host, address or path",
+            "write HOST, HOST:PORT, s3://BUCKET or /PATH, as shown in the refusal",
         )
     return entry
 
 
 def _is_in(path: str, folder: str) -> bool:
-    """Whether a path, its links followed, lies in a folder, or is it."""
+    """Whether a path, with links resolved, is a folder or lies in it."""
     try:
         return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
     except (OSError, ValueError):  # a null character, a loop of links
@@ -410,7 +410,7 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _is_below(address: str, entry: str) -> bool:
-    """Whether an address is one of the list, or below it."""
+    """Whether an address is an entry of the list, or below one."""
     wanted = address_of(entry)
     if ".." in address.split("/"):
         return False
@@ -429,16 +429,16 @@ def _is_below(address: str, entry: str) -> bool:
 
 
 def check_links(folder: Path, trust: Trust) -> None:
-    """Raise `TrustError` if a model's folder has a link that leads out of it, and may not.
+    """Raise `TrustError` if a model's folder has a link that points outside it without permission.
 
-    Of a checkpoint, out of its run. What the hub's client stores, links from `snapshots` to `blobs` beside
-    it, is one folder.
+    For a checkpoint, outside its run. A download of the Hugging Face hub client, with links from `snapshots` to
+    `blobs` beside it, counts as one folder.
     """
     if trust.everything or trust.own:
         return
     root, searched = _root(folder, trust), trust.inside or folder
     out = [
-        Reach(READS, target, str(path.relative_to(searched)), "the link leads there")
+        Reach(READS, target, str(path.relative_to(searched)), "target of the link")
         for path, target in _links(searched)
         if not Path(target).is_relative_to(root)
     ]

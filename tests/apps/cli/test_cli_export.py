@@ -65,7 +65,7 @@ def test_a_model_to_share(
         (["export", "rnu", "-o", "x"], "error: rnu: does not exist\n  next: name a run's folder"),
         (
             ["export", "run", "-o", "cache"],
-            "error: cache: exists and is no model folder",
+            "error: cache: exists and is not a model folder",
         ),
         (
             ["export", "bundled:icons65", "-o", "x"],
@@ -90,8 +90,8 @@ def test_what_is_refused(
         ("run/checkpoints/step-00000009", "is among a run's checkpoints", "name a new folder"),
         (
             "mine",
-            "holds .git, README.md, b, ..., which is no part of a model and would be lost",
-            "name a new folder, or take that out before",
+            "contains .git, README.md, b, ..., which is not part of a model and would be lost",
+            "name a new folder, or move that elsewhere first",
         ),
     ],
 )

@@ -147,11 +147,11 @@ def test_an_adapter_from_pairs_to_a_whole_model(
         ),
         (
             ["adapter", "merge", "base", "-o", "x"],
-            "step-00000002: holds a whole model, and no adapter to merge\n",
+            "step-00000002: contains a whole model, and no adapter to merge\n",
         ),
         (
             ["adapter", "merge", "bundled:emoji64", "-o", "x"],
-            "models/emoji64: holds a whole model, and no",
+            "models/emoji64: contains a whole model, and no",
         ),
     ],
 )

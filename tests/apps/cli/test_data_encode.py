@@ -256,12 +256,13 @@ def test_messages(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert encode("-o", "out") == 0
     for other in (["--texts", "3"], ["image_tokenizer.variant=b"], ["dataset.num_documents=7"]):
         assert tells(
-            message(capsys, "-o", "out", *other), "error: out: holds token shards of other data"
+            message(capsys, "-o", "out", *other),
+            "error: out: contains token shards made from other data",
         )
     assert encode("-o", "half", "--part", "2/2") == 0
     assert tells(
         message(capsys, "-o", "half", "--part", "1/2", "dataset.num_documents=7"),
-        "error: half: holds unfinished token shards of other",
+        "error: half: contains unfinished token shards made from other",
     )
     assert tells(message(capsys, "-o", "new", "--splits", ","), "error: --splits: names no split")
     assert "the squares have no split 'none'" in message(capsys, "-o", "new", "--splits", "none")

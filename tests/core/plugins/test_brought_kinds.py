@@ -224,7 +224,7 @@ def test_a_model_opens_without_it(model: Path, tmp_path: Path) -> None:
     section = recipe.section("sound")
     assert isinstance(section, MissingComponent)
     with pytest.raises(
-        CheckpointError, match="needs a plugin that is not loaded, and carries its code"
+        CheckpointError, match="needs a plugin that is not loaded; its code is in the checkpoint"
     ):
         section.refuse()
     copy = Path(shutil.copytree(model, tmp_path / "copy"))

@@ -177,7 +177,7 @@ def test_measures_by_hand() -> None:
     assert psnr_per_picture(pictures, pictures + 5)[0] == pytest.approx(34.1514, abs=1e-4)
     assert psnr_per_picture(pictures, pictures)[0] > 100
     assert perplexity_of(np.array([[0, 0, 1, 1]], np.int32), 8) == pytest.approx(2.0)
-    with pytest.raises(TokenizerError, match="none to evaluate on"):
+    with pytest.raises(TokenizerError, match="pictures: are missing"):
         evaluate_image_tokenizer(VQGANTokenizer(tiny_model()), np.zeros((0, 16, 16, 3), np.uint8))
 
 

@@ -142,6 +142,6 @@ def test_its_own_thread_may_fail(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (
-        capsys.readouterr().err.count("note: the tracker 'tensorboard' is left out from now on")
+        capsys.readouterr().err.count("note: the tracker 'tensorboard' is disabled from now on")
         == 1
     )

@@ -119,7 +119,7 @@ def test_a_prompt_that_is_too_long_for_jpeg_leaves_the_documents() -> None:
     )
     with pytest.raises(DataError) as caught:
         encoded(PIXELS, "jpeg", many)
-    assert tells(caught.value, "jpeg file: can't name the 300 ... PNG")
+    assert tells(caught.value, "jpeg file: has no room for the 300 ... PNG")
     assert len(facts_in(png(PIXELS, many.with_texts(recipe_hash="0")), "png").credits) == 300
 
 
@@ -157,7 +157,7 @@ def test_the_text_for_a_zip() -> None:
         "https://creativecommons.org/licenses/by/4.0/; https://example.org/set; npm set 1.0",
         "  context 0: author unknown; licence unknown",
         "house",
-        "  no document was in front",
+        "  no documents",
     ]
 
 
@@ -213,13 +213,13 @@ def test_the_pictures_of_a_zip() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (SVG.encode(), "x: does not say what made it"),
+        (SVG.encode(), "x: has no generation metadata"),
         (b"<svg", "x: is not well-formed XML"),
         (
             b'<!DOCTYPE svg [<!ENTITY a "b">]>' + SVG.encode(),
-            "x: has a document type, which is not read",
+            "x: has a document type declaration, which is refused",
         ),
-        (png_bytes(PIXELS), "x: does not say what made it"),
+        (png_bytes(PIXELS), "x: has no generation metadata"),
         (b"nothing", "x: is not a picture"),
         (
             png_bytes(PIXELS, {"recipe_hash": "0", "documents": "[{}]"}),
@@ -261,7 +261,7 @@ def test_bad_zips() -> None:
     for content, message in (
         (b"PK\x03\x04 and no more", "x: is a damaged zip"),
         (cut_zip(), "x: is a damaged zip"),
-        (in_zip(a_txt=b"a"), "x: holds no picture that says what made it"),
+        (in_zip(a_txt=b"a"), "x: contains no picture with generation metadata"),
         (in_zip(a_png=b"a"), "x: a.png: is not a picture"),
     ):
         with pytest.raises(DataError) as caught:
@@ -279,9 +279,9 @@ def test_files_of_earlier_versions_have_ids_alone() -> None:
 @pytest.mark.parametrize(
     ("original", "cause"),
     [
-        (Original("/../x", b""), "has the ending '/../x'"),
-        (Original(".svg", b"<p>no drawing</p>"), "is called .svg and is none"),
-        (Original(".svg", b"\xff<svg/>"), "is called .svg and is none"),
+        (Original("/../x", b""), "has the extension '/../x'"),
+        (Original(".svg", b"<p>no drawing</p>"), "has the extension .svg but is not an SVG"),
+        (Original(".svg", b"\xff<svg/>"), "has the extension .svg but is not an SVG"),
     ],
 )
 def test_originals_that_are_none(original: Original, cause: str) -> None:

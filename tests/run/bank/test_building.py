@@ -93,7 +93,7 @@ def test_building_again_does_nothing_and_other_data_is_refused(tmp_path):
     assert files(tmp_path / "bank") == before
     with pytest.raises(DataError) as error:
         build_bank(source(11), tmp_path / "bank", tools(), shard_size=4, progress=False)
-    assert tells(error.value, f"{tmp_path / 'bank'}: holds a memory ... of 10")
+    assert tells(error.value, f"{tmp_path / 'bank'}: already has a memory ... of 10")
     assert MemoryBank.open(tmp_path / "bank").fingerprint == first.fingerprint
 
 
@@ -107,7 +107,7 @@ def test_building_again_mends_what_is_damaged(tmp_path, capsys):
     assert re.fullmatch(
         r"note: .*/vectors\.npy: can't be read \(No such file or directory\) \(and 1 more of its "
         r"3 shards are "
-        r"damaged\); the bank is built again\n",
+        r"damaged\); rebuilding the bank\n",
         capsys.readouterr().err,
     )
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
         ("cat.png", "is truncated"),
         ("document d5", "has neither text nor a picture"),
         ("document d4", "the embedder gives it a vector of length nan, not 1"),
-        ("document d8", "holds ImageHole; a bank is built of texts and pictures"),
+        ("document d8", "contains ImageHole, but banks are built from texts and pictures"),
     ]
     bank = MemoryBank.open(tmp_path / "bank")
     assert [bank.id(i) for i in range(len(bank))] == ["d0", "d1", "d2", "d6", "d7"]
@@ -151,7 +151,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path):
 def test_nothing_usable_is_an_error_and_leaves_no_bank(tmp_path):
     with pytest.raises(DataError) as error:
         build_bank(ListSource([(Text(" "),)]), tmp_path / "bank", tools(), progress=False)
-    assert tells(error.value, "the data set: has no document ... 1 ... 'cm3 data validate'")
+    assert tells(error.value, "the data set: has no usable document ... 1 ... 'cm3 data validate'")
     assert not (tmp_path / "bank" / MANIFEST).exists()
     assert built(tmp_path / "bank").verify() == []
 
@@ -196,7 +196,7 @@ def test_sigkill_at_any_moment(tmp_path):
     assert files(whole) == files(killed)
     states, kills = report["states"], report["kills"]
     assert set(kills["build"]) <= {
-        "is a memory bank whose building was interrupted",
+        "is a memory bank whose build was interrupted",
         "does not exist",
         "is not a memory bank: it has no manifest.json",
         states["build"],
@@ -232,7 +232,7 @@ def test_a_build_cut_off_goes_on(tmp_path, monkeypatch):
     with pytest.raises(DataError) as error:
         MemoryBank.open(tmp_path / "bank")
     assert tells(
-        error.value, f"{tmp_path / 'bank'}: is a memory bank whose building ... 'cm3 memory build'"
+        error.value, f"{tmp_path / 'bank'}: is a memory bank whose build ... 'cm3 memory build'"
     )
     shards = sorted((tmp_path / "bank" / SHARDS).iterdir())
     assert len(shards) == 2

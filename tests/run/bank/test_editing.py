@@ -82,7 +82,7 @@ def test_merging_is_building_of_both(tmp_path):
 def test_the_same_ids_are_added_on_request_only(tmp_path):
     bank = built(tmp_path / "bank", 4)
     with pytest.raises(
-        DataError, match=r"has 2 of the 5 ids already \('d2', 'd3'\)\n  next: leave the later"
+        DataError, match=r"already has 2 of the 5 ids \('d2', 'd3'\)\n  next: skip the later"
     ):
         add_documents(bank.folder, source(5, 2), tools(), progress=False)
     report = add_documents(bank.folder, source(5, 2), tools(), skip_duplicates=True, progress=False)
@@ -135,7 +135,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         ),
         (
             lambda place: build_bank(source(3), place, tools(), progress=False),
-            "{place}: holds 'bank' and is not a memory bank\n  next: name a new folder",
+            "{place}: contains 'bank' and is not a memory bank\n  next: name a new folder",
         ),
         (
             lambda place: build_bank(source(3), place / "new", tools(), shard_size=0),
@@ -143,8 +143,8 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         ),
         (
             lambda place: remove_documents(place / "bank", ["a", "b", "c", "e"]),
-            "{place}/bank: has no document of these ids ('a', 'b', 'c', ...)\n  next: give ids "
-            "as they were added, prefix included",
+            "{place}/bank: has no document with these ids ('a', 'b', 'c', ...)\n  next: give the "
+            "ids under which they were added, including any prefix",
         ),
         (
             lambda place: remove_documents(place / "bank", [f"d{i}" for i in range(10)]),
@@ -156,7 +156,7 @@ def test_other_tools_are_refused_with_the_reason(tmp_path):
         ),
         (
             lambda place: merge_banks([place / "bank"] * 2, place / "bank"),
-            "{place}/bank: is there already\n  next: name a new folder",
+            "{place}/bank: already exists\n  next: name a new folder",
         ),
         (
             lambda place: MemoryBank.open(place / "bank").document(10),

@@ -105,7 +105,7 @@ def test_a_damaged_shard_is_named_and_the_others_can_be_used(tmp_path, damage, m
     assert error.value.place.startswith(str(bank.shards[1].folder))
     assert tells(
         error.value.next_step,
-        "copy the bank again from its source, or leave the damaged shards out: cm3 memory remove",
+        "copy the bank again from its source, or drop the damaged shards: cm3 memory remove",
     )
     rest = MemoryBank.open(bank.folder, skip_damaged=True)
     assert contents(rest) == kept[:4] + kept[8:]
@@ -149,7 +149,7 @@ def test_bits_that_flip_are_found_by_verifying_or_reading(tmp_path):
     changed(codes, codes.stat().st_size - 1, b"\xff")
     opened = MemoryBank.open(bank.folder)
     [error] = opened.verify()
-    assert tells(error, f"{codes}: is not what ... SHA")
+    assert tells(error, f"{codes}: does not match its recorded SHA")
     with pytest.raises(
         DataError,
         match=r"codes\.npy: picture 3 has codes \d+\.\.65\d+, the codebook has 16 entries",

@@ -200,7 +200,9 @@ def failing(folder: Path, error: str | None, capsys) -> str:
 
 
 def test_why_a_helper_failed_is_said_unless_it_is_why_the_build_does(tmp_path, capsys):
-    note = "note: 1 of 1 other processes ended early (x: is full); what they left is made by this one\n"
+    note = (
+        "note: 1 of 1 other processes ended early (x: is full); this process finishes their work\n"
+    )
     for name, error, said in (("a", "is full", ""), ("b", "is on fire", note), ("c", None, note)):
         (tmp_path / name).mkdir()
         assert failing(tmp_path / name, error, capsys) == said

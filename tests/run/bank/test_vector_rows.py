@@ -51,7 +51,7 @@ def test_rows_are_those_of_one_array(lengths, max_rows, data):
         (lambda rows: rows.take([0, 3]), "row 3: there are 2"),
         (lambda rows: rows.row(-1), "row -1: there are 2"),
         (lambda rows: list(rows.blocks(0)), "max_rows: is 0, not 1 or more"),
-        (lambda rows: VectorRows([]), "parts: there is none\n  next: give the dimension"),
+        (lambda rows: VectorRows([]), "parts: are empty\n  next: give the dimension"),
         (
             lambda rows: VectorRows([np.zeros((2, 3), np.float32), np.zeros((2, 2), np.float32)]),
             "parts[1]: is float32 [2, 2 ... 3",

@@ -86,7 +86,7 @@ def test_it_is_not_run_unasked(model: Path, registry: Registry) -> None:
         load(model, registry=registry)
     assert tells(
         error.value.cause,
-        f"needs a plugin that is not loaded, and carries its code: {path} (SHA-256 {sha}).",
+        f"needs a plugin that is not loaded; its code is in the checkpoint: {path} (SHA-256 {sha}).",
     )
     assert tells(error.value.next_step, f"read it (less {path} ... --trust-plugin {sha}")
     with pytest.raises(CheckpointError):  # a hash of what it was before
@@ -107,7 +107,7 @@ def test_a_trusted_file_is_run(model: Path, registry: Registry, digits: str) -> 
 @pytest.mark.parametrize(
     ("digits", "cause"),
     [
-        ("0" * 64, "is the SHA-256 of no plugin file in "),
+        ("0" * 64, "is not the SHA-256 of a plugin file in "),
         (SHA[:8], "is not a SHA-256 of 16 to 64 hexadecimal digits"),
         ("", "is not a SHA-256 of 16 to 64 hexadecimal digits"),
         ("all", "is not a SHA-256 of 16 to 64 hexadecimal digits"),
@@ -152,7 +152,7 @@ def test_what_is_no_small_plain_file_is_refused(model: Path, registry: Registry,
         for number in range(8):
             (folder / f"a{number}.py").touch()
     refused = (
-        (TrustError, "the link leads there")
+        (TrustError, "target of the link")
         if what == "link"
         else (
             CheckpointError,

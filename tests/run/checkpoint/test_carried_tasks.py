@@ -166,7 +166,7 @@ def test_commands_without_trust_name_the_hash(
     cm3("task", "list", "--model", str(model))
     assert capsys.readouterr().out == (
         f"shout              the plugin that provides it is not in use; --trust-plugin {SHA} runs "
-        f"{model / 'plugins' / 'shouting.py'}, which you should read first\n"
+        f"{model / 'plugins' / 'shouting.py'}; read that file first\n"
     )
 
 

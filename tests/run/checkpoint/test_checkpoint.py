@@ -184,7 +184,7 @@ def test_export_replaces_an_older_model_but_nothing_else(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").touch()
-    with pytest.raises(CheckpointError, match="exists and is no model folder"):
+    with pytest.raises(CheckpointError, match="exists and is not a model folder"):
         export_model(trained, tmp_path / "photos")
     assert (tmp_path / "photos" / "me.jpg").exists()
 
@@ -290,7 +290,7 @@ def test_another_shape(registry: Registry, copy: Path) -> None:
     (copy / RECIPE).write_text(
         (copy / RECIPE).read_text().replace("num_layers: 2", "num_layers: 1")
     )
-    with pytest.raises(CheckpointError, match="this decoder nothing"):
+    with pytest.raises(CheckpointError, match="but this decoder needs nothing"):
         open_checkpoint(copy, registry)
 
 
@@ -311,7 +311,7 @@ def test_full_disk_leaves_the_old_checkpoint(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "can't be written" in str(caught.value)
-    assert tells(caught.value.next_step, "see whether the disk has room")
+    assert tells(caught.value.next_step, "check the disk's free space")
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
     assert not list((out / "models").iterdir()), "nothing half-written is left"
     assert latest_checkpoint(out) == newest
@@ -323,9 +323,9 @@ def test_a_model_of_hugging_faces_format_is_to_be_converted(tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as caught:
         find_checkpoint(folder)
     assert tells(
-        caught.value, f"{folder}: is a model of Hugging Face's ... '{folder}' ... 'my model-cm3'"
+        caught.value, f"{folder}: is a Hugging Face model ... '{folder}' ... 'my model-cm3'"
     )
     for text in ("{}", "[", '{"model_type": 3}', "[" * 100_000):
         (folder / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match="holds no checkpoint and no model"):
+        with pytest.raises(CheckpointError, match="contains no checkpoint and no model"):
             find_checkpoint(folder)

@@ -45,7 +45,7 @@ def test_weights_of_another_type(
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(spoiled, small_registry)
     word = str(dtype).removeprefix("torch.")
-    assert tells(caught.value, f"{spoiled / WEIGHTS}, tensor {name}: holds {word}, this")
+    assert tells(caught.value, f"{spoiled / WEIGHTS}, tensor {name}: is {word}, but this")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -84,7 +84,7 @@ def test_counters_that_can_not_be(spoiled: Path, name: str, value: Any) -> None:
     if isinstance(value, bool):
         assert caught.value.cause == "is not a checkpoint's state"
     else:
-        assert caught.value.cause == f"has a {name} that can't be: {str(value)[:40]}"
+        assert caught.value.cause == f"has an impossible {name}: {str(value)[:40]}"
 
 
 def train_on(run: Path, registry: Registry, recipe: Recipe) -> str:
@@ -110,20 +110,26 @@ def keep_generators(tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda t: t.pop(first(t, "exp_avg")), "holds no .*::exp_avg"),
-        (lambda t: t.pop(first(t, "step")), "holds no .*::step"),
-        (keep_generators, "holds no state of the optimiser, after 4 steps"),
-        (lambda t: t.update({first(t, "exp_avg") + "_max": torch.ones(1)}), "nothing that AdamW"),
-        (lambda t: t.update({first(t, "exp_avg"): torch.ones(())}), "has to be torch.float32"),
-        (lambda t: t.update({first(t, "step"): torch.ones(3)}), r"float32 \[3\], and has to be"),
+        (lambda t: t.pop(first(t, "exp_avg")), "lacks .*::exp_avg"),
+        (lambda t: t.pop(first(t, "step")), "lacks .*::step"),
+        (keep_generators, "contains no optimiser state, after 4 steps"),
+        (
+            lambda t: t.update({first(t, "exp_avg") + "_max": torch.ones(1)}),
+            "is not state that AdamW",
+        ),
+        (lambda t: t.update({first(t, "exp_avg"): torch.ones(())}), "must be torch.float32"),
+        (lambda t: t.update({first(t, "step"): torch.ones(3)}), r"float32 \[3\], but must be"),
         (lambda t: t.update({first(t, "step"): torch.tensor(4)}), "is torch.int64"),
         (lambda t: t.update({first(t, "exp_avg"): t[first(t, "exp_avg")].int()}), "torch.int32"),
-        (lambda t: t.update({"generator::cpu": torch.ones(3)}), "no state of a random generator"),
+        (
+            lambda t: t.update({"generator::cpu": torch.ones(3)}),
+            "is not a state of a random generator",
+        ),
         (
             lambda t: t.update({"generator::cpu": torch.ones(9, dtype=torch.uint8)}),
-            "no state of a random generator",
+            "is not a state of a random generator",
         ),
-        (lambda t: t.pop("generator::cpu"), "holds no state of the random generator"),
+        (lambda t: t.pop("generator::cpu"), "contains no state of the random generator"),
     ],
 )
 def test_optimiser_that_can_not_be_resumed(
@@ -180,7 +186,7 @@ def test_place_in_the_data_that_can_not_be(
     loader = json.loads((spoiled / STATE).read_text())["loader"]
     set_state(spoiled, loader={**loader, key: value})
     message = train_on(spoiled_run, small_registry, small_recipe)
-    assert f"state.json has a {key} that can't be: " in message
+    assert f"state.json has an impossible {key}: " in message
 
 
 @pytest.mark.parametrize("sums", [[{}] * 4, [[10**400, 0]] * 4, [[None, 1]] * 4])

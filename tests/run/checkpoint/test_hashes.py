@@ -37,7 +37,7 @@ def test_a_flipped_bit_of_the_weights(
     flip(spoiled / WEIGHTS)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(spoiled, small_registry)
-    assert tells(caught.value, f"{spoiled / WEIGHTS}: is not what ... SHA")
+    assert tells(caught.value, f"{spoiled / WEIGHTS}: has changed ... SHA")
     with pytest.raises(CheckpointError, match="its SHA-256 differs"):
         train(small_recipe, spoiled_run, small_registry, progress=False)
     with pytest.raises(CheckpointError, match="its SHA-256 differs"):
@@ -49,7 +49,7 @@ def test_a_flipped_bit_of_the_optimiser(
 ) -> None:
     flip(spoiled / OPTIMIZER)
     open_checkpoint(spoiled, small_registry)  # reads the weights alone
-    with pytest.raises(CheckpointError, match=f"{OPTIMIZER}: is not what was written"):
+    with pytest.raises(CheckpointError, match=f"{OPTIMIZER}: has changed since it was written"):
         train(small_recipe, spoiled_run, small_registry, progress=False)
 
 

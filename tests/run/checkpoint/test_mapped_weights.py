@@ -100,10 +100,14 @@ def test_damaged_weights(folder: Path, tmp_path: Path) -> None:
     name = next(name for name, one in weights.items() if one.ndim == 2)
     weights[name][0, 0] = float("nan")
     save_file(weights, path)
-    with pytest.raises(CheckpointError, match=f"tensor {name}: holds values that are not finite"):
+    with pytest.raises(
+        CheckpointError, match=f"tensor {name}: contains values that are not finite"
+    ):
         opened(tmp_path / "bad")
     save_file({**weights, name: weights[name].to(torch.int32)}, path)
-    with pytest.raises(CheckpointError, match=f"tensor {name}: holds int32, this decoder float32"):
+    with pytest.raises(
+        CheckpointError, match=f"tensor {name}: is int32, but this decoder needs float32"
+    ):
         opened(tmp_path / "bad")
     save_file({key: one for key, one in weights.items() if key != name}, path)
     with pytest.raises(CheckpointError, match=f"tensor {name}: the file has nothing"):

@@ -209,7 +209,7 @@ def test_a_damaged_or_hostile_file_is_refused(spoil: str, spoiled: Path) -> None
 
 def test_a_needed_component_is_asked_for(spoiled: Path) -> None:
     registry = load_registry()  # without the file that provides tokenizers and data
-    with pytest.raises(CheckpointError, match=r"carries its code: .*train_parts\.py"):
+    with pytest.raises(CheckpointError, match=r"its code is in the checkpoint: .*train_parts\.py"):
         cm3core.load(spoiled, registry=registry)
     shutil.rmtree(spoiled / CARRIED)
     with pytest.raises(PluginError) as caught:

@@ -51,7 +51,7 @@ def test_the_report_has_ssim() -> None:
 def test_what_is_refused() -> None:
     for config, extractor, message in (
         (VQAConfig(), None, "needs references, texts, which reconstructions don't have"),
-        (FIDConfig(), None, "compares features, and no extractor is given"),
+        (FIDConfig(), None, "compares features, but no extractor is given"),
     ):
         with pytest.raises(DataError, match=message):
             check_score(config, extractor)

@@ -147,7 +147,7 @@ def test_texts_that_belong_together_are_drawn_together() -> None:
         (
             b'{"id":"a","segments":[],"licence":"MIT"}',
             b"no array",
-            "ValueError: no array of numpy's format 1.0",
+            "ValueError: not an array in numpy's format 1.0",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_tars_that_are_not_whole(tmp_path: Path) -> None:
         content[:1500]: "lacks the end marker of a tar",
         content[:2800]: "ends within its member 2.npy",
         b"x" * 1024: "has no tar header at byte 0",
-        content.replace(b"2.npy", b"3.npy"): "holds 3.npy, which is no part of a document",
+        content.replace(b"2.npy", b"3.npy"): "contains 3.npy, which is not part of a document",
     }
     for damaged, cause in cases.items():
         with pytest.raises(DataError) as caught:

@@ -73,7 +73,7 @@ def test_two_processes_that_share_a_decoder_on_a_full_disk(tmp_path: Path) -> No
         ended = train(out, 2, *SHARED, cache)
         assert ended.returncode != 0
         assert "can't write its part ([Errno 28] No space left on device); older " in ended.stderr
-        assert "start the same command again: it resumes from the newest" in ended.stderr
+        assert "run the same command again: it resumes from the newest" in ended.stderr
         assert [one.name for one in complete_checkpoints(out)] == ["step-00000003"]
         assert [one.name for one in (out / "checkpoints").iterdir()] == ["step-00000003"]
         filler.unlink()

@@ -135,7 +135,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         tmp_path / "bad.png", np.zeros((4, 4, 3), np.uint8), {"recipe_hash": "x", "retrieved": "{"}
     )
     for arguments, message in (
-        ([str(tmp_path / "other.png")], "does not say what made it"),
+        ([str(tmp_path / "other.png")], "has no generation metadata"),
         ([str(tmp_path / "bad.png")], "its metadata are damaged"),
         (["bundled:emoji64", "--model", "x"], "--model: goes with a picture"),
     ):
@@ -173,7 +173,8 @@ def test_a_model_without_its_data(
     draw = ["generate", "a 1", "--model", "elsewhere", "--n", "1", "-o", "out"]
     assert main(draw) == 2
     assert tells(
-        capsys.readouterr().err, "... error: elsewhere/recipe.yaml: is not your ... dataset.path"
+        capsys.readouterr().err,
+        "... error: elsewhere/recipe.yaml: was not made by you ... dataset.path",
     )
     assert main([*draw, "--trust-endpoints", "./data"]) == 2
     assert tells(

@@ -53,7 +53,7 @@ def test_lines_that_can_not_be_read_are_left_out(
     MetricsLog(tmp_path, 3).close()
     path = tmp_path / "metrics.jsonl"
     assert capsys.readouterr().err == (
-        f"note: {path}: 8 of 11 lines can't be read and are left out\n"
+        f"note: {path}: 8 of 11 lines can't be read and are skipped\n"
     )
     assert path.read_bytes() == b"\n".join([*good, b""])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]

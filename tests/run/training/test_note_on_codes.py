@@ -49,9 +49,9 @@ def test_by_hand() -> None:
     assert 85 // 16 * 16 + 8 == 88
     psnr = 10 * np.log10(255**2 / ((167**2 + 2 * 88**2) / 3))
     assert note([(255, 0, 0)] * 3) == (
-        f"the image tokenizer's codes keep little of the pictures: PSNR {psnr:.1f} dB where something is drawn, the median "
-        "of 3. A model draws no better than its codes; docs/data.md, 'What the codes keep of your pictures', shows how to "
-        "see that, and to train a tokenizer on them"
+        f"the image tokenizer's codes keep little of the pictures: median PSNR {psnr:.1f} dB over non-blank areas of 3 "
+        "pictures. The model's pictures can't be better than its codes; docs/data.md, 'What the codes keep of your "
+        "pictures', shows how to check this, and how to train an image tokenizer on the pictures"
     )
 
 
@@ -59,7 +59,7 @@ def test_pictures_of_nothing_hide_nothing() -> None:
     """They are kept to the last bit, and don't count."""
     found = note([(255, 0, 0)] * 5 + [(8, 8, 8)] * 30)
     assert found is not None
-    assert "6.5 dB where something is drawn, the median of " in found
+    assert "6.5 dB over non-blank areas of " in found
 
 
 def test_a_white_background_hides_nothing() -> None:
@@ -70,7 +70,7 @@ def test_a_white_background_hides_nothing() -> None:
     source._document = lambda index, rng: (Image(str(index), lambda: red),)  # type: ignore[method-assign]  # for one test
     found = note_on_codes(source, GreyTokenizer())
     assert found is not None
-    assert "6.5 dB where something is drawn, the median of 4" in found
+    assert "6.5 dB over non-blank areas of 4" in found
 
 
 def test_greys_are_kept() -> None:
@@ -91,7 +91,7 @@ def test_some_of_all_evenly_spaced() -> None:
     colours[160:] = [(255, 0, 0)] * 160
     found = note(colours)
     assert found is not None
-    assert "the median of 30" in found
+    assert "over non-blank areas of 30" in found
 
 
 class Captions(Pictures):
@@ -106,8 +106,8 @@ def test_captions_of_new_words_are_told() -> None:
     known = TrainingWords(frozenset({"a", "red", "bell", "and", "cup"}))
     source = Captions(["a red zorb", "a blick zorb", "a bell"])
     assert note_on_words(source, known) == (
-        "2 of the 5 words of the captions are in none that the model was trained on ('zorb', 'blick'): what they mean is "
-        "learnt from these pictures alone. Use words that the model knows where there are some, or tune it longer"
+        "2 of the 5 words of the captions did not occur in the model's training ('zorb', 'blick'): the model learns them "
+        "from these pictures alone. Use words that the model knows if possible, or tune it longer"
     )
     assert note_on_words(Captions(["a red bell and cup", "a zorb"]), known) is None
     assert note_on_words(source, None) is None

@@ -83,7 +83,7 @@ def test_multiplier_stays_in_range(steps: int, warmup: int, shape: str, step: in
 
 
 def test_exactly_one_of_steps_and_minutes() -> None:
-    with pytest.raises(RecipeError, match="exactly one decides"):
+    with pytest.raises(RecipeError, match="exactly one must be set"):
         Schedule.of(TrainSection(steps=None, minutes=None))
 
 
@@ -176,7 +176,7 @@ def test_state_of_another_decoder_is_refused() -> None:
     optimizer = OptimizerGroup(TwoLayers(), TrainSection(steps=1))
     with pytest.raises(CheckpointError) as caught:
         optimizer.load_state_tensors({"head.weight::exp_avg": torch.zeros(1)})
-    assert tells(caught.value, "optimizer.safetensors: 'head.weight::exp_avg' belongs to")
+    assert tells(caught.value, "optimizer.safetensors: 'head.weight::exp_avg' is not")
 
 
 def test_unknown_optimizer() -> None:

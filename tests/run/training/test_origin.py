@@ -125,7 +125,7 @@ def test_a_finished_run_can_be_made_longer(
         ).step
         == 22
     )
-    with pytest.raises(CheckpointError, match="already holds a run \\(step 22\\)"):
+    with pytest.raises(CheckpointError, match="already contains a run \\(step 22\\)"):
         train(
             squares(registry, cache, ["train.steps=22"]),
             out,

@@ -96,4 +96,6 @@ def test_a_window_fills_rows() -> None:
 def test_a_sequence_longer_than_a_row_is_explained() -> None:
     with pytest.raises(DocumentError) as caught:
         Packer(3).add("a/b", masked(2, 4, 4, 4, 2))
-    assert tells(caught.value, "sequence a/b: 5 tokens, a ... holds 4 ... decoder.context_length")
+    assert tells(
+        caught.value, "sequence a/b: 5 tokens, but a ... holds 4 ... decoder.context_length"
+    )

@@ -195,7 +195,11 @@ def test_parts_that_are_damaged(
     opened = open_checkpoint(parts, registry)
     shard = "model_shards/shard-00002-model-00001-of-00001.safetensors"
     for name, change, expected in (
-        ("cut", lambda path: path.write_bytes(path.read_bytes()[:999]), "is not what was written"),
+        (
+            "cut",
+            lambda path: path.write_bytes(path.read_bytes()[:999]),
+            "has changed since it was written",
+        ),
         (
             "bit",
             lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"),
@@ -215,10 +219,10 @@ def test_processes_that_do_not_fit_together(quick: tuple[Path, dict[str, Report]
     assert reports["versions"]["codes"] == [2, 2]
     shown = reports["versions"]["printed"][0]
     assert shown.startswith("error: process 1 of 2 on ")
-    assert ": has package version 0.0.1, and process 0 on " in shown
+    assert ": has package version 0.0.1, but process 0 on " in shown
     assert reports["rows"]["codes"] == [2, 2, 2]
     assert reports["rows"]["printed"] == [
-        "error: train.batch_rows, train.accumulate: 4 x 1 rows a step can't be divided among 3 "
+        "error: train.batch_rows, train.accumulate: 4 x 1 rows per step can't be divided among 3 "
         "processes\n  next: start 2 processes, or change train.batch_rows or train.accumulate so that "
         "3 divides their product\n",
         "",
@@ -231,9 +235,9 @@ def test_machines_that_differ(more: tuple[Path, dict[str, Report]]) -> None:
     """Each would wait for what the others don't do, or compute otherwise without a word."""
     _, reports = more
     causes = {
-        "shares": r"--shard 2, and process 0 on .* has not given\n  next: start all with the same",
-        "precision": r"precision fp32, and process 0 on .* has bf16\n  next: set train.precision to fp32",
-        "devices": r"on a GPU on .*, and process 0 on a CPU on .*\n  next: write --device cpu or",
+        "shares": r"--shard 2, but process 0 on .* has not given\n  next: start all with the same",
+        "precision": r"precision fp32, but process 0 on .* has bf16\n  next: set train.precision to fp32",
+        "devices": r"on a GPU on .*, but process 0 is on a CPU on .*\n  next: set --device cpu or",
     }
     for name, cause in causes.items():
         assert reports[name]["codes"] == [2, 2], reports[name]
@@ -261,7 +265,7 @@ def test_a_decoder_that_is_tuned_in_part_is_not_shared(
     _, reports = more
     assert reports["lora shared"]["codes"] == [2, 2]
     assert reports["lora shared"]["printed"] == [
-        "error: --shard: is 2, and tune.method=lora trains a part of the decoder, which can't be "
+        "error: --shard: is 2, but tune.method=lora trains a part of the decoder, which can't be "
         "divided among processes\n  next: leave --shard out, so that each process has a whole "
         "decoder, or use tune.method=full\n",
         "",

@@ -94,9 +94,9 @@ def test_fewer_documents_where_the_context_is_small(tmp_path: Path) -> None:
                 assert len(SERIALIZER.documents(data.sequence(0, 0).tokens)) == expected
                 data.sequence(0, 1)
             assert [str(one.message) for one in caught] == [
-                "a query with 2 retrieved documents has 43 tokens, and decoder.context_length "
+                "a query with 2 retrieved documents has 43 tokens, but decoder.context_length "
                 f"{context_length} has room for "
-                f"{context_length - 5} besides those of masking: such queries get fewer, this one "
+                f"{context_length - 5} besides the tokens of masking: such queries get fewer documents, this one "
                 f"{expected - 1} (reported once); set "
                 f"retriever.num_retrieved={expected - 1}, or decoder.context_length to 48 or more"
             ]
@@ -133,8 +133,8 @@ def _told_of(source: Numbers, folder: Path, *, training: bool = True) -> list[st
 
 def test_a_task_that_loses_words_is_told(tmp_path: Path) -> None:
     assert _told_of(_Questions(21), tmp_path) == [
-        "document n0: a text of its task has 21 tokens, and training reads the first 20 of each "
-        "(data.max_text_tokens), here and in others like it (reported once); set "
+        "document n0: a text of its task has 21 tokens, but training reads only the first 20 of each "
+        "(data.max_text_tokens), here and in similar documents (reported once); set "
         "data.max_text_tokens to 21 or more"
     ]
     assert _told_of(_Questions(20), tmp_path) == []
@@ -221,13 +221,13 @@ def test_a_query_that_does_not_fit_is_replaced_in_training_always_the_same_way(
         assert data.num_too_long == 1
         return found
 
-    with pytest.warns(UserWarning, match="document n10 is left out: 16 tokens") as reported:
+    with pytest.warns(UserWarning, match="document n10 is skipped: 16 tokens") as reported:
         every = queries(list(range(200)))
     assert len(reported) == 1
     others = {text.split()[1] for text in every.values()}
     assert others == {str(number) for number in range(11)}
     assert "number 10" not in every.values()
-    with pytest.warns(UserWarning, match="is left out"):
+    with pytest.warns(UserWarning, match="is skipped"):
         assert queries(list(range(199, -1, -1))) == dict(sorted(every.items(), reverse=True))
 
 
@@ -241,7 +241,7 @@ def test_training_stops_when_every_query_is_too_long(tmp_path: Path) -> None:
 
 def test_queries_that_do_not_fit_are_left_out_of_a_list(tmp_path: Path) -> None:
     data = make_data(tmp_path, 12, context_length=14, training=False, num_retrieved=0)
-    with pytest.warns(UserWarning, match="document n10 is left out: 16 tokens") as reported:
+    with pytest.warns(UserWarning, match="document n10 is skipped: 16 tokens") as reported:
         sequences = data.fitting([3, 10, 7, 11])
     assert len(reported) == 1
     assert data.num_too_long == 2

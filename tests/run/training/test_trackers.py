@@ -248,8 +248,8 @@ def test_an_error_of_a_tracker_ends_nothing(
     )
     assert result.step == 6
     err = capsys.readouterr().err
-    assert err.count("is left out from now on") == 1
-    assert f"the tracker 'lines' is left out from now on, because its {method} failed (3)" in err
+    assert err.count("is disabled from now on") == 1
+    assert f"the tracker 'lines' is disabled from now on, because its {method} failed (3)" in err
     assert told(tmp_path, "b.jsonl")[-2:] == [("end", 6), ("close", None)]
     last = "close" if method != "close" else method
     assert lines(tmp_path)[-1]["method"] == last
@@ -287,7 +287,7 @@ def test_without_tensorboard_a_run_that_did_not_ask_for_it_trains(
     assert not (tmp_path / "tensorboard").exists()
     assert tells(
         capsys.readouterr().err,
-        "... note: the tracker 'tensorboard' is left out ... 'cm3leon[tensorboard]'",
+        "... note: the tracker 'tensorboard' is skipped ... 'cm3leon[tensorboard]'",
     )
 
 

@@ -30,7 +30,7 @@ def test_devices_that_are_not_there(registry: Registry, cache: Path, tmp_path: P
 
 def test_precision() -> None:
     cpu = torch.device("cpu")
-    assert choose_precision("fp32", cpu) == (None, "fp32 as asked")
+    assert choose_precision("fp32", cpu) == (None, "fp32 as requested")
     assert choose_precision("bf16", cpu)[0] == torch.bfloat16
     dtype, reason = choose_precision("auto", cpu)
     able = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

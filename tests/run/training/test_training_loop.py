@@ -302,7 +302,7 @@ def test_command_line(
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("runs/squares/checkpoints/step-00000002\n")
-    assert tells(captured.err, "... note: validation split 'absent' is left out: the squares have")
+    assert tells(captured.err, "... note: validation split 'absent' is skipped: the squares have")
     assert main([*arguments, "train.learning_rate=7"]) == 2
     assert "train.learning_rate: 0.003 in the checkpoint, 7.0 now" in capsys.readouterr().err
 

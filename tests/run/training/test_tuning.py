@@ -191,14 +191,14 @@ def test_the_base_is_stored_and_must_be_the_same(
         open_checkpoint(tuned, registry, base=other)
     assert tells(
         error.value,
-        f"{newest(tuned)}: holds an adapter ... SHA ... {sha[:16]}... ... {other} ... {newest(tuned)} --base MODEL",
+        f"{newest(tuned)}: contains an adapter ... SHA ... {sha[:16]}... ... {other} ... {newest(tuned)} --base MODEL",
     )
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(tuned, registry, base=tuned)
     assert "has an adapter" in str(error.value)
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(base, registry, base=tuned)
-    assert "holds a whole model, which has no base" in str(error.value)
+    assert "contains a whole model, which has no base" in str(error.value)
 
 
 def run_of_another_seed(whole: TrainResult, folder: Path) -> Path:
@@ -229,7 +229,8 @@ def test_a_base_that_moved_and_one_that_was_trained_further(
     with pytest.raises(CheckpointError) as error:
         open_checkpoint(out, registry)
     assert tells(
-        error.value, f"{newest(out)}: holds an adapter ... {moving} ... {newest(out)} --base MODEL"
+        error.value,
+        f"{newest(out)}: contains an adapter ... {moving} ... {newest(out)} --base MODEL",
     )
     assert torch.equal(logits(out, registry, base=tmp_path / "elsewhere"), expected)
     folder = merge_adapter(out, tmp_path / "model", registry, base=tmp_path / "elsewhere")
@@ -239,12 +240,12 @@ def test_a_base_that_moved_and_one_that_was_trained_further(
         merge_adapter(out, newest(moving), registry)
     with pytest.raises(CheckpointError, match="is a run's checkpoint"):
         merge_adapter(out, newest(out), registry)
-    with pytest.raises(CheckpointError, match="exists and is no model folder"):
+    with pytest.raises(CheckpointError, match="exists and is not a model folder"):
         merge_adapter(out, out, registry)
-    with pytest.raises(CheckpointError, match="holds a whole model, and no adapter to merge"):
+    with pytest.raises(CheckpointError, match="contains a whole model, and no adapter to merge"):
         merge_adapter(moving, tmp_path / "again", registry)
     (newest(out) / "adapter_model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"is missing, and adapter_config\.json is there"):
+    with pytest.raises(CheckpointError, match=r"is missing, but adapter_config\.json is there"):
         merge_adapter(out, tmp_path / "again", registry)
 
 
@@ -254,7 +255,7 @@ def test_adapters_are_no_base(tuned: Path, make: Any, registry: Registry, tmp_pa
             run(make(method, model=tuned), tmp_path, registry)
         assert tells(
             error.value,
-            f"{newest(tuned)}: holds an adapter, and training starts ... {tuned} ... FOLDER",
+            f"{newest(tuned)}: contains an adapter, but training starts ... {tuned} ... FOLDER",
         )
     assert not list(tmp_path.glob("checkpoints/*"))
 
@@ -262,7 +263,7 @@ def test_adapters_are_no_base(tuned: Path, make: Any, registry: Registry, tmp_pa
 def test_a_part_of_nothing_is_refused(registry: Registry, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
         run(squares(registry, cache, ["tune.method=head"]), tmp_path, registry)
-    assert tells(error.value, "tune.method: is 'head', and ... MODEL RECIPE")
+    assert tells(error.value, "tune.method: is 'head', but ... MODEL RECIPE")
 
 
 @pytest.mark.parametrize(
@@ -324,8 +325,10 @@ def test_spoiled_adapters(tuned: Path, registry: Registry, tmp_path: Path) -> No
     )
     assert "the file has float64 [2, 32]" in refused({**tensors, name: tensors[name].double()})
     assert "the file has nothing" in refused({k: v for k, v in tensors.items() if k != name})
-    assert "the adapters of this recipe nothing" in refused({**tensors, "more": torch.zeros(1)})
-    assert "holds values that are not finite" in refused(
+    assert "the adapters of this recipe need nothing" in refused(
+        {**tensors, "more": torch.zeros(1)}
+    )
+    assert "contains values that are not finite" in refused(
         {**tensors, name: tensors[name] * torch.nan}
     )
     recipe = (copy / "recipe.yaml").read_text()
@@ -349,7 +352,7 @@ def test_spoiled_adapters(tuned: Path, registry: Registry, tmp_path: Path) -> No
         open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
     (copy / ADAPTER_CONFIG).write_text("{}")
     shutil.copy(newest(tuned) / ADAPTER, copy / ADAPTER)
-    with pytest.raises(CheckpointError, match="is not what was written"):
+    with pytest.raises(CheckpointError, match="has changed since it was written"):
         open_checkpoint(copy, registry, trust_endpoints=[str(tmp_path.parent)])
 
 

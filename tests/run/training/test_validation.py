@@ -59,4 +59,4 @@ def test_measures_every_document_once(tmp_path: Path, capsys: pytest.CaptureFixt
     assert values == {"validation/held/image_loss": 0.5, "validation/held/text_loss": 0.5}
     assert sum(count[2].item() for count in counts) == 4 * 16
     assert validation.measure(forward) == values
-    assert capsys.readouterr().err.count("note: validation split 'absent' is left out") == 1
+    assert capsys.readouterr().err.count("note: validation split 'absent' is skipped") == 1

@@ -145,7 +145,7 @@ def test_the_error_names_all_that_would_be_reached_and_the_options(
         _ = parts.source
     assert tells(
         caught.value,
-        f"{model}/recipe.yaml: is not your ... dataset.cache_dir ... {watch.home}/.ssh",
+        f"{model}/recipe.yaml: was not made by you ... dataset.cache_dir ... {watch.home}/.ssh",
     )
     assert use(model, trust_endpoints=["/elsewhere"])  # the other one is still refused
     assert watch.found == []
@@ -239,7 +239,7 @@ def test_links_that_lead_out_are_refused(model: Path, watch: Watch, name: str) -
     path.symlink_to(watch.home / ".ssh" / ("" if name == "folder" else "id"))
     [error] = use(model)
     assert f"{name} reads {watch.home}/.ssh" in str(error)
-    with pytest.raises(TrustError, match="the link leads there"):
+    with pytest.raises(TrustError, match="target of the link"):
         export_model(model, model.parent / "copy")
 
 
@@ -250,7 +250,7 @@ def test_links_that_lead_out_of_a_bank_are_refused(
     [shard] = (bank / "shards").iterdir()
     (shard / "documents.jsonl").unlink()
     (shard / "documents.jsonl").symlink_to(watch.home / ".ssh" / "id")
-    with pytest.raises(TrustError, match=r"documents\.jsonl reads .*the link leads there"):
+    with pytest.raises(TrustError, match=r"documents\.jsonl reads .*target of the link"):
         load(model, registry=REGISTRY, bank=bank)
 
 
@@ -566,7 +566,7 @@ def test_what_an_entry_allows(entry: str, target: str, allowed: bool, tmp_path: 
 
 @pytest.mark.parametrize("entry", ["", " ", "*", "*.example", " db", "a\0b"])
 def test_what_is_no_entry(entry: str, tmp_path: Path) -> None:
-    with pytest.raises(TrustError, match="names no host, address or path"):
+    with pytest.raises(TrustError, match="is not a host, address or path"):
         trust_of(tmp_path, [], [entry])
 
 

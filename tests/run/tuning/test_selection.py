@@ -122,15 +122,15 @@ def test_which_layers_get_adapters() -> None:
         ),
         (
             {"method": "lora", "rank": 5},
-            "tune.rank: is 5, and layers.0.fc1 has 6 ... and 4 ... most 4",
+            "tune.rank: is 5, but layers.0.fc1 has 6 ... and 4 ... most 4",
         ),
         (
             {"method": "lora", "rank": 2, "parameters": ["layers"]},
-            "tune.method: is 'lora', and ... tune.method",
+            "tune.method: is 'lora', but ... tune.method",
         ),
         (
             {"method": "layers", "parameters": ["layer.0"]},
-            "tune.parameters: 'layer.0' names no ... 'layers.0'",
+            "tune.parameters: 'layer.0' matches no ... 'layers.0'",
         ),
     ],
 )
@@ -176,11 +176,11 @@ def test_a_head_of_codes_apart() -> None:
     decoder.own_head = VOCABULARY.image
     with pytest.raises(RecipeError) as error:
         select_parameters(decoder, TuneSection(method="head"), VOCABULARY)
-    assert tells(error.value, "tune.method: is 'head', and ... tune.method")
+    assert tells(error.value, "tune.method: is 'head', but ... tune.method")
 
 
 def test_a_head_that_is_no_parameter() -> None:
-    with pytest.raises(RecipeError, match="the head of WithoutHead is no parameter of its own"):
+    with pytest.raises(RecipeError, match="WithoutHead has no separate parameter for its head"):
         select_parameters(WithoutHead(), TuneSection(method="head"), VOCABULARY)
 
 
